@@ -1,0 +1,12 @@
+// What module.cpp registers: one function per operation, defined in the file of that name.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+namespace ensemblead::bindings {
+
+void bind_coreset(pybind11::module_& module);
+void bind_patches(pybind11::module_& module);
+void bind_tiling(pybind11::module_& module);
+
+}  // namespace ensemblead::bindings

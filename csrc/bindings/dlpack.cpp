@@ -1,0 +1,191 @@
+#include "bindings/dlpack.hpp"
+
+#include <string>
+#include <utility>
+
+#include "core/checks.hpp"
+
+namespace py = pybind11;
+
+namespace ensemblead::bindings {
+namespace {
+
+struct DLDevice {
+  std::int32_t device_type;
+  std::int32_t device_id;
+};
+constexpr std::int32_t kDLCPU = 1;
+constexpr std::int32_t kDLCUDA = 2;
+constexpr std::int32_t kDLCUDAHost = 3;
+constexpr std::int32_t kDLCUDAManaged = 13;
+
+struct DLDataType {
+  std::uint8_t code;
+  std::uint8_t bits;
+  std::uint16_t lanes;
+};
+constexpr std::uint8_t kDLInt = 0;
+constexpr std::uint8_t kDLUInt = 1;
+constexpr std::uint8_t kDLFloat = 2;
+constexpr std::uint8_t kDLBfloat = 4;
+
+struct DLTensor {
+  void* data;
+  DLDevice device;
+  std::int32_t ndim;
+  DLDataType dtype;
+  std::int64_t* shape;
+  std::int64_t* strides;  // null: row-major without gaps
+  std::uint64_t byte_offset;
+};
+
+struct DLManagedTensor {
+  DLTensor dl_tensor;
+  void* manager_ctx;
+  void (*deleter)(DLManagedTensor*);
+};
+
+struct DLPackVersion {
+  std::uint32_t major;
+  std::uint32_t minor;
+};
+
+struct DLManagedTensorVersioned {
+  DLPackVersion version;
+  void* manager_ctx;
+  void (*deleter)(DLManagedTensorVersioned*);
+  std::uint64_t flags;
+  DLTensor dl_tensor;
+};
+constexpr std::uint64_t kFlagReadOnly = 1;
+
+constexpr const char* kPlain = "dltensor";
+constexpr const char* kVersioned = "dltensor_versioned";
+
+DType to_dtype(DLDataType dtype, const char* argument) {
+  if (dtype.lanes == 1) {
+    const int bits = dtype.bits;
+    if (dtype.code == kDLFloat && bits == 32) return DType::kFloat32;
+    if (dtype.code == kDLFloat && bits == 64) return DType::kFloat64;
+    if (dtype.code == kDLFloat && bits == 16) return DType::kFloat16;
+    if (dtype.code == kDLBfloat && bits == 16) return DType::kBFloat16;
+    if (dtype.code == kDLUInt && bits == 8) return DType::kUInt8;
+    if (dtype.code == kDLInt && bits == 32) return DType::kInt32;
+    if (dtype.code == kDLInt && bits == 64) return DType::kInt64;
+  }
+  const char* kinds[] = {"int", "uint", "float", "handle", "bfloat", "complex", "bool"};
+  const std::string kind = dtype.code < 7 ? kinds[dtype.code] : "type " + std::to_string(dtype.code) + " ";
+  throw TypeError(std::string(argument) + " has dtype " + kind + std::to_string(dtype.bits) +
+                  ", which no kernel takes");
+}
+
+Device to_device(DLDevice device, const char* argument) {
+  if (device.device_type == kDLCPU || device.device_type == kDLCUDAHost) return {DeviceKind::kCpu, 0};
+  if (device.device_type == kDLCUDA || device.device_type == kDLCUDAManaged)
+    return {DeviceKind::kCuda, device.device_id};
+  throw TypeError(std::string(argument) + " is on a device of DLPack type " + std::to_string(device.device_type) +
+                  "; only CPU and CUDA arrays are taken");
+}
+
+Array to_array(const DLTensor& tensor, bool read_only, const char* argument) {
+  Array array;
+  array.dtype = to_dtype(tensor.dtype, argument);
+  array.device = to_device(tensor.device, argument);
+  array.read_only = read_only;
+  array.shape.assign(tensor.shape, tensor.shape + tensor.ndim);
+  if (tensor.strides != nullptr) {
+    array.strides.assign(tensor.strides, tensor.strides + tensor.ndim);
+  } else {
+    array.strides.assign(array.shape.size(), 1);
+    for (std::size_t axis = array.shape.size(); axis-- > 1;)
+      array.strides[axis - 1] = array.strides[axis] * array.shape[axis];
+  }
+  const std::uintptr_t address = reinterpret_cast<std::uintptr_t>(tensor.data) + tensor.byte_offset;
+  if (array.size() > 0 && address % item_size(array.dtype) != 0)
+    throw ValueError(std::string(argument) + " starts at an address that is no multiple of its item size (" +
+                     std::to_string(item_size(array.dtype)) + " bytes); pass an aligned array");
+  array.data = reinterpret_cast<void*>(address);
+  return array;
+}
+
+py::object export_capsule(const py::handle& object, const char* argument) {
+  if (!py::hasattr(object, "__dlpack__"))
+    throw TypeError(std::string(argument) + " must be an array with __dlpack__ (NumPy, torch, CuPy), got " +
+                    py::str(py::type::handle_of(object).attr("__name__")).cast<std::string>());
+  const py::object method = object.attr("__dlpack__");
+  // On a GPU the kernels run on the producer's own current stream, so the producer need not wait: stream -1.
+  py::dict options;
+  const py::tuple device = object.attr("__dlpack_device__")();
+  const auto type = device[0].cast<std::int32_t>();
+  if (type == kDLCUDA || type == kDLCUDAManaged) options["stream"] = -1;
+  try {
+    return method(**options, py::arg("max_version") = py::make_tuple(1, 0));
+  } catch (py::error_already_set& error) {
+    if (!error.matches(PyExc_TypeError)) throw;
+  }
+  return method(**options);  // a producer from before DLPack 1.0
+}
+
+}  // namespace
+
+Borrowed::Borrowed(const py::handle& object, const char* argument) {
+  if (PyCapsule_CheckExact(object.ptr())) {
+    take(py::reinterpret_borrow<py::object>(object), argument);
+    return;
+  }
+  py::object capsule;
+  try {
+    capsule = export_capsule(object, argument);
+  } catch (py::error_already_set& error) {
+    // What a producer refuses to hand out (a tensor that requires grad, say) is a wrong value, under our name for it.
+    if (!error.matches(PyExc_BufferError) && !error.matches(PyExc_RuntimeError)) throw;
+    py::raise_from(error, PyExc_ValueError,
+                   (std::string(argument) + " cannot be read: " + py::str(error.value()).cast<std::string>()).c_str());
+    throw py::error_already_set();
+  }
+  take(capsule, argument);
+}
+
+void Borrowed::take(const py::object& capsule, const char* argument) {
+  if (PyCapsule_IsValid(capsule.ptr(), kVersioned)) {
+    auto* managed = static_cast<DLManagedTensorVersioned*>(PyCapsule_GetPointer(capsule.ptr(), kVersioned));
+    if (managed->version.major != 1)
+      throw TypeError(std::string(argument) + " speaks DLPack " + std::to_string(managed->version.major) +
+                      ".x; this build knows 1.x");
+    array_ = to_array(managed->dl_tensor, (managed->flags & kFlagReadOnly) != 0, argument);
+    if (PyCapsule_SetName(capsule.ptr(), "used_dltensor_versioned") != 0) throw py::error_already_set();
+    managed_ = managed;
+    versioned_ = true;
+  } else if (PyCapsule_IsValid(capsule.ptr(), kPlain)) {
+    auto* managed = static_cast<DLManagedTensor*>(PyCapsule_GetPointer(capsule.ptr(), kPlain));
+    array_ = to_array(managed->dl_tensor, false, argument);
+    if (PyCapsule_SetName(capsule.ptr(), "used_dltensor") != 0) throw py::error_already_set();
+    managed_ = managed;
+  } else {
+    const char* name = PyCapsule_CheckExact(capsule.ptr()) ? PyCapsule_GetName(capsule.ptr()) : nullptr;
+    PyErr_Clear();
+    throw TypeError(std::string(argument) + " gave " + (name != nullptr ? "a capsule named '" + std::string(name) + "'" : "no capsule") +
+                    " where an unused DLPack capsule was expected");
+  }
+}
+
+Borrowed::Borrowed(Borrowed&& other) noexcept
+    : array_(std::move(other.array_)),
+      managed_(std::exchange(other.managed_, nullptr)),
+      versioned_(other.versioned_) {}
+
+Borrowed::~Borrowed() {
+  if (managed_ == nullptr) return;
+  // A producer's deleter may need the interpreter; an error that is on its way out must survive it.
+  py::gil_scoped_acquire gil;
+  py::error_scope keep_error;
+  if (versioned_) {
+    auto* managed = static_cast<DLManagedTensorVersioned*>(managed_);
+    if (managed->deleter != nullptr) managed->deleter(managed);
+  } else {
+    auto* managed = static_cast<DLManagedTensor*>(managed_);
+    if (managed->deleter != nullptr) managed->deleter(managed);
+  }
+}
+
+}  // namespace ensemblead::bindings

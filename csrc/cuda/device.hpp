@@ -1,0 +1,9 @@
+// What the machine offers. Both answers are safe on a machine without a driver.
+#pragma once
+
+namespace ensemblead::cuda {
+
+// Was this build made with CUDA, and does the driver show at least one device?
+bool available();
+
+}  // namespace ensemblead::cuda

@@ -1,0 +1,8 @@
+// The symbols of the CUDA twins for a build without CUDA.
+#include "cuda/device.hpp"
+
+namespace ensemblead::cuda {
+
+bool available() { return false; }
+
+}  // namespace ensemblead::cuda

@@ -1,0 +1,9 @@
+"""Errors that only this library can raise. Wrong values and kinds are plain ValueError and TypeError."""
+
+
+class EnsembleADError(Exception):
+    """Base of the errors that are this library's own."""
+
+
+class MissingExtraError(EnsembleADError, ImportError):
+    """A package is missing that an extra of ensemblead installs; the message names the extra."""

@@ -1,0 +1,1 @@
+"""The compiled operations: arrays in, arrays out."""

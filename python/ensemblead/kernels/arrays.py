@@ -1,0 +1,143 @@
+"""NumPy, CuPy and torch behind one small face; no other module knows all three.
+
+None of them is imported here: an array's framework is loaded already, or there would be no array.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+
+# A NumPy array, a torch tensor or a CuPy array. What is returned is of the kind that came in.
+Array: TypeAlias = Any
+
+
+class Framework(Protocol):
+    """What the kernels need of the framework that an array comes from."""
+
+    name: str
+
+    def empty(self, shape: Sequence[int], dtype: str, like: Array) -> Array:
+        """An uninitialised array on the device of `like`; `dtype` as NumPy writes it, or "bfloat16"."""
+
+    def asarray(self, array: np.ndarray[Any, Any], like: Array) -> Array:
+        """A NumPy array as an array of this framework on the device of `like`."""
+
+    def dtype(self, array: Array) -> str:
+        """The dtype's name as NumPy writes it ("float32"), or "bfloat16"."""
+
+    def device(self, array: Array) -> str:
+        """ "cpu" or "cuda:0"."""
+
+    def on_device(self, array: Array) -> AbstractContextManager[Any]:
+        """A scope in which the device of `array` is the current one."""
+
+    def stream(self, array: Array) -> int:
+        """The handle of the current CUDA stream of the device of `array`; 0 on the CPU."""
+
+
+class _NumPy:
+    name = "numpy"
+
+    def empty(self, shape: Sequence[int], dtype: str, like: Array) -> Array:
+        return np.empty(tuple(shape), dtype=dtype)
+
+    def asarray(self, array: np.ndarray[Any, Any], like: Array) -> Array:
+        return array
+
+    def dtype(self, array: Array) -> str:
+        return str(array.dtype)
+
+    def device(self, array: Array) -> str:
+        return "cpu"
+
+    def on_device(self, array: Array) -> AbstractContextManager[Any]:
+        return nullcontext()
+
+    def stream(self, array: Array) -> int:
+        return 0
+
+
+class _Torch:
+    name = "torch"
+
+    def empty(self, shape: Sequence[int], dtype: str, like: Array) -> Array:
+        torch = sys.modules["torch"]
+        return torch.empty(tuple(shape), dtype=getattr(torch, dtype), device=like.device)
+
+    def asarray(self, array: np.ndarray[Any, Any], like: Array) -> Array:
+        return sys.modules["torch"].from_numpy(array).to(like.device)
+
+    def dtype(self, array: Array) -> str:
+        return str(array.dtype).removeprefix("torch.")
+
+    def device(self, array: Array) -> str:
+        return str(array.device)
+
+    def on_device(self, array: Array) -> AbstractContextManager[Any]:
+        if not array.is_cuda:
+            return nullcontext()
+        scope: AbstractContextManager[Any] = sys.modules["torch"].cuda.device(array.device)
+        return scope
+
+    def stream(self, array: Array) -> int:
+        if not array.is_cuda:
+            return 0
+        return int(sys.modules["torch"].cuda.current_stream(array.device).cuda_stream)
+
+
+class _CuPy:
+    name = "cupy"
+
+    def empty(self, shape: Sequence[int], dtype: str, like: Array) -> Array:
+        with like.device:
+            return sys.modules["cupy"].empty(tuple(shape), dtype=dtype)
+
+    def asarray(self, array: np.ndarray[Any, Any], like: Array) -> Array:
+        with like.device:
+            return sys.modules["cupy"].asarray(array)
+
+    def dtype(self, array: Array) -> str:
+        return str(array.dtype)
+
+    def device(self, array: Array) -> str:
+        return f"cuda:{array.device.id}"
+
+    def on_device(self, array: Array) -> AbstractContextManager[Any]:
+        scope: AbstractContextManager[Any] = array.device
+        return scope
+
+    def stream(self, array: Array) -> int:
+        with array.device:
+            return int(sys.modules["cupy"].cuda.get_current_stream().ptr)
+
+
+_NUMPY, _TORCH, _CUPY = _NumPy(), _Torch(), _CuPy()
+
+
+def framework_of(array: Array, argument: str) -> Framework:
+    """The framework of `array`; `argument` is the name an error uses.
+
+    Raises:
+        TypeError: it is no NumPy, CuPy or torch array.
+    """
+    if isinstance(array, np.ndarray):
+        return _NUMPY
+    if "torch" in sys.modules and isinstance(array, sys.modules["torch"].Tensor):
+        return _TORCH
+    if "cupy" in sys.modules and isinstance(array, sys.modules["cupy"].ndarray):
+        return _CUPY
+    raise TypeError(f"{argument} must be a NumPy, CuPy or torch array, got {type(array).__name__}")
+
+
+def num_threads() -> int:
+    """How many threads the CPU kernels use: what torch was told, where torch is loaded, else OpenMP's default (0).
+
+    torch brings an OpenMP runtime of its own, so `torch.set_num_threads` does not reach ours by itself.
+    """
+    torch = sys.modules.get("torch")
+    return int(torch.get_num_threads()) if torch is not None and hasattr(torch, "get_num_threads") else 0
