@@ -1,5 +1,116 @@
+#include "coreset.hpp"
+
+#include <pybind11/pybind11.h>
+
+#include <optional>
+#include <string>
+
 #include "bindings/bindings.hpp"
+#include "bindings/dlpack.hpp"
+#include "bindings/progress.hpp"
+#include "core/checks.hpp"
+
+namespace py = pybind11;
 
 namespace ensemblead::bindings {
-void bind_coreset(pybind11::module_&) {}
+namespace {
+
+constexpr const char* kFeatures = "features";
+constexpr const char* kBank = "bank";
+
+CoresetStart parse_start(const std::string& start) {
+  if (start == "mean") return CoresetStart::kMean;
+  if (start == "row") return CoresetStart::kRow;
+  throw ValueError("start must be \"mean\" or \"row\", got \"" + start + "\"");
+}
+
+void check_rows_in_range(const Array& indices, const char* argument, std::int64_t rows) {
+  const auto* values = indices.as<std::int64_t>();
+  for (std::int64_t i = 0; i < indices.size(); ++i) {
+    if (values[i] < 0 || values[i] >= rows)
+      throw ValueError(std::string(argument) + " must lie in [0, " + std::to_string(rows) + "), got " +
+                       std::to_string(values[i]));
+  }
+}
+
+py::tuple select_coreset(const py::object& features, const py::object& picks, const std::string& start,
+                         const py::object& start_rows, const py::object& bank, double radius, int num_threads,
+                         bool plain, const py::object& progress) {
+  const Borrowed borrowed_features(features, kFeatures);
+  const Borrowed borrowed_picks(picks, "picks");
+  const Borrowed borrowed_starts(start_rows, "start_indices");
+  std::optional<Borrowed> borrowed_bank;
+  const Array& x = borrowed_features.array();
+  check_input(x, kFeatures, 2, "[N, D]", {DType::kFloat32});
+  check_rank(borrowed_picks.array(), "picks", 1, "[M]");
+  check_output(borrowed_picks.array(), "picks", DType::kInt64, borrowed_picks.array().shape);
+  check_rank(borrowed_starts.array(), "start_indices", 1, "[S]");
+  check_dtype(borrowed_starts.array(), "start_indices", {DType::kInt64});
+  check_contiguous(borrowed_starts.array(), "start_indices");
+
+  CoresetOptions options;
+  options.size = borrowed_picks.array().size();
+  options.radius = radius;
+  options.num_threads = num_threads;
+  options.plain = plain;
+  options.progress = make_progress(progress);
+  if (!bank.is_none()) {
+    const Array& rows = borrowed_bank.emplace(bank, kBank).array();
+    check_input(rows, kBank, 2, "[K, D]", {DType::kFloat32});
+    check_same_device(rows, kBank, x, kFeatures);
+    check_shape(rows, kBank, {rows.shape[0], x.shape[1]});
+    options.start = CoresetStart::kBank;
+    options.bank = rows.as<const float>();
+    options.bank_rows = rows.shape[0];
+  } else {
+    options.start = parse_start(start);
+    check_not_empty(borrowed_starts.array(), "start_indices");
+    check_rows_in_range(borrowed_starts.array(), "start_indices", x.shape[0]);
+    options.start_rows = borrowed_starts.array().as<const std::int64_t>();
+    options.num_start_rows = borrowed_starts.array().size();
+  }
+  CoresetStatistics statistics;
+  std::int64_t count = 0;
+  {
+    py::gil_scoped_release release;
+    const auto select = x.device.kind == DeviceKind::kCpu ? cpu::select_coreset : cuda::select_coreset;
+    count = select(x.as<const float>(), x.shape[0], x.shape[1], options, borrowed_picks.array().as<std::int64_t>(),
+                   &statistics);
+  }
+  py::dict figures;
+  figures["blocks"] = statistics.blocks;
+  figures["product_pairs"] = statistics.product_pairs;
+  figures["direct_pairs"] = statistics.direct_pairs;
+  return py::make_tuple(count, figures);
+}
+
+void project_rows(const py::object& features, const py::object& projection, const py::object& projected,
+                  int num_threads) {
+  const Borrowed borrowed_features(features, kFeatures);
+  const Borrowed borrowed_projection(projection, "projection");
+  const Borrowed borrowed_projected(projected, "projected");
+  const Array& x = borrowed_features.array();
+  const Array& map = borrowed_projection.array();
+  check_input(x, kFeatures, 2, "[N, D]", {DType::kFloat32});
+  check_input(map, "projection", 2, "[P, D]", {DType::kFloat32});
+  check_same_device(map, "projection", x, kFeatures);
+  check_shape(map, "projection", {map.shape[0], x.shape[1]});
+  check_output(borrowed_projected.array(), "projected", DType::kFloat32, {x.shape[0], map.shape[0]});
+  py::gil_scoped_release release;
+  cpu::check_finite(x.as<const float>(), x.shape[0], x.shape[1], kFeatures, num_threads);
+  cpu::check_finite(map.as<const float>(), map.shape[0], map.shape[1], "projection", num_threads);
+  cpu::project_rows(x.as<const float>(), x.shape[0], x.shape[1], map.as<const float>(), map.shape[0], num_threads,
+                    borrowed_projected.array().as<float>());
+}
+
+}  // namespace
+
+void bind_coreset(py::module_& module) {
+  module.def("select_coreset", &select_coreset, py::arg("features"), py::arg("picks"), py::kw_only(),
+             py::arg("start"), py::arg("start_rows"), py::arg("bank"), py::arg("radius"), py::arg("num_threads"),
+             py::arg("plain"), py::arg("progress"));
+  module.def("project_rows", &project_rows, py::arg("features"), py::arg("projection"), py::arg("projected"),
+             py::kw_only(), py::arg("num_threads"));
+}
+
 }  // namespace ensemblead::bindings

@@ -1,4 +1,5 @@
 // The symbols of the CUDA twins for a build without CUDA.
+#include "coreset.hpp"
 #include "cuda/device.hpp"
 
 namespace ensemblead::cuda {

@@ -1,0 +1,151 @@
+#include "coreset.hpp"
+
+#include <omp.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <numeric>
+#include <string>
+
+#include "core/checks.hpp"
+#include "cpu/coreset_candidates.hpp"
+#include "cpu/coreset_refresh.hpp"
+#include "cpu/coreset_update.hpp"
+
+namespace ensemblead::cpu {
+namespace {
+
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+
+// Picks between two looks at the progress callback, and bank rows per pass.
+constexpr std::int64_t kBlock = 2048;
+// Many candidates mean few rounds, few mean little work on rows that matter only later.
+constexpr std::int64_t kLeastCandidates = 4096;
+constexpr std::int64_t kCandidateShare = 16;
+
+int team_size(int num_threads) { return num_threads > 0 ? num_threads : omp_get_max_threads(); }
+
+// Squares must neither overflow nor vanish. A power of two changes no distance's order and no bit of a mantissa.
+float scale_for(float largest) {
+  if (largest == 0.0f || (largest > 0x1p-30f && largest < 0x1p50f)) return 1.0f;
+  int exponent = 0;
+  std::frexp(largest, &exponent);
+  return std::ldexp(1.0f, std::clamp(-exponent, -126, 126));
+}
+
+std::vector<float> scaled(const float* values, std::int64_t size, float scale) {
+  std::vector<float> result(values, values + size);
+  for (float& value : result) value *= scale;
+  return result;
+}
+
+void start_from_mean(Selection& selection, const CoresetOptions& options) {
+#pragma omp parallel for num_threads(selection.num_threads)
+  for (std::int64_t row = 0; row < selection.rows; ++row) {
+    double total = 0.0;
+    for (std::int64_t s = 0; s < options.num_start_rows; ++s) {
+      const float* start = selection.row(options.start_rows[s]);
+      total += std::sqrt(static_cast<double>(selection.simd.squared_distance(selection.row(row), start, selection.dims)));
+    }
+    const double mean = total / static_cast<double>(options.num_start_rows);
+    selection.values[row] = static_cast<float>(mean * mean);
+  }
+}
+
+std::vector<std::int32_t> all_rows(const Selection& selection) {
+  std::vector<std::int32_t> rows(static_cast<std::size_t>(selection.rows));
+  std::iota(rows.begin(), rows.end(), 0);
+  return rows;
+}
+
+void start(Selection& selection, const CoresetOptions& options, Refresh& refresh, std::vector<std::int64_t>& picks) {
+  if (options.start == CoresetStart::kMean) return start_from_mean(selection, options);
+  std::fill(selection.values.begin(), selection.values.end(), kInfinity);
+  std::vector<std::int32_t> rows = all_rows(selection);
+  if (options.start == CoresetStart::kRow) {
+    picks.push_back(options.start_rows[0]);
+    selection.add_anchor(selection.row(options.start_rows[0]));
+    return refresh.run(rows);
+  }
+  for (std::int64_t i = 0; i < options.bank_rows; ++i) {
+    selection.add_anchor(options.bank + i * selection.dims);
+    if (i + 1 < options.bank_rows && (i + 1) % kBlock != 0) continue;
+    refresh.run(rows);
+    if (options.progress) options.progress(0, options.size);
+  }
+}
+
+std::vector<std::int64_t> run(Selection& selection, const CoresetOptions& options) {
+  std::vector<std::int64_t> picks;
+  Refresh refresh(selection, options.plain);
+  start(selection, options, refresh, picks);
+  const double squared_radius = options.radius < 0.0 ? -1.0 : options.radius * options.radius;
+  const std::int64_t num_candidates =
+      options.plain ? 1 : std::max(kLeastCandidates, selection.rows / kCandidateShare);
+  Candidates candidates;
+  for (;;) {
+    const auto made = static_cast<std::int64_t>(picks.size());
+    if (options.progress) options.progress(made, options.size);
+    if (made >= options.size) return picks;
+    candidates.find(selection, num_candidates);
+    refresh.run(candidates.rows());
+    const auto stop = candidates.pick(selection, std::min(kBlock, options.size - made), squared_radius, picks);
+    ++selection.statistics.blocks;
+    if (stop == Candidates::Stop::kRadius) return picks;
+    if (stop == Candidates::Stop::kZero) picks.resize(static_cast<std::size_t>(options.size), 0);
+  }
+}
+
+}  // namespace
+
+float check_finite(const float* values, std::int64_t rows, std::int64_t dims, const char* argument, int num_threads) {
+  const CoresetSimd& simd = coreset_simd();
+  const std::int64_t chunk = std::max<std::int64_t>(1, (std::int64_t{1} << 16) / dims);
+  std::int64_t first_bad = rows * dims;
+  float largest = 0.0f;
+#pragma omp parallel for num_threads(team_size(num_threads)) reduction(min : first_bad) reduction(max : largest)
+  for (std::int64_t row = 0; row < rows; row += chunk) {
+    const std::int64_t bad = simd.scan(values + row * dims, std::min(chunk, rows - row) * dims, &largest);
+    if (bad >= 0) first_bad = std::min(first_bad, row * dims + bad);
+  }
+  if (first_bad == rows * dims) return largest;
+  const char* what = std::isnan(values[first_bad]) ? "NaN" : "an infinite value";
+  throw ValueError(std::string(argument) + " contains " + what + " at [" + std::to_string(first_bad / dims) + ", " +
+                   std::to_string(first_bad % dims) + "]; every value must be finite");
+}
+
+std::int64_t select_coreset(const float* features, std::int64_t rows, std::int64_t dims, const CoresetOptions& options,
+                            std::int64_t* picks, CoresetStatistics* statistics) {
+  const int threads = team_size(options.num_threads);
+  float largest = check_finite(features, rows, dims, "features", threads);
+  if (options.bank != nullptr)
+    largest = std::max(largest, check_finite(options.bank, options.bank_rows, dims, "bank", threads));
+
+  CoresetOptions adjusted = options;
+  std::vector<float> scaled_features;
+  std::vector<float> scaled_bank;
+  const float scale = scale_for(largest);
+  if (scale != 1.0f) {
+    scaled_features = scaled(features, rows * dims, scale);
+    features = scaled_features.data();
+    if (options.bank != nullptr) {
+      scaled_bank = scaled(options.bank, options.bank_rows * dims, scale);
+      adjusted.bank = scaled_bank.data();
+    }
+    adjusted.radius *= static_cast<double>(scale);
+  }
+  const CoresetSimd& simd = coreset_simd();
+  const std::int64_t work = options.plain ? 0 : rows * (options.size + options.bank_rows);
+  const Sketch sketch(simd, features, rows, dims, work, threads);
+  Selection selection{simd, features, rows, dims, threads, sketch, {}, {}, {}, {}, PackedAnchors(sketch, simd), {}};
+  selection.values.resize(static_cast<std::size_t>(rows));
+  selection.nearest.assign(static_cast<std::size_t>(rows), -1);
+  selection.seen.assign(static_cast<std::size_t>(rows), 0);
+  const std::vector<std::int64_t> picked = run(selection, adjusted);
+  std::copy(picked.begin(), picked.end(), picks);
+  if (statistics != nullptr) *statistics = selection.statistics;
+  return static_cast<std::int64_t>(picked.size());
+}
+
+}  // namespace ensemblead::cpu

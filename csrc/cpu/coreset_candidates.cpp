@@ -1,0 +1,144 @@
+#include "cpu/coreset_candidates.hpp"
+
+#include <omp.h>
+
+#include <algorithm>
+#include <cstring>
+
+namespace ensemblead::cpu {
+namespace {
+
+constexpr int kBuckets = 4096;
+
+// Values are not negative, so their bit patterns are in their order. Buckets count downward from the largest value,
+// 1/2048 of an octave each; the last one takes everything below.
+std::int32_t bits_of(float value) {
+  std::int32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  return bits;
+}
+
+float float_of(std::int32_t bits) {
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+int bucket(float value, std::int32_t top) { return std::min((top - bits_of(value)) >> 12, kBuckets - 1); }
+
+std::int64_t share(std::int64_t rows, int threads, int thread) { return rows / threads * thread + std::min<std::int64_t>(rows % threads, thread); }
+
+}  // namespace
+
+// A value that at least `num_candidates` rows exceed, or all rows do, and not many more.
+float Candidates::floor_of_first(const Selection& selection, std::int64_t num_candidates) {
+  const int threads = selection.num_threads;
+  const float* values = selection.values.data();
+  std::vector<float> maxima(static_cast<std::size_t>(threads), 0.0f);
+  counts_.resize(static_cast<std::size_t>(threads));
+  for (auto& counts : counts_) counts.assign(kBuckets, 0);
+  std::int32_t top = 0;
+#pragma omp parallel num_threads(threads)
+  {
+    // A team may be smaller than was asked for; the shares go by its real size.
+    const int team = omp_get_num_threads();
+    const int thread = omp_get_thread_num();
+    const std::int64_t begin = share(selection.rows, team, thread);
+    const std::int64_t end = share(selection.rows, team, thread + 1);
+    if (end > begin) maxima[thread] = selection.simd.maximum(values + begin, end - begin);
+#pragma omp barrier
+#pragma omp single
+    top = bits_of(*std::max_element(maxima.begin(), maxima.end()));
+    std::int64_t* counts = counts_[thread].data();
+    for (std::int64_t i = begin; i < end; ++i) ++counts[bucket(values[i], top)];
+  }
+  std::int64_t total = 0;
+  for (int b = 0; b < kBuckets - 1; ++b) {
+    for (const auto& counts : counts_) total += counts[b];
+    // The largest value below bucket b, which ends at bits = top - (b << 12) - 4095.
+    const std::int32_t below = top - (b << 12) - 4096;
+    if (total >= num_candidates) return below < 0 ? -1.0f : float_of(below);
+  }
+  return -1.0f;
+}
+
+void Candidates::find(const Selection& selection, std::int64_t num_candidates) {
+  const float floor = selection.rows > num_candidates ? floor_of_first(selection, num_candidates) : -1.0f;
+  const int threads = selection.num_threads;
+  collected_.resize(static_cast<std::size_t>(threads));
+  for (auto& rows : collected_) rows.clear();
+  constexpr std::int64_t kChunk = 4096;
+  for (auto& rows : collected_) rows.reserve(4 * kChunk);
+#pragma omp parallel num_threads(threads)
+  {
+    const int team = omp_get_num_threads();
+    const int thread = omp_get_thread_num();
+    const std::int64_t end = share(selection.rows, team, thread + 1);
+    std::int32_t chunk[kChunk];
+    for (std::int64_t i = share(selection.rows, team, thread); i < end; i += kChunk) {
+      const std::int64_t found =
+          selection.simd.collect(selection.values.data() + i, std::min(kChunk, end - i), floor,
+                                 static_cast<std::int32_t>(i), chunk);
+      collected_[thread].insert(collected_[thread].end(), chunk, chunk + found);
+    }
+  }
+  rows_.clear();
+  for (const auto& rows : collected_) rows_.insert(rows_.end(), rows.begin(), rows.end());
+  const auto found = static_cast<std::int64_t>(rows_.size());
+  has_threshold_ = found < selection.rows;
+  threshold_ = {floor, -1};  // the largest of the others may equal the floor, with any index
+  if (found > 2 * num_candidates) {  // many equal values: the order among them decides
+    const auto comes_first = [&selection](std::int32_t a, std::int32_t b) {
+      return comes_later({selection.values[b], b}, {selection.values[a], a});
+    };
+    std::nth_element(rows_.begin(), rows_.begin() + num_candidates, rows_.end(), comes_first);
+    threshold_ = {selection.values[rows_[num_candidates]], rows_[num_candidates]};
+    rows_.resize(static_cast<std::size_t>(num_candidates));
+    has_threshold_ = true;
+  }
+}
+
+// Brings the first candidate up to date with the picks just made, or far enough to see that it is out of the running.
+void Candidates::refresh_top(Selection& selection) {
+  std::pop_heap(heap_.begin(), heap_.end(), comes_later);
+  Candidate& candidate = heap_.back();
+  std::int32_t& seen = selection.seen[candidate.row];
+  while (seen < selection.num_anchors() && within_threshold(candidate)) {
+    const float distance = selection.squared_distance(candidate.row, seen);
+    if (distance < candidate.value) {
+      candidate.value = distance;
+      selection.values[candidate.row] = distance;
+      selection.nearest[candidate.row] = seen;
+    }
+    ++seen;
+  }
+  std::push_heap(heap_.begin(), heap_.end(), comes_later);
+}
+
+Candidates::Stop Candidates::pick(Selection& selection, std::int64_t limit, double squared_radius,
+                                  std::vector<std::int64_t>& picks) {
+  heap_.clear();
+  for (const std::int32_t row : rows_) {
+    const Candidate candidate{selection.values[row], row};
+    if (within_threshold(candidate)) heap_.push_back(candidate);
+  }
+  if (heap_.empty()) return Stop::kThreshold;
+  std::make_heap(heap_.begin(), heap_.end(), comes_later);
+  std::int64_t made = 0;
+  while (made < limit) {
+    const Candidate best = heap_.front();
+    if (!within_threshold(best)) return Stop::kThreshold;
+    if (selection.seen[best.row] < selection.num_anchors()) {
+      refresh_top(selection);
+      continue;
+    }
+    if (static_cast<double>(best.value) <= squared_radius) return Stop::kRadius;
+    if (best.value == 0.0f) return Stop::kZero;
+    picks.push_back(best.row);
+    selection.add_anchor(selection.row(best.row));
+    ++made;
+  }
+  return Stop::kLimit;
+}
+
+}  // namespace ensemblead::cpu

@@ -1,0 +1,62 @@
+#include "cpu/coreset_refresh.hpp"
+
+#include <omp.h>
+
+#include <algorithm>
+
+namespace ensemblead::cpu {
+
+Refresh::Refresh(Selection& selection, bool plain) : selection_(selection), plain_(plain) {
+  updates_.reserve(static_cast<std::size_t>(selection.num_threads));
+  for (int thread = 0; thread < selection.num_threads; ++thread) updates_.emplace_back(selection);
+}
+
+void Refresh::run(const std::vector<std::int32_t>& rows) {
+  if (plain_) {
+    run_plainly(rows);
+  } else {
+    sort_by_seen(rows);
+    run_by_products();
+  }
+  const auto num_anchors = static_cast<std::int32_t>(selection_.num_anchors());
+  for (const std::int32_t row : rows) selection_.seen[row] = num_anchors;
+}
+
+void Refresh::run_plainly(const std::vector<std::int32_t>& rows) {
+#pragma omp parallel for num_threads(selection_.num_threads)
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    float& value = selection_.values[rows[i]];
+    for (std::int64_t anchor = selection_.seen[rows[i]]; anchor < selection_.num_anchors(); ++anchor)
+      value = std::min(value, selection_.squared_distance(rows[i], anchor));
+  }
+}
+
+// The rows that are out of date: those that have as much to catch up with together, and within that in order of memory.
+void Refresh::sort_by_seen(const std::vector<std::int32_t>& rows) {
+  const std::int64_t num_anchors = selection_.num_anchors();
+  places_.assign(static_cast<std::size_t>(num_anchors + 2), 0);
+  for (const std::int32_t row : rows) ++places_[selection_.seen[row] + 1];
+  for (std::int64_t i = 0; i <= num_anchors; ++i) places_[i + 1] += places_[i];
+  const std::int64_t out_of_date = places_[num_anchors];
+  sorted_.resize(rows.size());
+  for (const std::int32_t row : rows) sorted_[places_[selection_.seen[row]]++] = row;
+  sorted_.resize(static_cast<std::size_t>(out_of_date));
+}
+
+void Refresh::run_by_products() {
+  const std::vector<std::int32_t>& rows = sorted_;
+  const auto count = static_cast<std::int64_t>(rows.size());
+  const std::int64_t step = updates_.front().capacity();
+#pragma omp parallel for num_threads(selection_.num_threads) schedule(dynamic, 1)
+  for (std::int64_t begin = 0; begin < count; begin += step)
+    updates_[omp_get_thread_num()].run(selection_.packed, selection_.seen[rows[begin]], rows.data() + begin,
+                                       std::min(step, count - begin));
+  selection_.statistics.product_pairs = 0;
+  selection_.statistics.direct_pairs = 0;
+  for (const RowUpdate& update : updates_) {
+    selection_.statistics.product_pairs += update.product_pairs();
+    selection_.statistics.direct_pairs += update.direct_pairs();
+  }
+}
+
+}  // namespace ensemblead::cpu

@@ -1,0 +1,155 @@
+#include "cpu/coreset_simd.hpp"
+
+#include "cpu/simd.hpp"
+
+namespace ensemblead::cpu {
+namespace {
+
+// Two vectors wide and as tall as the registers allow: 14 x 2 accumulators of 32 registers, 6 x 2 of 16.
+constexpr int kTileRows = kLanes == 16 ? 14 : 6;
+constexpr int kPanelWidth = 2 * kLanes;
+
+std::uint32_t tile(const float* rows, std::int64_t row_stride, std::int64_t dims, const float* panel,
+                   const float* initial, const float* thresholds, float* products) {
+  Vec left[kTileRows];
+  Vec right[kTileRows];
+#pragma GCC unroll 14
+  for (int r = 0; r < kTileRows; ++r) {
+    left[r] = load(initial);
+    right[r] = load(initial + kLanes);
+  }
+  for (std::int64_t d = 0; d < dims; ++d) {
+    const Vec panel_left = load(panel + d * kPanelWidth);
+    const Vec panel_right = load(panel + d * kPanelWidth + kLanes);
+#pragma GCC unroll 14
+    for (int r = 0; r < kTileRows; ++r) {
+      const Vec value = broadcast(rows[r * row_stride + d]);
+      left[r] += value * panel_left;
+      right[r] += value * panel_right;
+    }
+  }
+  std::uint32_t hits = 0;
+#pragma GCC unroll 14
+  for (int r = 0; r < kTileRows; ++r) {
+    store(products + r * kPanelWidth, left[r]);
+    store(products + r * kPanelWidth + kLanes, right[r]);
+    if (any_greater(larger(left[r], right[r]), broadcast(thresholds[r]))) hits |= 1u << r;
+  }
+  return hits;
+}
+
+float squared_distance(const float* a, const float* b, std::int64_t dims) {
+  Vec even{};
+  Vec odd{};
+  std::int64_t d = 0;
+  for (; d + 2 * kLanes <= dims; d += 2 * kLanes) {
+    const Vec first = load(a + d) - load(b + d);
+    const Vec second = load(a + d + kLanes) - load(b + d + kLanes);
+    even += first * first;
+    odd += second * second;
+  }
+  float rest = 0.0f;
+  for (; d < dims; ++d) {
+    const float difference = a[d] - b[d];
+    rest += difference * difference;
+  }
+  return sum(even + odd) + rest;
+}
+
+float center(const float* row, const float* reference, std::int64_t dims, float* centred) {
+  Vec norm{};
+  std::int64_t d = 0;
+  for (; d + kLanes <= dims; d += kLanes) {
+    const Vec difference = load(row + d) - load(reference + d);
+    store(centred + d, difference);
+    norm += difference * difference;
+  }
+  float rest = 0.0f;
+  for (; d < dims; ++d) {
+    centred[d] = row[d] - reference[d];
+    rest += centred[d] * centred[d];
+  }
+  return sum(norm) + rest;
+}
+
+float squared_norm(const float* values, std::int64_t dims) {
+  Vec norm{};
+  std::int64_t d = 0;
+  for (; d + kLanes <= dims; d += kLanes) norm += load(values + d) * load(values + d);
+  float rest = 0.0f;
+  for (; d < dims; ++d) rest += values[d] * values[d];
+  return sum(norm) + rest;
+}
+
+int largest_lane(const float* products) {
+#if defined(__AVX512F__)
+  const Vec left = load(products);
+  const Vec right = load(products + kLanes);
+  const Vec best = broadcast(_mm512_reduce_max_ps(larger(left, right)));
+  const unsigned lanes = _mm512_cmp_ps_mask(left, best, _CMP_EQ_OQ) |
+                         static_cast<unsigned>(_mm512_cmp_ps_mask(right, best, _CMP_EQ_OQ)) << kLanes;
+  return lanes == 0 ? 0 : __builtin_ctz(lanes);
+#else
+  int best = 0;
+  for (int lane = 1; lane < kPanelWidth; ++lane)
+    if (products[lane] > products[best]) best = lane;
+  return best;
+#endif
+}
+
+float maximum(const float* values, std::int64_t size) {
+  Vec lanes = broadcast(values[0]);
+  std::int64_t i = 0;
+  for (; i + kLanes <= size; i += kLanes) lanes = larger(lanes, load(values + i));
+  float best = lanes[0];
+  for (int lane = 1; lane < kLanes; ++lane) best = lanes[lane] > best ? lanes[lane] : best;
+  for (; i < size; ++i) best = values[i] > best ? values[i] : best;
+  return best;
+}
+
+std::int64_t scan(const float* values, std::int64_t size, float* max_abs) {
+  constexpr std::int64_t kChunk = 64 * kLanes;
+  Vec most{};
+  std::int64_t i = 0;
+  for (; i + kChunk <= size; i += kChunk) {
+    // x - x is 0 for finite x and NaN otherwise, and NaN stays in the sum.
+    Vec total{};
+    for (std::int64_t j = 0; j < kChunk; j += kLanes) {
+      const Vec value = load(values + i + j);
+      total += value - value;
+      most = larger(most, larger(value, -value));
+    }
+    if (!(sum(total) == 0.0f)) break;
+  }
+  float best = maximum(reinterpret_cast<const float*>(&most), kLanes);
+  for (; i < size; ++i) {
+    if (!(values[i] - values[i] == 0.0f)) return i;
+    const float magnitude = values[i] < 0.0f ? -values[i] : values[i];
+    best = magnitude > best ? magnitude : best;
+  }
+  *max_abs = best > *max_abs ? best : *max_abs;
+  return -1;
+}
+
+std::int64_t collect(const float* values, std::int64_t size, float floor, std::int32_t base, std::int32_t* indices) {
+  std::int64_t count = 0;
+  std::int64_t i = 0;
+  const Vec bound = broadcast(floor);
+  for (; i + kLanes <= size; i += kLanes) {
+    if (!any_greater(load(values + i), bound)) continue;
+    for (std::int64_t j = i; j < i + kLanes; ++j)
+      if (values[j] > floor) indices[count++] = base + static_cast<std::int32_t>(j);
+  }
+  for (; i < size; ++i)
+    if (values[i] > floor) indices[count++] = base + static_cast<std::int32_t>(i);
+  return count;
+}
+
+}  // namespace
+
+namespace ENSEMBLEAD_INSTRUCTION_SET {
+extern const CoresetSimd coreset_simd;
+const CoresetSimd coreset_simd = {kTileRows, kPanelWidth, tile, squared_distance, center, squared_norm, largest_lane, scan,
+                                  maximum, collect};
+}  // namespace ENSEMBLEAD_INSTRUCTION_SET
+}  // namespace ensemblead::cpu

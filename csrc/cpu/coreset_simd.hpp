@@ -1,0 +1,43 @@
+// The inner loops of select_coreset and project_rows, one build per instruction set (see instruction_set.hpp).
+#pragma once
+
+#include <cstdint>
+
+namespace ensemblead::cpu {
+
+struct CoresetSimd {
+  // `tile` multiplies `tile_rows` rows by one panel of `panel_width` columns.
+  int tile_rows;
+  int panel_width;
+
+  // products[r][c] = initial[c] + sum_d rows[r * row_stride + d] * panel[d * panel_width + c]. Returns a bit per row
+  // that has a product above thresholds[r].
+  std::uint32_t (*tile)(const float* rows, std::int64_t row_stride, std::int64_t dims, const float* panel,
+                        const float* initial, const float* thresholds, float* products);
+
+  // Sum of squared differences. Every distance that decides anything comes from here, so that a pair has one value
+  // whichever way it is reached.
+  float (*squared_distance)(const float* a, const float* b, std::int64_t dims);
+
+  // centred = row - reference; returns its squared norm.
+  float (*center)(const float* row, const float* reference, std::int64_t dims, float* centred);
+
+  float (*squared_norm)(const float* values, std::int64_t dims);
+
+  // Lane of the largest of products[0..panel_width), the lowest among equals.
+  int (*largest_lane)(const float* products);
+
+  // The first non-finite element, or -1; then *max_abs is raised to the largest magnitude.
+  std::int64_t (*scan)(const float* values, std::int64_t size, float* max_abs);
+
+  float (*maximum)(const float* values, std::int64_t size);
+
+  // base + i for every values[i] > floor, in order; returns how many were written.
+  std::int64_t (*collect)(const float* values, std::int64_t size, float floor, std::int32_t base,
+                          std::int32_t* indices);
+};
+
+// The table for this processor.
+const CoresetSimd& coreset_simd();
+
+}  // namespace ensemblead::cpu

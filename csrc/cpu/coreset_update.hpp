@@ -1,0 +1,124 @@
+// The state of a selection on the CPU, and how picks lower the values of rows.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+#include "coreset.hpp"
+#include "cpu/coreset_simd.hpp"
+#include "cpu/coreset_sketch.hpp"
+
+namespace ensemblead::cpu {
+
+// Anchors, their sketches packed for matrix products: panels of `panel_width` columns, dimension by dimension.
+class PackedAnchors {
+ public:
+  PackedAnchors(const Sketch& sketch, const CoresetSimd& simd);
+
+  void clear();
+  // `id` is what the updated rows remember of it.
+  void add(const float* sketch, Sketch::Norms norms, std::int32_t id);
+
+  std::int64_t count() const { return static_cast<std::int64_t>(ids_.size()); }
+  std::int64_t width() const { return width_; }
+  std::int64_t num_panels() const { return (count() + width_ - 1) / width_; }
+  const float* panel(std::int64_t index) const { return panels_.data() + index * width_ * dims_; }
+  // Minus half the squared norm of the sketch; -inf in the lanes beyond `count`, which are therefore never hit.
+  const float* initial(std::int64_t index) const { return initial_.data() + index * width_; }
+  std::int32_t id(std::int64_t column) const { return ids_[column]; }
+  void copy_sketch(std::int64_t column, float* sketch) const;
+  Sketch::Norms norms(std::int64_t column) const { return norms_[column]; }
+  float max_norm() const { return max_norm_; }
+
+ private:
+  std::int64_t dims_;
+  std::int64_t width_;
+  float max_norm_ = 0.0f;  // of the points themselves
+  std::vector<std::int32_t> ids_;
+  std::vector<Sketch::Norms> norms_;
+  std::vector<float> panels_;
+  std::vector<float> initial_;
+};
+
+// Anchors are the bank rows and then the picks, in the order in which they came. A row's value is brought up to date only
+// when it matters, so each row remembers how many anchors its value takes into account.
+struct Selection {
+  const CoresetSimd& simd;
+  const float* features;
+  std::int64_t rows;
+  std::int64_t dims;
+  int num_threads;
+  const Sketch& sketch;
+
+  std::vector<float> values;          // squared distance to the nearest anchor among the first `seen`
+  std::vector<std::int32_t> nearest;  // which anchor that is; -1: none has lowered the value yet
+  std::vector<std::int32_t> seen;
+  std::vector<const float*> anchors;
+  PackedAnchors packed;  // all of them
+  CoresetStatistics statistics;
+
+  std::int64_t num_anchors() const { return static_cast<std::int64_t>(anchors.size()); }
+  void add_anchor(const float* point);
+  const float* row(std::int64_t index) const { return features + index * dims; }
+  // Rows are visited in no order of memory: each is asked for some time before it is read.
+  void prefetch(std::int64_t index) const {
+    const auto* bytes = reinterpret_cast<const char*>(row(index));
+    for (std::int64_t line = 0; line < std::min<std::int64_t>(dims * 4, 1024); line += 64)
+      __builtin_prefetch(bytes + line);
+  }
+  float squared_distance(std::int64_t index, std::int64_t anchor) const {
+    return simd.squared_distance(row(index), anchors[anchor], dims);
+  }
+};
+
+// Bound on the relative error of a float32 sum of `dims` squares, with room to spare.
+float relative_slack(std::int64_t dims);
+
+// With x and p sketched, |x - p|^2 < v exactly when x.p - |p|^2 / 2 > (|x|^2 - v) / 2. This is the right-hand side,
+// lowered by what rounding may amount to on both sides: a product at or below it proves a distance of v or more.
+float product_threshold(Sketch::Norms norms, float value, float max_norm, float slack);
+
+// One thread's buffers for lowering rows by packed anchors: products of sketches filter, distances decide.
+class RowUpdate {
+ public:
+  explicit RowUpdate(Selection& selection);
+
+  // Rows that are best done together: enough to use a panel again while it is in the first-level cache, few enough
+  // to stay in the second-level cache themselves.
+  std::int64_t capacity() const { return capacity_; }
+  std::int64_t product_pairs() const { return product_pairs_; }
+  std::int64_t direct_pairs() const { return direct_pairs_; }
+
+  // Lowers values[row] and nearest[row] of the rows listed by the anchors from column `first` on.
+  void run(const PackedAnchors& anchors, std::int64_t first, const std::int32_t* rows, std::int64_t count);
+
+ private:
+  // A row and a panel with a product above the row's threshold.
+  struct Hit {
+    std::int32_t place;   // of the row in this chunk
+    std::int32_t column;  // the first of the panel
+    int lane;             // of the largest product
+    float product;
+  };
+
+  void run_chunk(const PackedAnchors& anchors, std::int64_t first, const std::int32_t* rows, std::int64_t count);
+  void add_hit(std::int64_t first, std::int64_t place, std::int64_t column, const float* products);
+  void settle_hits(const PackedAnchors& anchors, const std::int32_t* rows);
+  void lower(const PackedAnchors& anchors, std::int32_t row, Hit& hit, float* products);
+
+  Selection& selection_;
+  std::int64_t capacity_;
+  float slack_;
+  std::vector<float> sketches_;
+  std::vector<Sketch::Norms> norms_;
+  std::vector<float> thresholds_;
+  std::vector<float> products_;
+  std::vector<Hit> hits_;
+  std::vector<float> hit_products_;  // [kMaxHits, panel_width]
+  std::vector<std::int32_t> best_;   // per row of the chunk: its hit with the largest product
+  std::int64_t product_pairs_ = 0;
+  std::int64_t direct_pairs_ = 0;
+};
+
+}  // namespace ensemblead::cpu

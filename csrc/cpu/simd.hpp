@@ -1,0 +1,75 @@
+// Generic vectors at the width of the instruction set that a *_simd.cpp file is being compiled for.
+//
+// Everything is in an unnamed namespace: each build of each file keeps its own code, and none compiled for a newer
+// processor can be taken by the linker for an older one. Use no inline function of the standard library there.
+#pragma once
+
+#include <cstdint>
+
+#if defined(__AVX__)
+#include <immintrin.h>
+#endif
+
+#ifndef ENSEMBLEAD_INSTRUCTION_SET
+#error "only files listed as simd_sources in CMakeLists.txt include this header"
+#endif
+
+namespace ensemblead::cpu {
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int kLanes = 16;
+#elif defined(__AVX__)
+constexpr int kLanes = 8;
+#else
+constexpr int kLanes = 4;
+#endif
+
+typedef float Vec __attribute__((vector_size(4 * kLanes)));
+typedef std::int32_t IntVec __attribute__((vector_size(4 * kLanes)));
+typedef Vec UnalignedVec __attribute__((aligned(4)));
+
+inline Vec load(const float* from) { return *reinterpret_cast<const UnalignedVec*>(from); }
+inline void store(float* to, Vec value) { *reinterpret_cast<UnalignedVec*>(to) = value; }
+
+inline Vec broadcast(float value) {
+#if defined(__AVX512F__)
+  return _mm512_set1_ps(value);
+#elif defined(__AVX__)
+  return _mm256_set1_ps(value);
+#else
+  return Vec{value, value, value, value};
+#endif
+}
+
+typedef float Quad __attribute__((vector_size(16)));
+
+// Sum over the lanes, always in the same order: halves onto each other.
+inline float sum(Quad value) { return (value[0] + value[2]) + (value[1] + value[3]); }
+#if defined(__AVX__)
+inline float sum(__m256 value) {
+  return sum(static_cast<Quad>(_mm256_castps256_ps128(value)) + static_cast<Quad>(_mm256_extractf128_ps(value, 1)));
+}
+#endif
+#if defined(__AVX512F__)
+inline float sum(__m512 value) {
+  return sum(_mm256_add_ps(_mm512_castps512_ps256(value), _mm512_extractf32x8_ps(value, 1)));
+}
+#endif
+
+inline Vec larger(Vec a, Vec b) { return a > b ? a : b; }
+
+// Is a > b in any lane?
+inline bool any_greater(Vec a, Vec b) {
+#if defined(__AVX512F__)
+  return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ) != 0;
+#elif defined(__AVX__)
+  return _mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_GT_OQ)) != 0;
+#else
+  const IntVec mask = a > b;
+  return (mask[0] | mask[1] | mask[2] | mask[3]) != 0;
+#endif
+}
+
+}  // namespace
+}  // namespace ensemblead::cpu
