@@ -1,5 +1,6 @@
 """Visual anomaly detection with memory-bank ensembles."""
 
-from ensemblead._core import __version__
+from ensemblead._core import __version__, cuda_available
+from ensemblead.errors import EnsembleADError
 
-__all__ = ["__version__"]
+__all__ = ["EnsembleADError", "__version__", "cuda_available"]

@@ -135,7 +135,7 @@ def framework_of(array: Array, argument: str) -> Framework:
 
 
 def num_threads() -> int:
-    """How many threads the CPU kernels use: what torch was told, where torch is loaded, else OpenMP's default (0).
+    """How many threads the CPU kernels use: what torch was told if it is loaded, else 0 (OpenMP's default).
 
     torch brings an OpenMP runtime of its own, so `torch.set_num_threads` does not reach ours by itself.
     """
