@@ -1,0 +1,62 @@
+"""Prints every figure beside its target when a benchmark run ends, and keeps the results as JSON."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from common import Figures, FiguresOf, plain_table
+
+_COLLECTED = pytest.StashKey[Figures]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[_COLLECTED] = Figures()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # The limit of pyproject.toml is for tests; benchmarks run as long as they need.
+    for item in items:
+        item.add_marker(pytest.mark.timeout(0))
+
+
+@pytest.fixture
+def figures(request: pytest.FixtureRequest) -> FiguresOf:
+    """Where a benchmark reports its figures: `figures.add("1 % on noise", rate, "x sgemm", at_least=0.7)`."""
+    return request.config.stash[_COLLECTED].of(_stem(request.path))
+
+
+def _stem(path: Path | str) -> str:
+    return Path(str(path).split("::")[0]).stem.removeprefix("bench_")
+
+
+def _timings(config: pytest.Config) -> dict[str, list[dict[str, Any]]]:
+    """What pytest-benchmark measured in this run, by the stem of the file."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    session = getattr(config, "_benchmarksession", None)
+    for benchmark in session.benchmarks if session is not None else []:
+        if benchmark.has_error or not benchmark.stats.rounds:
+            continue
+        stats = benchmark.stats
+        entry = {
+            "name": benchmark.name,
+            "median": stats.median,
+            "iqr": stats.iqr,
+            "min": stats.min,
+            "rounds": stats.rounds,
+            "details": dict(benchmark.extra_info),
+        }
+        found.setdefault(_stem(benchmark.fullname), []).append(entry)
+    return found
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    collected = config.stash[_COLLECTED]
+    collected.timings = _timings(config)
+    if collected.rows:
+        terminalreporter.section("figures and targets")
+        for line in plain_table(collected.rows):
+            terminalreporter.write_line(line)
+    for path in collected.write():
+        terminalreporter.write_line(f"written: {path}")
