@@ -79,7 +79,7 @@ def _processor() -> str:
         key, _, value = line.partition(":")
         if key.strip() in wanted and key.strip() not in parts:
             parts[key.strip()] = wanted[key.strip()] + value.strip()
-    return ", ".join(parts[key] for key in wanted if key in parts) or platform.processor() or platform.machine()
+    return ", ".join(parts[key] for key in wanted if key in parts) or platform.machine()
 
 
 def versions() -> dict[str, str]:
@@ -198,8 +198,8 @@ def peak_memory(
     """Bytes by which the peak resident memory of `call(setup())` exceeds what was resident before the call.
 
     The result of the call is part of it. Both run in a fresh child process, so they must be picklable:
-    functions of a module or `functools.partial` of such. `warm_up`, a small call of the same kind, runs first, so
-    that libraries and thread stacks loaded on first use are not counted.
+    functions of a module or `functools.partial` of such. `warm_up` (a small call of that kind) runs first,
+    so that libraries and thread stacks loaded on first use are not counted.
     """
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
