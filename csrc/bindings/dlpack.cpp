@@ -83,8 +83,8 @@ Device to_device(DLDevice device, const char* argument) {
   if (device.device_type == kDLCPU || device.device_type == kDLCUDAHost) return {DeviceKind::kCpu, 0};
   if (device.device_type == kDLCUDA || device.device_type == kDLCUDAManaged)
     return {DeviceKind::kCuda, device.device_id};
-  throw TypeError(std::string(argument) + " is on a device of DLPack type " + std::to_string(device.device_type) +
-                  "; only CPU and CUDA arrays are taken");
+  throw TypeError(std::string(argument) + " is on a device of DLPack type " +
+                  std::to_string(device.device_type) + "; only CPU and CUDA arrays are taken");
 }
 
 Array to_array(const DLTensor& tensor, bool read_only, const char* argument) {
@@ -100,6 +100,9 @@ Array to_array(const DLTensor& tensor, bool read_only, const char* argument) {
     for (std::size_t axis = array.shape.size(); axis-- > 1;)
       array.strides[axis - 1] = array.strides[axis] * array.shape[axis];
   }
+  // A framework may describe an array that has no memory (torch's meta and efficient-zero tensors).
+  if (array.size() > 0 && tensor.data == nullptr)
+    throw ValueError(std::string(argument) + " of shape " + name(array.shape) + " has no memory behind it");
   const std::uintptr_t address = reinterpret_cast<std::uintptr_t>(tensor.data) + tensor.byte_offset;
   if (array.size() > 0 && address % item_size(array.dtype) != 0)
     throw ValueError(std::string(argument) + " starts at an address that is no multiple of its item size (" +
@@ -108,16 +111,27 @@ Array to_array(const DLTensor& tensor, bool read_only, const char* argument) {
   return array;
 }
 
+// Whether the array lies in memory that a CUDA stream works on.
+bool on_cuda(const py::handle& object, const char* argument) {
+  const py::object device = object.attr("__dlpack_device__")();
+  if (py::isinstance<py::tuple>(device) && py::len(device) == 2) {
+    const auto type = py::reinterpret_steal<py::object>(PyNumber_Index(device[py::int_(0)].ptr()));
+    if (!type) throw py::error_already_set();
+    const auto number = type.cast<std::int64_t>();
+    return number == kDLCUDA || number == kDLCUDAManaged;
+  }
+  throw TypeError(std::string(argument) + " has a __dlpack_device__ that gave " +
+                  py::repr(device).cast<std::string>() + " instead of (device type, device id)");
+}
+
 py::object export_capsule(const py::handle& object, const char* argument) {
-  if (!py::hasattr(object, "__dlpack__"))
+  if (!py::hasattr(object, "__dlpack__") || !py::hasattr(object, "__dlpack_device__"))
     throw TypeError(std::string(argument) + " must be an array with __dlpack__ (NumPy, torch, CuPy), got " +
                     py::str(py::type::handle_of(object).attr("__name__")).cast<std::string>());
   const py::object method = object.attr("__dlpack__");
   // On a GPU the kernels run on the producer's own current stream, so the producer need not wait: stream -1.
   py::dict options;
-  const py::tuple device = object.attr("__dlpack_device__")();
-  const auto type = device[0].cast<std::int32_t>();
-  if (type == kDLCUDA || type == kDLCUDAManaged) options["stream"] = -1;
+  if (on_cuda(object, argument)) options["stream"] = -1;
   try {
     return method(**options, py::arg("max_version") = py::make_tuple(1, 0));
   } catch (py::error_already_set& error) {
@@ -137,10 +151,14 @@ Borrowed::Borrowed(const py::handle& object, const char* argument) {
   try {
     capsule = export_capsule(object, argument);
   } catch (py::error_already_set& error) {
-    // What a producer refuses to hand out (a tensor that requires grad, say) is a wrong value, under our name for it.
-    if (!error.matches(PyExc_BufferError) && !error.matches(PyExc_RuntimeError)) throw;
-    py::raise_from(error, PyExc_ValueError,
-                   (std::string(argument) + " cannot be read: " + py::str(error.value()).cast<std::string>()).c_str());
+    // What a producer refuses to hand out (a tensor that requires grad, say) is a wrong value, under our name
+    // for it.
+    PyObject* kind = nullptr;
+    if (error.matches(PyExc_BufferError) || error.matches(PyExc_RuntimeError)) kind = PyExc_ValueError;
+    if (error.matches(PyExc_TypeError)) kind = PyExc_TypeError;
+    if (kind == nullptr) throw;
+    const std::string reason = py::str(error.value()).cast<std::string>();
+    py::raise_from(error, kind, (std::string(argument) + " cannot be read: " + reason).c_str());
     throw py::error_already_set();
   }
   take(capsule, argument);
@@ -164,7 +182,8 @@ void Borrowed::take(const py::object& capsule, const char* argument) {
   } else {
     const char* name = PyCapsule_CheckExact(capsule.ptr()) ? PyCapsule_GetName(capsule.ptr()) : nullptr;
     PyErr_Clear();
-    throw TypeError(std::string(argument) + " gave " + (name != nullptr ? "a capsule named '" + std::string(name) + "'" : "no capsule") +
+    throw TypeError(std::string(argument) + " gave " +
+                    (name != nullptr ? "a capsule named '" + std::string(name) + "'" : "no capsule") +
                     " where an unused DLPack capsule was expected");
   }
 }

@@ -11,8 +11,9 @@
 
 namespace ensemblead::bindings {
 
-// Holds one array between the capsule and the end of a call. A capsule that has been taken is renamed, as the protocol
-// asks, so that the deleter runs exactly once: by us when it was taken, by the capsule itself on any error before.
+// Holds one array between the capsule and the end of a call. A capsule that has been taken is renamed, as the
+// protocol asks, so that the deleter runs exactly once: by us when it was taken, by the capsule itself on any
+// error before.
 class Borrowed {
  public:
   // `object` has `__dlpack__`, or is a capsule. `argument` is the name that errors use.
@@ -29,7 +30,7 @@ class Borrowed {
   void take(const pybind11::object& capsule, const char* argument);
 
   Array array_;
-  void* managed_ = nullptr;      // DLManagedTensor or DLManagedTensorVersioned
+  void* managed_ = nullptr;  // DLManagedTensor or DLManagedTensorVersioned
   bool versioned_ = false;
 };
 

@@ -12,7 +12,7 @@ namespace py = pybind11;
 PYBIND11_MODULE(_core, module) {
   using namespace ensemblead;
 
-  py::register_exception_translator([](std::exception_ptr pointer) {
+  py::register_local_exception_translator([](std::exception_ptr pointer) {
     try {
       if (pointer) std::rethrow_exception(pointer);
     } catch (const TypeError& error) {

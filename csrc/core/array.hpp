@@ -62,8 +62,8 @@ using Shape = std::vector<std::int64_t>;
 // "(3, 4, 5)", as Python writes a shape.
 std::string name(const Shape& shape);
 
-// A view of somebody else's memory. `data` points at the first element, byte offset included; nothing is assumed of
-// its alignment beyond that of one element.
+// A view of somebody else's memory. `data` points at the first element, byte offset included; nothing is
+// assumed of its alignment beyond that of one element.
 struct Array {
   void* data = nullptr;
   DType dtype = DType::kFloat32;

@@ -4,8 +4,8 @@ namespace ensemblead {
 
 void check_rank(const Array& array, const char* argument, int rank, const char* layout) {
   if (array.rank() == rank) return;
-  throw ValueError(std::string(argument) + " must be " + std::to_string(rank) + "-D " + layout + ", got shape " +
-                   name(array.shape));
+  throw ValueError(std::string(argument) + " must be " + std::to_string(rank) + "-D " + layout +
+                   ", got shape " + name(array.shape));
 }
 
 void check_dtype(const Array& array, const char* argument, std::initializer_list<DType> allowed) {
@@ -36,15 +36,17 @@ void check_writable(const Array& array, const char* argument) {
   throw ValueError(std::string(argument) + " is read-only; an output must be writable");
 }
 
-void check_same_device(const Array& array, const char* argument, const Array& other, const char* other_argument) {
+void check_same_device(const Array& array, const char* argument, const Array& other,
+                       const char* other_argument) {
   if (array.device == other.device) return;
-  throw ValueError(std::string(argument) + " is on " + name(array.device) + " but " + other_argument + " is on " +
-                   name(other.device) + "; put both on one device");
+  throw ValueError(std::string(argument) + " is on " + name(array.device) + " but " + other_argument +
+                   " is on " + name(other.device) + "; put both on one device");
 }
 
 void check_shape(const Array& array, const char* argument, const Shape& expected) {
   if (array.shape == expected) return;
-  throw ValueError(std::string(argument) + " must have shape " + name(expected) + ", got " + name(array.shape));
+  throw ValueError(std::string(argument) + " must have shape " + name(expected) + ", got " +
+                   name(array.shape));
 }
 
 void check_input(const Array& array, const char* argument, int rank, const char* layout,

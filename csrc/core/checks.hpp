@@ -1,4 +1,5 @@
-// Checks that name the argument and what was seen. ValueError and TypeError are what the bindings make of them.
+// Checks that name the argument and what was seen. ValueError and TypeError are what the bindings make of
+// them.
 #pragma once
 
 #include <initializer_list>
@@ -25,7 +26,8 @@ void check_dtype(const Array& array, const char* argument, std::initializer_list
 void check_contiguous(const Array& array, const char* argument);
 void check_not_empty(const Array& array, const char* argument);
 void check_writable(const Array& array, const char* argument);
-void check_same_device(const Array& array, const char* argument, const Array& other, const char* other_argument);
+void check_same_device(const Array& array, const char* argument, const Array& other,
+                       const char* other_argument);
 void check_shape(const Array& array, const char* argument, const Shape& expected);
 
 // All of the above that hold for every input: rank, dtype, contiguity, at least one element.

@@ -1,5 +1,6 @@
-// Storage types for float16 and bfloat16. Arithmetic is done in float32; these only convert, rounding to nearest even.
-// `static`, because the files that are compiled once per instruction set include this header: each keeps its own copy.
+// Storage types for float16 and bfloat16. Arithmetic is done in float32; these only convert, rounding to
+// nearest even. `static`, because the files that are compiled once per instruction set include this header:
+// each keeps its own copy.
 #pragma once
 
 #include <cstdint>
@@ -37,10 +38,15 @@ static inline float to_float(BFloat16 value) {
 static inline float to_float(Float16 value) {
   const std::uint32_t sign = static_cast<std::uint32_t>(value.bits & 0x8000u) << 16;
   const std::uint32_t magnitude = static_cast<std::uint32_t>(value.bits & 0x7fffu) << 13;
-  // Multiplying by 2^112 rebases the exponent and normalises subnormals; inf and NaN keep their exponent of ones.
-  const float rebased = detail::float_of(magnitude) * detail::float_of(0x77800000u);
-  std::uint32_t bits = detail::bits_of(rebased);
-  if (magnitude >= 0x0f800000u) bits = magnitude | 0x7f800000u;
+  std::uint32_t bits = magnitude + 0x38000000u;  // normal: the exponent's bias goes from 15 to 127
+  if (magnitude >= 0x0f800000u) {
+    bits = magnitude | 0x7f800000u;  // inf and NaN keep their exponent of ones
+  } else if (magnitude < 0x00800000u) {
+    // Zero and subnormal: 2^-14 (1 + mantissa) - 2^-14 normalises without touching a subnormal float32, which
+    // a thread may be told to flush to zero.
+    const float offset = detail::float_of(0x38800000u);
+    bits = detail::bits_of(detail::float_of(0x38800000u + magnitude) - offset);
+  }
   return detail::float_of(bits | sign);
 }
 

@@ -6,7 +6,8 @@
 
 namespace ensemblead {
 
-// Called between blocks of work, on the thread that started the operation. It stops the operation by throwing.
+// Called between blocks of work, on the thread that started the operation. It stops the operation by
+// throwing.
 using Progress = std::function<void(std::int64_t done, std::int64_t total)>;
 
 }  // namespace ensemblead

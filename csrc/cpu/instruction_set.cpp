@@ -11,8 +11,9 @@ namespace {
 InstructionSet best_supported() {
 #if defined(__x86_64__)
   __builtin_cpu_init();
-  const bool v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi") &&
-                  __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("f16c");
+  const bool v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                  __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2") &&
+                  __builtin_cpu_supports("f16c");
   const bool v4 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                   __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
                   __builtin_cpu_supports("avx512vl");
@@ -29,9 +30,10 @@ InstructionSet choose() {
   for (const InstructionSet set : {InstructionSet::kBaseline, InstructionSet::kV3, InstructionSet::kV4}) {
     if (std::string(wish) == name(set) && set <= best) return set;
   }
-  throw ValueError(std::string("ENSEMBLEAD_INSTRUCTION_SET must be baseline, x86-64-v3 or x86-64-v4 and supported by "
-                               "this processor (best here: ") +
-                   name(best) + "), got '" + wish + "'");
+  throw ValueError(
+      std::string("ENSEMBLEAD_INSTRUCTION_SET must be baseline, x86-64-v3 or x86-64-v4 and supported by "
+                  "this processor (best here: ") +
+      name(best) + "), got '" + wish + "'");
 }
 
 }  // namespace

@@ -1,17 +1,18 @@
 // Which build of the SIMD loops runs on this processor.
 //
-// The files named *_simd.cpp are compiled once per instruction set, each into a namespace of its own, and export one
-// table of function pointers; the rest of the CPU code is compiled once and asks `for_this_cpu` for the right table.
-// Whole files rather than function clones: GCC lowers generic vectors to the baseline's width before it clones.
+// The files named *_simd.cpp are compiled once per instruction set, each into a namespace of its own, and
+// export one table of function pointers; the rest of the CPU code is compiled once and asks `for_this_cpu`
+// for the right table. Whole files rather than function clones: GCC lowers generic vectors to the baseline's
+// width before it clones.
 #pragma once
 
 namespace ensemblead::cpu {
 
 enum class InstructionSet { kBaseline, kV3, kV4 };
 
-// Chosen once from what the processor has (AVX2 + FMA + F16C, or AVX-512 F/BW/CD/DQ/VL besides), whatever its vendor.
-// The environment variable ENSEMBLEAD_INSTRUCTION_SET=baseline|x86-64-v3|x86-64-v4 can lower the choice; a value that is unknown or
-// beyond the processor throws ValueError.
+// Chosen once from what the processor has (AVX2 + FMA + F16C, or AVX-512 F/BW/CD/DQ/VL besides), whatever its
+// vendor. The environment variable ENSEMBLEAD_INSTRUCTION_SET=baseline|x86-64-v3|x86-64-v4 can lower the
+// choice; a value that is unknown or beyond the processor throws ValueError.
 InstructionSet instruction_set();
 
 const char* name(InstructionSet set);

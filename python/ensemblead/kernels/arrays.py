@@ -123,11 +123,17 @@ def framework_of(array: Array, argument: str) -> Framework:
     """The framework of `array`; `argument` is the name an error uses.
 
     Raises:
-        TypeError: it is no NumPy, CuPy or torch array.
+        TypeError: it is no NumPy, CuPy or torch array, or it is a masked array (whose mask would be lost).
+        ValueError: it is a torch tensor whose memory does not hold its values.
     """
     if isinstance(array, np.ndarray):
+        if "numpy.ma" in sys.modules and isinstance(array, np.ma.MaskedArray):
+            raise TypeError(f"{argument} is a masked array; fill or compress it first")
         return _NUMPY
     if "torch" in sys.modules and isinstance(array, sys.modules["torch"].Tensor):
+        # DLPack hands out the memory of a lazy negation as it is, with the wrong sign.
+        if array.is_neg():
+            raise ValueError(f"{argument} is a lazily negated view; pass {argument}.resolve_neg()")
         return _TORCH
     if "cupy" in sys.modules and isinstance(array, sys.modules["cupy"].ndarray):
         return _CUPY
