@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from common import Figures, FiguresOf, plain_table
+from record import Figures, FiguresOf, plain_table
 
 _COLLECTED = pytest.StashKey[Figures]()
 

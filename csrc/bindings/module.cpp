@@ -1,3 +1,4 @@
+#include <omp.h>
 #include <pybind11/pybind11.h>
 
 #include <exception>
@@ -27,6 +28,7 @@ PYBIND11_MODULE(_core, module) {
   module.attr("compiler") = ENSEMBLEAD_COMPILER;
   module.def("cuda_available", &cuda::available);
   module.def("instruction_set", [] { return cpu::name(cpu::instruction_set()); });
+  module.def("openmp_threads", &omp_get_max_threads);
 
   bindings::bind_coreset(module);
   bindings::bind_patches(module);

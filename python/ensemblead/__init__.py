@@ -1,6 +1,35 @@
 """Visual anomaly detection with memory-bank ensembles."""
 
-from ensemblead._core import __version__, cuda_available
-from ensemblead.errors import EnsembleADError
+from __future__ import annotations
 
-__all__ = ["EnsembleADError", "__version__", "cuda_available"]
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from ensemblead.errors import EnsembleADError
+from ensemblead.extras import EXTRAS, missing_extra
+from ensemblead.kernels.build import __version__, cuda_available
+
+if TYPE_CHECKING:
+    pass
+
+# Loaded when first asked for, so that `import ensemblead` stays quick and needs NumPy alone.
+_LAZY: dict[str, str] = {}
+
+__all__ = ["EnsembleADError", "__version__", "cuda_available", *_LAZY]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        value = getattr(importlib.import_module(_LAZY[name]), name)
+    except ModuleNotFoundError as error:
+        if error.name not in EXTRAS:
+            raise
+        raise missing_extra(error.name, f"ensemblead.{name}") from error
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})

@@ -1,4 +1,4 @@
-"""The compiled core. Only `ensemblead.kernels` (and the package's own description of itself) uses it."""
+"""The compiled core. Only `ensemblead.kernels` uses it."""
 
 # What was compiled in.
 __version__: str
@@ -7,3 +7,4 @@ compiler: str
 
 def cuda_available() -> bool: ...
 def instruction_set() -> str: ...
+def openmp_threads() -> int: ...

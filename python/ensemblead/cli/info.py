@@ -1,0 +1,125 @@
+"""`ensemblead info`: versions, devices, what was compiled in, what is missing and what is wrong."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+from dataclasses import asdict
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from ensemblead.extras import EXTRAS
+from ensemblead.kernels.build import build
+
+# Import name -> distribution name, where the two differ.
+_DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn"}
+# Several distributions provide these, each overwriting the files of the others.
+_FAMILIES = {
+    "faiss": ("faiss", "faiss-cpu", "faiss-gpu"),
+    "cupy": ("cupy", "cupy-cuda", "cupy-rocm"),
+}
+
+
+def installed(module: str) -> dict[str, str]:
+    """Distribution name -> version of what provides `module`; looked up without importing it."""
+    if module in _FAMILIES:
+        return _installed_of_family(_FAMILIES[module])
+    name = _DISTRIBUTIONS.get(module, module)
+    try:
+        return {name: importlib.metadata.version(name)}
+    except importlib.metadata.PackageNotFoundError:
+        return {}
+
+
+def _installed_of_family(names: tuple[str, ...]) -> dict[str, str]:
+    """The bare name, or one of the others with any suffix ("faiss-gpu-cu12")."""
+    found = {}
+    for distribution in importlib.metadata.distributions():
+        name = (distribution.metadata["Name"] or "").lower().replace("_", "-")
+        if name == names[0] or name.startswith(names[1:]):
+            found[name] = distribution.version
+    return dict(sorted(found.items()))
+
+
+def devices() -> list[dict[str, Any]]:
+    """The CPU, and the GPUs that torch shows."""
+    found: list[dict[str, Any]] = [{"device": "cpu", "name": platform.processor() or platform.machine()}]
+    if not installed("torch"):
+        return found
+    import torch
+
+    for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        properties = torch.cuda.get_device_properties(index)
+        memory = round(properties.total_memory / 2**30, 1)
+        found.append({"device": f"cuda:{index}", "name": properties.name, "memory_gib": memory})
+    return found
+
+
+def describe() -> dict[str, Any]:
+    """Everything that `ensemblead info` shows, as it appears in its JSON."""
+    core = asdict(build())
+    packages = {"numpy": installed("numpy"), **{module: installed(module) for module in EXTRAS}}
+    missing = {module: list(EXTRAS[module]) for module, found in packages.items() if not found}
+    return {
+        "ensemblead": core.pop("version"),
+        "python": platform.python_version(),
+        "packages": packages,
+        "devices": devices(),
+        "core": core,
+        "missing": missing,
+        "warnings": warnings_about(packages),
+    }
+
+
+def warnings_about(packages: dict[str, dict[str, str]]) -> list[str]:
+    """What is installed in a way that cannot work."""
+    found = []
+    for module in _FAMILIES:
+        names = list(packages[module])
+        if len(names) > 1:
+            found.append(
+                f"{' and '.join(names)} are installed side by side and overwrite each other's {module}: "
+                f"pip uninstall {' '.join(names)}, then install one of the extras cpu and gpu"
+            )
+    return found
+
+
+def command(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+) -> None:
+    """Versions, devices, what was compiled in."""
+    description = describe()
+    if as_json:
+        typer.echo(json.dumps(description, indent=2))
+        return
+    console = Console()
+    console.print(f"ensemblead {description['ensemblead']}, Python {description['python']}", highlight=False)
+    for title, rows in _sections(description).items():
+        table = Table(title=title, title_justify="left", show_header=False, box=None, pad_edge=False)
+        for cells in rows:
+            table.add_row(*map(escape, cells))
+        console.print()
+        console.print(table)
+    for warning in description["warnings"]:
+        console.print(f"\n[bold red]warning:[/] {escape(warning)}", soft_wrap=True)
+
+
+def _sections(description: dict[str, Any]) -> dict[str, list[tuple[str, str]]]:
+    """The tables: title -> rows of two cells."""
+    packages = []
+    for module, found in description["packages"].items():
+        extras = description["missing"].get(module, [])
+        install = " or ".join(f'pip install "ensemblead[{extra}]"' for extra in extras)
+        versions = ", ".join(f"{name} {version}" for name, version in found.items())
+        packages.append((module, versions or f"not installed ({install})"))
+    shown = []
+    for device in description["devices"]:
+        memory = f", {device['memory_gib']} GiB" if "memory_gib" in device else ""
+        shown.append((device["device"], device["name"] + memory))
+    core = [(key.replace("_", " "), str(value)) for key, value in description["core"].items()]
+    return {"packages": packages, "devices": shown, "compiled core": core}

@@ -1,0 +1,38 @@
+"""What was compiled into the core, and what it finds on this machine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ensemblead import _core
+from ensemblead._core import __version__, cuda_available
+
+__all__ = ["Build", "__version__", "build", "cuda_available"]
+
+
+@dataclass(frozen=True)
+class Build:
+    """How the core was compiled and what it chose at run time."""
+
+    version: str
+    cuda: str  # "on" or "off" and why
+    cuda_available: bool  # built with CUDA, and a device is there
+    compiler: str
+    instruction_set: str  # of the SIMD loops, chosen for this processor
+    openmp_threads: int  # what the kernels use when nothing else is asked for
+
+
+def build() -> Build:
+    """Describes the compiled core.
+
+    Raises:
+        ValueError: ENSEMBLEAD_INSTRUCTION_SET names an instruction set that there is not, or not here.
+    """
+    return Build(
+        version=__version__,
+        cuda=_core.cuda_decision,
+        cuda_available=cuda_available(),
+        compiler=_core.compiler,
+        instruction_set=_core.instruction_set(),
+        openmp_threads=_core.openmp_threads(),
+    )

@@ -1,0 +1,319 @@
+"""The rules of the house: who may import whom, the public names, the version, how heavy the package is.
+
+CONTRIBUTING.md explains them. They are read from the sources,
+whatever copy of the package is installed.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.metadata
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import ensemblead
+from ensemblead import _core
+from ensemblead.extras import EXTRAS
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "python" / "ensemblead"
+CSRC = ROOT / "csrc"
+
+# The public names; adding one is a decision, and so is a line here.
+PUBLIC_NAMES = [
+    "EnsembleADError",
+    "__version__",
+    "cuda_available",
+]
+
+# Bottom up. A part may import the floors below its own; parts that share a floor are strangers.
+FLOORS = [
+    {"errors", "extras"},
+    {"_core"},
+    {"kernels"},
+    {"images", "features", "memory", "store"},
+    {"detectors"},
+    {"ensembles", "retrieval"},
+    {"evaluation"},
+    {"cli"},
+]
+# Rooms of one floor that may use each other, and why.
+NEIGHBOURS = {("extras", "errors")}
+
+# Import name -> the only places that may import it (relative to the package; a folder ends with a slash).
+ONLY_THERE = {
+    "ensemblead._core": ("kernels/",),
+    "faiss": ("memory/search.py",),
+    "timm": ("features/backbones.py",),
+    "torchvision": ("features/backbones.py",),
+    "cupy": ("kernels/arrays.py",),
+    "typer": ("cli/",),
+    "rich": ("cli/",),
+    "pickle": (),
+}
+
+
+def sources() -> list[Path]:
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def imports_of(path: Path) -> Iterator[tuple[str, int]]:
+    """(absolute dotted name, line) of every import, those inside functions and type-checking blocks included.
+
+    `from a import b` counts as both `a` and `a.b`, for b may be a module.
+    """
+    module = ["ensemblead", *path.relative_to(PACKAGE).with_suffix("").parts]
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name, node.lineno
+        elif isinstance(node, ast.ImportFrom):
+            base = (module[: -node.level] if node.level else []) + ([node.module] if node.module else [])
+            yield ".".join(base), node.lineno
+            for alias in node.names:
+                yield ".".join([*base, alias.name]), node.lineno
+
+
+def room(name: str) -> str | None:
+    """The part of the package that a dotted name belongs to: "kernels" for ensemblead.kernels.coreset."""
+    parts = name.split(".")
+    return parts[1] if parts[0] == "ensemblead" and len(parts) > 1 else None
+
+
+def floor(name: str) -> int:
+    for height, rooms in enumerate(FLOORS):
+        if name in rooms:
+            return height
+    raise AssertionError(f"ensemblead/{name} stands on no floor: give it one in {Path(__file__).name}")
+
+
+def may_use(user: str, used: str) -> bool:
+    """Whether one part of the package may import another."""
+    return user == used or floor(used) < floor(user) or (user, used) in NEIGHBOURS
+
+
+def test_every_part_has_a_floor() -> None:
+    parts = {path.relative_to(PACKAGE).parts[0].removesuffix(".py") for path in sources()} - {"__init__"}
+    assert parts, "no sources found"
+    for part in parts:
+        floor(part)
+
+
+def test_nothing_imports_upward() -> None:
+    wrong = []
+    rooms = set().union(*FLOORS)
+    for path in sources():
+        user = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        if user == "__init__":
+            continue  # the roof: it shows what is public
+        for name, line in imports_of(path):
+            used = room(name)
+            if used in rooms and not may_use(user, used):
+                wrong.append(f"{path.relative_to(ROOT)}:{line} imports {name}")
+            if name == "ensemblead" or (used is not None and used not in rooms):
+                wrong.append(f"{path.relative_to(ROOT)}:{line} imports {name}, not a part by its name")
+    # `from ensemblead import _core` names the package on its way to a part.
+    wrong = [entry for entry in wrong if not entry.endswith("imports ensemblead, not a part by its name")]
+    assert wrong == []
+
+
+def test_heavy_and_private_modules_stay_in_their_place() -> None:
+    wrong = []
+    for path in sources():
+        where = path.relative_to(PACKAGE).as_posix()
+        for name, line in imports_of(path):
+            for guarded, places in ONLY_THERE.items():
+                inside = any(f"{where}/".startswith(place) for place in places)
+                if f"{name}.".startswith(f"{guarded}.") and not inside:
+                    wrong.append(f"{where}:{line} imports {name}, allowed in {places or 'no file'}")
+    assert wrong == []
+
+
+def test_the_rules_see_a_breach(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The two tests above, on a tree that breaks the rules in every way of writing an import."""
+    monkeypatch.setattr(sys.modules[__name__], "PACKAGE", tmp_path)
+    monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
+    (tmp_path / "kernels").mkdir()
+    (tmp_path / "kernels" / "coreset.py").write_text("from ..memory import bank\n")
+    with pytest.raises(AssertionError, match=r"coreset\.py:1 imports ensemblead\.memory"):
+        test_nothing_imports_upward()
+    (tmp_path / "kernels" / "coreset.py").write_text("def f():\n    from ensemblead import cli\n")
+    with pytest.raises(AssertionError, match=r"coreset\.py:2 imports ensemblead\.cli"):
+        test_nothing_imports_upward()
+    (tmp_path / "kernels" / "coreset.py").write_text("import faiss.contrib\n")
+    with pytest.raises(AssertionError, match=r"coreset\.py:1 imports faiss\.contrib"):
+        test_heavy_and_private_modules_stay_in_their_place()
+    (tmp_path / "kernels" / "coreset.py").write_text("from ensemblead import _core\nimport numpy\n")
+    test_nothing_imports_upward()
+    test_heavy_and_private_modules_stay_in_their_place()
+
+
+# --- the C++ side ---------------------------------------------------------------------------------
+
+STANDARD_CXX = re.compile(r"^[a-z_]+$")  # no suffix, no folder
+CUDA_HEADERS = re.compile(r"^(cuda\w*\.h|cuda_\w+\.h|cooperative_groups.*|cub/.*|cuda/\w+|mma\.h)$")
+
+
+def includes_of(path: Path) -> Iterator[tuple[str, bool, int]]:
+    """(header, in angle brackets, line)"""
+    for number, line in enumerate(path.read_text().splitlines(), start=1):
+        found = re.match(r"\s*#\s*include\s*([<\"])([^>\"]+)[>\"]", line)
+        if found:
+            yield found[2], found[1] == "<", number
+
+
+def may_include(where: str, header: str, system: bool) -> bool:
+    """Whether csrc/`where` may include `header`."""
+    place = where.split("/")[0] if "/" in where else "contract"
+    if not system:
+        target = header.split("/")[0] if "/" in header else "contract"
+        allowed = {
+            "core": {"core"},
+            "contract": {"core", "contract"},
+            "cpu": {"core", "contract", "cpu"},
+            "cuda": {"core", "contract", "cuda"},
+            "bindings": {"core", "contract", "cpu", "cuda", "bindings"},
+        }
+        return target in allowed[place]
+    if STANDARD_CXX.match(header):
+        return True
+    if place == "cpu":
+        return header in ("omp.h", "immintrin.h")
+    if place == "cuda":
+        return CUDA_HEADERS.match(header) is not None
+    return place == "bindings" and (header.startswith("pybind11/") or header in ("omp.h", "Python.h"))
+
+
+def test_includes_keep_to_their_place() -> None:
+    paths = [path for path in sorted(CSRC.rglob("*")) if path.suffix in (".hpp", ".cpp", ".cu", ".cuh", ".h")]
+    assert paths, "no C++ sources found"
+    wrong = []
+    for path in paths:
+        where = path.relative_to(CSRC).as_posix()
+        for header, system, line in includes_of(path):
+            if not may_include(where, header, system):
+                wrong.append(f"csrc/{where}:{line} includes {header}")
+    assert wrong == []
+
+
+@pytest.mark.parametrize(
+    ("where", "header", "system", "allowed"),
+    [
+        ("core/array.hpp", "vector", True, True),
+        ("core/array.hpp", "omp.h", True, False),
+        ("core/array.hpp", "pybind11/pybind11.h", True, False),
+        ("core/array.hpp", "cpu/instruction_set.hpp", False, False),
+        ("coreset.hpp", "core/array.hpp", False, True),
+        ("coreset.hpp", "bindings/dlpack.hpp", False, False),
+        ("coreset.hpp", "torch/torch.h", True, False),
+        ("cpu/coreset.cpp", "omp.h", True, True),
+        ("cpu/coreset.cpp", "cuda/device.hpp", False, False),
+        ("cpu/coreset.cpp", "dlpack/dlpack.h", True, False),
+        ("cuda/coreset.cu", "cuda_runtime.h", True, True),
+        ("bindings/coreset.cpp", "pybind11/stl.h", True, True),
+        ("bindings/coreset.cpp", "ATen/ATen.h", True, False),
+    ],
+)
+def test_the_include_rule_itself(where: str, header: str, system: bool, allowed: bool) -> None:
+    assert may_include(where, header, system) == allowed
+
+
+def test_files_stay_readable() -> None:
+    """No file outgrows a reader: 450 lines, data and pictures excepted."""
+    suffixes = {".py", ".pyi", ".hpp", ".cpp", ".cu", ".cuh", ".sh"}
+    folders = [ROOT / name for name in ("python", "csrc", "tests", "benchmarks", "tools")]
+    paths = [path for folder in folders for path in folder.rglob("*") if path.suffix in suffixes]
+    lengths = {path.relative_to(ROOT).as_posix(): len(path.read_text().splitlines()) for path in paths}
+    assert {name: length for name, length in lengths.items() if length > 450} == {}
+
+
+# --- the public face ------------------------------------------------------------------------------
+
+
+def test_public_names() -> None:
+    assert sorted(ensemblead.__all__) == sorted(PUBLIC_NAMES)
+    assert set(PUBLIC_NAMES) <= set(dir(ensemblead))
+
+
+@pytest.mark.parametrize("name", PUBLIC_NAMES)
+def test_public_name_resolves(name: str) -> None:
+    try:
+        value = getattr(ensemblead, name)
+    except ensemblead.EnsembleADError as error:  # a package that an extra brings is not installed
+        pytest.skip(str(error))
+    if callable(value):
+        assert value.__module__.startswith("ensemblead"), f"{name} comes from {value.__module__}"
+        assert value.__doc__, f"{name} has no docstring"
+
+
+def test_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="has no attribute 'select_corset'"):
+        _ = ensemblead.select_corset
+
+
+def test_version_is_the_same_everywhere() -> None:
+    declared = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    assert declared is not None
+    assert ensemblead.__version__ == _core.__version__ == declared[1]
+    try:
+        installed = importlib.metadata.version("ensemblead")
+    except importlib.metadata.PackageNotFoundError:
+        return  # used from the source tree
+    assert installed == declared[1]
+
+
+def test_changelog_knows_the_version() -> None:
+    assert f"## [{ensemblead.__version__}]" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_stub_matches_the_core() -> None:
+    tree = ast.parse((PACKAGE / "_core.pyi").read_text())
+    stubbed = {node.name for node in tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
+    stubbed |= {ast.unparse(node.target) for node in tree.body if isinstance(node, ast.AnnAssign)}
+    actual = {name for name in dir(_core) if not name.startswith("__")} | {"__version__"}
+    assert stubbed == actual
+
+
+REPORT_MODULES = """
+import json, sys, time
+before = set(sys.modules)
+import numpy
+start = time.perf_counter()
+import ensemblead
+took = time.perf_counter() - start
+new = set(sys.modules) - before
+print(json.dumps({"took": took, "modules": sorted(new), "cuda": ensemblead.cuda_available()}))
+"""
+
+
+def import_in_fresh_process(**environment: str) -> dict[str, object]:
+    command = [sys.executable, "-W", "error", "-c", REPORT_MODULES]
+    outcome = subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, **environment}, check=False
+    )
+    assert outcome.returncode == 0, outcome.stderr
+    report: dict[str, object] = json.loads(outcome.stdout)
+    return report
+
+
+def test_import_is_light() -> None:
+    report = import_in_fresh_process()
+    print(f"import ensemblead, NumPy loaded: {report['took']:.3f} s")
+    modules = report["modules"]
+    assert isinstance(modules, list)
+    assert set(EXTRAS) & set(modules) == set()
+    # Whatever else is loaded comes from Python itself, NumPy or us.
+    tops = {name.split(".")[0] for name in modules} - {"numpy", "ensemblead"}
+    assert {name for name in tops if name not in sys.stdlib_module_names} == set()
+
+
+def test_import_without_a_visible_gpu() -> None:
+    report = import_in_fresh_process(CUDA_VISIBLE_DEVICES="")
+    assert report["cuda"] is False
