@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+import sys
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, NoReturn
@@ -27,7 +28,20 @@ hypothesis.settings.register_profile(
     derandomize=bool(os.environ.get("CI")),
     suppress_health_check=[hypothesis.HealthCheck.too_slow],
 )
+hypothesis.settings.register_profile("brief", hypothesis.settings.get_profile("ensemblead"), max_examples=10)
 hypothesis.settings.load_profile("ensemblead")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--numpy-only", action="store_true", help="behave as if no other array framework were installed"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--numpy-only"):
+        for framework in ("torch", "cupy"):
+            sys.modules[framework] = None  # type: ignore[assignment]
 
 
 @dataclass(frozen=True)

@@ -154,7 +154,8 @@ Borrowed::Borrowed(const py::handle& object, const char* argument) {
     // What a producer refuses to hand out (a tensor that requires grad, say) is a wrong value, under our name
     // for it.
     PyObject* kind = nullptr;
-    if (error.matches(PyExc_BufferError) || error.matches(PyExc_RuntimeError)) kind = PyExc_ValueError;
+    for (PyObject* refusal : {PyExc_BufferError, PyExc_RuntimeError, PyExc_ValueError})
+      if (error.matches(refusal)) kind = PyExc_ValueError;
     if (error.matches(PyExc_TypeError)) kind = PyExc_TypeError;
     if (kind == nullptr) throw;
     const std::string reason = py::str(error.value()).cast<std::string>();

@@ -119,6 +119,12 @@ class _CuPy:
 _NUMPY, _TORCH, _CUPY = _NumPy(), _Torch(), _CuPy()
 
 
+def _is(array: Array, module: str, kind: str) -> bool:
+    """Whether `array` is a `module.kind`; the module may be absent, blocked, or only half imported."""
+    found = getattr(sys.modules.get(module), kind, None)
+    return found is not None and isinstance(array, found)
+
+
 def framework_of(array: Array, argument: str) -> Framework:
     """The framework of `array`; `argument` is the name an error uses.
 
@@ -130,12 +136,12 @@ def framework_of(array: Array, argument: str) -> Framework:
         if "numpy.ma" in sys.modules and isinstance(array, np.ma.MaskedArray):
             raise TypeError(f"{argument} is a masked array; fill or compress it first")
         return _NUMPY
-    if "torch" in sys.modules and isinstance(array, sys.modules["torch"].Tensor):
+    if _is(array, "torch", "Tensor"):
         # DLPack hands out the memory of a lazy negation as it is, with the wrong sign.
         if array.is_neg():
             raise ValueError(f"{argument} is a lazily negated view; pass {argument}.resolve_neg()")
         return _TORCH
-    if "cupy" in sys.modules and isinstance(array, sys.modules["cupy"].ndarray):
+    if _is(array, "cupy", "ndarray"):
         return _CUPY
     raise TypeError(f"{argument} must be a NumPy, CuPy or torch array, got {type(array).__name__}")
 
