@@ -33,4 +33,4 @@ ASAN_OPTIONS="detect_leaks=0:detect_stack_use_after_return=1:strict_init_order=1
 UBSAN_OPTIONS="print_stacktrace=1" \
 PYTHONMALLOC=malloc \
 PYTHONPATH=build/asan/python \
-  "$python" -m pytest -p no:cacheprovider --numpy-only --hypothesis-profile=brief "${tests[@]}"
+  "$python" -m pytest -p no:cacheprovider -p no:faulthandler --capture=sys --numpy-only --hypothesis-profile=brief "${tests[@]}"
