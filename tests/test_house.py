@@ -226,12 +226,15 @@ def test_the_include_rule_itself(where: str, header: str, system: bool, allowed:
 
 
 def test_files_stay_readable() -> None:
-    """No file outgrows a reader: 450 lines, data and pictures excepted."""
+    """No source outgrows a reader: 450 lines, and 600 for tests, which are lists by nature."""
     suffixes = {".py", ".pyi", ".hpp", ".cpp", ".cu", ".cuh", ".sh"}
-    folders = [ROOT / name for name in ("python", "csrc", "tests", "benchmarks", "tools")]
-    paths = [path for folder in folders for path in folder.rglob("*") if path.suffix in suffixes]
-    lengths = {path.relative_to(ROOT).as_posix(): len(path.read_text().splitlines()) for path in paths}
-    assert {name: length for name, length in lengths.items() if length > 450} == {}
+    limits = {"python": 450, "csrc": 450, "benchmarks": 450, "tools": 450, "tests": 600}
+    too_long = {}
+    for folder, limit in limits.items():
+        for path in (ROOT / folder).rglob("*"):
+            if path.suffix in suffixes and (length := len(path.read_text().splitlines())) > limit:
+                too_long[path.relative_to(ROOT).as_posix()] = length
+    assert too_long == {}
 
 
 # --- the public face ------------------------------------------------------------------------------
