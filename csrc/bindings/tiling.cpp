@@ -1,5 +1,87 @@
+#include "tiling.hpp"
+
+#include <cstdint>
+#include <utility>
+
 #include "bindings/bindings.hpp"
+#include "bindings/dlpack.hpp"
+#include "core/checks.hpp"
+
+namespace py = pybind11;
 
 namespace ensemblead::bindings {
-void bind_tiling(pybind11::module_&) {}
+namespace {
+
+using Pair = std::pair<std::int64_t, std::int64_t>;
+
+Size2 size_of(Pair pair) { return {pair.first, pair.second}; }
+Size2 last_two(const Shape& shape) { return {shape[shape.size() - 2], shape[shape.size() - 1]}; }
+
+Pair tile_grid(Pair image_size, Pair tile_size, Pair stride) {
+  const TileGrid grid = make_tile_grid(size_of(image_size), size_of(tile_size), size_of(stride));
+  return {grid.rows.count, grid.cols.count};
+}
+
+// The shape of the tiles of `images` ([B, C, ...]) under `grid`.
+Shape tiles_shape(const Shape& images, const TileGrid& grid) {
+  return {grid.rows.count, grid.cols.count, images[0], images[1], grid.rows.tile, grid.cols.tile};
+}
+
+void tile(const py::object& images, const py::object& tiles, Pair tile_size, Pair stride, int num_threads,
+          std::intptr_t stream) {
+  const Borrowed borrowed(images, "images");
+  const Borrowed borrowed_out(tiles, "tiles");
+  TileTask task{borrowed.array(), borrowed_out.array(), {}};
+  check_input(task.images, "images", 4, "[B, C, H, W]",
+              {DType::kUInt8, DType::kFloat16, DType::kBFloat16, DType::kFloat32, DType::kFloat64});
+  task.grid = make_tile_grid(last_two(task.images.shape), size_of(tile_size), size_of(stride));
+  check_output(task.tiles, "tiles", task.images.dtype, tiles_shape(task.images.shape, task.grid));
+  check_same_device(task.tiles, "tiles", task.images, "images");
+  const py::gil_scoped_release release;
+  task.images.device.kind == DeviceKind::kCpu ? cpu::tile(task, num_threads) : cuda::tile(task, stream);
+}
+
+void untile(const py::object& tiles, const py::object& images, Pair stride, int num_threads, std::intptr_t stream) {
+  const Borrowed borrowed(tiles, "tiles");
+  const Borrowed borrowed_out(images, "images");
+  UntileTask task{borrowed.array(), borrowed_out.array(), {}};
+  check_input(task.tiles, "tiles", 6, "[rows, cols, B, C, h, w]",
+              {DType::kFloat16, DType::kBFloat16, DType::kFloat32, DType::kFloat64});
+  check_rank(task.images, "images", 4, "[B, C, H, W]");
+  check_output(task.images, "images", task.tiles.dtype, task.images.shape);
+  task.grid = make_tile_grid(last_two(task.images.shape), last_two(task.tiles.shape), size_of(stride));
+  check_shape(task.tiles, "tiles", tiles_shape(task.images.shape, task.grid));
+  check_same_device(task.images, "images", task.tiles, "tiles");
+  const py::gil_scoped_release release;
+  task.tiles.device.kind == DeviceKind::kCpu ? cpu::untile(task, num_threads) : cuda::untile(task, stream);
+}
+
+void smooth_seams(const py::object& maps, const py::object& smoothed, Pair tile_size, Pair stride, double sigma,
+                  double width, int num_threads, std::intptr_t stream) {
+  const Borrowed borrowed(maps, "maps");
+  const Borrowed borrowed_out(smoothed, "smoothed");
+  SmoothTask task{borrowed.array(), borrowed_out.array(), {}, sigma, width};
+  if (task.maps.rank() < 2) throw ValueError("maps must be [..., H, W], got shape " + name(task.maps.shape));
+  check_input(task.maps, "maps", task.maps.rank(), "[..., H, W]",
+              {DType::kFloat16, DType::kBFloat16, DType::kFloat32, DType::kFloat64});
+  check_output(task.smoothed, "smoothed", task.maps.dtype, task.maps.shape);
+  check_same_device(task.smoothed, "smoothed", task.maps, "maps");
+  check_seam_parameters(sigma, width);
+  task.grid = make_tile_grid(last_two(task.maps.shape), size_of(tile_size), size_of(stride));
+  const py::gil_scoped_release release;
+  task.maps.device.kind == DeviceKind::kCpu ? cpu::smooth_seams(task, num_threads) : cuda::smooth_seams(task, stream);
+}
+
+}  // namespace
+
+void bind_tiling(py::module_& module) {
+  module.def("tile_grid", &tile_grid, py::arg("image_size"), py::arg("tile_size"), py::arg("stride"));
+  module.def("tile", &tile, py::arg("images"), py::arg("tiles"), py::arg("tile_size"), py::arg("stride"),
+             py::arg("num_threads"), py::arg("stream"));
+  module.def("untile", &untile, py::arg("tiles"), py::arg("images"), py::arg("stride"), py::arg("num_threads"),
+             py::arg("stream"));
+  module.def("smooth_seams", &smooth_seams, py::arg("maps"), py::arg("smoothed"), py::arg("tile_size"),
+             py::arg("stride"), py::arg("sigma"), py::arg("width"), py::arg("num_threads"), py::arg("stream"));
+}
+
 }  // namespace ensemblead::bindings

@@ -1,5 +1,8 @@
 """The compiled core. Only `ensemblead.kernels` uses it."""
 
+from collections.abc import Callable
+from typing import Any
+
 # What was compiled in.
 __version__: str
 cuda_decision: str
@@ -8,3 +11,38 @@ compiler: str
 def cuda_available() -> bool: ...
 def instruction_set() -> str: ...
 def openmp_threads() -> int: ...
+def select_coreset(
+    features: Any,
+    picks: Any,
+    *,
+    start: str,
+    start_rows: Any,
+    bank: Any,
+    radius: float,
+    num_threads: int,
+    plain: bool,
+    progress: Callable[[int, int], object] | None,
+) -> tuple[int, dict[str, int]]: ...
+def project_rows(features: Any, projection: Any, projected: Any, *, num_threads: int) -> None: ...
+def tile_grid(
+    image_size: tuple[int, int], tile_size: tuple[int, int], stride: tuple[int, int]
+) -> tuple[int, int]: ...
+def tile(
+    images: Any,
+    tiles: Any,
+    tile_size: tuple[int, int],
+    stride: tuple[int, int],
+    num_threads: int,
+    stream: int,
+) -> None: ...
+def untile(tiles: Any, images: Any, stride: tuple[int, int], num_threads: int, stream: int) -> None: ...
+def smooth_seams(
+    maps: Any,
+    smoothed: Any,
+    tile_size: tuple[int, int],
+    stride: tuple[int, int],
+    sigma: float,
+    width: float,
+    num_threads: int,
+    stream: int,
+) -> None: ...

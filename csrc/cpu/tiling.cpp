@@ -1,0 +1,327 @@
+#include "tiling.hpp"
+
+#include <omp.h>
+
+#include <algorithm>
+#include <cstring>
+#include <string>
+#include <type_traits>
+#include <vector>
+
+#include "core/checks.hpp"
+#include "cpu/instruction_set.hpp"
+#include "cpu/tiling_simd.hpp"
+
+namespace ensemblead::cpu {
+namespace {
+
+const TilingTable& table() {
+#if defined(__x86_64__)
+  return for_this_cpu(baseline::tiling_table, v3::tiling_table, v4::tiling_table);
+#else
+  return baseline::tiling_table;
+#endif
+}
+
+// One unit of work: large enough that handing it out costs nothing, small enough to stay in the second-level cache.
+constexpr std::int64_t kBlockBytes = 64 * 1024;
+
+int threads_for(std::int64_t output_bytes, int num_threads) {
+  const std::int64_t wanted = num_threads > 0 ? num_threads : omp_get_max_threads();
+  return static_cast<int>(std::clamp<std::int64_t>(output_bytes / (2 * kBlockBytes), 1, wanted));
+}
+
+// `planes` of `height` rows cut into blocks of rows, each in one plane; block b starts at row (b % per_plane) * rows.
+struct RowBlocks {
+  RowBlocks(std::int64_t planes, std::int64_t height_of_plane, std::int64_t row_bytes)
+      : height(height_of_plane),
+        rows(std::clamp<std::int64_t>(kBlockBytes / row_bytes, 1, height_of_plane)),
+        per_plane((height + rows - 1) / rows),
+        count(planes * per_plane) {}
+
+  std::int64_t plane(std::int64_t block) const { return block / per_plane; }
+  Interval range(std::int64_t block) const {
+    const std::int64_t begin = block % per_plane * rows;
+    return {begin, std::min(begin + rows, height)};
+  }
+
+  std::int64_t height;
+  std::int64_t rows;
+  std::int64_t per_plane;
+  std::int64_t count;
+};
+
+// --- tile: bytes only, whatever the dtype -----------------------------------------------------------------------------
+
+// Copies rows [y.begin, y.end) of one tile whose first pixel is `source`; `inside` of its pixels lie in the image.
+void copy_tile_rows(const char* source, Interval y, Size2 inside, Size2 tile, std::int64_t image_width,
+                    std::int64_t item, char* out) {
+  const std::int64_t filled = std::clamp(inside.h, y.begin, y.end);
+  const std::int64_t out_row = tile.w * item;
+  if (tile.w == image_width) {
+    const auto bytes = static_cast<std::size_t>((filled - y.begin) * out_row);
+    std::memcpy(out + y.begin * out_row, source + y.begin * out_row, bytes);
+  } else {
+    const auto bytes = static_cast<std::size_t>(inside.w * item);
+    for (std::int64_t row = y.begin; row < filled; ++row) {
+      char* const target = out + row * out_row;
+      std::memcpy(target, source + row * image_width * item, bytes);
+      std::memset(target + bytes, 0, static_cast<std::size_t>(out_row) - bytes);
+    }
+  }
+  std::memset(out + filled * out_row, 0, static_cast<std::size_t>((y.end - filled) * out_row));
+}
+
+// --- untile -----------------------------------------------------------------------------------------------------------
+
+// The tiles first ... last cover every pixel of `pixels` on one axis.
+struct Run {
+  Interval pixels;
+  std::int64_t first;
+  std::int64_t last;
+};
+
+std::vector<Run> runs_of(const TileAxis& axis) {
+  std::vector<Run> runs;
+  for (const Interval pixels : covering_runs(axis))
+    runs.push_back({pixels, axis.first(pixels.begin), axis.last(pixels.begin)});
+  return runs;
+}
+
+std::int64_t largest_count(const std::vector<Run>& runs) {
+  std::int64_t count = 0;
+  for (const Run& run : runs) count = std::max(count, run.last - run.first + 1);
+  return count;
+}
+
+template <class T, class A>
+void untile_as(const UntileTask& task, const TilingLoops<T, A>& loops, int num_threads) {
+  const TileAxis rows = task.grid.rows;
+  const TileAxis cols = task.grid.cols;
+  const std::int64_t planes = task.images.shape[0] * task.images.shape[1];
+  const std::int64_t tile_size = rows.tile * cols.tile;
+  const std::vector<Run> row_runs = runs_of(rows);
+  const std::vector<Run> col_runs = runs_of(cols);
+  const auto most = static_cast<std::size_t>(largest_count(row_runs) * largest_count(col_runs));
+  const T* const tiles = task.tiles.as<const T>();
+  T* const images = task.images.as<T>();
+
+  const int threads = threads_for(planes * rows.size * cols.size * static_cast<std::int64_t>(sizeof(T)), num_threads);
+  std::vector<const T*> all_sources(most * static_cast<std::size_t>(threads));
+  const RowBlocks blocks(planes, rows.size, cols.size * static_cast<std::int64_t>(sizeof(T)));
+
+#pragma omp parallel for schedule(static) num_threads(threads)
+  for (std::int64_t block = 0; block < blocks.count; ++block) {
+    const T** const sources = all_sources.data() + most * static_cast<std::size_t>(omp_get_thread_num());
+    const std::int64_t plane = blocks.plane(block);
+    const Interval range = blocks.range(block);
+    for (const Run& rr : row_runs) {
+      const Interval y{std::max(rr.pixels.begin, range.begin), std::min(rr.pixels.end, range.end)};
+      if (y.begin >= y.end) continue;
+      for (std::int64_t row = y.begin; row < y.end; ++row) {
+        for (const Run& cr : col_runs) {
+          std::int64_t count = 0;
+          for (std::int64_t i = rr.first; i <= rr.last; ++i)
+            for (std::int64_t j = cr.first; j <= cr.last; ++j)
+              sources[count++] = tiles + ((i * cols.count + j) * planes + plane) * tile_size +
+                                 (row - i * rows.stride) * cols.tile + (cr.pixels.begin - j * cols.stride);
+          T* const out = images + (plane * rows.size + row) * cols.size + cr.pixels.begin;
+          const std::int64_t length = cr.pixels.end - cr.pixels.begin;
+          if (count == 1) {
+            std::memcpy(out, sources[0], static_cast<std::size_t>(length) * sizeof(T));
+          } else {
+            loops.average(sources, count, A(1) / static_cast<A>(count), length, out);
+          }
+        }
+      }
+    }
+  }
+}
+
+// --- smooth_seams -----------------------------------------------------------------------------------------------------
+
+// The blur of a call, in the type that sums are made in.
+template <class A>
+struct Blur {
+  Blur(const SmoothTask& task, const BlurLoops<A>& blur_loops)
+      : height(task.grid.rows.size),
+        width(task.grid.cols.size),
+        row_bands(seam_bands(task.grid.rows, task.width)),
+        col_bands(seam_bands(task.grid.cols, task.width)),
+        loops(blur_loops) {
+    for (const double weight : gaussian_weights(task.sigma)) weights.push_back(static_cast<A>(weight));
+    radius = static_cast<std::int64_t>(weights.size()) - 1;
+  }
+
+  bool in_row_band(std::int64_t y) const {
+    for (const Interval band : row_bands)
+      if (y >= band.begin && y < band.end) return true;
+    return false;
+  }
+
+  std::int64_t height;
+  std::int64_t width;
+  std::vector<Interval> row_bands;
+  std::vector<Interval> col_bands;
+  std::vector<A> weights;
+  std::int64_t radius = 0;
+  const BlurLoops<A>& loops;
+};
+
+// What one thread needs: a row blurred across rows with its reflected borders, the 2 * radius + 1 rows around the current
+// one, and, where maps are stored in 16 bits, the rows of a block as float and the finished row.
+template <class A>
+struct Scratch {
+  Scratch(const Blur<A>& blur, std::int64_t widened_rows)
+      : across(static_cast<std::size_t>(blur.width + 2 * blur.radius)),
+        rows(static_cast<std::size_t>(2 * blur.radius + 1)),
+        widened(static_cast<std::size_t>(widened_rows * blur.width)),
+        finished(static_cast<std::size_t>(widened_rows > 0 ? blur.width : 0)) {}
+
+  std::vector<A> across;
+  std::vector<const A*> rows;
+  std::vector<A> widened;
+  std::vector<A> finished;
+};
+
+// out[0 ...] = the pixels in `band` of the blurred row that scratch.rows surrounds: down the columns first, as SciPy does.
+template <class A>
+void blur_row(const Blur<A>& blur, Interval band, Scratch<A>* scratch, A* out) {
+  const std::int64_t radius = blur.radius;
+  const Interval inner{std::max<std::int64_t>(band.begin - radius, 0), std::min(band.end + radius, blur.width)};
+  A* const across = scratch->across.data() + radius;  // index 0 is the first column
+  for (const A*& row : scratch->rows) row += inner.begin;
+  blur.loops.across_rows(scratch->rows.data(), blur.weights.data(), radius, inner.end - inner.begin,
+                         across + inner.begin);
+  for (const A*& row : scratch->rows) row -= inner.begin;
+  for (std::int64_t x = band.begin - radius; x < 0; ++x) across[x] = across[reflected(x, blur.width)];
+  for (std::int64_t x = blur.width; x < band.end + radius; ++x) across[x] = across[reflected(x, blur.width)];
+  blur.loops.along_row(across + band.begin, blur.weights.data(), radius, band.end - band.begin, out);
+}
+
+// Points scratch.rows at the rows around y, in the map itself or in its widened rows, which start at row `first`.
+template <class A>
+void surround(const Blur<A>& blur, const A* rows, std::int64_t first, std::int64_t y, Scratch<A>* scratch) {
+  for (std::int64_t k = -blur.radius; k <= blur.radius; ++k)
+    scratch->rows[static_cast<std::size_t>(k + blur.radius)] =
+        rows + (reflected(y + k, blur.height) - first) * blur.width;
+}
+
+template <class T, class A>
+void smooth_rows(const Blur<A>& blur, const TilingLoops<T, A>& loops, const T* map, Interval range,
+                 Scratch<A>* scratch, T* out) {
+  const Interval whole{0, blur.width};
+  const A* rows = nullptr;
+  std::int64_t first = 0;
+  if constexpr (std::is_same_v<T, A>) {
+    rows = map;
+  } else {
+    first = std::max<std::int64_t>(range.begin - blur.radius, 0);
+    const std::int64_t end = std::min(range.end + blur.radius, blur.height);
+    loops.widen(map + first * blur.width, (end - first) * blur.width, scratch->widened.data());
+    rows = scratch->widened.data();
+  }
+  for (std::int64_t y = range.begin; y < range.end; ++y) {
+    const T* const source = map + y * blur.width;
+    T* const target = out + y * blur.width;
+    const bool all = blur.in_row_band(y);
+    const Interval* const bands = all ? &whole : blur.col_bands.data();
+    const std::size_t count = all ? 1 : blur.col_bands.size();
+    if (count > 0) surround(blur, rows, first, y, scratch);
+    std::int64_t x = 0;
+    for (std::size_t b = 0; b < count; ++b) {
+      std::memcpy(target + x, source + x, static_cast<std::size_t>(bands[b].begin - x) * sizeof(T));
+      if constexpr (std::is_same_v<T, A>) {
+        blur_row(blur, bands[b], scratch, target + bands[b].begin);
+      } else {
+        blur_row(blur, bands[b], scratch, scratch->finished.data());
+        loops.narrow(scratch->finished.data(), bands[b].end - bands[b].begin, target + bands[b].begin);
+      }
+      x = bands[b].end;
+    }
+    std::memcpy(target + x, source + x, static_cast<std::size_t>(blur.width - x) * sizeof(T));
+  }
+}
+
+template <class T, class A>
+void smooth_as(const SmoothTask& task, const TilingLoops<T, A>& loops, const BlurLoops<A>& blur_loops,
+               int num_threads) {
+  const Blur<A> blur(task, blur_loops);
+  const std::int64_t plane_size = blur.height * blur.width;
+  const std::int64_t planes = task.maps.size() / plane_size;
+  const T* const maps = task.maps.as<const T>();
+  T* const smoothed = task.smoothed.as<T>();
+
+  const int threads = threads_for(task.maps.size() * static_cast<std::int64_t>(sizeof(T)), num_threads);
+  const RowBlocks blocks(planes, blur.height, blur.width * static_cast<std::int64_t>(sizeof(T)));
+  const std::int64_t widened_rows =
+      std::is_same_v<T, A> ? 0 : std::min(blocks.rows + 2 * blur.radius, blur.height);
+  std::vector<Scratch<A>> scratch(static_cast<std::size_t>(threads), Scratch<A>(blur, widened_rows));
+
+#pragma omp parallel for schedule(static) num_threads(threads)
+  for (std::int64_t block = 0; block < blocks.count; ++block) {
+    const std::int64_t offset = blocks.plane(block) * plane_size;
+    smooth_rows(blur, loops, maps + offset, blocks.range(block),
+                &scratch[static_cast<std::size_t>(omp_get_thread_num())], smoothed + offset);
+  }
+}
+
+[[noreturn]] void refuse(const char* argument, DType dtype) {
+  throw TypeError(std::string(argument) + " has dtype " + name(dtype) + ", which no tiling kernel takes");
+}
+
+}  // namespace
+
+void tile(const TileTask& task, int num_threads) {
+  const TileAxis rows = task.grid.rows;
+  const TileAxis cols = task.grid.cols;
+  const std::int64_t images = task.images.shape[0] * task.images.shape[1];
+  const auto item = static_cast<std::int64_t>(item_size(task.images.dtype));
+  const std::int64_t planes = rows.count * cols.count * images;
+  const char* const source = task.images.as<const char>();
+  char* const out = task.tiles.as<char>();
+  const RowBlocks blocks(planes, rows.tile, cols.tile * item);
+  const int threads = threads_for(planes * rows.tile * cols.tile * item, num_threads);
+
+#pragma omp parallel for schedule(static) num_threads(threads)
+  for (std::int64_t block = 0; block < blocks.count; ++block) {
+    const std::int64_t plane = blocks.plane(block);
+    const std::int64_t y = plane / images / cols.count * rows.stride;
+    const std::int64_t x = plane / images % cols.count * cols.stride;
+    const Size2 inside{std::min(rows.tile, rows.size - y), std::min(cols.tile, cols.size - x)};
+    copy_tile_rows(source + ((plane % images * rows.size + y) * cols.size + x) * item, blocks.range(block), inside,
+                   {rows.tile, cols.tile}, cols.size, item, out + plane * rows.tile * cols.tile * item);
+  }
+}
+
+void untile(const UntileTask& task, int num_threads) {
+  switch (task.tiles.dtype) {
+    case DType::kFloat16:
+      return untile_as<Float16, float>(task, table().float16, num_threads);
+    case DType::kBFloat16:
+      return untile_as<BFloat16, float>(task, table().bfloat16, num_threads);
+    case DType::kFloat32:
+      return untile_as<float, float>(task, table().float32, num_threads);
+    case DType::kFloat64:
+      return untile_as<double, double>(task, table().float64, num_threads);
+    default:
+      refuse("tiles", task.tiles.dtype);
+  }
+}
+
+void smooth_seams(const SmoothTask& task, int num_threads) {
+  switch (task.maps.dtype) {
+    case DType::kFloat16:
+      return smooth_as<Float16, float>(task, table().float16, table().blur32, num_threads);
+    case DType::kBFloat16:
+      return smooth_as<BFloat16, float>(task, table().bfloat16, table().blur32, num_threads);
+    case DType::kFloat32:
+      return smooth_as<float, float>(task, table().float32, table().blur32, num_threads);
+    case DType::kFloat64:
+      return smooth_as<double, double>(task, table().float64, table().blur64, num_threads);
+    default:
+      refuse("maps", task.maps.dtype);
+  }
+}
+
+}  // namespace ensemblead::cpu

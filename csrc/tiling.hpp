@@ -1,0 +1,54 @@
+// Cutting images into overlapping tiles, putting tiles back together, and hiding the seams.
+//
+// Tile (i, j) starts at (i * stride.h, j * stride.w); an image that the last tiles overhang is padded with zeros at the
+// bottom and on the right. All arrays are contiguous and on one device; the bindings have checked dtypes and shapes
+// against the grid. Outputs are allocated by the caller and share no memory with the inputs.
+#pragma once
+
+#include "core/array.hpp"
+#include "core/tile_geometry.hpp"
+
+namespace ensemblead {
+
+// images [B, C, H, W] -> tiles [rows, cols, B, C, h, w] of the same dtype (uint8 or any float).
+struct TileTask {
+  Array images;
+  Array tiles;
+  TileGrid grid;
+};
+
+// tiles [rows, cols, B, C, h, w] -> images [B, C, H, W] of the same float dtype: every pixel is the mean over the tiles
+// that cover it, summed pairwise in float32 (float64 for float64), so that equal values in 2^k tiles come back exactly.
+// NaN and inf propagate as in any sum.
+struct UntileTask {
+  Array tiles;
+  Array images;
+  TileGrid grid;
+};
+
+// maps [M, H, W] -> smoothed, same shape and float dtype: inside the seam bands (core/tile_geometry.hpp) the separable
+// Gaussian blur of the map, computed in float32 (float64 for float64), elsewhere the map itself. NaN and inf spread as
+// far as the blur reaches, inside the bands only.
+struct SmoothTask {
+  Array maps;
+  Array smoothed;
+  TileGrid grid;
+  double sigma = 2.0;
+  double width = 0.1;
+};
+
+// `num_threads` 0 means OpenMP's default; results do not depend on it.
+namespace cpu {
+void tile(const TileTask& task, int num_threads);
+void untile(const UntileTask& task, int num_threads);
+void smooth_seams(const SmoothTask& task, int num_threads);
+}  // namespace cpu
+
+// Not compiled yet in any build: each throws ValueError.
+namespace cuda {
+void tile(const TileTask& task, std::intptr_t stream);
+void untile(const UntileTask& task, std::intptr_t stream);
+void smooth_seams(const SmoothTask& task, std::intptr_t stream);
+}  // namespace cuda
+
+}  // namespace ensemblead

@@ -1,0 +1,173 @@
+"""Overlapping tiles of images: cut, put together, hide the seams.
+
+The geometry is that of the tiled ensemble (Rolih et al., "Divide and Conquer: High-Resolution Industrial
+Anomaly Detection via Memory Efficient Tiled Ensemble", arXiv 2403.04932). Tile `(i, j)` of size `h x w`
+starts at `(i * stride_h, j * stride_w)`; there are `ceil((H - h) / stride_h) + 1` rows of tiles, columns
+alike. Where the last row and column overhang the image they hold zeros (padding at the bottom and on the
+right), which `untile` crops away again.
+"""
+
+from __future__ import annotations
+
+import operator
+from numbers import Real
+
+import numpy as np
+
+from ensemblead import _core
+from ensemblead.kernels.arrays import Array, Framework, framework_of, num_threads
+
+_FLOATS = ("float16", "bfloat16", "float32", "float64")
+
+
+def tile(
+    images: Array, tile_size: int | tuple[int, int], stride: int | tuple[int, int] | None = None
+) -> Array:
+    """Cuts images into overlapping tiles.
+
+    Args:
+        images: `[B, C, H, W]`, contiguous; uint8, float16, bfloat16, float32 or float64.
+        tile_size: `h` for square tiles, or `(h, w)`; no larger than the image.
+        stride: distance between the starts of neighbouring tiles, an int or `(rows, columns)`; at most
+            `tile_size`, which is also the default (no overlap).
+
+    Returns:
+        `[rows, cols, B, C, h, w]`, dtype, framework and device of `images`. Values are copied as they are,
+        NaN included; pixels outside the image are 0.
+
+    Raises:
+        TypeError: `images` is no NumPy, CuPy or torch array or has another dtype; a size is no int.
+        ValueError: wrong rank, an empty or non-contiguous array, a stride beyond the tile or below 1, a tile
+            beyond the image.
+    """
+    framework = framework_of(images, "images")
+    _check(images, "images", framework, "[B, C, H, W]", ("uint8", *_FLOATS))
+    batch, channels, height, width = images.shape
+    size = _pair(tile_size, "tile_size")
+    step = size if stride is None else _pair(stride, "stride")
+    rows, cols = _core.tile_grid((height, width), size, step)
+    with framework.on_device(images):
+        tiles = framework.empty((rows, cols, batch, channels, *size), framework.dtype(images), images)
+        _core.tile(images, tiles, size, step, num_threads(), framework.stream(images))
+    return tiles
+
+
+def untile(
+    tiles: Array, image_size: int | tuple[int, int], stride: int | tuple[int, int] | None = None
+) -> Array:
+    """Puts tiles back together; every pixel is the mean over the tiles that cover it.
+
+    Sums are made pairwise in float32 (in float64 for float64), so `untile(tile(images, t, s), (H, W), s)`
+    gives back `images` exactly wherever the number of covering tiles is a power of two, and elsewhere within
+    `1e-6 * max|images|` (float32). NaN and infinity propagate into the pixels they cover.
+
+    Args:
+        tiles: `[rows, cols, B, C, h, w]` as `tile` returns them, contiguous; float16, bfloat16, float32 or
+            float64.
+        image_size: the size of the images before tiling, `(H, W)`, or one int for square images.
+        stride: the stride they were cut with; default the tile size.
+
+    Returns:
+        `[B, C, H, W]`, dtype, framework and device of `tiles`. The padding is cropped away.
+
+    Raises:
+        TypeError: `tiles` is no NumPy, CuPy or torch array or has another dtype; a size is no int.
+        ValueError: wrong rank, an empty or non-contiguous array, a stride beyond the tile or below 1, a tile
+            beyond the image, or numbers of rows and columns that do not belong to these sizes.
+    """
+    framework = framework_of(tiles, "tiles")
+    _check(tiles, "tiles", framework, "[rows, cols, B, C, h, w]", _FLOATS)
+    rows, cols, batch, channels, height, width = tiles.shape
+    size = _pair(image_size, "image_size")
+    step = (height, width) if stride is None else _pair(stride, "stride")
+    expected = _core.tile_grid(size, (height, width), step)
+    if (rows, cols) != expected:
+        raise ValueError(
+            f"tiles must be {expected[0]} rows x {expected[1]} columns of {height} x {width} for image_size "
+            f"{size} and stride {step}, got {rows} x {cols} (shape {tuple(tiles.shape)})"
+        )
+    with framework.on_device(tiles):
+        images = framework.empty((batch, channels, *size), framework.dtype(tiles), tiles)
+        _core.untile(tiles, images, step, num_threads(), framework.stream(tiles))
+    return images
+
+
+def smooth_seams(
+    maps: Array,
+    tile_size: int | tuple[int, int],
+    stride: int | tuple[int, int] | None = None,
+    *,
+    sigma: float = 2.0,
+    width: float = 0.1,
+) -> Array:
+    """Blurs maps around the edges of the tiles they were put together from, and nowhere else.
+
+    The rows and columns in `[edge - r, edge + r)`, `r = int(width * tile)` per axis, for every start and end
+    of a tile inside the map (never its border), are taken from the Gaussian blur of the whole map, as
+    `scipy.ndimage.gaussian_filter(map, sigma, mode="reflect", truncate=4)` defines it, computed in float32
+    (in float64 for float64). All other pixels are copied. NaN and infinity spread as far as the blur reaches,
+    inside these bands.
+
+    Args:
+        maps: `[..., H, W]`, contiguous; float16, bfloat16, float32 or float64. Leading axes are maps of their
+            own.
+        tile_size: the tile size the maps were computed with, an int or `(h, w)`.
+        stride: the stride they were computed with; default the tile size.
+        sigma: of the Gaussian, in pixels; in (0, 1000].
+        width: half the width of a band as a share of the tile; in [0, 0.5].
+
+    Returns:
+        Shape, dtype, framework and device of `maps`.
+
+    Raises:
+        TypeError: `maps` is no NumPy, CuPy or torch array or has another dtype; a size is no int; `sigma` or
+            `width` is no number.
+        ValueError: wrong rank, an empty or non-contiguous array, a stride beyond the tile or below 1, a tile
+            beyond the map, `sigma` or `width` out of range.
+    """
+    framework = framework_of(maps, "maps")
+    _check(maps, "maps", framework, "[..., H, W]", _FLOATS)
+    size = _pair(tile_size, "tile_size")
+    step = size if stride is None else _pair(stride, "stride")
+    numbers = _real(sigma, "sigma"), _real(width, "width")
+    with framework.on_device(maps):
+        smoothed = framework.empty(maps.shape, framework.dtype(maps), maps)
+        _core.smooth_seams(maps, smoothed, size, step, *numbers, num_threads(), framework.stream(maps))
+    return smoothed
+
+
+def _check(array: Array, argument: str, framework: Framework, layout: str, dtypes: tuple[str, ...]) -> None:
+    """What must hold before an output can be allocated; the core checks the rest."""
+    rank = layout.count(",") + 1
+    any_rank = layout.startswith("[...")
+    if array.ndim < 2 if any_rank else array.ndim != rank:
+        kind = "" if any_rank else f"{rank}-D "
+        raise ValueError(f"{argument} must be {kind}{layout}, got shape {tuple(array.shape)}")
+    dtype = framework.dtype(array)
+    if dtype not in dtypes:
+        raise TypeError(f"{argument} must be {', '.join(dtypes[:-1])} or {dtypes[-1]}, got {dtype}")
+    if 0 in array.shape:
+        raise ValueError(f"{argument} is empty, got shape {tuple(array.shape)}")
+
+
+def _pair(value: int | tuple[int, int], argument: str) -> tuple[int, int]:
+    """`(h, w)` of an int or a pair of ints."""
+    pair = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
+    if len(pair) != 2:
+        raise ValueError(f"{argument} must be an int or a pair (h, w), got {value!r}")
+    return _int(pair[0], argument, value), _int(pair[1], argument, value)
+
+
+def _int(number: object, argument: str, value: object) -> int:
+    if isinstance(number, (bool, np.bool_)) or not hasattr(number, "__index__"):
+        raise TypeError(f"{argument} must be an int or a pair (h, w) of ints, got {value!r}")
+    result = operator.index(number)
+    if abs(result) >= 2**31:
+        raise ValueError(f"{argument} must be below 2**31, got {value!r}")
+    return result
+
+
+def _real(value: object, argument: str) -> float:
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, Real):
+        raise TypeError(f"{argument} must be a number, got {value!r}")
+    return float(value)
