@@ -91,11 +91,4 @@ std::vector<double> gaussian_weights(double sigma) {
   return weights;
 }
 
-std::int64_t reflected(std::int64_t i, std::int64_t size) {
-  const std::int64_t period = 2 * size;
-  i %= period;
-  if (i < 0) i += period;
-  return i < size ? i : period - 1 - i;
-}
-
 }  // namespace ensemblead

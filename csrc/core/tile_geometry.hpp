@@ -54,6 +54,11 @@ std::vector<double> gaussian_weights(double sigma);
 
 // The index that position i, possibly outside [0, size), has after reflection with the border pixel repeated
 // (d c b a | a b c d | d c b a).
-std::int64_t reflected(std::int64_t i, std::int64_t size);
+inline std::int64_t reflected(std::int64_t i, std::int64_t size) {
+  if (i >= 0 && i < size) return i;
+  i %= 2 * size;
+  if (i < 0) i += 2 * size;
+  return i < size ? i : 2 * size - 1 - i;
+}
 
 }  // namespace ensemblead

@@ -149,8 +149,10 @@ struct Blur {
         row_bands(seam_bands(task.grid.rows, task.width)),
         col_bands(seam_bands(task.grid.cols, task.width)),
         loops(blur_loops) {
-    for (const double weight : gaussian_weights(task.sigma)) weights.push_back(static_cast<A>(weight));
-    radius = static_cast<std::int64_t>(weights.size()) - 1;
+    const std::vector<double> half = gaussian_weights(task.sigma);
+    radius = static_cast<std::int64_t>(half.size()) - 1;
+    for (std::int64_t k = -radius; k <= radius; ++k)
+      weights.push_back(static_cast<A>(half[static_cast<std::size_t>(k < 0 ? -k : k)]));
   }
 
   bool in_row_band(std::int64_t y) const {
@@ -163,83 +165,109 @@ struct Blur {
   std::int64_t width;
   std::vector<Interval> row_bands;
   std::vector<Interval> col_bands;
-  std::vector<A> weights;
+  std::vector<A> weights;  // mirrored: 2 * radius + 1
   std::int64_t radius = 0;
   const BlurLoops<A>& loops;
 };
 
-// What one thread needs: a row blurred across rows with its reflected borders, the 2 * radius + 1 rows around the current
-// one, and, where maps are stored in 16 bits, the rows of a block as float and the finished row.
+// What one thread needs: kBlurRows rows blurred across rows with their reflected borders, pointers to the rows around
+// them, and, where maps are stored in 16 bits, the rows of a block as float and one finished row.
 template <class A>
 struct Scratch {
   Scratch(const Blur<A>& blur, std::int64_t widened_rows)
-      : across(static_cast<std::size_t>(blur.width + 2 * blur.radius)),
-        rows(static_cast<std::size_t>(2 * blur.radius + 1)),
+      : across_stride(blur.width + 2 * blur.radius),
+        across(static_cast<std::size_t>(kBlurRows * across_stride)),
+        rows(static_cast<std::size_t>(2 * blur.radius + kBlurRows)),
         widened(static_cast<std::size_t>(widened_rows * blur.width)),
         finished(static_cast<std::size_t>(widened_rows > 0 ? blur.width : 0)) {}
 
+  std::int64_t across_stride;
   std::vector<A> across;
   std::vector<const A*> rows;
   std::vector<A> widened;
   std::vector<A> finished;
 };
 
-// out[0 ...] = the pixels in `band` of the blurred row that scratch.rows surrounds: down the columns first, as SciPy does.
+// The rows of a map from number `first` on.
 template <class A>
-void blur_row(const Blur<A>& blur, Interval band, Scratch<A>* scratch, A* out) {
+struct Rows {
+  const A* data = nullptr;
+  std::int64_t first = 0;
+};
+
+// Blurs the columns of `band` across rows, for `count` rows (1 or kBlurRows) starting at y, borders included.
+template <class A>
+void blur_across(const Blur<A>& blur, Rows<A> rows, std::int64_t y, std::int64_t count, Interval band,
+                 Scratch<A>* scratch) {
   const std::int64_t radius = blur.radius;
   const Interval inner{std::max<std::int64_t>(band.begin - radius, 0), std::min(band.end + radius, blur.width)};
-  A* const across = scratch->across.data() + radius;  // index 0 is the first column
-  for (const A*& row : scratch->rows) row += inner.begin;
-  blur.loops.across_rows(scratch->rows.data(), blur.weights.data(), radius, inner.end - inner.begin,
-                         across + inner.begin);
-  for (const A*& row : scratch->rows) row -= inner.begin;
-  for (std::int64_t x = band.begin - radius; x < 0; ++x) across[x] = across[reflected(x, blur.width)];
-  for (std::int64_t x = blur.width; x < band.end + radius; ++x) across[x] = across[reflected(x, blur.width)];
-  blur.loops.along_row(across + band.begin, blur.weights.data(), radius, band.end - band.begin, out);
+  for (std::int64_t t = 0; t < 2 * radius + count; ++t)
+    scratch->rows[static_cast<std::size_t>(t)] =
+        rows.data + (reflected(y - radius + t, blur.height) - rows.first) * blur.width + inner.begin;
+  A* const first = scratch->across.data() + radius;  // index 0 is the first column
+  if (count == 1) {
+    blur.loops.across_rows(scratch->rows.data(), blur.weights.data(), radius, inner.end - inner.begin,
+                           first + inner.begin);
+  } else {
+    blur.loops.across_many(scratch->rows.data(), blur.weights.data(), radius, inner.end - inner.begin,
+                           first + inner.begin, scratch->across_stride);
+  }
+  for (std::int64_t r = 0; r < count; ++r) {
+    A* const across = first + r * scratch->across_stride;
+    for (std::int64_t x = band.begin - radius; x < 0; ++x) across[x] = across[reflected(x, blur.width)];
+    for (std::int64_t x = blur.width; x < band.end + radius; ++x) across[x] = across[reflected(x, blur.width)];
+  }
 }
 
-// Points scratch.rows at the rows around y, in the map itself or in its widened rows, which start at row `first`.
-template <class A>
-void surround(const Blur<A>& blur, const A* rows, std::int64_t first, std::int64_t y, Scratch<A>* scratch) {
-  for (std::int64_t k = -blur.radius; k <= blur.radius; ++k)
-    scratch->rows[static_cast<std::size_t>(k + blur.radius)] =
-        rows + (reflected(y + k, blur.height) - first) * blur.width;
+// The blur of one band in `count` rows of a map, starting at y: across the rows first, as SciPy does.
+template <class T, class A>
+void blur_band(const Blur<A>& blur, const TilingLoops<T, A>& loops, Rows<A> rows, std::int64_t y, std::int64_t count,
+               Interval band, Scratch<A>* scratch, T* out) {
+  blur_across(blur, rows, y, count, band, scratch);
+  const std::int64_t length = band.end - band.begin;
+  for (std::int64_t r = 0; r < count; ++r) {
+    const A* const across = scratch->across.data() + r * scratch->across_stride + blur.radius + band.begin;
+    T* const target = out + (y + r) * blur.width + band.begin;
+    if constexpr (std::is_same_v<T, A>) {
+      blur.loops.along_row(across, blur.weights.data(), blur.radius, length, target);
+    } else {
+      blur.loops.along_row(across, blur.weights.data(), blur.radius, length, scratch->finished.data());
+      loops.narrow(scratch->finished.data(), length, target);
+    }
+  }
 }
 
 template <class T, class A>
 void smooth_rows(const Blur<A>& blur, const TilingLoops<T, A>& loops, const T* map, Interval range,
                  Scratch<A>* scratch, T* out) {
-  const Interval whole{0, blur.width};
-  const A* rows = nullptr;
-  std::int64_t first = 0;
+  Rows<A> rows;
   if constexpr (std::is_same_v<T, A>) {
-    rows = map;
+    rows = {map, 0};
   } else {
-    first = std::max<std::int64_t>(range.begin - blur.radius, 0);
+    const std::int64_t first = std::max<std::int64_t>(range.begin - blur.radius, 0);
     const std::int64_t end = std::min(range.end + blur.radius, blur.height);
     loops.widen(map + first * blur.width, (end - first) * blur.width, scratch->widened.data());
-    rows = scratch->widened.data();
+    rows = {scratch->widened.data(), first};
   }
-  for (std::int64_t y = range.begin; y < range.end; ++y) {
-    const T* const source = map + y * blur.width;
-    T* const target = out + y * blur.width;
+  const Interval whole{0, blur.width};
+  for (std::int64_t y = range.begin; y < range.end;) {
     const bool all = blur.in_row_band(y);
+    std::int64_t same = 1;  // rows from y on that have the same bands
+    while (same < kBlurRows && y + same < range.end && blur.in_row_band(y + same) == all) ++same;
+    const std::int64_t count = same == kBlurRows ? kBlurRows : 1;
     const Interval* const bands = all ? &whole : blur.col_bands.data();
-    const std::size_t count = all ? 1 : blur.col_bands.size();
-    if (count > 0) surround(blur, rows, first, y, scratch);
-    std::int64_t x = 0;
-    for (std::size_t b = 0; b < count; ++b) {
-      std::memcpy(target + x, source + x, static_cast<std::size_t>(bands[b].begin - x) * sizeof(T));
-      if constexpr (std::is_same_v<T, A>) {
-        blur_row(blur, bands[b], scratch, target + bands[b].begin);
-      } else {
-        blur_row(blur, bands[b], scratch, scratch->finished.data());
-        loops.narrow(scratch->finished.data(), bands[b].end - bands[b].begin, target + bands[b].begin);
+    const Interval* const bands_end = bands + (all ? 1 : blur.col_bands.size());
+    for (std::int64_t row = y; row < y + count; ++row) {
+      std::int64_t x = 0;
+      for (const Interval* band = bands; band <= bands_end; ++band) {
+        const std::int64_t end = band == bands_end ? blur.width : band->begin;
+        std::memcpy(out + row * blur.width + x, map + row * blur.width + x, static_cast<std::size_t>(end - x) * sizeof(T));
+        if (band != bands_end) x = band->end;
       }
-      x = bands[b].end;
     }
-    std::memcpy(target + x, source + x, static_cast<std::size_t>(blur.width - x) * sizeof(T));
+    for (const Interval* band = bands; band < bands_end; ++band)
+      blur_band(blur, loops, rows, y, count, *band, scratch, out);
+    y += count;
   }
 }
 

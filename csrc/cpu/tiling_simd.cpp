@@ -1,5 +1,9 @@
 #include "cpu/tiling_simd.hpp"
 
+#if defined(__F16C__)
+#include <immintrin.h>
+#endif
+
 namespace ensemblead::cpu::ENSEMBLEAD_INSTRUCTION_SET {
 namespace {
 
@@ -14,6 +18,34 @@ inline void store(float value, Float16* out) { from_float(value, out); }
 inline void store(float value, BFloat16* out) { from_float(value, out); }
 inline void store(float value, float* out) { *out = value; }
 inline void store(double value, double* out) { *out = value; }
+
+template <class T, class A>
+inline void widen_loop(const T* values, std::int64_t length, A* __restrict out) {
+  for (std::int64_t x = 0; x < length; ++x) out[x] = wide(values[x]);
+}
+
+template <class T, class A>
+inline void narrow_loop(const A* values, std::int64_t length, T* __restrict out) {
+  for (std::int64_t x = 0; x < length; ++x) store(values[x], &out[x]);
+}
+
+#if defined(__F16C__)
+// The processor's own conversions, several times as fast as the portable ones.
+inline void widen_loop(const Float16* values, std::int64_t length, float* __restrict out) {
+  std::int64_t x = 0;
+  for (; x + 8 <= length; x += 8)
+    _mm256_storeu_ps(out + x, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(values + x))));
+  for (; x < length; ++x) out[x] = wide(values[x]);
+}
+
+inline void narrow_loop(const float* values, std::int64_t length, Float16* __restrict out) {
+  std::int64_t x = 0;
+  for (; x + 8 <= length; x += 8)
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(out + x),
+                     _mm256_cvtps_ph(_mm256_loadu_ps(values + x), _MM_FROUND_TO_NEAREST_INT));
+  for (; x < length; ++x) store(values[x], &out[x]);
+}
+#endif
 
 template <class T, class A, class Out>
 void average_few(const T* const* sources, std::int64_t count, A scale, std::int64_t begin, std::int64_t length,
@@ -37,6 +69,23 @@ void average_few(const T* const* sources, std::int64_t count, A scale, std::int6
         store(scale * ((wide(a[x]) + wide(b[x])) + (wide(c[x]) + wide(d[x]))), &out[x]);
   }
 }
+
+#if defined(__F16C__)
+template <class Out>
+void average_few(const Float16* const* sources, std::int64_t count, float scale, std::int64_t begin,
+                 std::int64_t length, Out* __restrict out) {
+  constexpr std::int64_t kLanes = 64;
+  float values[4][kLanes];
+  float mean[kLanes];
+  const float* const widened[] = {values[0], values[1], values[2], values[3]};
+  for (std::int64_t x = 0; x < length; x += kLanes) {
+    const std::int64_t lanes = length - x < kLanes ? length - x : kLanes;
+    for (std::int64_t s = 0; s < count; ++s) widen_loop(sources[s] + begin + x, lanes, values[s]);
+    average_few(widened, count, scale, 0, lanes, mean);
+    narrow_loop(mean, lanes, out + x);
+  }
+}
+#endif
 
 // Pairwise summation as a binary counter: levels[k] holds the sum of 4 * 2^k sources when bit k of `leaves` is set.
 // Equal values in 2^k tiles thus only ever double, which is exact, and the error grows with the logarithm of `count`.
@@ -76,13 +125,13 @@ void average(const T* const* sources, std::int64_t count, A scale, std::int64_t 
 }
 
 template <class T, class A>
-void widen(const T* values, std::int64_t length, A* __restrict out) {
-  for (std::int64_t x = 0; x < length; ++x) out[x] = wide(values[x]);
+void widen(const T* values, std::int64_t length, A* out) {
+  widen_loop(values, length, out);
 }
 
 template <class T, class A>
-void narrow(const A* values, std::int64_t length, T* __restrict out) {
-  for (std::int64_t x = 0; x < length; ++x) store(values[x], &out[x]);
+void narrow(const A* values, std::int64_t length, T* out) {
+  narrow_loop(values, length, out);
 }
 
 // --- blurs: explicit vectors, several sums at once so that the additions of one hide behind the others ----------------
@@ -124,9 +173,9 @@ inline void blur_block(const Taps& taps, const A* weights, std::int64_t radius, 
   constexpr int kLanes = sizeof(V) / sizeof(A);
   V sum[sums];
   for (int n = 0; n < sums; ++n)
-    sum[n] = weights[0] * *reinterpret_cast<const V*>(taps.centre() + x + n * kLanes);
+    sum[n] = weights[radius] * *reinterpret_cast<const V*>(taps.centre() + x + n * kLanes);
   for (std::int64_t k = 1; k <= radius; ++k) {
-    const A weight = weights[k];
+    const A weight = weights[radius + k];
     const A* const before = taps.before(k) + x;
     const A* const after = taps.after(k) + x;
     for (int n = 0; n < sums; ++n)
@@ -136,25 +185,23 @@ inline void blur_block(const Taps& taps, const A* weights, std::int64_t radius, 
   for (int n = 0; n < sums; ++n) *reinterpret_cast<V*>(out + x + n * kLanes) = sum[n];
 }
 
-// A rest shorter than a block is done by one more block that ends at `length` and overlaps the one before.
-template <class V, int sums, class A, class Taps>
-inline bool blur_in_blocks(const Taps& taps, const A* weights, std::int64_t radius, std::int64_t length, A* out) {
-  constexpr std::int64_t kStep = sums * static_cast<std::int64_t>(sizeof(V) / sizeof(A));
-  if (length < kStep) return false;
-  std::int64_t x = 0;
-  for (; x + kStep <= length; x += kStep) blur_block<V, sums>(taps, weights, radius, x, out);
-  if (x < length) blur_block<V, sums>(taps, weights, radius, length - kStep, out);
-  return true;
-}
-
+// Many sums at once, then one at a time; what is left overlaps the block before it.
 template <class A, class Taps>
 inline void blur(const Taps& taps, const A* weights, std::int64_t radius, std::int64_t length, A* out) {
   using V = typename Vector<A>::Type;
-  if (blur_in_blocks<V, kSums>(taps, weights, radius, length, out)) return;
-  if (kSums > 1 && blur_in_blocks<V, 1>(taps, weights, radius, length, out)) return;
-  for (std::int64_t x = 0; x < length; ++x) {
-    A sum = weights[0] * taps.centre()[x];
-    for (std::int64_t k = 1; k <= radius; ++k) sum += weights[k] * (taps.before(k)[x] + taps.after(k)[x]);
+  constexpr std::int64_t kLanes = Vector<A>::kLanes;
+  std::int64_t x = 0;
+  for (; x + kSums * kLanes <= length; x += kSums * kLanes)
+    blur_block<V, kSums>(taps, weights, radius, x, out);
+  for (; x + kLanes <= length; x += kLanes) blur_block<V, 1>(taps, weights, radius, x, out);
+  if (x == length) return;
+  if (length >= kLanes) {
+    blur_block<V, 1>(taps, weights, radius, length - kLanes, out);
+    return;
+  }
+  for (; x < length; ++x) {
+    A sum = weights[radius] * taps.centre()[x];
+    for (std::int64_t k = 1; k <= radius; ++k) sum += weights[radius + k] * (taps.before(k)[x] + taps.after(k)[x]);
     out[x] = sum;
   }
 }
@@ -162,6 +209,53 @@ inline void blur(const Taps& taps, const A* weights, std::int64_t radius, std::i
 template <class A>
 void across_rows(const A* const* rows, const A* weights, std::int64_t radius, std::int64_t length, A* out) {
   blur(AcrossRows<A>{rows, radius}, weights, radius, length, out);
+}
+
+// One vector of each row read, added to the sums of those output rows that it reaches.
+template <class V, int vectors, class A>
+inline void add_row(const A* row, const A* weights, std::int64_t first, std::int64_t last, V (*sum)[vectors]) {
+  V value[vectors];
+  for (int n = 0; n < vectors; ++n) value[n] = *reinterpret_cast<const V*>(row + n * Vector<A>::kLanes);
+  // Constant bounds, so that the sums stay in registers.
+  for (int r = 0; r < kBlurRows; ++r) {
+    if (r < first || r > last) continue;
+    for (int n = 0; n < vectors; ++n) sum[r][n] += weights[-r] * value[n];
+  }
+}
+
+// The first and last rows read do not reach all output rows: no weight of 0 stands in, which would turn inf into NaN.
+template <int vectors, class A>
+inline void blur_many_block(const A* const* rows, const A* weights, std::int64_t radius, std::int64_t x, A* out,
+                            std::int64_t out_stride) {
+  using V = typename Vector<A>::Type;
+  V sum[kBlurRows][vectors];
+  for (int r = 0; r < kBlurRows; ++r)
+    for (int n = 0; n < vectors; ++n) sum[r][n] = V{};
+  const std::int64_t taps = 2 * radius + 1;
+  for (std::int64_t t = 0; t < kBlurRows - 1; ++t) add_row<V, vectors>(rows[t] + x, weights + t, 0, t, sum);
+  for (std::int64_t t = kBlurRows - 1; t < taps; ++t)
+    add_row<V, vectors>(rows[t] + x, weights + t, 0, kBlurRows - 1, sum);
+  for (std::int64_t t = taps; t < taps + kBlurRows - 1; ++t)
+    add_row<V, vectors>(rows[t] + x, weights + t, t - taps + 1, kBlurRows - 1, sum);
+  for (int r = 0; r < kBlurRows; ++r)
+    for (int n = 0; n < vectors; ++n)
+      *reinterpret_cast<V*>(out + r * out_stride + x + n * Vector<A>::kLanes) = sum[r][n];
+}
+
+template <class A>
+void across_many(const A* const* rows, const A* weights, std::int64_t radius, std::int64_t length, A* out,
+                 std::int64_t out_stride) {
+  constexpr std::int64_t kLanes = Vector<A>::kLanes;
+  constexpr int kVectors = kSums > 1 ? kSums / 2 : 1;
+  if (length < kLanes || 2 * radius + 1 < kBlurRows) {
+    for (std::int64_t r = 0; r < kBlurRows; ++r) across_rows(rows + r, weights, radius, length, out + r * out_stride);
+    return;
+  }
+  std::int64_t x = 0;
+  for (; x + kVectors * kLanes <= length; x += kVectors * kLanes)
+    blur_many_block<kVectors>(rows, weights, radius, x, out, out_stride);
+  for (; x + kLanes <= length; x += kLanes) blur_many_block<1>(rows, weights, radius, x, out, out_stride);
+  if (x < length) blur_many_block<1>(rows, weights, radius, length - kLanes, out, out_stride);
 }
 
 template <class A>
@@ -181,8 +275,8 @@ const TilingTable tiling_table = {
     loops<BFloat16, float>(),
     loops<float, float>(),
     loops<double, double>(),
-    {across_rows<float>, along_row<float>},
-    {across_rows<double>, along_row<double>},
+    {across_rows<float>, across_many<float>, along_row<float>},
+    {across_rows<double>, across_many<double>, along_row<double>},
 };
 
 }  // namespace ensemblead::cpu::ENSEMBLEAD_INSTRUCTION_SET

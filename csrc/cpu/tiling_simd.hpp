@@ -16,12 +16,18 @@ struct TilingLoops {
   void (*narrow)(const A* values, std::int64_t length, T* out);
 };
 
-// Symmetric filters; `out` shares no memory with the rows.
+// So many rows are blurred at once: each row that is read then serves all of them.
+constexpr std::int64_t kBlurRows = 4;
+
+// Symmetric filters of 2 * radius + 1 `weights`; `out` shares no memory with the rows.
 template <class A>
 struct BlurLoops {
-  // out[x] = weights[0] * rows[radius][x] + sum over k of weights[k] * (rows[radius - k][x] + rows[radius + k][x])
+  // out[x] = sum over t of weights[t] * rows[t][x]
   void (*across_rows)(const A* const* rows, const A* weights, std::int64_t radius, std::int64_t length, A* out);
-  // out[x] = weights[0] * row[x] + sum over k of weights[k] * (row[x - k] + row[x + k])
+  // out[r * out_stride + x] = sum over t of weights[t] * rows[r + t][x] for r < kBlurRows
+  void (*across_many)(const A* const* rows, const A* weights, std::int64_t radius, std::int64_t length, A* out,
+                      std::int64_t out_stride);
+  // out[x] = sum over t of weights[t] * row[x - radius + t]
   void (*along_row)(const A* row, const A* weights, std::int64_t radius, std::int64_t length, A* out);
 };
 
