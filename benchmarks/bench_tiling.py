@@ -17,7 +17,7 @@ from common import interleaved, peak_memory, ratio
 from ensemblead.kernels.tiling import smooth_seams, tile, untile
 
 TARGET = 0.6  # of the speed of the copy
-REPEATS = 9
+REPEATS = 5
 WORKLOADS = {
     "8x3x512x512, tile 256 stride 128": ((8, 3, 512, 512), 256, 128),
     "1x3x2048x2048, tile 256 stride 128": ((1, 3, 2048, 2048), 256, 128),
