@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+
+Float64 = np.ndarray[Any, np.dtype[np.float64]]
 
 # --- tiling ---------------------------------------------------------------------------------------
 
@@ -96,3 +100,60 @@ def smooth_seams(
     """[..., H, W] -> float64, same shape: blurred where seam_mask says so."""
     mask = seam_mask((maps.shape[-2], maps.shape[-1]), tile_size, stride, width)
     return np.where(mask, gaussian_blur(maps, sigma), maps.astype(np.float64))
+# --- patch aggregation ----------------------------------------------------------------------------
+
+
+def aggregate_patches(
+    feature_maps: Sequence[np.ndarray[Any, Any]],
+    patch_size: int,
+    pretrain_dims: Sequence[int],
+    target_dim: int,
+    mode: str,
+) -> Float64:
+    """Unfold, resize every plane, pool, concatenate, pool; or average, resize, concatenate. `[B, H_0, W_0, D]`."""
+    grid = feature_maps[0].shape[2:]
+    layers = []
+    for feature_map, pretrain_dim in zip(feature_maps, pretrain_dims, strict=True):
+        planes = unfold(feature_map.astype(np.float64), patch_size)
+        if mode == "concat":
+            planes = planes.mean(axis=(2, 3))
+        planes = resize_bilinear(planes, grid[0], grid[1])
+        rows = np.moveaxis(planes, (-2, -1), (1, 2)).reshape(planes.shape[0], *grid, -1)
+        layers.append(rows if mode == "concat" else adaptive_average_pool(rows, pretrain_dim))
+    rows = np.concatenate(layers, axis=-1)
+    return rows if mode == "concat" else adaptive_average_pool(rows, target_dim)
+
+
+def unfold(feature_map: Float64, patch_size: int) -> Float64:
+    """`[B, C, H, W]` -> `[B, C, ky, kx, H, W]`: the window of each position, zeros beyond the edge."""
+    radius = (patch_size - 1) // 2
+    height, width = feature_map.shape[2:]
+    padded = np.pad(feature_map, ((0, 0), (0, 0), (radius, radius), (radius, radius)))
+    windows = [
+        [padded[:, :, ky : ky + height, kx : kx + width] for kx in range(patch_size)]
+        for ky in range(patch_size)
+    ]
+    return np.stack([np.stack(row, axis=2) for row in windows], axis=2)
+
+
+def resize_bilinear(planes: Float64, height: int, width: int) -> Float64:
+    """The last two axes to `height` x `width`, align_corners=False, no antialiasing."""
+    return resize_axis(resize_axis(planes, -2, height), -1, width)
+
+
+def resize_axis(values: Float64, axis: int, size: int) -> Float64:
+    old = values.shape[axis]
+    source = np.maximum((np.arange(size) + 0.5) * old / size - 0.5, 0)
+    low = np.minimum(np.floor(source).astype(int), old - 1)
+    high = np.minimum(low + 1, old - 1)
+    shape = [1] * values.ndim
+    shape[axis] = size
+    weight = (source - low).reshape(shape)
+    return (1 - weight) * np.take(values, low, axis) + weight * np.take(values, high, axis)
+
+
+def adaptive_average_pool(values: Float64, size: int) -> Float64:
+    """The last axis to `size` bins: bin i of m over n is [floor(i*n/m), ceil((i+1)*n/m))."""
+    old = values.shape[-1]
+    bins = [values[..., i * old // size : -(-(i + 1) * old // size)].mean(axis=-1) for i in range(size)]
+    return np.stack(bins, axis=-1)

@@ -4,6 +4,7 @@
 #include "core/checks.hpp"
 #include "coreset.hpp"
 #include "cuda/device.hpp"
+#include "patches.hpp"
 #include "tiling.hpp"
 
 namespace ensemblead::cuda {
@@ -22,6 +23,10 @@ bool available() { return false; }
 std::int64_t select_coreset(const float*, std::int64_t, std::int64_t, const CoresetOptions&, std::int64_t*,
                             CoresetStatistics*) {
   unavailable("select_coreset", "features");
+}
+
+void aggregate_patches(const std::vector<FeatureMap>&, std::int64_t, const PatchOptions&, float*, int, void*) {
+  unavailable("aggregate_patches", "feature_maps");
 }
 
 void tile(const TileTask&, std::intptr_t) { unavailable("tile", "images"); }

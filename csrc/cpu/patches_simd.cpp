@@ -1,0 +1,214 @@
+// Compiled once per instruction set: no standard library templates here, and nothing with external linkage but the
+// table, so that no function built for a newer processor can stand in for a baseline one.
+#include "cpu/patches_simd.hpp"
+
+#include "core/half.hpp"
+
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
+
+namespace ensemblead::cpu::ENSEMBLEAD_INSTRUCTION_SET {
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int kWidth = 16;
+#elif defined(__AVX2__)
+constexpr int kWidth = 8;
+#else
+constexpr int kWidth = 4;
+#endif
+
+typedef float Vec __attribute__((vector_size(kWidth * sizeof(float))));
+typedef float UnalignedVec __attribute__((vector_size(kWidth * sizeof(float)), aligned(4), may_alias));
+typedef std::int32_t IntVec __attribute__((vector_size(kWidth * sizeof(float))));
+
+inline Vec load(const float* source) { return *reinterpret_cast<const UnalignedVec*>(source); }
+inline void store(float* target, Vec value) { *reinterpret_cast<UnalignedVec*>(target) = value; }
+
+inline void store_streaming(float* target, Vec value) {
+#if defined(__AVX512F__)
+  _mm512_stream_ps(target, value);
+#elif defined(__AVX2__)
+  _mm256_stream_ps(target, value);
+#elif defined(__SSE2__)
+  _mm_stream_ps(target, value);
+#else
+  store(target, value);
+#endif
+}
+
+void finish_streaming() {
+#if defined(__SSE2__)
+  _mm_sfence();
+#endif
+}
+
+inline void put(float* target, Vec value, std::int64_t count, const RowTarget& row) {
+  if (count >= kWidth) {
+    if (row.stream) {
+      store_streaming(target, value);
+    } else {
+      store(target, row.accumulate ? load(target) + value : value);
+    }
+    return;
+  }
+  for (std::int64_t i = 0; i < count; ++i) target[i] = row.accumulate ? target[i] + value[i] : value[i];
+}
+
+// Interleaves blocks of `kBlock` lanes of a and b: `high` picks the odd blocks of both, else the even ones.
+template <int kBlock>
+inline void exchange(Vec& a, Vec& b) {
+  IntVec even, odd;
+  for (int i = 0; i < kWidth; ++i) {
+    const bool second = (i / kBlock) % 2 == 1;
+    even[i] = second ? kWidth + i - kBlock : i;
+    odd[i] = second ? kWidth + i : i + kBlock;
+  }
+  const Vec low = __builtin_shuffle(a, b, even);
+  b = __builtin_shuffle(a, b, odd);
+  a = low;
+}
+
+// rows[i][j] <-> rows[j][i]
+inline void transpose(Vec (&rows)[kWidth]) {
+#pragma GCC unroll 16
+  for (int i = 0; i < kWidth; i += 2) exchange<1>(rows[i], rows[i + 1]);
+#pragma GCC unroll 16
+  for (int i = 0; i < kWidth; ++i)
+    if (i % 4 < 2) exchange<2>(rows[i], rows[i + 2]);
+#if defined(__AVX2__)
+#pragma GCC unroll 16
+  for (int i = 0; i < kWidth; ++i)
+    if (i % 8 < 4) exchange<4>(rows[i], rows[i + 4]);
+#endif
+#if defined(__AVX512F__)
+#pragma GCC unroll 16
+  for (int i = 0; i < kWidth; ++i)
+    if (i % 16 < 8) exchange<8>(rows[i], rows[i + 8]);
+#endif
+}
+
+inline void convert(const float* source, std::int64_t count, float* target) {
+  std::int64_t i = 0;
+  for (; i + kWidth <= count; i += kWidth) store(target + i, load(source + i));
+  for (; i < count; ++i) target[i] = source[i];
+}
+
+inline void convert(const BFloat16* source, std::int64_t count, float* target) {
+  for (std::int64_t i = 0; i < count; ++i) target[i] = to_float(source[i]);
+}
+
+inline void convert(const Float16* source, std::int64_t count, float* target) {
+  std::int64_t i = 0;
+#if defined(__F16C__)
+  for (; i + 8 <= count; i += 8) {
+    const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(source + i));
+    _mm256_storeu_ps(target + i, _mm256_cvtph_ps(bits));
+  }
+#endif
+  for (; i < count; ++i) target[i] = to_float(source[i]);
+}
+
+template <class T>
+void load_plane(const void* map, std::int64_t height, std::int64_t width, float* target, std::int64_t stride) {
+  const T* source = static_cast<const T*>(map);
+  for (std::int64_t y = 0; y < height; ++y) convert(source + y * width, width, target + y * stride);
+}
+
+// A square of positions and channels, gathered with zeros beyond the edge, transposed and written plane by plane.
+template <class T>
+inline void load_square(const T* source, std::int64_t channels, std::int64_t count, std::int64_t positions,
+                        float* target, std::int64_t plane_stride) {
+  float square[kWidth * kWidth] = {};
+  for (std::int64_t x = 0; x < positions; ++x) convert(source + x * channels, count, square + x * kWidth);
+  Vec rows[kWidth];
+  for (int i = 0; i < kWidth; ++i) rows[i] = load(square + i * kWidth);
+  transpose(rows);
+  for (int i = 0; i < kWidth; ++i) {
+    if (i == count) break;
+    if (positions == kWidth) {
+      store(target + i * plane_stride, rows[i]);
+    } else {
+      for (std::int64_t x = 0; x < positions; ++x) target[i * plane_stride + x] = rows[i][x];
+    }
+  }
+}
+
+template <class T>
+void load_planes(const void* map, std::int64_t channels, std::int64_t count, std::int64_t height, std::int64_t width,
+                 float* target, std::int64_t stride, std::int64_t plane_stride) {
+  const T* source = static_cast<const T*>(map);
+  for (std::int64_t y = 0; y < height; ++y) {
+    for (std::int64_t c = 0; c < count; c += kWidth) {
+      for (std::int64_t x = 0; x < width; x += kWidth) {
+        const std::int64_t positions = width - x < kWidth ? width - x : kWidth;
+        load_square(source + (y * width + x) * channels + c, channels, count - c < kWidth ? count - c : kWidth,
+                    positions, target + c * plane_stride + y * stride + x, plane_stride);
+      }
+    }
+  }
+}
+
+template <int kVectors>
+inline void combine_vectors(float* target, const PlaneTerm* terms, std::int64_t count, bool accumulate, std::int64_t at) {
+  Vec sum[kVectors];
+  for (int v = 0; v < kVectors; ++v) sum[v] = accumulate ? load(target + at + v * kWidth) : Vec{};
+  for (std::int64_t t = 0; t < count; ++t) {
+    const float* source = terms[t].source + at;
+    const float weight = terms[t].weight;
+    for (int v = 0; v < kVectors; ++v) sum[v] += weight * load(source + v * kWidth);
+  }
+  for (int v = 0; v < kVectors; ++v) store(target + at + v * kWidth, sum[v]);
+}
+
+void combine(float* target, std::int64_t size, const PlaneTerm* terms, std::int64_t count, bool accumulate) {
+  std::int64_t at = 0;
+  for (; at + 4 * kWidth <= size; at += 4 * kWidth) combine_vectors<4>(target, terms, count, accumulate, at);
+  for (; at < size; at += kWidth) combine_vectors<1>(target, terms, count, accumulate, at);
+}
+
+void transpose_row(const float* planes, std::int64_t plane_stride, std::int64_t count, std::int64_t width,
+                   const RowTarget& target) {
+  for (std::int64_t x = 0; x < width; x += kWidth) {
+    const std::int64_t positions = width - x < kWidth ? width - x : kWidth;
+    for (std::int64_t d = 0; d < count; d += kWidth) {
+      Vec rows[kWidth];
+      for (int i = 0; i < kWidth; ++i) rows[i] = load(planes + (d + i) * plane_stride + x);
+      transpose(rows);
+      float* out = target.data + x * target.stride + d;
+#pragma GCC unroll 16
+      for (int i = 0; i < kWidth; ++i)
+        if (i < positions) put(out + i * target.stride, rows[i], count - d, target);
+    }
+  }
+}
+
+void resize_row(const float* above, const float* below, float weight, std::int64_t width_in, std::int64_t stride,
+                std::int64_t count, const Interpolation* columns, std::int64_t width_out, float* scratch,
+                const RowTarget& target) {
+  const float rest = 1.0f - weight;
+  for (std::int64_t i = 0; i < width_in * stride; i += kWidth)
+    store(scratch + i, rest * load(above + i) + weight * load(below + i));
+  for (std::int64_t x = 0; x < width_out; ++x) {
+    const float* left = scratch + columns[x].low * stride;
+    const float* right = scratch + columns[x].high * stride;
+    const float to_right = columns[x].weight;
+    const float to_left = 1.0f - to_right;
+    float* out = target.data + x * target.stride;
+    for (std::int64_t d = 0; d < count; d += kWidth)
+      put(out + d, to_left * load(left + d) + to_right * load(right + d), count - d, target);
+  }
+}
+
+}  // namespace
+
+extern const PatchLoops patch_loops;
+const PatchLoops patch_loops = {
+    load_plane<float>,  load_plane<Float16>,  load_plane<BFloat16>,
+    load_planes<float>, load_planes<Float16>, load_planes<BFloat16>,
+    combine,            transpose_row,        resize_row,
+    finish_streaming,
+};
+
+}  // namespace ensemblead::cpu::ENSEMBLEAD_INSTRUCTION_SET

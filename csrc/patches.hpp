@@ -1,0 +1,46 @@
+// Patch aggregation: feature maps of several layers to one row of features per position of the first layer's grid.
+//
+// Input: one map [B, C_l, H_l, W_l] per layer. Output: [B, H_0, W_0, D] float32, rows channels-last. With p = patch_size
+// (odd, zero padding (p-1)/2, stride 1) the result is what these steps give:
+//   kAdaptive: unfold each layer into (c, ky, kx) planes; resize every plane to H_0 x W_0 (bilinear, align_corners=False,
+//     no antialiasing); adaptive average pooling of the flattened (c, ky, kx) axis to pretrain_dims[l]; concatenate the
+//     layers; adaptive average pooling to target_dim. D = target_dim.
+//   kConcat: p x p average with the padding counted; resize to H_0 x W_0; concatenate. D = sum of C_l; pretrain_dims and
+//     target_dim are not looked at.
+// The steps are linear and act on different axes, so the twins pool at each layer's own resolution first and upsample the
+// small result last; nothing of size p*p*C exists. Accumulation is in float32 whatever the dtype of the maps. NaN and inf
+// are not looked for: they spread to every output whose patch or whose four resized neighbours hold them.
+// The result does not depend on the number of threads.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "core/array.hpp"
+#include "core/patch_taps.hpp"
+
+namespace ensemblead {
+
+// One layer's map, dense in memory: [B, C, H, W], or [B, H, W, C] when `channels_last`.
+struct FeatureMap {
+  const void* data = nullptr;
+  DType dtype = DType::kFloat32;  // kFloat32, kFloat16 or kBFloat16
+  std::int64_t channels = 0;
+  std::int64_t height = 0;
+  std::int64_t width = 0;
+  bool channels_last = false;
+};
+
+namespace cpu {
+// `num_threads` 0: OpenMP's default. Safe from several threads at once.
+void aggregate_patches(const std::vector<FeatureMap>& maps, std::int64_t batch, const PatchOptions& options,
+                       float* output, int num_threads);
+}  // namespace cpu
+
+namespace cuda {
+// Works on `stream` (a cudaStream_t) of `device` and does not wait for it.
+void aggregate_patches(const std::vector<FeatureMap>& maps, std::int64_t batch, const PatchOptions& options,
+                       float* output, int device, void* stream);
+}  // namespace cuda
+
+}  // namespace ensemblead
