@@ -1,16 +1,19 @@
-// Patch aggregation: feature maps of several layers to one row of features per position of the first layer's grid.
+// Patch aggregation: feature maps of several layers to one row of features per position of the first layer's
+// grid.
 //
-// Input: one map [B, C_l, H_l, W_l] per layer. Output: [B, H_0, W_0, D] float32, rows channels-last. With p = patch_size
-// (odd, zero padding (p-1)/2, stride 1) the result is what these steps give:
-//   kAdaptive: unfold each layer into (c, ky, kx) planes; resize every plane to H_0 x W_0 (bilinear, align_corners=False,
-//     no antialiasing); adaptive average pooling of the flattened (c, ky, kx) axis to pretrain_dims[l]; concatenate the
-//     layers; adaptive average pooling to target_dim. D = target_dim.
-//   kConcat: p x p average with the padding counted; resize to H_0 x W_0; concatenate. D = sum of C_l; pretrain_dims and
+// Input: one map [B, C_l, H_l, W_l] per layer. Output: [B, H_0, W_0, D] float32, rows channels-last. With p =
+// patch_size (odd, zero padding (p-1)/2, stride 1) the result is what these steps give:
+//   kAdaptive: unfold each layer into (c, ky, kx) planes; resize every plane to H_0 x W_0 (bilinear,
+//   align_corners=False,
+//     no antialiasing); adaptive average pooling of the flattened (c, ky, kx) axis to pretrain_dims[l];
+//     concatenate the layers; adaptive average pooling to target_dim. D = target_dim.
+//   kConcat: p x p average with the padding counted; resize to H_0 x W_0; concatenate. D = sum of C_l;
+//   pretrain_dims and
 //     target_dim are not looked at.
-// The steps are linear and act on different axes, so the twins pool at each layer's own resolution first and upsample the
-// small result last; nothing of size p*p*C exists. Accumulation is in float32 whatever the dtype of the maps. NaN and inf
-// are not looked for: they spread to every output whose patch or whose four resized neighbours hold them.
-// The result does not depend on the number of threads.
+// The steps are linear and act on different axes, so the twins pool at each layer's own resolution first and
+// upsample the small result last; nothing of size p*p*C exists. Accumulation is in float32 whatever the dtype
+// of the maps. NaN and inf are not looked for: they spread to every output whose patch or whose four resized
+// neighbours hold them. The result does not depend on the number of threads.
 #pragma once
 
 #include <cstdint>

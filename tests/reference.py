@@ -110,7 +110,7 @@ def aggregate_patches(
     target_dim: int,
     mode: str,
 ) -> Float64:
-    """Unfold, resize every plane, pool, concatenate, pool; or average, resize, concatenate. `[B, H_0, W_0, D]`."""
+    """Unfold, resize every plane, pool, concatenate, pool; or average, resize, concatenate."""
     grid = feature_maps[0].shape[2:]
     layers = []
     for feature_map, pretrain_dim in zip(feature_maps, pretrain_dims, strict=True):

@@ -39,7 +39,8 @@ FeatureMap to_feature_map(const Array& map, const Array& first, const char* argu
 }
 
 void check_positive(std::int64_t value, const char* argument) {
-  if (value < 1) throw ValueError(std::string(argument) + " must be at least 1, got " + std::to_string(value));
+  if (value < 1)
+    throw ValueError(std::string(argument) + " must be at least 1, got " + std::to_string(value));
 }
 
 // Sizes are multiplied with each other in 64 bits; these bounds keep every product exact.
@@ -51,8 +52,9 @@ void check_bounds(const std::vector<std::int64_t>& channels, const PatchOptions&
     throw ValueError("target_dim must be below 2147483648, got " + std::to_string(options.target_dim));
   for (std::size_t layer = 0; layer < channels.size(); ++layer) {
     if (channels[layer] * options.patch_size * options.patch_size >= kLimit)
-      throw ValueError("patch_size is too large for the " + std::to_string(channels[layer]) + " channels of layer " +
-                       std::to_string(layer) + ", got " + std::to_string(options.patch_size));
+      throw ValueError("patch_size is too large for the " + std::to_string(channels[layer]) +
+                       " channels of layer " + std::to_string(layer) + ", got " +
+                       std::to_string(options.patch_size));
     if (options.pretrain_dims[layer] >= kLimit / static_cast<std::int64_t>(channels.size()))
       throw ValueError("pretrain_dim is too large, got " + std::to_string(options.pretrain_dims[layer]));
   }
@@ -68,22 +70,23 @@ PatchOptions to_options(const std::vector<std::int64_t>& channels, std::int64_t 
   check_positive(target_dim, "target_dim");
   for (const std::int64_t dim : pretrain_dims) check_positive(dim, "pretrain_dim");
   if (pretrain_dims.size() != channels.size())
-    throw ValueError("pretrain_dim must have one value per layer (" + std::to_string(channels.size()) + "), got " +
-                     std::to_string(pretrain_dims.size()));
-  PatchOptions options{mode == "concat" ? PatchMode::kConcat : PatchMode::kAdaptive, patch_size, pretrain_dims,
-                       target_dim};
+    throw ValueError("pretrain_dim must have one value per layer (" + std::to_string(channels.size()) +
+                     "), got " + std::to_string(pretrain_dims.size()));
+  PatchOptions options{mode == "concat" ? PatchMode::kConcat : PatchMode::kAdaptive, patch_size,
+                       pretrain_dims, target_dim};
   check_bounds(channels, options);
   return options;
 }
 
 std::int64_t patch_dim(const std::vector<std::int64_t>& channels, std::int64_t patch_size,
-                       const std::vector<std::int64_t>& pretrain_dims, std::int64_t target_dim, const std::string& mode) {
+                       const std::vector<std::int64_t>& pretrain_dims, std::int64_t target_dim,
+                       const std::string& mode) {
   return output_dim(channels, to_options(channels, patch_size, pretrain_dims, target_dim, mode));
 }
 
 void aggregate_patches(const py::sequence& feature_maps, const py::object& output, std::int64_t patch_size,
-                       const std::vector<std::int64_t>& pretrain_dims, std::int64_t target_dim, const std::string& mode,
-                       int num_threads, std::intptr_t stream) {
+                       const std::vector<std::int64_t>& pretrain_dims, std::int64_t target_dim,
+                       const std::string& mode, int num_threads, std::intptr_t stream) {
   if (py::len(feature_maps) == 0) throw ValueError("feature_maps is empty; pass one map per layer");
   std::vector<Borrowed> borrowed;
   std::vector<FeatureMap> maps;
@@ -105,7 +108,8 @@ void aggregate_patches(const py::sequence& feature_maps, const py::object& outpu
   if (first.device.kind == DeviceKind::kCpu) {
     cpu::aggregate_patches(maps, first.shape[0], options, data, num_threads);
   } else {
-    cuda::aggregate_patches(maps, first.shape[0], options, data, first.device.index, reinterpret_cast<void*>(stream));
+    cuda::aggregate_patches(maps, first.shape[0], options, data, first.device.index,
+                            reinterpret_cast<void*>(stream));
   }
 }
 
@@ -114,8 +118,9 @@ void aggregate_patches(const py::sequence& feature_maps, const py::object& outpu
 void bind_patches(py::module_& module) {
   module.def("patch_dim", &patch_dim, py::arg("channels"), py::arg("patch_size"), py::arg("pretrain_dims"),
              py::arg("target_dim"), py::arg("mode"));
-  module.def("aggregate_patches", &aggregate_patches, py::arg("feature_maps"), py::arg("output"), py::arg("patch_size"),
-             py::arg("pretrain_dims"), py::arg("target_dim"), py::arg("mode"), py::arg("num_threads"), py::arg("stream"));
+  module.def("aggregate_patches", &aggregate_patches, py::arg("feature_maps"), py::arg("output"),
+             py::arg("patch_size"), py::arg("pretrain_dims"), py::arg("target_dim"), py::arg("mode"),
+             py::arg("num_threads"), py::arg("stream"));
 }
 
 }  // namespace ensemblead::bindings

@@ -19,8 +19,8 @@ Range pooling_bin(std::int64_t i, std::int64_t n, std::int64_t m) {
 
 bool nearly_equal(double a, double b) { return std::abs(a - b) <= 1e-12 * std::max(a, b); }
 
-// Adds `weight` over `range` to runs that end in `runs` at or after `first`. Successive ranges of one output dimension
-// neither start nor end before their predecessor, and leave no gap to it.
+// Adds `weight` over `range` to runs that end in `runs` at or after `first`. Successive ranges of one output
+// dimension neither start nor end before their predecessor, and leave no gap to it.
 void add(std::vector<TapRun>& runs, std::size_t first, Range range, double weight) {
   std::size_t at = runs.size();
   while (at > first && runs[at - 1].end > range.begin) --at;
@@ -59,7 +59,8 @@ std::vector<LayerTaps> concat_taps(const std::vector<std::int64_t>& channels, st
     for (std::int64_t dim = 0; dim < dims; ++dim) {
       const std::int64_t channel = dim - first_dim;
       if (channel >= 0 && channel < channels[layer])
-        taps[layer].runs.push_back({channel * window, (channel + 1) * window, 1.0 / static_cast<double>(window)});
+        taps[layer].runs.push_back(
+            {channel * window, (channel + 1) * window, 1.0 / static_cast<double>(window)});
       taps[layer].offsets.push_back(static_cast<std::int64_t>(taps[layer].runs.size()));
     }
     first_dim += channels[layer];
@@ -90,7 +91,9 @@ std::vector<LayerTaps> patch_taps(const std::vector<std::int64_t>& channels, con
       const std::int64_t end = std::min(target.end - offset, dims[layer]);
       for (std::int64_t i = std::max<std::int64_t>(target.begin - offset, 0); i < end; ++i) {
         const Range bin = pooling_bin(i, channels[layer] * window, dims[layer]);
-        add(runs, first, bin, 1.0 / (static_cast<double>(target.end - target.begin) * static_cast<double>(bin.end - bin.begin)));
+        add(runs, first, bin,
+            1.0 /
+                (static_cast<double>(target.end - target.begin) * static_cast<double>(bin.end - bin.begin)));
       }
       merge_equal_neighbours(runs, first);
       taps[layer].offsets.push_back(static_cast<std::int64_t>(runs.size()));

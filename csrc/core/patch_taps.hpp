@@ -23,7 +23,8 @@ struct TapRun {
   double weight = 0;
 };
 
-// The runs of output dimension d in one layer: runs[offsets[d]] up to runs[offsets[d + 1]], disjoint and ascending.
+// The runs of output dimension d in one layer: runs[offsets[d]] up to runs[offsets[d + 1]], disjoint and
+// ascending.
 struct LayerTaps {
   std::vector<std::int64_t> offsets;
   std::vector<TapRun> runs;
@@ -35,8 +36,8 @@ std::int64_t output_dim(const std::vector<std::int64_t>& channels, const PatchOp
 // One list per layer. Over all layers the weights of an output dimension sum to 1.
 std::vector<LayerTaps> patch_taps(const std::vector<std::int64_t>& channels, const PatchOptions& options);
 
-// Bilinear resize of one axis from `in` to `out` points, align_corners=False, as torch's interpolate does it: point i
-// is (1 - weight) * source[low] + weight * source[high].
+// Bilinear resize of one axis from `in` to `out` points, align_corners=False, as torch's interpolate does it:
+// point i is (1 - weight) * source[low] + weight * source[high].
 struct Interpolation {
   std::int64_t low = 0;
   std::int64_t high = 0;

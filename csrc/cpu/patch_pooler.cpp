@@ -7,7 +7,9 @@ namespace {
 
 constexpr std::int64_t kMaxSlots = 16;
 
-std::int64_t round_up(std::int64_t value, std::int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
+std::int64_t round_up(std::int64_t value, std::int64_t multiple) {
+  return (value + multiple - 1) / multiple * multiple;
+}
 
 }  // namespace
 
@@ -19,12 +21,14 @@ Scratch::Scratch(std::int64_t size) : storage_(new float[static_cast<std::size_t
 PoolLayer::PoolLayer(const FeatureMap& feature_map, const LayerProgram& layer_program)
     : map(feature_map), program(&layer_program) {
   group = map.channels_last ? kPlaneGroup : 1;
-  // Successive dimensions share their border channel at most, so the widest span and one more need no reloading.
+  // Successive dimensions share their border channel at most, so the widest span and one more need no
+  // reloading.
   slots = map.channels_last ? 2 * group : std::min(program->max_channels + 1, kMaxSlots);
 }
 
 std::int64_t PoolLayer::input_plane(std::int64_t height) const {
-  return round_up((height + 2 * program->radius_y) * stride() + 2 * program->radius_x + kPlaneSlack, kPlaneSlack);
+  return round_up((height + 2 * program->radius_y) * stride() + 2 * program->radius_x + kPlaneSlack,
+                  kPlaneSlack);
 }
 
 std::int64_t PoolLayer::sum_plane(std::int64_t height) const {
@@ -78,7 +82,8 @@ void Pooler::pool_dim(const DimProgram& dim, float* sum) {
   // As many channels at a time as the slots hold; nearly always all of them at once.
   for (std::int64_t channel_begin = dim.first_channel; channel_begin <= dim.last_channel;) {
     const std::int64_t group_begin = channel_begin / layer_->group * layer_->group;
-    const std::int64_t channel_end = std::min<std::int64_t>(group_begin + layer_->slots, dim.last_channel + 1);
+    const std::int64_t channel_end =
+        std::min<std::int64_t>(group_begin + layer_->slots, dim.last_channel + 1);
     const bool last = channel_end > dim.last_channel;
     load(channel_begin, channel_end);
     box_terms_.clear();
@@ -89,12 +94,19 @@ void Pooler::pool_dim(const DimProgram& dim, float* sum) {
     for (; row != last_row && row->channel < channel_end; ++row)
       row_terms_.push_back({channel(row->channel) + (ry + row->dy) * stride, row->weight});
     for (; single != last_single && single->channel < channel_end; ++single)
-      sum_terms_.push_back({channel(single->channel) + (ry + single->dy) * stride + rx + single->dx, single->weight});
-    // A box is summed with the margins that its vertical pass needs, a row sum with those of the horizontal one.
-    if (has_box) loops_.combine(box_.data(), size + 2 * ry * stride + 2 * rx, box_terms_.data(), static_cast<std::int64_t>(box_terms_.size()), !first);
+      sum_terms_.push_back(
+          {channel(single->channel) + (ry + single->dy) * stride + rx + single->dx, single->weight});
+    // A box is summed with the margins that its vertical pass needs, a row sum with those of the horizontal
+    // one.
+    if (has_box)
+      loops_.combine(box_.data(), size + 2 * ry * stride + 2 * rx, box_terms_.data(),
+                     static_cast<std::int64_t>(box_terms_.size()), !first);
     if (last && has_box)
-      for (std::int64_t dy = -ry; dy <= ry; ++dy) row_terms_.push_back({box_.data() + (ry + dy) * stride, 1.0f});
-    if (has_rows) loops_.combine(row_.data(), size + 2 * rx, row_terms_.data(), static_cast<std::int64_t>(row_terms_.size()), !first);
+      for (std::int64_t dy = -ry; dy <= ry; ++dy)
+        row_terms_.push_back({box_.data() + (ry + dy) * stride, 1.0f});
+    if (has_rows)
+      loops_.combine(row_.data(), size + 2 * rx, row_terms_.data(),
+                     static_cast<std::int64_t>(row_terms_.size()), !first);
     if (last && has_rows)
       for (std::int64_t dx = -rx; dx <= rx; ++dx) sum_terms_.push_back({row_.data() + rx + dx, 1.0f});
     loops_.combine(sum, size, sum_terms_.data(), static_cast<std::int64_t>(sum_terms_.size()), !first);
@@ -110,8 +122,8 @@ void Pooler::load(std::int64_t first, std::int64_t last) {
     if (loaded_[place] == g) continue;
     loaded_[place] = g;
     const std::int64_t row = seen_.begin - (rows_.begin - layer_->program->radius_y);
-    load_group(g, inputs_.data() + static_cast<std::int64_t>(place) * group * input_plane_ + layer_->program->radius_x +
-                      row * layer_->stride());
+    load_group(g, inputs_.data() + static_cast<std::int64_t>(place) * group * input_plane_ +
+                      layer_->program->radius_x + row * layer_->stride());
   }
 }
 

@@ -1,4 +1,5 @@
-// The pooling half of patch aggregation: one layer of one image at its own resolution, a few output dimensions at a time.
+// The pooling half of patch aggregation: one layer of one image at its own resolution, a few output
+// dimensions at a time.
 #pragma once
 
 #include <cstdint>
@@ -27,8 +28,9 @@ struct RowRange {
   std::int64_t end = 0;
 };
 
-// One layer's map with its program, and how its planes lie in scratch. In a plane, row y + 1 starts `stride()` floats
-// after row y, radius_x more than a row has: these zeros are the right margin of the one and the left one of the other.
+// One layer's map with its program, and how its planes lie in scratch. In a plane, row y + 1 starts
+// `stride()` floats after row y, radius_x more than a row has: these zeros are the right margin of the one
+// and the left one of the other.
 struct PoolLayer {
   PoolLayer(const FeatureMap& feature_map, const LayerProgram& layer_program);
 
@@ -60,8 +62,8 @@ class Pooler {
 
   // Prepares for `rows` of `image`.
   void start(const PoolLayer& layer, std::int64_t image, RowRange rows);
-  // Planes of the output dimensions [begin, end), at most kPlaneGroup of them: dimension `begin` + i has its row y at
-  // the result + i * plane_stride() + y * layer.stride().
+  // Planes of the output dimensions [begin, end), at most kPlaneGroup of them: dimension `begin` + i has its
+  // row y at the result + i * plane_stride() + y * layer.stride().
   const float* pool(std::int64_t begin, std::int64_t end);
   std::int64_t plane_stride() const { return sum_plane_; }
 
@@ -69,7 +71,9 @@ class Pooler {
   void pool_dim(const DimProgram& dim, float* sum);
   void load(std::int64_t first, std::int64_t last);
   void load_group(std::int64_t group, float* target) const;
-  const float* channel(std::int64_t index) const { return inputs_.data() + index % layer_->slots * input_plane_; }
+  const float* channel(std::int64_t index) const {
+    return inputs_.data() + index % layer_->slots * input_plane_;
+  }
 
   const PatchLoops& loops_;
   Scratch inputs_;

@@ -20,7 +20,8 @@ struct Window {
 };
 
 // Fills `window` from runs [run, end) as far as they lie in `channel`.
-void fill(Window& window, const TapRun* run, const TapRun* end, std::int64_t channel, std::int64_t patch_size) {
+void fill(Window& window, const TapRun* run, const TapRun* end, std::int64_t channel,
+          std::int64_t patch_size) {
   std::fill(window.weights.begin(), window.weights.end(), 0.0);
   const std::int64_t center = (patch_size - 1) / 2;
   for (std::int64_t dy = -window.radius_y; dy <= window.radius_y; ++dy) {
@@ -48,12 +49,14 @@ double split_off_minimum(double* begin, double* end) {
 
 void take_apart(Window& window, std::int32_t channel, LayerProgram& program) {
   const auto tap = [channel](std::int64_t dy, std::int64_t dx, double weight) {
-    return PatchTap{channel, static_cast<std::int32_t>(dy), static_cast<std::int32_t>(dx), static_cast<float>(weight)};
+    return PatchTap{channel, static_cast<std::int32_t>(dy), static_cast<std::int32_t>(dx),
+                    static_cast<float>(weight)};
   };
   const std::int64_t ry = window.radius_y;
   const std::int64_t rx = window.radius_x;
   if (ry > 0) {
-    const double box = split_off_minimum(window.weights.data(), window.weights.data() + window.weights.size());
+    const double box =
+        split_off_minimum(window.weights.data(), window.weights.data() + window.weights.size());
     if (box > 0) program.boxes.push_back(tap(0, 0, box));
   }
   for (std::int64_t dy = -ry; dy <= ry; ++dy) {
@@ -82,9 +85,8 @@ void unroll_lone_box(DimProgram& dim, LayerProgram& program) {
       same->weight += box.weight;
       continue;
     }
-    const auto after = std::find_if(first, program.rows.end(), [&](const PatchTap& row) {
-      return row.channel > box.channel;
-    });
+    const auto after = std::find_if(first, program.rows.end(),
+                                    [&](const PatchTap& row) { return row.channel > box.channel; });
     program.rows.insert(after, {box.channel, static_cast<std::int32_t>(dy), 0, box.weight});
   }
 }
@@ -113,7 +115,8 @@ LayerProgram layer_program(const LayerTaps& taps, const LayerGeometry& layer, st
       }
       dim.boxes.end = static_cast<std::int64_t>(program.boxes.size());
       unroll_lone_box(dim, program);
-      program.max_channels = std::max<std::int64_t>(program.max_channels, dim.last_channel - dim.first_channel + 1);
+      program.max_channels =
+          std::max<std::int64_t>(program.max_channels, dim.last_channel - dim.first_channel + 1);
     }
     dim.rows.end = static_cast<std::int64_t>(program.rows.size());
     dim.singles.end = static_cast<std::int64_t>(program.singles.size());
@@ -128,14 +131,16 @@ std::vector<DimBlock> dim_blocks(const PatchProgram& program) {
     std::vector<std::size_t> layers;
     for (std::size_t layer = 0; layer < program.layers.size(); ++layer)
       if (!program.layers[layer].dims[static_cast<std::size_t>(dim)].empty()) layers.push_back(layer);
-    if (blocks.empty() || blocks.back().layers != layers || blocks.back().end - blocks.back().begin == kDimBlock)
+    if (blocks.empty() || blocks.back().layers != layers ||
+        blocks.back().end - blocks.back().begin == kDimBlock)
       blocks.push_back({dim, dim, std::move(layers)});
     ++blocks.back().end;
   }
   return blocks;
 }
 
-std::shared_ptr<const PatchProgram> build(const std::vector<LayerGeometry>& layers, const PatchOptions& options) {
+std::shared_ptr<const PatchProgram> build(const std::vector<LayerGeometry>& layers,
+                                          const PatchOptions& options) {
   std::vector<std::int64_t> channels;
   for (const LayerGeometry& layer : layers) channels.push_back(layer.channels);
   const std::vector<LayerTaps> taps = patch_taps(channels, options);
@@ -165,7 +170,8 @@ Key key_of(const std::vector<LayerGeometry>& layers, const PatchOptions& options
 
 }  // namespace
 
-std::shared_ptr<const PatchProgram> patch_program(const std::vector<LayerGeometry>& layers, const PatchOptions& options) {
+std::shared_ptr<const PatchProgram> patch_program(const std::vector<LayerGeometry>& layers,
+                                                  const PatchOptions& options) {
   constexpr std::size_t kKept = 16;
   static std::mutex mutex;
   static std::list<std::pair<Key, std::shared_ptr<const PatchProgram>>> kept;  // most recently used first

@@ -1,11 +1,13 @@
-// The tap lists of patch aggregation arranged for the CPU: windows taken apart into box, rows and single taps.
+// The tap lists of patch aggregation arranged for the CPU: windows taken apart into box, rows and single
+// taps.
 //
-// An output dimension is, per layer, a weighted sum over channels and offsets (dy, dx). Three parts add up to it:
-//   boxes    whole windows of one weight: the channels are summed first, then one separable box filter serves them all;
-//   rows     whole window rows of one weight: summed with their vertical offset, then they share the horizontal pass;
-//   singles  what is left, tap by tap.
-// A part is only split off where every tap under it has a weight, and the remainder is never negative: so an inf in the
-// maps meets no weight that the definition does not give it, and no difference of infinities.
+// An output dimension is, per layer, a weighted sum over channels and offsets (dy, dx). Three parts add up to
+// it:
+//   boxes    whole windows of one weight: the channels are summed first, then one separable box filter serves
+//   them all; rows     whole window rows of one weight: summed with their vertical offset, then they share
+//   the horizontal pass; singles  what is left, tap by tap.
+// A part is only split off where every tap under it has a weight, and the remainder is never negative: so an
+// inf in the maps meets no weight that the definition does not give it, and no difference of infinities.
 #pragma once
 
 #include <cstdint>
@@ -69,11 +71,13 @@ struct LayerGeometry {
   std::int64_t radius_x = 0;
 };
 
-// Blocks have at most this many dimensions, and start at multiples of kDimGroup within their run of equal layers.
+// Blocks have at most this many dimensions, and start at multiples of kDimGroup within their run of equal
+// layers.
 constexpr std::int64_t kDimBlock = 64;
 constexpr std::int64_t kDimGroup = 16;
 
 // Built once per configuration; the most recent ones are kept. Safe from several threads at once.
-std::shared_ptr<const PatchProgram> patch_program(const std::vector<LayerGeometry>& layers, const PatchOptions& options);
+std::shared_ptr<const PatchProgram> patch_program(const std::vector<LayerGeometry>& layers,
+                                                  const PatchOptions& options);
 
 }  // namespace ensemblead::cpu

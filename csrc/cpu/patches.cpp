@@ -1,12 +1,15 @@
-// Work is cut into items of (image, band of output rows, block of output dimensions). Within an item each layer is pooled
-// plane by plane at its own resolution, in planes that stay in cache; groups of planes are transposed, and either they
-// are the output rows, or those are interpolated from them.
+// Work is cut into items of (image, band of output rows, block of output dimensions). Within an item each
+// layer is pooled plane by plane at its own resolution, in planes that stay in cache; groups of planes are
+// transposed, and either they are the output rows, or those are interpolated from them.
 #include "patches.hpp"
 
 #include <omp.h>
 
 #include <algorithm>
+#include <cstdint>
 #include <memory>
+#include <utility>
+#include <vector>
 
 #include "cpu/instruction_set.hpp"
 #include "cpu/patch_pooler.hpp"
@@ -18,6 +21,10 @@ namespace {
 
 // Positions of a band: its planes, kPlaneGroup of them and a few inputs, fit a core's own cache.
 constexpr std::int64_t kBandPositions = 1024;
+
+// Outputs from this size on leave the caches before they are read anyway.
+constexpr std::int64_t kStreamBytes = std::int64_t{4} << 20;
+constexpr std::size_t kCacheLine = 64;
 
 const PatchLoops& patch_loops() {
 #if defined(__x86_64__)
@@ -37,7 +44,8 @@ struct Layer {
   // The layer's rows that the output rows [begin, end) are made of.
   RowRange source(RowRange output) const {
     if (same_grid) return output;
-    return {rows[static_cast<std::size_t>(output.begin)].low, rows[static_cast<std::size_t>(output.end - 1)].high + 1};
+    return {rows[static_cast<std::size_t>(output.begin)].low,
+            rows[static_cast<std::size_t>(output.end - 1)].high + 1};
   }
 };
 
@@ -54,11 +62,18 @@ struct Job {
   RowRange band(std::int64_t index) const { return {height * index / bands, height * (index + 1) / bands}; }
 };
 
+// Floats of scratch per thread.
+struct ScratchSizes {
+  PoolExtents pool;
+  std::int64_t pooled = 0;
+  std::int64_t row = 0;
+};
+
 // What one thread needs beside the job.
 class Worker {
  public:
-  Worker(const Job& job, const PatchLoops& loops, const PoolExtents& extents, std::int64_t low, std::int64_t row)
-      : job_(job), loops_(loops), pooler_(loops, extents), low_(low), row_(row) {}
+  Worker(const Job& job, const PatchLoops& loops, const ScratchSizes& sizes)
+      : job_(job), loops_(loops), pooler_(loops, sizes.pool), pooled_(sizes.pooled), row_(sizes.row) {}
 
   void run(std::int64_t image, RowRange rows, const DimBlock& block) {
     bool accumulate = false;
@@ -75,10 +90,11 @@ class Worker {
 
  private:
   // Where output dimensions from `dim` on of row y go.
-  RowTarget target(std::int64_t image, std::int64_t y, std::int64_t dim, const DimBlock& block, bool accumulate) const {
+  RowTarget target(std::int64_t image, std::int64_t y, std::int64_t dim, const DimBlock& block,
+                   bool accumulate) const {
     const std::int64_t dims = job_.program->dims;
     float* data = job_.output + (image * job_.height + y) * job_.width * dims + dim;
-    return {data, dims, accumulate, job_.stream && block.layers.size() == 1 && block.begin % kDimGroup == 0};
+    return {data, dims, accumulate, job_.stream && block.layers.size() == 1 && dim % kDimGroup == 0};
   }
 
   void write(const Layer& layer, std::int64_t image, RowRange rows, const DimBlock& block, bool accumulate) {
@@ -87,26 +103,26 @@ class Worker {
       const std::int64_t end = std::min(dim + kPlaneGroup, block.end);
       const float* planes = pooler_.pool(dim, end);
       for (std::int64_t y = rows.begin; y < rows.end; ++y)
-        loops_.transpose_row(planes + (y - rows.begin) * layer.pool.stride(), pooler_.plane_stride(), end - dim,
-                             job_.width, target(image, y, dim, block, accumulate));
+        loops_.transpose_row(planes + (y - rows.begin) * layer.pool.stride(), pooler_.plane_stride(),
+                             end - dim, job_.width, target(image, y, dim, block, accumulate));
     }
   }
 
   void resize(const Layer& layer, std::int64_t image, RowRange rows, const DimBlock& block, bool accumulate) {
     const RowRange source = layer.source(rows);
     const std::int64_t width = layer.pool.map.width;
+    const std::int64_t dims = (block.end - block.begin + kPlaneGroup - 1) / kPlaneGroup * kPlaneGroup;
     pooler_.start(layer.pool, image, source);
     for (std::int64_t dim = block.begin; dim < block.end; dim += kPlaneGroup) {
-      const std::int64_t end = std::min(dim + kPlaneGroup, block.end);
-      const float* planes = pooler_.pool(dim, end);
+      const float* planes = pooler_.pool(dim, std::min(dim + kPlaneGroup, block.end));
       for (std::int64_t y = 0; y < source.end - source.begin; ++y)
         loops_.transpose_row(planes + y * layer.pool.stride(), pooler_.plane_stride(), kPlaneGroup, width,
-                             {low_.data() + y * width * kDimBlock + dim - block.begin, kDimBlock, false, false});
+                             {pooled_.data() + y * width * dims + dim - block.begin, dims, false, false});
     }
     for (std::int64_t y = rows.begin; y < rows.end; ++y) {
       const Interpolation& row = layer.rows[static_cast<std::size_t>(y)];
-      loops_.resize_row(low_.data() + (row.low - source.begin) * width * kDimBlock,
-                        low_.data() + (row.high - source.begin) * width * kDimBlock, row.weight, width, kDimBlock,
+      loops_.resize_row(pooled_.data() + (row.low - source.begin) * width * dims,
+                        pooled_.data() + (row.high - source.begin) * width * dims, row.weight, width, dims,
                         block.end - block.begin, layer.columns.data(), job_.width, row_.data(),
                         target(image, y, block.begin, block, accumulate));
     }
@@ -115,8 +131,8 @@ class Worker {
   const Job& job_;
   const PatchLoops& loops_;
   Pooler pooler_;
-  Scratch low_;  // a resized layer's pooled rows, channels-last, kDimBlock wide
-  Scratch row_;  // one row between two of them
+  Scratch pooled_;  // a resized layer's pooled rows, channels-last
+  Scratch row_;     // one row between two of them
 };
 
 std::vector<LayerGeometry> geometries(const std::vector<FeatureMap>& maps, std::int64_t patch_size) {
@@ -141,7 +157,18 @@ std::int64_t count_bands(const Job& job) {
   return (job.height + height - 1) / height;
 }
 
-Job make_job(const std::vector<FeatureMap>& maps, std::int64_t batch, const PatchOptions& options, float* output) {
+// Rows of a block lie a whole row of the output apart, so cached stores fetch every line they overwrite and
+// crowd each other out of a few sets. A small output stays in cache for whoever reads it next.
+bool streams(const Job& job) {
+  const auto floats_per_line = static_cast<std::int64_t>(kCacheLine / sizeof(float));
+  const std::int64_t bytes =
+      job.batch * job.height * job.width * job.program->dims * std::int64_t{sizeof(float)};
+  return bytes >= kStreamBytes && job.program->dims % floats_per_line == 0 &&
+         reinterpret_cast<std::uintptr_t>(job.output) % kCacheLine == 0;
+}
+
+Job make_job(const std::vector<FeatureMap>& maps, std::int64_t batch, const PatchOptions& options,
+             float* output) {
   Job job;
   job.program = patch_program(geometries(maps, options.patch_size), options);
   job.batch = batch;
@@ -150,7 +177,8 @@ Job make_job(const std::vector<FeatureMap>& maps, std::int64_t batch, const Patc
   job.output = output;
   for (std::size_t i = 0; i < maps.size(); ++i) {
     const FeatureMap& map = maps[i];
-    Layer layer{PoolLayer(map, job.program->layers[i]), map.height == job.height && map.width == job.width, {}, {}};
+    Layer layer{
+        PoolLayer(map, job.program->layers[i]), map.height == job.height && map.width == job.width, {}, {}};
     if (!layer.same_grid) {
       layer.rows = interpolation(map.height, job.height);
       layer.columns = interpolation(map.width, job.width);
@@ -158,42 +186,47 @@ Job make_job(const std::vector<FeatureMap>& maps, std::int64_t batch, const Patc
     job.layers.push_back(std::move(layer));
   }
   job.bands = count_bands(job);
+  job.stream = streams(job);
   return job;
+}
+
+ScratchSizes scratch_sizes(const Job& job) {
+  ScratchSizes sizes;
+  for (const Layer& layer : job.layers) {
+    for (std::int64_t band = 0; band < job.bands; ++band) {
+      const RowRange source = layer.source(job.band(band));
+      sizes.pool.include(layer.pool, source.end - source.begin);
+      if (layer.same_grid) continue;
+      sizes.row = std::max(sizes.row, layer.pool.map.width * kDimBlock);
+      sizes.pooled = std::max(sizes.pooled, (source.end - source.begin) * layer.pool.map.width * kDimBlock);
+    }
+  }
+  return sizes;
 }
 
 }  // namespace
 
 void aggregate_patches(const std::vector<FeatureMap>& maps, std::int64_t batch, const PatchOptions& options,
                        float* output, int num_threads) {
-  Job job = make_job(maps, batch, options, output);
+  const Job job = make_job(maps, batch, options, output);
   const PatchLoops& loops = patch_loops();
-  if (getenv("EAD_STREAM")) job.stream = reinterpret_cast<std::uintptr_t>(output) % 64 == 0 && job.program->dims % kDimGroup == 0;
-  PoolExtents extents;
-  std::int64_t low = 0;
-  std::int64_t row = 0;
-  for (const Layer& layer : job.layers) {
-    for (std::int64_t band = 0; band < job.bands; ++band) {
-      const RowRange source = layer.source(job.band(band));
-      extents.include(layer.pool, source.end - source.begin);
-      if (layer.same_grid) continue;
-      low = std::max(low, (source.end - source.begin) * layer.pool.map.width * kDimBlock);
-      row = std::max(row, layer.pool.map.width * kDimBlock);
-    }
-  }
+  const ScratchSizes sizes = scratch_sizes(job);
   const std::vector<DimBlock>& blocks = job.program->blocks;
   const auto num_blocks = static_cast<std::int64_t>(blocks.size());
   const std::int64_t items = batch * job.bands * num_blocks;
-  const auto threads = static_cast<int>(std::min<std::int64_t>(num_threads > 0 ? num_threads : omp_get_max_threads(), items));
+  const auto threads =
+      static_cast<int>(std::min<std::int64_t>(num_threads > 0 ? num_threads : omp_get_max_threads(), items));
   // Made here, so that running out of memory is an exception and not the end of the process.
   std::vector<std::unique_ptr<Worker>> workers;
-  for (int i = 0; i < threads; ++i) workers.push_back(std::make_unique<Worker>(job, loops, extents, low, row));
+  for (int i = 0; i < threads; ++i) workers.push_back(std::make_unique<Worker>(job, loops, sizes));
 #pragma omp parallel num_threads(threads)
   {
     Worker& worker = *workers[static_cast<std::size_t>(omp_get_thread_num())];
 #pragma omp for schedule(dynamic)
     for (std::int64_t item = 0; item < items; ++item) {
       const std::int64_t band = item / num_blocks;
-      worker.run(band / job.bands, job.band(band % job.bands), blocks[static_cast<std::size_t>(item % num_blocks)]);
+      worker.run(band / job.bands, job.band(band % job.bands),
+                 blocks[static_cast<std::size_t>(item % num_blocks)]);
     }
     loops.finish_streaming();
   }

@@ -1,5 +1,5 @@
-// Compiled once per instruction set: no standard library templates here, and nothing with external linkage but the
-// table, so that no function built for a newer processor can stand in for a baseline one.
+// Compiled once per instruction set: no standard library templates here, and nothing with external linkage
+// but the table, so that no function built for a newer processor can stand in for a baseline one.
 #include "cpu/patches_simd.hpp"
 
 #include "core/half.hpp"
@@ -44,18 +44,6 @@ void finish_streaming() {
 #endif
 }
 
-inline void put(float* target, Vec value, std::int64_t count, const RowTarget& row) {
-  if (count >= kWidth) {
-    if (row.stream) {
-      store_streaming(target, value);
-    } else {
-      store(target, row.accumulate ? load(target) + value : value);
-    }
-    return;
-  }
-  for (std::int64_t i = 0; i < count; ++i) target[i] = row.accumulate ? target[i] + value[i] : value[i];
-}
-
 // Interleaves blocks of `kBlock` lanes of a and b: `high` picks the odd blocks of both, else the even ones.
 template <int kBlock>
 inline void exchange(Vec& a, Vec& b) {
@@ -89,69 +77,131 @@ inline void transpose(Vec (&rows)[kWidth]) {
 #endif
 }
 
-inline void convert(const float* source, std::int64_t count, float* target) {
-  std::int64_t i = 0;
-  for (; i + kWidth <= count; i += kWidth) store(target + i, load(source + i));
-  for (; i < count; ++i) target[i] = source[i];
+// One vector of values in float32, and the first `count` < kWidth of one, zeros behind them.
+inline Vec load_converted(const float* source) { return load(source); }
+template <class T>
+inline Vec load_some(const T* source, std::int64_t count) {
+  Vec values = {};
+  for (std::int64_t i = 0; i < count; ++i) values[i] = to_float(source[i]);
+  return values;
 }
 
-inline void convert(const BFloat16* source, std::int64_t count, float* target) {
-  for (std::int64_t i = 0; i < count; ++i) target[i] = to_float(source[i]);
+#if defined(__AVX512F__)
+inline __mmask16 first(std::int64_t count) { return static_cast<__mmask16>((1u << count) - 1u); }
+// The masked forms, because GCC 12 takes the others' undefined operand for a mistake of ours.
+inline Vec widen(BFloat16, __m256i bits) {
+  const __m512i wide = _mm512_maskz_cvtepu16_epi32(first(16), bits);
+  return _mm512_castsi512_ps(_mm512_maskz_slli_epi32(first(16), wide, 16));
 }
-
-inline void convert(const Float16* source, std::int64_t count, float* target) {
-  std::int64_t i = 0;
-#if defined(__F16C__)
-  for (; i + 8 <= count; i += 8) {
-    const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(source + i));
-    _mm256_storeu_ps(target + i, _mm256_cvtph_ps(bits));
-  }
+inline Vec widen(Float16, __m256i bits) { return _mm512_maskz_cvtph_ps(first(16), bits); }
+template <class Half>
+inline Vec load_converted(const Half* source) {
+  return widen(Half{}, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(source)));
+}
+inline Vec load_some(const float* source, std::int64_t count) {
+  return _mm512_maskz_loadu_ps(first(count), source);
+}
+inline Vec load_some(const BFloat16* source, std::int64_t count) {
+  return widen(BFloat16{}, _mm256_maskz_loadu_epi16(first(count), source));
+}
+inline Vec load_some(const Float16* source, std::int64_t count) {
+  return widen(Float16{}, _mm256_maskz_loadu_epi16(first(count), source));
+}
+inline void store_some(float* target, Vec value, std::int64_t count) {
+  _mm512_mask_storeu_ps(target, first(count), value);
+}
+#else
+#if defined(__AVX2__)
+inline Vec widen(BFloat16, __m128i bits) {
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
+}
+inline Vec widen(Float16, __m128i bits) { return _mm256_cvtph_ps(bits); }
+template <class Half>
+inline Vec load_converted(const Half* source) {
+  return widen(Half{}, _mm_loadu_si128(reinterpret_cast<const __m128i*>(source)));
+}
+#else
+template <class Half>
+inline Vec load_converted(const Half* source) {
+  return load_some(source, kWidth);
+}
 #endif
-  for (; i < count; ++i) target[i] = to_float(source[i]);
+inline void store_some(float* target, Vec value, std::int64_t count) {
+  for (std::int64_t i = 0; i < count; ++i) target[i] = value[i];
+}
+#endif
+
+inline void put(float* target, Vec value, std::int64_t count, const RowTarget& row) {
+  if (count >= kWidth) {
+    if (row.stream) {
+      store_streaming(target, value);
+    } else {
+      store(target, row.accumulate ? load(target) + value : value);
+    }
+  } else {
+    store_some(target, row.accumulate ? load_some(target, count) + value : value, count);
+  }
 }
 
 template <class T>
-void load_plane(const void* map, std::int64_t height, std::int64_t width, float* target, std::int64_t stride) {
+void load_plane(const void* map, std::int64_t height, std::int64_t width, float* target,
+                std::int64_t stride) {
   const T* source = static_cast<const T*>(map);
-  for (std::int64_t y = 0; y < height; ++y) convert(source + y * width, width, target + y * stride);
+  for (std::int64_t y = 0; y < height; ++y) {
+    const T* from = source + y * width;
+    float* to = target + y * stride;
+    std::int64_t x = 0;
+    for (; x + kWidth <= width; x += kWidth) store(to + x, load_converted(from + x));
+    if (x == width) continue;
+    if (width >= kWidth) {
+      store(to + width - kWidth, load_converted(from + width - kWidth));  // overlaps its predecessor
+    } else {
+      store_some(to, load_some(from, width), width);
+    }
+  }
 }
 
-// A square of positions and channels, gathered with zeros beyond the edge, transposed and written plane by plane.
+// Up to kWidth positions of up to kWidth channels, transposed and written plane by plane.
 template <class T>
 inline void load_square(const T* source, std::int64_t channels, std::int64_t count, std::int64_t positions,
                         float* target, std::int64_t plane_stride) {
-  float square[kWidth * kWidth] = {};
-  for (std::int64_t x = 0; x < positions; ++x) convert(source + x * channels, count, square + x * kWidth);
-  Vec rows[kWidth];
-  for (int i = 0; i < kWidth; ++i) rows[i] = load(square + i * kWidth);
-  transpose(rows);
-  for (int i = 0; i < kWidth; ++i) {
-    if (i == count) break;
+  Vec square[kWidth];
+#pragma GCC unroll 16
+  for (int x = 0; x < kWidth; ++x) {
+    const T* from = source + x * channels;
+    square[x] = x >= positions ? Vec{} : count == kWidth ? load_converted(from) : load_some(from, count);
+  }
+  transpose(square);
+#pragma GCC unroll 16
+  for (int c = 0; c < kWidth; ++c) {
+    if (c >= count) break;
     if (positions == kWidth) {
-      store(target + i * plane_stride, rows[i]);
+      store(target + c * plane_stride, square[c]);
     } else {
-      for (std::int64_t x = 0; x < positions; ++x) target[i * plane_stride + x] = rows[i][x];
+      store_some(target + c * plane_stride, square[c], positions);
     }
   }
 }
 
 template <class T>
-void load_planes(const void* map, std::int64_t channels, std::int64_t count, std::int64_t height, std::int64_t width,
-                 float* target, std::int64_t stride, std::int64_t plane_stride) {
+void load_planes(const void* map, std::int64_t channels, std::int64_t count, std::int64_t height,
+                 std::int64_t width, float* target, std::int64_t stride, std::int64_t plane_stride) {
   const T* source = static_cast<const T*>(map);
   for (std::int64_t y = 0; y < height; ++y) {
     for (std::int64_t c = 0; c < count; c += kWidth) {
       for (std::int64_t x = 0; x < width; x += kWidth) {
         const std::int64_t positions = width - x < kWidth ? width - x : kWidth;
-        load_square(source + (y * width + x) * channels + c, channels, count - c < kWidth ? count - c : kWidth,
-                    positions, target + c * plane_stride + y * stride + x, plane_stride);
+        load_square(source + (y * width + x) * channels + c, channels,
+                    count - c < kWidth ? count - c : kWidth, positions,
+                    target + c * plane_stride + y * stride + x, plane_stride);
       }
     }
   }
 }
 
 template <int kVectors>
-inline void combine_vectors(float* target, const PlaneTerm* terms, std::int64_t count, bool accumulate, std::int64_t at) {
+inline void combine_vectors(float* target, const PlaneTerm* terms, std::int64_t count, bool accumulate,
+                            std::int64_t at) {
   Vec sum[kVectors];
   for (int v = 0; v < kVectors; ++v) sum[v] = accumulate ? load(target + at + v * kWidth) : Vec{};
   for (std::int64_t t = 0; t < count; ++t) {
@@ -184,9 +234,9 @@ void transpose_row(const float* planes, std::int64_t plane_stride, std::int64_t 
   }
 }
 
-void resize_row(const float* above, const float* below, float weight, std::int64_t width_in, std::int64_t stride,
-                std::int64_t count, const Interpolation* columns, std::int64_t width_out, float* scratch,
-                const RowTarget& target) {
+void resize_row(const float* above, const float* below, float weight, std::int64_t width_in,
+                std::int64_t stride, std::int64_t count, const Interpolation* columns, std::int64_t width_out,
+                float* scratch, const RowTarget& target) {
   const float rest = 1.0f - weight;
   for (std::int64_t i = 0; i < width_in * stride; i += kWidth)
     store(scratch + i, rest * load(above + i) + weight * load(below + i));
@@ -205,9 +255,15 @@ void resize_row(const float* above, const float* below, float weight, std::int64
 
 extern const PatchLoops patch_loops;
 const PatchLoops patch_loops = {
-    load_plane<float>,  load_plane<Float16>,  load_plane<BFloat16>,
-    load_planes<float>, load_planes<Float16>, load_planes<BFloat16>,
-    combine,            transpose_row,        resize_row,
+    load_plane<float>,
+    load_plane<Float16>,
+    load_plane<BFloat16>,
+    load_planes<float>,
+    load_planes<Float16>,
+    load_planes<BFloat16>,
+    combine,
+    transpose_row,
+    resize_row,
     finish_streaming,
 };
 

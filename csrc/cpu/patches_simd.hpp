@@ -1,7 +1,7 @@
 // The loops of patch aggregation that are compiled once per instruction set.
 //
-// A plane is one channel's or one output dimension's grid, row by row in float32. Planes are read and written in whole
-// vectors, so every buffer of planes reaches kPlaneSlack floats beyond what is used of it.
+// A plane is one channel's or one output dimension's grid, row by row in float32. Planes are read and written
+// in whole vectors, so every buffer of planes reaches kPlaneSlack floats beyond what is used of it.
 #pragma once
 
 #include <cstdint>
@@ -19,8 +19,8 @@ struct PlaneTerm {
   float weight;
 };
 
-// Where rows of an output go: position x at data + x * stride. `stream`: past the caches; then `data` and `stride` are
-// multiples of 64 bytes.
+// Where rows of an output go: position x at data + x * stride. `stream`: past the caches; then `data` and
+// `stride` are multiples of 64 bytes.
 struct RowTarget {
   float* data;
   std::int64_t stride;
@@ -31,10 +31,11 @@ struct RowTarget {
 // target[y * stride + x] = source[y * width + x], converted to float32.
 using LoadPlane = void (*)(const void* source, std::int64_t height, std::int64_t width, float* target,
                            std::int64_t stride);
-// The same from channels-last memory for `count` <= kPlaneGroup of `channels` channels at once: that of channel c starts
-// at target + c * plane_stride.
-using LoadPlanes = void (*)(const void* source, std::int64_t channels, std::int64_t count, std::int64_t height,
-                            std::int64_t width, float* target, std::int64_t stride, std::int64_t plane_stride);
+// The same from channels-last memory for `count` <= kPlaneGroup of `channels` channels at once: that of
+// channel c starts at target + c * plane_stride.
+using LoadPlanes = void (*)(const void* source, std::int64_t channels, std::int64_t count,
+                            std::int64_t height, std::int64_t width, float* target, std::int64_t stride,
+                            std::int64_t plane_stride);
 
 struct PatchLoops {
   LoadPlane load_float32;
@@ -44,15 +45,16 @@ struct PatchLoops {
   LoadPlanes load_last_float16;
   LoadPlanes load_last_bfloat16;
   // target[i] (+)= sum of weight * source[i], i < size.
-  void (*combine)(float* target, std::int64_t size, const PlaneTerm* terms, std::int64_t count, bool accumulate);
+  void (*combine)(float* target, std::int64_t size, const PlaneTerm* terms, std::int64_t count,
+                  bool accumulate);
   // `width` positions of `count` <= kPlaneGroup planes, from planar to `target`.
-  void (*transpose_row)(const float* planes, std::int64_t plane_stride, std::int64_t count, std::int64_t width,
-                        const RowTarget& target);
-  // One row of a bilinear resize: (1 - weight) * above + weight * below, then `columns` along x. Rows above, below and
-  // `scratch` are [width_in, stride], of which the first `count` values are used.
-  void (*resize_row)(const float* above, const float* below, float weight, std::int64_t width_in, std::int64_t stride,
-                     std::int64_t count, const Interpolation* columns, std::int64_t width_out, float* scratch,
-                     const RowTarget& target);
+  void (*transpose_row)(const float* planes, std::int64_t plane_stride, std::int64_t count,
+                        std::int64_t width, const RowTarget& target);
+  // One row of a bilinear resize: (1 - weight) * above + weight * below, then `columns` along x. Rows above,
+  // below and `scratch` are [width_in, stride], of which the first `count` values are used.
+  void (*resize_row)(const float* above, const float* below, float weight, std::int64_t width_in,
+                     std::int64_t stride, std::int64_t count, const Interpolation* columns,
+                     std::int64_t width_out, float* scratch, const RowTarget& target);
   // Makes streamed stores visible to other threads.
   void (*finish_streaming)();
 };

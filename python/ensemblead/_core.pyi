@@ -1,6 +1,6 @@
 """The compiled core. Only `ensemblead.kernels` uses it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 # What was compiled in.
@@ -24,6 +24,19 @@ def select_coreset(
     progress: Callable[[int, int], object] | None,
 ) -> tuple[int, dict[str, int]]: ...
 def project_rows(features: Any, projection: Any, projected: Any, *, num_threads: int) -> None: ...
+def patch_dim(
+    channels: Sequence[int], patch_size: int, pretrain_dims: Sequence[int], target_dim: int, mode: str
+) -> int: ...
+def aggregate_patches(
+    feature_maps: Sequence[Any],
+    output: Any,
+    patch_size: int,
+    pretrain_dims: Sequence[int],
+    target_dim: int,
+    mode: str,
+    num_threads: int,
+    stream: int,
+) -> None: ...
 def tile_grid(
     image_size: tuple[int, int], tile_size: tuple[int, int], stride: tuple[int, int]
 ) -> tuple[int, int]: ...

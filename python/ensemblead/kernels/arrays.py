@@ -5,6 +5,7 @@ None of them is imported here: an array's framework is loaded already, or there 
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -14,6 +15,8 @@ import numpy as np
 
 # A NumPy array, a torch tensor or a CuPy array. What is returned is of the kind that came in.
 Array: TypeAlias = Any
+
+_CACHE_LINE = 64
 
 
 class Framework(Protocol):
@@ -44,7 +47,12 @@ class _NumPy:
     name = "numpy"
 
     def empty(self, shape: Sequence[int], dtype: str, like: Array) -> Array:
-        return np.empty(tuple(shape), dtype=dtype)
+        # NumPy aligns to 16 bytes only; at whole cache lines the kernels can write past the caches.
+        size = math.prod(shape) * np.dtype(dtype).itemsize
+        memory = np.empty(size + _CACHE_LINE, dtype=np.uint8)
+        start = -memory.__array_interface__["data"][0] % _CACHE_LINE
+        aligned: Array = memory[start : start + size].view(dtype).reshape(tuple(shape))
+        return aligned
 
     def asarray(self, array: np.ndarray[Any, Any], like: Array) -> Array:
         return array

@@ -9,7 +9,7 @@ from typing import Literal
 from ensemblead import _core
 from ensemblead.kernels.arrays import Array, Framework, framework_of, num_threads
 
-# With pretrain_dim="auto": a layer of fewer channels than this keeps their number, any other is pooled to 1024.
+# With pretrain_dim="auto" a layer of fewer channels keeps their number, any other is pooled to 1024.
 _FEW_CHANNELS = 512
 _REFERENCE_DIM = 1024
 
@@ -27,38 +27,40 @@ def aggregate_patches(
     """Aggregate each position's neighbourhood over all layers into one row of features.
 
     ``mode="adaptive"`` is the published PatchCore (Roth et al., *Towards Total Recall in Industrial Anomaly
-    Detection*, CVPR 2022, and its reference implementation): unfold every layer into `patch_size` x `patch_size`
-    windows (stride 1, zero padding), resize the grids of the later layers to the first one's (bilinear,
-    `align_corners=False`), pool each layer's flattened (channel, ky, kx) values to `pretrain_dim` and the
-    concatenated layers to `target_dim` (adaptive averages). ``mode="concat"`` averages the window (padding
-    counted), resizes, and concatenates the channels of all layers; `pretrain_dim` and `target_dim` have no effect.
+    Detection*, CVPR 2022, and its reference implementation): unfold every layer into windows of `patch_size`
+    x `patch_size` (stride 1, zero padding), resize the grids of the later layers to the first one's
+    (bilinear, `align_corners=False`), pool each layer's flattened (channel, ky, kx) values to `pretrain_dim`
+    and the concatenated layers to `target_dim` (adaptive averages). ``mode="concat"`` averages the window
+    (padding counted), resizes, and concatenates the channels of all layers; `pretrain_dim` and `target_dim`
+    have no effect on it.
 
-    Neither unfolds anything: each layer is pooled at its own resolution and the small result resized last. The
-    result is that of the steps above up to float32 rounding, at most 1e-5 of the largest absolute feature, and does
-    not depend on the number of threads.
+    Nothing is unfolded: each layer is pooled at its own resolution and the small result is resized last. The
+    result is that of the steps above up to float32 rounding, at most 1e-5 of the largest absolute feature,
+    and does not depend on the number of threads.
 
     Args:
-        feature_maps: one map ``[B, C_l, H_l, W_l]`` per layer; float32, float16 or bfloat16, all of one dtype,
-            framework and device; contiguous, or channels-last in memory (``[B, H_l, W_l, C_l]`` seen as
-            ``[B, C_l, H_l, W_l]``). The first one's grid is the result's; the others may be smaller or larger.
-            Sums are float32 for every dtype. NaN and inf spread, as in the steps above, to every position whose
-            window, or whose resized neighbours' windows, hold them.
+        feature_maps: one map ``[B, C_l, H_l, W_l]`` per layer; float32, float16 or bfloat16, all of one
+            dtype, framework and device; contiguous, or channels-last in memory (``[B, H_l, W_l, C_l]`` seen
+            as ``[B, C_l, H_l, W_l]``). The first one's grid is the result's; the others may be smaller or
+            larger. Sums are float32 for every dtype. NaN and inf are not looked for: they spread to every
+            position whose window, or whose neighbours' windows in the resize, hold them.
         patch_size: width of the window in positions of each layer's own grid; odd.
-        pretrain_dim: dimensions that each layer is pooled to, more or fewer than it has: one for all, one per
-            layer, or ``"auto"``: a layer of fewer than 512 channels to its own channel count, any other to 1024, and
-            `target_dim` is at most their sum (with few channels the reference's 1024 leaves the averaging out).
+        pretrain_dim: dimensions that each layer is pooled to, more or fewer than it has: one for all, one
+            per layer, or ``"auto"``: a layer of fewer than 512 channels to its own channel count, any other
+            to 1024, and `target_dim` at most their sum (1024 values of few channels leave the averaging out).
         target_dim: dimensions of the result.
         mode: ``"adaptive"`` or ``"concat"``.
 
     Returns:
         ``[B, H_0, W_0, D]`` float32 in the framework and on the device of the maps. `D` is `target_dim`
-        (``"auto"``: at most the layers' sum), or the sum of all channels in mode ``"concat"``.
+        (with ``"auto"`` at most the layers' sum), or the sum of all channels in mode ``"concat"``.
 
     Raises:
-        ValueError: no maps, a map that is not 4-D, empty or not contiguous, batch sizes or devices that differ, an
-            even `patch_size`, a dimension below 1, a `pretrain_dim` that is not one per layer, an unknown `mode`.
-        TypeError: something that is no array, maps of several frameworks, a dtype other than those above, dtypes
-            that differ, a number that is not an integer.
+        ValueError: no maps, a map that is not 4-D, empty or not contiguous, batch sizes or devices that
+            differ, an even `patch_size`, a dimension below 1, a `pretrain_dim` that is not one per layer, an
+            unknown `mode`.
+        TypeError: something that is no array, maps of several frameworks, a dtype other than those above,
+            dtypes that differ, a number that is not an integer.
     """
     framework = _check_maps(feature_maps)
     patch_size = _integer(patch_size, "patch_size")
@@ -85,9 +87,11 @@ def aggregate_patches(
 
 
 def _check_maps(feature_maps: Sequence[Array]) -> Framework:
-    """The one framework of all maps. What the core cannot say, because the output's shape depends on it, is said here."""
+    """The one framework of all maps, which are 4-D. The core checks what the output does not depend on."""
     if not isinstance(feature_maps, (list, tuple)):
-        raise TypeError(f"feature_maps must be a list of arrays, one per layer, got {type(feature_maps).__name__}")
+        raise TypeError(
+            f"feature_maps must be a list of arrays, one per layer, got {type(feature_maps).__name__}"
+        )
     if not feature_maps:
         raise ValueError("feature_maps is empty; pass one map per layer")
     framework = framework_of(feature_maps[0], "feature_maps[0]")
@@ -95,8 +99,8 @@ def _check_maps(feature_maps: Sequence[Array]) -> Framework:
         other = framework_of(feature_map, f"feature_maps[{index}]")
         if other is not framework:
             raise TypeError(
-                f"feature_maps[{index}] is a {other.name} array but feature_maps[0] a {framework.name} array; "
-                "give all layers one framework"
+                f"feature_maps[{index}] is a {other.name} array but feature_maps[0] a {framework.name} "
+                "array; give all layers one framework"
             )
         if feature_map.ndim != 4:
             raise ValueError(
@@ -111,7 +115,9 @@ def _dims(
     """`pretrain_dim` per layer, and `target_dim` as far as "auto" bounds it."""
     if isinstance(pretrain_dim, str):
         if pretrain_dim != "auto":
-            raise ValueError(f"pretrain_dim must be an integer, one per layer, or 'auto', got {pretrain_dim!r}")
+            raise ValueError(
+                f"pretrain_dim must be an integer, one per layer, or 'auto', got {pretrain_dim!r}"
+            )
         dims = [count if count < _FEW_CHANNELS else _REFERENCE_DIM for count in channels]
         return dims, min(target_dim, sum(dims))
     if isinstance(pretrain_dim, (list, tuple)):
