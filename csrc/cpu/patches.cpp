@@ -11,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include "cpu/huge_pages.hpp"
 #include "cpu/instruction_set.hpp"
 #include "cpu/patch_pooler.hpp"
 #include "cpu/patch_program.hpp"
@@ -219,6 +220,7 @@ void aggregate_patches(const std::vector<FeatureMap>& maps, std::int64_t batch, 
   // Made here, so that running out of memory is an exception and not the end of the process.
   std::vector<std::unique_ptr<Worker>> workers;
   for (int i = 0; i < threads; ++i) workers.push_back(std::make_unique<Worker>(job, loops, sizes));
+  prefer_huge_pages(output, batch * job.height * job.width * job.program->dims * std::int64_t{sizeof(float)});
 #pragma omp parallel num_threads(threads)
   {
     Worker& worker = *workers[static_cast<std::size_t>(omp_get_thread_num())];
