@@ -12,7 +12,8 @@ void prefer_huge_pages([[maybe_unused]] void* data, [[maybe_unused]] std::int64_
   constexpr std::int64_t kWorthIt = std::int64_t{8} << 20;
   if (bytes < kWorthIt) return;
   const auto begin = (reinterpret_cast<std::uintptr_t>(data) + kPage - 1) / kPage * kPage;
-  const auto end = (reinterpret_cast<std::uintptr_t>(data) + static_cast<std::uintptr_t>(bytes)) / kPage * kPage;
+  const auto end =
+      (reinterpret_cast<std::uintptr_t>(data) + static_cast<std::uintptr_t>(bytes)) / kPage * kPage;
   // Refused by kernels without large pages, which is as good an answer as any.
   static_cast<void>(madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE));
 #endif

@@ -1,5 +1,5 @@
-// Compiled once per instruction set: no standard library templates here, and nothing with external linkage
-// but the table, so that no function built for a newer processor can stand in for a baseline one.
+// Compiled once per instruction set: no function of the standard library here, and nothing with external linkage
+// but the table, so that no code built for a newer processor can stand in for the baseline's.
 #include "cpu/patches_simd.hpp"
 
 #include "core/half.hpp"
@@ -7,6 +7,8 @@
 #if defined(__SSE2__)
 #include <immintrin.h>
 #endif
+
+#include <utility>
 
 namespace ensemblead::cpu::ENSEMBLEAD_INSTRUCTION_SET {
 namespace {
@@ -21,7 +23,6 @@ constexpr int kWidth = 4;
 
 typedef float Vec __attribute__((vector_size(kWidth * sizeof(float))));
 typedef float UnalignedVec __attribute__((vector_size(kWidth * sizeof(float)), aligned(4), may_alias));
-typedef std::int32_t IntVec __attribute__((vector_size(kWidth * sizeof(float))));
 
 inline Vec load(const float* source) { return *reinterpret_cast<const UnalignedVec*>(source); }
 inline void store(float* target, Vec value) { *reinterpret_cast<UnalignedVec*>(target) = value; }
@@ -44,18 +45,23 @@ void finish_streaming() {
 #endif
 }
 
-// Interleaves blocks of `kBlock` lanes of a and b: `high` picks the odd blocks of both, else the even ones.
+// Where lane `i` of an exchange comes from, in the lanes of a and then of b.
+template <int kBlock, bool kOdd>
+constexpr int source_lane(int i) {
+  const int even = (i / kBlock) % 2 == 1 ? kWidth + i - kBlock : i;
+  return kOdd ? even + kBlock : even;
+}
+
+// Interleaves blocks of kBlock lanes: a gets the even blocks of both, b the odd ones.
+template <int kBlock, int... kIndices>
+inline void exchange(Vec& a, Vec& b, std::integer_sequence<int, kIndices...>) {
+  const Vec even = __builtin_shufflevector(a, b, source_lane<kBlock, false>(kIndices)...);
+  b = __builtin_shufflevector(a, b, source_lane<kBlock, true>(kIndices)...);
+  a = even;
+}
 template <int kBlock>
 inline void exchange(Vec& a, Vec& b) {
-  IntVec even, odd;
-  for (int i = 0; i < kWidth; ++i) {
-    const bool second = (i / kBlock) % 2 == 1;
-    even[i] = second ? kWidth + i - kBlock : i;
-    odd[i] = second ? kWidth + i : i + kBlock;
-  }
-  const Vec low = __builtin_shuffle(a, b, even);
-  b = __builtin_shuffle(a, b, odd);
-  a = low;
+  exchange<kBlock>(a, b, std::make_integer_sequence<int, kWidth>{});
 }
 
 // rows[i][j] <-> rows[j][i]
