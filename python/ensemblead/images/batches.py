@@ -1,0 +1,197 @@
+"""Batches of network input, decoded by background threads while the consumer computes."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from ensemblead.errors import UnreadableImageError
+from ensemblead.images.geometry import Geometry
+from ensemblead.images.sources import ImageSource
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class SkippedImage:
+    """An image left out under `errors="skip"`, and why."""
+
+    index: int
+    path: str | None
+    reason: str
+
+
+@dataclass
+class ImageBatch:
+    """B images: `indices` into the source, `paths`, `sizes` as decoded (H, W), `images[geometry]` `[B, 3, h, w]`."""
+
+    indices: list[int]
+    paths: list[str | None]
+    sizes: list[tuple[int, int]]
+    images: dict[Geometry, torch.Tensor]  # uint8, contiguous, on the CPU
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+
+class BatchIterator(Iterator[ImageBatch]):
+    """What `iterate_batches` returns. `skipped` grows as it goes; `close` (or leaving `with`) stops the threads."""
+
+    def __init__(self, batches: Any, skipped: list[SkippedImage]) -> None:
+        self._batches = batches
+        self.skipped = skipped
+
+    def __next__(self) -> ImageBatch:
+        batch: ImageBatch = next(self._batches)
+        return batch
+
+    def close(self) -> None:
+        """Stop decoding and wait for the threads; iterating on gives nothing more."""
+        self._batches.close()
+
+    def __enter__(self) -> BatchIterator:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def iterate_batches(
+    source: ImageSource,
+    geometries: Sequence[Geometry],
+    batch_size: int,
+    *,
+    errors: Literal["raise", "skip"] = "raise",
+    workers: int | None = None,
+    prefetch: int = 2,
+) -> BatchIterator:
+    """Decode every image once, in order, and apply every distinct geometry to it once.
+
+    Args:
+        source: from `open_images`.
+        geometries: one or more; repeats cost nothing.
+        batch_size: images per batch; the last batch may be smaller.
+        errors: "raise" stops at the first image that cannot be read; "skip" leaves it out, fills the batch
+            with the next one, and records it in `.skipped` of the iterator.
+        workers: decoding threads, by default as many as there are cores, at most 8.
+        prefetch: batches decoded ahead of the one being consumed; with the batch itself this bounds the memory.
+
+    The images of one batch must come out in one size per geometry (ValueError naming two that do not): give an
+    exact `resize` or a `crop`, or a batch size of 1. Threads start with the first `next` and end with the iterator,
+    however it ends: exhausted, closed, dropped, or by an exception.
+    """
+    if not isinstance(source, ImageSource):
+        raise TypeError(f"source must come from open_images, got {type(source).__name__}")
+    distinct = tuple(dict.fromkeys(geometries))
+    if not distinct:
+        raise ValueError("geometries must not be empty")
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    if errors not in ("raise", "skip"):
+        raise ValueError(f'errors must be "raise" or "skip", got {errors!r}')
+    if workers is not None and workers < 1:
+        raise ValueError(f"workers must be at least 1, got {workers}")
+    if prefetch < 0:
+        raise ValueError(f"prefetch must not be negative, got {prefetch}")
+    if workers is None:
+        workers = min(8, _available_cores())
+    skipped: list[SkippedImage] = []
+    # A plain function's generator, not a method's: no reference cycle keeps it alive when the iterator is dropped.
+    batches = _batches(
+        source,
+        distinct,
+        batch_size,
+        skipped if errors == "skip" else None,
+        workers if source.concurrent else 1,
+        prefetch,
+    )
+    return BatchIterator(batches, skipped)
+
+
+@dataclass
+class _Decoded:
+    size: tuple[int, int]
+    planes: list[npt.NDArray[np.uint8]]  # one [3, h, w] per geometry
+
+
+def _decode(source: ImageSource, index: int, geometries: tuple[Geometry, ...]) -> _Decoded:
+    image = source.read(index)
+    try:
+        resized = [geometry.apply(image) for geometry in geometries]
+    except ValueError as error:
+        raise ValueError(f"{source.describe(index)}: {error}") from error
+    # Transposed here, in the threads, so that the consumer only stacks.
+    planes = [np.ascontiguousarray(pixels.transpose(2, 0, 1)) for pixels in resized]
+    return _Decoded((image.shape[0], image.shape[1]), planes)
+
+
+def _batches(
+    source: ImageSource,
+    geometries: tuple[Geometry, ...],
+    batch_size: int,
+    skipped: list[SkippedImage] | None,
+    workers: int,
+    prefetch: int,
+) -> Iterator[ImageBatch]:
+    ahead = batch_size * prefetch + max(batch_size, workers)
+    pending: deque[tuple[int, Future[_Decoded]]] = deque()
+    upcoming = iter(range(len(source)))
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="ensemblead-decode")
+    try:
+        ready: list[tuple[int, _Decoded]] = []
+        while True:
+            while len(pending) + len(ready) < ahead and (index := next(upcoming, None)) is not None:
+                pending.append((index, pool.submit(_decode, source, index, geometries)))
+            if not pending:
+                break
+            index, future = pending.popleft()
+            try:
+                ready.append((index, future.result()))
+            except (UnreadableImageError, FileNotFoundError) as error:
+                if skipped is None:
+                    raise
+                skipped.append(SkippedImage(index, source.paths[index], str(error)))
+            if len(ready) == batch_size:
+                batch, ready = _assemble(source, geometries, ready), []
+                yield batch
+                del batch
+        if ready:
+            yield _assemble(source, geometries, ready)
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _assemble(
+    source: ImageSource, geometries: tuple[Geometry, ...], ready: list[tuple[int, _Decoded]]
+) -> ImageBatch:
+    import torch
+
+    first = ready[0][1]
+    images = {}
+    for g, geometry in enumerate(geometries):
+        for index, decoded in ready[1:]:
+            if decoded.planes[g].shape != first.planes[g].shape:
+                here, there = decoded.planes[g].shape[1:], first.planes[g].shape[1:]
+                raise ValueError(
+                    f"images of a batch must have one size, but {source.describe(ready[0][0])} comes out as {there} "
+                    f"and {source.describe(index)} as {here}; give an exact resize (h, w) or a crop, or batch_size=1"
+                )
+        images[geometry] = torch.from_numpy(np.stack([decoded.planes[g] for _, decoded in ready]))
+    indices = [index for index, _ in ready]
+    paths = [source.paths[index] for index in indices]
+    return ImageBatch(indices, paths, [decoded.size for _, decoded in ready], images)
+
+
+def _available_cores() -> int:
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # not on every system
+        return os.cpu_count() or 1

@@ -1,0 +1,110 @@
+"""How an image becomes network input: resize, then centre crop."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from numbers import Integral
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Resize, then centre crop, as torchvision's `Resize` and `CenterCrop` do on PIL images.
+
+    `resize`: an int makes the shorter side that long and keeps the aspect ratio (the longer side is
+    `int(resize * long / short)`), `(h, w)` is an exact size, None keeps the native size. `crop`: an int is a square,
+    `(h, w)` a rectangle, None keeps everything. Unlike torchvision, a crop larger than the image is an error
+    instead of a black border. Hashable, and equal when the sizes are.
+    """
+
+    resize: int | tuple[int, int] | None = 256
+    crop: int | tuple[int, int] | None = 224
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "resize", _checked("resize", self.resize))
+        crop = _checked("crop", self.crop)
+        # One spelling for one thing, so that equal geometries compare equal.
+        object.__setattr__(self, "crop", (crop, crop) if isinstance(crop, int) else crop)
+        smallest = (self.resize, self.resize) if isinstance(self.resize, int) else self.resize
+        if smallest is not None and isinstance(self.resize, tuple):
+            self._check_crop(smallest, "")
+
+    def resized_size(self, height: int, width: int) -> tuple[int, int]:
+        """Size `(h, w)` after the resize of an image of `height` x `width`, before the crop."""
+        if self.resize is None:
+            return height, width
+        if isinstance(self.resize, tuple):
+            return self.resize
+        short, long = min(height, width), max(height, width)
+        longer = int(self.resize * long / short)
+        return (longer, self.resize) if width <= height else (self.resize, longer)
+
+    def output_size(self, height: int, width: int) -> tuple[int, int]:
+        """Size `(h, w)` of the network input made of an image of `height` x `width`."""
+        return self.crop if isinstance(self.crop, tuple) else self.resized_size(height, width)
+
+    def crop_box(self, height: int, width: int) -> tuple[float, float, float, float]:
+        """What the network sees of an image of `height` x `width`: `(top, left, bottom, right)` in its own pixels.
+
+        Fractions of a pixel are kept: an anomaly map stretched over this box lies where the network looked.
+        """
+        size = self.resized_size(height, width)
+        top, left, bottom, right = self._crop_in_resized(size)
+        scale_y, scale_x = height / size[0], width / size[1]
+        return top * scale_y, left * scale_x, bottom * scale_y, right * scale_x
+
+    def apply(self, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        """Resize (bilinear, antialiased) and crop: uint8 `[H, W, 3]` -> uint8 `[h, w, 3]`, contiguous."""
+        if image.dtype != np.uint8:
+            raise TypeError(f"image must be uint8, got {image.dtype}")
+        if image.ndim != 3 or image.shape[2] != 3:
+            raise ValueError(f"image must be [H, W, 3], got shape {image.shape}")
+        return self._apply(image, Image.Resampling.BILINEAR)
+
+    def apply_mask(self, mask: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+        """Resize (nearest neighbour), crop and binarise at > 0: `[H, W]` of any number type -> bool `[h, w]`."""
+        if mask.ndim != 2:
+            raise ValueError(f"mask must be [H, W], got shape {mask.shape}")
+        return self._apply((mask > 0).astype(np.uint8), Image.Resampling.NEAREST) > 0
+
+    def _apply(self, image: npt.NDArray[np.uint8], resample: Image.Resampling) -> npt.NDArray[np.uint8]:
+        native = (image.shape[0], image.shape[1])
+        if 0 in native:
+            raise ValueError(f"image must not be empty, got shape {image.shape}")
+        size = self.resized_size(*native)
+        top, left, bottom, right = self._crop_in_resized(size)
+        if size != native:
+            resized = Image.fromarray(np.ascontiguousarray(image)).resize((size[1], size[0]), resample)
+            image = np.asarray(resized)
+        return np.ascontiguousarray(image[top:bottom, left:right])
+
+    def _crop_in_resized(self, size: tuple[int, int]) -> tuple[int, int, int, int]:
+        if not isinstance(self.crop, tuple):
+            return 0, 0, size[0], size[1]
+        self._check_crop(size, "resized ")
+        # Python's round, half to even, is torchvision's.
+        top, left = round((size[0] - self.crop[0]) / 2.0), round((size[1] - self.crop[1]) / 2.0)
+        return top, left, top + self.crop[0], left + self.crop[1]
+
+    def _check_crop(self, size: tuple[int, int], what: str) -> None:
+        crop = self.crop
+        if isinstance(crop, tuple) and (crop[0] > size[0] or crop[1] > size[1]):
+            raise ValueError(f"crop {crop} does not fit into the {what}image of size {size}")
+
+
+def _checked(name: str, size: int | tuple[int, int] | None) -> int | tuple[int, int] | None:
+    if size is None:
+        return None
+    sides = (size,) if isinstance(size, Integral) else size
+    if isinstance(size, bool) or not isinstance(sides, (tuple, list)):
+        raise TypeError(f"{name} must be an int, a pair (h, w) or None, got {size!r}")
+    if not all(isinstance(side, Integral) and not isinstance(side, bool) for side in sides):
+        raise TypeError(f"{name} must be whole numbers of pixels, got {size!r}")
+    if any(side < 1 for side in sides) or (len(sides) != 2 and sides is size):
+        raise ValueError(f"{name} must be a positive int, a pair (h, w) of them or None, got {size!r}")
+    whole = [int(side) for side in sides]
+    return whole[0] if len(whole) == 1 else (whole[0], whole[1])
