@@ -39,8 +39,8 @@ Weights = str | os.PathLike[str] | Mapping[str, Tensor] | None
 class BackboneInfo:
     """What is known of a loaded backbone.
 
-    `mean` and `std` are for RGB in 0..1. `source` says in JSON's types where the network came from. `missing` names
-    the tensors that the weights lacked: fine as long as they are never run.
+    `mean` and `std` are for RGB in 0..1. `source` says in JSON's types where the network came from.
+    `missing` names the tensors that the weights lacked: fine as long as they are never run.
     """
 
     name: str
@@ -65,19 +65,21 @@ def load_backbone(
 
     Args:
         name: looked up in timm, then in torchvision; `name.tag` chooses the weights, else timm's `tv_in1k`
-            (torchvision's `IMAGENET1K_V1`) where they exist, else the library's default. `ALIASES` are accepted.
+            (torchvision's `IMAGENET1K_V1`) where they exist, else the library's default. `ALIASES` are
+            accepted.
         weights: "default" takes the published ones from the local cache or the network; a path reads
             a safetensors or torch file; a state dict is taken as it is; None initialises at random.
         seed: of the random initialisation; the global generators are left as they were.
 
-    Raises ValueError for an unknown name or tag (near matches suggested) and for weights that do not belong to the
-    network, FileNotFoundError, WeightsUnavailableError if "default" cannot be had.
+    Raises ValueError for an unknown name or tag (near matches suggested) and for weights that do not belong
+    to the network, FileNotFoundError, WeightsUnavailableError if "default" cannot be had.
     """
     zoo = _look_up(name)
     if isinstance(weights, str) and weights == "default":
         with _own_generator(seed):
             module = _build_pretrained(zoo)
-        source, missing = {"kind": "zoo"}, frozenset[str]()
+        source: dict[str, Any] = {"kind": "zoo"}
+        missing = frozenset[str]()
     elif weights is None:
         with _own_generator(seed):
             module = _build(zoo)
@@ -108,7 +110,9 @@ def load_backbone(
 def module_configuration(
     module: nn.Module,
 ) -> tuple[tuple[float, float, float], tuple[float, float, float], int | None]:
-    """Mean, std and input size of any module: timm's own record if it carries one, else ImageNet's and None."""
+    """Mean, std and input size of any module: timm's own record if it carries one, else ImageNet's and
+    None.
+    """
     cfg = getattr(module, "pretrained_cfg", None)
     if not isinstance(cfg, Mapping):
         return IMAGENET_MEAN, IMAGENET_STD, None
@@ -125,13 +129,13 @@ def _triple(values: Any) -> tuple[float, float, float]:
 @contextmanager
 def _own_generator(seed: int) -> Iterator[None]:
     """Initialisers draw from torch's global CPU generator: seed it for them, then put it back."""
-    state = torch.random.default_generator.get_state()
+    state = torch.default_generator.get_state()
     # Not torch.manual_seed, which would reseed the GPUs' generators as well.
-    torch.random.default_generator.manual_seed(seed)
+    torch.default_generator.manual_seed(seed)
     try:
         yield
     finally:
-        torch.random.default_generator.set_state(state)
+        torch.default_generator.set_state(state)
 
 
 def _timm() -> Any:
@@ -228,9 +232,9 @@ def _build_pretrained(zoo: _Zoo) -> nn.Module:
 def _unavailable(zoo: _Zoo, error: Exception) -> WeightsUnavailableError:
     reason = (str(error) or type(error).__name__).strip().splitlines()[0]
     return WeightsUnavailableError(
-        f"the weights {zoo.name}.{zoo.tag} are not in the local cache and cannot be downloaded ({reason}). Without "
-        f'a network, fetch them elsewhere and pass weights=PATH (safetensors or a state dict); backbone="gabor" '
-        "needs none"
+        f"the weights {zoo.name}.{zoo.tag} are not in the local cache and cannot be downloaded ({reason}). "
+        "Without a network, fetch them elsewhere and pass weights=PATH (safetensors or a state dict); "
+        'backbone="gabor" needs none'
     )
 
 
@@ -240,7 +244,8 @@ def _timm_pretrained(zoo: _Zoo) -> nn.Module:
     if cfg.hf_hub_id:
         cached = _cached_on_disk(cfg)
         if cached and not cfg.custom_load:
-            # Straight from the cache: asking the hub first would wait out its retries when there is no network.
+            # Straight from the cache: asking the hub first would wait out its retries when there is no
+            # network.
             return _create_timm(zoo, pretrained=True, pretrained_cfg_overlay={"file": cached})
         if not cached:
             _require_hub(zoo)
@@ -263,8 +268,7 @@ def _cached_on_disk(cfg: Any) -> str | None:
 
 
 def _require_hub(zoo: _Zoo) -> None:
-    from huggingface_hub import constants
-    from huggingface_hub.utils import get_session
+    from huggingface_hub import constants, get_session
 
     try:
         # Any answer will do. The hub's own client retries for a minute before it gives up.

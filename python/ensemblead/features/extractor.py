@@ -21,23 +21,26 @@ class FeatureExtractor:
     """Runs a frozen network as far as the layers asked for, and returns what they put out.
 
     Args:
-        backbone: a name (`load_backbone`: timm, then torchvision), "gabor", or any `torch.nn.Module`. A module
-            is used as it is, not copied: while it runs here it is in eval mode without gradients and has hooks; after
+        backbone: a name (`load_backbone`: timm, then torchvision), "gabor", or any `torch.nn.Module`. A
+            module is used as it is, not copied: while it runs here it is in eval mode without gradients and
+                has hooks; after
             every call its training flags and hooks are as before. `to` moves it for good.
-        layers: names of submodules at any depth, as `named_modules` gives them, in the order wanted back. A layer
-            that is called several times in one pass gives the output of its first call.
-        weights: for a name, see `load_backbone`: "default", a path, a state dict, or None for random ones. It may
-            lack tensors that are not needed to reach the layers. A module and "gabor" bring their own.
+        layers: names of submodules at any depth, as `named_modules` gives them, in the order wanted back. A
+            layer that is called several times in one pass gives the output of its first call.
+        weights: for a name, see `load_backbone`: "default", a path, a state dict, or None for random ones.
+            It may lack tensors that are not needed to reach the layers. A module and "gabor" bring their own.
         seed: of the random initialisation under `weights=None`.
         mean, std: of the three channels, for RGB in 0..1; by default those the weights were trained with
             (for a module that carries no record of them, ImageNet's).
 
     Attributes:
-        name: "resnet18", or the module's class. `layers`: a tuple. `mean`, `std`. `input_size`: the side that the
-            weights were trained at, or None. `module`: the network. `source`: where it came from, in JSON's types.
+        name: "resnet18", or the module's class. `layers`: a tuple. `mean`, `std`. `input_size`: the side
+            that the weights were trained at, or None. `module`: the network. `source`: where it came from,
+            in JSON's types.
 
     Raises ValueError for a layer that does not exist (near matches suggested), for weights that lack what the
-    layers need or belong to another network, TypeError for the wrong kind of thing; see `load_backbone` as well.
+    layers need or belong to another network, TypeError for the wrong kind of thing; see `load_backbone` as
+    well.
     """
 
     def __init__(
@@ -71,7 +74,9 @@ class FeatureExtractor:
         self._channels_last = False
 
     def with_layers(self, layers: Sequence[str]) -> FeatureExtractor:
-        """An extractor of other layers over the same network (shared, not copied), where it is and as it is."""
+        """An extractor of other layers over the same network (shared, not copied), where it is and as it
+        is.
+        """
         other = object.__new__(type(self))
         other.__dict__.update(self.__dict__)
         other._set_layers(layers)
@@ -98,7 +103,9 @@ class FeatureExtractor:
         dtype: torch.dtype | None = None,
         channels_last: bool = False,
     ) -> FeatureExtractor:
-        """Move the network to a device, cast it to `dtype` (None keeps it), lay it out channels last; returns self."""
+        """Move the network to a device, cast it to `dtype` (None keeps it), lay it out channels last;
+        returns self.
+        """
         layout = torch.channels_last if channels_last else torch.contiguous_format
         arguments: dict[str, Any] = {"device": device, "memory_format": layout}
         if dtype is not None:
@@ -110,11 +117,14 @@ class FeatureExtractor:
         return self
 
     def normalize(self, images: Tensor) -> Tensor:
-        """Network input from pixels: uint8 `[B, 3, H, W]`, on any device -> normalised, on the network's, its dtype."""
+        """Network input from pixels: uint8 `[B, 3, H, W]`, on any device -> normalised, on the network's,
+        its dtype.
+        """
         if images.dtype != torch.uint8:
             raise TypeError(f"images must be uint8, got {images.dtype}")
         _check_images(images)
-        # Moved as bytes, then normalised in float32 there: a quarter of the copy, and no rounding in half precision.
+        # Moved as bytes, then normalised in float32 there: a quarter of the copy, and no rounding in half
+        # precision.
         pixels = images.to(self.device, non_blocking=True).float()
         mean = torch.tensor(self.mean, device=pixels.device).mul(255.0).view(1, 3, 1, 1)
         std = torch.tensor(self.std, device=pixels.device).mul(255.0).view(1, 3, 1, 1)
@@ -123,12 +133,13 @@ class FeatureExtractor:
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> list[Tensor]:
-        """Normalised images, float `[B, 3, H, W]` -> one `[B, C_l, H_l, W_l]` per layer, in the order of `layers`.
+        """Normalised images, float `[B, 3, H, W]` -> one `[B, C_l, H_l, W_l]` per layer, in the order of
+        `layers`.
 
-        The pass ends at the last layer needed. Outputs have the network's dtype and are contiguous (channels last
-        after `to(..., channels_last=True)`); tokens are laid back onto the grid they came from, without class and
-        register tokens. Raises TypeError for images that are no floats, ValueError for a wrong shape and for a layer
-        that is never reached or puts out no grid.
+        The pass ends at the last layer needed. Outputs have the network's dtype and are contiguous
+        (channels last after `to(..., channels_last=True)`); tokens are laid back onto the grid they came
+        from, without class and register tokens. Raises TypeError for images that are no floats, ValueError
+        for a wrong shape and for a layer that is never reached or puts out no grid.
         """
         if not isinstance(images, Tensor) or not images.is_floating_point():
             kind = images.dtype if isinstance(images, Tensor) else type(images).__name__
@@ -143,7 +154,9 @@ class FeatureExtractor:
         return grids
 
     def channels(self, image_size: int | tuple[int, int]) -> tuple[int, ...]:
-        """Channels of each layer for images of `image_size` (a side, or (h, w)); one blank image is run to see."""
+        """Channels of each layer for images of `image_size` (a side, or (h, w)); one blank image is run to
+        see.
+        """
         return tuple(shape[0] for shape in self._probe(image_size))
 
     def grid(self, image_size: int | tuple[int, int]) -> tuple[int, int]:
@@ -201,8 +214,9 @@ class FeatureExtractor:
     def _needed_names(self) -> frozenset[str]:
         """Names in the state dict that a pass to the layers may read.
 
-        A module's own tensors if it was entered; those of parts that were not, if the module ran to its end, since
-        it may have read them without calling the part (as attention does with its output projection).
+        A module's own tensors if it was entered; those of parts that were not, if the module ran to its
+        end, since it may have read them without calling the part (as attention does with its output
+        projection).
         """
         entered: set[nn.Module] = set()
         finished: set[nn.Module] = set()
@@ -297,13 +311,17 @@ def _frozen(module: nn.Module) -> Iterator[None]:
 
 
 def _eager(module: nn.Module) -> AbstractContextManager[Any]:
-    """Run compiled parts as written: a compiled graph has no hooks on its layers and no way to stop inside."""
+    """Run compiled parts as written: a compiled graph has no hooks on its layers and no way to stop
+    inside.
+    """
     compiled = any(
         hasattr(part, "_orig_mod") or getattr(part, "_compiled_call_impl", None) is not None
         for part in module.modules()
     )
     if not compiled:
         return nullcontext()
+    if not hasattr(torch.compiler, "set_stance"):
+        raise TypeError("backbone must not be compiled: this torch (before 2.6) cannot run it uncompiled")
     stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
     return stance
 

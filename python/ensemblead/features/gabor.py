@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional
 
 _BINOMIAL = (1.0, 4.0, 6.0, 4.0, 1.0)
 
@@ -14,14 +14,15 @@ _BINOMIAL = (1.0, 4.0, 6.0, 4.0, 1.0)
 class GaborBank(nn.Module):
     """RGB in 0..1 `[B, 3, H, W]` -> features at strides 4, 8 and 16, as `layer1`, `layer2`, `layer3`.
 
-    The image is turned into opponent colours and into a pyramid (5-tap binomial filter before every halving). Each
-    layer sees its pyramid level through quadrature pairs of Gabor filters and keeps
+    The image is turned into opponent colours and into a pyramid (5-tap binomial filter before every
+    halving). Each layer sees its pyramid level through quadrature pairs of Gabor filters and keeps
 
-    - the local energy of every orientation and wavelength, `sqrt(even^2 + odd^2)`, averaged over a neighbourhood:
-      texture, blind to phase (Fogel and Sagi 1989; Jain and Farrokhnia 1991);
+    - the local energy of every orientation and wavelength, `sqrt(even^2 + odd^2)`, averaged over a
+      neighbourhood: texture, blind to phase (Fogel and Sagi 1989; Jain and Farrokhnia 1991);
     - the local mean and standard deviation of the three opponent colours.
 
-    Everything is a fixed function: no randomness, no training, nothing to download. A network in half precision is
+    Everything is a fixed function: no randomness, no training, nothing to download. A network in half
+        precision is
     computed in float32 inside and rounded at the end.
     """
 
@@ -75,13 +76,15 @@ class _Scale(nn.Module):
 
     def _energy(self, planes: Tensor) -> Tensor:
         margin = self.even.shape[-1] // 2
-        padded = F.pad(planes, (margin,) * 4, mode="replicate")
-        even, odd = F.conv2d(padded, self.even), F.conv2d(padded, self.odd)
+        padded = functional.pad(planes, (margin,) * 4, mode="replicate")
+        even, odd = functional.conv2d(padded, self.even), functional.conv2d(padded, self.odd)
         return (even * even + odd * odd).add(1e-8).sqrt()
 
 
 def gabor_filters(orientations: int, wavelengths: tuple[float, ...]) -> tuple[Tensor, Tensor]:
-    """Quadrature pairs, each `[orientations * wavelengths, K, K]` float32: zero mean, unit gain at their own wave."""
+    """Quadrature pairs, each `[orientations * wavelengths, K, K]` float32: zero mean, unit gain at their
+    own wave.
+    """
     radius = math.ceil(1.2 * max(wavelengths))
     axis = torch.arange(-radius, radius + 1, dtype=torch.float64)
     y, x = torch.meshgrid(axis, axis, indexing="ij")
@@ -104,9 +107,9 @@ def gabor_filters(orientations: int, wavelengths: tuple[float, ...]) -> tuple[Te
 def _smooth(planes: Tensor) -> Tensor:
     kernel = torch.tensor(_BINOMIAL, dtype=planes.dtype, device=planes.device) / 16.0
     channels = planes.shape[1]
-    planes = F.pad(planes, (2, 2, 2, 2), mode="replicate")
-    planes = F.conv2d(planes, kernel.view(1, 1, 1, 5).expand(channels, 1, 1, 5), groups=channels)
-    return F.conv2d(planes, kernel.view(1, 1, 5, 1).expand(channels, 1, 5, 1), groups=channels)
+    planes = functional.pad(planes, (2, 2, 2, 2), mode="replicate")
+    planes = functional.conv2d(planes, kernel.view(1, 1, 1, 5).expand(channels, 1, 1, 5), groups=channels)
+    return functional.conv2d(planes, kernel.view(1, 1, 5, 1).expand(channels, 1, 5, 1), groups=channels)
 
 
 def _halve(planes: Tensor) -> Tensor:

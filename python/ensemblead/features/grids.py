@@ -1,4 +1,6 @@
-"""What a layer puts out, as a grid `[B, C, H, W]`: convolutions as they are, tokens laid back onto the image."""
+"""What a layer puts out, as a grid `[B, C, H, W]`: convolutions as they are, tokens laid back onto the
+image.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,9 @@ _MOST_PREFIX_TOKENS = 16
 
 
 class TokenLayout:
-    """What a network says of its own outputs: leading tokens that belong to no place, and the order of the axes."""
+    """What a network says of its own outputs: leading tokens that belong to no place, and the order of the
+    axes.
+    """
 
     def __init__(self, module: nn.Module) -> None:
         prefixes = [getattr(part, "num_prefix_tokens", None) for part in module.modules()]
@@ -24,12 +28,13 @@ class TokenLayout:
 
         `[B, C, H, W]` and `[B, H, W, C]` are told apart by which pair of axes has the image's aspect; if both
         have it, by what the network says, else they count as `[B, C, H, W]`. Of `[B, T, C]` the leading class
-        and register tokens are dropped (as many as the network says, else as few as leave a grid of the image's
-        aspect). Raises ValueError for anything else.
+        and register tokens are dropped (as many as the network says, else as few as leave a grid of the
+        image's aspect). Raises ValueError for anything else.
         """
         if not isinstance(output, Tensor):
             raise ValueError(
-                f"layers: {layer!r} gives a {type(output).__name__}, not one tensor of features; name a layer inside it"
+                f"layers: {layer!r} gives a {type(output).__name__}, not one tensor of features; "
+                "name a layer inside it"
             )
         if output.ndim == 4:
             return self._four_axes(output, image_size)
@@ -53,7 +58,8 @@ class TokenLayout:
         # A layer before the tokens are joined has none of the leading ones that the network speaks of.
         few = (0, 1) if known is None else (known, 0)
         for exact in (True, False):
-            # Rounded grids fit too many numbers of tokens for the number of leading ones to be guessed freely.
+            # Rounded grids fit too many numbers of tokens for the number of leading ones to be guessed
+            # freely.
             for prefix in range(_MOST_PREFIX_TOKENS + 1) if exact and known is None else few:
                 grid = _grid(tokens - prefix, image_size, exact)
                 if grid is not None:

@@ -61,8 +61,8 @@ def load_weights(module: nn.Module, state: Mapping[str, Tensor], what: str) -> f
     """Load `state` into `module`, cast to its dtype, and return the names it lacked.
 
     `num_batches_tracked` may always lack. Raises ValueError if a name of `state` is not in the module (a
-    classifier's apart) or a shape differs; nothing is loaded then. Whether the missing names matter is for the
-    caller to say, who knows what is run.
+    classifier's apart) or a shape differs; nothing is loaded then. Whether the missing names matter is for
+    the caller to say, who knows what is run.
     """
     own = module.state_dict()
     matching = {key: value for key, value in state.items() if key in own and value.shape == own[key].shape}

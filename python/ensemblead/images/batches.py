@@ -31,7 +31,9 @@ class SkippedImage:
 
 @dataclass
 class ImageBatch:
-    """B images: `indices` into the source, `paths`, `sizes` as decoded (H, W), `images[geometry]` `[B, 3, h, w]`."""
+    """B images: `indices` into the source, `paths`, `sizes` as decoded (H, W), `images[geometry]` `[B, 3,
+    h, w]`.
+    """
 
     indices: list[int]
     paths: list[str | None]
@@ -43,7 +45,9 @@ class ImageBatch:
 
 
 class BatchIterator(Iterator[ImageBatch]):
-    """What `iterate_batches` returns. `skipped` grows as it goes; `close` (or leaving `with`) stops the threads."""
+    """What `iterate_batches` returns. `skipped` grows as it goes; `close` (or leaving `with`) stops the
+    threads.
+    """
 
     def __init__(self, batches: Any, skipped: list[SkippedImage]) -> None:
         self._batches = batches
@@ -82,11 +86,12 @@ def iterate_batches(
         errors: "raise" stops at the first image that cannot be read; "skip" leaves it out, fills the batch
             with the next one, and records it in `.skipped` of the iterator.
         workers: decoding threads, by default as many as there are cores, at most 8.
-        prefetch: batches decoded ahead of the one being consumed; with the batch itself this bounds the memory.
+        prefetch: batches decoded ahead of the one being consumed; with the batch itself this bounds the
+            memory.
 
-    The images of one batch must come out in one size per geometry (ValueError naming two that do not): give an
-    exact `resize` or a `crop`, or a batch size of 1. Threads start with the first `next` and end with the iterator,
-    however it ends: exhausted, closed, dropped, or by an exception.
+    The images of one batch must come out in one size per geometry (ValueError naming two that do not): give
+    an exact `resize` or a `crop`, or a batch size of 1. Threads start with the first `next` and end with
+    the iterator, however it ends: exhausted, closed, dropped, or by an exception.
     """
     if not isinstance(source, ImageSource):
         raise TypeError(f"source must come from open_images, got {type(source).__name__}")
@@ -104,7 +109,8 @@ def iterate_batches(
     if workers is None:
         workers = min(8, _available_cores())
     skipped: list[SkippedImage] = []
-    # A plain function's generator, not a method's: no reference cycle keeps it alive when the iterator is dropped.
+    # A plain function's generator, not a method's: no reference cycle keeps it alive when the iterator is
+    # dropped.
     batches = _batches(
         source,
         distinct,
@@ -181,8 +187,9 @@ def _assemble(
             if decoded.planes[g].shape != first.planes[g].shape:
                 here, there = decoded.planes[g].shape[1:], first.planes[g].shape[1:]
                 raise ValueError(
-                    f"images of a batch must have one size, but {source.describe(ready[0][0])} comes out as {there} "
-                    f"and {source.describe(index)} as {here}; give an exact resize (h, w) or a crop, or batch_size=1"
+                    f"images of a batch must have one size, but {source.describe(ready[0][0])} comes out as "
+                    f"{there} and {source.describe(index)} as {here}; give an exact resize (h, w) or a crop, "
+                    "or batch_size=1"
                 )
         images[geometry] = torch.from_numpy(np.stack([decoded.planes[g] for _, decoded in ready]))
     indices = [index for index, _ in ready]

@@ -18,8 +18,11 @@ except ImportError as error:  # pragma: no cover - the tests install Pillow
 
 # What a folder is searched for; a list of paths may name files of any suffix that Pillow decodes.
 IMAGE_SUFFIXES = frozenset(
-    (".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg")
-    + (".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp")
+    f".{suffix}"
+    for suffix in (
+        *("bmp", "gif", "jfif", "jp2", "jpe", "jpeg", "jpg", "pbm"),
+        *("pgm", "png", "pnm", "ppm", "tga", "tif", "tiff", "webp"),
+    )
 )
 
 _ALPHA_MODES = ("RGBA", "LA", "PA", "RGBa")
@@ -28,13 +31,13 @@ _ALPHA_MODES = ("RGBA", "LA", "PA", "RGBa")
 def read_image(path: str | os.PathLike[str]) -> npt.NDArray[np.uint8]:
     """Decode an image file of any mode to RGB, uint8 `[H, W, 3]`, turned upright by its EXIF orientation.
 
-    Grey is repeated over the channels; palettes are looked up; CMYK, YCbCr and Lab are converted. 16 bits become
-    8 by `round(v / 257)`, the same for every image, so that a dark image stays a dark image. Transparent pixels are
-    composited over black, because what lies beneath them is arbitrary. Of several frames or pages the first is
-    read. Colour profiles are ignored.
+    Grey is repeated over the channels; palettes are looked up; CMYK, YCbCr and Lab are converted. 16 bits
+    become 8 by `round(v / 257)`, the same for every image, so that a dark image stays a dark image.
+    Transparent pixels are composited over black, because what lies beneath them is arbitrary. Of several
+    frames or pages the first is read. Colour profiles are ignored.
 
-    Raises FileNotFoundError if there is no such file, UnreadableImageError (a ValueError) naming the file if it
-    is no image, is truncated, or holds floating-point or 32-bit pixels, whose range nothing defines.
+    Raises FileNotFoundError if there is no such file, UnreadableImageError (a ValueError) naming the file
+    if it is no image, is truncated, or holds floating-point or 32-bit pixels, whose range nothing defines.
     """
     with _open(path) as image:
         return to_rgb(image, str(path))
@@ -67,7 +70,8 @@ class _open:  # noqa: N801 - a context manager used as a function
         except FileNotFoundError:
             raise FileNotFoundError(f"no such image: {self.path}") from None
         except Exception as error:
-            # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error and more on damaged files.
+            # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error and more on damaged
+            # files.
             raise UnreadableImageError(f"cannot read image {self.path}: {error}") from error
         return self.image
 
@@ -76,13 +80,16 @@ class _open:  # noqa: N801 - a context manager used as a function
 
 
 def to_rgb(image: Image.Image, what: str) -> npt.NDArray[np.uint8]:
-    """A decoded PIL image of any mode as RGB, uint8 `[H, W, 3]`; `what` names it in errors. See `read_image`."""
+    """A decoded PIL image of any mode as RGB, uint8 `[H, W, 3]`; `what` names it in errors. See
+    `read_image`.
+    """
     mode = image.mode
     if mode.startswith("I"):
         return _grey_to_rgb(_sixteen_to_eight(np.asarray(image), what))
     if mode == "F":
         raise UnreadableImageError(
-            f"cannot read image {what}: floating-point pixels have no defined range; save it with 8 or 16 bits"
+            f"cannot read image {what}: floating-point pixels have no defined range; "
+            "save it with 8 or 16 bits"
         )
     if mode in _ALPHA_MODES or "transparency" in image.info:
         rgba = image.convert("RGBA")

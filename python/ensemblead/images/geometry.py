@@ -16,9 +16,9 @@ class Geometry:
     """Resize, then centre crop, as torchvision's `Resize` and `CenterCrop` do on PIL images.
 
     `resize`: an int makes the shorter side that long and keeps the aspect ratio (the longer side is
-    `int(resize * long / short)`), `(h, w)` is an exact size, None keeps the native size. `crop`: an int is a square,
-    `(h, w)` a rectangle, None keeps everything. Unlike torchvision, a crop larger than the image is an error
-    instead of a black border. Hashable, and equal when the sizes are.
+    `int(resize * long / short)`), `(h, w)` is an exact size, None keeps the native size. `crop`: an int is
+    a square, `(h, w)` a rectangle, None keeps everything. Unlike torchvision, a crop larger than the image
+    is an error instead of a black border. Hashable, and equal when the sizes are.
     """
 
     resize: int | tuple[int, int] | None = 256
@@ -48,7 +48,8 @@ class Geometry:
         return self.crop if isinstance(self.crop, tuple) else self.resized_size(height, width)
 
     def crop_box(self, height: int, width: int) -> tuple[float, float, float, float]:
-        """What the network sees of an image of `height` x `width`: `(top, left, bottom, right)` in its own pixels.
+        """What the network sees of an image of `height` x `width`: `(top, left, bottom, right)` in its own
+        pixels.
 
         Fractions of a pixel are kept: an anomaly map stretched over this box lies where the network looked.
         """
@@ -66,7 +67,9 @@ class Geometry:
         return self._apply(image, Image.Resampling.BILINEAR)
 
     def apply_mask(self, mask: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
-        """Resize (nearest neighbour), crop and binarise at > 0: `[H, W]` of any number type -> bool `[h, w]`."""
+        """Resize (nearest neighbour), crop and binarise at > 0: `[H, W]` of any number type -> bool `[h,
+        w]`.
+        """
         if mask.ndim != 2:
             raise ValueError(f"mask must be [H, W], got shape {mask.shape}")
         return self._apply((mask > 0).astype(np.uint8), Image.Resampling.NEAREST) > 0
@@ -96,7 +99,7 @@ class Geometry:
             raise ValueError(f"crop {crop} does not fit into the {what}image of size {size}")
 
 
-def _checked(name: str, size: int | tuple[int, int] | None) -> int | tuple[int, int] | None:
+def _checked(name: str, size: Any) -> int | tuple[int, int] | None:
     if size is None:
         return None
     sides = (size,) if isinstance(size, Integral) else size

@@ -1,4 +1,6 @@
-"""What `images` may be: a folder, a list of paths, an array, a torch Dataset; read one by one as 8-bit RGB."""
+"""What `images` may be: a folder, a list of paths, an array, a torch Dataset; read one by one as 8-bit
+RGB.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ from ensemblead.images.decode import IMAGE_SUFFIXES, read_image, to_rgb
 
 
 class ImageSource(ABC):
-    """Images in a fixed order. `paths[i]` is the file of image i, or None; `read(i)` gives uint8 `[H, W, 3]`."""
+    """Images in a fixed order. `paths[i]` is the file of image i, or None; `read(i)` gives uint8 `[H, W,
+    3]`.
+    """
 
     paths: list[str | None]
     ignored: int = 0  # files of a folder that are no images by their suffix, or hidden
@@ -39,15 +43,17 @@ class ImageSource(ABC):
 def open_images(images: Any) -> ImageSource:
     """Accept images in any of the forms that `fit` and `predict` take; nothing is decoded yet.
 
-    A folder: all image files in it and in the folders below (by suffix, `IMAGE_SUFFIXES`; links are followed; hidden
-    files are left out), in the natural order of their relative paths (`2.png` before `10.png`); what else lies there
-    is counted in `.ignored`. One image file. A list or tuple of paths, kept in its order. An array uint8 `[N, H, W, 3]`
-    or, grey, `[N, H, W]`. A torch `Dataset` with a length, whose items are an image or a tuple that begins with one:
-    a PIL image, an array uint8 `[H, W, 3]` or `[H, W]`, a tensor uint8 or float in 0..1 `[C, H, W]`, C = 1 or 3.
+    A folder: all image files in it and in the folders below (by suffix, `IMAGE_SUFFIXES`; links are
+        followed; hidden
+    files are left out), in the natural order of their relative paths (`2.png` before `10.png`); what else
+    lies there is counted in `.ignored`. One image file. A list or tuple of paths, kept in its order. An
+    array uint8 `[N, H, W, 3]` or, grey, `[N, H, W]`. A torch `Dataset` with a length, whose items are an
+    image or a tuple that begins with one: a PIL image, an array uint8 `[H, W, 3]` or `[H, W]`, a tensor
+        uint8 or float in 0..1 `[C, H, W]`, C = 1 or 3.
     A Dataset is read by one thread only. An `ImageSource` is returned as it is.
 
-    Raises FileNotFoundError for a missing folder, ValueError for no images at all or a wrong shape, TypeError for
-    anything else.
+    Raises FileNotFoundError for a missing folder, ValueError for no images at all or a wrong shape,
+    TypeError for anything else.
     """
     if isinstance(images, ImageSource):
         return images
@@ -70,8 +76,8 @@ def open_images(images: Any) -> ImageSource:
     ):
         return _Dataset(images)
     raise TypeError(
-        "images must be a folder, a list of paths, a uint8 array [N, H, W, 3] or a torch Dataset with a length, "
-        f"got {type(images).__name__}"
+        "images must be a folder, a list of paths, a uint8 array [N, H, W, 3] or a torch Dataset "
+        f"with a length, got {type(images).__name__}"
     )
 
 
@@ -90,7 +96,8 @@ class _Array(ImageSource):
     def __init__(self, array: npt.NDArray[Any]) -> None:
         if array.dtype != np.uint8:
             raise TypeError(
-                f"images must be uint8, got {array.dtype}; for floats in 0..1 pass (images * 255).round().astype(np.uint8)"
+                f"images must be uint8, got {array.dtype}; "
+                "for floats in 0..1 pass (images * 255).round().astype(np.uint8)"
             )
         if array.ndim == 3 and array.shape[2] != 3:
             array = array[..., None]
@@ -158,7 +165,8 @@ def _tensor_to_array(image: Any, what: str) -> npt.NDArray[Any]:
                 "normalisation is the detector's work"
             )
         pixels = np.rint(pixels * 255.0).astype(np.uint8)
-    return pixels.transpose(1, 2, 0)
+    turned: npt.NDArray[Any] = pixels.transpose(1, 2, 0)
+    return turned
 
 
 def _checked_paths(paths: Sequence[Any]) -> list[str]:
