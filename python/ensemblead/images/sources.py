@@ -212,7 +212,7 @@ def _walk(root: Path) -> Iterator[str]:
         yield from (os.path.relpath(os.path.join(folder, name), root) for name in files)
 
 
-def _natural(name: str) -> tuple[list[tuple[int, str]], str]:
+def _natural(name: str) -> tuple[list[tuple[bool, int, str]], str]:
     # Digits compare as numbers; the name itself breaks ties such as 1.png and 01.png.
     parts = re.split(r"([0-9]+)", name)
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts if part], name
+    return [(False, int(part), "") if part.isdecimal() else (True, 0, part) for part in parts if part], name
