@@ -35,7 +35,7 @@ def decoding_threads() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name.startswith("ensemblead-decode")]
 
 
-# Geometry ------------------------------------------------------------------------------------------------------------
+# Geometry -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", [(30, 40), (41, 33), (37, 37), (101, 64), (256, 300), (20, 20), (97, 31)])
@@ -94,7 +94,9 @@ def test_geometry_refuses_what_is_no_size(crop):
 def test_geometry_refuses_a_crop_that_does_not_fit():
     with pytest.raises(ValueError, match=r"crop \(50, 50\) does not fit .*\(40, 60\)"):
         Geometry((40, 60), 50)
-    with pytest.raises(ValueError, match=r"crop \(50, 50\) does not fit into the resized image of size \(30, 40\)"):
+    with pytest.raises(
+        ValueError, match=r"crop \(50, 50\) does not fit into the resized image of size \(30, 40\)"
+    ):
         Geometry(None, 50).apply(drawn(30, 40))
 
 
@@ -107,7 +109,7 @@ def test_geometry_refuses_wrong_arrays():
         Geometry(None, None).apply_mask(drawn())
 
 
-# Decoding ------------------------------------------------------------------------------------------------------------
+# Decoding -----------------------------------------------------------------------------------------
 
 
 def saved(path: Path, image: Image.Image, **options) -> Path:
@@ -185,7 +187,12 @@ def test_read_sixteen_bit_colour_png(tmp_path):
 
 def test_read_turns_by_exif(tmp_path):
     rgb = drawn(20, 30)
-    for orientation, turned in [(3, np.rot90(rgb, 2)), (6, np.rot90(rgb, -1)), (8, np.rot90(rgb)), (2, rgb[:, ::-1])]:
+    for orientation, turned in [
+        (3, np.rot90(rgb, 2)),
+        (6, np.rot90(rgb, -1)),
+        (8, np.rot90(rgb)),
+        (2, rgb[:, ::-1]),
+    ]:
         exif = Image.Exif()
         exif[0x0112] = orientation
         path = saved(tmp_path / f"{orientation}.png", Image.fromarray(rgb), exif=exif)
@@ -244,7 +251,7 @@ def test_read_mask_of_any_mode(tmp_path):
         np.testing.assert_array_equal(got, truth, err_msg=str(path))
 
 
-# Sources -------------------------------------------------------------------------------------------------------------
+# Sources ------------------------------------------------------------------------------------------
 
 
 def folder_of(root: Path, names: list[str]) -> Path:
@@ -287,9 +294,9 @@ def test_one_file_and_lists_keep_what_is_given(tmp_path):
 
 def test_folder_without_images_or_missing(tmp_path):
     (tmp_path / "notes.txt").write_text("x")
-    with pytest.raises(ValueError, match="no image files in .*1 other files ignored"):
+    with pytest.raises(ValueError, match=r"no image files in .*1 other files ignored"):
         open_images(tmp_path)
-    with pytest.raises(FileNotFoundError, match="no such folder of images: .*nowhere"):
+    with pytest.raises(FileNotFoundError, match=r"no such folder of images: .*nowhere"):
         open_images(tmp_path / "nowhere")
 
 
@@ -298,7 +305,9 @@ def test_arrays(tmp_path):
     source = open_images(images)
     assert source.paths == [None, None]
     np.testing.assert_array_equal(source.read(1), images[1])
-    np.testing.assert_array_equal(open_images(images[..., 0]).read(0), np.repeat(images[0, ..., :1], 3, axis=2))
+    np.testing.assert_array_equal(
+        open_images(images[..., 0]).read(0), np.repeat(images[0, ..., :1], 3, axis=2)
+    )
 
 
 @pytest.mark.parametrize(
@@ -306,7 +315,11 @@ def test_arrays(tmp_path):
     [
         (np.zeros((2, 8, 8, 3), np.float32), TypeError, r"must be uint8, got float32; .*\* 255"),
         (np.zeros((2, 3, 8, 8), np.uint8), ValueError, r"got shape \(2, 3, 8, 8\) \(channels come last\)"),
-        (np.zeros((8, 8, 3), np.uint8), ValueError, r"got shape \(8, 8, 3\) \(one image alone is images\[None\]\)"),
+        (
+            np.zeros((8, 8, 3), np.uint8),
+            ValueError,
+            r"got shape \(8, 8, 3\) \(one image alone is images\[None\]\)",
+        ),
         (np.zeros((0, 8, 8, 3), np.uint8), ValueError, "must not be empty"),
         (torch.zeros(2, 3, 8, 8), TypeError, r"permute\(0, 2, 3, 1\)"),
         ([], ValueError, "must not be empty"),
@@ -335,7 +348,15 @@ class Items(torch.utils.data.Dataset):
 def test_dataset_items_of_every_kind():
     rgb = drawn()
     chw = torch.from_numpy(rgb.transpose(2, 0, 1).copy())
-    kinds = [rgb, (rgb, 1), [rgb], Image.fromarray(rgb), chw, chw.float() / 255.0, (chw.double() / 255.0, "label")]
+    kinds = [
+        rgb,
+        (rgb, 1),
+        [rgb],
+        Image.fromarray(rgb),
+        chw,
+        chw.float() / 255.0,
+        (chw.double() / 255.0, "label"),
+    ]
     source = open_images(Items(kinds))
     assert len(source) == len(kinds)
     assert source.paths == [None] * len(kinds)
@@ -351,7 +372,11 @@ def test_dataset_items_of_every_kind():
     [
         (torch.randn(3, 8, 8) * 2 - 5, ValueError, r"item 0 of the Dataset must be a float tensor in 0\.\.1"),
         (torch.full((3, 8, 8), float("nan")), ValueError, r"in 0\.\.1, got values in \[nan, nan\]"),
-        (torch.zeros(8, 8, 3), ValueError, r"must be \[3, H, W\] or \[1, H, W\] as a tensor, got shape \(8, 8, 3\)"),
+        (
+            torch.zeros(8, 8, 3),
+            ValueError,
+            r"must be \[3, H, W\] or \[1, H, W\] as a tensor, got shape \(8, 8, 3\)",
+        ),
         (np.zeros((8, 8, 3)), TypeError, "must be uint8, got an array of float64"),
         (np.zeros((8, 8, 2), np.uint8), ValueError, r"got shape \(8, 8, 2\)"),
         ("a.png", TypeError, "must be a PIL image, an array or a tensor, got str"),
@@ -364,7 +389,7 @@ def test_dataset_wrong_items_are_refused(item, error, message):
         open_images(Items([]))
 
 
-# Batches -------------------------------------------------------------------------------------------------------------
+# Batches ------------------------------------------------------------------------------------------
 
 
 class Counted(ImageSource):
@@ -442,7 +467,9 @@ def test_skipping_does_not_hide_other_errors():
 
 def test_batches_of_different_sizes_name_both_images():
     source = Counted(4, size=lambda i: (24, 40 if i == 2 else 32))
-    with pytest.raises(ValueError, match=r"image_0\.png comes out as \(24, 32\) and image_2\.png as \(24, 40\)"):
+    with pytest.raises(
+        ValueError, match=r"image_0\.png comes out as \(24, 32\) and image_2\.png as \(24, 40\)"
+    ):
         list(iterate_batches(source, [Geometry(24, None)], 3))
     widths = [b.images[Geometry(24, None)].shape[3] for b in iterate_batches(source, [Geometry(24, None)], 1)]
     assert widths == [32, 32, 40, 32]
@@ -456,7 +483,7 @@ def test_reading_ahead_is_bounded_and_overlaps():
     deadline = time.monotonic() + 10
     while len(source.reads) < 8 and time.monotonic() < deadline:
         time.sleep(0.005)
-    # Two of the first batch and three batches ahead: read although nobody has asked for them, and no more than that.
+    # Two of the first batch and three batches ahead: read though nobody has asked for them, and no more.
     time.sleep(0.05)
     assert len(source.reads) == 8
     batches.close()
@@ -479,9 +506,9 @@ def test_threads_end_with_the_iterator(ending):
         with iterate_batches(source, [Geometry(None, None)], 2) as batches:
             next(batches)
     elif ending == "throw":
-        with pytest.raises(KeyboardInterrupt), iterate_batches(source, [Geometry(None, None)], 2) as batches:
-            next(batches)
-            raise KeyboardInterrupt
+        with pytest.raises(KeyboardInterrupt):  # noqa: PT012 - the interrupt falls inside the loop
+            for _ in iterate_batches(source, [Geometry(None, None)], 2):
+                raise KeyboardInterrupt
     else:
         gc.disable()
         try:

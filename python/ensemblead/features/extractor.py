@@ -62,6 +62,7 @@ class FeatureExtractor:
         if min(self.std) <= 0:
             raise ValueError(f"std must be positive, got {self.std}")
         self.module = module
+        self._scale: Tensor | None = None
         self._set_layers(layers)
         if info.missing:
             what = self.source.get("path", "the state dict given")
@@ -126,8 +127,10 @@ class FeatureExtractor:
         # Moved as bytes, then normalised in float32 there: a quarter of the copy, and no rounding in half
         # precision.
         pixels = images.to(self.device, non_blocking=True).float()
-        mean = torch.tensor(self.mean, device=pixels.device).mul(255.0).view(1, 3, 1, 1)
-        std = torch.tensor(self.std, device=pixels.device).mul(255.0).view(1, 3, 1, 1)
+        if self._scale is None or self._scale.device != pixels.device:
+            # Kept on the device: made anew, it would make every batch wait for a copy.
+            self._scale = torch.tensor([self.mean, self.std]).mul(255.0).to(pixels.device)
+        mean, std = self._scale.view(2, 1, 3, 1, 1)
         layout = torch.channels_last if self._channels_last else torch.contiguous_format
         return pixels.sub_(mean).div_(std).to(self.dtype, memory_format=layout)
 
