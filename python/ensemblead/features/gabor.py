@@ -9,37 +9,45 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 _BINOMIAL = (1.0, 4.0, 6.0, 4.0, 1.0)
+_GAIN = 50.0  # contrasts well above 1/50 are compressed, those below count as they are
+_DARK = 0.1  # luminance under which contrast is no longer taken relative to it
+_MEAN_WEIGHT = (
+    3.0  # of colours and of second-order energies, whose range is smaller than that of the first order
+)
 
 
 class GaborBank(nn.Module):
     """RGB in 0..1 `[B, 3, H, W]` -> features at strides 4, 8 and 16, as `layer1`, `layer2`, `layer3`.
 
-    The image is turned into opponent colours and into a pyramid (5-tap binomial filter before every
-    halving). Each layer sees its pyramid level through quadrature pairs of Gabor filters and keeps
+    The image is turned into opponent colours and into a pyramid (5-tap binomial filter before every halving).
+    Each layer sees its pyramid level through quadrature pairs of Gabor filters and puts out
 
-    - the local energy of every orientation and wavelength, `sqrt(even^2 + odd^2)`, averaged over a
-      neighbourhood: texture, blind to phase (Fogel and Sagi 1989; Jain and Farrokhnia 1991);
-    - the local mean and standard deviation of the three opponent colours.
+    - the local energy `sqrt(even^2 + odd^2)` of every colour, wavelength and orientation: texture, blind to
+      phase (Jain and Farrokhnia, *Unsupervised texture segmentation using Gabor filters*, 1991);
+    - the local mean and standard deviation of the three opponent colours;
+    - from `layer2` on, the energies of the finer layer's luminance energies: how texture itself varies, the
+      second order of a scattering transform (Bruna and Mallat, 2013).
 
-    Everything is a fixed function: no randomness, no training, nothing to download. A network in half
-        precision is
-    computed in float32 inside and rounded at the end.
+    Energies and deviations are relative to the local luminance and compressed by a logarithm, so that lighting
+    counts little and faint texture enough. Everything is a fixed function: no randomness, no training,
+    nothing to download. After a cast to half precision it still computes in float32 and rounds what a layer puts out.
     """
 
-    def __init__(self, orientations: int = 6, wavelengths: tuple[float, ...] = (3.0, 6.0)) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self.stem = _OpponentColours()
-        self.layer1 = _Scale(orientations, wavelengths)
-        self.layer2 = _Scale(orientations, wavelengths)
-        self.layer3 = _Scale(orientations, wavelengths)
+        self.layer1 = _Scale()
+        self.layer2 = _Scale()
+        self.layer3 = _Scale()
 
     def forward(self, images: Tensor) -> Tensor:
         level = _halve(self.stem(images.float()))
-        self.layer1(level)
-        level = _halve(level)
-        self.layer2(level)
-        features: Tensor = self.layer3(_halve(level))
-        return features
+        features = self.layer1(level)
+        for layer in (self.layer2, self.layer3):
+            level = _halve(level)
+            # The first channels are luminance's energies, already at this level's resolution.
+            features = layer(level, features[:, : len(layer.even)].float())
+        return torch.as_tensor(features)
 
 
 class _OpponentColours(nn.Module):
@@ -56,29 +64,41 @@ class _OpponentColours(nn.Module):
 class _Scale(nn.Module):
     """Energies and colour statistics of one pyramid level, at half its resolution."""
 
-    even: Tensor
-    odd: Tensor
+    precision: Tensor
 
-    def __init__(self, orientations: int, wavelengths: tuple[float, ...]) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        even, odd = gabor_filters(orientations, wavelengths)
-        # Not persistent: a fixed function has no weights to store.
-        self.register_buffer("even", even[:, None], persistent=False)
-        self.register_buffer("odd", odd[:, None], persistent=False)
+        # Plain attributes, not buffers: a cast must not round the filters, or they would see brightness.
+        self.even, self.odd = gabor_filters(6, (3.0, 6.0))
+        self.coarse_even, self.coarse_odd = gabor_filters(4, (4.0,))
+        # Empty, but it follows every cast and every move.
+        self.register_buffer("precision", torch.empty(0), persistent=False)
 
-    def forward(self, level: Tensor) -> Tensor:
-        batch, channels, height, width = level.shape
-        energy = self._energy(level.reshape(batch * channels, 1, height, width))
-        energy = energy.reshape(batch, -1, height, width)
+    def forward(self, level: Tensor, finer: Tensor | None = None) -> Tensor:
         mean = _smooth(level)
         deviation = (_smooth(level * level) - mean * mean).clamp_min(0.0).add(1e-6).sqrt()
-        return torch.cat([_halve(energy), mean[..., ::2, ::2], deviation[..., ::2, ::2]], dim=1)
+        luminance = _smooth(mean[:, :1]) / math.sqrt(3.0) + _DARK
+        energy = _energies(level, self.even, self.odd) / luminance
+        parts = [
+            _halve(torch.log1p(_GAIN * energy)),
+            _MEAN_WEIGHT * mean[..., ::2, ::2],
+            _halve(torch.log1p(_GAIN * deviation / luminance)),
+        ]
+        if finer is not None:
+            parts.append(_MEAN_WEIGHT * _halve(_energies(finer, self.coarse_even, self.coarse_odd)))
+        return torch.cat(parts, dim=1).to(self.precision.dtype)
 
-    def _energy(self, planes: Tensor) -> Tensor:
-        margin = self.even.shape[-1] // 2
-        padded = functional.pad(planes, (margin,) * 4, mode="replicate")
-        even, odd = functional.conv2d(padded, self.even), functional.conv2d(padded, self.odd)
-        return (even * even + odd * odd).add(1e-8).sqrt()
+
+def _energies(planes: Tensor, even: Tensor, odd: Tensor) -> Tensor:
+    """Local energy of every plane under every pair of filters: `[B, C, H, W]` -> `[B, C * filters, H, W]`."""
+    batch, channels, height, width = planes.shape
+    margin = even.shape[-1] // 2
+    padded = functional.pad(planes.reshape(-1, 1, height, width), (margin,) * 4, mode="replicate")
+    cosine = functional.conv2d(padded, even[:, None].to(planes.device))
+    sine = functional.conv2d(padded, odd[:, None].to(planes.device))
+    # The small number keeps a rounding error of flat regions from counting.
+    energy = (cosine * cosine + sine * sine + 1e-8).sqrt()
+    return energy.reshape(batch, channels * len(even), height, width)
 
 
 def gabor_filters(orientations: int, wavelengths: tuple[float, ...]) -> tuple[Tensor, Tensor]:
