@@ -28,9 +28,10 @@ class GaborBank(nn.Module):
     - from `layer2` on, the energies of the finer layer's luminance energies: how texture itself varies, the
       second order of a scattering transform (Bruna and Mallat, 2013).
 
-    Energies and deviations are relative to the local luminance and compressed by a logarithm, so that lighting
-    counts little and faint texture enough. Everything is a fixed function: no randomness, no training,
-    nothing to download. After a cast to half precision it still computes in float32 and rounds what a layer puts out.
+    Energies and deviations are relative to the local luminance and compressed by a logarithm, so that
+    lighting counts little and faint texture enough. Everything is a fixed function: no randomness, no
+    training, nothing to download. After a cast to half precision it still computes in float32 and rounds what
+    a layer puts out.
     """
 
     def __init__(self) -> None:
