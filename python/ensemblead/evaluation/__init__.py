@@ -1,0 +1,25 @@
+"""Data sets, metrics, and what a detector is worth on them."""
+
+from .datasets import Category, Dataset, Folder, MVTecAD, Sample, VisA
+from .evaluate import ScoredImage, evaluate
+from .metrics import aupro, auroc, average_precision, f1_max
+from .report import Details, ImageResult, Report, Row
+
+__all__ = [
+    "Category",
+    "Dataset",
+    "Details",
+    "Folder",
+    "ImageResult",
+    "MVTecAD",
+    "Report",
+    "Row",
+    "Sample",
+    "ScoredImage",
+    "VisA",
+    "aupro",
+    "auroc",
+    "average_precision",
+    "evaluate",
+    "f1_max",
+]

@@ -1,0 +1,22 @@
+"""Metrics of anomaly detection in plain NumPy; scipy labels the connected components of masks."""
+
+from .bootstrap import Interval, score_intervals
+from .curve import Ranking, curve_points, precision_recall_points
+from .pixels import PRO_LIMITS, PixelMetrics, PixelScores, aupro
+from .scores import auroc, average_precision, f1_max, rank_scores
+
+__all__ = [
+    "PRO_LIMITS",
+    "Interval",
+    "PixelMetrics",
+    "PixelScores",
+    "Ranking",
+    "aupro",
+    "auroc",
+    "average_precision",
+    "curve_points",
+    "f1_max",
+    "precision_recall_points",
+    "rank_scores",
+    "score_intervals",
+]
