@@ -9,7 +9,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +24,7 @@ from .metrics import (
     rank_scores,
     score_intervals,
 )
-from .minmax import fuse_minmax
+from .minmax import Ensemble, fuse_minmax
 from .report import NAN, Details, ImageResult, Report, Row
 
 
@@ -34,6 +34,7 @@ class Geometry(Protocol):
     def apply_mask(self, mask: NDArray[Any]) -> NDArray[np.bool_]: ...
 
 
+@runtime_checkable
 class Detector(Protocol):
     """What is asked of a detector: its geometry, and batches of predictions in the order of the images."""
 
@@ -99,8 +100,9 @@ def evaluate(
         progress: Called with the category's name, the number of images done, and of all.
 
     Raises:
-        ValueError: A category without a detector or without test images, a mask of another size than its image
-            or its map, scores that are not finite, predictions that do not belong to the images asked for.
+        ValueError: A category without a detector or without test images, a mask of another size than its
+            image or its map, scores that are not finite, predictions that do not belong to the images asked
+            for.
     """
     if bootstrap < 0:
         raise ValueError(f"bootstrap must be at least 0, got {bootstrap}")
@@ -139,11 +141,12 @@ def evaluate(
 def _detector_for(detector: Detectors, category: Category) -> tuple[Detector, float]:
     if isinstance(detector, Mapping):
         return detector[category.name], NAN
-    if hasattr(detector, "predict_batches"):
+    if isinstance(detector, Detector):
         return detector, NAN
     if not callable(detector):
         raise TypeError(
-            f"detector must be a detector, a mapping of them, or a function, got {type(detector).__name__}"
+            "detector must be a detector (with geometry and predict_batches), a mapping of them, "
+            f"or a function, got {type(detector).__name__}"
         )
     start = time.perf_counter()
     fitted = detector(category)
@@ -158,13 +161,12 @@ def _evaluate_category(
     duplicates = tuple((train, sample.path) for train, sample in category.duplicates())
     if duplicates:
         notes.append(
-            f"{len(duplicates)} test image(s) are also training images, byte for byte, the first is {duplicates[0][1]}"
+            f"{len(duplicates)} test image(s) are also training images, byte for byte, "
+            f"the first is {duplicates[0][1]}"
         )
     batches, minmax = _batches(detector, category, options)
     if minmax:
-        notes.append(
-            'fusion="minmax" scales scores and maps over the test set: these results have looked at it'
-        )
+        notes.append('fusion="minmax" scales scores and maps over the test set: the results looked at it')
     pixels = PixelScores(memory_limit=options.memory_limit)
     run = _Run(detector, category, pixels, options)
     seconds = run.consume(batches)
@@ -197,7 +199,7 @@ def _batches(detector: Detector, category: Category, options: _Options) -> tuple
     paths = [sample.path for sample in category.test]
     if getattr(detector, "fusion", None) != "minmax":
         return iter(detector.predict_batches(paths)), False
-    if not hasattr(detector, "predict_members"):
+    if not isinstance(detector, Ensemble):
         raise TypeError(
             f'{type(detector).__name__} with fusion="minmax" must have predict_members, and it has none'
         )
@@ -295,7 +297,8 @@ class _Run:
             notes.append(f"{len(self._skipped)} image(s) were not predicted, the first is {self._skipped[0]}")
         if self._emptied:
             notes.append(
-                f"{len(self._emptied)} mask(s) are empty after resize and crop, the first is of {self._emptied[0]}"
+                f"{len(self._emptied)} mask(s) are empty after resize and crop, "
+                f"the first is of {self._emptied[0]}"
             )
         return notes
 
@@ -349,8 +352,8 @@ def _pixel_metrics(
         return True, found.errors, []
     worst = max(found.errors, key=lambda name: found.errors[name])
     line = (
-        f"the maps exceed memory_limit={options.memory_limit}: pixel metrics are computed in streaming mode and "
-        f"may be off by at most {found.errors[worst]:.2g} ({worst})"
+        f"the maps exceed memory_limit={options.memory_limit}: pixel metrics are computed in streaming mode "
+        f"and may be off by at most {found.errors[worst]:.2g} ({worst})"
     )
     return False, found.errors, [line]
 

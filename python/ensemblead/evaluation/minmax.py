@@ -9,7 +9,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from .metrics.inputs import as_floats
 
 
+@runtime_checkable
 class Ensemble(Protocol):
     """What min-max fusion needs: for every batch of images, each member's own predictions."""
 
@@ -44,7 +45,8 @@ class _Range:
     def scale(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
         if self.high == self.low:
             return np.zeros_like(values)
-        return ((values - np.float32(self.low)) / np.float32(self.high - self.low)).astype(np.float32)
+        scaled: NDArray[np.float32] = (values - np.float32(self.low)) / np.float32(self.high - self.low)
+        return scaled
 
 
 def fuse_minmax(
@@ -52,9 +54,9 @@ def fuse_minmax(
 ) -> Iterator[FusedBatch]:
     """Predict all images, then yield them one by one, each member scaled to [0, 1] over all of them.
 
-    `(x - min) / (max - min)` with one pair per member for scores and one per member over all pixels for maps (0
-    where max = min), then the mean, weighted if the ensemble is. The maps wait in memory up to `memory_limit`
-    bytes and in a temporary file beyond.
+    `(x - min) / (max - min)` with one pair per member for scores and one per member over all pixels for maps
+    (0 where max = min), then the mean, weighted if the ensemble is. The maps wait in memory up to
+    `memory_limit` bytes and in a temporary file beyond.
     """
     score_ranges: list[_Range] = []
     map_ranges: list[_Range] = []
@@ -68,8 +70,8 @@ def fuse_minmax(
                 scores = []
                 for member, scored, mapped in zip(members, score_ranges, map_ranges, strict=True):
                     score = as_floats(member.anomaly_score[index], f"anomaly_score of {name}")
-                    pixels = as_floats(member.anomaly_map[index], f"anomaly_map of {name}")
-                    pixels = np.ascontiguousarray(pixels, np.float32)
+                    values = as_floats(member.anomaly_map[index], f"anomaly_map of {name}")
+                    pixels = np.ascontiguousarray(values, np.float32)
                     scored.take_in(score.astype(np.float32))
                     mapped.take_in(pixels)
                     scores.append(float(score))
@@ -81,8 +83,8 @@ def fuse_minmax(
         for path, scores, (height, width) in waiting:
             fused = np.zeros((height, width))
             total = 0.0
-            for score, scored, mapped, part in zip(scores, score_ranges, map_ranges, share, strict=True):
-                pixels = np.frombuffer(store.read(4 * height * width), np.float32).reshape(height, width)
-                fused += part * mapped.scale(pixels)
-                total += part * float(scored.scale(np.array([score], np.float32))[0])
+            for number, scored, mapped, part in zip(scores, score_ranges, map_ranges, share, strict=True):
+                stored = np.frombuffer(store.read(4 * height * width), np.float32).reshape(height, width)
+                fused += part * mapped.scale(stored)
+                total += part * float(scored.scale(np.array([number], np.float32))[0])
             yield FusedBatch(np.array([total], np.float32), fused.astype(np.float32)[None], [path])

@@ -7,7 +7,6 @@ import io
 import json
 import math
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -163,7 +162,7 @@ class Report:
         _write(path, text.getvalue())
 
     def to_json(self, path: StrPath) -> None:
-        """Everything but the curves: rows, intervals, error bounds, every image's score, warnings, settings."""
+        """Everything but the curves: rows, intervals, error bounds, image scores, warnings, settings."""
         categories = []
         for row in self.rows:
             details = self.details.get(row.category, Details())
@@ -256,7 +255,7 @@ def _cell(value: Any) -> str:
 
 def _markdown_cell(value: float, found: Interval | None, name: str) -> str:
     if math.isnan(value):
-        return "–"
+        return "-"
     if name in _PLAIN:
         return f"{value:.1f}"
     return f"{value:.4f}" if found is None else f"{value:.4f} [{found[0]:.4f}, {found[1]:.4f}]"
@@ -277,18 +276,11 @@ def _write(path: StrPath, text: str) -> None:
     """Write whole or not at all: to a temporary name beside `path`, then renamed."""
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
+        with temporary.open("w", encoding="utf-8", newline="") as file:
             file.write(text)
-        os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, target)
     except BaseException:
-        os.unlink(temporary)
+        temporary.unlink(missing_ok=True)
         raise
-
-
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current

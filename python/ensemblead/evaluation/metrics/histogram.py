@@ -35,6 +35,12 @@ def lower_edge(bins: NDArray[np.integer], bits: int = BITS) -> NDArray[np.float3
     return edges
 
 
+def check_bits(bits: int) -> None:
+    """Nine bits are sign and exponent; beyond 28 the counts alone would take 10 GB."""
+    if not 10 <= bits <= 28:
+        raise ValueError(f"bits must be in 10..28, got {bits}")
+
+
 class PixelHistogram:
     """Counts of the pixels of any number of images, in memory that does not depend on how many.
 
@@ -42,8 +48,7 @@ class PixelHistogram:
     """
 
     def __init__(self, bits: int = BITS) -> None:
-        if not 10 <= bits <= 28:
-            raise ValueError(f"bits must be in 10..28, got {bits}")
+        check_bits(bits)
         self.bits = bits
         self._normal = np.zeros(1 << bits, np.int64)  # negatives of images without a defect
         self._defective = np.zeros(1 << bits, np.int64)  # negatives of images with one

@@ -10,7 +10,7 @@ import numpy as np
 
 from .bootstrap import BinnedImages, Interval, bin_edges
 from .curve import Doubles, PositiveValues, Ranking
-from .histogram import BITS, PixelHistogram, area_error, average_precision_error, f1_max_error
+from .histogram import BITS, PixelHistogram, area_error, average_precision_error, check_bits, f1_max_error
 from .inputs import Floats, map_and_mask, maps_and_masks
 from .regions import ImagePixels, split_pixels
 
@@ -64,6 +64,7 @@ class PixelScores:
     def __init__(self, *, memory_limit: int = 2 << 30, bits: int = BITS, dtype: Any = np.float32) -> None:
         if memory_limit < 0:
             raise ValueError(f"memory_limit must be at least 0, got {memory_limit}")
+        check_bits(bits)
         self._dtype = np.dtype(dtype)
         self._limit = memory_limit
         self._bits = bits
