@@ -84,7 +84,7 @@ def evaluate(
 
     A mask is resized (nearest neighbour) and cropped as the detector does with the image, and binarised at
     > 0. What cannot be computed, because the test set has one class only or no masks, is NaN, with a line in
-    `Report.warnings` that is also issued as a warning; the rest is still given. A detector whose `fusion` is
+    `Report.warnings` (all lines are issued as one warning as well); the rest is still given. A detector whose `fusion` is
     "minmax" is fused over the test set and has no threshold then.
 
     Args:
@@ -126,8 +126,8 @@ def evaluate(
         details[category.name] = detail
         remarks += [f"{category.name}: {line}" for line in lines]
     remarks += _uneven_means(rows)
-    for line in remarks:
-        warnings.warn(line, stacklevel=2)
+    if remarks:
+        warnings.warn("\n".join(remarks), stacklevel=2)
     settings = {
         "dataset": dataset.name,
         "bootstrap": bootstrap,
@@ -178,13 +178,13 @@ def _evaluate_category(
     exact, bounds, lines = _pixel_metrics(pixels, options, values, intervals, curves)
     notes += lines
     values.update(_rates(run.images))
-    own = getattr(detector, "threshold_", None)
+    own = None if minmax else getattr(detector, "threshold_", None)
     row = Row(
         category.name,
         num_train=len(category.train),
         num_normal=sum(not image.label for image in run.images),
         num_anomalous=sum(image.label for image in run.images),
-        threshold=NAN if own is None or minmax else float(own),
+        threshold=NAN if own is None else float(own),
         fit_seconds=fit_seconds,
         predict_seconds=seconds,
         images_per_second=len(run.images) / seconds if seconds > 0 else NAN,
