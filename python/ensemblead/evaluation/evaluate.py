@@ -84,8 +84,8 @@ def evaluate(
 
     A mask is resized (nearest neighbour) and cropped as the detector does with the image, and binarised at
     > 0. What cannot be computed, because the test set has one class only or no masks, is NaN, with a line in
-    `Report.warnings` (all lines are issued as one warning as well); the rest is still given. A detector whose `fusion` is
-    "minmax" is fused over the test set and has no threshold then.
+    `Report.warnings` (all lines are issued as one warning as well); the rest is still given. A detector whose
+    `fusion` is "minmax" is fused over the test set and has no threshold then.
 
     Args:
         detector: A fitted detector, used for every category; or one per category, as a mapping by name; or a
