@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ensemblead.evaluation import Details, ImageResult, Report, Row, Sample, ScoredImage
-from ensemblead.evaluation.figures import ContactSheet, save_curves
+from ensemblead.evaluation.figures import ContactSheet
 from ensemblead.evaluation.metrics import curve_points, precision_recall_points, rank_scores
 from ensemblead.images import Geometry
 
@@ -40,19 +40,19 @@ def report(*, threshold: float = 0.5, curves: bool = True) -> Report:
 
 
 def test_curves_are_drawn_per_category(tmp_path: Path) -> None:
-    paths = save_curves(report(), tmp_path / "new")
+    paths = report().figures(tmp_path / "new")
     assert [path.name for path in paths] == ["bolt.png"]
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["bolt.png"]
     drawn = pixels(paths[0])
     assert min(drawn.shape[:2]) > 500
-    again = pixels(save_curves(report(), tmp_path)[0])
+    again = pixels(report().figures(tmp_path)[0])
     np.testing.assert_array_equal(drawn, again)
-    without = pixels(save_curves(report(threshold=float("nan")), tmp_path)[0])
+    without = pixels(report(threshold=float("nan")).figures(tmp_path)[0])
     height, width = drawn.shape[0] // 2, drawn.shape[1] // 2
     differs = (drawn != without).any(axis=2)
     assert differs[height:, width:].any()  # the histogram's threshold
     assert not differs[:height].any()
-    empty = pixels(save_curves(report(curves=False), tmp_path)[0])
+    empty = pixels(report(curves=False).figures(tmp_path)[0])
     assert (empty != drawn)[:height, :width].any()
 
 

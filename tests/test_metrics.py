@@ -188,6 +188,17 @@ def test_streaming_is_off_by_no_more_than_it_says(case: Case, bits: int) -> None
         assert abs(found.values[name] - value) <= found.errors[name] + 1e-9, name
 
 
+def test_streaming_bounds_the_precision_lost_within_a_bin() -> None:
+    # All positives lie in one bin below 100 negatives, so that as a tie they hide how precision grows.
+    values = np.concatenate([np.full(100, 8.0), 1.01 + np.arange(100) * 1e-4, [1.0]]).astype(np.float32)
+    mask = (np.arange(201) >= 100) & (np.arange(201) < 200)
+    exact, streaming = PixelScores(), PixelScores(memory_limit=0, bits=10)
+    for pixels in (exact, streaming):
+        pixels.add(values[None], mask[None])
+    found, expected = streaming.compute(), exact.compute().values["pixel_ap"]
+    assert 0.1 < found.values["pixel_ap"] - expected <= found.errors["pixel_ap"] < 0.3
+
+
 def test_streaming_is_close_on_smooth_maps() -> None:
     maps, masks = blobs(0)
     streaming = PixelScores(memory_limit=3 * maps[0].nbytes)  # begins exact, then changes over

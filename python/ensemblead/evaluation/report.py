@@ -184,6 +184,16 @@ class Report:
         }
         _write(path, json.dumps(_without_nan(document), indent=1, allow_nan=False) + "\n")
 
+    def figures(self, folder: StrPath) -> list[Path]:
+        """One PNG per category with ROC, precision-recall and PRO curves and the scores' histogram.
+
+        Raises:
+            MissingExtraError: matplotlib is not installed.
+        """
+        from .figures import save_curves
+
+        return save_curves(self, folder)
+
     def to_markdown(self, path: StrPath | None = None, *, intervals: bool = False) -> str:
         """A table of the main columns, and the warnings below it; written to `path` if that is given.
 
