@@ -1,25 +1,21 @@
-"""evaluate and Report, with a detector that reads its answers from the drawn images."""
+"""evaluate, with a detector that reads its answers from the drawn images."""
 
 from __future__ import annotations
 
-import csv
-import json
 import math
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from brightness import GEOMETRY, HEIGHT, WIDTH, Brightness, FakePredictions, draw, draw_category
 
 from ensemblead.evaluation import (
     Category,
     Folder,
     MVTecAD,
-    Report,
-    Row,
     Sample,
     ScoredImage,
     aupro,
@@ -28,73 +24,9 @@ from ensemblead.evaluation import (
 )
 from ensemblead.evaluation.metrics import PixelScores
 from ensemblead.evaluation.report import COLUMNS
-from ensemblead.images import Geometry, read_image, read_mask
+from ensemblead.images import read_image, read_mask
 
 Image = pytest.importorskip("PIL.Image")
-
-HEIGHT, WIDTH = 40, 48
-GEOMETRY = Geometry(resize=(20, 24), crop=16)
-
-
-@dataclass
-class FakePredictions:
-    anomaly_score: np.ndarray
-    anomaly_map: np.ndarray
-    is_anomalous: np.ndarray | None
-    paths: list[str | None]
-
-
-class Brightness:
-    """A detector whose map is the red channel and whose score is the map's maximum."""
-
-    fusion = "calibrated"
-
-    def __init__(self, *, threshold: float = 150.0, batch_size: int = 3, named: bool = True) -> None:
-        self.geometry = GEOMETRY
-        self.threshold_ = threshold
-        self.batch_size = batch_size
-        self.named = named
-
-    def predict_batches(self, images: Sequence[str]) -> Iterator[FakePredictions]:
-        for start in range(0, len(images), self.batch_size):
-            paths = list(images[start : start + self.batch_size])
-            maps = np.stack([self.geometry.apply(read_image(path))[..., 0] for path in paths])
-            maps = maps.astype(np.float32)
-            scores = maps.max(axis=(1, 2))
-            known: list[str | None] = [*paths] if self.named else [None] * len(paths)
-            yield FakePredictions(scores, maps, scores > self.threshold_, known)
-
-
-def draw(path: Path, seed: int, defect: tuple[int, int, int] | None = None, mask: Path | None = None) -> None:
-    """Dim noise; a defect (y, x, brightness) is a 10 x 10 patch, and what a mask, if asked for, says."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.random.default_rng(seed).integers(0, 120, (HEIGHT, WIDTH, 3), np.uint8)
-    if defect is not None:
-        y, x, value = defect
-        pixels[y : y + 10, x : x + 10, 0] = np.maximum(pixels[y : y + 10, x : x + 10, 0], value)
-        if mask is not None:
-            mask.parent.mkdir(parents=True, exist_ok=True)
-            truth = np.zeros((HEIGHT, WIDTH), np.uint8)
-            truth[y : y + 10, x : x + 10] = 255
-            Image.fromarray(truth).save(mask)
-    Image.fromarray(pixels).save(path)
-
-
-def draw_category(root: Path, seed: int) -> Path:
-    for index in range(3):
-        draw(root / f"train/good/{index}.png", seed + index)
-    for index in range(5):
-        draw(root / f"test/good/{index}.png", seed + 10 + index)
-    for kind, values in (("dull", (60, 90, 130)), ("shiny", (160, 200, 240))):
-        for index, value in enumerate(values):
-            place = (12 + 2 * index, 14 + 3 * index, value)
-            draw(
-                root / f"test/{kind}/{index}.png",
-                seed + 20 + index,
-                place,
-                root / f"ground_truth/{kind}/{index}.png",
-            )
-    return root
 
 
 @pytest.fixture
@@ -334,10 +266,28 @@ def test_a_member_that_is_constant_counts_as_zero(part: MVTecAD) -> None:
     assert max(float(image.anomaly_map.max()) for image in seen) == 0.5
 
 
+def test_an_ensemble_may_fuse_the_set_by_itself(part: MVTecAD) -> None:
+    class Whole(Brightness):
+        fusion = "minmax"
+
+        def predict_set(self, images: Sequence[str]) -> FakePredictions:
+            (batch,) = Brightness(batch_size=len(images)).predict_batches(images)
+            return FakePredictions(
+                batch.anomaly_score / 255, batch.anomaly_map / 255, batch.is_anomalous, batch.paths
+            )
+
+    with pytest.warns(UserWarning, match="looked at it"):
+        report = evaluate(Whole(), part, bootstrap=0)
+    assert report.aupro == evaluate(Brightness(), part, bootstrap=0).aupro
+    assert max(image.score for image in report.details["part"].images) <= 1
+    assert math.isnan(report.threshold)
+    assert math.isnan(report.false_alarm_rate)
+
+
 def test_minmax_needs_the_members(part: MVTecAD) -> None:
     detector = Brightness()
     detector.fusion = "minmax"
-    with pytest.raises(TypeError, match='Brightness with fusion="minmax" must have predict_members'):
+    with pytest.raises(TypeError, match='fusion="minmax" must have predict_members or predict_set'):
         evaluate(detector, part)
 
 
@@ -419,93 +369,6 @@ def test_a_single_image_is_enough_for_a_folder(tmp_path: Path) -> None:
         report = evaluate(Brightness(), data)
     assert report.miss_rate == 0
     assert len(report.warnings) == 4
-
-
-def read_rows(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def test_results_csv(part: MVTecAD, tmp_path: Path) -> None:
-    report = evaluate(Brightness(), part, bootstrap=0)
-    report.to_csv(tmp_path / "new/results.csv")
-    rows = read_rows(tmp_path / "new/results.csv")
-    assert len(rows) == 1
-    assert tuple(rows[0]) == COLUMNS
-    assert rows[0]["category"] == "part"
-    assert rows[0]["num_train"] == "3"
-    assert rows[0]["fit_seconds"] == ""
-    assert float(rows[0]["aupro"]) == pytest.approx(report.aupro, abs=1e-7)
-    assert [path.name for path in (tmp_path / "new").iterdir()] == ["results.csv"]
-
-
-def two_rows() -> Report:
-    first = Row("a", 3, 5, 6, image_auroc=1.0, aupro=0.5, predict_seconds=2.0, peak_memory_mb=10.0)
-    second = Row("b", 1, 1, 2, image_auroc=0.5, predict_seconds=1.0, peak_memory_mb=30.0)
-    return Report([first, second], warnings=["x"])
-
-
-def test_results_of_several_categories_end_with_a_mean(tmp_path: Path) -> None:
-    report = two_rows()
-    report.to_csv(tmp_path / "results.csv")
-    rows = read_rows(tmp_path / "results.csv")
-    assert [row["category"] for row in rows] == ["a", "b", "mean"]
-    mean = rows[-1]
-    assert (mean["image_auroc"], mean["aupro"], mean["num_normal"]) == ("0.75", "0.5", "6")
-    assert (mean["predict_seconds"], mean["peak_memory_mb"], mean["pixel_auroc"]) == ("3", "30", "")
-    assert float(mean["images_per_second"]) == pytest.approx(14 / 3)
-
-
-def test_results_json(part: MVTecAD, tmp_path: Path) -> None:
-    report = evaluate(Brightness(), part, bootstrap=50)
-    report.to_json(tmp_path / "results.json")
-    found = json.loads((tmp_path / "results.json").read_text())
-    assert found["summary"]["image_auroc"] == report.image_auroc
-    category = found["categories"][0]
-    assert category["fit_seconds"] is None
-    assert category["pixel_metrics_exact"] is True
-    assert len(category["images"]) == 11
-    assert category["images"][0]["label"] is True
-    assert category["intervals"]["aupro"] == list(report.details["part"].intervals["aupro"])
-    assert found["settings"]["bootstrap"] == 50
-
-
-def test_markdown_table(part: MVTecAD, tmp_path: Path) -> None:
-    text = two_rows().to_markdown(tmp_path / "results.md")
-    assert (tmp_path / "results.md").read_text() == text
-    lines = text.splitlines()
-    assert lines[0].startswith("| category | image AUROC |")
-    assert [line.split("|")[1].strip() for line in lines[2:5]] == ["a", "b", "mean"]
-    assert "| 0.7500 |" in lines[4]
-    assert "| - |" in lines[3]
-    assert lines[-1] == "- x"
-    report = evaluate(Brightness(), part, bootstrap=50)
-    low, high = report.details["part"].intervals["aupro"]
-    assert f"{report.aupro:.4f} [{low:.4f}, {high:.4f}]" in report.to_markdown(intervals=True)
-
-
-def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    target = tmp_path / "results.csv"
-    target.write_text("old")
-
-    def full(*_: object) -> None:
-        raise OSError("no space left on device")
-
-    monkeypatch.setattr("os.replace", full)
-    with pytest.raises(OSError, match="no space left"):
-        two_rows().to_csv(target)
-    assert target.read_text() == "old"
-    assert [path.name for path in tmp_path.iterdir()] == ["results.csv"]
-
-
-def test_report_attributes() -> None:
-    report = two_rows()
-    assert set(COLUMNS) <= set(dir(report))
-    assert repr(report).startswith("Report(2 categories, image_auroc=0.7500")
-    with pytest.raises(AttributeError, match="Report has no attribute 'auroc'"):
-        _ = report.auroc
-    with pytest.raises(ValueError, match="rows must hold at least one category"):
-        Report([])
 
 
 def test_no_warning_without_reason(part: MVTecAD) -> None:

@@ -24,7 +24,7 @@ from .metrics import (
     rank_scores,
     score_intervals,
 )
-from .minmax import Ensemble, fuse_minmax
+from .minmax import Ensemble, FusedBatch, SetDetector, fuse_minmax
 from .report import NAN, Details, ImageResult, Report, Row
 
 
@@ -199,11 +199,14 @@ def _batches(detector: Detector, category: Category, options: _Options) -> tuple
     paths = [sample.path for sample in category.test]
     if getattr(detector, "fusion", None) != "minmax":
         return iter(detector.predict_batches(paths)), False
-    if not isinstance(detector, Ensemble):
+    if isinstance(detector, Ensemble):
+        return fuse_minmax(detector, paths, getattr(detector, "weights", None), options.memory_limit), True
+    if not isinstance(detector, SetDetector):
         raise TypeError(
-            f'{type(detector).__name__} with fusion="minmax" must have predict_members, and it has none'
+            f'{type(detector).__name__} with fusion="minmax" must have predict_members or predict_set'
         )
-    return fuse_minmax(detector, paths, getattr(detector, "weights", None), options.memory_limit), True
+    found = detector.predict_set(paths)
+    return iter([FusedBatch(found.anomaly_score, found.anomaly_map, found.paths)]), True
 
 
 class _Run:

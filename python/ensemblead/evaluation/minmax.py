@@ -25,9 +25,17 @@ class Ensemble(Protocol):
         """Batches in the order of `images`; a batch is one Predictions per member."""
 
 
+@runtime_checkable
+class SetDetector(Protocol):
+    """The alternative: an ensemble that fuses a whole set by itself, with all members' maps in memory."""
+
+    def predict_set(self, images: Any) -> Any:
+        """Predictions for all images, scaled over them."""
+
+
 @dataclass(frozen=True)
 class FusedBatch:
-    """One image, fused; shaped like a batch of Predictions."""
+    """Fused images, shaped like Predictions; nothing is called anomalous, because no threshold fits."""
 
     anomaly_score: NDArray[np.float32]
     anomaly_map: NDArray[np.float32]
