@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -271,6 +272,7 @@ def test_an_ensemble_may_fuse_the_set_by_itself(part: MVTecAD) -> None:
         fusion = "minmax"
 
         def predict_set(self, images: Sequence[str]) -> FakePredictions:
+            time.sleep(0.05)
             (batch,) = Brightness(batch_size=len(images)).predict_batches(images)
             return FakePredictions(
                 batch.anomaly_score / 255, batch.anomaly_map / 255, batch.is_anomalous, batch.paths
@@ -280,6 +282,7 @@ def test_an_ensemble_may_fuse_the_set_by_itself(part: MVTecAD) -> None:
         report = evaluate(Whole(), part, bootstrap=0)
     assert report.aupro == evaluate(Brightness(), part, bootstrap=0).aupro
     assert max(image.score for image in report.details["part"].images) <= 1
+    assert report.predict_seconds >= 0.05
     assert math.isnan(report.threshold)
     assert math.isnan(report.false_alarm_rate)
 

@@ -24,7 +24,7 @@ from .metrics import (
     rank_scores,
     score_intervals,
 )
-from .minmax import Ensemble, FusedBatch, SetDetector, fuse_minmax
+from .minmax import Ensemble, SetDetector, fuse_minmax, fused_set
 from .report import NAN, Details, ImageResult, Report, Row
 
 
@@ -205,8 +205,7 @@ def _batches(detector: Detector, category: Category, options: _Options) -> tuple
         raise TypeError(
             f'{type(detector).__name__} with fusion="minmax" must have predict_members or predict_set'
         )
-    found = detector.predict_set(paths)
-    return iter([FusedBatch(found.anomaly_score, found.anomaly_map, found.paths)]), True
+    return fused_set(detector, paths), True
 
 
 class _Run:
