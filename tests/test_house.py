@@ -30,7 +30,12 @@ CSRC = ROOT / "csrc"
 PUBLIC_NAMES = [
     "EnsembleADError",
     "__version__",
+    "aggregate_patches",
     "cuda_available",
+    "select_coreset",
+    "smooth_seams",
+    "tile",
+    "untile",
 ]
 
 # Bottom up. A part may import the floors below its own; parts that share a floor are strangers.
@@ -254,6 +259,23 @@ def test_public_name_resolves(name: str) -> None:
     if callable(value):
         assert value.__module__.startswith("ensemblead"), f"{name} comes from {value.__module__}"
         assert value.__doc__, f"{name} has no docstring"
+
+
+def test_kernels_need_numpy_alone() -> None:
+    code = f"""
+import sys
+for name in {sorted(EXTRAS)}:
+    sys.modules[name] = None
+import ensemblead, numpy
+tiles = ensemblead.tile(numpy.ones((1, 1, 4, 4), numpy.float32), 2)
+assert ensemblead.untile(tiles, 4).shape == (1, 1, 4, 4)
+assert ensemblead.aggregate_patches([numpy.ones((1, 4, 3, 3), numpy.float32)]).shape == (1, 3, 3, 1024)
+assert len(ensemblead.select_coreset(numpy.eye(4, dtype=numpy.float32), size=2)) == 2
+"""
+    outcome = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False
+    )
+    assert outcome.returncode == 0, outcome.stderr
 
 
 def test_unknown_name_is_an_attribute_error() -> None:

@@ -10,12 +10,29 @@ from ensemblead.extras import EXTRAS, missing_extra
 from ensemblead.kernels.build import __version__, cuda_available
 
 if TYPE_CHECKING:
-    pass
+    from ensemblead.kernels.coreset import select_coreset
+    from ensemblead.kernels.patches import aggregate_patches
+    from ensemblead.kernels.tiling import smooth_seams, tile, untile
 
-# Loaded when first asked for, so that `import ensemblead` stays quick and needs NumPy alone.
-_LAZY: dict[str, str] = {}
+__all__ = [
+    "EnsembleADError",
+    "__version__",
+    "aggregate_patches",
+    "cuda_available",
+    "select_coreset",
+    "smooth_seams",
+    "tile",
+    "untile",
+]
 
-__all__ = ["EnsembleADError", "__version__", "cuda_available", *_LAZY]
+# Name -> module. Loaded when first asked for, so that `import ensemblead` stays quick and needs no extra.
+_LAZY = {
+    "aggregate_patches": "ensemblead.kernels.patches",
+    "select_coreset": "ensemblead.kernels.coreset",
+    "smooth_seams": "ensemblead.kernels.tiling",
+    "tile": "ensemblead.kernels.tiling",
+    "untile": "ensemblead.kernels.tiling",
+}
 
 
 def __getattr__(name: str) -> Any:
