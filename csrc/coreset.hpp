@@ -1,5 +1,5 @@
-// Approximate greedy coreset: k-center greedy (farthest-point) selection of rows, and the linear map that usually
-// precedes it.
+// Approximate greedy coreset: k-center greedy (farthest-point) selection of rows, and the linear map that
+// usually precedes it.
 //
 // Gonzalez (1985), "Clustering to minimize the maximum intercluster distance"; Roth et al. (2022), PatchCore.
 #pragma once
@@ -43,26 +43,29 @@ struct CoresetStatistics {
 namespace cpu {
 
 // Picks rows of `features` [rows, dims] into `picks`; returns how many (fewer than `size` only when
-// `radius` ended it). Repeatedly the row with the largest value is taken, ties to the lowest index, and every value
-// becomes the minimum of itself and the Euclidean distance to the new pick. When all values are 0 row 0 repeats.
-// Distances are float32 sums of squared differences; the same picks for any number of threads.
-std::int64_t select_coreset(const float* features, std::int64_t rows, std::int64_t dims, const CoresetOptions& options,
-                            std::int64_t* picks, CoresetStatistics* statistics);
+// `radius` ended it). Repeatedly the row with the largest value is taken, ties to the lowest index, and every
+// value becomes the minimum of itself and the Euclidean distance to the new pick. When all values are 0 row 0
+// repeats. Distances are float32 sums of squared differences; the same picks for any number of threads.
+std::int64_t select_coreset(const float* features, std::int64_t rows, std::int64_t dims,
+                            const CoresetOptions& options, std::int64_t* picks,
+                            CoresetStatistics* statistics);
 
-// projected [rows, out_dims] = features [rows, dims] * projection [out_dims, dims]^T. Each row's result depends on that
-// row alone: neither the number of rows in a call nor that of threads changes a bit of it.
+// projected [rows, out_dims] = features [rows, dims] * projection [out_dims, dims]^T. Each row's result
+// depends on that row alone: neither the number of rows in a call nor that of threads changes a bit of it.
 void project_rows(const float* features, std::int64_t rows, std::int64_t dims, const float* projection,
                   std::int64_t out_dims, int num_threads, float* projected);
 
 // Throws a ValueError that names the place of the first NaN or infinity; returns the largest magnitude.
-float check_finite(const float* values, std::int64_t rows, std::int64_t dims, const char* argument, int num_threads);
+float check_finite(const float* values, std::int64_t rows, std::int64_t dims, const char* argument,
+                   int num_threads);
 
 }  // namespace cpu
 
 namespace cuda {
 
-std::int64_t select_coreset(const float* features, std::int64_t rows, std::int64_t dims, const CoresetOptions& options,
-                            std::int64_t* picks, CoresetStatistics* statistics);
+std::int64_t select_coreset(const float* features, std::int64_t rows, std::int64_t dims,
+                            const CoresetOptions& options, std::int64_t* picks,
+                            CoresetStatistics* statistics);
 
 }  // namespace cuda
 }  // namespace ensemblead

@@ -1,8 +1,9 @@
 // Cutting images into overlapping tiles, putting tiles back together, and hiding the seams.
 //
-// Tile (i, j) starts at (i * stride.h, j * stride.w); an image that the last tiles overhang is padded with zeros at the
-// bottom and on the right. All arrays are contiguous and on one device; the bindings have checked dtypes and shapes
-// against the grid. Outputs are allocated by the caller and share no memory with the inputs.
+// Tile (i, j) starts at (i * stride.h, j * stride.w); an image that the last tiles overhang is padded with
+// zeros at the bottom and on the right. All arrays are contiguous and on one device; the bindings have
+// checked dtypes and shapes against the grid. Outputs are allocated by the caller and share no memory with
+// the inputs.
 #pragma once
 
 #include "core/array.hpp"
@@ -17,18 +18,18 @@ struct TileTask {
   TileGrid grid;
 };
 
-// tiles [rows, cols, B, C, h, w] -> images [B, C, H, W] of the same float dtype: every pixel is the mean over the tiles
-// that cover it, summed pairwise in float32 (float64 for float64), so that equal values in 2^k tiles come back exactly.
-// NaN and inf propagate as in any sum.
+// tiles [rows, cols, B, C, h, w] -> images [B, C, H, W] of the same float dtype: every pixel is the mean over
+// the tiles that cover it, summed pairwise in float32 (float64 for float64), so that equal values in 2^k
+// tiles come back exactly. NaN and inf propagate as in any sum.
 struct UntileTask {
   Array tiles;
   Array images;
   TileGrid grid;
 };
 
-// maps [M, H, W] -> smoothed, same shape and float dtype: inside the seam bands (core/tile_geometry.hpp) the separable
-// Gaussian blur of the map, computed in float32 (float64 for float64), elsewhere the map itself. NaN and inf spread as
-// far as the blur reaches, inside the bands only.
+// maps [M, H, W] -> smoothed, same shape and float dtype: inside the seam bands (core/tile_geometry.hpp) the
+// separable Gaussian blur of the map, computed in float32 (float64 for float64), elsewhere the map itself.
+// NaN and inf spread as far as the blur reaches, inside the bands only.
 struct SmoothTask {
   Array maps;
   Array smoothed;

@@ -100,6 +100,8 @@ def smooth_seams(
     """[..., H, W] -> float64, same shape: blurred where seam_mask says so."""
     mask = seam_mask((maps.shape[-2], maps.shape[-1]), tile_size, stride, width)
     return np.where(mask, gaussian_blur(maps, sigma), maps.astype(np.float64))
+
+
 # --- patch aggregation ----------------------------------------------------------------------------
 
 

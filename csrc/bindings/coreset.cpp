@@ -74,8 +74,8 @@ py::tuple select_coreset(const py::object& features, const py::object& picks, co
   {
     py::gil_scoped_release release;
     const auto select = x.device.kind == DeviceKind::kCpu ? cpu::select_coreset : cuda::select_coreset;
-    count = select(x.as<const float>(), x.shape[0], x.shape[1], options, borrowed_picks.array().as<std::int64_t>(),
-                   &statistics);
+    count = select(x.as<const float>(), x.shape[0], x.shape[1], options,
+                   borrowed_picks.array().as<std::int64_t>(), &statistics);
   }
   py::dict figures;
   figures["blocks"] = statistics.blocks;
@@ -99,16 +99,16 @@ void project_rows(const py::object& features, const py::object& projection, cons
   py::gil_scoped_release release;
   cpu::check_finite(x.as<const float>(), x.shape[0], x.shape[1], kFeatures, num_threads);
   cpu::check_finite(map.as<const float>(), map.shape[0], map.shape[1], "projection", num_threads);
-  cpu::project_rows(x.as<const float>(), x.shape[0], x.shape[1], map.as<const float>(), map.shape[0], num_threads,
-                    borrowed_projected.array().as<float>());
+  cpu::project_rows(x.as<const float>(), x.shape[0], x.shape[1], map.as<const float>(), map.shape[0],
+                    num_threads, borrowed_projected.array().as<float>());
 }
 
 }  // namespace
 
 void bind_coreset(py::module_& module) {
   module.def("select_coreset", &select_coreset, py::arg("features"), py::arg("picks"), py::kw_only(),
-             py::arg("start"), py::arg("start_rows"), py::arg("bank"), py::arg("radius"), py::arg("num_threads"),
-             py::arg("plain"), py::arg("progress"));
+             py::arg("start"), py::arg("start_rows"), py::arg("bank"), py::arg("radius"),
+             py::arg("num_threads"), py::arg("plain"), py::arg("progress"));
   module.def("project_rows", &project_rows, py::arg("features"), py::arg("projection"), py::arg("projected"),
              py::kw_only(), py::arg("num_threads"));
 }

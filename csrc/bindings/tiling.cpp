@@ -41,7 +41,8 @@ void tile(const py::object& images, const py::object& tiles, Pair tile_size, Pai
   task.images.device.kind == DeviceKind::kCpu ? cpu::tile(task, num_threads) : cuda::tile(task, stream);
 }
 
-void untile(const py::object& tiles, const py::object& images, Pair stride, int num_threads, std::intptr_t stream) {
+void untile(const py::object& tiles, const py::object& images, Pair stride, int num_threads,
+            std::intptr_t stream) {
   const Borrowed borrowed(tiles, "tiles");
   const Borrowed borrowed_out(images, "images");
   UntileTask task{borrowed.array(), borrowed_out.array(), {}};
@@ -56,8 +57,8 @@ void untile(const py::object& tiles, const py::object& images, Pair stride, int 
   task.tiles.device.kind == DeviceKind::kCpu ? cpu::untile(task, num_threads) : cuda::untile(task, stream);
 }
 
-void smooth_seams(const py::object& maps, const py::object& smoothed, Pair tile_size, Pair stride, double sigma,
-                  double width, int num_threads, std::intptr_t stream) {
+void smooth_seams(const py::object& maps, const py::object& smoothed, Pair tile_size, Pair stride,
+                  double sigma, double width, int num_threads, std::intptr_t stream) {
   const Borrowed borrowed(maps, "maps");
   const Borrowed borrowed_out(smoothed, "smoothed");
   SmoothTask task{borrowed.array(), borrowed_out.array(), {}, sigma, width};
@@ -69,7 +70,8 @@ void smooth_seams(const py::object& maps, const py::object& smoothed, Pair tile_
   check_seam_parameters(sigma, width);
   task.grid = make_tile_grid(last_two(task.maps.shape), size_of(tile_size), size_of(stride));
   const py::gil_scoped_release release;
-  task.maps.device.kind == DeviceKind::kCpu ? cpu::smooth_seams(task, num_threads) : cuda::smooth_seams(task, stream);
+  task.maps.device.kind == DeviceKind::kCpu ? cpu::smooth_seams(task, num_threads)
+                                            : cuda::smooth_seams(task, stream);
 }
 
 }  // namespace
@@ -78,10 +80,11 @@ void bind_tiling(py::module_& module) {
   module.def("tile_grid", &tile_grid, py::arg("image_size"), py::arg("tile_size"), py::arg("stride"));
   module.def("tile", &tile, py::arg("images"), py::arg("tiles"), py::arg("tile_size"), py::arg("stride"),
              py::arg("num_threads"), py::arg("stream"));
-  module.def("untile", &untile, py::arg("tiles"), py::arg("images"), py::arg("stride"), py::arg("num_threads"),
-             py::arg("stream"));
+  module.def("untile", &untile, py::arg("tiles"), py::arg("images"), py::arg("stride"),
+             py::arg("num_threads"), py::arg("stream"));
   module.def("smooth_seams", &smooth_seams, py::arg("maps"), py::arg("smoothed"), py::arg("tile_size"),
-             py::arg("stride"), py::arg("sigma"), py::arg("width"), py::arg("num_threads"), py::arg("stream"));
+             py::arg("stride"), py::arg("sigma"), py::arg("width"), py::arg("num_threads"),
+             py::arg("stream"));
 }
 
 }  // namespace ensemblead::bindings

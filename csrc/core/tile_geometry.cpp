@@ -26,14 +26,15 @@ TileAxis make_axis(std::int64_t size, std::int64_t tile, std::int64_t stride) {
 }  // namespace
 
 TileGrid make_tile_grid(Size2 image_size, Size2 tile_size, Size2 stride) {
-  if (tile_size.h < 1 || tile_size.w < 1) throw ValueError("tile_size must be at least 1, got " + text(tile_size));
+  if (tile_size.h < 1 || tile_size.w < 1)
+    throw ValueError("tile_size must be at least 1, got " + text(tile_size));
   if (stride.h < 1 || stride.w < 1) throw ValueError("stride must be at least 1, got " + text(stride));
   if (stride.h > tile_size.h || stride.w > tile_size.w)
     throw ValueError("stride must not exceed tile_size (pixels between tiles would be lost), got stride " +
                      text(stride) + " and tile_size " + text(tile_size));
   if (tile_size.h > image_size.h || tile_size.w > image_size.w)
-    throw ValueError("tile_size must not exceed the image, got tile_size " + text(tile_size) + " and image size " +
-                     text(image_size));
+    throw ValueError("tile_size must not exceed the image, got tile_size " + text(tile_size) +
+                     " and image size " + text(image_size));
   return {make_axis(image_size.h, tile_size.h, stride.h), make_axis(image_size.w, tile_size.w, stride.w)};
 }
 

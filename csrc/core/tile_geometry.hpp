@@ -1,5 +1,5 @@
-// Where tiles lie, which of them cover a pixel, and what seam smoothing touches. Rows and columns are separable, so
-// everything here speaks of one axis; the CPU and the CUDA kernels share it.
+// Where tiles lie, which of them cover a pixel, and what seam smoothing touches. Rows and columns are
+// separable, so everything here speaks of one axis; the CPU and the CUDA kernels share it.
 #pragma once
 
 #include <cstdint>
@@ -38,18 +38,20 @@ struct Interval {
   std::int64_t end = 0;
 };
 
-// The pixels of `axis` in [edge - r, edge + r), r = int(width * tile), for every start and end of a tile that lies
-// inside (0, size): ascending, disjoint and not touching, clipped to the axis. Empty when r is 0.
+// The pixels of `axis` in [edge - r, edge + r), r = int(width * tile), for every start and end of a tile that
+// lies inside (0, size): ascending, disjoint and not touching, clipped to the axis. Empty when r is 0.
 std::vector<Interval> seam_bands(const TileAxis& axis, double width);
 
 // The pixels of `axis` cut where the set of covering tiles changes: ascending and without gaps.
 std::vector<Interval> covering_runs(const TileAxis& axis);
 
-// Throws ValueError unless 0 < sigma <= 1000 and 0 <= width <= 0.5. The limit of sigma keeps the filter's length sane.
+// Throws ValueError unless 0 < sigma <= 1000 and 0 <= width <= 0.5. The limit of sigma keeps the filter's
+// length sane.
 void check_seam_parameters(double sigma, double width);
 
-// Sampled Gaussian weights w[0] ... w[radius] of distances 0 ... radius = int(4 * sigma + 0.5), scaled so that the
-// symmetric filter w[radius] ... w[0] ... w[radius] sums to 1: scipy.ndimage.gaussian_filter with truncate=4.
+// Sampled Gaussian weights w[0] ... w[radius] of distances 0 ... radius = int(4 * sigma + 0.5), scaled so
+// that the symmetric filter w[radius] ... w[0] ... w[radius] sums to 1: scipy.ndimage.gaussian_filter with
+// truncate=4.
 std::vector<double> gaussian_weights(double sigma);
 
 // The index that position i, possibly outside [0, size), has after reflection with the border pixel repeated

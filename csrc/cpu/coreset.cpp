@@ -26,7 +26,8 @@ constexpr std::int64_t kCandidateShare = 16;
 
 int team_size(int num_threads) { return num_threads > 0 ? num_threads : omp_get_max_threads(); }
 
-// Squares must neither overflow nor vanish. A power of two changes no distance's order and no bit of a mantissa.
+// Squares must neither overflow nor vanish. A power of two changes no distance's order and no bit of a
+// mantissa.
 float scale_for(float largest) {
   if (largest == 0.0f || (largest > 0x1p-30f && largest < 0x1p50f)) return 1.0f;
   int exponent = 0;
@@ -46,7 +47,8 @@ void start_from_mean(Selection& selection, const CoresetOptions& options) {
     double total = 0.0;
     for (std::int64_t s = 0; s < options.num_start_rows; ++s) {
       const float* start = selection.row(options.start_rows[s]);
-      total += std::sqrt(static_cast<double>(selection.simd.squared_distance(selection.row(row), start, selection.dims)));
+      total += std::sqrt(
+          static_cast<double>(selection.simd.squared_distance(selection.row(row), start, selection.dims)));
     }
     const double mean = total / static_cast<double>(options.num_start_rows);
     selection.values[row] = static_cast<float>(mean * mean);
@@ -59,7 +61,8 @@ std::vector<std::int32_t> all_rows(const Selection& selection) {
   return rows;
 }
 
-void start(Selection& selection, const CoresetOptions& options, Refresh& refresh, std::vector<std::int64_t>& picks) {
+void start(Selection& selection, const CoresetOptions& options, Refresh& refresh,
+           std::vector<std::int64_t>& picks) {
   if (options.start == CoresetStart::kMean) return start_from_mean(selection, options);
   std::fill(selection.values.begin(), selection.values.end(), kInfinity);
   std::vector<std::int32_t> rows = all_rows(selection);
@@ -90,7 +93,8 @@ std::vector<std::int64_t> run(Selection& selection, const CoresetOptions& option
     if (made >= options.size) return picks;
     candidates.find(selection, num_candidates);
     refresh.run(candidates.rows());
-    const auto stop = candidates.pick(selection, std::min(kBlock, options.size - made), squared_radius, picks);
+    const auto stop =
+        candidates.pick(selection, std::min(kBlock, options.size - made), squared_radius, picks);
     ++selection.statistics.blocks;
     if (stop == Candidates::Stop::kRadius) return picks;
     if (stop == Candidates::Stop::kZero) picks.resize(static_cast<std::size_t>(options.size), 0);
@@ -99,24 +103,27 @@ std::vector<std::int64_t> run(Selection& selection, const CoresetOptions& option
 
 }  // namespace
 
-float check_finite(const float* values, std::int64_t rows, std::int64_t dims, const char* argument, int num_threads) {
+float check_finite(const float* values, std::int64_t rows, std::int64_t dims, const char* argument,
+                   int num_threads) {
   const CoresetSimd& simd = coreset_simd();
   const std::int64_t chunk = std::max<std::int64_t>(1, (std::int64_t{1} << 16) / dims);
   std::int64_t first_bad = rows * dims;
   float largest = 0.0f;
-#pragma omp parallel for num_threads(team_size(num_threads)) reduction(min : first_bad) reduction(max : largest)
+#pragma omp parallel for num_threads(team_size(num_threads)) reduction(min : first_bad) \
+    reduction(max : largest)
   for (std::int64_t row = 0; row < rows; row += chunk) {
     const std::int64_t bad = simd.scan(values + row * dims, std::min(chunk, rows - row) * dims, &largest);
     if (bad >= 0) first_bad = std::min(first_bad, row * dims + bad);
   }
   if (first_bad == rows * dims) return largest;
   const char* what = std::isnan(values[first_bad]) ? "NaN" : "an infinite value";
-  throw ValueError(std::string(argument) + " contains " + what + " at [" + std::to_string(first_bad / dims) + ", " +
-                   std::to_string(first_bad % dims) + "]; every value must be finite");
+  throw ValueError(std::string(argument) + " contains " + what + " at [" + std::to_string(first_bad / dims) +
+                   ", " + std::to_string(first_bad % dims) + "]; every value must be finite");
 }
 
-std::int64_t select_coreset(const float* features, std::int64_t rows, std::int64_t dims, const CoresetOptions& options,
-                            std::int64_t* picks, CoresetStatistics* statistics) {
+std::int64_t select_coreset(const float* features, std::int64_t rows, std::int64_t dims,
+                            const CoresetOptions& options, std::int64_t* picks,
+                            CoresetStatistics* statistics) {
   const int threads = team_size(options.num_threads);
   float largest = check_finite(features, rows, dims, "features", threads);
   if (options.bank != nullptr)
@@ -138,7 +145,8 @@ std::int64_t select_coreset(const float* features, std::int64_t rows, std::int64
   const CoresetSimd& simd = coreset_simd();
   const std::int64_t work = options.plain ? 0 : rows * (options.size + options.bank_rows);
   const Sketch sketch(simd, features, rows, dims, work, threads);
-  Selection selection{simd, features, rows, dims, threads, sketch, {}, {}, {}, {}, PackedAnchors(sketch, simd), {}};
+  Selection selection{
+      simd, features, rows, dims, threads, sketch, {}, {}, {}, {}, PackedAnchors(sketch, simd), {}};
   selection.values.resize(static_cast<std::size_t>(rows));
   selection.nearest.assign(static_cast<std::size_t>(rows), -1);
   selection.seen.assign(static_cast<std::size_t>(rows), 0);

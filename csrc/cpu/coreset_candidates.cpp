@@ -10,8 +10,8 @@ namespace {
 
 constexpr int kBuckets = 4096;
 
-// Values are not negative, so their bit patterns are in their order. Buckets count downward from the largest value,
-// 1/2048 of an octave each; the last one takes everything below.
+// Values are not negative, so their bit patterns are in their order. Buckets count downward from the largest
+// value, 1/2048 of an octave each; the last one takes everything below.
 std::int32_t bits_of(float value) {
   std::int32_t bits;
   std::memcpy(&bits, &value, sizeof bits);
@@ -26,7 +26,9 @@ float float_of(std::int32_t bits) {
 
 int bucket(float value, std::int32_t top) { return std::min((top - bits_of(value)) >> 12, kBuckets - 1); }
 
-std::int64_t share(std::int64_t rows, int threads, int thread) { return rows / threads * thread + std::min<std::int64_t>(rows % threads, thread); }
+std::int64_t share(std::int64_t rows, int threads, int thread) {
+  return rows / threads * thread + std::min<std::int64_t>(rows % threads, thread);
+}
 
 }  // namespace
 
@@ -76,9 +78,8 @@ void Candidates::find(const Selection& selection, std::int64_t num_candidates) {
     const std::int64_t end = share(selection.rows, team, thread + 1);
     std::int32_t chunk[kChunk];
     for (std::int64_t i = share(selection.rows, team, thread); i < end; i += kChunk) {
-      const std::int64_t found =
-          selection.simd.collect(selection.values.data() + i, std::min(kChunk, end - i), floor,
-                                 static_cast<std::int32_t>(i), chunk);
+      const std::int64_t found = selection.simd.collect(
+          selection.values.data() + i, std::min(kChunk, end - i), floor, static_cast<std::int32_t>(i), chunk);
       collected_[thread].insert(collected_[thread].end(), chunk, chunk + found);
     }
   }
@@ -86,7 +87,7 @@ void Candidates::find(const Selection& selection, std::int64_t num_candidates) {
   for (const auto& rows : collected_) rows_.insert(rows_.end(), rows.begin(), rows.end());
   const auto found = static_cast<std::int64_t>(rows_.size());
   has_threshold_ = found < selection.rows;
-  threshold_ = {floor, -1};  // the largest of the others may equal the floor, with any index
+  threshold_ = {floor, -1};          // the largest of the others may equal the floor, with any index
   if (found > 2 * num_candidates) {  // many equal values: the order among them decides
     const auto comes_first = [&selection](std::int32_t a, std::int32_t b) {
       return comes_later({selection.values[b], b}, {selection.values[a], a});
@@ -98,7 +99,8 @@ void Candidates::find(const Selection& selection, std::int64_t num_candidates) {
   }
 }
 
-// Brings the first candidate up to date with the picks just made, or far enough to see that it is out of the running.
+// Brings the first candidate up to date with the picks just made, or far enough to see that it is out of the
+// running.
 void Candidates::refresh_top(Selection& selection) {
   std::pop_heap(heap_.begin(), heap_.end(), comes_later);
   Candidate& candidate = heap_.back();

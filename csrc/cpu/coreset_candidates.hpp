@@ -8,10 +8,11 @@
 
 namespace ensemblead::cpu {
 
-// Values only ever decrease, so a value that is out of date is an upper bound. Let the first K rows in the order of
-// (value descending, index ascending) be candidates and (tau, t) the next: once the candidates' values are up to date, the best
-// of them is the best of all rows as long as it comes before (tau, t). So picks are made among the candidates until that
-// fails; then the values of new candidates are brought up to date, and nobody else's.
+// Values only ever decrease, so a value that is out of date is an upper bound. Let the first K rows in the
+// order of (value descending, index ascending) be candidates and (tau, t) the next: once the candidates'
+// values are up to date, the best of them is the best of all rows as long as it comes before (tau, t). So
+// picks are made among the candidates until that fails; then the values of new candidates are brought up to
+// date, and nobody else's.
 class Candidates {
  public:
   enum class Stop {
@@ -26,7 +27,8 @@ class Candidates {
   const std::vector<std::int32_t>& rows() const { return rows_; }
 
   // With the candidates' values up to date: appends picks to `picks` and to the anchors of `selection`.
-  Stop pick(Selection& selection, std::int64_t limit, double squared_radius, std::vector<std::int64_t>& picks);
+  Stop pick(Selection& selection, std::int64_t limit, double squared_radius,
+            std::vector<std::int64_t>& picks);
 
  private:
   struct Candidate {

@@ -60,7 +60,8 @@ void project_rows(const float* features, std::int64_t rows, std::int64_t dims, c
       source = padded;
     }
     for (std::int64_t panel = 0; panel < num_panels; ++panel) {
-      simd.tile(source, dims, dims, panels.data() + panel * dims * width, zeros.data(), never.data(), products);
+      simd.tile(source, dims, dims, panels.data() + panel * dims * width, zeros.data(), never.data(),
+                products);
       const std::int64_t columns = std::min(width, out_dims - panel * width);
       for (std::int64_t r = 0; r < count; ++r)
         std::copy_n(products + r * width, columns, projected + (first + r) * out_dims + panel * width);

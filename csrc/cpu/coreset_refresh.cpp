@@ -31,7 +31,8 @@ void Refresh::run_plainly(const std::vector<std::int32_t>& rows) {
   }
 }
 
-// The rows that are out of date: those that have as much to catch up with together, and within that in order of memory.
+// The rows that are out of date: those that have as much to catch up with together, and within that in order
+// of memory.
 void Refresh::sort_by_seen(const std::vector<std::int32_t>& rows) {
   const std::int64_t num_anchors = selection_.num_anchors();
   places_.assign(static_cast<std::size_t>(num_anchors + 2), 0);

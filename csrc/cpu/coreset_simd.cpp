@@ -85,7 +85,7 @@ int largest_lane(const float* products) {
 #if defined(__AVX512F__)
   const Vec left = load(products);
   const Vec right = load(products + kLanes);
-  const Vec best = broadcast(_mm512_reduce_max_ps(larger(left, right)));
+  const Vec best = broadcast(largest(larger(left, right)));
   const unsigned lanes = _mm512_cmp_ps_mask(left, best, _CMP_EQ_OQ) |
                          static_cast<unsigned>(_mm512_cmp_ps_mask(right, best, _CMP_EQ_OQ)) << kLanes;
   return lanes == 0 ? 0 : __builtin_ctz(lanes);
@@ -101,8 +101,7 @@ float maximum(const float* values, std::int64_t size) {
   Vec lanes = broadcast(values[0]);
   std::int64_t i = 0;
   for (; i + kLanes <= size; i += kLanes) lanes = larger(lanes, load(values + i));
-  float best = lanes[0];
-  for (int lane = 1; lane < kLanes; ++lane) best = lanes[lane] > best ? lanes[lane] : best;
+  float best = largest(lanes);
   for (; i < size; ++i) best = values[i] > best ? values[i] : best;
   return best;
 }
@@ -121,7 +120,7 @@ std::int64_t scan(const float* values, std::int64_t size, float* max_abs) {
     }
     if (!(sum(total) == 0.0f)) break;
   }
-  float best = maximum(reinterpret_cast<const float*>(&most), kLanes);
+  float best = largest(most);
   for (; i < size; ++i) {
     if (!(values[i] - values[i] == 0.0f)) return i;
     const float magnitude = values[i] < 0.0f ? -values[i] : values[i];
@@ -131,7 +130,8 @@ std::int64_t scan(const float* values, std::int64_t size, float* max_abs) {
   return -1;
 }
 
-std::int64_t collect(const float* values, std::int64_t size, float floor, std::int32_t base, std::int32_t* indices) {
+std::int64_t collect(const float* values, std::int64_t size, float floor, std::int32_t base,
+                     std::int32_t* indices) {
   std::int64_t count = 0;
   std::int64_t i = 0;
   const Vec bound = broadcast(floor);
@@ -149,7 +149,7 @@ std::int64_t collect(const float* values, std::int64_t size, float floor, std::i
 
 namespace ENSEMBLEAD_INSTRUCTION_SET {
 extern const CoresetSimd coreset_simd;
-const CoresetSimd coreset_simd = {kTileRows, kPanelWidth, tile, squared_distance, center, squared_norm, largest_lane, scan,
-                                  maximum, collect};
+const CoresetSimd coreset_simd = {kTileRows,    kPanelWidth,  tile, squared_distance, center,
+                                  squared_norm, largest_lane, scan, maximum,          collect};
 }  // namespace ENSEMBLEAD_INSTRUCTION_SET
 }  // namespace ensemblead::cpu

@@ -1,4 +1,5 @@
-// The inner loops of select_coreset and project_rows, one build per instruction set (see instruction_set.hpp).
+// The inner loops of select_coreset and project_rows, one build per instruction set (see
+// instruction_set.hpp).
 #pragma once
 
 #include <cstdint>
@@ -10,13 +11,13 @@ struct CoresetSimd {
   int tile_rows;
   int panel_width;
 
-  // products[r][c] = initial[c] + sum_d rows[r * row_stride + d] * panel[d * panel_width + c]. Returns a bit per row
-  // that has a product above thresholds[r].
+  // products[r][c] = initial[c] + sum_d rows[r * row_stride + d] * panel[d * panel_width + c]. Returns a bit
+  // per row that has a product above thresholds[r].
   std::uint32_t (*tile)(const float* rows, std::int64_t row_stride, std::int64_t dims, const float* panel,
                         const float* initial, const float* thresholds, float* products);
 
-  // Sum of squared differences. Every distance that decides anything comes from here, so that a pair has one value
-  // whichever way it is reached.
+  // Sum of squared differences. Every distance that decides anything comes from here, so that a pair has one
+  // value whichever way it is reached.
   float (*squared_distance)(const float* a, const float* b, std::int64_t dims);
 
   // centred = row - reference; returns its squared norm.

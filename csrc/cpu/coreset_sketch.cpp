@@ -48,8 +48,8 @@ void orthonormalize(std::vector<double>& vectors, std::int64_t count, std::int64
 
 }  // namespace
 
-Sketch::Sketch(const CoresetSimd& simd, const float* features, std::int64_t rows, std::int64_t dims, std::int64_t work,
-               int num_threads)
+Sketch::Sketch(const CoresetSimd& simd, const float* features, std::int64_t rows, std::int64_t dims,
+               std::int64_t work, int num_threads)
     : simd_(simd),
       features_(features),
       rows_(rows),
@@ -62,14 +62,16 @@ Sketch::Sketch(const CoresetSimd& simd, const float* features, std::int64_t rows
   std::int64_t count = 0;
   for (std::int64_t row = 0; row < rows; row += step, ++count)
     for (std::int64_t d = 0; d < dims; ++d) sums[d] += static_cast<double>(features[row * dims + d]);
-  for (std::int64_t d = 0; d < dims; ++d) middle_[d] = static_cast<float>(sums[d] / static_cast<double>(count));
+  for (std::int64_t d = 0; d < dims; ++d)
+    middle_[d] = static_cast<float>(sums[d] / static_cast<double>(count));
 
   if (work < kWorthwhilePairs || dims < kLeastReduction * kDirections || rows < kSampleRows) return;
   find_directions(kToleratedRest);
   if (!directions_.empty()) sketch_rows(num_threads);
 }
 
-// Principal directions of a sample by subspace iteration. Any orthonormal directions are valid; good ones filter well.
+// Principal directions of a sample by subspace iteration. Any orthonormal directions are valid; good ones
+// filter well.
 void Sketch::find_directions(double tolerated_rest) {
   const std::int64_t step = rows_ / kSampleRows;
   std::vector<double> sample(static_cast<std::size_t>(kSampleRows * full_dims_));
@@ -127,13 +129,14 @@ void Sketch::sketch_rows(int num_threads) {
       norms_[first + r].full = simd_.center(features_ + (first + r) * full_dims_, middle_.data(), full_dims_,
                                             centred + r * full_dims_);
     for (std::int64_t v = 0; v < sketch_dims_; v += width) {
-      simd_.tile(centred, full_dims_, full_dims_, panels.data() + v * full_dims_, initial.data(), never.data(),
-                 products);
+      simd_.tile(centred, full_dims_, full_dims_, panels.data() + v * full_dims_, initial.data(),
+                 never.data(), products);
       for (std::int64_t r = 0; r < count; ++r)
         std::copy_n(products + r * width, width, sketches_.data() + (first + r) * sketch_dims_ + v);
     }
     for (std::int64_t r = 0; r < count; ++r)
-      norms_[first + r].sketch = simd_.squared_norm(sketches_.data() + (first + r) * sketch_dims_, sketch_dims_);
+      norms_[first + r].sketch =
+          simd_.squared_norm(sketches_.data() + (first + r) * sketch_dims_, sketch_dims_);
   }
 }
 

@@ -72,7 +72,8 @@ RowUpdate::RowUpdate(Selection& selection) : selection_(selection), slack_(relat
   best_.resize(size);
 }
 
-void RowUpdate::run(const PackedAnchors& anchors, std::int64_t first, const std::int32_t* rows, std::int64_t count) {
+void RowUpdate::run(const PackedAnchors& anchors, std::int64_t first, const std::int32_t* rows,
+                    std::int64_t count) {
   for (std::int64_t begin = 0; begin < count; begin += capacity_)
     run_chunk(anchors, first, rows + begin, std::min(capacity_, count - begin));
 }
@@ -117,7 +118,8 @@ void RowUpdate::add_hit(std::int64_t first, std::int64_t place, std::int64_t col
     hits_.push_back({static_cast<std::int32_t>(place), static_cast<std::int32_t>(column), lane, kept[lane]});
 }
 
-// The most promising anchor of each row first: its distance raises the threshold and spares most of the others.
+// The most promising anchor of each row first: its distance raises the threshold and spares most of the
+// others.
 void RowUpdate::settle_hits(const PackedAnchors& anchors, const std::int32_t* rows) {
   const std::int64_t width = selection_.simd.panel_width;
   const auto count = static_cast<std::int32_t>(hits_.size());
@@ -125,7 +127,8 @@ void RowUpdate::settle_hits(const PackedAnchors& anchors, const std::int32_t* ro
   for (std::int32_t h = 0; h < count; ++h)
     if (hits_[h].product > hits_[best_[hits_[h].place]].product) best_[hits_[h].place] = h;
   for (std::int32_t h = 0; h < count; ++h)
-    if (best_[hits_[h].place] == h) lower(anchors, rows[hits_[h].place], hits_[h], hit_products_.data() + h * width);
+    if (best_[hits_[h].place] == h)
+      lower(anchors, rows[hits_[h].place], hits_[h], hit_products_.data() + h * width);
   for (std::int32_t h = 0; h < count; ++h)
     lower(anchors, rows[hits_[h].place], hits_[h], hit_products_.data() + h * width);
   hits_.clear();

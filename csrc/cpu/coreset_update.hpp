@@ -11,7 +11,8 @@
 
 namespace ensemblead::cpu {
 
-// Anchors, their sketches packed for matrix products: panels of `panel_width` columns, dimension by dimension.
+// Anchors, their sketches packed for matrix products: panels of `panel_width` columns, dimension by
+// dimension.
 class PackedAnchors {
  public:
   PackedAnchors(const Sketch& sketch, const CoresetSimd& simd);
@@ -24,7 +25,8 @@ class PackedAnchors {
   std::int64_t width() const { return width_; }
   std::int64_t num_panels() const { return (count() + width_ - 1) / width_; }
   const float* panel(std::int64_t index) const { return panels_.data() + index * width_ * dims_; }
-  // Minus half the squared norm of the sketch; -inf in the lanes beyond `count`, which are therefore never hit.
+  // Minus half the squared norm of the sketch; -inf in the lanes beyond `count`, which are therefore never
+  // hit.
   const float* initial(std::int64_t index) const { return initial_.data() + index * width_; }
   std::int32_t id(std::int64_t column) const { return ids_[column]; }
   void copy_sketch(std::int64_t column, float* sketch) const;
@@ -41,8 +43,8 @@ class PackedAnchors {
   std::vector<float> initial_;
 };
 
-// Anchors are the bank rows and then the picks, in the order in which they came. A row's value is brought up to date only
-// when it matters, so each row remembers how many anchors its value takes into account.
+// Anchors are the bank rows and then the picks, in the order in which they came. A row's value is brought up
+// to date only when it matters, so each row remembers how many anchors its value takes into account.
 struct Selection {
   const CoresetSimd& simd;
   const float* features;
@@ -75,8 +77,9 @@ struct Selection {
 // Bound on the relative error of a float32 sum of `dims` squares, with room to spare.
 float relative_slack(std::int64_t dims);
 
-// With x and p sketched, |x - p|^2 < v exactly when x.p - |p|^2 / 2 > (|x|^2 - v) / 2. This is the right-hand side,
-// lowered by what rounding may amount to on both sides: a product at or below it proves a distance of v or more.
+// With x and p sketched, |x - p|^2 < v exactly when x.p - |p|^2 / 2 > (|x|^2 - v) / 2. This is the right-hand
+// side, lowered by what rounding may amount to on both sides: a product at or below it proves a distance of v
+// or more.
 float product_threshold(Sketch::Norms norms, float value, float max_norm, float slack);
 
 // One thread's buffers for lowering rows by packed anchors: products of sketches filter, distances decide.
@@ -84,8 +87,8 @@ class RowUpdate {
  public:
   explicit RowUpdate(Selection& selection);
 
-  // Rows that are best done together: enough to use a panel again while it is in the first-level cache, few enough
-  // to stay in the second-level cache themselves.
+  // Rows that are best done together: enough to use a panel again while it is in the first-level cache, few
+  // enough to stay in the second-level cache themselves.
   std::int64_t capacity() const { return capacity_; }
   std::int64_t product_pairs() const { return product_pairs_; }
   std::int64_t direct_pairs() const { return direct_pairs_; }
@@ -102,7 +105,8 @@ class RowUpdate {
     float product;
   };
 
-  void run_chunk(const PackedAnchors& anchors, std::int64_t first, const std::int32_t* rows, std::int64_t count);
+  void run_chunk(const PackedAnchors& anchors, std::int64_t first, const std::int32_t* rows,
+                 std::int64_t count);
   void add_hit(std::int64_t first, std::int64_t place, std::int64_t column, const float* products);
   void settle_hits(const PackedAnchors& anchors, const std::int32_t* rows);
   void lower(const PackedAnchors& anchors, std::int32_t row, Hit& hit, float* products);

@@ -1,5 +1,5 @@
-// Compiled once per instruction set: no function of the standard library here, and nothing with external linkage
-// but the table, so that no code built for a newer processor can stand in for the baseline's.
+// Compiled once per instruction set: no function of the standard library here, and nothing with external
+// linkage but the table, so that no code built for a newer processor can stand in for the baseline's.
 #include "cpu/patches_simd.hpp"
 
 #include "core/half.hpp"

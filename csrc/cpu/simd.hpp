@@ -1,7 +1,8 @@
 // Generic vectors at the width of the instruction set that a *_simd.cpp file is being compiled for.
 //
-// Everything is in an unnamed namespace: each build of each file keeps its own code, and none compiled for a newer
-// processor can be taken by the linker for an older one. Use no inline function of the standard library there.
+// Everything is in an unnamed namespace: each build of each file keeps its own code, and none compiled for a
+// newer processor can be taken by the linker for an older one. Use no inline function of the standard library
+// there.
 #pragma once
 
 #include <cstdint>
@@ -43,17 +44,38 @@ inline Vec broadcast(float value) {
 }
 
 typedef float Quad __attribute__((vector_size(16)));
-
-// Sum over the lanes, always in the same order: halves onto each other.
-inline float sum(Quad value) { return (value[0] + value[2]) + (value[1] + value[3]); }
 #if defined(__AVX__)
-inline float sum(__m256 value) {
-  return sum(static_cast<Quad>(_mm256_castps256_ps128(value)) + static_cast<Quad>(_mm256_extractf128_ps(value, 1)));
+typedef float Octet __attribute__((vector_size(32)));
+#endif
+
+// One lane out of all, halves onto each other: always in the same order. (Not the intrinsics: GCC 12 warns of
+// their insides.)
+inline float sum(Quad value) { return (value[0] + value[2]) + (value[1] + value[3]); }
+inline float largest(Quad value) {
+  const float even = value[0] > value[2] ? value[0] : value[2];
+  const float odd = value[1] > value[3] ? value[1] : value[3];
+  return even > odd ? even : odd;
+}
+#if defined(__AVX__)
+inline float sum(Octet value) {
+  return sum(__builtin_shufflevector(value, value, 0, 1, 2, 3) +
+             __builtin_shufflevector(value, value, 4, 5, 6, 7));
+}
+inline float largest(Octet value) {
+  const Quad low = __builtin_shufflevector(value, value, 0, 1, 2, 3);
+  const Quad high = __builtin_shufflevector(value, value, 4, 5, 6, 7);
+  return largest(low > high ? low : high);
 }
 #endif
 #if defined(__AVX512F__)
-inline float sum(__m512 value) {
-  return sum(_mm256_add_ps(_mm512_castps512_ps256(value), _mm512_extractf32x8_ps(value, 1)));
+inline float sum(Vec value) {
+  return sum(__builtin_shufflevector(value, value, 0, 1, 2, 3, 4, 5, 6, 7) +
+             __builtin_shufflevector(value, value, 8, 9, 10, 11, 12, 13, 14, 15));
+}
+inline float largest(Vec value) {
+  const Octet low = __builtin_shufflevector(value, value, 0, 1, 2, 3, 4, 5, 6, 7);
+  const Octet high = __builtin_shufflevector(value, value, 8, 9, 10, 11, 12, 13, 14, 15);
+  return largest(low > high ? low : high);
 }
 #endif
 

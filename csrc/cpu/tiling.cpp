@@ -23,7 +23,8 @@ const TilingTable& table() {
 #endif
 }
 
-// One unit of work: large enough that handing it out costs nothing, small enough to stay in the second-level cache.
+// One unit of work: large enough that handing it out costs nothing, small enough to stay in the second-level
+// cache.
 constexpr std::int64_t kBlockBytes = 64 * 1024;
 
 int threads_for(std::int64_t output_bytes, int num_threads) {
@@ -31,7 +32,8 @@ int threads_for(std::int64_t output_bytes, int num_threads) {
   return static_cast<int>(std::clamp<std::int64_t>(output_bytes / (2 * kBlockBytes), 1, wanted));
 }
 
-// `planes` of `height` rows cut into blocks of rows, each in one plane; block b starts at row (b % per_plane) * rows.
+// `planes` of `height` rows cut into blocks of rows, each in one plane; block b starts at row (b % per_plane)
+// * rows.
 struct RowBlocks {
   RowBlocks(std::int64_t planes, std::int64_t height_of_plane, std::int64_t row_bytes)
       : height(height_of_plane),
@@ -51,9 +53,11 @@ struct RowBlocks {
   std::int64_t count;
 };
 
-// --- tile: bytes only, whatever the dtype -----------------------------------------------------------------------------
+// --- tile: bytes only, whatever the dtype
+// -----------------------------------------------------------------------------
 
-// Copies rows [y.begin, y.end) of one tile whose first pixel is `source`; `inside` of its pixels lie in the image.
+// Copies rows [y.begin, y.end) of one tile whose first pixel is `source`; `inside` of its pixels lie in the
+// image.
 void copy_tile_rows(const char* source, Interval y, Size2 inside, Size2 tile, std::int64_t image_width,
                     std::int64_t item, char* out) {
   const std::int64_t filled = std::clamp(inside.h, y.begin, y.end);
@@ -72,7 +76,8 @@ void copy_tile_rows(const char* source, Interval y, Size2 inside, Size2 tile, st
   std::memset(out + filled * out_row, 0, static_cast<std::size_t>((y.end - filled) * out_row));
 }
 
-// --- untile -----------------------------------------------------------------------------------------------------------
+// --- untile
+// -----------------------------------------------------------------------------------------------------------
 
 // The tiles first ... last cover every pixel of `pixels` on one axis.
 struct Run {
@@ -106,7 +111,8 @@ void untile_as(const UntileTask& task, const TilingLoops<T, A>& loops, int num_t
   const T* const tiles = task.tiles.as<const T>();
   T* const images = task.images.as<T>();
 
-  const int threads = threads_for(planes * rows.size * cols.size * static_cast<std::int64_t>(sizeof(T)), num_threads);
+  const int threads =
+      threads_for(planes * rows.size * cols.size * static_cast<std::int64_t>(sizeof(T)), num_threads);
   std::vector<const T*> all_sources(most * static_cast<std::size_t>(threads));
   const RowBlocks blocks(planes, rows.size, cols.size * static_cast<std::int64_t>(sizeof(T)));
 
@@ -138,7 +144,8 @@ void untile_as(const UntileTask& task, const TilingLoops<T, A>& loops, int num_t
   }
 }
 
-// --- smooth_seams -----------------------------------------------------------------------------------------------------
+// --- smooth_seams
+// -----------------------------------------------------------------------------------------------------
 
 // The blur of a call, in the type that sums are made in.
 template <class A>
@@ -170,8 +177,8 @@ struct Blur {
   const BlurLoops<A>& loops;
 };
 
-// What one thread needs: kBlurRows rows blurred across rows with their reflected borders, pointers to the rows around
-// them, and, where maps are stored in 16 bits, the rows of a block as float and one finished row.
+// What one thread needs: kBlurRows rows blurred across rows with their reflected borders, pointers to the
+// rows around them, and, where maps are stored in 16 bits, the rows of a block as float and one finished row.
 template <class A>
 struct Scratch {
   Scratch(const Blur<A>& blur, std::int64_t widened_rows)
@@ -200,7 +207,8 @@ template <class A>
 void blur_across(const Blur<A>& blur, Rows<A> rows, std::int64_t y, std::int64_t count, Interval band,
                  Scratch<A>* scratch) {
   const std::int64_t radius = blur.radius;
-  const Interval inner{std::max<std::int64_t>(band.begin - radius, 0), std::min(band.end + radius, blur.width)};
+  const Interval inner{std::max<std::int64_t>(band.begin - radius, 0),
+                       std::min(band.end + radius, blur.width)};
   for (std::int64_t t = 0; t < 2 * radius + count; ++t)
     scratch->rows[static_cast<std::size_t>(t)] =
         rows.data + (reflected(y - radius + t, blur.height) - rows.first) * blur.width + inner.begin;
@@ -215,14 +223,15 @@ void blur_across(const Blur<A>& blur, Rows<A> rows, std::int64_t y, std::int64_t
   for (std::int64_t r = 0; r < count; ++r) {
     A* const across = first + r * scratch->across_stride;
     for (std::int64_t x = band.begin - radius; x < 0; ++x) across[x] = across[reflected(x, blur.width)];
-    for (std::int64_t x = blur.width; x < band.end + radius; ++x) across[x] = across[reflected(x, blur.width)];
+    for (std::int64_t x = blur.width; x < band.end + radius; ++x)
+      across[x] = across[reflected(x, blur.width)];
   }
 }
 
 // The blur of one band in `count` rows of a map, starting at y: across the rows first, as SciPy does.
 template <class T, class A>
-void blur_band(const Blur<A>& blur, const TilingLoops<T, A>& loops, Rows<A> rows, std::int64_t y, std::int64_t count,
-               Interval band, Scratch<A>* scratch, T* out) {
+void blur_band(const Blur<A>& blur, const TilingLoops<T, A>& loops, Rows<A> rows, std::int64_t y,
+               std::int64_t count, Interval band, Scratch<A>* scratch, T* out) {
   blur_across(blur, rows, y, count, band, scratch);
   const std::int64_t length = band.end - band.begin;
   for (std::int64_t r = 0; r < count; ++r) {
@@ -261,7 +270,8 @@ void smooth_rows(const Blur<A>& blur, const TilingLoops<T, A>& loops, const T* m
       std::int64_t x = 0;
       for (const Interval* band = bands; band <= bands_end; ++band) {
         const std::int64_t end = band == bands_end ? blur.width : band->begin;
-        std::memcpy(out + row * blur.width + x, map + row * blur.width + x, static_cast<std::size_t>(end - x) * sizeof(T));
+        std::memcpy(out + row * blur.width + x, map + row * blur.width + x,
+                    static_cast<std::size_t>(end - x) * sizeof(T));
         if (band != bands_end) x = band->end;
       }
     }
@@ -317,8 +327,9 @@ void tile(const TileTask& task, int num_threads) {
     const std::int64_t y = plane / images / cols.count * rows.stride;
     const std::int64_t x = plane / images % cols.count * cols.stride;
     const Size2 inside{std::min(rows.tile, rows.size - y), std::min(cols.tile, cols.size - x)};
-    copy_tile_rows(source + ((plane % images * rows.size + y) * cols.size + x) * item, blocks.range(block), inside,
-                   {rows.tile, cols.tile}, cols.size, item, out + plane * rows.tile * cols.tile * item);
+    copy_tile_rows(source + ((plane % images * rows.size + y) * cols.size + x) * item, blocks.range(block),
+                   inside, {rows.tile, cols.tile}, cols.size, item,
+                   out + plane * rows.tile * cols.tile * item);
   }
 }
 

@@ -7,7 +7,8 @@
 namespace ensemblead::cpu::ENSEMBLEAD_INSTRUCTION_SET {
 namespace {
 
-// --- averages: plain loops, which the compiler vectorises -----------------------------------------------------------
+// --- averages: plain loops, which the compiler vectorises
+// -----------------------------------------------------------
 
 inline float wide(Float16 value) { return to_float(value); }
 inline float wide(BFloat16 value) { return to_float(value); }
@@ -48,8 +49,8 @@ inline void narrow_loop(const float* values, std::int64_t length, Float16* __res
 #endif
 
 template <class T, class A, class Out>
-void average_few(const T* const* sources, std::int64_t count, A scale, std::int64_t begin, std::int64_t length,
-                 Out* __restrict out) {
+void average_few(const T* const* sources, std::int64_t count, A scale, std::int64_t begin,
+                 std::int64_t length, Out* __restrict out) {
   const T* const a = sources[0] + begin;
   const T* const b = sources[count > 1 ? 1 : 0] + begin;
   const T* const c = sources[count > 2 ? 2 : 0] + begin;
@@ -62,7 +63,8 @@ void average_few(const T* const* sources, std::int64_t count, A scale, std::int6
       for (std::int64_t x = 0; x < length; ++x) store(scale * (wide(a[x]) + wide(b[x])), &out[x]);
       break;
     case 3:
-      for (std::int64_t x = 0; x < length; ++x) store(scale * ((wide(a[x]) + wide(b[x])) + wide(c[x])), &out[x]);
+      for (std::int64_t x = 0; x < length; ++x)
+        store(scale * ((wide(a[x]) + wide(b[x])) + wide(c[x])), &out[x]);
       break;
     default:
       for (std::int64_t x = 0; x < length; ++x)
@@ -87,11 +89,12 @@ void average_few(const Float16* const* sources, std::int64_t count, float scale,
 }
 #endif
 
-// Pairwise summation as a binary counter: levels[k] holds the sum of 4 * 2^k sources when bit k of `leaves` is set.
-// Equal values in 2^k tiles thus only ever double, which is exact, and the error grows with the logarithm of `count`.
+// Pairwise summation as a binary counter: levels[k] holds the sum of 4 * 2^k sources when bit k of `leaves`
+// is set. Equal values in 2^k tiles thus only ever double, which is exact, and the error grows with the
+// logarithm of `count`.
 template <class T, class A>
-void average_many(const T* const* sources, std::int64_t count, A scale, std::int64_t begin, std::int64_t length,
-                  T* out) {
+void average_many(const T* const* sources, std::int64_t count, A scale, std::int64_t begin,
+                  std::int64_t length, T* out) {
   constexpr int kLanes = 64;
   A levels[32][kLanes];
   for (std::int64_t x = 0; x < length; x += kLanes) {
@@ -134,7 +137,8 @@ void narrow(const A* values, std::int64_t length, T* out) {
   narrow_loop(values, length, out);
 }
 
-// --- blurs: explicit vectors, several sums at once so that the additions of one hide behind the others ----------------
+// --- blurs: explicit vectors, several sums at once so that the additions of one hide behind the others
+// ----------------
 
 template <class A>
 struct Vector {
@@ -201,7 +205,8 @@ inline void blur(const Taps& taps, const A* weights, std::int64_t radius, std::i
   }
   for (; x < length; ++x) {
     A sum = weights[radius] * taps.centre()[x];
-    for (std::int64_t k = 1; k <= radius; ++k) sum += weights[radius + k] * (taps.before(k)[x] + taps.after(k)[x]);
+    for (std::int64_t k = 1; k <= radius; ++k)
+      sum += weights[radius + k] * (taps.before(k)[x] + taps.after(k)[x]);
     out[x] = sum;
   }
 }
@@ -213,7 +218,8 @@ void across_rows(const A* const* rows, const A* weights, std::int64_t radius, st
 
 // One vector of each row read, added to the sums of those output rows that it reaches.
 template <class V, int vectors, class A>
-inline void add_row(const A* row, const A* weights, std::int64_t first, std::int64_t last, V (*sum)[vectors]) {
+inline void add_row(const A* row, const A* weights, std::int64_t first, std::int64_t last,
+                    V (*sum)[vectors]) {
   V value[vectors];
   for (int n = 0; n < vectors; ++n) value[n] = *reinterpret_cast<const V*>(row + n * Vector<A>::kLanes);
   // Constant bounds, so that the sums stay in registers.
@@ -223,10 +229,11 @@ inline void add_row(const A* row, const A* weights, std::int64_t first, std::int
   }
 }
 
-// The first and last rows read do not reach all output rows: no weight of 0 stands in, which would turn inf into NaN.
+// The first and last rows read do not reach all output rows: no weight of 0 stands in, which would turn inf
+// into NaN.
 template <int vectors, class A>
-inline void blur_many_block(const A* const* rows, const A* weights, std::int64_t radius, std::int64_t x, A* out,
-                            std::int64_t out_stride) {
+inline void blur_many_block(const A* const* rows, const A* weights, std::int64_t radius, std::int64_t x,
+                            A* out, std::int64_t out_stride) {
   using V = typename Vector<A>::Type;
   V sum[kBlurRows][vectors];
   for (int r = 0; r < kBlurRows; ++r)
@@ -248,7 +255,8 @@ void across_many(const A* const* rows, const A* weights, std::int64_t radius, st
   constexpr std::int64_t kLanes = Vector<A>::kLanes;
   constexpr int kVectors = kSums > 1 ? kSums / 2 : 1;
   if (length < kLanes || 2 * radius + 1 < kBlurRows) {
-    for (std::int64_t r = 0; r < kBlurRows; ++r) across_rows(rows + r, weights, radius, length, out + r * out_stride);
+    for (std::int64_t r = 0; r < kBlurRows; ++r)
+      across_rows(rows + r, weights, radius, length, out + r * out_stride);
     return;
   }
   std::int64_t x = 0;

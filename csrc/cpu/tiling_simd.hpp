@@ -23,10 +23,11 @@ constexpr std::int64_t kBlurRows = 4;
 template <class A>
 struct BlurLoops {
   // out[x] = sum over t of weights[t] * rows[t][x]
-  void (*across_rows)(const A* const* rows, const A* weights, std::int64_t radius, std::int64_t length, A* out);
+  void (*across_rows)(const A* const* rows, const A* weights, std::int64_t radius, std::int64_t length,
+                      A* out);
   // out[r * out_stride + x] = sum over t of weights[t] * rows[r + t][x] for r < kBlurRows
-  void (*across_many)(const A* const* rows, const A* weights, std::int64_t radius, std::int64_t length, A* out,
-                      std::int64_t out_stride);
+  void (*across_many)(const A* const* rows, const A* weights, std::int64_t radius, std::int64_t length,
+                      A* out, std::int64_t out_stride);
   // out[x] = sum over t of weights[t] * row[x - radius + t]
   void (*along_row)(const A* row, const A* weights, std::int64_t radius, std::int64_t length, A* out);
 };

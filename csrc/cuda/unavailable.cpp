@@ -1,4 +1,5 @@
-// The CUDA twins that this build lacks, throwing: all of them without CUDA, with it those that are not written yet.
+// The CUDA twins that this build lacks, throwing: all of them without CUDA, with it those that are not
+// written yet.
 #include <string>
 
 #include "core/checks.hpp"
@@ -11,7 +12,8 @@ namespace ensemblead::cuda {
 namespace {
 
 [[noreturn]] void unavailable(const char* operation, const char* argument) {
-  throw ValueError(std::string(operation) + " has no CUDA kernel in this build; move " + argument + " to the CPU");
+  throw ValueError(std::string(operation) + " has no CUDA kernel in this build; move " + argument +
+                   " to the CPU");
 }
 
 }  // namespace
@@ -25,7 +27,8 @@ std::int64_t select_coreset(const float*, std::int64_t, std::int64_t, const Core
   unavailable("select_coreset", "features");
 }
 
-void aggregate_patches(const std::vector<FeatureMap>&, std::int64_t, const PatchOptions&, float*, int, void*) {
+void aggregate_patches(const std::vector<FeatureMap>&, std::int64_t, const PatchOptions&, float*, int,
+                       void*) {
   unavailable("aggregate_patches", "feature_maps");
 }
 

@@ -28,42 +28,46 @@ def select_coreset(
 ) -> Array:
     """Pick rows that cover all rows: farthest-point selection, exact and in the order of the picks.
 
-    Again and again the row with the largest value is picked, ties to the lowest index, and every row's value becomes
-    the minimum of itself and its Euclidean distance to the new pick. The picks are those of the plain sequential loop
-    for any number of threads; when all values are 0 (nothing but duplicates is left) row 0 repeats.
+    Again and again the row with the largest value is picked, ties to the lowest index, and every row's value
+    becomes the minimum of itself and its Euclidean distance to the new pick. The picks are those of the
+    plain sequential loop for any number of threads; when all values are 0 (nothing but duplicates is left)
+    row 0 repeats.
 
     Args:
         features: rows ``[N, D]``, float32, contiguous, finite.
-        fraction: how many rows to pick, as a share of N in (0, 1]: ``max(1, int(N * fraction))``. None, allowed
-            together with `radius`, sets no limit.
+        fraction: how many rows to pick, as a share of N in (0, 1]: ``max(1, int(N * fraction))``. None,
+            allowed together with `radius`, sets no limit.
         size: how many rows to pick, instead of `fraction`.
-        radius: stop as soon as no row's value exceeds this Euclidean distance (not squared, and in the projected space
-            where rows are projected). The result may then be shorter, with `bank` even empty.
-        projection_dim: distances are taken after a random linear map to this many dimensions, with weights uniform in
-            ``+-1/sqrt(D)``; None, or a value of D or more, takes them between the rows themselves.
-        start: a row's value before the first pick. ``"mean"``: the mean distance to `num_starts` random rows, which are
-            not themselves picked. ``"row"``: infinity, and one random row is the first pick.
+        radius: stop as soon as no row's value exceeds this Euclidean distance (not squared, and in the
+            projected space where rows are projected). The result may then be shorter, with `bank` even empty.
+        projection_dim: distances are taken after a random linear map to this many dimensions, with weights
+            uniform in ``+-1/sqrt(D)``; None, or a value of D or more, takes them between the rows themselves.
+        start: a row's value before the first pick. ``"mean"``: the mean distance to `num_starts` random
+            rows, which are not themselves picked. ``"row"``: infinity, and one random row is the first pick.
         num_starts: how many start rows ``start="mean"`` takes (N, if N is smaller).
         seed: of the random map and the random start rows.
-        bank: ``[K, D]`` float32 rows that are covered already, projected by the same map. Values start as the distance
-            to the nearest of them, `start` is not used, and `fraction` and `size` count new rows only.
-        projection: the linear map to use, ``[P, D]`` (or ``[D, P]`` where that cannot be mistaken), instead of a
-            random one.
-        start_indices: the start rows to use, int64 ``[S]``, instead of random ones; exactly one for ``start="row"``.
-        progress: called as ``progress(done, size)`` between blocks of picks. An exception in it, or Ctrl-C, ends the
-            selection.
+        bank: ``[K, D]`` float32 rows that are covered already, projected by the same map. Values start as
+            the distance to the nearest of them, `start` is not used, and `fraction` and `size` count new
+            rows only.
+        projection: the linear map to use, ``[P, D]`` (or ``[D, P]`` where that cannot be mistaken), instead
+            of a random one.
+        start_indices: the start rows to use, int64 ``[S]``, instead of random ones; exactly one for
+            ``start="row"``.
+        progress: called as ``progress(done, size)`` between blocks of picks. An exception in it, or Ctrl-C,
+            ends the selection.
 
     Returns:
-        Indices of the picked rows, int64 ``[M]``, in the order of the picks; an array of the same framework and device
-        as `features`.
+        Indices of the picked rows, int64 ``[M]``, in the order of the picks; an array of the same framework
+        and device as `features`.
 
     Raises:
         ValueError: a wrong value or shape, or features that are not finite.
         TypeError: a wrong kind of array or dtype.
 
     References:
-        Gonzalez, *Clustering to minimize the maximum intercluster distance*, 1985; Roth et al., *Towards Total Recall in
-        Industrial Anomaly Detection*, CVPR 2022, whose reference implementation sets the defaults.
+        Gonzalez, *Clustering to minimize the maximum intercluster distance*, 1985; Roth et al., *Towards
+        Total Recall in Industrial Anomaly Detection*, CVPR 2022, whose reference implementation sets the
+        defaults.
     """
     framework = framework_of(features, "features")
     rows, dims = _matrix_shape(features, "features", "[N, D]")
@@ -74,9 +78,8 @@ def select_coreset(
         _same_framework(bank, "bank", framework.name)
         if _matrix_shape(bank, "bank", "[K, D]")[1] != dims:
             raise ValueError(f"bank must have {dims} columns like features, got shape {tuple(bank.shape)}")
-    generator = _generator(seed)
-    starts = _start_rows(rows, start, num_starts, start_indices, generator)
-    weights = _projection_weights(dims, projection_dim, projection, generator)
+    starts = _start_rows(rows, start, num_starts, start_indices, seed)
+    weights = _projection_weights(dims, projection_dim, projection, seed)
     if weights is not None:
         features = project(features, weights)
         bank = None if bank is None else project(bank, weights)
@@ -112,7 +115,9 @@ def project(features: Array, projection: Array) -> Array:
     rows, dims = _matrix_shape(features, "features", "[N, D]")
     out_dims, columns = _matrix_shape(projection, "projection", "[P, D]")
     if columns != dims:
-        raise ValueError(f"projection must have {dims} columns like features, got shape {tuple(projection.shape)}")
+        raise ValueError(
+            f"projection must have {dims} columns like features, got shape {tuple(projection.shape)}"
+        )
     if isinstance(projection, np.ndarray) and framework.name != "numpy":
         projection = framework.asarray(projection, features)
     with framework.on_device(features):
@@ -122,17 +127,24 @@ def project(features: Array, projection: Array) -> Array:
 
 
 def random_projection(dims: int, projection_dim: int, seed: int) -> np.ndarray[Any, Any]:
-    """The linear map that `select_coreset` draws: ``[projection_dim, dims]`` float32, uniform in ``+-1/sqrt(dims)``."""
-    weights = _generator(seed).uniform(-1.0, 1.0, (projection_dim, dims)) / np.sqrt(dims)
+    """The linear map that `select_coreset` draws for `seed`: ``[projection_dim, dims]`` float32.
+
+    Weights are uniform in ``+-1/sqrt(dims)``.
+    """
+    weights = _generator(seed, _PROJECTION).uniform(-1.0, 1.0, (projection_dim, dims)) / np.sqrt(dims)
     return np.ascontiguousarray(weights, dtype=np.float32)
 
 
-def _generator(seed: int) -> np.random.Generator:
+# Streams of one seed, so that neither draw depends on the other.
+_PROJECTION, _STARTS = 0, 1
+
+
+def _generator(seed: int, stream: int) -> np.random.Generator:
     if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)):
         raise TypeError(f"seed must be an integer, got {type(seed).__name__}")
     if seed < 0:
         raise ValueError(f"seed must not be negative, got {seed}")
-    return np.random.default_rng(int(seed))
+    return np.random.default_rng([int(seed), stream])
 
 
 def _matrix_shape(array: Array, argument: str, layout: str) -> tuple[int, int]:
@@ -172,7 +184,7 @@ def _number_of_picks(rows: int, fraction: float | None, size: int | None, radius
 
 
 def _start_rows(
-    rows: int, start: str, num_starts: int, start_indices: Array | None, generator: np.random.Generator
+    rows: int, start: str, num_starts: int, start_indices: Array | None, seed: int
 ) -> np.ndarray[Any, Any]:
     if start_indices is None:
         if isinstance(num_starts, bool) or not isinstance(num_starts, (int, np.integer)):
@@ -180,7 +192,7 @@ def _start_rows(
         if num_starts < 1:
             raise ValueError(f"num_starts must be at least 1, got {num_starts}")
         wanted = min(int(num_starts), rows) if start == "mean" else 1
-        return generator.choice(rows, wanted, replace=False).astype(np.int64)
+        return _generator(seed, _STARTS).choice(rows, wanted, replace=False).astype(np.int64)
     if hasattr(start_indices, "cpu"):  # a torch tensor
         start_indices = start_indices.cpu()
     elif hasattr(start_indices, "get"):  # a CuPy array
@@ -198,7 +210,7 @@ def _start_rows(
 
 
 def _projection_weights(
-    dims: int, projection_dim: int | None, projection: Array | None, generator: np.random.Generator
+    dims: int, projection_dim: int | None, projection: Array | None, seed: int
 ) -> Array | None:
     if projection is not None:
         shape = _matrix_shape(projection, "projection", "[P, D]")
@@ -206,8 +218,12 @@ def _projection_weights(
             return projection
         if shape[0] == dims:
             framework = framework_of(projection, "projection")
-            return np.ascontiguousarray(projection.T) if framework.name == "numpy" else projection.T.contiguous()
-        raise ValueError(f"projection must be [P, {dims}] for features with {dims} columns, got shape {shape}")
+            return (
+                np.ascontiguousarray(projection.T) if framework.name == "numpy" else projection.T.contiguous()
+            )
+        raise ValueError(
+            f"projection must be [P, {dims}] for features with {dims} columns, got shape {shape}"
+        )
     if projection_dim is None:
         return None
     if isinstance(projection_dim, bool) or not isinstance(projection_dim, (int, np.integer)):
@@ -216,5 +232,4 @@ def _projection_weights(
         raise ValueError(f"projection_dim must be at least 1, got {projection_dim}")
     if projection_dim >= dims:
         return None
-    weights = generator.uniform(-1.0, 1.0, (int(projection_dim), dims)) / np.sqrt(dims)
-    return np.ascontiguousarray(weights, dtype=np.float32)
+    return random_projection(dims, int(projection_dim), seed)
