@@ -99,8 +99,11 @@ void project_rows(const py::object& features, const py::object& projection, cons
   py::gil_scoped_release release;
   cpu::check_finite(x.as<const float>(), x.shape[0], x.shape[1], kFeatures, num_threads);
   cpu::check_finite(map.as<const float>(), map.shape[0], map.shape[1], "projection", num_threads);
+  const Array& result = borrowed_projected.array();
   cpu::project_rows(x.as<const float>(), x.shape[0], x.shape[1], map.as<const float>(), map.shape[0],
-                    num_threads, borrowed_projected.array().as<float>());
+                    num_threads, result.as<float>());
+  cpu::check_finite(result.as<const float>(), x.shape[0], map.shape[0], "the projection of features",
+                    num_threads);
 }
 
 }  // namespace

@@ -68,11 +68,11 @@ void start(Selection& selection, const CoresetOptions& options, Refresh& refresh
   std::vector<std::int32_t> rows = all_rows(selection);
   if (options.start == CoresetStart::kRow) {
     picks.push_back(options.start_rows[0]);
-    selection.add_anchor(selection.row(options.start_rows[0]));
+    selection.add_anchor(selection.row(options.start_rows[0]), -1);
     return refresh.run(rows);
   }
   for (std::int64_t i = 0; i < options.bank_rows; ++i) {
-    selection.add_anchor(options.bank + i * selection.dims);
+    selection.add_anchor(options.bank + i * selection.dims, -1);
     if (i + 1 < options.bank_rows && (i + 1) % kBlock != 0) continue;
     refresh.run(rows);
     if (options.progress) options.progress(0, options.size);
@@ -146,7 +146,7 @@ std::int64_t select_coreset(const float* features, std::int64_t rows, std::int64
   const std::int64_t work = options.plain ? 0 : rows * (options.size + options.bank_rows);
   const Sketch sketch(simd, features, rows, dims, work, threads);
   Selection selection{
-      simd, features, rows, dims, threads, sketch, {}, {}, {}, {}, PackedAnchors(sketch, simd), {}};
+      simd, features, rows, dims, threads, sketch, {}, {}, {}, {}, PackedAnchors(sketch, simd), {}, {}, {}};
   selection.values.resize(static_cast<std::size_t>(rows));
   selection.nearest.assign(static_cast<std::size_t>(rows), -1);
   selection.seen.assign(static_cast<std::size_t>(rows), 0);

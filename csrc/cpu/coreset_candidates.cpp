@@ -137,7 +137,7 @@ Candidates::Stop Candidates::pick(Selection& selection, std::int64_t limit, doub
     if (static_cast<double>(best.value) <= squared_radius) return Stop::kRadius;
     if (best.value == 0.0f) return Stop::kZero;
     picks.push_back(best.row);
-    selection.add_anchor(selection.row(best.row));
+    selection.add_anchor(selection.row(best.row), selection.nearest[best.row]);
     ++made;
   }
   return Stop::kLimit;

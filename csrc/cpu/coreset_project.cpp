@@ -42,9 +42,10 @@ void project_rows(const float* features, std::int64_t rows, std::int64_t dims, c
     for (std::int64_t d = 0; d < dims; ++d)
       panels[o / width * dims * width + d * width + o % width] = projection[o * dims + d];
   const std::vector<float> zeros(static_cast<std::size_t>(width), 0.0f);
-  const std::vector<float> never(static_cast<std::size_t>(tile), std::numeric_limits<float>::infinity());
+  const std::vector<float> always(static_cast<std::size_t>(tile), -std::numeric_limits<float>::infinity());
   const std::int64_t num_tiles = (rows + tile - 1) / tile;
   const int threads = num_threads > 0 ? num_threads : omp_get_max_threads();
+  // Sums that overflow to NaN are not above any threshold and stay NaN.
   std::vector<float> scratch(static_cast<std::size_t>(threads * tile * (width + dims)));
 
 #pragma omp parallel for num_threads(threads) schedule(static)
@@ -60,7 +61,8 @@ void project_rows(const float* features, std::int64_t rows, std::int64_t dims, c
       source = padded;
     }
     for (std::int64_t panel = 0; panel < num_panels; ++panel) {
-      simd.tile(source, dims, dims, panels.data() + panel * dims * width, zeros.data(), never.data(),
+      std::fill_n(products, tile * width, std::numeric_limits<float>::quiet_NaN());
+      simd.tile(source, dims, dims, panels.data() + panel * dims * width, zeros.data(), always.data(),
                 products);
       const std::int64_t columns = std::min(width, out_dims - panel * width);
       for (std::int64_t r = 0; r < count; ++r)

@@ -6,7 +6,8 @@
 
 namespace ensemblead::cpu {
 
-Refresh::Refresh(Selection& selection, bool plain) : selection_(selection), plain_(plain) {
+Refresh::Refresh(Selection& selection, bool plain)
+    : selection_(selection), plain_(plain), clusters_(selection) {
   updates_.reserve(static_cast<std::size_t>(selection.num_threads));
   for (int thread = 0; thread < selection.num_threads; ++thread) updates_.emplace_back(selection);
 }
@@ -16,7 +17,12 @@ void Refresh::run(const std::vector<std::int32_t>& rows) {
     run_plainly(rows);
   } else {
     sort_by_seen(rows);
-    run_by_products();
+    if (clusters_.worthwhile(sorted_)) {
+      clusters_.run(sorted_);
+    } else {
+      run_by_products(sorted_);
+    }
+    count_work();
   }
   const auto num_anchors = static_cast<std::int32_t>(selection_.num_anchors());
   for (const std::int32_t row : rows) selection_.seen[row] = num_anchors;
@@ -44,19 +50,22 @@ void Refresh::sort_by_seen(const std::vector<std::int32_t>& rows) {
   sorted_.resize(static_cast<std::size_t>(out_of_date));
 }
 
-void Refresh::run_by_products() {
-  const std::vector<std::int32_t>& rows = sorted_;
+void Refresh::run_by_products(const std::vector<std::int32_t>& rows) {
   const auto count = static_cast<std::int64_t>(rows.size());
   const std::int64_t step = updates_.front().capacity();
 #pragma omp parallel for num_threads(selection_.num_threads) schedule(dynamic, 1)
   for (std::int64_t begin = 0; begin < count; begin += step)
     updates_[omp_get_thread_num()].run(selection_.packed, selection_.seen[rows[begin]], rows.data() + begin,
                                        std::min(step, count - begin));
-  selection_.statistics.product_pairs = 0;
-  selection_.statistics.direct_pairs = 0;
+}
+
+void Refresh::count_work() {
+  CoresetStatistics& statistics = selection_.statistics;
+  statistics.product_pairs = clusters_.product_pairs();
+  statistics.direct_pairs = clusters_.direct_pairs();
   for (const RowUpdate& update : updates_) {
-    selection_.statistics.product_pairs += update.product_pairs();
-    selection_.statistics.direct_pairs += update.direct_pairs();
+    statistics.product_pairs += update.product_pairs();
+    statistics.direct_pairs += update.direct_pairs();
   }
 }
 

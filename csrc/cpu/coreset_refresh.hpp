@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "cpu/coreset_clusters.hpp"
 #include "cpu/coreset_update.hpp"
 
 namespace ensemblead::cpu {
@@ -18,10 +19,12 @@ class Refresh {
  private:
   void run_plainly(const std::vector<std::int32_t>& rows);
   void sort_by_seen(const std::vector<std::int32_t>& rows);
-  void run_by_products();
+  void count_work();
+  void run_by_products(const std::vector<std::int32_t>& rows);
 
   Selection& selection_;
   bool plain_;
+  Clusters clusters_;
   std::vector<RowUpdate> updates_;  // one per thread, made where a failed allocation can still be reported
   std::vector<std::int64_t> places_;
   std::vector<std::int32_t> sorted_;

@@ -31,9 +31,10 @@ std::uint32_t tile(const float* rows, std::int64_t row_stride, std::int64_t dims
   std::uint32_t hits = 0;
 #pragma GCC unroll 14
   for (int r = 0; r < kTileRows; ++r) {
+    if (!any_greater(larger(left[r], right[r]), broadcast(thresholds[r]))) continue;
     store(products + r * kPanelWidth, left[r]);
     store(products + r * kPanelWidth + kLanes, right[r]);
-    if (any_greater(larger(left[r], right[r]), broadcast(thresholds[r]))) hits |= 1u << r;
+    hits |= 1u << r;
   }
   return hits;
 }

@@ -11,8 +11,8 @@ struct CoresetSimd {
   int tile_rows;
   int panel_width;
 
-  // products[r][c] = initial[c] + sum_d rows[r * row_stride + d] * panel[d * panel_width + c]. Returns a bit
-  // per row that has a product above thresholds[r].
+  // products[r][c] = initial[c] + sum_d rows[r * row_stride + d] * panel[d * panel_width + c], written for
+  // the rows that have a product above thresholds[r] only; returns a bit for each of those.
   std::uint32_t (*tile)(const float* rows, std::int64_t row_stride, std::int64_t dims, const float* panel,
                         const float* initial, const float* thresholds, float* products);
 

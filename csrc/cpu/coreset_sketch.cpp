@@ -118,7 +118,7 @@ void Sketch::sketch_rows(int num_threads) {
     for (std::int64_t d = 0; d < full_dims_; ++d)
       panels[v / width * full_dims_ * width + d * width + v % width] = directions_[v * full_dims_ + d];
   const std::vector<float> initial(static_cast<std::size_t>(width), 0.0f);
-  const std::vector<float> never(static_cast<std::size_t>(tile), std::numeric_limits<float>::infinity());
+  const std::vector<float> always(static_cast<std::size_t>(tile), -std::numeric_limits<float>::infinity());
   std::vector<float> scratch(static_cast<std::size_t>(num_threads * tile * (full_dims_ + width)), 0.0f);
 #pragma omp parallel for num_threads(num_threads) schedule(static)
   for (std::int64_t first = 0; first < rows_; first += tile) {
@@ -130,7 +130,7 @@ void Sketch::sketch_rows(int num_threads) {
                                             centred + r * full_dims_);
     for (std::int64_t v = 0; v < sketch_dims_; v += width) {
       simd_.tile(centred, full_dims_, full_dims_, panels.data() + v * full_dims_, initial.data(),
-                 never.data(), products);
+                 always.data(), products);
       for (std::int64_t r = 0; r < count; ++r)
         std::copy_n(products + r * width, width, sketches_.data() + (first + r) * sketch_dims_ + v);
     }

@@ -1,5 +1,6 @@
 #include "cpu/coreset_update.hpp"
 
+#include <cmath>
 #include <limits>
 
 namespace ensemblead::cpu {
@@ -9,6 +10,11 @@ constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr std::int64_t kAhead = 8;  // rows between asking for a sketch and reading it
 constexpr std::int64_t kMaxHits = 1024;
 constexpr std::int64_t kChunkBytes = std::int64_t{64} << 10;
+
+// The length of what a sketch leaves out, or a little more.
+float rest(Sketch::Norms norms, float slack) {
+  return std::sqrt(std::max(norms.full - norms.sketch, 0.0f) + slack * norms.full);
+}
 
 }  // namespace
 
@@ -28,6 +34,7 @@ void PackedAnchors::clear() {
   max_norm_ = 0.0f;
   ids_.clear();
   norms_.clear();
+  sketches_.clear();
   panels_.clear();
   initial_.clear();
 }
@@ -40,22 +47,23 @@ void PackedAnchors::add(const float* sketch, Sketch::Norms norms, std::int32_t i
   }
   ids_.push_back(id);
   norms_.push_back(norms);
+  sketches_.insert(sketches_.end(), sketch, sketch + dims_);
   max_norm_ = std::max(max_norm_, norms.full);
   initial_[column] = -0.5f * norms.sketch;
   float* to = panels_.data() + column / width_ * width_ * dims_ + column % width_;
   for (std::int64_t d = 0; d < dims_; ++d) to[d * width_] = sketch[d];
 }
 
-void PackedAnchors::copy_sketch(std::int64_t column, float* sketch) const {
-  const float* from = panels_.data() + column / width_ * width_ * dims_ + column % width_;
-  for (std::int64_t d = 0; d < dims_; ++d) sketch[d] = from[d * width_];
-}
-
-void Selection::add_anchor(const float* point) {
+void Selection::add_anchor(const float* point, std::int32_t near) {
   std::vector<float> sketched(static_cast<std::size_t>(sketch.dims()));
   const Sketch::Norms norms = sketch.point(point, sketched.data());
-  packed.add(sketched.data(), norms, static_cast<std::int32_t>(anchors.size()));
+  const auto id = static_cast<std::int32_t>(anchors.size());
+  packed.add(sketched.data(), norms, id);
   anchors.push_back(point);
+  const std::int32_t root = id < kRoots || near < 0 ? id : roots[near];
+  roots.push_back(root);
+  root_distances.push_back(std::sqrt(simd.squared_distance(point, anchors[root], dims)) *
+                           (1.0f + relative_slack(dims)));
 }
 
 RowUpdate::RowUpdate(Selection& selection) : selection_(selection), slack_(relative_slack(selection.dims)) {
@@ -97,7 +105,7 @@ void RowUpdate::run_chunk(const PackedAnchors& anchors, std::int64_t first, cons
                                      anchors.initial(panel), thresholds_.data() + i, products_.data());
       for (; hits != 0; hits &= hits - 1) {
         const int r = __builtin_ctz(hits);
-        add_hit(first, i + r, panel * width, products_.data() + r * width);
+        add_hit(anchors, first, i + r, panel * width, products_.data() + r * width);
         selection_.prefetch(rows[i + r]);
       }
       if (static_cast<std::int64_t>(hits_.size()) > kMaxHits - simd.tile_rows) settle_hits(anchors, rows);
@@ -107,15 +115,25 @@ void RowUpdate::run_chunk(const PackedAnchors& anchors, std::int64_t first, cons
   product_pairs_ += count * (anchors.count() - first);
 }
 
-void RowUpdate::add_hit(std::int64_t first, std::int64_t place, std::int64_t column, const float* products) {
+void RowUpdate::add_hit(const PackedAnchors& anchors, std::int64_t first, std::int64_t place,
+                        std::int64_t column, const float* products) {
   const std::int64_t width = selection_.simd.panel_width;
   float* kept = hit_products_.data() + static_cast<std::int64_t>(hits_.size()) * width;
   std::copy_n(products, width, kept);
   // Anchors before `first` have been dealt with; the row's nearest may be among them and would hit again.
   for (std::int64_t lane = 0; lane < first - column; ++lane) kept[lane] = -kInfinity;
   const int lane = selection_.simd.largest_lane(kept);
-  if (kept[lane] > thresholds_[place])
-    hits_.push_back({static_cast<std::int32_t>(place), static_cast<std::int32_t>(column), lane, kept[lane]});
+  if (!(kept[lane] > thresholds_[place])) return;
+  hits_.push_back({static_cast<std::int32_t>(place), static_cast<std::int32_t>(column), lane, kept[lane]});
+  // What the sketches leave out is no longer than both rests together: the row will end at this value or a
+  // lower one, so products that do not promise less need not be kept.
+  const Sketch::Norms other = anchors.norms(column + lane);
+  const Sketch::Norms own = norms_[place];
+  const float scale = own.full + anchors.max_norm();
+  const float rests = rest(own, slack_) + rest(other, slack_);
+  const float bound = std::max(own.sketch - 2.0f * kept[lane], 0.0f) + rests * rests + 2.0f * slack_ * scale;
+  thresholds_[place] =
+      std::max(thresholds_[place], product_threshold(own, bound, anchors.max_norm(), slack_));
 }
 
 // The most promising anchor of each row first: its distance raises the threshold and spares most of the
@@ -143,7 +161,8 @@ void RowUpdate::lower(const PackedAnchors& anchors, std::int32_t row, Hit& hit, 
     if (distance < selection_.values[row]) {
       selection_.values[row] = distance;
       selection_.nearest[row] = anchor;
-      threshold = product_threshold(norms_[hit.place], distance, anchors.max_norm(), slack_);
+      threshold =
+          std::max(threshold, product_threshold(norms_[hit.place], distance, anchors.max_norm(), slack_));
     }
     products[hit.lane] = -kInfinity;
     hit.lane = selection_.simd.largest_lane(products);

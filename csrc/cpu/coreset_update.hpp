@@ -29,7 +29,7 @@ class PackedAnchors {
   // hit.
   const float* initial(std::int64_t index) const { return initial_.data() + index * width_; }
   std::int32_t id(std::int64_t column) const { return ids_[column]; }
-  void copy_sketch(std::int64_t column, float* sketch) const;
+  const float* sketch(std::int64_t column) const { return sketches_.data() + column * dims_; }
   Sketch::Norms norms(std::int64_t column) const { return norms_[column]; }
   float max_norm() const { return max_norm_; }
 
@@ -39,6 +39,7 @@ class PackedAnchors {
   float max_norm_ = 0.0f;  // of the points themselves
   std::vector<std::int32_t> ids_;
   std::vector<Sketch::Norms> norms_;
+  std::vector<float> sketches_;  // once more, row by row
   std::vector<float> panels_;
   std::vector<float> initial_;
 };
@@ -58,10 +59,16 @@ struct Selection {
   std::vector<std::int32_t> seen;
   std::vector<const float*> anchors;
   PackedAnchors packed;  // all of them
+  // Every anchor belongs to one of the first kRoots, or to a later one that nothing lowered: its root, which
+  // is near.
+  static constexpr std::int32_t kRoots = 2048;
+  std::vector<std::int32_t> roots;
+  std::vector<float> root_distances;  // no less than the distance to it
   CoresetStatistics statistics;
 
   std::int64_t num_anchors() const { return static_cast<std::int64_t>(anchors.size()); }
-  void add_anchor(const float* point);
+  // `near` is an earlier anchor that lies close by, or -1.
+  void add_anchor(const float* point, std::int32_t near);
   const float* row(std::int64_t index) const { return features + index * dims; }
   // Rows are visited in no order of memory: each is asked for some time before it is read.
   void prefetch(std::int64_t index) const {
@@ -107,7 +114,8 @@ class RowUpdate {
 
   void run_chunk(const PackedAnchors& anchors, std::int64_t first, const std::int32_t* rows,
                  std::int64_t count);
-  void add_hit(std::int64_t first, std::int64_t place, std::int64_t column, const float* products);
+  void add_hit(const PackedAnchors& anchors, std::int64_t first, std::int64_t place, std::int64_t column,
+               const float* products);
   void settle_hits(const PackedAnchors& anchors, const std::int32_t* rows);
   void lower(const PackedAnchors& anchors, std::int32_t row, Hit& hit, float* products);
 
