@@ -15,3 +15,23 @@ class UnreadableImageError(EnsembleADError, ValueError):
 
 class WeightsUnavailableError(EnsembleADError):
     """Published weights that can be had neither from the local cache nor from the network."""
+
+
+class NotFittedError(EnsembleADError, RuntimeError):
+    """Something was asked of a detector or a memory bank that only a fitted one can answer."""
+
+
+class NonFiniteFeaturesError(EnsembleADError, ArithmeticError):
+    """A network returned NaN or infinity; the message says in which precision."""
+
+
+class DamagedModelError(EnsembleADError):
+    """A saved model that is incomplete or was altered: a file is missing, or is not what the manifest says."""
+
+
+class NewerFormatError(EnsembleADError):
+    """A saved model written by a later version of this library."""
+
+
+class BackboneUnavailableError(EnsembleADError):
+    """A saved model's network cannot be had from where it came; the message says what to pass to `load`."""

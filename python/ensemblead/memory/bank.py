@@ -1,0 +1,382 @@
+"""A memory bank: a coreset of normal embeddings, and the nearest of them to a query."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ensemblead.errors import NotFittedError
+from ensemblead.kernels.coreset import select_coreset
+from ensemblead.memory.projection import make_projection, project_chunks
+from ensemblead.memory.search import INDEX_NAMES, ExactIndex, FaissIndex, make_index, nearest_squared
+
+# How much a group of rows keeps of itself, as a multiple of the coreset's fraction, when not all rows fit the
+# buffer.
+_OVERSAMPLING = 2.0
+Progress = Callable[[int, int], None]
+
+
+class MemoryBank:
+    """A coreset of embeddings (PatchCore; Roth et al. 2022), with the image every row came from.
+
+    `add` rows as they come, then `fit`; more normal rows later with `add` and `extend`, or `extend(rows)`.
+    Rows stay on the device where they were added, and are searched there.
+
+    Args:
+        coreset_fraction: share of the added rows that the bank keeps, in (0, 1].
+        index: how it is searched: "flat" is exact; "ivf", "ivfpq", "hnsw" and "sq16" are FAISS's, on the CPU.
+        num_neighbors: default `k` of `search`.
+        seed: of the projection and of the start rows; nothing else is random.
+        projection_dim: rows are shortened to this many dimensions for the selection (only); None: they are
+            not.
+        max_buffer_bytes: rows added are held until `fit` up to this size, and then the selection is exactly
+            that of `select_coreset` over all of them. Beyond it rows are taken group by group (a quarter of
+            the size each), every group keeps its own coreset of twice the fraction, and `fit` selects among
+            what the groups kept: the composable form of the greedy k-center (Malkomes et al. 2015). Memory
+            then grows with the bank only, and the cost linearly with the rows. The default holds 400 images
+            of 784 patches of 1024 dimensions.
+
+    Attributes after `fit`: `rows_` float32 `[M, D]` without repeats, in selection order; `images_` int64
+    `[M]`; `projection_` float32 `[d, D]` or None; `radius_`, the largest Euclidean distance, in the projected
+    space, from an added row to its nearest bank row (over the groups' own selections where there were
+    groups).
+    """
+
+    def __init__(
+        self,
+        coreset_fraction: float = 0.01,
+        *,
+        index: str = "flat",
+        num_neighbors: int = 1,
+        seed: int = 0,
+        projection_dim: int | None = 128,
+        max_buffer_bytes: int = 1_450_000_000,
+    ) -> None:
+        if not 0 < coreset_fraction <= 1:
+            raise ValueError(f"coreset_fraction must be in (0, 1], got {coreset_fraction}")
+        if index not in INDEX_NAMES:
+            raise ValueError(f"index must be one of {', '.join(INDEX_NAMES)}, got {index!r}")
+        if num_neighbors < 1:
+            raise ValueError(f"num_neighbors must be at least 1, got {num_neighbors}")
+        if projection_dim is not None and projection_dim < 1:
+            raise ValueError(f"projection_dim must be at least 1 or None, got {projection_dim}")
+        if max_buffer_bytes < 1:
+            raise ValueError(f"max_buffer_bytes must be positive, got {max_buffer_bytes}")
+        self.coreset_fraction = float(coreset_fraction)
+        self.index = index
+        self.num_neighbors = int(num_neighbors)
+        self.seed = int(seed)
+        self.projection_dim = projection_dim
+        self.max_buffer_bytes = int(max_buffer_bytes)
+        self.projection_: torch.Tensor | None = None
+        self.radius_ = 0.0
+        self._rows: torch.Tensor | None = None
+        self._images: torch.Tensor | None = None
+        self._search: ExactIndex | FaissIndex | None = None
+        self._buffer = _Buffer()
+        self._kept = _Buffer()  # what groups that left the buffer have kept
+        self._num_added = 0
+        self._num_groups = 0
+
+    @property
+    def is_fitted(self) -> bool:
+        return self._rows is not None
+
+    @property
+    def rows_(self) -> torch.Tensor:
+        return self._fitted()[0]
+
+    @property
+    def images_(self) -> torch.Tensor:
+        return self._fitted()[1]
+
+    def __len__(self) -> int:
+        return 0 if self._rows is None else len(self._rows)
+
+    def add(self, embeddings: Any, images: Any = None, *, copy: bool = True) -> None:
+        """Hold more rows for the next `fit`, or, on a fitted bank, for the next `extend`.
+
+        Args:
+            embeddings: float `[n, D]`, NumPy or torch; kept as float32.
+            images: which image each row is of: int `[n]`, or one int for all. None: the rows of this call are
+                one image.
+            copy: False when the caller gives the rows away.
+        """
+        rows = _as_rows(embeddings, "embeddings", copy)
+        width = self._dims()
+        if width is not None and rows.shape[1] != width:
+            raise ValueError(f"embeddings must have {width} columns as before, got shape {tuple(rows.shape)}")
+        if images is None:
+            images = self._next_image()
+        numbers = torch.as_tensor(np.asarray(images), dtype=torch.int64)
+        if numbers.ndim > 1 or (numbers.ndim == 1 and len(numbers) != len(rows)):
+            raise ValueError(f"images must be one int, or [{len(rows)}], got shape {tuple(numbers.shape)}")
+        if len(rows) == 0:
+            return
+        self._buffer.append(rows, numbers.expand(len(rows)).to(rows.device))
+        self._num_added += len(rows)
+        # After the first overflow groups are a quarter as large: the peak stays at that first buffer.
+        limit = self.max_buffer_bytes if self._num_groups == 0 else self.max_buffer_bytes // 4
+        if self._bytes(self._buffer.num_rows) > limit:
+            self._leave_buffer()
+
+    def fit(
+        self, *, projection: Any = None, start_indices: Any = None, progress: Progress | None = None
+    ) -> MemoryBank:
+        """Select the coreset among the rows added, and make it searchable.
+
+        Args:
+            projection: float `[d, D]` in place of the map drawn from the seed.
+            start_indices: rows (by order of addition) whose mean distance starts the selection, in place of
+                random ones.
+            progress: called with the picks made and the picks to make.
+
+        Both injected arguments need all rows in the buffer (ValueError otherwise).
+        """
+        if self._rows is not None:
+            raise ValueError("the bank is fitted already; extend it, or make a new one")
+        if self._num_added == 0:
+            raise ValueError("the bank has no rows to fit; add some first")
+        if self._num_groups:
+            if projection is not None or start_indices is not None:
+                raise ValueError(
+                    "projection and start_indices need all rows at once, but they outgrew max_buffer_bytes="
+                    f"{self.max_buffer_bytes}"
+                )
+            self._leave_buffer()
+            chunks, images, mapping = self._kept.chunks, self._kept.images, self.projection_
+        else:
+            chunks, images = self._buffer.chunks, self._buffer.images
+            mapping = self._projection_for(chunks[0], projection)
+        size = max(1, int(self._num_added * self.coreset_fraction))
+        projected = project_chunks(chunks, mapping)
+        picks = _select(projected, size=size, seed=self.seed, start_indices=start_indices, progress=progress)
+        rows, numbers = _take(chunks, picks), torch.cat(images)[picks]
+        radius = nearest_squared(projected, projected[picks]).max().clamp_min(0).sqrt()
+        search = make_index(self.index, rows, self.seed)
+        self._rows, self._images, self._search = rows, numbers, search
+        self.projection_, self.radius_ = mapping, float(radius)
+        self._buffer, self._kept, self._num_groups = _Buffer(), _Buffer(), 0
+        return self
+
+    def extend(self, embeddings: Any = None, images: Any = None) -> MemoryBank:
+        """Take in the normal rows added since `fit` (and `embeddings`, as `add` takes them).
+
+        Existing rows stay. New ones enter by the same greedy rule, farthest first, until every new row lies
+        within `radius_` of the bank, in the projected space.
+        """
+        rows, numbers = self._fitted()[:2]
+        if embeddings is not None:
+            self.add(embeddings, images)
+        self._leave_buffer()
+        if self._kept.num_rows:
+            rows = torch.cat([rows, *self._kept.chunks])
+            numbers = torch.cat([numbers, *self._kept.images])
+            old = self._search
+            search = old.with_rows(rows) if isinstance(old, FaissIndex) else ExactIndex(rows)
+            self._rows, self._images, self._search = rows, numbers, search
+        self._kept, self._num_groups = _Buffer(), 0
+        return self
+
+    def search(
+        self, queries: Any, k: int | None = None, *, exclude_image: int | None = None
+    ) -> tuple[Any, Any]:
+        """The k bank rows nearest to every query.
+
+        Args:
+            queries: float `[Q, D]`, NumPy, or torch on the bank's device.
+            k: how many, exactly; by default `num_neighbors`.
+            exclude_image: leave this image's rows out of the bank.
+
+        Returns:
+            *Squared* L2 distances float32 `[Q, k]`, ascending, and row numbers int64 `[Q, k]`; NumPy or torch
+            as `queries`.
+
+        Raises:
+            ValueError: the bank has fewer than k rows (other than the excluded ones).
+        """
+        rows, numbers, index = self._fitted()
+        k = self.num_neighbors if k is None else k
+        excluded, available = None, len(rows)
+        if exclude_image is not None:
+            excluded = numbers == exclude_image
+            own = int(excluded.sum())
+            excluded, available = (excluded if own else None), available - own
+        if not 1 <= k <= available:
+            raise ValueError(f"k must be between 1 and the {available} rows of the bank, got {k}")
+        points = _as_rows(queries, "queries", copy=False)
+        if points.shape[1] != rows.shape[1]:
+            raise ValueError(f"queries must have {rows.shape[1]} columns, got shape {tuple(points.shape)}")
+        if points.device != rows.device:
+            raise ValueError(f"queries are on {points.device}, but the bank is on {rows.device}")
+        distances, found = index.search(points, k, excluded)
+        if isinstance(queries, np.ndarray):
+            return distances.cpu().numpy(), found.cpu().numpy()
+        return distances, found
+
+    def rows_without(self, image: int) -> int:
+        """How many bank rows are of other images than this one."""
+        return int((self.images_ != image).sum())
+
+    def to(self, device: torch.device | str) -> MemoryBank:
+        """Move a fitted bank to another device."""
+        rows, numbers, old = self._fitted()
+        rows, numbers = rows.to(device), numbers.to(device)
+        # A FAISS index stays where it is; only its rows move.
+        moved = (
+            FaissIndex(old.name, rows, old.faiss_index) if isinstance(old, FaissIndex) else ExactIndex(rows)
+        )
+        self._rows, self._images, self._search = rows, numbers, moved
+        if self.projection_ is not None:
+            self.projection_ = self.projection_.to(device)
+        return self
+
+    def copy(self) -> MemoryBank:
+        """A bank that can be extended without touching this one; the rows are shared until then."""
+        other = MemoryBank(**self.parameters())
+        other._rows, other._images, other._search = self._fitted()
+        other.projection_, other.radius_, other._num_added = self.projection_, self.radius_, self._num_added
+        return other
+
+    def parameters(self) -> dict[str, Any]:
+        """The constructor's arguments."""
+        names = ("coreset_fraction", "index", "num_neighbors", "seed", "projection_dim", "max_buffer_bytes")
+        return {name: getattr(self, name) for name in names}
+
+    def state(self) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]], bytes | None]:
+        """What makes this bank again with `from_state`: plain values, arrays, and the FAISS index where there
+        is one.
+        """
+        rows, numbers, index = self._fitted()
+        arrays = {"rows": rows.cpu().numpy(), "images": numbers.cpu().numpy()}
+        if self.projection_ is not None:
+            arrays["projection"] = self.projection_.cpu().numpy()
+        values = {"parameters": self.parameters(), "radius": self.radius_, "num_added": self._num_added}
+        return values, arrays, index.to_bytes() if isinstance(index, FaissIndex) else None
+
+    @classmethod
+    def from_state(
+        cls, values: dict[str, Any], arrays: dict[str, npt.NDArray[Any]], index: bytes | None
+    ) -> MemoryBank:
+        """A fitted bank from `state`, on the CPU."""
+        bank = cls(**values["parameters"])
+        rows = torch.from_numpy(arrays["rows"])
+        bank._rows, bank._images = rows, torch.from_numpy(arrays["images"])
+        bank._search = ExactIndex(rows) if index is None else FaissIndex.from_bytes(bank.index, rows, index)
+        bank.projection_ = torch.from_numpy(arrays["projection"]) if "projection" in arrays else None
+        bank.radius_, bank._num_added = values["radius"], values["num_added"]
+        return bank
+
+    def _fitted(self) -> tuple[torch.Tensor, torch.Tensor, ExactIndex | FaissIndex]:
+        if self._rows is None or self._images is None or self._search is None:
+            raise NotFittedError("the memory bank is not fitted; call fit first")
+        return self._rows, self._images, self._search
+
+    def _dims(self) -> int | None:
+        for chunk in (
+            ([self._rows] if self._rows is not None else []) + self._buffer.chunks + self._kept.chunks
+        ):
+            return int(chunk.shape[1])
+        return None
+
+    def _next_image(self) -> int:
+        known = [self._images] if self._images is not None else []
+        return max((int(n.max()) + 1 for n in known + self._buffer.images + self._kept.images), default=0)
+
+    def _bytes(self, num_rows: int) -> int:
+        dims = self._dims() or 0
+        return 4 * num_rows * (dims + min(dims, self.projection_dim or dims))
+
+    def _projection_for(self, chunk: torch.Tensor, given: Any) -> torch.Tensor | None:
+        mapping = make_projection(given, chunk.shape[1], self.projection_dim, self.seed)
+        return None if mapping is None else mapping.to(chunk.device)
+
+    def _leave_buffer(self) -> None:
+        """Take the buffered rows group by group: their coreset is kept, the rest is let go."""
+        groups = self._buffer.groups(lambda rows: self._bytes(rows) >= self.max_buffer_bytes // 4)
+        self._buffer = _Buffer()
+        if groups and self._rows is None and self._num_groups == 0:
+            self.projection_ = self._projection_for(groups[0].chunks[0], None)
+        while groups:
+            group = groups.pop(0)
+            projected = project_chunks(group.chunks, self.projection_)
+            if self._rows is None:
+                size = max(1, int(group.num_rows * min(1.0, _OVERSAMPLING * self.coreset_fraction)))
+                picks = _select(projected, size=size, seed=self.seed + self._num_groups)
+            else:
+                bank = project_chunks([self._rows, *self._kept.chunks], self.projection_)
+                picks = _select(projected, size=len(projected), radius=self.radius_, bank=bank)
+            if len(picks):
+                self._kept.append(_take(group.chunks, picks), torch.cat(group.images)[picks])
+            self._num_groups += 1
+
+
+class _Buffer:
+    """Rows in the pieces they came in, and their images."""
+
+    def __init__(self) -> None:
+        self.chunks: list[torch.Tensor] = []
+        self.images: list[torch.Tensor] = []
+        self.num_rows = 0
+
+    def append(self, rows: torch.Tensor, images: torch.Tensor) -> None:
+        self.chunks.append(rows)
+        self.images.append(images)
+        self.num_rows += len(rows)
+
+    def groups(self, is_full: Callable[[int], bool]) -> list[_Buffer]:
+        """The same pieces in groups, each closed as soon as it is full; this buffer lets them go."""
+        groups: list[_Buffer] = []
+        for chunk, images in zip(self.chunks, self.images, strict=True):
+            if not groups or is_full(groups[-1].num_rows):
+                groups.append(_Buffer())
+            groups[-1].append(chunk, images)
+        self.chunks, self.images, self.num_rows = [], [], 0
+        return groups
+
+
+def _as_rows(array: Any, name: str, copy: bool) -> torch.Tensor:
+    """float32 `[n, D]` on its own device."""
+    if isinstance(array, np.ndarray):
+        array = torch.from_numpy(np.array(array, order="C") if copy else np.ascontiguousarray(array))
+        copy = False
+    if not isinstance(array, torch.Tensor):
+        raise TypeError(f"{name} must be a NumPy array or a torch tensor, got {type(array).__name__}")
+    if not array.is_floating_point():
+        raise TypeError(f"{name} must be floating point, got {array.dtype}")
+    if array.ndim != 2 or array.shape[1] == 0:
+        raise ValueError(f"{name} must be 2-D [n, D], got shape {tuple(array.shape)}")
+    return array.detach().to(torch.float32, copy=copy).contiguous()
+
+
+def _select(projected: torch.Tensor, *, start_indices: Any = None, **options: Any) -> torch.Tensor:
+    """`select_coreset` over rows that are projected already, less the repeats it gives when nothing new is
+    left.
+    """
+    if start_indices is not None:
+        options["start_indices"] = torch.as_tensor(np.asarray(start_indices), dtype=torch.int64)
+    picks: torch.Tensor = select_coreset(projected, projection_dim=None, **options)
+    host = picks.tolist()
+    distinct = list(dict.fromkeys(host))
+    # When all values are 0, row 0 stands in; it may not have been picked before, but then an equal row was.
+    place = distinct.index(0) if 0 in distinct else 0
+    if place and bool((projected[distinct[:place]] == projected[0]).all(1).any()):
+        del distinct[place]
+    if len(distinct) == len(host):
+        return picks
+    return torch.tensor(distinct, dtype=torch.int64, device=projected.device)
+
+
+def _take(chunks: list[torch.Tensor], picks: torch.Tensor) -> torch.Tensor:
+    """The picked rows, in the order of the picks, of what the chunks would be in one piece."""
+    out = torch.empty((len(picks), chunks[0].shape[1]), dtype=torch.float32, device=chunks[0].device)
+    start = 0
+    for chunk in chunks:
+        here = ((picks >= start) & (picks < start + len(chunk))).nonzero()[:, 0]
+        out[here] = chunk[picks[here] - start]
+        start += len(chunk)
+    return out

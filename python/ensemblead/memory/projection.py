@@ -1,0 +1,43 @@
+"""Shortening embeddings by a random linear map before a coreset is selected among them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ensemblead.kernels.coreset import project, random_projection
+
+
+def make_projection(given: Any, dims: int, length: int | None, seed: int) -> torch.Tensor | None:
+    """The map to use: float32 `[length, dims]` on the CPU, or None for rows that are short enough.
+
+    Args:
+        given: a map to use instead of a random one, `[d, dims]`, or `[dims, d]` where that cannot be
+            mistaken.
+        dims: length of the rows.
+        length: what they are shortened to, if that is less; None: they are not.
+        seed: of the random map, which is that of `select_coreset`.
+    """
+    if given is not None:
+        mapping = torch.as_tensor(given).detach().to("cpu", torch.float32)
+        if mapping.ndim == 2 and mapping.shape[1] != dims and mapping.shape[0] == dims:
+            mapping = mapping.T
+        if mapping.ndim != 2 or mapping.shape[1] != dims or len(mapping) == 0:
+            raise ValueError(f"projection must be [d, {dims}], got shape {tuple(mapping.shape)}")
+        return mapping.contiguous()
+    if length is None or length >= dims:
+        return None
+    return torch.from_numpy(random_projection(dims, length, seed))
+
+
+def project_chunks(chunks: list[torch.Tensor], projection: torch.Tensor | None) -> torch.Tensor:
+    """The rows of all chunks `[n_i, D]` in one tensor, mapped by `projection` `[d, D]`, or as they are if it
+    is None.
+
+    Only the short rows are held beside the chunks, never a second copy of the long ones. How the rows are cut
+    into chunks does not change a bit of the result.
+    """
+    if projection is not None:
+        chunks = [project(chunk, projection) for chunk in chunks]
+    return chunks[0] if len(chunks) == 1 else torch.cat(chunks)
