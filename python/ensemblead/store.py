@@ -1,0 +1,293 @@
+"""Saved models: a folder of JSON, safetensors and raw index files, written whole or not at all, verified when
+read.
+
+This module knows folders, checksums and formats, not classes: those register under a name. Nothing in a
+folder can run code: there is no pickle, and a class is only ever looked up among the registered ones.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+import torch
+
+from ensemblead.errors import DamagedModelError, NewerFormatError
+from ensemblead.extras import require
+from ensemblead.kernels.build import __version__
+
+FORMAT_VERSION = 1
+MANIFEST = "model.json"
+
+
+class Storable(Protocol):
+    """What a registered class can do."""
+
+    def to_store(self, writer: FolderWriter) -> dict[str, Any]:
+        """Write arrays and children through `writer`; return the rest, in JSON's types."""
+
+    @classmethod
+    def from_store(cls, reader: FolderReader) -> Any:
+        """The object again."""
+
+
+_Class = TypeVar("_Class", bound=type)
+_classes: dict[str, Any] = {}
+_names: dict[type, str] = {}
+
+
+def register(name: str) -> Callable[[_Class], _Class]:
+    """Make a class known under `name`, which its saved models carry."""
+
+    def enter(cls: _Class) -> _Class:
+        if name in _classes:
+            raise ValueError(f"a class is registered as {name!r} already: {_classes[name].__name__}")
+        _classes[name] = cls
+        _names[cls] = name
+        return cls
+
+    return enter
+
+
+class FolderWriter:
+    """Writes one object into one folder. `options` are those of `save`."""
+
+    def __init__(self, folder: Path, options: Mapping[str, Any]) -> None:
+        self.options = dict(options)
+        self._folder = folder
+        self._files: dict[str, dict[str, Any]] = {}
+
+    def tensors(self, name: str, arrays: Mapping[str, Any]) -> None:
+        """A safetensors file of NumPy arrays and torch tensors."""
+        seen: set[int] = set()
+        tensors = {}
+        for key, array in arrays.items():
+            tensor = torch.from_numpy(np.ascontiguousarray(array)) if isinstance(array, np.ndarray) else array
+            tensor = tensor.detach().cpu().contiguous()
+            # Tied weights share memory, which safetensors refuses.
+            tensors[key] = tensor.clone() if tensor.data_ptr() in seen else tensor
+            seen.add(tensor.data_ptr())
+        self.data(name, _safetensors().save(tensors))
+
+    def data(self, name: str, data: bytes) -> None:
+        """A file of bytes."""
+        _write(self._folder / name, data)
+        self._files[name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+    def child(self, name: str, obj: Storable) -> None:
+        """Another registered object, in a folder of its own."""
+        os.mkdir(self._folder / name)
+        data = _write_object(self._folder / name, obj, self.options)
+        self._files[f"{name}/{MANIFEST}"] = {
+            "bytes": len(data),
+            "sha256": hashlib.sha256(data).hexdigest(),
+        }
+
+    def finish(self, class_name: str, state: dict[str, Any]) -> bytes:
+        manifest = {
+            "format": FORMAT_VERSION,
+            "written_by": f"ensemblead {__version__}",
+            "class": class_name,
+            "state": state,
+            "files": self._files,
+        }
+        manifest["checksum"] = _checksum(manifest)
+        data = json.dumps(manifest, indent=1, allow_nan=False).encode()
+        _write(self._folder / MANIFEST, data)
+        return data
+
+
+class FolderReader:
+    """Reads one object from one verified folder. `options` are those of `load`, `state` what `to_store`
+    returned.
+    """
+
+    def __init__(self, folder: Path, options: Mapping[str, Any]) -> None:
+        self.folder = folder
+        self.options = dict(options)
+        manifest = _read_manifest(folder)
+        self.class_name: str = manifest["class"]
+        self.state: dict[str, Any] = manifest["state"]
+        self._files: dict[str, dict[str, Any]] = manifest["files"]
+        for name, expected in self._files.items():
+            _verify(folder, name, expected)
+
+    def has(self, name: str) -> bool:
+        """Whether the folder was written with a file (or child) of that name."""
+        return name in self._files or f"{name}/{MANIFEST}" in self._files
+
+    def tensors(self, name: str) -> dict[str, torch.Tensor]:
+        """What `FolderWriter.tensors` wrote, as torch tensors on the CPU."""
+        tensors: dict[str, torch.Tensor] = _safetensors().load(self.data(name))
+        return tensors
+
+    def data(self, name: str) -> bytes:
+        if name not in self._files:
+            raise DamagedModelError(f"{self.folder} has no {name}")
+        return (self.folder / name).read_bytes()
+
+    def digest(self, name: str) -> str:
+        """The SHA-256 of a file, in hexadecimal."""
+        return str(self._files[name]["sha256"])
+
+    def child(self, name: str, **options: Any) -> Any:
+        """The object in the folder `name`, read with these options on top of one's own."""
+        if not self.has(name):
+            raise DamagedModelError(f"{self.folder} has no {name}/{MANIFEST}")
+        return _read_object(self.folder / name, {**self.options, **options})
+
+
+def save(obj: Storable, path: str | os.PathLike[str], **options: Any) -> None:
+    """Write a registered object to the folder `path`.
+
+    Everything goes to a new folder beside it, which takes the name at the very end: after a failure (a full
+    disk, an interrupt) `path` is as it was. An earlier model at `path` is replaced; anything else there is
+    left alone.
+
+    Raises:
+        ValueError: `path` exists and is neither a saved model nor an empty folder.
+    """
+    target = Path(os.path.abspath(path))
+    if target.is_symlink() or (target.exists() and not _replaceable(target)):
+        raise ValueError(f"path {target} exists and is no saved model; choose another, or remove it")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    fresh = target.parent / f".{target.name}.{secrets.token_hex(6)}.new"
+    os.mkdir(fresh)
+    try:
+        _write_object(fresh, obj, options)
+        _sync(fresh)
+        _take_place(fresh, target)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+    _sync(target.parent)
+
+
+def load(path: str | os.PathLike[str], **options: Any) -> Any:
+    """The object saved at `path`. `options` are handed to its class.
+
+    Raises:
+        FileNotFoundError: there is nothing at `path`.
+        DamagedModelError: it is no saved model, or a file is missing or is not what was written.
+        NewerFormatError: a later version of this library wrote it.
+    """
+    folder = Path(path)
+    if not folder.exists():
+        raise FileNotFoundError(f"no saved model at {folder}")
+    return _read_object(folder, options)
+
+
+def _write_object(folder: Path, obj: Storable, options: Mapping[str, Any]) -> bytes:
+    name = _names.get(type(obj))
+    if name is None:
+        raise TypeError(f"{type(obj).__name__} is not registered with the store and cannot be saved")
+    writer = FolderWriter(folder, options)
+    return writer.finish(name, obj.to_store(writer))
+
+
+def _read_object(folder: Path, options: Mapping[str, Any]) -> Any:
+    reader = FolderReader(folder, options)
+    if reader.class_name not in _classes:
+        raise DamagedModelError(f"{folder} holds a {reader.class_name!r}, which this version does not know")
+    try:
+        return _classes[reader.class_name].from_store(reader)
+    except (KeyError, IndexError) as error:
+        raise DamagedModelError(f"{folder} lacks {error} of a {reader.class_name}") from error
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    path = folder / MANIFEST
+    try:
+        manifest: dict[str, Any] = json.loads(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise DamagedModelError(f"{folder} is no saved model: it has no {MANIFEST}") from error
+    except ValueError as error:
+        raise DamagedModelError(f"{path} is damaged: {error}") from error
+    version = manifest.get("format") if type(manifest) is dict else None
+    if not isinstance(version, int):
+        raise DamagedModelError(f"{path} is damaged: it states no format")
+    # Before the checksum: a later format may compute it otherwise.
+    if version > FORMAT_VERSION:
+        raise NewerFormatError(
+            f"{folder} has format {version}, written by {manifest.get('written_by', 'a later version')}; "
+            f"this version, {__version__}, reads up to {FORMAT_VERSION}: upgrade ensemblead"
+        )
+    if manifest.pop("checksum", None) != _checksum(manifest):
+        raise DamagedModelError(f"{path} was altered: its checksum does not fit")
+    return manifest
+
+
+def _verify(folder: Path, name: str, expected: Mapping[str, Any]) -> None:
+    path = folder / name
+    parts = Path(name).parts
+    if (
+        Path(name).is_absolute()
+        or ".." in parts
+        or any(p.is_symlink() for p in (path, *path.parents[: len(parts) - 1]))
+    ):
+        raise DamagedModelError(f"{folder} names a file outside of itself: {name}")
+    if not path.is_file():
+        raise DamagedModelError(f"{folder} is incomplete: {name} is missing")
+    size = path.stat().st_size
+    if size != expected["bytes"]:
+        raise DamagedModelError(f"{path} has {size} bytes, but {expected['bytes']} were written")
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    if digest.hexdigest() != expected["sha256"]:
+        raise DamagedModelError(f"{path} was altered: its checksum does not fit")
+
+
+def _checksum(manifest: Mapping[str, Any]) -> str:
+    text = json.dumps(manifest, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _write(path: Path, data: bytes) -> None:
+    with open(path, "wb") as file:
+        file.write(data)
+        file.flush()
+        # A full disk may show only here.
+        os.fsync(file.fileno())
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _replaceable(target: Path) -> bool:
+    return target.is_dir() and ((target / MANIFEST).is_file() or not any(target.iterdir()))
+
+
+def _take_place(fresh: Path, target: Path) -> None:
+    """Give `fresh` the name `target`. A folder cannot replace a full one, so an earlier model steps aside
+    first.
+    """
+    if not target.exists():
+        os.rename(fresh, target)
+        return
+    aside = fresh.with_suffix(".old")
+    os.rename(target, aside)
+    try:
+        os.rename(fresh, target)
+    except BaseException:
+        os.rename(aside, target)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _safetensors() -> Any:
+    require("safetensors", "saving and loading models")
+    return importlib.import_module("safetensors.torch")
