@@ -1,0 +1,6 @@
+"""Detectors: images in, `Predictions` out. One file per published method."""
+
+from ensemblead.detectors.base import Detector, Predictions
+from ensemblead.detectors.patchcore import PatchCore
+
+__all__ = ["Detector", "PatchCore", "Predictions"]

@@ -1,0 +1,360 @@
+"""What a detector is: images in, `Predictions` out; and the protocol by which detectors are made of
+detectors.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ensemblead import store
+from ensemblead.detectors.calibration import (
+    DEFAULT_RATE,
+    Calibration,
+    ImageDigest,
+    NormalSample,
+    calibration_positions,
+    warn_if_too_few,
+)
+from ensemblead.detectors.network import FeaturePool, Network
+from ensemblead.errors import NotFittedError
+from ensemblead.images import Geometry, ImageBatch, SkippedImage, iterate_batches, open_images
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+# Called with what is being done ("embed", "select", "calibrate", "predict"), how much of it is done, and how
+# much there is.
+Progress = Callable[[str, int, int], None]
+Errors = Literal["raise", "skip"]
+
+
+@dataclass
+class Predictions:
+    """What a detector says of N images. Larger is more anomalous; the units are the detector's.
+
+    `anomaly_score` float32 `[N]`; `anomaly_map` float32 `[N, H, W]` in the frame that the network saw (see
+    `Detector.geometry`); `is_anomalous` bool `[N]`: the score is above the detector's threshold; `paths`:
+    files, or None.
+    """
+
+    anomaly_score: npt.NDArray[np.float32]
+    anomaly_map: npt.NDArray[np.float32]
+    is_anomalous: npt.NDArray[np.bool_]
+    paths: list[str | None]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[Predictions]) -> Predictions:
+        """All images of all parts. Maps of different sizes have no common array (ValueError)."""
+        sizes = {part.anomaly_map.shape[1:] for part in parts}
+        if len(sizes) > 1:
+            raise ValueError(
+                f"the images' anomaly maps differ in size ({', '.join(map(str, sorted(sizes)))}), so predict "
+                "cannot stack them: use predict_batches, or give an exact resize or a crop"
+            )
+        return cls(
+            np.concatenate([part.anomaly_score for part in parts]),
+            np.concatenate([part.anomaly_map for part in parts]),
+            np.concatenate([part.is_anomalous for part in parts]),
+            [path for part in parts for path in part.paths],
+        )
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """A batch as a detector's leaves see it: for each leaf, float32 `[B, h, w, D]` and the size of its
+    network input.
+    """
+
+    parts: tuple[torch.Tensor, ...]
+    sizes: tuple[tuple[int, int], ...]
+
+    def __len__(self) -> int:
+        return len(self.parts[0])
+
+    def images(self, which: slice) -> Embedded:
+        """Some of the batch's images."""
+        return Embedded(tuple(part[which] for part in self.parts), self.sizes)
+
+    def leaves(self, which: slice) -> Embedded:
+        """What some of the leaves see."""
+        return Embedded(self.parts[which], self.sizes[which])
+
+
+class Fitting(ABC):
+    """A fit, or an extension, under way. The detector is as it was until `commit`."""
+
+    @abstractmethod
+    def observe(self, embedded: Embedded, numbers: Sequence[int], sampled: Sequence[bool]) -> None:
+        """Take in a batch of normal images: their numbers in the training set, and which ones give
+        statistics.
+        """
+
+    @abstractmethod
+    def finish(self, progress: Progress | None) -> list[NormalSample]:
+        """Do what needs all images; returns, per leaf, how the sampled images score without themselves."""
+
+    @abstractmethod
+    def commit(self) -> None:
+        """Hand the result to the detector. Only assigns; the statistics follow by `Detector._accept`."""
+
+
+class Detector(ABC):
+    """Base of all detectors.
+
+    A detector is a tree: its leaves turn images into embeddings with a frozen network, ensembles combine
+    them. The leading underscores are for users; a new detector or ensemble implements those methods.
+    """
+
+    batch_size: int
+    skipped_: list[SkippedImage]  # what the last run over images left out under errors="skip"
+
+    # What users call
+
+    @property
+    @abstractmethod
+    def is_fitted(self) -> bool:
+        """Whether `predict` can be called."""
+
+    @property
+    @abstractmethod
+    def geometry(self) -> Geometry:
+        """How an image becomes the frame of the anomaly map; `geometry.apply_mask` brings a mask into it."""
+
+    @property
+    @abstractmethod
+    def calibration_(self) -> Calibration:
+        """Statistics of normal images; `.threshold` and `.false_alarm_rate` decide `is_anomalous`."""
+
+    @property
+    def threshold_(self) -> float:
+        """Scores above it are anomalous."""
+        return self.calibration_.threshold
+
+    def fit(self, images: Any, *, errors: Errors = "raise", progress: Progress | None = None) -> Self:
+        """Learn what normal looks like.
+
+        Args:
+            images: normal images: a folder, a list of paths, uint8 `[N, H, W, 3]`, or a torch Dataset.
+            errors: "raise" stops at an image that cannot be read; "skip" leaves it out, counts it in a
+                warning, and lists it in `skipped_`.
+            progress: called with a stage's name, how much is done, and how much there is.
+
+        A fit that fails or is interrupted leaves the detector as it was.
+        """
+        self._learn(images, self._begin_fit(), errors, progress, extending=False)
+        return self
+
+    def extend(self, images: Any, *, errors: Errors = "raise", progress: Progress | None = None) -> Self:
+        """Learn from more normal images, without starting over; what is known stays.
+
+        Leave-one-out statistics then include the new images. Those of `calibrate` stay: a larger memory only
+        lowers scores, so their guarantee holds.
+        """
+        self._require_fitted("extend")
+        self._learn(images, self._begin_extension(), errors, progress, extending=True)
+        return self
+
+    def predict(
+        self, images: Any, *, errors: Errors = "raise", progress: Progress | None = None
+    ) -> Predictions:
+        """Score images (any form that `fit` takes); all maps are held at once, see `predict_batches`."""
+        return Predictions.concatenate(list(self.predict_batches(images, errors=errors, progress=progress)))
+
+    def predict_batches(
+        self, images: Any, *, errors: Errors = "raise", progress: Progress | None = None
+    ) -> Iterator[Predictions]:
+        """Score images batch by batch, in order; memory does not grow with their number."""
+        self._require_fitted("predict")
+        self._require_single_image_scores()
+        return self._predict_batches(images, errors, progress)
+
+    def calibrate(
+        self, images: Any, false_alarm_rate: float = DEFAULT_RATE, *, errors: Errors = "raise"
+    ) -> Self:
+        """Take the statistics and the threshold from fresh normal images, in place of the leave-one-out ones.
+
+        A fresh normal image from the same source then scores above the threshold with probability at most
+        `false_alarm_rate` (split conformal prediction); with fewer than `1/rate - 1` images, at most `1/(n +
+        1)`, with a warning. For an ensemble the weights of its members come from the same images, which the
+        theorem leaves out: there the rate holds up to terms of order 1/n.
+        """
+        self._require_fitted("calibrate")
+        if not 0 < false_alarm_rate < 1:
+            raise ValueError(f"false_alarm_rate must be between 0 and 1, got {false_alarm_rate}")
+        samples = [NormalSample() for _ in self._leaves()]
+        digest = ImageDigest()
+        for batch, embedded in self._run(images, errors, None, "calibrate"):
+            self._note(digest, batch)
+            for sample, (scores, maps) in zip(samples, self._score_leaves(embedded), strict=True):
+                sample.add(scores, maps)
+        calibrations = [sample.calibration(false_alarm_rate, True, digest.hexdigest()) for sample in samples]
+        warn_if_too_few(calibrations[:1])
+        self._accept(calibrations)
+        return self
+
+    def save(self, path: str | os.PathLike[str], include_backbone: bool = False) -> None:
+        """Write the fitted detector to a folder, whole or not at all; `ead.load(path)` reads it back.
+
+        Args:
+            include_backbone: store the weights of published networks and of weights files too, so that the
+                folder needs nothing else. Others (state dicts, `weights=None`, modules) are stored anyway.
+        """
+        self._require_fitted("save")
+        store.save(self, path, include_backbone=include_backbone)
+
+    # What detectors and ensembles implement
+
+    @abstractmethod
+    def _leaves(self) -> list[LeafDetector]:
+        """The detectors at the ends of the tree, in a fixed order."""
+
+    @abstractmethod
+    def _begin_fit(self) -> Fitting:
+        """Start afresh."""
+
+    @abstractmethod
+    def _begin_extension(self) -> Fitting:
+        """Start from what is fitted."""
+
+    @abstractmethod
+    def _score(self, embedded: Embedded) -> tuple[torch.Tensor, torch.Tensor]:
+        """Scores float32 `[B]` and maps float32 `[B, H, W]`, on the device of the embeddings."""
+
+    @abstractmethod
+    def _accept(self, calibrations: Sequence[Calibration]) -> None:
+        """Take new statistics, one per leaf."""
+
+    @abstractmethod
+    def _clone(self) -> Self:
+        """An unfitted detector of the same parameters, sharing the networks."""
+
+    @abstractmethod
+    def to_store(self, writer: store.FolderWriter) -> dict[str, Any]:
+        """For `store.save`."""
+
+    @classmethod
+    @abstractmethod
+    def from_store(cls, reader: store.FolderReader) -> Self:
+        """For `store.load`."""
+
+    def _require_single_image_scores(self) -> None:
+        """Raises where a score is defined only within a set of images."""
+        return
+
+    def _check_batch(self, batch: ImageBatch) -> None:
+        """Raises where the members cannot agree on a batch."""
+        return
+
+    # What is the same for all
+
+    def _require_fitted(self, action: str) -> None:
+        if not self.is_fitted:
+            raise NotFittedError(f"cannot {action}: this {type(self).__name__} is not fitted; call fit first")
+
+    def _geometries(self) -> tuple[Geometry, ...]:
+        return tuple(dict.fromkeys(leaf.geometry for leaf in self._leaves()))
+
+    def _pool(self) -> FeaturePool:
+        """One forward pass per network and input, whatever number of leaves reads it."""
+        return FeaturePool([(leaf._network(), leaf.geometry) for leaf in self._leaves()])
+
+    def _embed(self, images: Mapping[Geometry, torch.Tensor], pool: FeaturePool) -> Embedded:
+        """Embeddings of uint8 images `[B, 3, h, w]`, given for every geometry of the leaves."""
+        with pool.batch(images) as features:
+            parts = [
+                leaf._embed_features(features(leaf._network(), leaf.geometry)) for leaf in self._leaves()
+            ]
+        sizes = [(images[leaf.geometry].shape[2], images[leaf.geometry].shape[3]) for leaf in self._leaves()]
+        return Embedded(tuple(parts), tuple(sizes))
+
+    def _score_leaves(self, embedded: Embedded) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        for i, leaf in enumerate(self._leaves()):
+            yield leaf._score(embedded.leaves(slice(i, i + 1)))
+
+    def _run(
+        self, images: Any, errors: Errors, progress: Progress | None, stage: str
+    ) -> Iterator[tuple[ImageBatch, Embedded]]:
+        """Every batch and its embeddings; decoding goes on in the background."""
+        source = open_images(images)
+        pool = self._pool()
+        done = 0
+        with iterate_batches(source, self._geometries(), self.batch_size, errors=errors) as batches:
+            self.skipped_ = batches.skipped
+            for batch in batches:
+                self._check_batch(batch)
+                yield batch, self._embed(batch.images, pool)
+                done += len(batch)
+                if progress is not None:
+                    progress(stage, done + len(batches.skipped), len(source))
+        if batches.skipped:
+            first = batches.skipped[0]
+            message = (
+                f"left out {len(batches.skipped)} of {len(source)} images that cannot be read; the first: "
+            )
+            warnings.warn(message + f"{first.path or first.index}: {first.reason}", UserWarning, stacklevel=3)
+        if done == 0:
+            raise ValueError(f"images: none of the {len(source)} images can be read")
+
+    def _learn(
+        self, images: Any, fitting: Fitting, errors: Errors, progress: Progress | None, *, extending: bool
+    ) -> None:
+        source = open_images(images)
+        sampled = calibration_positions(len(source))
+        digest = ImageDigest()
+        for batch, embedded in self._run(source, errors, progress, "embed"):
+            self._note(digest, batch)
+            fitting.observe(embedded, batch.indices, [index in sampled for index in batch.indices])
+        samples = fitting.finish(progress)
+        calibrations = [sample.calibration(DEFAULT_RATE, False, digest.hexdigest()) for sample in samples]
+        if extending:
+            known = [leaf.calibration_ for leaf in self._leaves()]
+            calibrations = [
+                old if old.fresh else old.merged(new) for old, new in zip(known, calibrations, strict=True)
+            ]
+        fitting.commit()
+        self._accept(calibrations)
+
+    def _note(self, digest: ImageDigest, batch: ImageBatch) -> None:
+        pixels = batch.images[self._leaves()[0].geometry]
+        for index, path, size, image in zip(batch.indices, batch.paths, batch.sizes, pixels, strict=True):
+            digest.add(index, path, size, image)
+
+    def _predict_batches(
+        self, images: Any, errors: Errors, progress: Progress | None
+    ) -> Iterator[Predictions]:
+        threshold = self.threshold_
+        for batch, embedded in self._run(images, errors, progress, "predict"):
+            scores, maps = self._score(embedded)
+            host = scores.cpu().numpy()
+            yield Predictions(host, maps.cpu().numpy(), host > threshold, batch.paths)
+
+
+class LeafDetector(Detector):
+    """A detector with a network of its own."""
+
+    def _leaves(self) -> list[LeafDetector]:
+        return [self]
+
+    @abstractmethod
+    def _network(self) -> Network:
+        """The frozen network, loaded at the first call."""
+
+    @abstractmethod
+    def _share_network(self, network: Network) -> None:
+        """Use an equal network that is loaded already."""
+
+    @abstractmethod
+    def _embed_features(self, feature_maps: list[torch.Tensor]) -> torch.Tensor:
+        """Feature maps, one per layer, `[B, C_l, H_l, W_l]` -> float32 `[B, h, w, D]`."""

@@ -1,0 +1,202 @@
+"""What normal images score: the yardstick for thresholds and for fusing detectors of different scales."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import warnings
+import zlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+# Images whose statistics are taken at fit time, spread evenly over the training set. A hundred suffice for a
+# mean and a standard deviation, and are what a false-alarm rate of 1 % needs; the cost of fitting stays
+# linear.
+MAX_IMAGES = 100
+DEFAULT_RATE = 0.01
+# Pixels kept of a map, as a lattice of this side: positions relative to the frame, so that maps of two sizes
+# match.
+_LATTICE = 32
+
+
+def calibration_positions(num_images: int) -> frozenset[int]:
+    """Which of `num_images` training images are scored for the statistics: at most `MAX_IMAGES`, evenly
+    spread.
+    """
+    count = min(num_images, MAX_IMAGES)
+    return frozenset(np.linspace(0, num_images - 1, count).round().astype(int).tolist())
+
+
+def conformal_threshold(scores: npt.NDArray[Any], rate: float) -> tuple[float, float]:
+    """The `ceil((n + 1)(1 - rate))`-th smallest of n scores, and the rate that it guarantees.
+
+    A fresh normal image scores above it with probability at most that rate (split conformal prediction). If
+    `n < 1/rate - 1` no such rank exists: then it is the largest score, with the rate `1/(n + 1)`.
+    """
+    if not 0 < rate < 1:
+        raise ValueError(f"false_alarm_rate must be between 0 and 1, got {rate}")
+    n = len(scores)
+    if n == 0:
+        raise ValueError("scores must not be empty")
+    # 1e-9: (n + 1)(1 - rate) is often a whole number that floating point misses by a hair.
+    rank = math.ceil((n + 1) * (1.0 - rate) - 1e-9)
+    if rank > n:
+        return float(np.max(scores)), 1.0 / (n + 1)
+    return float(np.partition(scores, rank - 1)[rank - 1]), rate
+
+
+class NormalSample:
+    """Scores and maps of normal images, taken in one by one; `calibration` sums them up."""
+
+    def __init__(self) -> None:
+        self._scores: list[float] = []
+        self._pixels: list[npt.NDArray[np.float32]] = []
+        self._moments: list[tuple[float, float]] = []
+
+    def __len__(self) -> int:
+        return len(self._scores)
+
+    def add(self, scores: torch.Tensor, maps: torch.Tensor) -> None:
+        """Scores `[B]` and maps `[B, H, W]` of B images."""
+        rows = (torch.arange(_LATTICE, device=maps.device) * 2 + 1) * maps.shape[1] // (2 * _LATTICE)
+        columns = (torch.arange(_LATTICE, device=maps.device) * 2 + 1) * maps.shape[2] // (2 * _LATTICE)
+        lattice = maps[:, rows][:, :, columns].reshape(len(maps), -1)
+        flat = maps.reshape(len(maps), -1).double()
+        moments = torch.stack([flat.mean(1), flat.var(1, correction=0)], 1)
+        self._scores += scores.tolist()
+        self._pixels += list(lattice.cpu().numpy())
+        self._moments += [(row[0], row[1]) for row in moments.tolist()]
+
+    def calibration(self, rate: float, fresh: bool, images: str) -> Calibration:
+        """The statistics of what was added; the arguments as `Calibration` describes them."""
+        if not self._scores:
+            raise ValueError("no normal images to take statistics from")
+        means, variances = np.array(self._moments).T
+        return Calibration(
+            scores=np.array(self._scores, dtype=np.float32),
+            pixels=np.stack(self._pixels).astype(np.float32),
+            map_mean=float(means.mean()),
+            map_std=float(np.sqrt((variances + (means - means.mean()) ** 2).mean())),
+            requested_rate=rate,
+            fresh=fresh,
+            images=images,
+        )
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Statistics of normal images, in the units of the detector's scores and maps.
+
+    `scores` float32 `[n]`, one per image; `pixels` float32 `[n, 1024]`, a lattice out of every map;
+    `map_mean` and `map_std` over all pixels. `fresh`: from `calibrate` on images that were not fitted;
+    otherwise leave-one-out. `images` identifies the images, so that detectors calibrated on the same ones can
+    be told.
+    """
+
+    scores: npt.NDArray[np.float32]
+    pixels: npt.NDArray[np.float32]
+    map_mean: float
+    map_std: float
+    requested_rate: float
+    fresh: bool
+    images: str
+
+    @property
+    def threshold(self) -> float:
+        """A score above it is anomalous."""
+        return conformal_threshold(self.scores, self.requested_rate)[0]
+
+    @property
+    def false_alarm_rate(self) -> float:
+        """The share of normal images that `threshold` takes for anomalous: a guarantee if `fresh`, else an
+        estimate.
+        """
+        return conformal_threshold(self.scores, self.requested_rate)[1]
+
+    @property
+    def score_mean(self) -> float:
+        return float(self.scores.mean(dtype=np.float64))
+
+    @property
+    def score_std(self) -> float:
+        return float(self.scores.std(dtype=np.float64))
+
+    def standardize_scores(self, scores: torch.Tensor) -> torch.Tensor:
+        """`(scores - mean) / std` with the statistics of normal images' scores."""
+        return (scores - self.score_mean) / floored(self.score_std, self.score_mean)
+
+    def standardize_maps(self, maps: torch.Tensor) -> torch.Tensor:
+        """`(maps - mean) / std` with the statistics of normal images' pixels."""
+        return (maps - self.map_mean) / floored(self.map_std, self.map_mean)
+
+    def merged(self, other: Calibration) -> Calibration:
+        """The statistics of both sets of images together."""
+        n, m = len(self.scores), len(other.scores)
+        mean = (n * self.map_mean + m * other.map_mean) / (n + m)
+        second = n * (self.map_std**2 + self.map_mean**2) + m * (other.map_std**2 + other.map_mean**2)
+        return Calibration(
+            scores=np.concatenate([self.scores, other.scores]),
+            pixels=np.concatenate([self.pixels, other.pixels]),
+            map_mean=mean,
+            map_std=math.sqrt(max(0.0, second / (n + m) - mean**2)),
+            requested_rate=self.requested_rate,
+            fresh=self.fresh and other.fresh,
+            images=hashlib.sha256(f"{self.images}+{other.images}".encode()).hexdigest(),
+        )
+
+    def state(self) -> tuple[dict[str, Any], dict[str, npt.NDArray[np.float32]]]:
+        """Plain values and arrays for `from_state`."""
+        values = {
+            name: getattr(self, name) for name in ("map_mean", "map_std", "requested_rate", "fresh", "images")
+        }
+        # For the reader of the file; computed again from the scores on loading.
+        told = {
+            name: getattr(self, name) for name in ("threshold", "false_alarm_rate", "score_mean", "score_std")
+        }
+        return {**values, "summary": told}, {"scores": self.scores, "pixels": self.pixels}
+
+    @classmethod
+    def from_state(cls, values: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]]) -> Calibration:
+        kept = {name: value for name, value in values.items() if name != "summary"}
+        return cls(scores=arrays["scores"], pixels=arrays["pixels"], **kept)
+
+
+def floored(std: float, mean: float) -> float:
+    """A standard deviation that can be divided by: at least a thousandth of the mean's magnitude, and above
+    zero.
+    """
+    return max(std, 1e-3 * abs(mean), 1e-12)
+
+
+class ImageDigest:
+    """Identifies a set of images by their places, paths, sizes and a coarse look at their pixels."""
+
+    def __init__(self) -> None:
+        self._hash = hashlib.sha256()
+
+    def add(self, index: int, path: str | None, size: tuple[int, int], pixels: torch.Tensor) -> None:
+        """One image: `pixels` uint8 `[3, h, w]`."""
+        coarse = zlib.crc32(pixels[:, ::7, ::7].contiguous().numpy().tobytes())
+        self._hash.update(f"{index}|{path}|{size}|{coarse};".encode())
+
+    def hexdigest(self) -> str:
+        return self._hash.hexdigest()
+
+
+def warn_if_too_few(calibrations: Iterable[Calibration]) -> None:
+    """Warn where there were too few images for the rate asked for."""
+    for calibration in calibrations:
+        n, asked, stated = len(calibration.scores), calibration.requested_rate, calibration.false_alarm_rate
+        if stated > asked:
+            warnings.warn(
+                f"{n} images cannot guarantee a false-alarm rate of {asked:g} "
+                f"({math.ceil(1 / asked - 1e-9) - 1} are needed): the threshold is their largest "
+                f"score, with a rate of {stated:.3g}",
+                UserWarning,
+                stacklevel=4,
+            )

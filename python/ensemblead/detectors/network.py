@@ -1,0 +1,251 @@
+"""The frozen network of a detector: where and in what precision it runs, who shares it, what a saved model
+knows of it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from ensemblead.errors import BackboneUnavailableError, NonFiniteFeaturesError
+from ensemblead.features import FeatureExtractor
+from ensemblead.features.weights import file_sha256
+from ensemblead.images import Geometry
+from ensemblead.store import FolderReader, FolderWriter
+
+_PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_FILE = "backbone.safetensors"
+
+
+def check_device(device: Any) -> str:
+    """The device's name if it is one, or "auto". Whether it is there shows when a network goes there."""
+    if device == "auto":
+        return "auto"
+    try:
+        return str(torch.device(device))
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f'device must be "auto" or a torch device, got {device!r}') from error
+
+
+def check_precision(precision: str) -> str:
+    if precision != "auto" and precision not in _PRECISIONS:
+        raise ValueError(f'precision must be "auto" or one of {", ".join(_PRECISIONS)}, got {precision!r}')
+    return precision
+
+
+def resolve_device(device: str) -> torch.device:
+    """ "auto" is the GPU if there is one."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"device is {device!r}, but this torch sees no GPU; use device='auto'")
+    return torch.device(device)
+
+
+def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
+    """ "auto" is float32 on a CPU and half precision on a GPU: bfloat16 where it has it, else float16."""
+    if precision != "auto":
+        return _PRECISIONS[precision]
+    if device.type != "cuda":
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+
+
+class Network:
+    """A `FeatureExtractor` on its device. Two with the same `key` compute the same thing."""
+
+    def __init__(
+        self,
+        extractor: FeatureExtractor,
+        device: str = "auto",
+        precision: str = "auto",
+        *,
+        identity: str | None = None,
+    ) -> None:
+        place = resolve_device(device)
+        dtype = resolve_precision(precision, place)
+        # Channels last is what a GPU's tensor cores want, and on a CPU it saves ResNets, DenseNets and
+        # SqueezeNet a sixth to a half of the pass.
+        extractor.to(place, dtype, channels_last=True)
+        self.extractor = extractor
+        self.device = place
+        source = extractor.source
+        # A state dict or a module says nothing about its values: only the very same object is the same
+        # network.
+        anonymous = source["kind"] == "module" or (source["kind"] == "state" and "seed" not in source)
+        known = identity or (id(extractor.module) if anonymous else json.dumps(source, sort_keys=True))
+        self.key = (known, extractor.mean, extractor.std, str(place), dtype)
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        return self.extractor.layers
+
+    def sharing(self, other: Network) -> Network:
+        """This network's layers read off `other`'s module, which is equal; the own module can then be let
+        go.
+        """
+        twin = object.__new__(Network)
+        twin.__dict__.update(other.__dict__)
+        twin.extractor = other.extractor.with_layers(self.layers)
+        return twin
+
+    def to_store(self, writer: FolderWriter) -> dict[str, Any]:
+        """Describe the network; its weights are written where nothing else has them, or if they are asked
+        for.
+        """
+        extractor = self.extractor
+        has_weights = extractor.source["kind"] != "gabor"
+        elsewhere = extractor.source["kind"] in ("zoo", "file")
+        stored = has_weights and (not elsewhere or bool(writer.options.get("include_backbone")))
+        if stored:
+            writer.tensors(_FILE, extractor.state_dict())
+        return {
+            "source": extractor.source,
+            "layers": list(extractor.layers),
+            "mean": list(extractor.mean),
+            "std": list(extractor.std),
+            "stored": stored,
+        }
+
+
+def network_from_store(
+    reader: FolderReader, state: Mapping[str, Any], device: str, precision: str
+) -> Network:
+    """The network that `Network.to_store` described, with the options `weights` and `backbone` of `load`."""
+    source, layers = state["source"], state["layers"]
+    weights, backbone = reader.options.get("weights"), reader.options.get("backbone")
+    if backbone is not None and source["kind"] != "module":
+        raise ValueError(
+            f"backbone: the model at {reader.folder} knows its network, "
+            f"{source.get('name', source['kind'])}; a module is only taken for one that was fitted with one"
+        )
+    if source["kind"] == "module":
+        extractor = _into_module(reader, backbone, layers, state)
+    else:
+        name = "gabor" if source["kind"] == "gabor" else source["name"]
+        chosen = _weights_of(reader, source, bool(state["stored"]), weights)
+        if source["kind"] == "zoo" and isinstance(chosen, str) and chosen == "default" and source["tag"]:
+            name = f"{name}.{source['tag']}"
+        extractor = FeatureExtractor(name, layers, weights=chosen, mean=state["mean"], std=state["std"])
+        if state["stored"] and weights is None:
+            # Where the weights came from in the first place, for the next save.
+            extractor.source = dict(source)
+    # Stored weights reach no further than their layers did, so networks are equal only where these files are,
+    # whatever source they share. A caller's module is equal to itself alone.
+    from_folder = state["stored"] and weights is None and source["kind"] != "module"
+    return Network(extractor, device, precision, identity=reader.digest(_FILE) if from_folder else None)
+
+
+def _weights_of(reader: FolderReader, source: Mapping[str, Any], stored: bool, given: Any) -> Any:
+    if source["kind"] == "gabor":
+        if given is not None:
+            raise ValueError("weights: the gabor backbone has none")
+        return "default"
+    if given is not None:
+        _warn_if_other_file(source, given)
+        return given
+    if stored:
+        return reader.tensors(_FILE)
+    if source["kind"] == "zoo":
+        return "default"
+    path = source["path"]
+    if not os.path.isfile(path):
+        raise BackboneUnavailableError(
+            f"the weights of {source['name']} are no longer at {path}; "
+            f"pass ead.load({str(reader.folder)!r}, weights=...) with where they are now"
+        )
+    if file_sha256(path) != source["sha256"]:
+        raise BackboneUnavailableError(
+            f"the weights file {path} has changed since the model was fitted; "
+            f"pass ead.load({str(reader.folder)!r}, weights=...) with the ones it was fitted with"
+        )
+    return path
+
+
+def _warn_if_other_file(source: Mapping[str, Any], given: Any) -> None:
+    is_file = isinstance(given, (str, os.PathLike)) and os.path.isfile(given)
+    if source["kind"] == "file" and is_file and file_sha256(str(given)) != source["sha256"]:
+        warnings.warn(
+            f"{given} is not the weights file that the model was fitted with, by its hash: scores may be off",
+            UserWarning,
+            stacklevel=2,
+        )
+
+
+def _into_module(
+    reader: FolderReader, module: nn.Module | None, layers: Sequence[str], state: Mapping[str, Any]
+) -> FeatureExtractor:
+    if not isinstance(module, nn.Module):
+        raise BackboneUnavailableError(
+            "the model was fitted with a torch.nn.Module, which only the caller can build; "
+            f"pass ead.load({str(reader.folder)!r}, backbone=module) with one of the same architecture"
+        )
+    stored = reader.tensors(_FILE)
+    own = module.state_dict()
+    for name, tensor in stored.items():
+        if name not in own or own[name].shape != tensor.shape:
+            found = "no such tensor" if name not in own else f"shape {tuple(own[name].shape)}"
+            raise ValueError(
+                f"backbone: not the architecture that the model was fitted with: {name} should have shape "
+                f"{tuple(tensor.shape)}, the module has {found}"
+            )
+    module.load_state_dict(stored, strict=False)
+    return FeatureExtractor(module, layers, mean=state["mean"], std=state["std"])
+
+
+class FeaturePool:
+    """Forward passes shared by detectors: networks of one key over one geometry run once per batch, to the
+    last layer that any of them reads.
+    """
+
+    def __init__(self, readers: Sequence[tuple[Network, Geometry]]) -> None:
+        self._extractors: dict[Any, FeatureExtractor] = {}
+        wanted: dict[Any, list[str]] = {}
+        for network, geometry in readers:
+            key = (network.key, geometry)
+            wanted.setdefault(key, []).extend(network.layers)
+            self._extractors.setdefault(key, network.extractor)
+        for key, layers in wanted.items():
+            union = tuple(dict.fromkeys(layers))
+            if union != self._extractors[key].layers:
+                self._extractors[key] = self._extractors[key].with_layers(union)
+
+    @contextmanager
+    def batch(
+        self, images: Mapping[Geometry, torch.Tensor]
+    ) -> Iterator[Callable[[Network, Geometry], list[torch.Tensor]]]:
+        """Inside, a function that gives a network's feature maps of this batch, in the order of its
+        layers.
+        """
+        done: dict[Any, dict[str, torch.Tensor]] = {}
+
+        def features(network: Network, geometry: Geometry) -> list[torch.Tensor]:
+            key = (network.key, geometry)
+            if key not in done:
+                extractor = self._extractors[key]
+                maps = extractor(extractor.normalize(images[geometry]))
+                done[key] = dict(zip(extractor.layers, maps, strict=True))
+            return [done[key][layer] for layer in network.layers]
+
+        try:
+            yield features
+        finally:
+            done.clear()
+
+
+def require_finite(embeddings: torch.Tensor, extractor: FeatureExtractor) -> None:
+    """Raise NonFiniteFeaturesError if a network has put out NaN or infinity."""
+    # One pass and one number: a finite sum has finite terms, and embeddings are far from overflowing one.
+    if not bool(torch.isfinite(embeddings.sum(dtype=torch.float32))):
+        advice = "; use precision='float32'" if extractor.dtype != torch.float32 else "; check its weights"
+        dtype = str(extractor.dtype).removeprefix("torch.")
+        raise NonFiniteFeaturesError(
+            f"the network {extractor.name} put out NaN or infinity in {dtype}{advice}"
+        )

@@ -1,0 +1,372 @@
+"""PatchCore: distance of every patch to a memory bank of normal patches.
+
+Roth et al., "Towards Total Recall in Industrial Anomaly Detection", CVPR 2022.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import torch
+from torch import nn
+
+from ensemblead.detectors.base import Embedded, Fitting, LeafDetector, Progress
+from ensemblead.detectors.calibration import Calibration, NormalSample
+from ensemblead.detectors.maps import render_maps
+from ensemblead.detectors.network import (
+    Network,
+    check_device,
+    check_precision,
+    network_from_store,
+    require_finite,
+)
+from ensemblead.errors import NotFittedError
+from ensemblead.features import FeatureExtractor
+from ensemblead.images import Geometry
+from ensemblead.kernels.patches import aggregate_patches
+from ensemblead.memory import MemoryBank
+from ensemblead.store import FolderReader, FolderWriter, register
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+_SCORES = ("max", "reweighted", "topk")
+_AGGREGATIONS = ("adaptive", "concat")
+_TOP_SHARE = 0.01
+# What makes a detector again, besides its network.
+_PARAMETERS = (
+    "image_size",
+    "resize",
+    "patch_size",
+    "pretrain_dim",
+    "target_dim",
+    "aggregation",
+    "coreset_fraction",
+    "num_neighbors",
+    "score",
+    "reweight_neighbors",
+    "index",
+    "device",
+    "precision",
+    "batch_size",
+    "seed",
+)
+
+
+@register("PatchCore")
+class PatchCore(LeafDetector):
+    """Memory bank of normal patch embeddings; an image is as anomalous as its strangest patch.
+
+    Args:
+        backbone: a network's name (timm, torchvision, "gabor") or a `torch.nn.Module`.
+        layers: names of its layers; the first sets the grid of patches.
+        weights: "default" | None | path | state dict; see `FeatureExtractor`.
+        image_size: centre crop of the resized image: int = square, `(h, w)`, or None for no crop.
+        resize: int = shorter side, `(h, w)` = exact, None = native.
+        patch_size: side of a patch's neighbourhood in its feature map, odd.
+        pretrain_dim: values each layer is pooled to: int, one per layer, or "auto": a layer of fewer than 512
+            channels to their number, any other to 1024.
+        target_dim: length of an embedding (with "auto", at most what the layers give).
+        aggregation: "adaptive" (the paper's implementation) or "concat" (averaged neighbourhoods, channels as
+            they are).
+        coreset_fraction, index: see `MemoryBank`.
+        num_neighbors: a patch's distance is the mean over so many nearest bank rows.
+        score: "max": *squared* L2 distances, the image's score is the largest (the reference implementation).
+            "reweighted": L2 distances, the largest one weighted by how alone its nearest bank row is (the
+            paper's eq. 7). "topk": squared distances, mean over the largest 1 % (at least one): steadier for
+            defects larger than a patch.
+        reweight_neighbors: bank rows around the nearest one that "reweighted" looks at, itself included.
+        device: "auto" is the GPU if there is one.
+        precision: of the network: "float32", "bfloat16", "float16", or "auto": float32 on a CPU, half on a
+            GPU.
+        batch_size: images per forward pass.
+        seed: of everything random.
+
+    Attributes: `memory_bank_`, `calibration_`, `threshold_` after `fit`; `network_`, the extractor, once it
+    is needed.
+    """
+
+    def __init__(
+        self,
+        backbone: str | nn.Module = "wide_resnet50_2",
+        layers: Sequence[str] = ("layer2", "layer3"),
+        *,
+        weights: str | os.PathLike[str] | Mapping[str, torch.Tensor] | None = "default",
+        image_size: int | tuple[int, int] | None = 224,
+        resize: int | tuple[int, int] | None = 256,
+        patch_size: int = 3,
+        pretrain_dim: int | Sequence[int] | Literal["auto"] = "auto",
+        target_dim: int = 1024,
+        aggregation: Literal["adaptive", "concat"] = "adaptive",
+        coreset_fraction: float = 0.01,
+        num_neighbors: int = 1,
+        score: Literal["max", "reweighted", "topk"] = "max",
+        reweight_neighbors: int = 9,
+        index: str = "flat",
+        device: str | torch.device = "auto",
+        precision: str = "auto",
+        batch_size: int = 16,
+        seed: int = 0,
+    ) -> None:
+        if isinstance(layers, str):
+            raise TypeError(f"layers must be a sequence of names, got one string; write ({layers!r},)")
+        if patch_size < 1 or patch_size % 2 == 0:
+            raise ValueError(f"patch_size must be odd and positive, got {patch_size}")
+        if aggregation not in _AGGREGATIONS:
+            raise ValueError(f"aggregation must be one of {', '.join(_AGGREGATIONS)}, got {aggregation!r}")
+        if score not in _SCORES:
+            raise ValueError(f"score must be one of {', '.join(_SCORES)}, got {score!r}")
+        for name, value in (
+            ("target_dim", target_dim),
+            ("reweight_neighbors", reweight_neighbors),
+            ("batch_size", batch_size),
+        ):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        self.backbone, self.layers, self.weights = backbone, tuple(layers), weights
+        self.image_size, self.resize = image_size, resize
+        self.patch_size, self.target_dim, self.aggregation = patch_size, target_dim, aggregation
+        self.pretrain_dim = _check_pretrain_dim(pretrain_dim, len(self.layers))
+        self.coreset_fraction, self.num_neighbors, self.index = coreset_fraction, num_neighbors, index
+        self.score, self.reweight_neighbors = score, reweight_neighbors
+        self.device, self.precision = check_device(device), check_precision(precision)
+        self.batch_size, self.seed = batch_size, seed
+        self._geometry = Geometry(resize, image_size)
+        self._new_bank()  # checks its own parameters
+        self._shared: Network | None = None
+        self._bank: MemoryBank | None = None
+        self._calibration: Calibration | None = None
+
+    @property
+    def is_fitted(self) -> bool:
+        return self._bank is not None and self._calibration is not None
+
+    @property
+    def geometry(self) -> Geometry:
+        return self._geometry
+
+    @property
+    def calibration_(self) -> Calibration:
+        if self._calibration is None:
+            raise NotFittedError("this PatchCore is not fitted; call fit first")
+        return self._calibration
+
+    @property
+    def memory_bank_(self) -> MemoryBank:
+        """The fitted bank; its rows are the embeddings of normal patches."""
+        if self._bank is None:
+            raise NotFittedError("this PatchCore is not fitted; call fit first")
+        return self._bank
+
+    @property
+    def network_(self) -> FeatureExtractor:
+        """The frozen network; loaded at the first use."""
+        return self._network().extractor
+
+    def parameters(self) -> dict[str, Any]:
+        """The constructor's arguments but for the network's: `backbone`, `layers`, `weights`."""
+        return {name: getattr(self, name) for name in _PARAMETERS}
+
+    # The protocol of detectors
+
+    def _network(self) -> Network:
+        if self._shared is None:
+            extractor = FeatureExtractor(self.backbone, self.layers, weights=self.weights, seed=self.seed)
+            self._shared = Network(extractor, self.device, self.precision)
+        return self._shared
+
+    def _share_network(self, network: Network) -> None:
+        self._shared = self._network().sharing(network)
+
+    def _embed_features(self, feature_maps: list[torch.Tensor]) -> torch.Tensor:
+        given = self.pretrain_dim
+        embedded: torch.Tensor = aggregate_patches(
+            feature_maps,
+            patch_size=self.patch_size,
+            pretrain_dim=list(given) if isinstance(given, tuple) else given,
+            target_dim=self.target_dim,
+            mode=self.aggregation,
+        )
+        require_finite(embedded, self.network_)
+        return embedded
+
+    def _new_bank(self) -> MemoryBank:
+        return MemoryBank(
+            self.coreset_fraction, index=self.index, num_neighbors=self.num_neighbors, seed=self.seed
+        )
+
+    def _begin_fit(self) -> Fitting:
+        return _PatchCoreFitting(self, self._new_bank())
+
+    def _begin_extension(self) -> Fitting:
+        return _PatchCoreFitting(self, self.memory_bank_.copy())
+
+    def _accept(self, calibrations: Sequence[Calibration]) -> None:
+        (self._calibration,) = calibrations
+
+    def _score(self, embedded: Embedded) -> tuple[torch.Tensor, torch.Tensor]:
+        (patches,), (size,) = embedded.parts, embedded.sizes
+        scores, grids = self._grade(self.memory_bank_, patches)
+        return scores, render_maps(grids, size)
+
+    def _grade(
+        self, bank: MemoryBank, patches: torch.Tensor, exclude_image: int | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Image scores `[B]` and patch distances `[B, h, w]` of embeddings `[B, h, w, D]`."""
+        images, height, width, dims = patches.shape
+        queries = patches.reshape(-1, dims)
+        distances, found = bank.search(queries, exclude_image=exclude_image)
+        if self.score == "reweighted":
+            distances = distances.sqrt()
+        per_patch = distances.mean(1).view(images, -1)
+        grids = per_patch.view(images, height, width)
+        if self.score == "topk":
+            count = max(1, int(per_patch.shape[1] * _TOP_SHARE))
+            return per_patch.topk(count, dim=1).values.mean(1), grids
+        largest, place = per_patch.max(1)
+        if self.score == "max":
+            return largest, grids
+        # The strangest patch of every image, and the bank row nearest to it.
+        strangest = torch.arange(images, device=place.device) * per_patch.shape[1] + place
+        weight = self._loneliness(bank, queries[strangest], found[strangest, 0], exclude_image)
+        return largest * weight, grids
+
+    def _loneliness(
+        self, bank: MemoryBank, patches: torch.Tensor, winners: torch.Tensor, exclude_image: int | None
+    ) -> torch.Tensor:
+        """`1 - softmax(distances)[0]` over a patch's distances to the bank rows around its winning one."""
+        available = len(bank) if exclude_image is None else bank.rows_without(exclude_image)
+        count = min(self.reweight_neighbors, available)
+        if count == 1:
+            return torch.ones(len(patches), device=patches.device)
+        _, around = bank.search(bank.rows_[winners], count, exclude_image=exclude_image)
+        # An approximate index, or rows that are equal, may not put the winner first.
+        is_winner = around == winners[:, None]
+        others = torch.argsort(is_winner.to(torch.int8), dim=1, stable=True)[:, : count - 1]
+        around = torch.cat([winners[:, None], around.gather(1, others)], 1)
+        distances = torch.linalg.vector_norm(bank.rows_[around] - patches[:, None], dim=2)
+        return 1.0 - torch.softmax(distances, dim=1)[:, 0]
+
+    def _clone(self) -> Self:
+        twin = type(self)(self.backbone, self.layers, weights=self.weights, **self.parameters())
+        twin._shared = self._network()
+        return twin
+
+    # Saving
+
+    def to_store(self, writer: FolderWriter) -> dict[str, Any]:
+        """For `store.save`."""
+        values, arrays, index = self.memory_bank_.state()
+        writer.tensors("bank.safetensors", arrays)
+        if index is not None:
+            writer.data("bank.faiss", index)
+        calibration, samples = self.calibration_.state()
+        writer.tensors("calibration.safetensors", samples)
+        return {
+            "parameters": self.parameters(),
+            "network": self._network().to_store(writer),
+            "bank": values,
+            "calibration": calibration,
+        }
+
+    @classmethod
+    def from_store(cls, reader: FolderReader) -> Self:
+        """For `store.load`."""
+        state = reader.state
+        parameters = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in state["parameters"].items()
+        }
+        device = reader.options.get("device")
+        parameters["device"] = parameters["device"] if device is None else device
+        source, layers = state["network"]["source"], state["network"]["layers"]
+        name = source.get("name", source["kind"])
+        detector = cls(name, layers, weights=None, **cast("dict[str, Any]", parameters))
+        network = network_from_store(reader, state["network"], detector.device, detector.precision)
+        if source["kind"] == "module":
+            detector.backbone = network.extractor.module
+        detector._shared = network
+        arrays = {name: tensor.numpy() for name, tensor in reader.tensors("bank.safetensors").items()}
+        index = reader.data("bank.faiss") if reader.has("bank.faiss") else None
+        detector._bank = MemoryBank.from_state(state["bank"], arrays, index).to(network.device)
+        samples = {name: t.numpy() for name, t in reader.tensors("calibration.safetensors").items()}
+        detector._calibration = Calibration.from_state(state["calibration"], samples)
+        return detector
+
+
+@dataclass
+class _Held:
+    """The embedding `[1, h, w, D]` of an image that will be scored without its own bank rows."""
+
+    number: int
+    patches: torch.Tensor
+    size: tuple[int, int]
+
+
+class _PatchCoreFitting(Fitting):
+    def __init__(self, detector: PatchCore, bank: MemoryBank) -> None:
+        self._detector = detector
+        self._bank = bank
+        self._first = int(bank.images_.max()) + 1 if bank.is_fitted else 0
+        self._held: list[_Held] = []
+
+    def observe(self, embedded: Embedded, numbers: Sequence[int], sampled: Sequence[bool]) -> None:
+        (patches,), (size,) = embedded.parts, embedded.sizes
+        per_image = patches.shape[1] * patches.shape[2]
+        own = torch.tensor(numbers, dtype=torch.int64) + self._first
+        self._bank.add(
+            patches.reshape(-1, patches.shape[3]), own.repeat_interleave(per_image).numpy(), copy=False
+        )
+        for i, chosen in enumerate(sampled):
+            if chosen:
+                # A copy, so that the batch can go when its group has left the bank's buffer.
+                self._held.append(_Held(int(own[i]), patches[i : i + 1].clone(), size))
+
+    def finish(self, progress: Progress | None) -> list[NormalSample]:
+        bank = self._bank
+        if bank.is_fitted:
+            bank.extend()
+        else:
+            select = None if progress is None else (lambda done, total: progress("select", done, total))
+            bank.fit(progress=select)
+        needed = self._detector.num_neighbors
+        if len(bank) < needed:
+            raise ValueError(
+                f"num_neighbors is {needed}, but the memory bank has only {len(bank)} rows; "
+                "give more images or a larger coreset_fraction"
+            )
+        fair = [held for held in self._held if bank.rows_without(held.number) >= needed]
+        if not fair:
+            warnings.warn(
+                "no training image can be scored without its own memory bank rows (too few are others'), so "
+                "the statistics and the threshold are of images that the bank knows, and too low; give more "
+                "images, or call calibrate",
+                UserWarning,
+                stacklevel=4,
+            )
+        sample = NormalSample()
+        images = fair or self._held
+        for done, held in enumerate(images, 1):
+            scores, grids = self._detector._grade(bank, held.patches, held.number if fair else None)
+            sample.add(scores, render_maps(grids, held.size))
+            if progress is not None:
+                progress("calibrate", done, len(images))
+        return [sample]
+
+    def commit(self) -> None:
+        self._detector._bank = self._bank
+
+
+def _check_pretrain_dim(given: Any, num_layers: int) -> int | tuple[int, ...] | Literal["auto"]:
+    if isinstance(given, str):
+        if given != "auto":
+            raise ValueError(f'pretrain_dim must be "auto", an int, or one int per layer, got {given!r}')
+        return "auto"
+    sizes = (given,) * num_layers if isinstance(given, int) else tuple(given)
+    if len(sizes) != num_layers or any(not isinstance(size, int) or size < 1 for size in sizes):
+        raise ValueError(f"pretrain_dim must be positive, one per layer ({num_layers}), got {given!r}")
+    return given if isinstance(given, int) else sizes

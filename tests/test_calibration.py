@@ -1,0 +1,150 @@
+"""Statistics of normal images, and the conformal threshold."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from ensemblead.detectors.calibration import (
+    Calibration,
+    ImageDigest,
+    NormalSample,
+    calibration_positions,
+    conformal_threshold,
+    floored,
+    warn_if_too_few,
+)
+
+
+def _calibration(scores: list[float], rate: float = 0.01, seed: int = 0) -> Calibration:
+    sample, generator = NormalSample(), torch.Generator().manual_seed(seed)
+    maps = torch.rand(len(scores), 40, 50, generator=generator)
+    sample.add(torch.tensor(scores), maps)
+    return sample.calibration(rate, False, str(seed))
+
+
+@pytest.mark.parametrize(
+    ("n", "rate"), [(99, 0.01), (100, 0.01), (19, 0.05), (20, 0.05), (500, 0.03), (9, 0.1)]
+)
+def test_threshold_is_the_conformal_rank(n: int, rate: float) -> None:
+    scores = np.random.default_rng(0).permutation(n).astype(np.float32) + 1
+    threshold, stated = conformal_threshold(scores, rate)
+    # Scores are 1..n: the rank is the threshold. In whole numbers, without rounding.
+    percent = round(rate * 100)
+    assert threshold == -((-(n + 1) * (100 - percent)) // 100)
+    assert stated == rate
+
+
+def test_too_few_scores_give_the_largest_and_say_so() -> None:
+    scores = np.arange(98, dtype=np.float32)
+    assert conformal_threshold(scores, 0.01) == (97.0, 1 / 99)
+    assert conformal_threshold(scores[:1], 0.01) == (0.0, 0.5)
+    with pytest.warns(UserWarning, match=r"98 images cannot .* 0\.01 \(99 are needed\).* rate of 0\.0101"):
+        warn_if_too_few([_calibration(list(range(98)))])
+    warn_if_too_few([_calibration(list(range(99)))])
+
+
+def test_the_guarantee_holds_on_fresh_scores() -> None:
+    rng = np.random.default_rng(0)
+    alarms = []
+    for _ in range(4000):
+        scores = rng.gamma(2.0, size=40)
+        threshold, stated = conformal_threshold(scores[:39], 0.1)
+        assert stated == 0.1
+        alarms.append(scores[39] > threshold)
+    assert 0.08 < np.mean(alarms) < 0.115
+
+
+@pytest.mark.parametrize("rate", [0.0, 1.0, -0.1, math.nan])
+def test_bad_rates(rate: float) -> None:
+    with pytest.raises(ValueError, match="false_alarm_rate must be between 0 and 1"):
+        conformal_threshold(np.ones(3), rate)
+
+
+def test_statistics_are_those_of_all_images_and_all_pixels() -> None:
+    sample, rng = NormalSample(), np.random.default_rng(1)
+    maps = [rng.gamma(2.0, size=(n, 31, 47)).astype(np.float32) * n for n in (3, 1, 4)]
+    scores = [rng.random(len(m)).astype(np.float32) for m in maps]
+    for s, m in zip(scores, maps, strict=True):
+        sample.add(torch.from_numpy(s), torch.from_numpy(m))
+    calibration = sample.calibration(0.2, True, "x")
+    pixels = np.concatenate([m.ravel() for m in maps]).astype(np.float64)
+    assert calibration.map_mean == pytest.approx(pixels.mean(), rel=1e-9)
+    assert calibration.map_std == pytest.approx(pixels.std(), rel=1e-9)
+    every = np.concatenate(scores).astype(np.float64)
+    assert calibration.score_mean == pytest.approx(every.mean(), rel=1e-9)
+    assert calibration.score_std == pytest.approx(every.std(), rel=1e-9)
+    assert calibration.pixels.shape == (8, 1024)
+    assert np.isin(calibration.pixels, np.concatenate([m.ravel() for m in maps])).all()
+    z = calibration.standardize_scores(torch.from_numpy(np.concatenate(scores)))
+    assert float(z.mean()) == pytest.approx(0, abs=1e-5)
+    assert float(z.std(correction=0)) == pytest.approx(1, rel=1e-5)
+    together = torch.cat([calibration.standardize_maps(torch.from_numpy(m)).ravel() for m in maps])
+    assert float(together.std(correction=0)) == pytest.approx(1, rel=1e-4)
+
+
+def test_the_lattice_is_the_same_place_in_maps_of_any_size() -> None:
+    def sampled(side: int) -> np.ndarray:
+        ramp = torch.linspace(0, 1, side).expand(side, side).clone()
+        sample = NormalSample()
+        sample.add(torch.zeros(1), ramp[None])
+        return sample.calibration(0.1, False, "").pixels[0]
+
+    np.testing.assert_allclose(sampled(224), sampled(320), atol=0.005)
+    assert sampled(5).shape == (1024,)
+
+
+def test_merging_is_adding() -> None:
+    a, b = _calibration([1.0, 2.0, 3.0]), _calibration([5.0], seed=1)
+    merged, sample = a.merged(b), NormalSample()
+    for scores, seed in (([1.0, 2.0, 3.0], 0), ([5.0], 1)):
+        maps = torch.rand(len(scores), 40, 50, generator=torch.Generator().manual_seed(seed))
+        sample.add(torch.tensor(scores), maps)
+    both = sample.calibration(0.01, False, "")
+    assert merged.map_mean == pytest.approx(both.map_mean)
+    assert merged.map_std == pytest.approx(both.map_std)
+    np.testing.assert_array_equal(merged.scores, both.scores)
+    assert merged.images not in (a.images, b.images)
+
+
+def test_state_there_and_back() -> None:
+    calibration = _calibration([0.1, 0.7, 0.3], rate=0.3)
+    values, arrays = calibration.state()
+    again = Calibration.from_state(values, arrays)
+    assert again.state()[0] == values
+    assert values["summary"]["threshold"] == again.threshold == pytest.approx(0.7)
+
+
+def test_a_standard_deviation_of_zero_can_be_divided_by() -> None:
+    assert floored(0.0, 5.0) == pytest.approx(0.005)
+    assert floored(0.0, 0.0) > 0
+    assert floored(2.0, 5.0) == 2.0
+
+
+def test_positions_are_spread_over_the_training_set() -> None:
+    assert calibration_positions(1) == {0}
+    assert calibration_positions(7) == set(range(7))
+    many = sorted(calibration_positions(5000))
+    assert len(many) == 100
+    assert (many[0], many[-1]) == (0, 4999)
+    assert max(np.diff(many)) <= 51
+
+
+def test_the_digest_tells_sets_of_images_apart() -> None:
+    def digest(value: int, path: str | None = None, index: int = 0) -> str:
+        images = ImageDigest()
+        images.add(index, path, (8, 8), torch.full((3, 8, 8), value, dtype=torch.uint8))
+        return images.hexdigest()
+
+    assert digest(1) == digest(1)
+    assert len({digest(1), digest(2), digest(1, "a"), digest(1, index=1)}) == 4
+
+
+def test_nothing_to_take_statistics_from() -> None:
+    with pytest.raises(ValueError, match="no normal images"):
+        NormalSample().calibration(0.1, False, "")
+    with pytest.raises(ValueError, match="scores must not be empty"):
+        conformal_threshold(np.zeros(0), 0.1)
