@@ -28,10 +28,15 @@ CSRC = ROOT / "csrc"
 
 # The public names; adding one is a decision, and so is a line here.
 PUBLIC_NAMES = [
+    "BackboneEnsemble",
     "EnsembleADError",
+    "FeatureExtractor",
+    "MemoryBank",
+    "PatchCore",
     "__version__",
     "aggregate_patches",
     "cuda_available",
+    "load",
     "select_coreset",
     "smooth_seams",
     "tile",

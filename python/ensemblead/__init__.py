@@ -10,15 +10,25 @@ from ensemblead.extras import EXTRAS, missing_extra
 from ensemblead.kernels.build import __version__, cuda_available
 
 if TYPE_CHECKING:
+    from ensemblead.detectors.patchcore import PatchCore
+    from ensemblead.ensembles.backbones import BackboneEnsemble
+    from ensemblead.ensembles.loading import load
+    from ensemblead.features import FeatureExtractor
     from ensemblead.kernels.coreset import select_coreset
     from ensemblead.kernels.patches import aggregate_patches
     from ensemblead.kernels.tiling import smooth_seams, tile, untile
+    from ensemblead.memory import MemoryBank
 
 __all__ = [
+    "BackboneEnsemble",
     "EnsembleADError",
+    "FeatureExtractor",
+    "MemoryBank",
+    "PatchCore",
     "__version__",
     "aggregate_patches",
     "cuda_available",
+    "load",
     "select_coreset",
     "smooth_seams",
     "tile",
@@ -27,7 +37,12 @@ __all__ = [
 
 # Name -> module. Loaded when first asked for, so that `import ensemblead` stays quick and needs no extra.
 _LAZY = {
+    "BackboneEnsemble": "ensemblead.ensembles.backbones",
+    "FeatureExtractor": "ensemblead.features",
+    "MemoryBank": "ensemblead.memory",
+    "PatchCore": "ensemblead.detectors.patchcore",
     "aggregate_patches": "ensemblead.kernels.patches",
+    "load": "ensemblead.ensembles.loading",
     "select_coreset": "ensemblead.kernels.coreset",
     "smooth_seams": "ensemblead.kernels.tiling",
     "tile": "ensemblead.kernels.tiling",

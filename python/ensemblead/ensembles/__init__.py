@@ -1,0 +1,5 @@
+"""Detectors made of detectors."""
+
+from ensemblead.ensembles.backbones import BackboneEnsemble
+
+__all__ = ["BackboneEnsemble"]

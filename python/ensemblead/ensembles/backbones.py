@@ -1,0 +1,270 @@
+"""Ensembles over backbones: several detectors look at the same images, decoded once, and speak with one
+voice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from ensemblead.detectors.base import (
+    Detector,
+    Embedded,
+    Errors,
+    Fitting,
+    LeafDetector,
+    Predictions,
+    Progress,
+)
+from ensemblead.detectors.calibration import Calibration, NormalSample
+from ensemblead.detectors.maps import resize_maps
+from ensemblead.detectors.network import FeaturePool, Network
+from ensemblead.ensembles.fusion import (
+    check_weights,
+    combine_calibrations,
+    fuse_maps,
+    fuse_minmax,
+    fuse_scores,
+)
+from ensemblead.images import Geometry, ImageBatch
+from ensemblead.store import FolderReader, FolderWriter, register
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+# How far the members' fields of view may lie apart, as a share of the image's side: 224 of 256 and 320 of 366
+# differ by less than a thousandth.
+_FRAME_TOLERANCE = 0.01
+
+
+@register("BackboneEnsemble")
+class BackboneEnsemble(Detector):
+    """Detectors over one image, fused.
+
+    Every image is decoded once per run however many members there are, and members of the same network and
+    preprocessing share one forward pass. Members may be unfitted (`fit` fits all of them, together) or
+    fitted, even at different times: then the ensemble is ready at once.
+
+    Maps come in the frame of the first member; those of others are resized to it (bilinear). The members must
+    look at the same part of an image.
+
+    Args:
+        members: detectors; ensembles too. The ensemble works on them, not on copies.
+        fusion: "calibrated" (default): the weighted mean of members' scores and maps, each less its mean and
+            divided by its standard deviation over normal images. "mean": of the values as they are. "max":
+            the largest calibrated value. "rank": the weighted mean of the ranks among normal images.
+            "minmax", the reference implementation's, scales over the set that is evaluated: only
+            `predict_set` (and `ead.evaluate`) can do it.
+        weights: one per member; only their ratios matter.
+    """
+
+    def __init__(
+        self,
+        members: Sequence[Detector],
+        *,
+        fusion: str = "calibrated",
+        weights: Sequence[float] | None = None,
+    ) -> None:
+        self.fusion = fusion
+        members = list(members)
+        if not members:
+            raise ValueError("members must not be empty")
+        for i, member in enumerate(members):
+            if not isinstance(member, Detector):
+                raise TypeError(f"members[{i}] must be a detector, got {type(member).__name__}")
+        leaves = [leaf for member in members for leaf in member._leaves()]
+        if len({id(leaf) for leaf in leaves}) < len(leaves):
+            raise ValueError("members must be different objects, but one appears twice")
+        for i, member in enumerate(members):
+            if isinstance(member, BackboneEnsemble) and member.fusion == "minmax":
+                raise ValueError(f"members[{i}] fuses by 'minmax', which gives single images no score")
+        self.members = members
+        self.weights = check_weights(weights, len(members), fusion)
+        self.batch_size = min(member.batch_size for member in members)
+        self._known: tuple[list[Calibration], Calibration] | None = None
+
+    @property
+    def is_fitted(self) -> bool:
+        return all(member.is_fitted for member in self.members)
+
+    @property
+    def geometry(self) -> Geometry:
+        return self.members[0].geometry
+
+    @property
+    def calibration_(self) -> Calibration:
+        """The fused statistics. Of members fitted apart they are an estimate (see `combine_calibrations`)."""
+        calibrations = [member.calibration_ for member in self.members]
+        known = self._known
+        if known is None or any(old is not new for old, new in zip(known[0], calibrations, strict=True)):
+            # "minmax" has no scale of its own: is_anomalous is then what "calibrated" says.
+            fusion = "calibrated" if self.fusion == "minmax" else self.fusion
+            known = self._known = (calibrations, combine_calibrations(fusion, calibrations, self.weights))
+        return known[1]
+
+    def predict_set(
+        self, images: Any, *, errors: Errors = "raise", progress: Progress | None = None
+    ) -> Predictions:
+        """Predictions for a set of images whose scores may depend on each other: with fusion="minmax", every
+        member's scores and maps are scaled over this set. All members' maps are held at once.
+
+        `is_anomalous` comes from calibrated fusion, which alone has a threshold. With other fusions this is
+        `predict`.
+        """
+        if self.fusion != "minmax":
+            return self.predict(images, errors=errors, progress=progress)
+        self._require_fitted("predict")
+        scores: list[list[torch.Tensor]] = [[] for _ in self.members]
+        maps: list[list[torch.Tensor]] = [[] for _ in self.members]
+        paths: list[str | None] = []
+        anomalous = []
+        calibrations = [member.calibration_ for member in self.members]
+        for batch, embedded in self._run(images, errors, progress, "predict"):
+            paths += batch.paths
+            per_member = self._score_members(embedded)
+            fused = fuse_scores("calibrated", [s for s, _ in per_member], calibrations, self.weights)
+            anomalous.append((fused > self.threshold_).cpu().numpy())
+            for i, (score, grid) in enumerate(per_member):
+                scores[i].append(score.cpu())
+                maps[i].append(grid.cpu())
+        return Predictions(
+            fuse_minmax([torch.cat(parts).numpy() for parts in scores], self.weights),
+            fuse_minmax([torch.cat(parts).numpy() for parts in maps], self.weights),
+            np.concatenate(anomalous),
+            paths,
+        )
+
+    def _leaves(self) -> list[LeafDetector]:
+        return [leaf for member in self.members for leaf in member._leaves()]
+
+    def _spans(self) -> list[slice]:
+        """Which of the leaves belong to each member."""
+        spans, start = [], 0
+        for member in self.members:
+            count = len(member._leaves())
+            spans.append(slice(start, start + count))
+            start += count
+        return spans
+
+    def _pool(self) -> FeaturePool:
+        # Members that loaded the same network one by one keep one copy of it.
+        loaded: dict[Any, Network] = {}
+        for leaf in self._leaves():
+            network = leaf._network()
+            first = loaded.setdefault(network.key, network)
+            if first.extractor.module is not network.extractor.module:
+                leaf._share_network(first)
+        return super()._pool()
+
+    def _begin_fit(self) -> Fitting:
+        return _EnsembleFitting(self, [member._begin_fit() for member in self.members])
+
+    def _begin_extension(self) -> Fitting:
+        return _EnsembleFitting(self, [member._begin_extension() for member in self.members])
+
+    def _score_members(self, embedded: Embedded) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Every member's scores, and its maps in the ensemble's frame, on the first member's device."""
+        results = [
+            member._score(embedded.leaves(span))
+            for member, span in zip(self.members, self._spans(), strict=True)
+        ]
+        height, width = results[0][1].shape[1:]
+        device = results[0][0].device
+        return [(s.to(device), resize_maps(m.to(device), (height, width))) for s, m in results]
+
+    def _score(self, embedded: Embedded) -> tuple[torch.Tensor, torch.Tensor]:
+        results = self._score_members(embedded)
+        calibrations = [member.calibration_ for member in self.members]
+        scores = fuse_scores(self.fusion, [s for s, _ in results], calibrations, self.weights)
+        return scores, fuse_maps(self.fusion, [m for _, m in results], calibrations, self.weights)
+
+    def _accept(self, calibrations: Sequence[Calibration]) -> None:
+        for member, span in zip(self.members, self._spans(), strict=True):
+            member._accept(calibrations[span])
+
+    def _clone(self) -> Self:
+        twins = [member._clone() for member in self.members]
+        weights = None if self.fusion == "max" else self.weights
+        return type(self)(twins, fusion=self.fusion, weights=weights)
+
+    def _require_single_image_scores(self) -> None:
+        if self.fusion == "minmax":
+            raise ValueError(
+                "fusion='minmax' scales over an evaluated set and gives single images no score: use "
+                "ead.evaluate or predict_set, or fusion='calibrated'"
+            )
+
+    def _check_batch(self, batch: ImageBatch) -> None:
+        leaves = self._leaves()
+        for size, path in dict(zip(batch.sizes, batch.paths, strict=True)).items():
+            first = leaves[0].geometry.crop_box(*size)
+            for i, leaf in enumerate(leaves[1:], 1):
+                box = leaf.geometry.crop_box(*size)
+                apart = np.abs(np.subtract(box, first)) / (size * 2)
+                if apart.max() > _FRAME_TOLERANCE:
+                    what = path or f"an image of size {size}"
+                    raise ValueError(
+                        f"members must look at the same part of an image, but of {what} member 0 sees "
+                        f"{_box(first)} and member {i} {_box(box)} (top, left, bottom, right): give them the "
+                        "same ratio of image_size to resize"
+                    )
+
+    def to_store(self, writer: FolderWriter) -> dict[str, Any]:
+        """For `store.save`."""
+        for i, member in enumerate(self.members):
+            writer.child(f"member{i}", member)
+        weights = None if self.fusion == "max" else list(self.weights)
+        return {"fusion": self.fusion, "weights": weights, "members": len(self.members)}
+
+    @classmethod
+    def from_store(cls, reader: FolderReader) -> Self:
+        """For `store.load`; there, `weights` and `backbone` are one per member (None: as stored)."""
+        count = reader.state["members"]
+        given = {name: _per_member(name, reader.options.get(name), count) for name in ("weights", "backbone")}
+        members = [
+            reader.child(f"member{i}", **{name: values[i] for name, values in given.items()})
+            for i in range(count)
+        ]
+        return cls(members, fusion=reader.state["fusion"], weights=reader.state["weights"])
+
+
+class _EnsembleFitting(Fitting):
+    def __init__(self, ensemble: BackboneEnsemble, parts: Sequence[Fitting]) -> None:
+        self._parts = parts
+        self._spans = ensemble._spans()
+
+    def observe(self, embedded: Embedded, numbers: Sequence[int], sampled: Sequence[bool]) -> None:
+        for part, span in zip(self._parts, self._spans, strict=True):
+            part.observe(embedded.leaves(span), numbers, sampled)
+
+    def finish(self, progress: Progress | None) -> list[NormalSample]:
+        return [sample for part in self._parts for sample in part.finish(progress)]
+
+    def commit(self) -> None:
+        for part in self._parts:
+            part.commit()
+
+
+def _per_member(name: str, given: Any, count: int) -> list[Any]:
+    """An option of `load`, one value per member: from a sequence, or a mapping of member numbers."""
+    if given is None:
+        return [None] * count
+    if isinstance(given, Mapping) and all(isinstance(key, int) for key in given):
+        wrong = [key for key in given if not 0 <= key < count]
+        if wrong:
+            raise ValueError(f"{name}: the ensemble has members 0 to {count - 1}, got {wrong[0]}")
+        return [given.get(i) for i in range(count)]
+    if isinstance(given, (list, tuple)):
+        if len(given) != count:
+            raise ValueError(f"{name} must be one per member ({count}), got {len(given)}")
+        return list(given)
+    raise ValueError(
+        f"{name}: the model is an ensemble of {count}; give a list of one per member, or {{number: value}}"
+    )
+
+
+def _box(box: Sequence[float]) -> str:
+    return "(" + ", ".join(f"{side:.1f}" for side in box) + ")"

@@ -1,0 +1,147 @@
+"""Many detectors' scores and maps into one.
+
+All kinds but "minmax" look at one image alone, against statistics of normal images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ensemblead.detectors.calibration import Calibration, floored
+
+FUSIONS = ("calibrated", "minmax", "mean", "max", "rank")
+# Steps of the empirical distribution that map pixels are ranked in.
+_QUANTILES = 513
+
+
+def check_weights(weights: Sequence[float] | None, members: int, fusion: str) -> tuple[float, ...]:
+    """Weights that sum to 1, one per member; equal ones for None."""
+    if fusion not in FUSIONS:
+        raise ValueError(f"fusion must be one of {', '.join(FUSIONS)}, got {fusion!r}")
+    if weights is None:
+        return (1.0 / members,) * members
+    if fusion == "max":
+        raise ValueError("weights have no meaning with fusion='max'")
+    given = tuple(float(weight) for weight in weights)
+    if len(given) != members:
+        raise ValueError(f"weights must be one per member ({members}), got {len(given)}")
+    if not all(0 <= weight < float("inf") for weight in given) or sum(given) == 0:
+        raise ValueError(f"weights must be finite, not negative and not all zero, got {given}")
+    return tuple(weight / sum(given) for weight in given)
+
+
+def fuse_scores(
+    fusion: str, scores: Sequence[torch.Tensor], calibrations: Sequence[Calibration], weights: Sequence[float]
+) -> torch.Tensor:
+    """One score per image `[B]` from each member's `[B]`.
+
+    "calibrated": weighted mean of `(x - mean) / std` over normal images' scores. "mean": of the scores as
+    they are. "max": the largest calibrated one. "rank": weighted mean of the places, in (0, 1), that the
+    scores take among those of normal images.
+    """
+    if fusion == "rank":
+        ranked = [rank(x, c.scores) for x, c in zip(scores, calibrations, strict=True)]
+        return _weighted(ranked, weights)
+    if fusion == "mean":
+        return _weighted(scores, weights)
+    standard = [c.standardize_scores(x) for x, c in zip(scores, calibrations, strict=True)]
+    return torch.stack(standard).amax(0) if fusion == "max" else _weighted(standard, weights)
+
+
+def fuse_maps(
+    fusion: str, maps: Sequence[torch.Tensor], calibrations: Sequence[Calibration], weights: Sequence[float]
+) -> torch.Tensor:
+    """One map from each member's of the same shape; as `fuse_scores`, with the statistics of pixels."""
+    if fusion == "rank":
+        tables = [np.quantile(c.pixels, np.linspace(0, 1, _QUANTILES)) for c in calibrations]
+        return _weighted([rank(x, table) for x, table in zip(maps, tables, strict=True)], weights)
+    if fusion == "mean":
+        return _weighted(maps, weights)
+    standard = [c.standardize_maps(x) for x, c in zip(maps, calibrations, strict=True)]
+    return torch.stack(standard).amax(0) if fusion == "max" else _weighted(standard, weights)
+
+
+def fuse_minmax(
+    values: Sequence[npt.NDArray[np.float32]], weights: Sequence[float]
+) -> npt.NDArray[np.float32]:
+    """Weighted mean of `(x - min) / (max - min)`, one pair per member over all its values (0 where they are
+    equal): what PatchCore's reference implementation does with scores, and with maps.
+    """
+    total = np.zeros(values[0].shape, dtype=np.float64)
+    for x, weight in zip(values, weights, strict=True):
+        low, high = float(x.min()), float(x.max())
+        if high > low:
+            total += weight * ((x - low) / (high - low))
+    return total.astype(np.float32)
+
+
+def rank(values: torch.Tensor, normal: npt.NDArray[np.floating]) -> torch.Tensor:
+    """Where values stand among n normal ones: their distribution function, with open ends.
+
+    Linear between the i-th smallest normal value, at `i / (n + 1)`, and the next. Beyond the ends it goes on,
+    ever flatter, towards 0 and 1, so that two clear defects still differ.
+    """
+    knots, counts = np.unique(np.asarray(normal, dtype=np.float64), return_counts=True)
+    # The middle of the ranks that equal values share.
+    places = (np.cumsum(counts) - (counts - 1) / 2) / (counts.sum() + 1)
+    scale = floored(float(np.std(normal)), float(np.mean(normal)))
+    x = values.double()
+    xs = torch.from_numpy(knots).to(x.device)
+    ys = torch.from_numpy(places).to(x.device)
+    if len(knots) > 1:
+        right = torch.searchsorted(xs, x).clamp(1, len(xs) - 1)
+        part = (x - xs[right - 1]) / (xs[right] - xs[right - 1])
+        inside = ys[right - 1] + part * (ys[right] - ys[right - 1])
+    else:
+        inside = ys.expand_as(x)
+    # By the logarithm, so that float32 still tells scores apart that lie a thousand deviations out.
+    above = 1.0 - (1.0 - ys[-1]) / (1.0 + torch.log1p((x - xs[-1]).clamp_min(0) / scale))
+    below = ys[0] / (1.0 + torch.log1p((xs[0] - x).clamp_min(0) / scale))
+    return torch.where(x > xs[-1], above, torch.where(x < xs[0], below, inside)).float()
+
+
+def combine_calibrations(
+    fusion: str, members: Sequence[Calibration], weights: Sequence[float]
+) -> Calibration:
+    """The statistics of the fused detector, in the units of its scores and maps.
+
+    Members calibrated on the same images: those images' fused scores and maps. Members calibrated apart: the
+    images of each are ordered by score and fused rank by rank, as if the members agreed on which images are
+    the strangest. That is the coupling with the widest tail of sums, so the estimated threshold errs to the
+    high side.
+    """
+    together = len({c.images for c in members}) == 1 and len({len(c.scores) for c in members}) == 1
+    if together:
+        scores, pixels = [c.scores for c in members], [c.pixels for c in members]
+    else:
+        count = min(len(c.scores) for c in members)
+        ranks = (np.arange(count) + 0.5) / count
+        scores = [np.quantile(c.scores, ranks, method="inverted_cdf") for c in members]
+        steps = (np.arange(count * 64) + 0.5) / (count * 64)
+        pixels = [np.quantile(c.pixels, steps).reshape(count, -1) for c in members]
+    fused_scores = fuse_scores(fusion, [_tensor(s) for s in scores], members, weights).numpy()
+    fused_pixels = fuse_maps(fusion, [_tensor(p) for p in pixels], members, weights).numpy()
+    return Calibration(
+        scores=fused_scores,
+        pixels=fused_pixels,
+        map_mean=float(fused_pixels.mean(dtype=np.float64)),
+        map_std=float(fused_pixels.std(dtype=np.float64)),
+        requested_rate=max(c.requested_rate for c in members),
+        fresh=together and all(c.fresh for c in members),
+        images=members[0].images if together else "+".join(c.images for c in members),
+    )
+
+
+def _tensor(values: npt.NDArray[np.floating]) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))
+
+
+def _weighted(values: Sequence[torch.Tensor], weights: Sequence[float]) -> torch.Tensor:
+    total = values[0] * weights[0]
+    for value, weight in zip(values[1:], weights[1:], strict=True):
+        total = total + value * weight
+    return total

@@ -1,0 +1,44 @@
+"""`ead.load`: here, above all detectors and ensembles, because importing them is what makes them known to the
+store."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ensemblead import store
+from ensemblead.detectors.base import Detector
+
+__all__ = ["load"]
+
+
+def load(
+    path: str | os.PathLike[str],
+    weights: Any = None,
+    backbone: Any = None,
+    *,
+    device: str | None = None,
+) -> Detector:
+    """A detector that `save` wrote, ready to predict.
+
+    Args:
+        path: the folder.
+        weights: where the network's weights are now (a path, or a state dict), if not where they were at the
+            fit.
+        backbone: a module of the same architecture, for a model that was fitted with a module; the weights of
+            the fit are loaded into it.
+        device: in place of the one given at the fit.
+
+    For an ensemble `weights` and `backbone` are lists of one per member, or mappings from member numbers.
+
+    Raises FileNotFoundError for nothing at `path`, DamagedModelError for a folder that is incomplete or was
+    altered, NewerFormatError for one of a later version, BackboneUnavailableError for a network that cannot
+    be had from where it was.
+    """
+    options: dict[str, str | Mapping[int, Any] | Sequence[Any] | None] = {"device": device}
+    options |= {"weights": weights, "backbone": backbone}
+    detector = store.load(path, **options)
+    if not isinstance(detector, Detector):
+        raise TypeError(f"{path} holds a {type(detector).__name__}, which is no detector")
+    return detector
