@@ -57,6 +57,14 @@ def test_prediction_is_the_calibrated_mean_of_the_members(fitted: ead.BackboneEn
     assert not fitted.predict(normal_images(10)).is_anomalous.any()
 
 
+def test_members_speak_for_themselves(fitted: ead.BackboneEnsemble) -> None:
+    (batch,) = fitted.predict_members(BAD)
+    for member, said in zip(fitted.members, batch, strict=True):
+        alone = member.predict(BAD)
+        np.testing.assert_allclose(said.anomaly_map, alone.anomaly_map, rtol=1e-4, atol=1e-5)
+        np.testing.assert_array_equal(said.is_anomalous, alone.is_anomalous)
+
+
 def test_weights_shift_the_mean() -> None:
     members = [_gabor().fit(normal_images(6)), _tiny().fit(normal_images(6))]
     first = ead.BackboneEnsemble(members, weights=[1, 0]).predict(BAD)

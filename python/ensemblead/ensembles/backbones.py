@@ -4,7 +4,7 @@ voice.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -136,6 +136,24 @@ class BackboneEnsemble(Detector):
             np.concatenate(anomalous),
             paths,
         )
+
+    def predict_members(
+        self, images: Any, *, errors: Errors = "raise", progress: Progress | None = None
+    ) -> Iterator[list[Predictions]]:
+        """Every member's own predictions, batch by batch: maps in the ensemble's frame, values as they are."""
+        self._require_fitted("predict")
+        return self._predict_members(images, errors, progress)
+
+    def _predict_members(
+        self, images: Any, errors: Errors, progress: Progress | None
+    ) -> Iterator[list[Predictions]]:
+        thresholds = [member.threshold_ for member in self.members]
+        for batch, embedded in self._run(images, errors, progress, "predict"):
+            results = zip(self._score_members(embedded), thresholds, strict=True)
+            yield [
+                Predictions(s.cpu().numpy(), m.cpu().numpy(), s.cpu().numpy() > threshold, batch.paths)
+                for (s, m), threshold in results
+            ]
 
     def _leaves(self) -> list[LeafDetector]:
         return [leaf for member in self.members for leaf in member._leaves()]
