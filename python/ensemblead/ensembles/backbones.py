@@ -140,7 +140,7 @@ class BackboneEnsemble(Detector):
     def predict_members(
         self, images: Any, *, errors: Errors = "raise", progress: Progress | None = None
     ) -> Iterator[list[Predictions]]:
-        """Every member's own predictions, batch by batch: maps in the ensemble's frame, values as they are."""
+        """Every member's own predictions, batch by batch, with maps in its frame."""
         self._require_fitted("predict")
         return self._predict_members(images, errors, progress)
 

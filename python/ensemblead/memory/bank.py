@@ -309,7 +309,9 @@ class MemoryBank:
                 picks = _select(projected, size=size, seed=self.seed + self._num_groups)
             else:
                 bank = project_chunks([self._rows, *self._kept.chunks], self.projection_)
-                picks = _select(projected, size=len(projected), radius=self.radius_, bank=bank)
+                # A hair more: a row at the radius itself must not enter for the last bit of its distance.
+                radius = self.radius_ * (1 + 2e-6)
+                picks = _select(projected, size=len(projected), radius=radius, bank=bank)
             if len(picks):
                 self._kept.append(_take(group.chunks, picks), torch.cat(group.images)[picks])
             self._num_groups += 1
