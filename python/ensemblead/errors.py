@@ -26,7 +26,8 @@ class NonFiniteFeaturesError(EnsembleADError, ArithmeticError):
 
 
 class DamagedModelError(EnsembleADError):
-    """A saved model that is incomplete or was altered: a file is missing, or is not what the manifest says."""
+    """A saved model that is incomplete or was altered: a file is missing, or is not what the manifest
+    says."""
 
 
 class NewerFormatError(EnsembleADError):
