@@ -12,7 +12,7 @@ namespace {
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 // Measured; they only ever decide how the work is done.
-constexpr std::int64_t kLeastRowsPerCluster = 3;
+constexpr std::int64_t kLeastRowsPerCluster = 8;
 constexpr std::int64_t kLeastPending = 128;
 // Above this share of the plain products, clusters wait until there are twice as many anchors.
 constexpr double kWorthwhile = 0.9;
