@@ -44,6 +44,7 @@ py::tuple select_coreset(const py::object& features, const py::object& picks, co
   check_input(x, kFeatures, 2, "[N, D]", {DType::kFloat32});
   check_rank(borrowed_picks.array(), "picks", 1, "[M]");
   check_output(borrowed_picks.array(), "picks", DType::kInt64, borrowed_picks.array().shape);
+  check_same_device(borrowed_picks.array(), "picks", x, kFeatures);
   check_rank(borrowed_starts.array(), "start_indices", 1, "[S]");
   check_dtype(borrowed_starts.array(), "start_indices", {DType::kInt64});
   check_contiguous(borrowed_starts.array(), "start_indices");
@@ -85,19 +86,23 @@ py::tuple select_coreset(const py::object& features, const py::object& picks, co
 }
 
 void project_rows(const py::object& features, const py::object& projection, const py::object& projected,
-                  int num_threads) {
-  const Borrowed borrowed_features(features, kFeatures);
+                  int num_threads, const std::string& argument) {
+  const char* name = argument.c_str();  // what errors call `features`
+  const Borrowed borrowed_features(features, name);
   const Borrowed borrowed_projection(projection, "projection");
   const Borrowed borrowed_projected(projected, "projected");
   const Array& x = borrowed_features.array();
   const Array& map = borrowed_projection.array();
-  check_input(x, kFeatures, 2, "[N, D]", {DType::kFloat32});
+  check_input(x, name, 2, "[N, D]", {DType::kFloat32});
   check_input(map, "projection", 2, "[P, D]", {DType::kFloat32});
-  check_same_device(map, "projection", x, kFeatures);
+  check_same_device(map, "projection", x, name);
   check_shape(map, "projection", {map.shape[0], x.shape[1]});
   check_output(borrowed_projected.array(), "projected", DType::kFloat32, {x.shape[0], map.shape[0]});
+  check_same_device(borrowed_projected.array(), "projected", x, name);
+  if (x.device.kind != DeviceKind::kCpu)
+    throw ValueError(argument + " is on a CUDA device, where there is no project_rows");
   py::gil_scoped_release release;
-  cpu::check_finite(x.as<const float>(), x.shape[0], x.shape[1], kFeatures, num_threads);
+  cpu::check_finite(x.as<const float>(), x.shape[0], x.shape[1], name, num_threads);
   cpu::check_finite(map.as<const float>(), map.shape[0], map.shape[1], "projection", num_threads);
   const Array& result = borrowed_projected.array();
   cpu::project_rows(x.as<const float>(), x.shape[0], x.shape[1], map.as<const float>(), map.shape[0],
@@ -113,7 +118,7 @@ void bind_coreset(py::module_& module) {
              py::arg("start"), py::arg("start_rows"), py::arg("bank"), py::arg("radius"),
              py::arg("num_threads"), py::arg("plain"), py::arg("progress"));
   module.def("project_rows", &project_rows, py::arg("features"), py::arg("projection"), py::arg("projected"),
-             py::kw_only(), py::arg("num_threads"));
+             py::kw_only(), py::arg("num_threads"), py::arg("argument") = kFeatures);
 }
 
 }  // namespace ensemblead::bindings

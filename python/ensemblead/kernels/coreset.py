@@ -78,11 +78,13 @@ def select_coreset(
         _same_framework(bank, "bank", framework.name)
         if _matrix_shape(bank, "bank", "[K, D]")[1] != dims:
             raise ValueError(f"bank must have {dims} columns like features, got shape {tuple(bank.shape)}")
+    if progress is not None and not callable(progress):
+        raise TypeError(f"progress must be callable, got {type(progress).__name__}")
     starts = _start_rows(rows, start, num_starts, start_indices, seed)
     weights = _projection_weights(dims, projection_dim, projection, seed)
     if weights is not None:
         features = project(features, weights)
-        bank = None if bank is None else project(bank, weights)
+        bank = None if bank is None else _project(bank, weights, "bank")
     with framework.on_device(features):
         picks = framework.empty((limit,), "int64", features)
         count, _ = _core.select_coreset(
@@ -111,18 +113,23 @@ def project(features: Array, projection: Array) -> Array:
     Returns:
         ``[N, P]`` float32, of the same framework and device as `features`.
     """
-    framework = framework_of(features, "features")
-    rows, dims = _matrix_shape(features, "features", "[N, D]")
+    return _project(features, projection, "features")
+
+
+def _project(features: Array, projection: Array, argument: str) -> Array:
+    """`argument` is the name that errors use for `features`."""
+    framework = framework_of(features, argument)
+    rows, dims = _matrix_shape(features, argument, "[N, D]")
     out_dims, columns = _matrix_shape(projection, "projection", "[P, D]")
     if columns != dims:
         raise ValueError(
-            f"projection must have {dims} columns like features, got shape {tuple(projection.shape)}"
+            f"projection must have {dims} columns like {argument}, got shape {tuple(projection.shape)}"
         )
     if isinstance(projection, np.ndarray) and framework.name != "numpy":
         projection = framework.asarray(projection, features)
     with framework.on_device(features):
         projected = framework.empty((rows, out_dims), "float32", features)
-        _core.project_rows(features, projection, projected, num_threads=num_threads())
+        _core.project_rows(features, projection, projected, num_threads=num_threads(), argument=argument)
     return projected
 
 
@@ -164,8 +171,11 @@ def _same_framework(array: Array, argument: str, name: str) -> None:
 
 
 def _number_of_picks(rows: int, fraction: float | None, size: int | None, radius: float | None) -> int:
-    if radius is not None and not (isinstance(radius, (int, float, np.number)) and 0.0 <= radius < np.inf):
-        raise ValueError(f"radius must be a finite distance of 0 or more, got {radius!r}")
+    if radius is not None:
+        if isinstance(radius, bool) or not isinstance(radius, (int, float, np.number)):
+            raise TypeError(f"radius must be a number, got {type(radius).__name__}")
+        if not 0.0 <= radius < np.inf:
+            raise ValueError(f"radius must be a finite distance of 0 or more, got {radius}")
     if size is not None:
         if isinstance(size, bool) or not isinstance(size, (int, np.integer)):
             raise TypeError(f"size must be an integer, got {type(size).__name__}")
