@@ -61,6 +61,8 @@ _is_named.argtypes = [ctypes.c_void_p, ctypes.c_char_p]
 
 DTYPES = {
     "uint8": (1, 8, 1),
+    "int32": (0, 32, 1),
+    "int64": (0, 64, 1),
     "float16": (2, 16, 1),
     "bfloat16": (4, 16, 1),
     "float32": (2, 32, 1),

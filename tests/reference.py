@@ -159,3 +159,75 @@ def adaptive_average_pool(values: Float64, size: int) -> Float64:
     old = values.shape[-1]
     bins = [values[..., i * old // size : -(-(i + 1) * old // size)].mean(axis=-1) for i in range(size)]
     return np.stack(bins, axis=-1)
+
+
+# --- coreset --------------------------------------------------------------------------------------
+
+
+def coreset_start_values(
+    features: np.ndarray[Any, Any],
+    *,
+    start_rows: Sequence[int] | None = None,
+    bank: np.ndarray[Any, Any] | None = None,
+) -> Float64:
+    """[N]: a row's value before the first pick, its mean distance to the start rows or that to a bank."""
+    others = features[np.asarray(start_rows)] if bank is None else bank
+    distances = np.stack([euclidean(features, other) for other in others])
+    return np.asarray(distances.mean(axis=0) if bank is None else distances.min(axis=0))
+
+
+def euclidean(features: np.ndarray[Any, Any], other: np.ndarray[Any, Any]) -> Float64:
+    """[N]: the distance of every row to one."""
+    difference = features.astype(np.float64) - other.astype(np.float64)
+    return np.asarray(np.sqrt((difference**2).sum(axis=1)))
+
+
+def project(features: np.ndarray[Any, Any], projection: np.ndarray[Any, Any]) -> Float64:
+    """[N, D], [P, D] -> [N, P]."""
+    return np.asarray(features.astype(np.float64) @ projection.astype(np.float64).T)
+
+
+def select_coreset(
+    features: np.ndarray[Any, Any],
+    size: int,
+    *,
+    start: str = "mean",
+    start_rows: Sequence[int] | None = None,
+    bank: np.ndarray[Any, Any] | None = None,
+    radius: float | None = None,
+    projection: np.ndarray[Any, Any] | None = None,
+) -> list[int]:
+    """Row indices in the order of the picks: the sequential greedy loop, pick by pick."""
+    if projection is not None:
+        features = project(features, projection)
+        bank = None if bank is None else project(bank, projection)
+    picks: list[int] = []
+    if bank is None and start == "row":
+        assert start_rows is not None
+        picks.append(int(start_rows[0]))
+        values = euclidean(features, features[picks[0]])
+    else:
+        values = coreset_start_values(features, start_rows=start_rows, bank=bank)
+    while len(picks) < size:
+        best = int(values.argmax())  # the lowest index among equals
+        if radius is not None and values[best] <= radius:
+            break
+        picks.append(best)
+        values = np.minimum(values, euclidean(features, features[best]))
+    return picks
+
+
+def coreset_shortfall(
+    features: np.ndarray[Any, Any], picks: Sequence[int], values: Float64 | None = None
+) -> float:
+    """Replays `picks`: how far, at worst, a pick's value falls short of the largest at its turn; relative.
+
+    `values` are those before the first pick; None stands for infinity everywhere, where any pick is right.
+    """
+    worst = 0.0
+    for pick in picks:
+        if values is not None and values.max() > 0:
+            worst = max(worst, 1.0 - float(values[pick] / values.max()))
+        distances = euclidean(features, features[pick])
+        values = distances if values is None else np.minimum(values, distances)
+    return worst
