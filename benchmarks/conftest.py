@@ -11,6 +11,11 @@ from record import Figures, FiguresOf, plain_table
 _COLLECTED = pytest.StashKey[Figures]()
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--features", help="a .npy file of real features, [N, 128] float32 (bench_coreset.py)")
+    parser.addoption("--rows", type=int, help="as many rows for a quick trial (bench_coreset.py)")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[_COLLECTED] = Figures()
 
