@@ -24,7 +24,12 @@ constexpr std::int64_t kBlock = 2048;
 constexpr std::int64_t kLeastCandidates = 4096;
 constexpr std::int64_t kCandidateShare = 16;
 
-int team_size(int num_threads) { return num_threads > 0 ? num_threads : omp_get_max_threads(); }
+// No more threads than there is work for: a round over few values is shorter than waking a thread.
+int team_size(int num_threads, std::int64_t values) {
+  constexpr std::int64_t kValuesPerThread = std::int64_t{1} << 17;
+  const int most = num_threads > 0 ? num_threads : omp_get_max_threads();
+  return static_cast<int>(std::clamp<std::int64_t>(values / kValuesPerThread, 1, most));
+}
 
 // Squares must neither overflow nor vanish. A power of two changes no distance's order and no bit of a
 // mantissa.
@@ -83,7 +88,6 @@ std::vector<std::int64_t> run(Selection& selection, const CoresetOptions& option
   std::vector<std::int64_t> picks;
   Refresh refresh(selection, options.plain);
   start(selection, options, refresh, picks);
-  const double squared_radius = options.radius < 0.0 ? -1.0 : options.radius * options.radius;
   const std::int64_t num_candidates =
       options.plain ? 1 : std::max(kLeastCandidates, selection.rows / kCandidateShare);
   Candidates candidates;
@@ -94,7 +98,7 @@ std::vector<std::int64_t> run(Selection& selection, const CoresetOptions& option
     candidates.find(selection, num_candidates);
     refresh.run(candidates.rows());
     const auto stop =
-        candidates.pick(selection, std::min(kBlock, options.size - made), squared_radius, picks);
+        candidates.pick(selection, std::min(kBlock, options.size - made), options.radius, picks);
     ++selection.statistics.blocks;
     if (stop == Candidates::Stop::kRadius) return picks;
     if (stop == Candidates::Stop::kZero) picks.resize(static_cast<std::size_t>(options.size), 0);
@@ -109,7 +113,7 @@ float check_finite(const float* values, std::int64_t rows, std::int64_t dims, co
   const std::int64_t chunk = std::max<std::int64_t>(1, (std::int64_t{1} << 16) / dims);
   std::int64_t first_bad = rows * dims;
   float largest = 0.0f;
-#pragma omp parallel for num_threads(team_size(num_threads)) reduction(min : first_bad) \
+#pragma omp parallel for num_threads(team_size(num_threads, rows* dims)) reduction(min : first_bad) \
     reduction(max : largest)
   for (std::int64_t row = 0; row < rows; row += chunk) {
     const std::int64_t bad = simd.scan(values + row * dims, std::min(chunk, rows - row) * dims, &largest);
@@ -124,7 +128,7 @@ float check_finite(const float* values, std::int64_t rows, std::int64_t dims, co
 std::int64_t select_coreset(const float* features, std::int64_t rows, std::int64_t dims,
                             const CoresetOptions& options, std::int64_t* picks,
                             CoresetStatistics* statistics) {
-  const int threads = team_size(options.num_threads);
+  const int threads = team_size(options.num_threads, rows * dims);
   float largest = check_finite(features, rows, dims, "features", threads);
   if (options.bank != nullptr)
     largest = std::max(largest, check_finite(options.bank, options.bank_rows, dims, "bank", threads));

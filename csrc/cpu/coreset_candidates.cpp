@@ -3,6 +3,7 @@
 #include <omp.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 
 namespace ensemblead::cpu {
@@ -117,7 +118,7 @@ void Candidates::refresh_top(Selection& selection) {
   std::push_heap(heap_.begin(), heap_.end(), comes_later);
 }
 
-Candidates::Stop Candidates::pick(Selection& selection, std::int64_t limit, double squared_radius,
+Candidates::Stop Candidates::pick(Selection& selection, std::int64_t limit, double radius,
                                   std::vector<std::int64_t>& picks) {
   heap_.clear();
   for (const std::int32_t row : rows_) {
@@ -134,7 +135,7 @@ Candidates::Stop Candidates::pick(Selection& selection, std::int64_t limit, doub
       refresh_top(selection);
       continue;
     }
-    if (static_cast<double>(best.value) <= squared_radius) return Stop::kRadius;
+    if (std::sqrt(static_cast<double>(best.value)) <= radius) return Stop::kRadius;
     if (best.value == 0.0f) return Stop::kZero;
     picks.push_back(best.row);
     selection.add_anchor(selection.row(best.row), selection.nearest[best.row]);

@@ -27,8 +27,7 @@ class Candidates {
   const std::vector<std::int32_t>& rows() const { return rows_; }
 
   // With the candidates' values up to date: appends picks to `picks` and to the anchors of `selection`.
-  Stop pick(Selection& selection, std::int64_t limit, double squared_radius,
-            std::vector<std::int64_t>& picks);
+  Stop pick(Selection& selection, std::int64_t limit, double radius, std::vector<std::int64_t>& picks);
 
  private:
   struct Candidate {

@@ -132,8 +132,10 @@ void RowUpdate::add_hit(const PackedAnchors& anchors, std::int64_t first, std::i
   const float scale = own.full + anchors.max_norm();
   const float rests = rest(own, slack_) + rest(other, slack_);
   const float bound = std::max(own.sketch - 2.0f * kept[lane], 0.0f) + rests * rests + 2.0f * slack_ * scale;
-  thresholds_[place] =
-      std::max(thresholds_[place], product_threshold(own, bound, anchors.max_norm(), slack_));
+  // It stays below this product in any case: the pair itself has yet to be settled.
+  const float promised = std::min(product_threshold(own, bound, anchors.max_norm(), slack_),
+                                  std::nextafter(kept[lane], -kInfinity));
+  thresholds_[place] = std::max(thresholds_[place], promised);
 }
 
 // The most promising anchor of each row first: its distance raises the threshold and spares most of the
