@@ -10,9 +10,11 @@ from ensemblead.extras import EXTRAS, missing_extra
 from ensemblead.kernels.build import __version__, cuda_available
 
 if TYPE_CHECKING:
+    from ensemblead.detectors.base import Predictions
     from ensemblead.detectors.patchcore import PatchCore
     from ensemblead.ensembles.backbones import BackboneEnsemble
     from ensemblead.ensembles.loading import load
+    from ensemblead.evaluation import Folder, MVTecAD, Report, VisA, aupro, auroc, evaluate
     from ensemblead.features import FeatureExtractor
     from ensemblead.kernels.coreset import select_coreset
     from ensemblead.kernels.patches import aggregate_patches
@@ -23,11 +25,19 @@ __all__ = [
     "BackboneEnsemble",
     "EnsembleADError",
     "FeatureExtractor",
+    "Folder",
+    "MVTecAD",
     "MemoryBank",
     "PatchCore",
+    "Predictions",
+    "Report",
+    "VisA",
     "__version__",
     "aggregate_patches",
+    "aupro",
+    "auroc",
     "cuda_available",
+    "evaluate",
     "load",
     "select_coreset",
     "smooth_seams",
@@ -39,9 +49,17 @@ __all__ = [
 _LAZY = {
     "BackboneEnsemble": "ensemblead.ensembles.backbones",
     "FeatureExtractor": "ensemblead.features",
+    "Folder": "ensemblead.evaluation",
+    "MVTecAD": "ensemblead.evaluation",
     "MemoryBank": "ensemblead.memory",
     "PatchCore": "ensemblead.detectors.patchcore",
+    "Predictions": "ensemblead.detectors.base",
+    "Report": "ensemblead.evaluation",
+    "VisA": "ensemblead.evaluation",
     "aggregate_patches": "ensemblead.kernels.patches",
+    "aupro": "ensemblead.evaluation",
+    "auroc": "ensemblead.evaluation",
+    "evaluate": "ensemblead.evaluation",
     "load": "ensemblead.ensembles.loading",
     "select_coreset": "ensemblead.kernels.coreset",
     "smooth_seams": "ensemblead.kernels.tiling",

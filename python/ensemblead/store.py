@@ -155,9 +155,7 @@ def save(obj: Storable, path: str | os.PathLike[str], **options: Any) -> None:
     Raises:
         ValueError: `path` exists and is neither a saved model nor an empty folder.
     """
-    target = Path(os.path.abspath(path))
-    if target.is_symlink() or (target.exists() and not _replaceable(target)):
-        raise ValueError(f"path {target} exists and is no saved model; choose another, or remove it")
+    target = check_target(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     fresh = target.parent / f".{target.name}.{secrets.token_hex(6)}.new"
     os.mkdir(fresh)
@@ -168,6 +166,18 @@ def save(obj: Storable, path: str | os.PathLike[str], **options: Any) -> None:
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
     _sync(target.parent)
+
+
+def check_target(path: str | os.PathLike[str]) -> Path:
+    """`path`, made absolute, if `save` may write there; ask before long work.
+
+    Raises:
+        ValueError: it exists and is neither a saved model nor an empty folder.
+    """
+    target = Path(os.path.abspath(path))
+    if target.is_symlink() or (target.exists() and not _replaceable(target)):
+        raise ValueError(f"path {target} exists and is no saved model; choose another, or remove it")
+    return target
 
 
 def load(path: str | os.PathLike[str], **options: Any) -> Any:

@@ -1,25 +1,37 @@
-"""The typer application: options of all commands, and how errors reach the user."""
+"""The typer application: the commands, and what is common to all."""
 
 from __future__ import annotations
 
-import os
-import sys
 from typing import Annotated
 
 import typer
 
-from ensemblead.cli import info
+from ensemblead.cli import demo, evaluate, fit, info, predict
+from ensemblead.cli.console import guarded, report_error, show_tracebacks
 from ensemblead.errors import EnsembleADError
 from ensemblead.kernels.build import __version__
+
+_EPILOG = (
+    "Exit codes: 0 done; 2 bad input (options, files, images); 1 anything else that went wrong "
+    "(weights that cannot be had, a damaged model, a full disk); 130 interrupted."
+)
 
 app = typer.Typer(
     name="ensemblead",
     help="Visual anomaly detection with memory-bank ensembles.",
+    epilog=_EPILOG,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.command("info")(info.command)
+for _name, _command in (
+    ("fit", fit.command),
+    ("predict", predict.command),
+    ("evaluate", evaluate.command),
+    ("demo", demo.command),
+    ("info", info.command),
+):
+    app.command(_name)(guarded(_command))
 
 
 def _print_version(wanted: bool) -> None:
@@ -34,19 +46,17 @@ def options(
         bool,
         typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
     ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of errors, as ENSEMBLEAD_TRACEBACK=1 does.")
+    ] = False,
 ) -> None:
     """Visual anomaly detection with memory-bank ensembles."""
+    show_tracebacks(debug)
 
 
 def run() -> None:
-    """Runs the application.
-
-    What the user can put right is told in one line; ENSEMBLEAD_TRACEBACK=1 shows where it comes from.
-    """
+    """Runs the application."""
     try:
         app()
-    except (EnsembleADError, OSError, ValueError) as error:
-        if os.environ.get("ENSEMBLEAD_TRACEBACK") == "1":
-            raise
-        print(f"ensemblead: {error}", file=sys.stderr)
-        raise SystemExit(1) from None
+    except (KeyboardInterrupt, EnsembleADError, OSError, ValueError, TypeError) as error:
+        raise SystemExit(report_error(error)) from None

@@ -22,6 +22,7 @@ from ensemblead.detectors.base import (
 from ensemblead.detectors.calibration import Calibration, NormalSample
 from ensemblead.detectors.maps import resize_maps
 from ensemblead.detectors.network import FeaturePool, Network
+from ensemblead.detectors.patchcore import PatchCore
 from ensemblead.ensembles.fusion import (
     check_weights,
     combine_calibrations,
@@ -29,6 +30,7 @@ from ensemblead.ensembles.fusion import (
     fuse_minmax,
     fuse_scores,
 )
+from ensemblead.ensembles.presets import MISSION
 from ensemblead.images import Geometry, ImageBatch
 from ensemblead.store import FolderReader, FolderWriter, register
 
@@ -85,6 +87,34 @@ class BackboneEnsemble(Detector):
         self.weights = check_weights(weights, len(members), fusion)
         self.batch_size = min(member.batch_size for member in members)
         self._known: tuple[list[Calibration], Calibration] | None = None
+
+    @classmethod
+    def mission(
+        cls,
+        *,
+        weights: Sequence[Any] | None = None,
+        fusion: str = "calibrated",
+        **changes: Any,
+    ) -> Self:
+        """The PatchCore ensemble of three large backbones at 320 pixels, unfitted.
+
+        WideResNet101 and ResNeXt101 (layer2, layer3) and DenseNet201 (denseblock2, denseblock3); images are
+        resized to 366 and cropped to 320, embeddings have 384 dimensions, the coreset keeps 1 %.
+
+        Args:
+            weights: of the three networks, in that order, as `PatchCore` takes them; None is "default" for
+                each, the published ones.
+            fusion: see the class.
+            **changes: arguments of `PatchCore` to set for all members, such as `device` or `batch_size`.
+        """
+        given = ["default"] * len(MISSION.backbones) if weights is None else list(weights)
+        if len(given) != len(MISSION.backbones):
+            raise ValueError(f"weights must be one per backbone ({len(MISSION.backbones)}), got {len(given)}")
+        members = [
+            PatchCore(backbone, layers, weights=source, **{**MISSION.common, **changes})
+            for backbone, layers, source in zip(MISSION.backbones, MISSION.layers, given, strict=True)
+        ]
+        return cls(members, fusion=fusion)
 
     @property
     def is_fitted(self) -> bool:

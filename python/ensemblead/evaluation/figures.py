@@ -22,6 +22,7 @@ from .report import Details, Report, Row
 StrPath: TypeAlias = str | os.PathLike[str]
 
 _NORMAL_COLOR, _ANOMALOUS_COLOR, _LINE = "#4c78a8", "#d1495b", "#222222"
+_OPACITY = 0.8  # of the last colour of a heat map
 
 
 class ImageGeometry(Protocol):
@@ -161,10 +162,17 @@ class ContactSheet:
         keys = sorted(self._kept, key=lambda key: (key[0], key[1] == NORMAL, key[1]))
         return [image for key in keys for image in self._kept[key]]
 
-    def save(self, path: StrPath, pixel_threshold: float = math.nan) -> None:
+    def save(
+        self,
+        path: StrPath,
+        pixel_threshold: float = math.nan,
+        scale: tuple[float, float] | None = None,
+    ) -> None:
         """Write the picture as a PNG.
 
         Args:
+            scale: The values of the first and the last colour; if None, from the median to the largest value
+                of the maps shown.
             pixel_threshold: Where the contour is drawn (map >= threshold), such as
                 `Report.pixel_f1_threshold`, which is found with the masks in sight; NaN for no contour.
 
@@ -175,7 +183,7 @@ class ContactSheet:
         if not images:
             raise ValueError("there is nothing to draw: no image was collected")
         maps = [image.anomaly_map for image in images]
-        low, high = _common_scale(maps)
+        low, high = _common_scale(maps) if scale is None else scale
         figure = _figure(8.6, 1.75 * len(images) + 0.7)
         axes = figure.subplots(len(images), 4, squeeze=False)
         for title, axis in zip(("image", "mask", "heat map", "decision"), axes[0], strict=True):
@@ -183,7 +191,10 @@ class ContactSheet:
         shown = None
         for line, image in zip(axes, images, strict=True):
             shown = self._draw_line(line, image, low, high, pixel_threshold)
-        figure.colorbar(shown, ax=axes, shrink=min(1.0, 2.5 / len(images)), label="anomaly map")
+        extend = "both" if scale is not None else "neither"
+        figure.colorbar(
+            shown, ax=axes, shrink=min(1.0, 2.5 / len(images)), label="anomaly map", extend=extend
+        )
         _save(figure, path)
 
     def _draw_line(self, axes: Any, image: ScoredImage, low: float, high: float, threshold: float) -> Any:
@@ -199,7 +210,10 @@ class ContactSheet:
         else:
             axes[1].imshow(image.mask, cmap="gray", vmin=0, vmax=1)
         axes[2].imshow(picture)
-        shown = axes[2].imshow(image.anomaly_map, cmap="inferno", vmin=low, vmax=high, alpha=0.6)
+        # The stronger the value, the less of the image shows through.
+        level = np.clip((image.anomaly_map - low) / (high - low), 0.0, 1.0)
+        opacity = _OPACITY * np.sqrt(level)
+        shown = axes[2].imshow(image.anomaly_map, cmap="inferno", vmin=low, vmax=high, alpha=opacity)
         axes[3].imshow(picture)
         if image.anomaly_map.min() < threshold <= image.anomaly_map.max():
             axes[3].contour(image.anomaly_map, levels=[threshold], colors=[_ANOMALOUS_COLOR], linewidths=1.5)

@@ -1,0 +1,183 @@
+"""`ensemblead evaluate`: a model, or a configuration to fit, measured on a data set with known defects."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from ensemblead.cli.console import Bars, print_json, told_warnings
+from ensemblead.cli.models import load_model
+from ensemblead.cli.options import DetectorOptions, build_detector, read_config
+from ensemblead.extras import require
+
+if TYPE_CHECKING:
+    from ensemblead.evaluation import Category, Dataset, Report, ScoredImage
+
+_SHOWN = ("image_auroc", "pixel_auroc", "aupro", "false_alarm_rate", "miss_rate", "images_per_second")
+
+
+def command(
+    places: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="[MODEL] DATA",
+            help="MODEL (a folder that fit wrote, or a folder of one per category; none with --config) and "
+            "DATA (a category in MVTec layout, or a root of several).",
+        ),
+    ],
+    out: Annotated[Path, typer.Option("--out", help="The folder to write to.")],
+    config: Annotated[
+        Path | None,
+        typer.Option("--config", help="A JSON file of fit's options: a detector is fitted per category."),
+    ] = None,
+    category: Annotated[
+        str | None, typer.Option("--category", help="One category out of a root of several.")
+    ] = None,
+    layout: Annotated[str, typer.Option("--layout", help="How DATA is laid out: mvtec or visa.")] = "mvtec",
+    missing_masks: Annotated[
+        str, typer.Option("--missing-masks", help="raise, or exclude such images from the pixel metrics.")
+    ] = "raise",
+    bootstrap: Annotated[
+        int, typer.Option("--bootstrap", help="Replicates for the confidence intervals; 0 for none.")
+    ] = 1000,
+    seed: Annotated[int, typer.Option("--seed", help="Of the bootstrap.")] = 0,
+    weights: Annotated[
+        list[str] | None,
+        typer.Option("--weights", help="[I.]PATH: where the networks' weights are now."),
+    ] = None,
+    device: Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
+) -> None:
+    """Measure a detector: AUROC of images and pixels, AUPRO, false alarms, misses.
+
+    Writes OUT/results.csv, results.json, results.md, curves in OUT/figures and examples in
+    OUT/contact_sheets.
+    """
+    require("torch", "ensemblead evaluate")
+    from ensemblead.evaluation import MVTecAD, VisA
+
+    if len(places) != (1 if config else 2):
+        wanted = "DATA alone" if config else "MODEL and DATA (or --config FILE and DATA)"
+        raise ValueError(f"evaluate takes {wanted}, got {len(places)} paths")
+    layouts: dict[str, Callable[..., Dataset]] = {"mvtec": MVTecAD, "visa": VisA}
+    if layout not in layouts:
+        raise ValueError(f"layout must be one of {', '.join(layouts)}, got {layout!r}")
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"out must be a folder, got the file {out}")
+    with told_warnings() as warned:
+        dataset = layouts[layout](places[-1], category, missing_masks=missing_masks)
+        with Bars() as bars:
+            if config is not None:
+                given = DetectorOptions(weights=weights or None, device=device)
+                detector: Any = fitter(given.over(read_config(config)), bars)
+            else:
+                detector = _models(places[0], dataset, weights or [], device)
+            report = measure(detector, dataset, out, bars, bootstrap=bootstrap, seed=seed)
+    if as_json:
+        print_json({**results(report, out), "warnings": warned})
+    else:
+        show_report(report, out)
+
+
+def fitter(options: DetectorOptions, bars: Bars) -> Callable[[Category], Any]:
+    """A function that fits a new detector on a category's training images."""
+    build_detector(options)  # so that wrong options show before anything is run
+
+    def fit(category: Category) -> Any:
+        bars.prefix(f"{category.name}:")
+        return build_detector(options).fit(list(category.train), progress=bars)
+
+    return fit
+
+
+def _models(path: Path, dataset: Dataset, weights: list[str], device: str | None) -> Any:
+    """The model at `path` for all categories, or, in a folder of models, one for each."""
+    own = {category.name: path / category.name for category in dataset.categories}
+    if (path / "model.json").exists() or not all((one / "model.json").exists() for one in own.values()):
+        return load_model(path, weights, device)
+    return {name: load_model(one, weights, device) for name, one in own.items()}
+
+
+def measure(
+    detector: Any,
+    dataset: Dataset,
+    out: Path,
+    bars: Bars,
+    *,
+    bootstrap: int = 1000,
+    seed: int = 0,
+    per_type: int = 3,
+) -> Report:
+    """`ead.evaluate`, with every file of results written to `out`."""
+    from ensemblead.cli.pictures import color_scale
+    from ensemblead.evaluation import evaluate
+    from ensemblead.evaluation.figures import ContactSheet
+
+    sheets: dict[str, ContactSheet] = {}
+    used: dict[str, Any] = dict(detector) if isinstance(detector, dict) else {}
+
+    def fitted(category: Category) -> Any:
+        used[category.name] = detector(category)
+        return used[category.name]
+
+    def draw(image: ScoredImage) -> None:
+        if image.category not in sheets:
+            sheets[image.category] = ContactSheet(used.get(image.category, detector).geometry, per_type)
+        sheets[image.category](image)
+
+    def progress(name: str, done: int, total: int) -> None:
+        bars(f"{name}: evaluating", done, total)
+
+    bars.prefix("")
+    report = evaluate(
+        fitted if callable(detector) else detector,
+        dataset,
+        bootstrap=bootstrap,
+        seed=seed,
+        on_image=draw,
+        progress=progress,
+    )
+    report.to_csv(out / "results.csv")
+    report.to_json(out / "results.json")
+    report.to_markdown(out / "results.md", intervals=True)
+    report.figures(out / "figures")
+    for name, sheet in sheets.items():
+        scale = color_scale(used.get(name, detector))
+        sheet.save(out / "contact_sheets" / f"{name}.png", report[name].pixel_f1_threshold, scale)
+    return report
+
+
+def results(report: Report, out: Path) -> dict[str, Any]:
+    """The rows of the report, in JSON's types."""
+    from dataclasses import asdict
+
+    return {
+        "out": str(out),
+        "summary": asdict(report.summary),
+        "categories": [asdict(row) for row in report.rows],
+    }
+
+
+def show_report(report: Report, out: Path) -> None:
+    """The main columns in a table."""
+    console = Console()
+    console.print(report_table(report))
+    console.print(
+        f"results, figures and contact sheets: {out}", highlight=False, soft_wrap=True, markup=False
+    )
+
+
+def report_table(report: Report) -> Table:
+    """A line per category, and their mean."""
+    titles = [name.replace("_", " ") for name in _SHOWN]
+    table = Table("category", *titles, box=None, pad_edge=False)
+    rows = [*report.rows, report.summary] if len(report.rows) > 1 else report.rows
+    for row in rows:
+        values = [getattr(row, name) for name in _SHOWN]
+        table.add_row(row.category, *("-" if value != value else f"{value:.4g}" for value in values))
+    return table

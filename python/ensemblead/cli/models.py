@@ -1,0 +1,53 @@
+"""Saved models on the command line: reading them, and saying what they are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ensemblead.cli.options import weights_per_member
+
+if TYPE_CHECKING:
+    from ensemblead.detectors.base import Detector
+
+
+def load_model(path: Path, weights: Sequence[str] = (), device: str | None = None) -> Detector:
+    """`ead.load` with weights given as `[I.]PATH`."""
+    from ensemblead.ensembles.loading import load
+
+    if not weights:
+        return load(path, device=device)
+    indexed = any(text.split(".", 1)[0].isdecimal() and not Path(text).exists() for text in weights)
+    if len(weights) == 1 and not indexed:
+        return load(path, weights=weights_per_member(weights, 1)[0], device=device)
+    # How many members there are is for the model to say; it refuses a number that it does not have.
+    numbered = weights_per_member(weights, 1 << 16)
+    return load(path, weights=numbered, device=device)
+
+
+def describe_model(detector: Detector) -> dict[str, Any]:
+    """What a fitted detector is, in JSON's types."""
+    calibration = detector.calibration_
+    return {
+        "detector": type(detector).__name__,
+        "fusion": getattr(detector, "fusion", None),
+        "members": [_describe_leaf(leaf) for leaf in detector._leaves()],
+        "threshold": calibration.threshold,
+        "false_alarm_rate": calibration.false_alarm_rate,
+        "false_alarm_rate_is": "guaranteed" if calibration.fresh else "estimated, leaving one image out",
+    }
+
+
+def _describe_leaf(leaf: Any) -> dict[str, Any]:
+    extractor, bank = leaf.network_, leaf.memory_bank_
+    return {
+        "backbone": extractor.name,
+        "layers": list(extractor.layers),
+        "weights": extractor.source,
+        "resize": leaf.resize,
+        "image_size": leaf.image_size,
+        "bank_rows": len(bank),
+        "dimensions": int(bank.rows_.shape[1]),
+        "device": str(leaf._network().device),
+    }

@@ -1,0 +1,269 @@
+"""What `fit` and `evaluate --config` are told about a detector, and the detector that it describes."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ensemblead.detectors.base import Detector
+
+_INDEXED = re.compile(r"(\d+)\.(.+)")
+_DEFAULT_LAYERS = ("layer2", "layer3")
+_DEFAULT_BACKBONE = "wide_resnet50_2"
+
+
+@dataclass
+class DetectorOptions:
+    """A detector as the command line or a configuration file describes it; None is "not said".
+
+    The fields are the keys of a configuration file. `layers` and `weights` are written `I.NAME` where there
+    are several backbones. `resize` and `image_size` are pixels, `HxW` or "none".
+    """
+
+    preset: str | None = None
+    backbone: list[str] | None = None
+    layers: list[str] | None = None
+    weights: list[str] | None = None
+    resize: str | None = None
+    image_size: str | None = None
+    patch_size: int | None = None
+    pretrain_dim: str | None = None
+    target_dim: int | None = None
+    aggregation: str | None = None
+    coreset_fraction: float | None = None
+    num_neighbors: int | None = None
+    score: str | None = None
+    reweight_neighbors: int | None = None
+    index: str | None = None
+    fusion: str | None = None
+    device: str | None = None
+    precision: str | None = None
+    batch_size: int | None = None
+    seed: int | None = None
+
+    def over(self, below: DetectorOptions) -> DetectorOptions:
+        """These, and where they say nothing, those below."""
+        merged = DetectorOptions()
+        for one in fields(self):
+            said = getattr(self, one.name)
+            setattr(merged, one.name, getattr(below, one.name) if said is None else said)
+        return merged
+
+
+def read_config(path: str | os.PathLike[str]) -> DetectorOptions:
+    """Options from a JSON file: one object, whose keys are the fields of `DetectorOptions`.
+
+    Raises FileNotFoundError, and ValueError for what is not JSON, an unknown key (near matches are named) or
+    a value of the wrong kind.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise FileNotFoundError(f"no such configuration file: {file}")
+    try:
+        document = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is not JSON: {error}") from error
+    if not isinstance(document, dict):
+        raise ValueError(f"{file} must hold one JSON object, got {type(document).__name__}")
+    options = DetectorOptions()
+    known = [one.name for one in fields(DetectorOptions)]
+    for key, value in document.items():
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=3)
+            hint = f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(known)}"
+            raise ValueError(f"{file} has an unknown key {key!r}; {hint}")
+        try:
+            setattr(options, key, _READERS[key](value))
+        except ValueError as error:
+            raise ValueError(f"{file}: {key} must be {error}, got {json.dumps(value)}") from None
+    return options
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError("a string")
+    return value
+
+
+def _integer(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError("a whole number")
+    return value
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ValueError("a number")
+    return float(value)
+
+
+def _texts(value: Any) -> list[str]:
+    if isinstance(value, str):
+        return [value]
+    if not isinstance(value, list) or not value or not all(isinstance(item, str) for item in value):
+        raise ValueError("a string or a list of strings")
+    return value
+
+
+def _size(value: Any) -> str:
+    if value is None:
+        return "none"
+    if isinstance(value, list) and len(value) == 2:
+        return "x".join(str(_size_side(side)) for side in value)
+    return value if isinstance(value, str) else str(_size_side(value))
+
+
+def _size_side(value: Any) -> int:
+    try:
+        return _integer(value)
+    except ValueError:
+        raise ValueError("a number of pixels, a pair [H, W] or null") from None
+
+
+def _auto_or_integer(value: Any) -> str:
+    if value == "auto":
+        return "auto"
+    try:
+        return str(_integer(value))
+    except ValueError:
+        raise ValueError('a whole number or "auto"') from None
+
+
+_READERS: Mapping[str, Callable[[Any], Any]] = {
+    **dict.fromkeys(("backbone", "layers", "weights"), _texts),
+    **dict.fromkeys(("resize", "image_size"), _size),
+    **dict.fromkeys(
+        ("patch_size", "target_dim", "num_neighbors", "reweight_neighbors", "batch_size", "seed"), _integer
+    ),
+    **dict.fromkeys(("preset", "aggregation", "score", "index", "fusion", "device", "precision"), _text),
+    "coreset_fraction": _number,
+    "pretrain_dim": _auto_or_integer,
+}
+
+
+# From options to a detector
+
+
+def build_detector(options: DetectorOptions) -> Detector:
+    """An unfitted `PatchCore`, or a `BackboneEnsemble` of several. Networks are not loaded yet."""
+    from ensemblead.detectors import PatchCore
+    from ensemblead.ensembles import BackboneEnsemble
+    from ensemblead.ensembles.presets import ENSEMBLE_TARGET_DIM
+
+    backbones, layers, common = _network_options(options)
+    several = len(backbones) > 1
+    if several:
+        common.setdefault("target_dim", ENSEMBLE_TARGET_DIM)
+    elif options.fusion is not None:
+        raise ValueError(f"fusion is for several backbones, got {options.fusion!r} with one")
+    weights = weights_per_member(options.weights or [], len(backbones))
+    members = [
+        PatchCore(backbone, names, weights=weights.get(i, "default"), **common)
+        for i, (backbone, names) in enumerate(zip(backbones, layers, strict=True))
+    ]
+    return BackboneEnsemble(members, fusion=options.fusion or "calibrated") if several else members[0]
+
+
+def _network_options(
+    options: DetectorOptions,
+) -> tuple[Sequence[str], Sequence[Sequence[str]], dict[str, Any]]:
+    """Backbones, the layers of each, and `PatchCore`'s other arguments."""
+    common = _common(options)
+    if options.preset is None:
+        backbones = options.backbone or [_DEFAULT_BACKBONE]
+        return backbones, layers_per_member(options.layers, backbones), common
+    from ensemblead.ensembles.presets import PRESETS
+
+    if options.preset not in PRESETS:
+        raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {options.preset!r}")
+    if options.backbone is not None or options.layers is not None:
+        raise ValueError(f"the preset {options.preset!r} brings its backbones and layers; give no others")
+    preset = PRESETS[options.preset]
+    return preset.backbones, preset.layers, {**preset.common, **common}
+
+
+def _common(options: DetectorOptions) -> dict[str, Any]:
+    own = ("preset", "backbone", "layers", "weights", "fusion", "resize", "image_size", "pretrain_dim")
+    names = [one.name for one in fields(options) if one.name not in own]
+    common = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    for name in ("resize", "image_size"):
+        if getattr(options, name) is not None:
+            common[name] = parse_size(name, getattr(options, name))
+    if options.pretrain_dim is not None:
+        common["pretrain_dim"] = _parse_pretrain_dim(options.pretrain_dim)
+    return common
+
+
+def parse_size(name: str, text: str) -> int | tuple[int, int] | None:
+    """ "256" -> 256, "256x320" -> (256, 320), "none" -> None."""
+    if text.lower() == "none":
+        return None
+    sides = text.lower().split("x")
+    if len(sides) > 2 or not all(side.isdecimal() and int(side) > 0 for side in sides):
+        raise ValueError(f"{name} must be pixels, HxW or none, got {text!r}")
+    return int(sides[0]) if len(sides) == 1 else (int(sides[0]), int(sides[1]))
+
+
+def _parse_pretrain_dim(text: str) -> int | str:
+    if text == "auto":
+        return text
+    if not text.isdecimal() or int(text) < 1:
+        raise ValueError(f"pretrain_dim must be a positive whole number or auto, got {text!r}")
+    return int(text)
+
+
+def layers_per_member(layers: Sequence[str] | None, backbones: Sequence[str]) -> list[tuple[str, ...]]:
+    """Every backbone's layers, from names written `I.LAYER` (the index may be left out with one backbone).
+
+    Raises ValueError where an index is missing, too large, or never given.
+    """
+    count = len(backbones)
+    if not layers:
+        return [_DEFAULT_LAYERS] * count
+    found: list[list[str]] = [[] for _ in range(count)]
+    for layer in layers:
+        match = _INDEXED.fullmatch(layer)
+        if match is None and count > 1:
+            choices = " or ".join(f"{i}.{layer} ({name})" for i, name in enumerate(backbones))
+            raise ValueError(
+                f"layer {layer!r} does not say which of the {count} backbones it belongs to: write {choices}"
+            )
+        index, name = (int(match[1]), match[2]) if match else (0, layer)
+        if index >= count:
+            raise ValueError(f"layer {layer!r}: the backbones are numbered 0 to {count - 1}")
+        found[index].append(name)
+    for i, names in enumerate(found):
+        if not names:
+            raise ValueError(f"backbone {i} ({backbones[i]}) has no layer: give -le {i}.LAYER")
+    return [tuple(names) for names in found]
+
+
+def weights_per_member(given: Sequence[str], count: int) -> dict[int, str | None]:
+    """Member number -> path, "default" or None ("none": random), from `[I.]PATH`.
+
+    With one member a path is taken as it is where there is such a file.
+    """
+    found: dict[int, str | None] = {}
+    for text in given:
+        match = _INDEXED.fullmatch(text)
+        if count == 1 and (match is None or os.path.exists(text)):
+            index, source = 0, text
+        elif match is None:
+            raise ValueError(f"weights {text!r} do not say which of the {count} members they are for: I.PATH")
+        else:
+            index, source = int(match[1]), match[2]
+        if index >= count:
+            raise ValueError(f"weights {text!r}: the members are numbered 0 to {count - 1}")
+        if index in found:
+            raise ValueError(f"weights are given twice for member {index}")
+        if source not in ("default", "none") and not os.path.isfile(source):
+            raise FileNotFoundError(f"no such weights file: {source}")
+        found[index] = None if source == "none" else source
+    return found

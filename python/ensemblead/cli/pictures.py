@@ -1,0 +1,113 @@
+"""Anomaly maps back on the images they belong to: heat maps to look at, and raw maps as TIFF."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from ensemblead.images import Geometry
+
+if TYPE_CHECKING:
+    from ensemblead.detectors.base import Detector
+
+# A heat map covers an image up to so much.
+_OPACITY = 0.75
+# Colours end at so many times the spread of normal pixels above their median.
+_REACH = 3.0
+Pixels = npt.NDArray[np.uint8]
+Values = npt.NDArray[np.float32]
+
+
+def color_scale(detector: Detector) -> tuple[float, float]:
+    """The range of map values that colours stand for: one for all images, known before the first of them.
+
+    It comes from the model's own normal images: from the median of their pixels, to three times as far above
+    it as their 99.9th percentile lies. Larger values have the last colour.
+    """
+    if getattr(detector, "fusion", None) == "rank":
+        return 0.5, 1.0  # ranks among normal pixels: from the median to beyond them all
+    low, high = np.quantile(detector.calibration_.pixels, (0.5, 0.999))
+    reach = _REACH * float(high - low)
+    return float(low), float(low) + (reach if reach > 0 else 1.0)
+
+
+def place_back(anomaly_map: Values, geometry: Geometry, size: tuple[int, int]) -> Values:
+    """A map `[h, w]` in the frame of its image: float32 `[H, W]` = `size`, NaN where the network saw nothing.
+
+    Bilinear; a pixel's value is the map's at the pixel's centre.
+    """
+    height, width = size
+    top, left, bottom, right = geometry.crop_box(height, width)
+    # The pixels whose centres the network saw, and their edges in the map's own pixels.
+    y0, y1 = _centres_within(top, bottom, height)
+    x0, x1 = _centres_within(left, right, width)
+    scale_y, scale_x = anomaly_map.shape[0] / (bottom - top), anomaly_map.shape[1] / (right - left)
+    edges = ((x0 - left) * scale_x, (y0 - top) * scale_y, (x1 - left) * scale_x, (y1 - top) * scale_y)
+    limits = (anomaly_map.shape[1], anomaly_map.shape[0]) * 2
+    box = tuple(min(max(edge, 0.0), float(limit)) for edge, limit in zip(edges, limits, strict=True))
+    picture = Image.fromarray(np.ascontiguousarray(anomaly_map, dtype=np.float32))
+    placed = np.full(size, np.nan, dtype=np.float32)
+    placed[y0:y1, x0:x1] = np.asarray(picture.resize((x1 - x0, y1 - y0), Image.Resampling.BILINEAR, box=box))
+    return placed
+
+
+def _centres_within(start: float, stop: float, length: int) -> tuple[int, int]:
+    first, last = int(np.ceil(start - 0.5)), int(np.ceil(stop - 0.5))
+    first = min(max(first, 0), length - 1)
+    return first, min(max(last, first + 1), length)
+
+
+def overlay(image: Pixels, placed: Values, scale: tuple[float, float]) -> Pixels:
+    """A heat map over its image, both `[H, W]`: the stronger the value, the less transparent.
+
+    What the network did not see is greyed.
+    """
+    low, high = scale
+    seen = np.isfinite(placed)
+    level = np.clip((np.nan_to_num(placed, nan=low) - low) / (high - low), 0.0, 1.0)
+    colors = _inferno()[(level * 255.0).astype(np.uint8)]
+    opacity = (_OPACITY * np.sqrt(level))[..., None]
+    mixed = image * (1.0 - opacity) + colors * opacity
+    grey = image.mean(axis=2, keepdims=True, dtype=np.float32) * 0.5 + 96.0
+    drawn: Pixels = np.where(seen[..., None], mixed, grey).round().astype(np.uint8)
+    return drawn
+
+
+@lru_cache(maxsize=1)
+def _inferno() -> npt.NDArray[np.float32]:
+    """Colours `[256, 3]` in 0..255; the lower tenth, almost black, is left out."""
+    import matplotlib
+
+    table = matplotlib.colormaps["inferno"](np.linspace(0.1, 1.0, 256))[:, :3]
+    return np.asarray(table * 255.0, dtype=np.float32)
+
+
+def save_png(path: Path, pixels: Pixels) -> None:
+    """8-bit RGB `[H, W, 3]`."""
+    # Little compression: it is four times as quick, and heat maps do not compress well anyway.
+    write_whole(path, lambda file: Image.fromarray(pixels).save(file, format="PNG", compress_level=3))
+
+
+def save_map(path: Path, values: Values) -> None:
+    """float32 `[H, W]` as an uncompressed TIFF."""
+    write_whole(path, lambda file: Image.fromarray(values).save(file, format="TIFF"))
+
+
+def write_whole(path: Path, write: Callable[[Any], None]) -> None:
+    """Write a file under a temporary name, then rename it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            write(file)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
