@@ -84,7 +84,7 @@ def _whole(size: int, rng: np.random.Generator) -> _Part:
     lines = gaussian_filter(rng.standard_normal(u.shape, np.float32), (0.8, 0.05 * fine))
     turned = np.sin(radius / 0.0165 * 2 * np.pi + rng.uniform(0, 2 * np.pi))
     hub = _step((_HUB - radius) / 0.004 + 0.5)
-    grain = lines / lines.std() * (1 - hub) * 0.00022 + turned * hub * 0.00055
+    grain = lines / lines.std() * (1 - hub) * 0.0003 + turned * hub * 0.00055
     height -= 0.006 * np.exp(-(((radius - _HUB) / 0.008) ** 2))
     for sign_u in (-1, 1):
         for sign_v in (-1, 1):
@@ -138,7 +138,7 @@ def _stain(part: _Part) -> Mask:
 def _worn(part: _Part) -> Mask:
     """The brushing is rubbed away: the surface is smooth there and a little brighter."""
     patch = part.blob(part.rng.uniform(0.05, 0.085), 0.03)
-    part.grain *= 1.0 - 0.95 * patch
+    part.grain *= 1.0 - 0.97 * patch
     part.tint *= 1.0 + 0.05 * patch[..., None]
     return np.asarray(patch > 0.4)
 
@@ -210,13 +210,21 @@ def _light(part: _Part) -> npt.NDArray[np.float32]:
 
 
 def draw_data_set(
-    folder: Path, seed: int, *, size: int = 256, num_train: int = 40, num_good: int = 12, per_defect: int = 4
+    folder: Path,
+    seed: int,
+    *,
+    size: int = 256,
+    num_train: int = 30,
+    num_fresh: int = 20,
+    num_good: int = 20,
+    per_defect: int = 4,
 ) -> Iterator[Path]:
-    """Write a category in MVTec layout; yields every image's path as it is written.
+    """Write a category in MVTec layout, and fresh normal images in `calibration`; yields every image's path.
 
     The same arguments give the same images. Every image has a random stream of its own.
     """
     wanted: list[tuple[str, str | None, int]] = [("train/good", None, i) for i in range(num_train)]
+    wanted += [("calibration", None, i) for i in range(num_fresh)]
     wanted += [("test/good", None, i) for i in range(num_good)]
     wanted += [(f"test/{name}", name, i) for name in DEFECTS for i in range(per_defect)]
     kinds = list(dict.fromkeys(place for place, _, _ in wanted))

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ensemblead.detectors.base import Detector
 
 # A heat map covers an image up to so much.
-_OPACITY = 0.75
+_OPACITY = 0.8
 # Colours end at so many times the spread of normal pixels above their median.
 _REACH = 3.0
 Pixels = npt.NDArray[np.uint8]
@@ -73,7 +73,7 @@ def overlay(image: Pixels, placed: Values, scale: tuple[float, float]) -> Pixels
     seen = np.isfinite(placed)
     level = np.clip((np.nan_to_num(placed, nan=low) - low) / (high - low), 0.0, 1.0)
     colors = _inferno()[(level * 255.0).astype(np.uint8)]
-    opacity = (_OPACITY * np.sqrt(level))[..., None]
+    opacity = (_OPACITY * level)[..., None]
     mixed = image * (1.0 - opacity) + colors * opacity
     grey = image.mean(axis=2, keepdims=True, dtype=np.float32) * 0.5 + 96.0
     drawn: Pixels = np.where(seen[..., None], mixed, grey).round().astype(np.uint8)

@@ -211,8 +211,7 @@ class ContactSheet:
             axes[1].imshow(image.mask, cmap="gray", vmin=0, vmax=1)
         axes[2].imshow(picture)
         # The stronger the value, the less of the image shows through.
-        level = np.clip((image.anomaly_map - low) / (high - low), 0.0, 1.0)
-        opacity = _OPACITY * np.sqrt(level)
+        opacity = _OPACITY * np.clip((image.anomaly_map - low) / (high - low), 0.0, 1.0)
         shown = axes[2].imshow(image.anomaly_map, cmap="inferno", vmin=low, vmax=high, alpha=opacity)
         axes[3].imshow(picture)
         if image.anomaly_map.min() < threshold <= image.anomaly_map.max():
