@@ -80,7 +80,7 @@ class TestWithTyper:
         lowered = run_script("info", "--json", before=f"import os; os.environ[{name!r}] = 'baseline'")
         assert json.loads(lowered.stdout)["core"]["instruction_set"] == "baseline"
         unknown = run_script("info", before=f"import os; os.environ[{name!r}] = 'sse9'")
-        assert unknown.returncode == 1
+        assert unknown.returncode == 2
         assert "got 'sse9'" in unknown.stderr
         assert "Traceback" not in unknown.stderr
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 # A heat map covers an image up to so much.
 _OPACITY = 0.8
 # Colours end at so many times the spread of normal pixels above their median.
-_REACH = 3.0
+_REACH = 6.0
 Pixels = npt.NDArray[np.uint8]
 Values = npt.NDArray[np.float32]
 
@@ -28,7 +28,7 @@ Values = npt.NDArray[np.float32]
 def color_scale(detector: Detector) -> tuple[float, float]:
     """The range of map values that colours stand for: one for all images, known before the first of them.
 
-    It comes from the model's own normal images: from the median of their pixels, to three times as far above
+    It comes from the model's own normal images: from the median of their pixels, to six times as far above
     it as their 99.9th percentile lies. Larger values have the last colour.
     """
     if getattr(detector, "fusion", None) == "rank":

@@ -56,7 +56,7 @@ def command(
     """Score images and show where they are anomalous.
 
     Writes OUT/scores.csv, OUT/heat_maps/*.png and OUT/maps/*.tiff, named as the images are. Colours mean the
-    same on all images: they run from the median of the model's normal pixels to three times as far above it
+    same on all images: they run from the median of the model's normal pixels to six times as far above it
     as their 99.9th percentile. What lies outside the crop is grey in heat maps and NaN in raw maps.
     """
     with told_warnings() as warned:

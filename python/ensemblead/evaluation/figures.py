@@ -185,6 +185,7 @@ class ContactSheet:
         maps = [image.anomaly_map for image in images]
         low, high = _common_scale(maps) if scale is None else scale
         figure = _figure(8.6, 1.75 * len(images) + 0.7)
+        figure.get_layout_engine().set(w_pad=0.1)  # the labels of the lines stand at the very edge
         axes = figure.subplots(len(images), 4, squeeze=False)
         for title, axis in zip(("image", "mask", "heat map", "decision"), axes[0], strict=True):
             axis.set_title(title)
