@@ -45,20 +45,30 @@ def place_back(anomaly_map: Values, geometry: Geometry, size: tuple[int, int]) -
     """
     height, width = size
     top, left, bottom, right = geometry.crop_box(height, width)
-    # The pixels whose centres the network saw, and their edges in the map's own pixels.
+    placed = np.full(size, np.nan, dtype=np.float32)
     y0, y1 = _centres_within(top, bottom, height)
     x0, x1 = _centres_within(left, right, width)
-    scale_y, scale_x = anomaly_map.shape[0] / (bottom - top), anomaly_map.shape[1] / (right - left)
-    edges = ((x0 - left) * scale_x, (y0 - top) * scale_y, (x1 - left) * scale_x, (y1 - top) * scale_y)
-    limits = (anomaly_map.shape[1], anomaly_map.shape[0]) * 2
-    box = tuple(min(max(edge, 0.0), float(limit)) for edge, limit in zip(edges, limits, strict=True))
-    picture = Image.fromarray(np.ascontiguousarray(anomaly_map, dtype=np.float32))
-    placed = np.full(size, np.nan, dtype=np.float32)
-    placed[y0:y1, x0:x1] = np.asarray(picture.resize((x1 - x0, y1 - y0), Image.Resampling.BILINEAR, box=box))
+    low, high, part = _samples(y0, y1, top, bottom, anomaly_map.shape[0])
+    rows = anomaly_map[low] * (1 - part[:, None]) + anomaly_map[high] * part[:, None]
+    low, high, part = _samples(x0, x1, left, right, anomaly_map.shape[1])
+    placed[y0:y1, x0:x1] = rows[:, low] * (1 - part) + rows[:, high] * part
     return placed
 
 
+def _samples(
+    first: int, last: int, start: float, stop: float, length: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], Values]:
+    """For the centres of pixels `first` to `last` the two of `length` values, spread over `start` to `stop`,
+    that lie around them, and how far between the two they are.
+    """
+    places = (np.arange(first, last) + 0.5 - start) * (length / (stop - start)) - 0.5
+    places = np.clip(places, 0.0, length - 1.0)
+    low = places.astype(np.int64)
+    return low, np.minimum(low + 1, length - 1), (places - low).astype(np.float32)
+
+
 def _centres_within(start: float, stop: float, length: int) -> tuple[int, int]:
+    """The pixels, of `length`, whose centres lie in the interval; at least one."""
     first, last = int(np.ceil(start - 0.5)), int(np.ceil(stop - 0.5))
     first = min(max(first, 0), length - 1)
     return first, min(max(last, first + 1), length)
