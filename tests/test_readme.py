@@ -1,4 +1,4 @@
-"""The example of README.md runs, and the shapes in its comments are true."""
+"""The examples of README.md run, and the shapes in their comments are true."""
 
 from __future__ import annotations
 
@@ -6,18 +6,46 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 README = Path(__file__).resolve().parent.parent / "README.md"
 
 
-def test_the_example_does_what_its_comments_say() -> None:
-    found = re.search(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
-    assert found is not None, "README.md has no Python example"
+EXAMPLES = re.findall(r"<!-- runs -->\n```python\n(.*?)```", README.read_text(), re.DOTALL)
+
+
+def test_there_are_examples() -> None:
+    assert len(EXAMPLES) == 2
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.splitlines()[3][:20])
+def test_an_example_does_what_its_comments_say(example: str) -> None:
+    if "PatchCore(" in example:
+        pytest.importorskip("torch")
     names: dict[str, Any] = {}
     checked = 0
-    for line in found[1].splitlines():
+    for line in example.splitlines():
         exec(line, names)
         claim = re.match(r"(\w+) = .*#\s*\[([\d, ]+)\]", line)
         if claim:
             assert tuple(names[claim[1]].shape) == tuple(map(int, claim[2].split(","))), line
             checked += 1
     assert checked >= 5
+
+
+def test_the_threshold_separates_in_the_example() -> None:
+    pytest.importorskip("torch")
+    (example,) = [text for text in EXAMPLES if "PatchCore(" in text]
+    names: dict[str, Any] = {}
+    exec(example, names)
+    assert names["verdicts"][0]
+    assert names["scores"][0] > 2 * names["scores"][1:].max()
+
+
+def test_the_commands_exist() -> None:
+    pytest.importorskip("typer")
+    from ensemblead.cli.app import app
+
+    known = {command.name for command in app.registered_commands}
+    used = set(re.findall(r"^(?:.*&& )?ensemblead ([a-z]+)", README.read_text(), re.MULTILINE))
+    assert {"demo", "fit", "predict", "evaluate"} <= used <= known
