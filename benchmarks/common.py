@@ -116,38 +116,57 @@ def peak_memory(
     functions of a module or `functools.partial` of such. `warm_up` (a small call of that kind) runs first,
     so that libraries and thread stacks loaded on first use are not counted.
     """
+    return int(in_child(_measure_peak, setup, call, warm_up))
+
+
+def in_child(function: Callable[..., Any], *arguments: Any) -> Any:
+    """What `function(*arguments)` returns in a fresh process. All of them must be picklable."""
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
-    child = context.Process(target=_measure_peak, args=(sender, setup, call, warm_up))
+    child = context.Process(target=_answer, args=(sender, function, arguments))
     child.start()
     sender.close()
     try:
-        outcome = receiver.recv()
+        result, failure = receiver.recv()
     except EOFError:
         child.join()
         raise RuntimeError(f"the measuring process ended with exit code {child.exitcode}") from None
     child.join()
-    if isinstance(outcome, str):
-        raise RuntimeError(f"the measured call failed: {outcome}")
-    return int(outcome)
+    if failure is not None:
+        raise RuntimeError(f"the measured call failed: {failure}")
+    return result
+
+
+def _answer(sender: Any, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    try:
+        sender.send((function(*arguments), None))
+    except Exception as error:
+        sender.send((None, f"{type(error).__name__}: {error}"))
+
+
+class PeakMemory:
+    """Peak resident memory of this process since `PeakMemory()` beyond what was resident then, in bytes."""
+
+    def __init__(self) -> None:
+        gc.collect()
+        Path("/proc/self/clear_refs").write_text("5")  # sets the peak back to what is resident now
+        self._before = _status("VmRSS")
+
+    def read(self) -> int:
+        return max(0, _status("VmHWM") - self._before)
 
 
 def _measure_peak(
-    sender: Any, setup: Callable[[], Any], call: Callable[[Any], object], warm_up: Callable[[], object] | None
-) -> None:
-    try:
-        if warm_up is not None:
-            warm_up()
-        prepared = setup()
-        gc.collect()
-        Path("/proc/self/clear_refs").write_text("5")  # sets the peak back to what is resident now
-        before = _status("VmRSS")
-        result = call(prepared)
-        peak = _status("VmHWM")
-        del result
-        sender.send(max(0, peak - before))
-    except Exception as error:
-        sender.send(f"{type(error).__name__}: {error}")
+    setup: Callable[[], Any], call: Callable[[Any], object], warm_up: Callable[[], object] | None
+) -> int:
+    if warm_up is not None:
+        warm_up()
+    prepared = setup()
+    memory = PeakMemory()
+    result = call(prepared)
+    peak = memory.read()
+    del result
+    return peak
 
 
 def _status(key: str) -> int:

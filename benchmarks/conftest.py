@@ -14,6 +14,8 @@ _COLLECTED = pytest.StashKey[Figures]()
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--features", help="a .npy file of real features, [N, 128] float32 (bench_coreset.py)")
     parser.addoption("--rows", type=int, help="as many rows for a quick trial (bench_coreset.py)")
+    parser.addoption("--data", type=Path, help="folder of real inspection images, in MVTec layout")
+    parser.addoption("--weights", type=Path, help="folder of the networks' weights, <name>.safetensors")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -24,6 +26,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     # The limit of pyproject.toml is for tests; benchmarks run as long as they need.
     for item in items:
         item.add_marker(pytest.mark.timeout(0))
+
+
+@pytest.fixture
+def material(request: pytest.FixtureRequest) -> tuple[Path, Path]:
+    """The folders of the options `--data` and `--weights`; skips where they are not given."""
+    folders = []
+    for option in ("--data", "--weights"):
+        folder = request.config.getoption(option)
+        if folder is None:
+            pytest.skip(f"measures on real images with real weights: give {option} FOLDER")
+        if not folder.is_dir():
+            raise pytest.UsageError(f"{option}: there is no folder {folder}")
+        folders.append(folder.resolve())
+    return folders[0], folders[1]
 
 
 @pytest.fixture

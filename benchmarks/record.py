@@ -184,7 +184,10 @@ class FiguresOf:
         timings: Mapping[str, Timing] | None = None,
         **details: Any,
     ) -> None:
-        """Adds a row. `timings`, as `interleaved` returns them, and `details` go into the JSON file only."""
+        """Adds a row. `timings`, as `interleaved` returns them, and `details` go into the JSON file only.
+
+        But for the detail `columns`, a mapping: rows of equal columns make a table of their own in README.md.
+        """
         if timings is not None:
             details["seconds"] = {name: list(timing.seconds) for name, timing in timings.items()}
             if any(timing.once for timing in timings.values()):
@@ -207,6 +210,9 @@ def write_results(
         old = json.loads(path.read_text())
     date = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
     run = {"date": date, "commit": commit(), "machine": machine(), "versions": versions()}
+    remark = os.environ.get("ENSEMBLEAD_REMARK")
+    if remark:
+        run["remark"] = remark
     new_rows = [{**asdict(row), "met": row.met, "run": date} for row in rows]
     new_timings = [{**timing, "run": date} for timing in timings]
     measured = {(row["device"], row["what"]) for row in new_rows}
@@ -254,15 +260,22 @@ def load_results(folder: Path = RESULTS) -> list[dict[str, Any]]:
 
 
 def markdown(documents: Iterable[Mapping[str, Any]]) -> str:
-    """One table of figures, the latencies behind them, and the runs they come from."""
+    """One table of figures, those with columns of their own, the latencies, and the runs they come from."""
+    documents = list(documents)
     lines = ["| benchmark | device | what | figure | target | | note | run |", "| --- " * 8 + "|"]
     timing_lines = ["| benchmark | call | median | spread | rounds | run |", "| --- " * 6 + "|"]
     runs: dict[str, Mapping[str, Any]] = {}
     for document in documents:
         runs.update(document["runs"])
     order = {key: index for index, key in enumerate(sorted(runs), start=1)}
+    wide: dict[str, list[str]] = {}
     for document in documents:
         for row in document["rows"]:
+            columns = row["details"].get("columns")
+            if columns:
+                _add_wide(wide, document["benchmark"], row, order[row["run"]])
+                if row["met"] is None:
+                    continue
             shown = Figure(**{key: value for key, value in row.items() if key not in ("met", "run")})
             lines.append("| " + " | ".join([*shown.cells(), str(order[row["run"]])]) + " |")
         for timing in document["timings"]:
@@ -279,8 +292,17 @@ def markdown(documents: Iterable[Mapping[str, Any]]) -> str:
     run_lines = [_describe_run(order[key], runs[key]) for key in sorted(runs)]
     if not run_lines:
         return "No results yet."
-    parts = [lines, timing_lines, ["Runs:", "", *run_lines]]
+    parts = [lines, *wide.values(), timing_lines, ["Runs:", "", *run_lines]]
     return "\n\n".join("\n".join(part) for part in parts if len(part) > 2)
+
+
+def _add_wide(tables: dict[str, list[str]], benchmark: str, row: Mapping[str, Any], run: int) -> None:
+    """Adds a row of many figures to the table of its columns (`columns=` among the details)."""
+    columns = row["details"]["columns"]
+    head = f"| {benchmark} | " + " | ".join(columns) + " | run |"
+    table = tables.setdefault(head, [head, "| --- " * (len(columns) + 2) + "|"])
+    cells = [value if isinstance(value, str) else _number(value) for value in columns.values()]
+    table.append("| " + " | ".join([row["what"], *cells, str(run)]) + " |")
 
 
 def _describe_run(number: int, run: Mapping[str, Any]) -> str:
@@ -291,7 +313,8 @@ def _describe_run(number: int, run: Mapping[str, Any]) -> str:
     software = ", ".join(f"{name} {version}" for name, version in used.items())
     head, dirty, _ = run["commit"].partition("-dirty")
     source = f"commit {head[:12]}" + (" with uncommitted changes" if dirty else "")
-    return f"{number}. {run['date']}, {source}; {where}; {software}"
+    remark = f" ({run['remark']})" if "remark" in run else ""
+    return f"{number}. {run['date']}, {source}; {where}{remark}; {software}"
 
 
 def render_readme(readme: Path = README, folder: Path = RESULTS) -> None:
