@@ -130,7 +130,7 @@ def measure_scores(path: Path, weights: Path, options: dict[str, Any]) -> dict[s
     """One fit, whose bank does not depend on `score`, then every score."""
     category, detector = MVTecAD(path).categories[0], patchcore(weights, "resnet18", **options)
     seconds, used = _fit(detector, category)
-    found = {}
+    found: dict[str, Measured] = {}
     for score in SCORES:
         detector.score = score
         found[score] = _evaluate(detector, category, seconds, used)
