@@ -46,15 +46,17 @@ def interleaved(
     candidates: Mapping[str, Callable[[], object]],
     *,
     repeats: int = 5,
+    warm: bool = False,
     synchronize: Callable[[], object] | None = None,
 ) -> dict[str, Timing]:
     """Times the candidates in turn, round after round, so that a drifting machine favours none of them.
 
-    Every candidate runs once unmeasured; if that run takes over a minute it is the measurement. `synchronize`
-    is called before each reading of the clock (a GPU's work is asynchronous).
+    Every candidate runs once unmeasured; if that run takes over a minute it is the measurement. `warm` leaves
+    the first run out, where the caller has warmed the candidates up on less. `synchronize` is called before
+    each reading of the clock (a GPU's work is asynchronous).
     """
     wait = synchronize or (lambda: None)
-    first = {name: _once(call, wait) for name, call in candidates.items()}
+    first = {name: 0.0 if warm else _once(call, wait) for name, call in candidates.items()}
     seconds: dict[str, list[float]] = {name: [took] if took > LONG else [] for name, took in first.items()}
     for _ in range(repeats):
         for name, call in candidates.items():
