@@ -3,7 +3,8 @@
     python -m pytest benchmarks/bench_index.py --data FOLDER --weights FOLDER
 
 Bottles at 256 x 256 through ResNet18's layer2 and layer3: 384 dimensions, 1,024 queries per image. Recall@1
-is the share of all queries whose nearest row was found. FAISS's own exact index stands beside ours.
+is the share of queries whose nearest row was found, over every fourth test image. FAISS's own exact index
+stands beside ours.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ from ensemblead.images import Geometry, iterate_batches, open_images  # noqa: E4
 
 INDEXES = ("flat", "ivf", "ivfpq", "hnsw", "sq16")
 THREADS = 2
-TIMED_IMAGES = 8
+TIMED_IMAGES = 4
+JUDGED = 4  # recall is taken on every fourth test image
 Features = tuple[Any, Any, list[bool]]
 
 
@@ -73,6 +75,7 @@ def test_indexes(figures: FiguresOf, features: Features, fraction: float) -> Non
     exact = faiss.IndexFlatL2(rows.shape[1])
     exact.add(rows.numpy())
     faiss.omp_set_num_threads(THREADS)
+    test, labels = test[::JUDGED], labels[::JUDGED]
     timed = list(test[:: len(test) // TIMED_IMAGES][:TIMED_IMAGES])
     searches: dict[str, Any] = {name: bank.search for name, bank in banks.items()}
     searches["FAISS's exact"] = lambda queries: exact.search(queries.numpy(), 1)
