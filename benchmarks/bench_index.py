@@ -19,7 +19,7 @@ import pytest
 torch = pytest.importorskip("torch")
 faiss = pytest.importorskip("faiss")
 
-from common import interleaved  # noqa: E402
+from common import interleaved, ratio  # noqa: E402
 from record import FiguresOf  # noqa: E402
 
 import ensemblead as ead  # noqa: E402
@@ -92,7 +92,7 @@ def test_indexes(figures: FiguresOf, features: Features, fraction: float) -> Non
             "distance / nearest": float((distances / nearest.clamp_min(1e-12)).mean()),
             "image AUROC": auroc(patches.amax(1).numpy(), np.array(labels)),
             "ms per image": timings[name].median / TIMED_IMAGES * 1e3,
-            "flat / this": timings["flat"].median / timings[name].median,
+            "flat / this": ratio(timings["flat"], timings[name]),
         }
         figures.add(
             f"bottle, {len(rows)} rows: {name}",
