@@ -575,3 +575,24 @@ def test_nothing_new_gives_nothing() -> None:
     assert picks.shape == (0,)
     assert picks.dtype == np.int64
     assert len(select_coreset(features, radius=100.0, bank=features[:1])) == 0
+
+
+def test_rows_on_the_middle_of_all_rows_are_lowered() -> None:
+    """Their sketches, and those of the anchors, are 0: nothing but the strictness of the bound lets them through."""
+    rows = np.array([[0, 0], [0, 0], [0, 0], [-1, 0], [1, 0], [0, 2], [0, -2]], dtype=np.float32)
+    picks = select_coreset(rows, size=6, start="row", start_indices=np.array([2]), projection_dim=None)
+    assert picks.tolist() == [2, 5, 6, 3, 4, 0]
+    blank = np.full((50, 8), 3, dtype=np.float32)
+    for radius in (0.0, 1e6):
+        assert select_coreset(blank, None, radius=radius, bank=blank[:1]).tolist() == []
+
+
+def test_one_far_row_costs_the_others_nothing() -> None:
+    """Rounding is allowed for pair by pair, so a far row does not make every product undecided."""
+    rows = np.random.default_rng(3).standard_normal((3000, 64)).astype(np.float32)
+    rows[1] *= 1000.0
+    picks = np.empty(300, dtype=np.int64)
+    starts = np.arange(10, dtype=np.int64)
+    options = {"start": "mean", "start_rows": starts, "bank": None, "radius": -1.0, "num_threads": 1}
+    _, figures = _core.select_coreset(rows, picks, plain=False, progress=None, **options)
+    assert figures["direct_pairs"] < 30 * len(rows)

@@ -73,7 +73,7 @@ void start(Selection& selection, const CoresetOptions& options, Refresh& refresh
   std::vector<std::int32_t> rows = all_rows(selection);
   if (options.start == CoresetStart::kRow) {
     picks.push_back(options.start_rows[0]);
-    selection.add_anchor(selection.row(options.start_rows[0]), -1);
+    selection.add_row_as_anchor(static_cast<std::int32_t>(options.start_rows[0]));
     return refresh.run(rows);
   }
   for (std::int64_t i = 0; i < options.bank_rows; ++i) {
@@ -128,6 +128,11 @@ float check_finite(const float* values, std::int64_t rows, std::int64_t dims, co
 std::int64_t select_coreset(const float* features, std::int64_t rows, std::int64_t dims,
                             const CoresetOptions& options, std::int64_t* picks,
                             CoresetStatistics* statistics) {
+  constexpr std::int64_t kMost = std::numeric_limits<std::int32_t>::max();
+  if (rows >= kMost || options.bank_rows + options.size >= kMost)
+    throw ValueError("features must have fewer than " + std::to_string(kMost) +
+                     " rows, and so must the bank with the picks; got " + std::to_string(rows) + " and " +
+                     std::to_string(options.bank_rows + options.size));
   const int threads = team_size(options.num_threads, rows * dims);
   float largest = check_finite(features, rows, dims, "features", threads);
   if (options.bank != nullptr)
@@ -150,7 +155,8 @@ std::int64_t select_coreset(const float* features, std::int64_t rows, std::int64
   const std::int64_t work = options.plain ? 0 : rows * (options.size + options.bank_rows);
   const Sketch sketch(simd, features, rows, dims, work, threads);
   Selection selection{
-      simd, features, rows, dims, threads, sketch, {}, {}, {}, {}, PackedAnchors(sketch, simd), {}, {}, {}};
+      simd, features, rows, dims, threads, sketch, {}, {}, {}, {}, PackedAnchors(sketch, simd, dims),
+      {},   {},       {}};
   selection.values.resize(static_cast<std::size_t>(rows));
   selection.nearest.assign(static_cast<std::size_t>(rows), -1);
   selection.seen.assign(static_cast<std::size_t>(rows), 0);

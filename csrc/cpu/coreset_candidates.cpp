@@ -138,7 +138,7 @@ Candidates::Stop Candidates::pick(Selection& selection, std::int64_t limit, doub
     if (std::sqrt(static_cast<double>(best.value)) <= radius) return Stop::kRadius;
     if (best.value == 0.0f) return Stop::kZero;
     picks.push_back(best.row);
-    selection.add_anchor(selection.row(best.row), selection.nearest[best.row]);
+    selection.add_row_as_anchor(best.row);
     ++made;
   }
   return Stop::kLimit;

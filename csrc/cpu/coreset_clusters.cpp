@@ -67,7 +67,9 @@ void Clusters::gather(const std::vector<std::int32_t>& rows) {
     cluster.seen = std::min(cluster.seen, selection_.seen[row]);
     if (cluster.root < 0) continue;
     const float to_root = selection_.root_distances[selection_.nearest[row]];
-    cluster.reach = std::max(cluster.reach, to_root + 2.0f * up * std::sqrt(selection_.values[row]));
+    cluster.reach =
+        std::max(cluster.reach,
+                 to_root + 2.0f * up * std::sqrt(selection_.values[row] + std::numeric_limits<float>::min()));
   }
 }
 
@@ -90,7 +92,7 @@ Clusters::Worker::Worker(Selection& selection)
     : selection_(selection),
       slack_(relative_slack(selection.dims)),
       rows_(selection),
-      picks_(selection.sketch, selection.simd),
+      picks_(selection.sketch, selection.simd, selection.dims),
       sketches_(static_cast<std::size_t>(selection.simd.tile_rows * selection.sketch.dims())),
       thresholds_(static_cast<std::size_t>(selection.simd.tile_rows)),
       products_(static_cast<std::size_t>(selection.simd.tile_rows * selection.simd.panel_width)),
@@ -123,8 +125,8 @@ void Clusters::Worker::find_reached(const Cluster* clusters, std::int64_t count)
     thresholds_[r] = kInfinity;
     if (r >= count || clusters[r].root < 0) continue;
     std::copy_n(all.sketch(clusters[r].root), dims, sketches_.data() + r * dims);
-    thresholds_[r] = product_threshold(all.norms(clusters[r].root), clusters[r].reach * clusters[r].reach,
-                                       all.max_norm(), slack_);
+    thresholds_[r] =
+        product_threshold(all.norms(clusters[r].root), clusters[r].reach * clusters[r].reach, slack_);
     seen = std::min<std::int64_t>(seen, clusters[r].seen);
     root_pairs_ += all.count() - seen;
   }

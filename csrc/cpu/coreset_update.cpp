@@ -19,19 +19,18 @@ float rest(Sketch::Norms norms, float slack) {
 }  // namespace
 
 float relative_slack(std::int64_t dims) {
-  return static_cast<float>(dims + 16) * std::numeric_limits<float>::epsilon();
+  return 6.0f * static_cast<float>(dims + 16) * std::numeric_limits<float>::epsilon();
 }
 
-float product_threshold(Sketch::Norms norms, float value, float max_norm, float slack) {
+float product_threshold(Sketch::Norms norms, float value, float slack) {
   if (value == kInfinity) return -kInfinity;
-  return 0.5f * (norms.sketch - value) - slack * (norms.full + max_norm + value);
+  return 0.5f * (norms.sketch - value) - slack * (norms.full + value) - std::numeric_limits<float>::min();
 }
 
-PackedAnchors::PackedAnchors(const Sketch& sketch, const CoresetSimd& simd)
-    : dims_(sketch.dims()), width_(simd.panel_width) {}
+PackedAnchors::PackedAnchors(const Sketch& sketch, const CoresetSimd& simd, std::int64_t full_dims)
+    : dims_(sketch.dims()), width_(simd.panel_width), slack_(relative_slack(full_dims)) {}
 
 void PackedAnchors::clear() {
-  max_norm_ = 0.0f;
   ids_.clear();
   norms_.clear();
   sketches_.clear();
@@ -48,17 +47,25 @@ void PackedAnchors::add(const float* sketch, Sketch::Norms norms, std::int32_t i
   ids_.push_back(id);
   norms_.push_back(norms);
   sketches_.insert(sketches_.end(), sketch, sketch + dims_);
-  max_norm_ = std::max(max_norm_, norms.full);
-  initial_[column] = -0.5f * norms.sketch;
+  initial_[column] = -0.5f * norms.sketch + slack_ * norms.full;
   float* to = panels_.data() + column / width_ * width_ * dims_ + column % width_;
   for (std::int64_t d = 0; d < dims_; ++d) to[d * width_] = sketch[d];
 }
 
 void Selection::add_anchor(const float* point, std::int32_t near) {
   std::vector<float> sketched(static_cast<std::size_t>(sketch.dims()));
-  const Sketch::Norms norms = sketch.point(point, sketched.data());
+  add_sketched(point, sketched.data(), sketch.point(point, sketched.data()), near);
+}
+
+void Selection::add_row_as_anchor(std::int32_t index) {
+  std::vector<float> sketched(static_cast<std::size_t>(sketch.dims()));
+  add_sketched(row(index), sketched.data(), sketch.row(index, sketched.data()), nearest[index]);
+}
+
+void Selection::add_sketched(const float* point, const float* sketched, Sketch::Norms norms,
+                             std::int32_t near) {
   const auto id = static_cast<std::int32_t>(anchors.size());
-  packed.add(sketched.data(), norms, id);
+  packed.add(sketched, norms, id);
   anchors.push_back(point);
   const std::int32_t root = id < kRoots || near < 0 ? id : roots[near];
   roots.push_back(root);
@@ -94,7 +101,7 @@ void RowUpdate::run_chunk(const PackedAnchors& anchors, std::int64_t first, cons
   for (std::int64_t i = 0; i < count; ++i) {
     if (i + kAhead < count) selection_.sketch.prefetch(rows[i + kAhead]);
     norms_[i] = selection_.sketch.row(rows[i], sketches_.data() + i * dims);
-    thresholds_[i] = product_threshold(norms_[i], selection_.values[rows[i]], anchors.max_norm(), slack_);
+    thresholds_[i] = product_threshold(norms_[i], selection_.values[rows[i]], slack_);
   }
   // The last tile may hang over: what an earlier chunk left there hits nothing.
   const std::int64_t padded = (count + simd.tile_rows - 1) / simd.tile_rows * simd.tile_rows;
@@ -129,12 +136,12 @@ void RowUpdate::add_hit(const PackedAnchors& anchors, std::int64_t first, std::i
   // lower one, so products that do not promise less need not be kept.
   const Sketch::Norms other = anchors.norms(column + lane);
   const Sketch::Norms own = norms_[place];
-  const float scale = own.full + anchors.max_norm();
+  const float rounding = 2.0f * slack_ * (own.full + 2.0f * other.full) + std::numeric_limits<float>::min();
   const float rests = rest(own, slack_) + rest(other, slack_);
-  const float bound = std::max(own.sketch - 2.0f * kept[lane], 0.0f) + rests * rests + 2.0f * slack_ * scale;
+  const float bound = std::max(own.sketch - 2.0f * kept[lane], 0.0f) + rests * rests + rounding;
   // It stays below this product in any case: the pair itself has yet to be settled.
-  const float promised = std::min(product_threshold(own, bound, anchors.max_norm(), slack_),
-                                  std::nextafter(kept[lane], -kInfinity));
+  const float promised =
+      std::min(product_threshold(own, bound, slack_), std::nextafter(kept[lane], -kInfinity));
   thresholds_[place] = std::max(thresholds_[place], promised);
 }
 
@@ -163,8 +170,7 @@ void RowUpdate::lower(const PackedAnchors& anchors, std::int32_t row, Hit& hit, 
     if (distance < selection_.values[row]) {
       selection_.values[row] = distance;
       selection_.nearest[row] = anchor;
-      threshold =
-          std::max(threshold, product_threshold(norms_[hit.place], distance, anchors.max_norm(), slack_));
+      threshold = std::max(threshold, product_threshold(norms_[hit.place], distance, slack_));
     }
     products[hit.lane] = -kInfinity;
     hit.lane = selection_.simd.largest_lane(products);

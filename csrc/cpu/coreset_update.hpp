@@ -15,7 +15,7 @@ namespace ensemblead::cpu {
 // dimension.
 class PackedAnchors {
  public:
-  PackedAnchors(const Sketch& sketch, const CoresetSimd& simd);
+  PackedAnchors(const Sketch& sketch, const CoresetSimd& simd, std::int64_t full_dims);
 
   void clear();
   // `id` is what the updated rows remember of it.
@@ -25,18 +25,17 @@ class PackedAnchors {
   std::int64_t width() const { return width_; }
   std::int64_t num_panels() const { return (count() + width_ - 1) / width_; }
   const float* panel(std::int64_t index) const { return panels_.data() + index * width_ * dims_; }
-  // Minus half the squared norm of the sketch; -inf in the lanes beyond `count`, which are therefore never
-  // hit.
+  // Minus half the squared norm of the sketch, plus what rounding may amount to for this anchor; -inf in the
+  // lanes beyond `count`, which are therefore never hit.
   const float* initial(std::int64_t index) const { return initial_.data() + index * width_; }
   std::int32_t id(std::int64_t column) const { return ids_[column]; }
   const float* sketch(std::int64_t column) const { return sketches_.data() + column * dims_; }
   Sketch::Norms norms(std::int64_t column) const { return norms_[column]; }
-  float max_norm() const { return max_norm_; }
 
  private:
   std::int64_t dims_;
   std::int64_t width_;
-  float max_norm_ = 0.0f;  // of the points themselves
+  float slack_;
   std::vector<std::int32_t> ids_;
   std::vector<Sketch::Norms> norms_;
   std::vector<float> sketches_;  // once more, row by row
@@ -69,6 +68,8 @@ struct Selection {
   std::int64_t num_anchors() const { return static_cast<std::int64_t>(anchors.size()); }
   // `near` is an earlier anchor that lies close by, or -1.
   void add_anchor(const float* point, std::int32_t near);
+  void add_row_as_anchor(std::int32_t index);
+  void add_sketched(const float* point, const float* sketched, Sketch::Norms norms, std::int32_t near);
   const float* row(std::int64_t index) const { return features + index * dims; }
   // Rows are visited in no order of memory: each is asked for some time before it is read.
   void prefetch(std::int64_t index) const {
@@ -81,13 +82,13 @@ struct Selection {
   }
 };
 
-// Bound on the relative error of a float32 sum of `dims` squares, with room to spare.
+// Bound on the relative error of sums of `dims` products and of sketches made of them, with room to spare.
 float relative_slack(std::int64_t dims);
 
 // With x and p sketched, |x - p|^2 < v exactly when x.p - |p|^2 / 2 > (|x|^2 - v) / 2. This is the right-hand
-// side, lowered by what rounding may amount to on both sides: a product at or below it proves a distance of v
-// or more.
-float product_threshold(Sketch::Norms norms, float value, float max_norm, float slack);
+// side, lowered by what rounding may amount to for x and v (for p, see PackedAnchors::initial): a product at
+// or below it proves a distance of v or more. It is lower even where every norm is 0.
+float product_threshold(Sketch::Norms norms, float value, float slack);
 
 // One thread's buffers for lowering rows by packed anchors: products of sketches filter, distances decide.
 class RowUpdate {

@@ -78,7 +78,8 @@ class _Torch:
         return torch.empty(tuple(shape), dtype=getattr(torch, dtype), device=like.device)
 
     def asarray(self, array: np.ndarray[Any, Any], like: Array) -> Array:
-        return sys.modules["torch"].from_numpy(array).to(like.device)
+        writable = array if array.flags.writeable else array.copy()  # torch warns of the others
+        return sys.modules["torch"].from_numpy(writable).to(like.device)
 
     def dtype(self, array: Array) -> str:
         return str(array.dtype).removeprefix("torch.")
