@@ -578,7 +578,7 @@ def test_nothing_new_gives_nothing() -> None:
 
 
 def test_rows_on_the_middle_of_all_rows_are_lowered() -> None:
-    """Their sketches, and those of the anchors, are 0: nothing but the strictness of the bound lets them through."""
+    """Their sketches, and those of the anchors, are 0: only the strictness of the bound lets them through."""
     rows = np.array([[0, 0], [0, 0], [0, 0], [-1, 0], [1, 0], [0, 2], [0, -2]], dtype=np.float32)
     picks = select_coreset(rows, size=6, start="row", start_indices=np.array([2]), projection_dim=None)
     assert picks.tolist() == [2, 5, 6, 3, 4, 0]
