@@ -22,7 +22,7 @@ constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr std::int64_t kBlock = 2048;
 // Many candidates mean few rounds, few mean little work on rows that matter only later.
 constexpr std::int64_t kLeastCandidates = 4096;
-constexpr std::int64_t kCandidateShare = 16;
+constexpr std::int64_t kCandidateShare = 32;
 
 // No more threads than there is work for: a round over few values is shorter than waking a thread.
 int team_size(int num_threads, std::int64_t values) {
