@@ -109,6 +109,65 @@ def test_only_models_and_empty_folders_are_replaced(tmp_path: Path) -> None:
     assert (tmp_path / "photos" / "a.png").read_bytes() == b"1"
 
 
+def test_a_model_json_of_something_else_is_no_model(tmp_path: Path) -> None:
+    for i, text in enumerate(("{}", "no json", '{"format": true, "class": "a", "files": {}}', '{"format": 1}')):
+        folder = tmp_path / f"d{i}"
+        folder.mkdir()
+        (folder / "model.json").write_text(text)
+        (folder / "a.png").write_bytes(b"1")
+        with pytest.raises(ValueError, match="exists and is no saved model"):
+            store.save(_leaf(), folder)
+        assert (folder / "a.png").read_bytes() == b"1"
+
+
+@pytest.mark.parametrize("extra", ["notes.txt", "maps/a.tiff", "child0/b.txt"])
+def test_a_model_with_foreign_files_is_not_replaced(tmp_path: Path, extra: str) -> None:
+    store.save(Tree([_leaf("old")]), tmp_path / "m")
+    file = tmp_path / "m" / extra
+    file.parent.mkdir(exist_ok=True)
+    file.write_bytes(b"1")
+    named = extra if extra.startswith("child0") else extra.split("/")[0]
+    with pytest.raises(ValueError, match=f"no saved model alone: it also holds {named};"):
+        store.save(_leaf("new"), tmp_path / "m")
+    assert file.read_bytes() == b"1"
+    assert store.load(tmp_path / "m").children[0].note == "old"
+
+
+def test_the_target_needs_a_folder_to_lie_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_bytes(b"1")
+    with pytest.raises(ValueError, match="file is no folder"):
+        store.check_target(tmp_path / "file" / "new" / "m")
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(ValueError, match="no permission to write into"):
+        store.check_target(tmp_path / "new" / "m")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"class": 3},
+        {"state": None},
+        {"files": []},
+        {"files": {"index.bin": 3}},
+        {"files": {"index.bin": {"bytes": 2}}},
+        {"format": "1"},
+        {"state": {"count": "three"}, "class": "test-tree"},
+    ],
+)
+def test_a_manifest_of_wrong_kinds_is_damaged(tmp_path: Path, changes: dict[str, Any]) -> None:
+    store.save(_leaf(), tmp_path / "m")
+    _edit(tmp_path / "m", **changes)
+    with pytest.raises(DamagedModelError):
+        store.load(tmp_path / "m")
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"format": 1, "state": NaN}', '{"format": 1}'])
+def test_a_manifest_that_is_no_manifest_is_damaged(tmp_path: Path, text: str) -> None:
+    (tmp_path / "model.json").write_text(text)
+    with pytest.raises(DamagedModelError):
+        store.load(tmp_path)
+
+
 @pytest.mark.parametrize("failure", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
 @pytest.mark.parametrize("writes", [0, 1, 2, 3])
 def test_a_failed_save_leaves_the_old_model(

@@ -26,6 +26,8 @@ from ensemblead.kernels.build import __version__
 
 FORMAT_VERSION = 1
 MANIFEST = "model.json"
+# So many files of a folder that is no model are named.
+_NAMED = 5
 
 
 class Storable(Protocol):
@@ -153,7 +155,7 @@ def save(obj: Storable, path: str | os.PathLike[str], **options: Any) -> None:
     left alone.
 
     Raises:
-        ValueError: `path` exists and is neither a saved model nor an empty folder.
+        ValueError: as `check_target`.
     """
     target = check_target(path)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -172,11 +174,25 @@ def check_target(path: str | os.PathLike[str]) -> Path:
     """`path`, made absolute, if `save` may write there; ask before long work.
 
     Raises:
-        ValueError: it exists and is neither a saved model nor an empty folder.
+        ValueError: it exists and is neither a saved model (and nothing else) nor an empty folder, or it is in
+            a place where no folder can be made.
     """
     target = Path(os.path.abspath(path))
-    if target.is_symlink() or (target.exists() and not _replaceable(target)):
-        raise ValueError(f"path {target} exists and is no saved model; choose another, or remove it")
+    if os.path.lexists(target):
+        extra = _foreign(target)
+        if extra is None:
+            raise ValueError(f"path {target} exists and is no saved model; choose another, or remove it")
+        if extra:
+            more = f" and {len(extra) - _NAMED} more" if len(extra) > _NAMED else ""
+            raise ValueError(
+                f"path {target} exists and is no saved model alone: it also holds "
+                f"{', '.join(extra[:_NAMED])}{more}; choose another, or move them away"
+            )
+    place = next(folder for folder in target.parents if os.path.lexists(folder))
+    if not place.is_dir():
+        raise ValueError(f"path {target} cannot be written: {place} is no folder")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise ValueError(f"path {target} cannot be written: no permission to write into {place}")
     return target
 
 
@@ -210,27 +226,49 @@ def _read_object(folder: Path, options: Mapping[str, Any]) -> Any:
         return _classes[reader.class_name].from_store(reader)
     except (KeyError, IndexError) as error:
         raise DamagedModelError(f"{folder} lacks {error} of a {reader.class_name}") from error
+    except (TypeError, AttributeError, RecursionError) as error:
+        # An option of the wrong kind is the caller's error, not the folder's.
+        if any(option is not None for option in options.values()):
+            raise
+        raise DamagedModelError(f"{folder} does not describe a {reader.class_name}: {error}") from error
+
+
+def _parse_manifest(folder: Path) -> dict[str, Any]:
+    """A manifest as it stands there: a mapping that states its format, and no more is known."""
+    path = folder / MANIFEST
+    try:
+        manifest = json.loads(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+        raise DamagedModelError(f"{folder} is no saved model: it has no {MANIFEST}") from error
+    except (ValueError, RecursionError) as error:
+        raise DamagedModelError(f"{path} is damaged: {error}") from error
+    if type(manifest) is not dict or type(manifest.get("format")) is not int:
+        raise DamagedModelError(f"{path} is damaged: it states no format")
+    return manifest
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
-    try:
-        manifest: dict[str, Any] = json.loads(path.read_bytes())
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise DamagedModelError(f"{folder} is no saved model: it has no {MANIFEST}") from error
-    except ValueError as error:
-        raise DamagedModelError(f"{path} is damaged: {error}") from error
-    version = manifest.get("format") if type(manifest) is dict else None
-    if not isinstance(version, int):
-        raise DamagedModelError(f"{path} is damaged: it states no format")
+    manifest = _parse_manifest(folder)
+    version = manifest["format"]
     # Before the checksum: a later format may compute it otherwise.
     if version > FORMAT_VERSION:
         raise NewerFormatError(
             f"{folder} has format {version}, written by {manifest.get('written_by', 'a later version')}; "
             f"this version, {__version__}, reads up to {FORMAT_VERSION}: upgrade ensemblead"
         )
-    if manifest.pop("checksum", None) != _checksum(manifest):
+    try:
+        expected = _checksum({key: value for key, value in manifest.items() if key != "checksum"})
+    except (ValueError, RecursionError) as error:
+        raise DamagedModelError(f"{path} is damaged: {error}") from error
+    if manifest.get("checksum") != expected:
         raise DamagedModelError(f"{path} was altered: its checksum does not fit")
+    for key, kind in (("class", str), ("state", dict), ("files", dict)):
+        if not isinstance(manifest.get(key), kind):
+            raise DamagedModelError(f"{path} is damaged: it states no {key}")
+    for name, entry in manifest["files"].items():
+        if not isinstance(entry, dict) or not {"bytes", "sha256"} <= entry.keys():
+            raise DamagedModelError(f"{path} is damaged: it states no size and checksum of {name}")
     return manifest
 
 
@@ -277,8 +315,30 @@ def _sync(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _replaceable(target: Path) -> bool:
-    return target.is_dir() and ((target / MANIFEST).is_file() or not any(target.iterdir()))
+def _foreign(target: Path) -> list[str] | None:
+    """What a folder holds that a saved model in it did not write; None if there is no model in it. An empty
+    folder holds nothing foreign.
+    """
+    if target.is_symlink() or not target.is_dir():
+        return None
+    entries = sorted(target.iterdir())
+    if not entries:
+        return []
+    try:
+        manifest = _parse_manifest(target)
+    except DamagedModelError:
+        return None
+    files, name = manifest.get("files"), manifest.get("class")
+    if not isinstance(files, dict) or not isinstance(name, str):
+        return None
+    extra = []
+    for entry in entries:
+        if f"{entry.name}/{MANIFEST}" in files:
+            below = _foreign(entry)
+            extra += [entry.name] if below is None else [f"{entry.name}/{inner}" for inner in below]
+        elif entry.is_symlink() or not entry.is_file() or entry.name not in {MANIFEST, *files}:
+            extra.append(entry.name)
+    return extra
 
 
 def _take_place(fresh: Path, target: Path) -> None:
