@@ -325,6 +325,11 @@ class TestPredict:
         assert (outcome.exit_code, "no saved model" in outcome.stderr) == (1, True)
         (tmp_path / "file").touch()
         assert call("predict", model, category / "test", "--out", tmp_path / "file").exit_code == 2
+        before = sorted(model.rglob("*"))
+        for inside in (model, model / "out"):
+            outcome = call("predict", model, category / "test", "--out", inside)
+            assert (outcome.exit_code, "lies inside the model" in outcome.stderr) == (2, True)
+        assert sorted(model.rglob("*")) == before
         outcome = call("predict", model, category / "test", "--out", tmp_path, "--scale", 2, 1)
         assert (outcome.exit_code, "scale must rise" in outcome.stderr) == (2, True)
 

@@ -17,14 +17,16 @@ from torch import nn
 
 import ensemblead as ead
 from ensemblead.detectors.calibration import conformal_threshold
+from ensemblead.detectors.network import check_device, resolve_device
 from ensemblead.errors import (
     BackboneUnavailableError,
     DamagedModelError,
     NonFiniteFeaturesError,
     NotFittedError,
 )
+from ensemblead.kernels.build import has_cuda_kernels
 
-DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
+DEVICES = ["cpu"] + (["cuda"] if has_cuda_kernels() and torch.cuda.is_available() else [])
 NATIVE: dict[str, Any] = {"image_size": None, "resize": None}
 
 
@@ -517,9 +519,23 @@ def test_options_of_load_that_do_not_fit(tmp_path: Path, fitted: ead.PatchCore) 
         ead.load(tmp_path / "m", weights="x.pth")
     with pytest.raises(ValueError, match="knows its network, gabor"):
         ead.load(tmp_path / "m", backbone=TinyNet())
-    if not torch.cuda.is_available():
-        with pytest.raises(ValueError, match="sees no GPU"):
+    if not DEVICES[1:]:
+        with pytest.raises(ValueError, match="sees no GPU|not part of this version"):
             ead.load(tmp_path / "m", device="cuda")
+
+
+@pytest.mark.parametrize(("kernels", "gpu", "place"), [(0, 1, "cpu"), (1, 0, "cpu"), (1, 1, "cuda")])
+def test_auto_is_a_gpu_that_torch_and_the_kernels_can_use(
+    monkeypatch: pytest.MonkeyPatch, kernels: bool, gpu: bool, place: str
+) -> None:
+    monkeypatch.setattr("ensemblead.detectors.network.has_cuda_kernels", lambda: bool(kernels))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(gpu))
+    assert resolve_device(check_device("auto")).type == place
+    if not kernels:
+        with pytest.raises(ValueError, match="device is 'cuda:1', but the CUDA kernels are not part of"):
+            ead.PatchCore("gabor", ("layer1",), device="cuda:1")
+    elif gpu:
+        assert resolve_device(check_device("cuda:1")) == torch.device("cuda:1")
 
 
 def test_a_damaged_bank_is_refused(tmp_path: Path, fitted: ead.PatchCore) -> None:

@@ -110,7 +110,9 @@ def test_only_models_and_empty_folders_are_replaced(tmp_path: Path) -> None:
 
 
 def test_a_model_json_of_something_else_is_no_model(tmp_path: Path) -> None:
-    for i, text in enumerate(("{}", "no json", '{"format": true, "class": "a", "files": {}}', '{"format": 1}')):
+    for i, text in enumerate(
+        ("{}", "no json", '{"format": true, "class": "a", "files": {}}', '{"format": 1}')
+    ):
         folder = tmp_path / f"d{i}"
         folder.mkdir()
         (folder / "model.json").write_text(text)

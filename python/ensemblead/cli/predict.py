@@ -94,7 +94,9 @@ class PredictRun:
         if self.out.exists() and not self.out.is_dir():
             raise ValueError(f"out must be a folder, got the file {self.out}")
         if self.out.resolve().is_relative_to(self.model.resolve()):
-            raise ValueError(f"out {self.out} lies inside the model {self.model}; choose a folder outside of it")
+            raise ValueError(
+                f"out {self.out} lies inside the model {self.model}; choose a folder outside of it"
+            )
         if self.scale is not None and not self.scale[0] < self.scale[1]:
             raise ValueError(f"scale must rise, got {self.scale[0]:g} {self.scale[1]:g}")
         clock = Clock()

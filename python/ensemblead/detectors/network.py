@@ -18,6 +18,7 @@ from ensemblead.errors import BackboneUnavailableError, NonFiniteFeaturesError
 from ensemblead.features import FeatureExtractor
 from ensemblead.features.weights import file_sha256
 from ensemblead.images import Geometry
+from ensemblead.kernels.build import __version__, has_cuda_kernels
 from ensemblead.store import FolderReader, FolderWriter
 
 _PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -25,13 +26,21 @@ _FILE = "backbone.safetensors"
 
 
 def check_device(device: Any) -> str:
-    """The device's name if it is one, or "auto". Whether it is there shows when a network goes there."""
+    """The device's name if it is one that this version computes on, or "auto". Whether it is there shows when
+    a network goes there.
+    """
     if device == "auto":
         return "auto"
     try:
-        return str(torch.device(device))
+        name = str(torch.device(device))
     except (RuntimeError, TypeError) as error:
         raise ValueError(f'device must be "auto" or a torch device, got {device!r}') from error
+    if name.startswith("cuda") and not has_cuda_kernels():
+        raise ValueError(
+            f"device is {name!r}, but the CUDA kernels are not part of this version of ensemblead, "
+            f"{__version__}; use device='auto' or 'cpu'"
+        )
+    return name
 
 
 def check_precision(precision: str) -> str:
@@ -41,9 +50,9 @@ def check_precision(precision: str) -> str:
 
 
 def resolve_device(device: str) -> torch.device:
-    """ "auto" is the GPU if there is one."""
+    """ "auto" is the GPU if there is one and the kernels can use it."""
     if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device("cuda" if has_cuda_kernels() and torch.cuda.is_available() else "cpu")
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"device is {device!r}, but this torch sees no GPU; use device='auto'")
     return torch.device(device)

@@ -80,7 +80,8 @@ class PatchCore(LeafDetector):
             paper's eq. 7). "topk": squared distances, mean over the largest 1 % (at least one): steadier for
             defects larger than a patch.
         reweight_neighbors: bank rows around the nearest one that "reweighted" looks at, itself included.
-        device: "auto" is the GPU if there is one.
+        device: "auto" is the GPU if there is one and this version has kernels for it (see `ensemblead info`),
+            else the CPU.
         precision: of the network: "float32", "bfloat16", "float16", or "auto": float32 on a CPU, half on a
             GPU.
         batch_size: images per forward pass.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ensemblead import _core
 from ensemblead._core import __version__, cuda_available
 
-__all__ = ["Build", "__version__", "build", "cuda_available"]
+__all__ = ["Build", "__version__", "build", "cuda_available", "has_cuda_kernels"]
 
 
 @dataclass(frozen=True)
@@ -17,9 +17,17 @@ class Build:
     version: str
     cuda: str  # "on" or "off" and why
     cuda_available: bool  # built with CUDA, and a device is there
+    cuda_kernels: bool  # whether detectors can run on a GPU at all
     compiler: str
     instruction_set: str  # of the SIMD loops, chosen for this processor
     openmp_threads: int  # what the kernels use when nothing else is asked for
+
+
+def has_cuda_kernels() -> bool:
+    """Whether this version has kernels for CUDA arrays. Where it has none, detectors run on the CPU, whatever
+    GPU torch sees.
+    """
+    return False
 
 
 def build() -> Build:
@@ -32,6 +40,7 @@ def build() -> Build:
         version=__version__,
         cuda=_core.cuda_decision,
         cuda_available=cuda_available(),
+        cuda_kernels=has_cuda_kernels(),
         compiler=_core.compiler,
         instruction_set=_core.instruction_set(),
         openmp_threads=_core.openmp_threads(),
