@@ -467,9 +467,26 @@ def test_a_module_must_be_brought_along(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not the architecture"):
         ead.load(tmp_path / "m", backbone=nn.Conv2d(3, 4, 1))
     # Any of the architecture: the weights come with the model.
-    again = ead.load(tmp_path / "m", backbone=TinyNet(7))
+    other = TinyNet(7)
+    again = ead.load(tmp_path / "m", backbone=other)
+    assert all(map(torch.equal, other.parameters(), TinyNet(7).parameters()))
     probe = normal_images(2, 1)
     np.testing.assert_array_equal(again.predict(probe).anomaly_map, detector.predict(probe).anomaly_map)
+
+
+def test_a_module_of_another_precision_stays_as_it_is() -> None:
+    module, probe = TinyNet(1).double(), normal_images(2, 1)
+    parts = [
+        ead.PatchCore(module, (layer,), **NATIVE, coreset_fraction=0.02, device="cpu")
+        for layer in ("first", "second")
+    ]
+    ensemble = ead.BackboneEnsemble(parts).fit(normal_images(3))
+    assert all(tensor.dtype == torch.float64 for tensor in module.parameters())
+    assert parts[0].network_.dtype == torch.float32
+    assert parts[0].network_.module is parts[1].network_.module is not module
+    again = ead.PatchCore(TinyNet(1), ("first",), **NATIVE, coreset_fraction=0.02, device="cpu")
+    expected = again.fit(normal_images(3)).predict(probe).anomaly_map
+    np.testing.assert_array_equal(ensemble.members[0].predict(probe).anomaly_map, expected)
 
 
 @pytest.mark.parametrize("weights", [None, "state dict"])

@@ -4,6 +4,7 @@ knows of it.
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import warnings
@@ -68,7 +69,10 @@ def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
 
 
 class Network:
-    """A `FeatureExtractor` on its device. Two with the same `key` compute the same thing."""
+    """A `FeatureExtractor` on its device. Two with the same `key` compute the same thing.
+
+    A module of the caller's that would have to move or change its precision stays as it is, and a copy does.
+    """
 
     def __init__(
         self,
@@ -80,16 +84,19 @@ class Network:
     ) -> None:
         place = resolve_device(device)
         dtype = resolve_precision(precision, place)
+        source = extractor.source
+        self._origin = extractor.module  # kept, for as long as its id stands for it
+        if source["kind"] == "module" and not extractor.is_at(place, dtype):
+            extractor = extractor.copy()
         # Channels last is what a GPU's tensor cores want, and on a CPU it saves ResNets, DenseNets and
         # SqueezeNet a sixth to a half of the pass.
         extractor.to(place, dtype, channels_last=True)
         self.extractor = extractor
         self.device = place
-        source = extractor.source
         # A state dict or a module says nothing about its values: only the very same object is the same
         # network.
         anonymous = source["kind"] == "module" or (source["kind"] == "state" and "seed" not in source)
-        known = identity or (id(extractor.module) if anonymous else json.dumps(source, sort_keys=True))
+        known = identity or (id(self._origin) if anonymous else json.dumps(source, sort_keys=True))
         self.key = (known, extractor.mean, extractor.std, str(place), dtype)
 
     @property
@@ -205,6 +212,8 @@ def _into_module(
                 f"backbone: not the architecture that the model was fitted with: {name} should have shape "
                 f"{tuple(tensor.shape)}, the module has {found}"
             )
+    # A copy: the caller's module may serve others, with its own weights.
+    module = copy.deepcopy(module)
     module.load_state_dict(stored, strict=False)
     return FeatureExtractor(module, layers, mean=state["mean"], std=state["std"])
 

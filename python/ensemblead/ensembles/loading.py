@@ -27,7 +27,7 @@ def load(
         weights: where the network's weights are now (a path, or a state dict), if not where they were at the
             fit.
         backbone: a module of the same architecture, for a model that was fitted with a module; the weights of
-            the fit are loaded into it.
+            the fit are loaded into a copy of it.
         device: in place of the one given at the fit.
 
     For an ensemble `weights` and `backbone` are lists of one per member, or mappings from member numbers.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -83,6 +84,20 @@ class FeatureExtractor:
         other._set_layers(layers)
         other._channels_last = self._channels_last
         return other
+
+    def copy(self) -> FeatureExtractor:
+        """The same over a network of its own."""
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__)
+        other.module = copy.deepcopy(self.module)
+        other._set_layers(self.layers)
+        other._channels_last = self._channels_last
+        return other
+
+    def is_at(self, device: torch.device, dtype: torch.dtype) -> bool:
+        """Whether `to` would leave the values and places of all parameters and buffers as they are."""
+        tensors = (t for group in (self.module.parameters(), self.module.buffers()) for t in group)
+        return all(t.device == device and (t.dtype == dtype or not t.is_floating_point()) for t in tensors)
 
     @property
     def device(self) -> torch.device:
