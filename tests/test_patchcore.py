@@ -474,6 +474,27 @@ def test_a_module_must_be_brought_along(tmp_path: Path) -> None:
     np.testing.assert_array_equal(again.predict(probe).anomaly_map, detector.predict(probe).anomaly_map)
 
 
+@pytest.mark.parametrize(
+    "name", ["batch_size", "target_dim", "patch_size", "num_neighbors", "reweight_neighbors", "seed"]
+)
+@pytest.mark.parametrize("value", [2.5, 3.0, True, "3", None])
+def test_numbers_that_count_are_whole(name: str, value: Any) -> None:
+    with pytest.raises(TypeError, match=f"{name} must be a whole number, got {value!r}"):
+        _gabor(**{name: value})
+
+
+def test_numpy_scalars_are_saved_as_plain_numbers(tmp_path: Path) -> None:
+    names = ("batch_size", "target_dim", "patch_size", "num_neighbors", "reweight_neighbors", "seed")
+    options: dict[str, Any] = {name: np.int64(3) for name in names}
+    options |= {"coreset_fraction": np.float32(0.1), "resize": np.int64(64), "pretrain_dim": np.int64(8)}
+    detector = _gabor(**options, image_size=(np.int64(32), np.int64(48)))
+    detector.fit(normal_images(6)).save(tmp_path / "m")
+    again = ead.load(tmp_path / "m")
+    assert isinstance(again, ead.PatchCore)
+    assert again.parameters() == detector.parameters()
+    assert (again.resize, again.image_size, again.batch_size) == (64, (32, 48), 3)
+
+
 def test_a_module_of_another_precision_stays_as_it_is() -> None:
     module, probe = TinyNet(1).double(), normal_images(2, 1)
     parts = [

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from torch import nn
 
+from ensemblead.checks import whole_number
 from ensemblead.detectors.base import Embedded, Fitting, LeafDetector, Progress
 from ensemblead.detectors.calibration import Calibration, NormalSample
 from ensemblead.detectors.maps import render_maps
@@ -115,28 +116,26 @@ class PatchCore(LeafDetector):
     ) -> None:
         if isinstance(layers, str):
             raise TypeError(f"layers must be a sequence of names, got one string; write ({layers!r},)")
+        patch_size = whole_number("patch_size", patch_size)
         if patch_size < 1 or patch_size % 2 == 0:
             raise ValueError(f"patch_size must be odd and positive, got {patch_size}")
         if aggregation not in _AGGREGATIONS:
             raise ValueError(f"aggregation must be one of {', '.join(_AGGREGATIONS)}, got {aggregation!r}")
         if score not in _SCORES:
             raise ValueError(f"score must be one of {', '.join(_SCORES)}, got {score!r}")
-        for name, value in (
-            ("target_dim", target_dim),
-            ("reweight_neighbors", reweight_neighbors),
-            ("batch_size", batch_size),
-        ):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
         self.backbone, self.layers, self.weights = backbone, tuple(layers), weights
-        self.image_size, self.resize = image_size, resize
-        self.patch_size, self.target_dim, self.aggregation = patch_size, target_dim, aggregation
+        self._geometry = Geometry(resize, image_size)  # checks both
+        self.image_size, self.resize = _plain_size(image_size), _plain_size(resize)
+        self.patch_size, self.aggregation = patch_size, aggregation
+        self.target_dim = whole_number("target_dim", target_dim, 1)
         self.pretrain_dim = _check_pretrain_dim(pretrain_dim, len(self.layers))
-        self.coreset_fraction, self.num_neighbors, self.index = coreset_fraction, num_neighbors, index
-        self.score, self.reweight_neighbors = score, reweight_neighbors
+        self.coreset_fraction, self.index = float(coreset_fraction), index
+        self.num_neighbors = whole_number("num_neighbors", num_neighbors, 1)
+        self.score = score
+        self.reweight_neighbors = whole_number("reweight_neighbors", reweight_neighbors, 1)
         self.device, self.precision = check_device(device), check_precision(precision)
-        self.batch_size, self.seed = batch_size, seed
-        self._geometry = Geometry(resize, image_size)
+        self.batch_size = whole_number("batch_size", batch_size, 1)
+        self.seed = whole_number("seed", seed)
         self._new_bank()  # checks its own parameters
         self._shared: Network | None = None
         self._bank: MemoryBank | None = None
@@ -299,6 +298,13 @@ class PatchCore(LeafDetector):
         return detector
 
 
+def _plain_size(size: Any) -> Any:
+    """A size that `Geometry` has taken, in Python's own ints, which JSON knows."""
+    if size is None:
+        return None
+    return tuple(int(side) for side in size) if isinstance(size, (tuple, list)) else int(size)
+
+
 @dataclass
 class _Held:
     """The embedding `[1, h, w, D]` of an image that will be scored without its own bank rows."""
@@ -367,7 +373,8 @@ def _check_pretrain_dim(given: Any, num_layers: int) -> int | tuple[int, ...] | 
         if given != "auto":
             raise ValueError(f'pretrain_dim must be "auto", an int, or one int per layer, got {given!r}')
         return "auto"
-    sizes = (given,) * num_layers if isinstance(given, int) else tuple(given)
-    if len(sizes) != num_layers or any(not isinstance(size, int) or size < 1 for size in sizes):
+    single = not isinstance(given, Iterable)
+    sizes = tuple(whole_number("pretrain_dim", size) for size in ((given,) if single else given))
+    if len(sizes) != (1 if single else num_layers) or any(size < 1 for size in sizes):
         raise ValueError(f"pretrain_dim must be positive, one per layer ({num_layers}), got {given!r}")
-    return given if isinstance(given, int) else sizes
+    return sizes[0] if single else sizes

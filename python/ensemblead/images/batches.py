@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from ensemblead.checks import whole_number
 from ensemblead.errors import UnreadableImageError
 from ensemblead.images.geometry import Geometry
 from ensemblead.images.sources import ImageSource
@@ -98,8 +99,7 @@ def iterate_batches(
     distinct = tuple(dict.fromkeys(geometries))
     if not distinct:
         raise ValueError("geometries must not be empty")
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    batch_size = whole_number("batch_size", batch_size, 1)
     if errors not in ("raise", "skip"):
         raise ValueError(f'errors must be "raise" or "skip", got {errors!r}')
     if workers is not None and workers < 1:

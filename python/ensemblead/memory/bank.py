@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from ensemblead.checks import whole_number
 from ensemblead.errors import NotFittedError
 from ensemblead.kernels.coreset import select_coreset
 from ensemblead.memory.projection import make_projection, project_chunks
@@ -60,16 +61,14 @@ class MemoryBank:
             raise ValueError(f"coreset_fraction must be in (0, 1], got {coreset_fraction}")
         if index not in INDEX_NAMES:
             raise ValueError(f"index must be one of {', '.join(INDEX_NAMES)}, got {index!r}")
-        if num_neighbors < 1:
-            raise ValueError(f"num_neighbors must be at least 1, got {num_neighbors}")
-        if projection_dim is not None and projection_dim < 1:
-            raise ValueError(f"projection_dim must be at least 1 or None, got {projection_dim}")
+        if projection_dim is not None:
+            projection_dim = whole_number("projection_dim", projection_dim, 1)
         if max_buffer_bytes < 1:
             raise ValueError(f"max_buffer_bytes must be positive, got {max_buffer_bytes}")
         self.coreset_fraction = float(coreset_fraction)
         self.index = index
-        self.num_neighbors = int(num_neighbors)
-        self.seed = int(seed)
+        self.num_neighbors = whole_number("num_neighbors", num_neighbors, 1)
+        self.seed = whole_number("seed", seed)
         self.projection_dim = projection_dim
         self.max_buffer_bytes = int(max_buffer_bytes)
         self.projection_: torch.Tensor | None = None
