@@ -273,3 +273,50 @@ def test_bad_rows() -> None:
         bank.search(_rows(2), 6)
     with pytest.raises(ValueError, match="queries must have 20 columns"):
         bank.search(_rows(2, 3))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_rows_that_are_not_finite_are_refused_alone(value: float) -> None:
+    bank = MemoryBank(0.1)
+    bank.add(_rows(200))
+    bank.fit()
+    bank.add(_rows(30, seed=1) + 9, 7)
+    bad = _rows(5, seed=2)
+    bad[3, 4] = value
+    for take_in in (bank.add, bank.extend):
+        with pytest.raises(ValueError, match="embeddings must be finite"):
+            take_in(bad)
+    bank.extend()
+    assert 7 in bank.images_.tolist()
+    assert bool(torch.isfinite(bank.rows_).all())
+    huge = MemoryBank(1.0, projection_dim=None)
+    huge.add(np.full((2, 3), 3e38, np.float32))  # finite, though their sum is not
+
+
+@pytest.mark.parametrize("failing", [0, 1, 2])
+def test_rows_survive_a_failed_selection(monkeypatch: pytest.MonkeyPatch, failing: int) -> None:
+    data, more = _rows(200), [_rows(100, seed=s) + 4 * s for s in (1, 2, 3)]
+
+    def extended() -> MemoryBank:
+        # Every addition is a group of its own.
+        bank = MemoryBank(0.1, max_buffer_bytes=4 * 100 * 40 * 4)
+        bank.add(data)
+        bank.fit()
+        for rows in more:
+            bank.add(rows)
+        return bank
+
+    expected, bank, calls = extended().extend(), extended(), []
+
+    def select(*arguments: Any, **options: Any) -> Any:
+        calls.append(1)
+        if len(calls) == failing + 1:
+            raise MemoryError
+        return select_coreset(*arguments, **options)
+
+    monkeypatch.setattr("ensemblead.memory.bank.select_coreset", select)
+    with pytest.raises(MemoryError):
+        bank.extend()
+    bank.extend()
+    assert torch.equal(bank.rows_, expected.rows_)
+    assert torch.equal(bank.images_, expected.images_)

@@ -106,6 +106,10 @@ class MemoryBank:
             copy: False when the caller gives the rows away.
         """
         rows = _as_rows(embeddings, "embeddings", copy)
+        # Here, where they can be refused alone: found by the selection, they would spoil the whole group. One
+        # pass: a finite sum has finite terms. Where it overflows, every term is asked.
+        if not bool(torch.isfinite(rows.sum())) and not bool(torch.isfinite(rows).all()):
+            raise ValueError("embeddings must be finite, got NaN or infinity")
         width = self._dims()
         if width is not None and rows.shape[1] != width:
             raise ValueError(f"embeddings must have {width} columns as before, got shape {tuple(rows.shape)}")
@@ -295,25 +299,34 @@ class MemoryBank:
         return None if mapping is None else mapping.to(chunk.device)
 
     def _leave_buffer(self) -> None:
-        """Take the buffered rows group by group: their coreset is kept, the rest is let go."""
+        """Take the buffered rows group by group: their coreset is kept, the rest is let go. Rows leave with
+        their group: after a failure those of the groups left are still in the buffer.
+        """
         groups = self._buffer.groups(lambda rows: self._bytes(rows) >= self.max_buffer_bytes // 4)
-        self._buffer = _Buffer()
-        if groups and self._rows is None and self._num_groups == 0:
-            self.projection_ = self._projection_for(groups[0].chunks[0], None)
-        while groups:
-            group = groups.pop(0)
-            projected = project_chunks(group.chunks, self.projection_)
-            if self._rows is None:
-                size = max(1, int(group.num_rows * min(1.0, _OVERSAMPLING * self.coreset_fraction)))
-                picks = _select(projected, size=size, seed=self.seed + self._num_groups)
-            else:
-                bank = project_chunks([self._rows, *self._kept.chunks], self.projection_)
-                # A hair more: a row at the radius itself must not enter for the last bit of its distance.
-                radius = self.radius_ * (1 + 2e-6)
-                picks = _select(projected, size=len(projected), radius=radius, bank=bank)
-            if len(picks):
-                self._kept.append(_take(group.chunks, picks), torch.cat(group.images)[picks])
-            self._num_groups += 1
+        try:
+            if groups and self._rows is None and self._num_groups == 0:
+                self.projection_ = self._projection_for(groups[0].chunks[0], None)
+            while groups:
+                self._keep_of(groups[0])
+                groups.pop(0)
+        finally:
+            for group in groups:
+                for rows, numbers in zip(group.chunks, group.images, strict=True):
+                    self._buffer.append(rows, numbers)
+
+    def _keep_of(self, group: _Buffer) -> None:
+        projected = project_chunks(group.chunks, self.projection_)
+        if self._rows is None:
+            size = max(1, int(group.num_rows * min(1.0, _OVERSAMPLING * self.coreset_fraction)))
+            picks = _select(projected, size=size, seed=self.seed + self._num_groups)
+        else:
+            bank = project_chunks([self._rows, *self._kept.chunks], self.projection_)
+            # A hair more: a row at the radius itself must not enter for the last bit of its distance.
+            radius = self.radius_ * (1 + 2e-6)
+            picks = _select(projected, size=len(projected), radius=radius, bank=bank)
+        if len(picks):
+            self._kept.append(_take(group.chunks, picks), torch.cat(group.images)[picks])
+        self._num_groups += 1
 
 
 class _Buffer:
