@@ -72,6 +72,14 @@ def model(category: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class TestFit:
+    def test_minmax_is_refused_before_the_work(self, category: Path, tmp_path: Path) -> None:
+        network = ["-b", "gabor", "-b", "gabor", "-le", "0.layer1", "-le", "1.layer2"]
+        outcome = call(
+            "fit", category / "train/good", "--model", tmp_path / "m", *network, "--fusion", "minmax"
+        )
+        assert (outcome.exit_code, "predict could not use" in outcome.stderr) == (2, True)
+        assert not (tmp_path / "m").exists()
+
     def test_summary_and_model(self, category: Path, tmp_path: Path) -> None:
         summary = call_json("fit", category / "train/good", "--model", tmp_path / "m", *GABOR, "--seed", 3)
         detector = ead.load(tmp_path / "m")
@@ -335,6 +343,10 @@ class TestPredict:
 
 
 class TestPictures:
+    def test_minmax_maps_run_from_0_to_1(self) -> None:
+        parts = [ead.PatchCore("gabor", (layer,)) for layer in ("layer1", "layer2")]
+        assert color_scale(ead.BackboneEnsemble(parts, fusion="minmax")) == (0.0, 1.0)
+
     @pytest.mark.parametrize(("height", "width"), [(100, 161), (37, 20), (512, 512)])
     def test_a_map_lies_where_the_network_looked(self, height: int, width: int) -> None:
         """The image's own coordinates, seen by the network and placed back, are themselves again."""

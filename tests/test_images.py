@@ -551,3 +551,17 @@ def test_batches_refuse_wrong_arguments(arguments, message):
         iterate_batches(Counted(1), **arguments)
     with pytest.raises(TypeError, match="source must come from open_images"):
         iterate_batches([drawn()], [Geometry(None, None)], 1)
+
+
+@pytest.mark.parametrize("batch_size", [2.5, 2.0, True, "2"])
+def test_batches_have_whole_sizes(batch_size):
+    with pytest.raises(TypeError, match="batch_size must be a whole number"):
+        iterate_batches(Counted(1), [Geometry(None, None)], batch_size)
+
+
+@pytest.mark.parametrize(("resize", "crop"), [(32, 64), (32, (33, 40)), ((32, 80), 64)])
+def test_a_crop_that_never_fits_is_refused_at_once(resize, crop):
+    with pytest.raises(ValueError, match=r"crop \(\d+, \d+\) does not fit into"):
+        Geometry(resize, crop)
+    # The longer side of some images is long enough.
+    assert Geometry(32, (32, 64)).output_size(10, 40) == (32, 64)

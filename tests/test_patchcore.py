@@ -543,6 +543,10 @@ def test_a_weights_file_is_read_again(tmp_path: Path) -> None:
         ead.load(tmp_path / "m")
     moved = ead.load(tmp_path / "m", weights=tmp_path / "moved.pth")
     np.testing.assert_array_equal(moved.predict(probe).anomaly_map, expected)
+    numbered = ead.load(tmp_path / "m", weights={0: tmp_path / "moved.pth"})
+    np.testing.assert_array_equal(numbered.predict(probe).anomaly_map, expected)
+    with pytest.raises(ValueError, match="weights: the model is one detector, number 0, .* got 1"):
+        ead.load(tmp_path / "m", weights={1: tmp_path / "moved.pth"})
     np.testing.assert_array_equal(ead.load(tmp_path / "whole").predict(probe).anomaly_map, expected)
     torch.save({**state, "features.0.bias": torch.ones(64)}, file)
     with pytest.raises(BackboneUnavailableError, match="has changed since the model was fitted"):

@@ -33,6 +33,8 @@ def color_scale(detector: Detector) -> tuple[float, float]:
     """
     if getattr(detector, "fusion", None) == "rank":
         return 0.5, 1.0  # ranks among normal pixels: from the median to beyond them all
+    if getattr(detector, "fusion", None) == "minmax":
+        return 0.0, 1.0  # its maps are scaled to that over the set
     low, high = np.quantile(detector.calibration_.pixels, (0.5, 0.999))
     reach = _REACH * float(high - low)
     return float(low), float(low) + (reach if reach > 0 else 1.0)

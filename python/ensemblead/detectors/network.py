@@ -136,7 +136,7 @@ def network_from_store(
 ) -> Network:
     """The network that `Network.to_store` described, with the options `weights` and `backbone` of `load`."""
     source, layers = state["source"], state["layers"]
-    weights, backbone = reader.options.get("weights"), reader.options.get("backbone")
+    weights, backbone = (_of_one(name, reader.options.get(name)) for name in ("weights", "backbone"))
     if backbone is not None and source["kind"] != "module":
         raise ValueError(
             f"backbone: the model at {reader.folder} knows its network, "
@@ -157,6 +157,16 @@ def network_from_store(
     # whatever source they share. A caller's module is equal to itself alone.
     from_folder = state["stored"] and weights is None and source["kind"] != "module"
     return Network(extractor, device, precision, identity=reader.digest(_FILE) if from_folder else None)
+
+
+def _of_one(name: str, given: Any) -> Any:
+    """An option of `load` for a detector that is no ensemble: the value, or `{0: value}`."""
+    if not isinstance(given, Mapping) or not given or not all(isinstance(key, int) for key in given):
+        return given
+    wrong = [key for key in given if key != 0]
+    if wrong:
+        raise ValueError(f"{name}: the model is one detector, number 0, and no ensemble; got {wrong[0]}")
+    return given[0]
 
 
 def _weights_of(reader: FolderReader, source: Mapping[str, Any], stored: bool, given: Any) -> Any:

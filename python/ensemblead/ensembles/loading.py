@@ -30,7 +30,8 @@ def load(
             the fit are loaded into a copy of it.
         device: in place of the one given at the fit.
 
-    For an ensemble `weights` and `backbone` are lists of one per member, or mappings from member numbers.
+    For an ensemble `weights` and `backbone` are lists of one per member, or mappings from member numbers. A
+    single detector is number 0.
 
     Raises FileNotFoundError for nothing at `path`, DamagedModelError for a folder that is incomplete or was
     altered, NewerFormatError for one of a later version, BackboneUnavailableError for a network that cannot

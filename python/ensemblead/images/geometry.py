@@ -29,9 +29,12 @@ class Geometry:
         crop = _checked("crop", self.crop)
         # One spelling for one thing, so that equal geometries compare equal.
         object.__setattr__(self, "crop", (crop, crop) if isinstance(crop, int) else crop)
-        smallest = (self.resize, self.resize) if isinstance(self.resize, int) else self.resize
-        if smallest is not None and isinstance(self.resize, tuple):
-            self._check_crop(smallest, "")
+        if isinstance(self.resize, tuple):
+            self._check_crop(self.resize, "")
+        elif self.resize is not None and isinstance(self.crop, tuple) and min(self.crop) > self.resize:
+            raise ValueError(
+                f"crop {self.crop} does not fit into any image whose shorter side is resized to {self.resize}"
+            )
 
     def resized_size(self, height: int, width: int) -> tuple[int, int]:
         """Size `(h, w)` after the resize of an image of `height` x `width`, before the crop."""
