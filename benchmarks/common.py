@@ -65,8 +65,8 @@ def interleaved(
     return {name: Timing(tuple(measured)) for name, measured in seconds.items()}
 
 
-# Threads of a pool (OpenBLAS's, say) spin for some time after their work; nobody's call is to share the cores with those
-# of the call before.
+# Threads of a pool (OpenBLAS's, say) spin for some time after their work; nobody's call is to share the cores
+# with those of the call before.
 SETTLE = 0.1
 
 
