@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -423,6 +424,22 @@ class TestEvaluate:
         (tmp_path / category.name).symlink_to(model)
         found = call_json("evaluate", tmp_path, category, "--out", tmp_path / "o", "--bootstrap", 0)
         assert found["summary"]["image_auroc"] == 1.0
+
+    def test_unreadable_test_images(self, category: Path, model: Path, tmp_path: Path) -> None:
+        copy = tmp_path / "copy"
+        shutil.copytree(category, copy)
+        (defect,) = sorted((copy / "test").glob("*/*.png"))[:1]
+        defect.write_bytes(defect.read_bytes()[:40])
+        outcome = call("evaluate", model, copy, "--out", tmp_path / "o")
+        assert (outcome.exit_code, f"cannot read image {defect}" in outcome.stderr) == (2, True)
+        assert len(outcome.stderr.splitlines()) == 1
+        found = call_json(
+            "evaluate", model, copy, "--out", tmp_path / "o", "--bootstrap", 0, "--skip-unreadable"
+        )
+        (row,) = found["categories"]
+        total = len(list((category / "test").glob("*/*.png")))
+        assert row["num_normal"] + row["num_anomalous"] == total - 1
+        assert any(str(defect) in warning for warning in found["warnings"])
 
     def test_wrong_calls(self, category: Path, model: Path, tmp_path: Path) -> None:
         outcome = call("evaluate", category, "--out", tmp_path)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from brightness import GEOMETRY, HEIGHT, WIDTH, Brightness, FakePredictions, draw, draw_category
 
+from ensemblead.errors import UnreadableImageError
 from ensemblead.evaluation import (
     Category,
     Folder,
@@ -303,6 +304,26 @@ def test_images_that_the_detector_skips_are_said(part: MVTecAD) -> None:
         report = evaluate(Skipping(), part, bootstrap=0)
     assert (report.num_normal, report.num_anomalous) == (4, 4)
     assert len(report.details["part"].images) == 8
+
+
+def test_unreadable_images_are_named_or_left_out(part: MVTecAD) -> None:
+    class Careful(Brightness):
+        def predict_batches(
+            self, images: Sequence[str], *, errors: str = "raise"
+        ) -> Iterator[FakePredictions]:
+            assert errors == "skip"
+            good = [path for path in images if path != broken]
+            return super().predict_batches(good)
+
+    broken = next(sample.path for sample in part.test if sample.label)
+    Path(broken).write_bytes(b"\x89PNG no more")
+    with pytest.raises(UnreadableImageError, match=f"cannot read image {broken}"):
+        evaluate(Careful(), part)
+    with pytest.warns(UserWarning, match=rf"1 image\(s\) were not predicted, the first is {broken}"):
+        report = evaluate(Careful(), part, bootstrap=0, errors="skip")
+    assert (report.num_normal, report.num_anomalous) == (5, 5)
+    with pytest.raises(ValueError, match='errors must be "raise" or "skip"'):
+        evaluate(Careful(), part, errors="ignore")  # type: ignore[arg-type]
 
 
 def test_bad_predictions_are_refused(part: MVTecAD) -> None:

@@ -16,6 +16,7 @@ from ensemblead.cli.options import DetectorOptions, build_detector, read_config
 from ensemblead.extras import require
 
 if TYPE_CHECKING:
+    from ensemblead.detectors.base import Errors
     from ensemblead.evaluation import Category, Dataset, Report, ScoredImage
 
 _SHOWN = ("image_auroc", "pixel_auroc", "aupro", "false_alarm_rate", "miss_rate", "images_per_second")
@@ -51,6 +52,9 @@ def command(
         typer.Option("--weights", help="[I.]PATH: where the networks' weights are now."),
     ] = None,
     device: Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda.")] = None,
+    skip_unreadable: Annotated[
+        bool, typer.Option("--skip-unreadable", help="Leave out images that cannot be read.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
 ) -> None:
     """Measure a detector: AUROC of images and pixels, AUPRO, false alarms, misses.
@@ -69,28 +73,29 @@ def command(
         raise ValueError(f"layout must be one of {', '.join(layouts)}, got {layout!r}")
     if out.exists() and not out.is_dir():
         raise ValueError(f"out must be a folder, got the file {out}")
+    errors: Errors = "skip" if skip_unreadable else "raise"
     with told_warnings() as warned:
         dataset = layouts[layout](places[-1], category, missing_masks=missing_masks)
         with Bars() as bars:
             if config is not None:
                 given = DetectorOptions(weights=weights or None, device=device)
-                detector: Any = fitter(given.over(read_config(config)), bars)
+                detector: Any = fitter(given.over(read_config(config)), bars, errors)
             else:
                 detector = _models(places[0], dataset, weights or [], device)
-            report = measure(detector, dataset, out, bars, bootstrap=bootstrap, seed=seed)
+            report = measure(detector, dataset, out, bars, bootstrap=bootstrap, seed=seed, errors=errors)
     if as_json:
         print_json({**results(report, out), "warnings": warned})
     else:
         show_report(report, out)
 
 
-def fitter(options: DetectorOptions, bars: Bars) -> Callable[[Category], Any]:
+def fitter(options: DetectorOptions, bars: Bars, errors: Errors = "raise") -> Callable[[Category], Any]:
     """A function that fits a new detector on a category's training images."""
     build_detector(options)  # so that wrong options show before anything is run
 
     def fit(category: Category) -> Any:
         bars.prefix(f"{category.name}:")
-        return build_detector(options).fit(list(category.train), progress=bars)
+        return build_detector(options).fit(list(category.train), errors=errors, progress=bars)
 
     return fit
 
@@ -112,6 +117,7 @@ def measure(
     bootstrap: int = 1000,
     seed: int = 0,
     per_type: int = 3,
+    errors: Errors = "raise",
 ) -> Report:
     """`ead.evaluate`, with every file of results written to `out`."""
     from ensemblead.cli.pictures import color_scale
@@ -139,6 +145,7 @@ def measure(
         dataset,
         bootstrap=bootstrap,
         seed=seed,
+        errors=errors,
         on_image=draw,
         progress=progress,
     )

@@ -7,6 +7,10 @@ import os
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
+
+from ensemblead.errors import UnreadableImageError
+from ensemblead.images import upright_size
 
 NORMAL = "good"  # the defect type of images without a defect
 
@@ -55,16 +59,26 @@ class Category:
         hashed = ((sample, by_hash.get(_sha256(sample.path))) for sample in shared)
         return [(path, sample) for sample, path in hashed if path is not None]
 
-    def check_masks(self) -> None:
+    def check_masks(self, errors: Literal["raise", "skip"] = "raise") -> None:
         """Read the headers of all test images that have a mask, and of the masks.
+
+        Args:
+            errors: "skip" passes over test images whose header cannot be read.
 
         Raises:
             ValueError: A mask is not as large as its image, turned upright as EXIF says; both are named.
+            UnreadableImageError: A mask, or with "raise" an image, whose header cannot be read.
         """
         for sample in self.test:
             if sample.mask_path is None:
                 continue
-            size, expected = _upright_size(sample.mask_path), _upright_size(sample.path)
+            size = upright_size(sample.mask_path)
+            try:
+                expected = upright_size(sample.path)
+            except (UnreadableImageError, FileNotFoundError):
+                if errors == "raise":
+                    raise
+                continue
             if size != expected:
                 raise ValueError(
                     f"mask {sample.mask_path} must be as large as its image: "
@@ -114,16 +128,6 @@ class Dataset:
     def notes(self) -> tuple[str, ...]:
         """Remarks on all categories."""
         return tuple(note for category in self.categories for note in category.notes)
-
-
-def _upright_size(path: str) -> tuple[int, int]:
-    """(H, W) from the header, after the EXIF orientation."""
-    from PIL import Image
-
-    with Image.open(path) as image:
-        width, height = image.size
-        turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
-    return (width, height) if turned else (height, width)
 
 
 def _sha256(path: str) -> str:

@@ -9,7 +9,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,6 +65,7 @@ class _Options:
     confidence: float
     seed: int
     memory_limit: int
+    errors: Literal["raise", "skip"]
     on_image: Callable[[ScoredImage], None] | None
     progress: Callable[[str, int, int], None] | None
 
@@ -77,6 +78,7 @@ def evaluate(
     confidence: float = 0.95,
     seed: int = 0,
     memory_limit: int = 2 << 30,
+    errors: Literal["raise", "skip"] = "raise",
     on_image: Callable[[ScoredImage], None] | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Report:
@@ -96,19 +98,24 @@ def evaluate(
         seed: Of the bootstrap.
         memory_limit: Bytes of pixels per category up to which the pixel metrics are exact (4 bytes a pixel).
             Beyond it their error is bounded and stated in `Report.details`, and a warning says so.
+        errors: "raise" stops at a test image that cannot be read; "skip" leaves it out of all metrics, and a
+            warning counts such images and names the first.
         on_image: Called for every test image as it is scored: to save maps, to draw, to log to a tracker.
         progress: Called with the category's name, the number of images done, and of all.
 
     Raises:
         ValueError: A category without a detector or without test images, a mask of another size than its
-            image or its map, scores that are not finite, predictions that do not belong to the images asked
-            for.
+            image or its map, a test image or a mask that cannot be read (UnreadableImageError, naming it;
+            masks are not skipped), scores that are not finite, predictions that do not belong to the images
+            asked for.
     """
     if bootstrap < 0:
         raise ValueError(f"bootstrap must be at least 0, got {bootstrap}")
     if not 0.0 < confidence < 1.0:
         raise ValueError(f"confidence must be in (0, 1), got {confidence}")
-    options = _Options(bootstrap, confidence, seed, memory_limit, on_image, progress)
+    if errors not in ("raise", "skip"):
+        raise ValueError(f'errors must be "raise" or "skip", got {errors!r}')
+    options = _Options(bootstrap, confidence, seed, memory_limit, errors, on_image, progress)
     categories = dataset.categories
     if isinstance(detector, Mapping):
         absent = [category.name for category in categories if category.name not in detector]
@@ -117,7 +124,7 @@ def evaluate(
     for category in categories:
         if not category.test:
             raise ValueError(f"category {category.name} has no test images")
-        category.check_masks()
+        category.check_masks(errors)
     rows, details, remarks = [], {}, []
     for category in categories:
         chosen, fit_seconds = _detector_for(detector, category)
@@ -197,15 +204,19 @@ def _evaluate_category(
 def _batches(detector: Detector, category: Category, options: _Options) -> tuple[Iterator[Any], bool]:
     """Batches of predictions for the category's test images, and whether they are fused over the test set."""
     paths = [sample.path for sample in category.test]
+    # Only where it is asked for: a detector of the caller's need not know the option.
+    extra: dict[str, Any] = {} if options.errors == "raise" else {"errors": options.errors}
     if getattr(detector, "fusion", None) != "minmax":
-        return iter(detector.predict_batches(paths)), False
+        predict: Callable[..., Iterable[Any]] = detector.predict_batches
+        return iter(predict(paths, **extra)), False
     if isinstance(detector, Ensemble):
-        return fuse_minmax(detector, paths, getattr(detector, "weights", None), options.memory_limit), True
+        weights = getattr(detector, "weights", None)
+        return fuse_minmax(detector, paths, weights, options.memory_limit, **extra), True
     if not isinstance(detector, SetDetector):
         raise TypeError(
             f'{type(detector).__name__} with fusion="minmax" must have predict_members or predict_set'
         )
-    return fused_set(detector, paths), True
+    return fused_set(detector, paths, **extra), True
 
 
 class _Run:

@@ -7,7 +7,7 @@ published tables, and not in the ensembles themselves.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -57,14 +57,19 @@ class _Range:
         return scaled
 
 
-def fused_set(detector: SetDetector, images: Sequence[str]) -> Iterator[FusedBatch]:
+def fused_set(detector: SetDetector, images: Sequence[str], **options: Any) -> Iterator[FusedBatch]:
     """All images as one batch; they are predicted when it is asked for, so that this is timed."""
-    found = detector.predict_set(images)
+    predict: Callable[..., Any] = detector.predict_set
+    found = predict(images, **options)
     yield FusedBatch(found.anomaly_score, found.anomaly_map, found.paths)
 
 
 def fuse_minmax(
-    detector: Ensemble, images: Sequence[str], weights: Sequence[float] | None, memory_limit: int
+    detector: Ensemble,
+    images: Sequence[str],
+    weights: Sequence[float] | None,
+    memory_limit: int,
+    **options: Any,
 ) -> Iterator[FusedBatch]:
     """Predict all images, then yield them one by one, each member scaled to [0, 1] over all of them.
 
@@ -72,11 +77,12 @@ def fuse_minmax(
     (0 where max = min), then the mean, weighted if the ensemble is. The maps wait in memory up to
     `memory_limit` bytes and in a temporary file beyond.
     """
+    predict: Callable[..., Iterable[Sequence[Any]]] = detector.predict_members
     score_ranges: list[_Range] = []
     map_ranges: list[_Range] = []
     waiting: list[tuple[str | None, list[float], tuple[int, int]]] = []
     with tempfile.SpooledTemporaryFile(max_size=max(memory_limit, 1)) as store:
-        for members in detector.predict_members(images):
+        for members in predict(images, **options):
             if not score_ranges:
                 score_ranges, map_ranges = [_Range() for _ in members], [_Range() for _ in members]
             for index, path in enumerate(members[0].paths):

@@ -1,7 +1,7 @@
 """Files and arrays in, uint8 network input out: decode, resize, crop, batch with prefetch."""
 
 from ensemblead.images.batches import BatchIterator, ImageBatch, SkippedImage, iterate_batches
-from ensemblead.images.decode import IMAGE_SUFFIXES, read_image, read_mask
+from ensemblead.images.decode import IMAGE_SUFFIXES, read_image, read_mask, upright_size
 from ensemblead.images.geometry import Geometry
 from ensemblead.images.sources import ImageSource, open_images
 
@@ -16,4 +16,5 @@ __all__ = [
     "open_images",
     "read_image",
     "read_mask",
+    "upright_size",
 ]
