@@ -134,13 +134,13 @@ def test_positions_are_spread_over_the_training_set() -> None:
 
 
 def test_the_digest_tells_sets_of_images_apart() -> None:
-    def digest(value: int, path: str | None = None, index: int = 0) -> str:
+    def digest(value: int, side: int = 8, index: int = 0) -> str:
         images = ImageDigest()
-        images.add(index, path, (8, 8), torch.full((3, 8, 8), value, dtype=torch.uint8))
+        images.add(index, (side, 8), value)
         return images.hexdigest()
 
     assert digest(1) == digest(1)
-    assert len({digest(1), digest(2), digest(1, "a"), digest(1, index=1)}) == 4
+    assert len({digest(1), digest(2), digest(1, 9), digest(1, index=1)}) == 4
 
 
 def test_nothing_to_take_statistics_from() -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from PIL import Image
 from test_patchcore import TinyNet
 from textures import SIDE, normal_images, with_defects
 
@@ -119,6 +120,15 @@ def test_members_fitted_apart_can_be_combined(tmp_path: Path) -> None:
     assert predictions.is_anomalous[4:].all()
     assert not predictions.is_anomalous[:4].any()
     assert not ensemble.calibration_.fresh
+
+
+def test_the_same_images_are_known_wherever_they_lie_and_whatever_their_size(tmp_path: Path) -> None:
+    images = normal_images(6)
+    for i, image in enumerate(images):
+        Image.fromarray(image).save(tmp_path / f"{i}.png")
+    first, second = _gabor("layer2").fit(images), _gabor("layer1", resize=(48, 48)).fit(tmp_path)
+    other = _gabor("layer2").fit(images[::-1].copy())
+    assert first.calibration_.images == second.calibration_.images != other.calibration_.images
 
 
 @pytest.mark.parametrize("fusion", ["calibrated", "mean", "max", "rank"])

@@ -169,6 +169,13 @@ def test_read_sixteen_bits_on_one_fixed_scale(tmp_path, suffix):
     assert got[1, 4, 0] == 255
 
 
+def test_twelve_bits_in_sixteen_are_told(tmp_path):
+    path = saved(tmp_path / "a.png", Image.fromarray(np.array([[0, 700], [4095, 2000]], np.uint16)))
+    with pytest.warns(UserWarning, match="no value above 4095"):
+        got = read_image(path)
+    assert got.max() == 16
+
+
 def test_read_sixteen_bit_colour_png(tmp_path):
     # Pillow cannot write these, so the file is put together here.
     values = np.random.default_rng(3).integers(0, 65536, (5, 7, 3)).astype(">u2")

@@ -178,7 +178,7 @@ class FitRun:
             skipped = list(detector.skipped_)
             if fresh is not None:
                 rate = DEFAULT_RATE if self.false_alarm_rate is None else self.false_alarm_rate
-                detector.calibrate(fresh, rate, errors=errors)
+                detector.calibrate(fresh, rate, errors=errors, progress=bars)
                 skipped += detector.skipped_
         detector.save(self.model, include_backbone=self.include_backbone)
         return {

@@ -181,7 +181,12 @@ class Detector(ABC):
         return self._predict_batches(images, errors, progress)
 
     def calibrate(
-        self, images: Any, false_alarm_rate: float = DEFAULT_RATE, *, errors: Errors = "raise"
+        self,
+        images: Any,
+        false_alarm_rate: float = DEFAULT_RATE,
+        *,
+        errors: Errors = "raise",
+        progress: Progress | None = None,
     ) -> Self:
         """Take the statistics and the threshold from fresh normal images, in place of the leave-one-out ones.
 
@@ -195,7 +200,7 @@ class Detector(ABC):
             raise ValueError(f"false_alarm_rate must be between 0 and 1, got {false_alarm_rate}")
         samples = [NormalSample() for _ in self._leaves()]
         digest = ImageDigest()
-        for batch, embedded in self._run(images, errors, None, "calibrate"):
+        for batch, embedded in self._run(images, errors, progress, "calibrate"):
             self._note(digest, batch)
             for sample, (scores, maps) in zip(samples, self._score_leaves(embedded), strict=True):
                 sample.add(scores, maps)
@@ -326,10 +331,10 @@ class Detector(ABC):
         fitting.commit()
         self._accept(calibrations)
 
-    def _note(self, digest: ImageDigest, batch: ImageBatch) -> None:
-        pixels = batch.images[self._leaves()[0].geometry]
-        for index, path, size, image in zip(batch.indices, batch.paths, batch.sizes, pixels, strict=True):
-            digest.add(index, path, size, image)
+    @staticmethod
+    def _note(digest: ImageDigest, batch: ImageBatch) -> None:
+        for index, size, fingerprint in zip(batch.indices, batch.sizes, batch.fingerprints, strict=True):
+            digest.add(index, size, fingerprint)
 
     def _predict_batches(
         self, images: Any, errors: Errors, progress: Progress | None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import math
 import warnings
-import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -174,15 +173,16 @@ def floored(std: float, mean: float) -> float:
 
 
 class ImageDigest:
-    """Identifies a set of images by their places, paths, sizes and a coarse look at their pixels."""
+    """Identifies a set of images by their order, their sizes and a look at their pixels: wherever they lie,
+    and whatever size a network sees them in.
+    """
 
     def __init__(self) -> None:
         self._hash = hashlib.sha256()
 
-    def add(self, index: int, path: str | None, size: tuple[int, int], pixels: torch.Tensor) -> None:
-        """One image: `pixels` uint8 `[3, h, w]`."""
-        coarse = zlib.crc32(pixels[:, ::7, ::7].contiguous().numpy().tobytes())
-        self._hash.update(f"{index}|{path}|{size}|{coarse};".encode())
+    def add(self, index: int, size: tuple[int, int], fingerprint: int) -> None:
+        """One image, as `ImageBatch` describes it."""
+        self._hash.update(f"{index}|{size}|{fingerprint};".encode())
 
     def hexdigest(self) -> str:
         return self._hash.hexdigest()

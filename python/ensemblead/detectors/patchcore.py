@@ -355,6 +355,13 @@ class _PatchCoreFitting(Fitting):
                 UserWarning,
                 stacklevel=4,
             )
+        elif len(fair) == 1:
+            warnings.warn(
+                "a single training image gives the statistics and the threshold, so they say nothing of how "
+                "much normal images differ; give more images, or call calibrate",
+                UserWarning,
+                stacklevel=4,
+            )
         sample = NormalSample()
         images = fair or self._held
         for done, held in enumerate(images, 1):

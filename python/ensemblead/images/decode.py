@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,21 @@ def read_mask(path: str | os.PathLike[str]) -> npt.NDArray[np.bool_]:
     with _open(path) as image:
         pixels = np.asarray(image.convert("RGB") if image.mode in _ALPHA_MODES else image)
     return np.asarray(pixels.any(axis=2) if pixels.ndim == 3 else pixels != 0, dtype=np.bool_)
+
+
+def upright_size(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """(H, W) of an image turned upright by its EXIF orientation, from its header alone. Errors as
+    `read_image`.
+    """
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"no such image: {path}") from None
+    except Exception as error:  # as in _open
+        raise UnreadableImageError(f"cannot read image {path}: {error}") from error
+    return (width, height) if turned else (height, width)
 
 
 class _open:  # noqa: N801 - a context manager used as a function
@@ -111,5 +127,13 @@ def _sixteen_to_eight(values: npt.NDArray[Any], what: str) -> npt.NDArray[np.uin
         raise UnreadableImageError(
             f"cannot read image {what}: 32-bit pixels with values in [{wide.min()}, {wide.max()}] have no "
             "defined range; save it with 8 or 16 bits"
+        )
+    if wide.size and 255 < wide.max() < 4096:
+        warnings.warn(
+            "a 16-bit image has no value above 4095, as cameras of 10 or 12 bits write them: 16 bits are "
+            "read as 0..65535, so it is nearly black and most of its levels are lost; save such images "
+            "scaled to 16 bits, or as 8 bits",
+            UserWarning,
+            stacklevel=2,
         )
     return ((wide * 2 + 257) // 514).astype(np.uint8)

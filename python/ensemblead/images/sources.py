@@ -44,12 +44,12 @@ def open_images(images: Any) -> ImageSource:
     """Accept images in any of the forms that `fit` and `predict` take; nothing is decoded yet.
 
     A folder: all image files in it and in the folders below (by suffix, `IMAGE_SUFFIXES`; links are
-        followed; hidden
-    files are left out), in the natural order of their relative paths (`2.png` before `10.png`); what else
+    followed; hidden files are left out), in the natural order of their relative
+    paths (`2.png` before `10.png`); what else
     lies there is counted in `.ignored`. One image file. A list or tuple of paths, kept in its order. An
     array uint8 `[N, H, W, 3]` or, grey, `[N, H, W]`. A torch `Dataset` with a length, whose items are an
     image or a tuple that begins with one: a PIL image, an array uint8 `[H, W, 3]` or `[H, W]`, a tensor
-        uint8 or float in 0..1 `[C, H, W]`, C = 1 or 3.
+    uint8 or float in 0..1 `[C, H, W]`, C = 1 or 3.
     A Dataset is read by one thread only. An `ImageSource` is returned as it is.
 
     Raises FileNotFoundError for a missing folder, ValueError for no images at all or a wrong shape,
