@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +13,7 @@ from ensemblead.errors import DamagedModelError
 from ensemblead.memory import search as search_module
 from ensemblead.memory.search import INDEX_NAMES, ExactIndex, FaissIndex, make_index, nearest_squared
 
+faiss = pytest.importorskip("faiss")
 DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
 
 
@@ -98,7 +102,7 @@ def test_k_is_kept_when_lists_are_short_and_rows_left_out(name: str) -> None:
 def test_bytes_there_and_back(name: str) -> None:
     rows, queries = _data(600, 16, 40)
     index = FaissIndex.build(name, rows, seed=3)
-    again = FaissIndex.from_bytes(name, rows, index.to_bytes())
+    again = FaissIndex.from_bytes(name, rows, index.to_bytes(), 3)
     for a, b in zip(index.search(queries, 3, None), again.search(queries, 3, None), strict=True):
         assert torch.equal(a, b)
 
@@ -107,11 +111,30 @@ def test_bytes_of_something_else_are_refused() -> None:
     rows, _ = _data(600, 16, 1)
     data = FaissIndex.build("ivf", rows, seed=0).to_bytes()
     with pytest.raises(DamagedModelError, match="IndexIVFFlat of 600 rows"):
-        FaissIndex.from_bytes("hnsw", rows, data)
+        FaissIndex.from_bytes("hnsw", rows, data, 0)
     with pytest.raises(DamagedModelError, match=r'"ivf" over \(599, 16\)'):
-        FaissIndex.from_bytes("ivf", rows[1:], data)
+        FaissIndex.from_bytes("ivf", rows[1:], data, 0)
     with pytest.raises(DamagedModelError, match="cannot be read"):
-        FaissIndex.from_bytes("ivf", rows, data[: len(data) // 2])
+        FaissIndex.from_bytes("ivf", rows, data[: len(data) // 2], 0)
+
+
+def test_lists_in_another_file_are_never_opened(tmp_path: Path) -> None:
+    rows, queries = _data(600, 16, 40)
+    index = FaissIndex.build("ivf", rows, seed=3)
+    secret = tmp_path / "secret"
+    lists = faiss.OnDiskInvertedLists(index.faiss_index.nlist, index.faiss_index.code_size, os.fspath(secret))
+    own = index.faiss_index.invlists
+    for i in range(own.nlist):
+        lists.add_entries(i, own.list_size(i), own.get_ids(i), own.get_codes(i))
+    expected = index.search(queries, 3, None)
+    index.faiss_index.replace_invlists(lists)
+    data = index.to_bytes()
+    assert os.fspath(secret).encode() in data
+    # With the file gone, opening it would be an error.
+    secret.unlink()
+    again = FaissIndex.from_bytes("ivf", rows, data, 3)
+    for a, b in zip(expected, again.search(queries, 3, None), strict=True):
+        assert torch.equal(a, b)
 
 
 @pytest.mark.parametrize("name", INDEX_NAMES[1:])

@@ -96,6 +96,30 @@ def test_saving_again_replaces(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["m"]
 
 
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("number", [1, 2])
+def test_an_interrupt_between_the_renames_leaves_a_whole_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, after: bool
+) -> None:
+    store.save(_leaf("old"), tmp_path / "m")
+    rename, calls = os.rename, []
+
+    def interrupted(source: Any, target: Any) -> None:
+        calls.append(target)
+        if len(calls) == number and not after:
+            raise KeyboardInterrupt
+        rename(source, target)
+        if len(calls) == number:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        store.save(_leaf("new"), tmp_path / "m")
+    monkeypatch.undo()
+    assert store.load(tmp_path / "m").note == ("new" if (number, after) == (2, True) else "old")
+    assert [p.name for p in tmp_path.iterdir()] == ["m"]
+
+
 def test_only_models_and_empty_folders_are_replaced(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     store.save(_leaf(), tmp_path / "empty")

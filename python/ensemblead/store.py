@@ -349,13 +349,14 @@ def _take_place(fresh: Path, target: Path) -> None:
         os.rename(fresh, target)
         return
     aside = fresh.with_suffix(".old")
-    os.rename(target, aside)
     try:
+        os.rename(target, aside)
         os.rename(fresh, target)
-    except BaseException:
-        os.rename(aside, target)
-        raise
-    shutil.rmtree(aside, ignore_errors=True)
+    finally:
+        # Wherever an interrupt strikes, one of the two stands at `target`.
+        if not target.exists():
+            os.rename(aside, target)
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _safetensors() -> Any:

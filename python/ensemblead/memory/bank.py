@@ -269,7 +269,9 @@ class MemoryBank:
         bank = cls(**values["parameters"])
         rows = torch.from_numpy(arrays["rows"])
         bank._rows, bank._images = rows, torch.from_numpy(arrays["images"])
-        bank._search = ExactIndex(rows) if index is None else FaissIndex.from_bytes(bank.index, rows, index)
+        bank._search = (
+            ExactIndex(rows) if index is None else FaissIndex.from_bytes(bank.index, rows, index, bank.seed)
+        )
         bank.projection_ = torch.from_numpy(arrays["projection"]) if "projection" in arrays else None
         bank.radius_, bank._num_added = values["radius"], values["num_added"]
         return bank

@@ -149,13 +149,18 @@ class FaissIndex:
         return cls(name, rows, index)
 
     @classmethod
-    def from_bytes(cls, name: str, rows: torch.Tensor, data: bytes) -> FaissIndex:
+    def from_bytes(cls, name: str, rows: torch.Tensor, data: bytes, seed: int) -> FaissIndex:
         """The index that `to_bytes` gave for these rows.
+
+        Inverted lists that claim to lie in another file (FAISS's mark for them is "ilod") are not read, since
+        FAISS would open whatever file they name: the index is built anew from the rows.
 
         Raises:
             DamagedModelError: it is none, or one of another kind or size.
         """
         faiss = _faiss()
+        if b"ilod" in data:
+            return cls.build(name, rows, seed)
         try:
             index = faiss.deserialize_index(np.frombuffer(data, dtype=np.uint8))
         except RuntimeError as error:
