@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import difflib
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -17,6 +18,9 @@ from ensemblead.features.gabor import GaborBank
 from ensemblead.features.grids import TokenLayout
 from ensemblead.features.weights import require_loaded
 
+# The size of the images that a network ran on last, whichever extractor ran it: some networks take no other.
+_ran_at: weakref.WeakKeyDictionary[nn.Module, tuple[int, int]] = weakref.WeakKeyDictionary()
+
 
 class FeatureExtractor:
     """Runs a frozen network as far as the layers asked for, and returns what they put out.
@@ -24,8 +28,7 @@ class FeatureExtractor:
     Args:
         backbone: a name (`load_backbone`: timm, then torchvision), "gabor", or any `torch.nn.Module`. A
             module is used as it is, not copied: while it runs here it is in eval mode without gradients and
-                has hooks; after
-            every call its training flags and hooks are as before. `to` moves it for good.
+            has hooks; after every call its training flags and hooks are as before. `to` moves it for good.
         layers: names of submodules at any depth, as `named_modules` gives them, in the order wanted back. A
             layer that is called several times in one pass gives the output of its first call.
         weights: for a name, see `load_backbone`: "default", a path, a state dict, or None for random ones.
@@ -90,6 +93,8 @@ class FeatureExtractor:
         other = object.__new__(type(self))
         other.__dict__.update(self.__dict__)
         other.module = copy.deepcopy(self.module)
+        if self.module in _ran_at:
+            _ran_at[other.module] = _ran_at[self.module]
         other._set_layers(self.layers)
         other._channels_last = self._channels_last
         return other
@@ -169,6 +174,7 @@ class FeatureExtractor:
         grids = [self._layout.to_grid(outputs[layer], layer, size) for layer in self.layers]
         grids = [grid.contiguous(memory_format=layout) for grid in grids]
         self._shapes[size] = [tuple(grid.shape[1:]) for grid in grids]
+        _ran_at[self.module] = size
         return grids
 
     def channels(self, image_size: int | tuple[int, int]) -> tuple[int, ...]:
@@ -240,7 +246,8 @@ class FeatureExtractor:
         finished: set[nn.Module] = set()
         with _watched(self.module, entered, finished):
             side = self.input_size or 224
-            self._run(torch.zeros(1, 3, side, side, dtype=self.dtype, device=self.device))
+            size = _ran_at.get(self.module, (side, side))
+            self._run(torch.zeros(1, 3, *size, dtype=self.dtype, device=self.device))
         needed: set[str] = set()
 
         def visit(module: nn.Module, prefix: str, certain: bool) -> None:
