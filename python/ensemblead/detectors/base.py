@@ -9,7 +9,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,17 +24,30 @@ from ensemblead.detectors.calibration import (
     calibration_positions,
     warn_if_too_few,
 )
+from ensemblead.detectors.fitting import Embedded, Errors, Fitting, Progress, Result
 from ensemblead.detectors.network import FeaturePool, Network
 from ensemblead.errors import NotFittedError
-from ensemblead.images import Geometry, ImageBatch, SkippedImage, iterate_batches, open_images
+from ensemblead.images import Geometry, ImageBatch, Replay, SkippedImage, iterate_batches, open_images
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-# Called with what is being done ("embed", "select", "calibrate", "predict"), how much of it is done, and how
-# much there is.
-Progress = Callable[[str, int, int], None]
-Errors = Literal["raise", "skip"]
+# A network's feature maps of the batch under way, which is in this geometry.
+Features = Callable[[Network, Geometry], list[torch.Tensor]]
+
+__all__ = [
+    "Detector",
+    "Embedded",
+    "Errors",
+    "Features",
+    "Fitting",
+    "Leaf",
+    "LeafDetector",
+    "Predictions",
+    "Progress",
+    "Result",
+    "share_networks",
+]
 
 
 @dataclass
@@ -71,50 +84,12 @@ class Predictions:
         )
 
 
-@dataclass(frozen=True)
-class Embedded:
-    """A batch as a detector's leaves see it: for each leaf, float32 `[B, h, w, D]` and the size of its
-    network input.
-    """
-
-    parts: tuple[torch.Tensor, ...]
-    sizes: tuple[tuple[int, int], ...]
-
-    def __len__(self) -> int:
-        return len(self.parts[0])
-
-    def images(self, which: slice) -> Embedded:
-        """Some of the batch's images."""
-        return Embedded(tuple(part[which] for part in self.parts), self.sizes)
-
-    def leaves(self, which: slice) -> Embedded:
-        """What some of the leaves see."""
-        return Embedded(self.parts[which], self.sizes[which])
-
-
-class Fitting(ABC):
-    """A fit, or an extension, under way. The detector is as it was until `commit`."""
-
-    @abstractmethod
-    def observe(self, embedded: Embedded, numbers: Sequence[int], sampled: Sequence[bool]) -> None:
-        """Take in a batch of normal images: their numbers in the training set, and which ones give
-        statistics.
-        """
-
-    @abstractmethod
-    def finish(self, progress: Progress | None) -> list[NormalSample]:
-        """Do what needs all images; returns, per leaf, how the sampled images score without themselves."""
-
-    @abstractmethod
-    def commit(self) -> None:
-        """Hand the result to the detector. Only assigns; the statistics follow by `Detector._accept`."""
-
-
 class Detector(ABC):
     """Base of all detectors.
 
     A detector is a tree: its leaves turn images into embeddings with a frozen network, ensembles combine
-    them. The leading underscores are for users; a new detector or ensemble implements those methods.
+    them. A `TiledEnsemble`, which cuts its image into tiles for detectors of its own, counts as a leaf. The
+    leading underscores are for users; a new detector or ensemble implements those methods.
     """
 
     batch_size: int
@@ -222,8 +197,12 @@ class Detector(ABC):
     # What detectors and ensembles implement
 
     @abstractmethod
-    def _leaves(self) -> list[LeafDetector]:
+    def _leaves(self) -> list[Leaf]:
         """The detectors at the ends of the tree, in a fixed order."""
+
+    @abstractmethod
+    def _network_leaves(self) -> list[LeafDetector]:
+        """All that have a network; of a leaf made of detectors, those."""
 
     @abstractmethod
     def _begin_fit(self) -> Fitting:
@@ -234,8 +213,8 @@ class Detector(ABC):
         """Start from what is fitted."""
 
     @abstractmethod
-    def _score(self, embedded: Embedded) -> tuple[torch.Tensor, torch.Tensor]:
-        """Scores float32 `[B]` and maps float32 `[B, H, W]`, on the device of the embeddings."""
+    def _combine(self, results: Sequence[Result]) -> Result:
+        """One result from one per leaf."""
 
     @abstractmethod
     def _accept(self, calibrations: Sequence[Calibration]) -> None:
@@ -268,23 +247,43 @@ class Detector(ABC):
         if not self.is_fitted:
             raise NotFittedError(f"cannot {action}: this {type(self).__name__} is not fitted; call fit first")
 
-    def _geometries(self) -> tuple[Geometry, ...]:
-        return tuple(dict.fromkeys(leaf.geometry for leaf in self._leaves()))
+    def _geometries(self, wanted: Sequence[bool] | None = None) -> tuple[Geometry, ...]:
+        """Those of all leaves, or of the wanted ones."""
+        leaves = self._leaves()
+        chosen = [leaf for i, leaf in enumerate(leaves) if wanted is None or wanted[i]]
+        return tuple(dict.fromkeys(leaf.geometry for leaf in chosen))
 
     def _pool(self) -> FeaturePool:
         """One forward pass per network and input, whatever number of leaves reads it."""
-        return FeaturePool([(leaf._network(), leaf.geometry) for leaf in self._leaves()])
+        leaves = [leaf for leaf in self._leaves() if isinstance(leaf, LeafDetector)]
+        return FeaturePool([(leaf._network(), leaf.geometry) for leaf in leaves])
 
-    def _embed(self, images: Mapping[Geometry, torch.Tensor], pool: FeaturePool) -> Embedded:
-        """Embeddings of uint8 images `[B, 3, h, w]`, given for every geometry of the leaves."""
+    def _embed(
+        self,
+        images: Mapping[Geometry, torch.Tensor],
+        pool: FeaturePool,
+        wanted: Sequence[bool] | None = None,
+    ) -> Embedded:
+        """Embeddings of uint8 images `[B, 3, h, w]`, given for every geometry of the leaves that are wanted;
+        the others get nothing, `[B, 0]`.
+        """
+        parts, sizes = [], []
+        count = len(next(iter(images.values())))
         with pool.batch(images) as features:
-            parts = [
-                leaf._embed_features(features(leaf._network(), leaf.geometry)) for leaf in self._leaves()
-            ]
-        sizes = [(images[leaf.geometry].shape[2], images[leaf.geometry].shape[3]) for leaf in self._leaves()]
+            for i, leaf in enumerate(self._leaves()):
+                if wanted is None or wanted[i]:
+                    pixels = images[leaf.geometry]
+                    parts.append(leaf._look(pixels, features))
+                    sizes.append((pixels.shape[2], pixels.shape[3]))
+                else:
+                    parts.append(torch.empty(count, 0))
+                    sizes.append((0, 0))
         return Embedded(tuple(parts), tuple(sizes))
 
-    def _score_leaves(self, embedded: Embedded) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def _score(self, embedded: Embedded) -> Result:
+        return self._combine(list(self._score_leaves(embedded)))
+
+    def _score_leaves(self, embedded: Embedded) -> Iterator[Result]:
         for i, leaf in enumerate(self._leaves()):
             yield leaf._score(embedded.leaves(slice(i, i + 1)))
 
@@ -317,10 +316,30 @@ class Detector(ABC):
     ) -> None:
         source = open_images(images)
         sampled = calibration_positions(len(source))
-        digest = ImageDigest()
-        for batch, embedded in self._run(source, errors, progress, "embed"):
+        digest, replay = ImageDigest(), Replay(source, self.batch_size)
+        fitting.expect(len(source))
+        passes = 1
+
+        def told(stage: str, done: int, total: int) -> None:
+            if progress is not None:
+                progress(stage, done, total * passes)
+
+        for batch, embedded in self._run(source, errors, told, "embed"):
             self._note(digest, batch)
             fitting.observe(embedded, batch.indices, [index in sampled for index in batch.indices])
+            left = fitting.passes_left()
+            passes = 1 + max(left)
+            replay.offer(batch, self._geometries([n > 0 for n in left]))
+        pool = self._pool()
+        for number in range(1, passes):
+            wanted = [n > 0 for n in fitting.passes_left()]
+            fitting.end_pass(progress)
+            done = number * len(source)
+            for batch in replay.again(self._geometries(wanted)):
+                embedded = self._embed(batch.images, pool, wanted)
+                fitting.observe(embedded, batch.indices, [index in sampled for index in batch.indices])
+                done += len(batch)
+                told("embed", done, len(source))
         samples = fitting.finish(progress)
         calibrations = [sample.calibration(DEFAULT_RATE, False, digest.hexdigest()) for sample in samples]
         if extending:
@@ -346,11 +365,33 @@ class Detector(ABC):
             yield Predictions(host, maps.cpu().numpy(), host > threshold, batch.paths)
 
 
-class LeafDetector(Detector):
+class Leaf(Detector):
+    """An end of the tree: what it looks at is an image."""
+
+    def _leaves(self) -> list[Leaf]:
+        return [self]
+
+    def _combine(self, results: Sequence[Result]) -> Result:
+        (result,) = results
+        return result
+
+    @abstractmethod
+    def _look(self, pixels: torch.Tensor, features: Features) -> torch.Tensor:
+        """What it takes in of images, uint8 `[B, 3, h, w]` in its geometry: any tensor of B rows."""
+
+    @abstractmethod
+    def _score(self, embedded: Embedded) -> Result:
+        """Scores float32 `[B]` and maps float32 `[B, H, W]`, on the device of the embeddings."""
+
+
+class LeafDetector(Leaf):
     """A detector with a network of its own."""
 
-    def _leaves(self) -> list[LeafDetector]:
+    def _network_leaves(self) -> list[LeafDetector]:
         return [self]
+
+    def _look(self, pixels: torch.Tensor, features: Features) -> torch.Tensor:
+        return self._embed_features(features(self._network(), self.geometry))
 
     @abstractmethod
     def _network(self) -> Network:
@@ -363,3 +404,13 @@ class LeafDetector(Detector):
     @abstractmethod
     def _embed_features(self, feature_maps: list[torch.Tensor]) -> torch.Tensor:
         """Feature maps, one per layer, `[B, C_l, H_l, W_l]` -> float32 `[B, h, w, D]`."""
+
+
+def share_networks(leaves: Sequence[LeafDetector]) -> None:
+    """Let leaves that loaded the same network one by one keep one copy of it."""
+    loaded: dict[Any, Network] = {}
+    for leaf in leaves:
+        network = leaf._network()
+        first = loaded.setdefault(network.key, network)
+        if first.extractor.module is not network.extractor.module:
+            leaf._share_network(first)

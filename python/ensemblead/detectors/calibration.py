@@ -13,6 +13,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from ensemblead.detectors.maps import render_maps
+
 # Images whose statistics are taken at fit time, spread evenly over the training set. A hundred suffice for a
 # mean and a standard deviation, and are what a false-alarm rate of 1 % needs; the cost of fitting stays
 # linear.
@@ -56,6 +58,7 @@ class NormalSample:
         self._scores: list[float] = []
         self._pixels: list[npt.NDArray[np.float32]] = []
         self._moments: list[tuple[float, float]] = []
+        self._results: list[tuple[torch.Tensor, torch.Tensor, tuple[int, int], bool]] = []
 
     def __len__(self) -> int:
         return len(self._scores)
@@ -70,6 +73,45 @@ class NormalSample:
         self._scores += scores.tolist()
         self._pixels += list(lattice.cpu().numpy())
         self._moments += [(row[0], row[1]) for row in moments.tolist()]
+
+    def add_grids(
+        self, scores: torch.Tensor, grids: torch.Tensor, size: tuple[int, int], *, counted: bool = True
+    ) -> None:
+        """As `add`, with the maps that `render_maps` makes of grids `[B, h, w]`; `result` gives them again.
+
+        `counted=False` leaves these images out of the statistics (their scores are not fair), but not out of
+        the results.
+        """
+        if counted:
+            self.add(scores, render_maps(grids, size))
+        for score, grid in zip(scores, grids, strict=True):
+            self._results.append((score.clone(), grid.clone(), size, counted))
+
+    @property
+    def num_results(self) -> int:
+        """Images given to `add_grids`."""
+        return len(self._results)
+
+    def result(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Score `[1]` and map `[1, H, W]` of the image that came as number `index` to `add_grids`. Kept as
+        grids, they take a hundredth of the maps' memory.
+        """
+        score, grid, size, _ = self._results[index]
+        return score[None], render_maps(grid[None], size)
+
+    def is_counted(self, index: int) -> bool:
+        """Whether `add_grids` counted image `index`."""
+        return self._results[index][3]
+
+    def standardized(
+        self, score_mean: float, score_std: float, map_mean: float, map_std: float
+    ) -> NormalSample:
+        """The sample of scores and maps less their mean and divided by their deviation; without results."""
+        other = NormalSample()
+        other._scores = [(score - score_mean) / score_std for score in self._scores]
+        other._pixels = [(pixels - np.float32(map_mean)) / np.float32(map_std) for pixels in self._pixels]
+        other._moments = [((mean - map_mean) / map_std, var / map_std**2) for mean, var in self._moments]
+        return other
 
     def calibration(self, rate: float, fresh: bool, images: str) -> Calibration:
         """The statistics of what was added; the arguments as `Calibration` describes them."""

@@ -114,12 +114,14 @@ class Network:
 
     def to_store(self, writer: FolderWriter) -> dict[str, Any]:
         """Describe the network; its weights are written where nothing else has them, or if they are asked
-        for.
+        for. With the option `borrowed` somebody else writes them: see `network_from_store`.
         """
         extractor = self.extractor
         has_weights = extractor.source["kind"] != "gabor"
         elsewhere = extractor.source["kind"] in ("zoo", "file")
+        borrowed = bool(writer.options.get("borrowed"))
         stored = has_weights and (not elsewhere or bool(writer.options.get("include_backbone")))
+        stored = stored and not borrowed
         if stored:
             writer.tensors(_FILE, extractor.state_dict())
         return {
@@ -128,13 +130,26 @@ class Network:
             "mean": list(extractor.mean),
             "std": list(extractor.std),
             "stored": stored,
+            **({"borrowed": True} if borrowed else {}),
         }
 
 
 def network_from_store(
     reader: FolderReader, state: Mapping[str, Any], device: str, precision: str
 ) -> Network:
-    """The network that `Network.to_store` described, with the options `weights` and `backbone` of `load`."""
+    """The network that `Network.to_store` described, with the options `weights` and `backbone` of `load`.
+
+    Borrowed ones come from the option `networks`, an iterator over those of all leaves in their order.
+    """
+    if state.get("borrowed"):
+        lent = reader.options.get("networks")
+        if lent is None:
+            raise BackboneUnavailableError(
+                f"{reader.folder} is a part of the model in {reader.folder.parent}, which has its network: "
+                "load that one"
+            )
+        network: Network = next(lent)
+        return network
     source, layers = state["source"], state["layers"]
     weights, backbone = (_of_one(name, reader.options.get(name)) for name in ("weights", "backbone"))
     if backbone is not None and source["kind"] != "module":

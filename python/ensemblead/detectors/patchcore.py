@@ -16,7 +16,7 @@ from torch import nn
 
 from ensemblead.checks import whole_number
 from ensemblead.detectors.base import Embedded, Fitting, LeafDetector, Progress
-from ensemblead.detectors.calibration import Calibration, NormalSample
+from ensemblead.detectors.calibration import MAX_IMAGES, Calibration, NormalSample
 from ensemblead.detectors.maps import render_maps
 from ensemblead.detectors.network import (
     Network,
@@ -333,6 +333,14 @@ class _PatchCoreFitting(Fitting):
                 # A copy, so that the batch can go when its group has left the bank's buffer.
                 self._held.append(_Held(int(own[i]), patches[i : i + 1].clone(), size))
 
+    def footprint(self, embedded: Embedded, num_images: int) -> int:
+        _, height, width, dims = embedded.parts[0].shape
+        bank, rows = self._bank, height * width
+        projected = min(dims, bank.projection_dim or dims)
+        # Beyond its buffer a bank keeps coresets of groups only.
+        buffer = min(4 * num_images * rows * (dims + projected), bank.max_buffer_bytes)
+        return buffer + 4 * min(num_images, MAX_IMAGES) * rows * dims
+
     def finish(self, progress: Progress | None) -> list[NormalSample]:
         bank = self._bank
         if bank.is_fitted:
@@ -346,7 +354,7 @@ class _PatchCoreFitting(Fitting):
                 f"num_neighbors is {needed}, but the memory bank has only {len(bank)} rows; "
                 "give more images or a larger coreset_fraction"
             )
-        fair = [held for held in self._held if bank.rows_without(held.number) >= needed]
+        fair = any(bank.rows_without(held.number) >= needed for held in self._held)
         if not fair:
             warnings.warn(
                 "no training image can be scored without its own memory bank rows (too few are others'), so "
@@ -363,12 +371,13 @@ class _PatchCoreFitting(Fitting):
                 stacklevel=4,
             )
         sample = NormalSample()
-        images = fair or self._held
-        for done, held in enumerate(images, 1):
-            scores, grids = self._detector._grade(bank, held.patches, held.number if fair else None)
-            sample.add(scores, render_maps(grids, held.size))
+        for done, held in enumerate(self._held, 1):
+            alone = bank.rows_without(held.number) >= needed
+            scores, grids = self._detector._grade(bank, held.patches, held.number if alone else None)
+            sample.add_grids(scores, grids, held.size, counted=alone or not fair)
             if progress is not None:
-                progress("calibrate", done, len(images))
+                progress("calibrate", done, len(self._held))
+        self._held = []
         return [sample]
 
     def commit(self) -> None:

@@ -15,13 +15,16 @@ from ensemblead.detectors.base import (
     Embedded,
     Errors,
     Fitting,
+    Leaf,
     LeafDetector,
     Predictions,
     Progress,
+    Result,
+    share_networks,
 )
 from ensemblead.detectors.calibration import Calibration, NormalSample
 from ensemblead.detectors.maps import resize_maps
-from ensemblead.detectors.network import FeaturePool, Network
+from ensemblead.detectors.network import FeaturePool
 from ensemblead.detectors.patchcore import PatchCore
 from ensemblead.ensembles.fusion import (
     check_weights,
@@ -185,8 +188,11 @@ class BackboneEnsemble(Detector):
                 for (s, m), threshold in results
             ]
 
-    def _leaves(self) -> list[LeafDetector]:
+    def _leaves(self) -> list[Leaf]:
         return [leaf for member in self.members for leaf in member._leaves()]
+
+    def _network_leaves(self) -> list[LeafDetector]:
+        return [leaf for member in self.members for leaf in member._network_leaves()]
 
     def _spans(self) -> list[slice]:
         """Which of the leaves belong to each member."""
@@ -198,13 +204,7 @@ class BackboneEnsemble(Detector):
         return spans
 
     def _pool(self) -> FeaturePool:
-        # Members that loaded the same network one by one keep one copy of it.
-        loaded: dict[Any, Network] = {}
-        for leaf in self._leaves():
-            network = leaf._network()
-            first = loaded.setdefault(network.key, network)
-            if first.extractor.module is not network.extractor.module:
-                leaf._share_network(first)
+        share_networks(self._network_leaves())
         return super()._pool()
 
     def _begin_fit(self) -> Fitting:
@@ -213,21 +213,22 @@ class BackboneEnsemble(Detector):
     def _begin_extension(self) -> Fitting:
         return _EnsembleFitting(self, [member._begin_extension() for member in self.members])
 
-    def _score_members(self, embedded: Embedded) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    def _combine_members(self, results: Sequence[Result]) -> list[Result]:
         """Every member's scores, and its maps in the ensemble's frame, on the first member's device."""
-        results = [
-            member._score(embedded.leaves(span))
-            for member, span in zip(self.members, self._spans(), strict=True)
-        ]
-        height, width = results[0][1].shape[1:]
-        device = results[0][0].device
-        return [(s.to(device), resize_maps(m.to(device), (height, width))) for s, m in results]
+        spans = zip(self.members, self._spans(), strict=True)
+        combined = [member._combine(results[span]) for member, span in spans]
+        height, width = combined[0][1].shape[1:]
+        device = combined[0][0].device
+        return [(s.to(device), resize_maps(m.to(device), (height, width))) for s, m in combined]
 
-    def _score(self, embedded: Embedded) -> tuple[torch.Tensor, torch.Tensor]:
-        results = self._score_members(embedded)
+    def _score_members(self, embedded: Embedded) -> list[Result]:
+        return self._combine_members(list(self._score_leaves(embedded)))
+
+    def _combine(self, results: Sequence[Result]) -> Result:
+        combined = self._combine_members(results)
         calibrations = [member.calibration_ for member in self.members]
-        scores = fuse_scores(self.fusion, [s for s, _ in results], calibrations, self.weights)
-        return scores, fuse_maps(self.fusion, [m for _, m in results], calibrations, self.weights)
+        scores = fuse_scores(self.fusion, [s for s, _ in combined], calibrations, self.weights)
+        return scores, fuse_maps(self.fusion, [m for _, m in combined], calibrations, self.weights)
 
     def _accept(self, calibrations: Sequence[Calibration]) -> None:
         for member, span in zip(self.members, self._spans(), strict=True):
@@ -283,10 +284,29 @@ class _EnsembleFitting(Fitting):
     def __init__(self, ensemble: BackboneEnsemble, parts: Sequence[Fitting]) -> None:
         self._parts = parts
         self._spans = ensemble._spans()
+        self._looking = [True] * len(parts)
+
+    def expect(self, num_images: int) -> None:
+        for part in self._parts:
+            part.expect(num_images)
 
     def observe(self, embedded: Embedded, numbers: Sequence[int], sampled: Sequence[bool]) -> None:
-        for part, span in zip(self._parts, self._spans, strict=True):
-            part.observe(embedded.leaves(span), numbers, sampled)
+        for part, span, looking in zip(self._parts, self._spans, self._looking, strict=True):
+            if looking:
+                part.observe(embedded.leaves(span), numbers, sampled)
+
+    def passes_left(self) -> list[int]:
+        return [count for part in self._parts for count in part.passes_left()]
+
+    def end_pass(self, progress: Progress | None) -> None:
+        self._looking = [any(part.passes_left()) for part in self._parts]
+        for part, looking in zip(self._parts, self._looking, strict=True):
+            if looking:
+                part.end_pass(progress)
+
+    def footprint(self, embedded: Embedded, num_images: int) -> int:
+        spans = zip(self._parts, self._spans, strict=True)
+        return sum(part.footprint(embedded.leaves(span), num_images) for part, span in spans)
 
     def finish(self, progress: Progress | None) -> list[NormalSample]:
         return [sample for part in self._parts for sample in part.finish(progress)]

@@ -20,6 +20,18 @@ from ensemblead.kernels.arrays import Array, Framework, framework_of, num_thread
 _FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 
+def tile_grid(
+    image_size: int | tuple[int, int],
+    tile_size: int | tuple[int, int],
+    stride: int | tuple[int, int] | None = None,
+) -> tuple[int, int]:
+    """Rows and columns of the tiles that `tile` cuts an image of this size into; errors as `tile`."""
+    size = _pair(tile_size, "tile_size")
+    step = size if stride is None else _pair(stride, "stride")
+    rows, cols = _core.tile_grid(_pair(image_size, "image_size"), size, step)
+    return rows, cols
+
+
 def tile(
     images: Array, tile_size: int | tuple[int, int], stride: int | tuple[int, int] | None = None
 ) -> Array:

@@ -1,0 +1,71 @@
+"""The images of a run once more, without decoding them all again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from ensemblead.images.batches import ImageBatch, iterate_batches
+from ensemblead.images.geometry import Geometry
+from ensemblead.images.sources import ImageSource
+
+# Resized images, in bytes, that are kept between the passes of a fit; the others are decoded again.
+REPLAY_BYTES = 512 << 20
+
+
+class Replay:
+    """Batches that a first pass over `source` has yielded, again and in the same order.
+
+    `offer` it every batch of the first pass; it keeps the first ones, up to `budget` bytes of uint8 pixels.
+    """
+
+    def __init__(self, source: ImageSource, batch_size: int, budget: int | None = None) -> None:
+        self._source = source
+        self._batch_size = batch_size
+        self._budget = REPLAY_BYTES if budget is None else budget
+        self._kept: list[ImageBatch] = []
+        self._rest: list[int] = []
+
+    def __len__(self) -> int:
+        """Images offered."""
+        return sum(map(len, self._kept)) + len(self._rest)
+
+    def offer(self, batch: ImageBatch, geometries: Sequence[Geometry]) -> None:
+        """A batch, and in which geometries it will be wanted again; none: it will not be."""
+        images = {geometry: batch.images[geometry] for geometry in geometries}
+        cost = sum(pixels.numel() for pixels in images.values())
+        # Once a batch is left out, so are all that follow: what is kept comes first again.
+        if self._rest or not images or cost > self._budget:
+            self._rest += batch.indices
+            return
+        self._budget -= cost
+        self._kept.append(ImageBatch(batch.indices, batch.paths, batch.sizes, images))
+
+    def again(self, geometries: Sequence[Geometry]) -> Iterator[ImageBatch]:
+        """All batches offered, in some of the geometries they were offered in. An image that cannot be read
+        any more is an error.
+        """
+        yield from self._kept
+        if not self._rest:
+            return
+        with iterate_batches(_Some(self._source, self._rest), geometries, self._batch_size) as batches:
+            for batch in batches:
+                batch.indices = [self._rest[i] for i in batch.indices]
+                yield batch
+
+
+class _Some(ImageSource):
+    """Some images of a source."""
+
+    def __init__(self, source: ImageSource, indices: Sequence[int]) -> None:
+        self.paths = [source.paths[i] for i in indices]
+        self.concurrent = source.concurrent
+        self._source, self._indices = source, indices
+
+    def read(self, index: int) -> npt.NDArray[np.uint8]:
+        return self._source.read(self._indices[index])
+
+    def describe(self, index: int) -> str:
+        return self._source.describe(self._indices[index])
