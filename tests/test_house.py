@@ -37,6 +37,7 @@ PUBLIC_NAMES = [
     "PatchCore",
     "Predictions",
     "Report",
+    "TiledEnsemble",
     "VisA",
     "__version__",
     "aggregate_patches",

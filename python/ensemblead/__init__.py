@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ensemblead.detectors.patchcore import PatchCore
     from ensemblead.ensembles.backbones import BackboneEnsemble
     from ensemblead.ensembles.loading import load
+    from ensemblead.ensembles.tiles import TiledEnsemble
     from ensemblead.evaluation import Folder, MVTecAD, Report, VisA, aupro, auroc, evaluate
     from ensemblead.features import FeatureExtractor
     from ensemblead.kernels.coreset import select_coreset
@@ -31,6 +32,7 @@ __all__ = [
     "PatchCore",
     "Predictions",
     "Report",
+    "TiledEnsemble",
     "VisA",
     "__version__",
     "aggregate_patches",
@@ -55,6 +57,7 @@ _LAZY = {
     "PatchCore": "ensemblead.detectors.patchcore",
     "Predictions": "ensemblead.detectors.base",
     "Report": "ensemblead.evaluation",
+    "TiledEnsemble": "ensemblead.ensembles.tiles",
     "VisA": "ensemblead.evaluation",
     "aggregate_patches": "ensemblead.kernels.patches",
     "aupro": "ensemblead.evaluation",

@@ -84,10 +84,10 @@ class FolderWriter:
         _write(self._folder / name, data)
         self._files[name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
-    def child(self, name: str, obj: Storable) -> None:
-        """Another registered object, in a folder of its own."""
+    def child(self, name: str, obj: Storable, **options: Any) -> None:
+        """Another registered object, in a folder of its own, with these options on top of one's own."""
         os.mkdir(self._folder / name)
-        data = _write_object(self._folder / name, obj, self.options)
+        data = _write_object(self._folder / name, obj, {**self.options, **options})
         self._files[f"{name}/{MANIFEST}"] = {
             "bytes": len(data),
             "sha256": hashlib.sha256(data).hexdigest(),

@@ -130,6 +130,7 @@ _WORDS = {
     "embed": "reading images",
     "select": "selecting the coreset",
     "calibrate": "scoring without themselves",
+    "join": "joining tiles",
     "predict": "predicting",
 }
 

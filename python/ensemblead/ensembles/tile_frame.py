@@ -1,0 +1,135 @@
+"""Where the tiles of an image lie, and how what is said of them becomes one score and one map.
+
+Rolih et al., "Divide and Conquer: High-Resolution Industrial Anomaly Detection via Memory Efficient Tiled
+Ensemble", arXiv 2403.04932.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from ensemblead.detectors.calibration import floored
+from ensemblead.detectors.fitting import Result
+from ensemblead.kernels.tiling import smooth_seams, tile_grid, untile
+
+NORMALIZATIONS = ("tile", "image", "none")
+SCORES = ("mean", "max")
+# The least standard deviation of a tile location, as a share of the one pooled over all locations (the root
+# of the mean variance). Where nothing ever varies, in an empty corner, a location's own deviation would turn
+# the least noise into the loudest alarm.
+FLOOR = 0.25
+
+
+@dataclass(frozen=True)
+class TileFrame:
+    """Tiles of images of one size; all sizes are (h, w). Tile number `row * columns + column` starts at
+    `(row * stride, column * stride)`.
+    """
+
+    image_size: tuple[int, int]
+    tile_size: tuple[int, int]
+    stride: tuple[int, int]
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of tiles. Raises ValueError where the sizes do not go together."""
+        return tile_grid(self.image_size, self.tile_size, self.stride)
+
+    def __len__(self) -> int:
+        rows, columns = self.grid
+        return rows * columns
+
+    def cut(self, pixels: torch.Tensor, number: int) -> torch.Tensor:
+        """Tile `number` of images `[..., H, W]`: `[..., h, w]`, a copy, zeros where it overhangs."""
+        (height, width), columns = self.tile_size, self.grid[1]
+        top, left = number // columns * self.stride[0], number % columns * self.stride[1]
+        window = pixels[..., top : top + height, left : left + width]
+        tile = pixels.new_zeros((*pixels.shape[:-2], height, width))
+        tile[..., : window.shape[-2], : window.shape[-1]] = window
+        return tile
+
+    def join(self, maps: torch.Tensor, smooth: bool) -> torch.Tensor:
+        """Maps of all tiles, float32 `[tiles, B, h, w]`, averaged where they overlap: `[B, H, W]`."""
+        cut = maps.reshape(*self.grid, *maps.shape[1:])[:, :, :, None].contiguous()
+        joined: torch.Tensor = untile(cut, self.image_size, self.stride)[:, 0]
+        if smooth:
+            joined = smooth_seams(joined.contiguous(), self.tile_size, self.stride)
+        return joined
+
+
+@dataclass(frozen=True)
+class Units:
+    """Means and standard deviations of normal images' scores and maps, float64 `[n, 4]`: `score_mean`,
+    `score_std`, `map_mean`, `map_std`; a row per tile location, or a single one for the joined result.
+    """
+
+    values: torch.Tensor
+
+    @classmethod
+    def floored(cls, values: torch.Tensor) -> Units:
+        """With deviations that can be divided by: at least `FLOOR` times the pooled one."""
+        values = values.double().clone()
+        for mean, std in ((0, 1), (2, 3)):
+            least = FLOOR * float(values[:, std].square().mean().sqrt())
+            for row in values:
+                row[std] = max(least, floored(float(row[std]), float(row[mean])))
+        return cls(values)
+
+    def apply(self, row: int, result: Result) -> Result:
+        """A result less the means of a row, divided by its deviations."""
+        score_mean, score_std, map_mean, map_std = self.values[row].tolist()
+        scores, maps = result
+        return (scores - score_mean) / score_std, (maps - map_mean) / map_std
+
+
+@dataclass(frozen=True)
+class Joiner:
+    """How results of tiles become those of their images. `units` are of the tile locations or of the joined
+    result, as `normalization` has it; None leaves all values as they are.
+    """
+
+    frame: TileFrame
+    score: str
+    seam_smoothing: bool
+    normalization: str
+    units: Units | None = None
+
+    def canvas(self, num_images: int) -> Canvas:
+        return Canvas(self, num_images)
+
+
+class Canvas:
+    """Takes in the results of the tiles of some images, in any order, each once."""
+
+    def __init__(self, joiner: Joiner, num_images: int) -> None:
+        self._joiner = joiner
+        self._num_images = num_images
+        self._scores: torch.Tensor | None = None
+        self._maps: torch.Tensor | None = None
+
+    def put(self, number: int, images: slice, result: Result) -> None:
+        """Scores `[B]` and maps `[B, h, w]` of tile `number` of B images."""
+        joiner = self._joiner
+        if joiner.normalization == "tile" and joiner.units is not None:
+            result = joiner.units.apply(number, result)
+        scores, maps = result
+        if self._scores is None or self._maps is None:
+            shape = (len(joiner.frame), self._num_images)
+            self._scores = scores.new_empty(shape)
+            self._maps = maps.new_empty((*shape, *maps.shape[1:]))
+        self._scores[number, images] = scores
+        self._maps[number, images] = maps
+
+    def join(self) -> Result:
+        """Scores `[B]` and maps `[B, H, W]`, once all tiles are there; the canvas is empty then."""
+        assert self._scores is not None
+        assert self._maps is not None
+        joiner, scores, maps = self._joiner, self._scores, self._maps
+        self._scores = self._maps = None
+        joined = joiner.frame.join(maps, joiner.seam_smoothing)
+        result = scores.mean(0) if joiner.score == "mean" else scores.amax(0), joined
+        if joiner.normalization == "image" and joiner.units is not None:
+            result = joiner.units.apply(0, result)
+        return result
