@@ -354,7 +354,7 @@ class _PatchCoreFitting(Fitting):
                 f"num_neighbors is {needed}, but the memory bank has only {len(bank)} rows; "
                 "give more images or a larger coreset_fraction"
             )
-        fair = any(bank.rows_without(held.number) >= needed for held in self._held)
+        fair = sum(bank.rows_without(held.number) >= needed for held in self._held)
         if not fair:
             warnings.warn(
                 "no training image can be scored without its own memory bank rows (too few are others'), so "
@@ -363,7 +363,7 @@ class _PatchCoreFitting(Fitting):
                 UserWarning,
                 stacklevel=4,
             )
-        elif len(fair) == 1:
+        elif fair == 1:
             warnings.warn(
                 "a single training image gives the statistics and the threshold, so they say nothing of how "
                 "much normal images differ; give more images, or call calibrate",

@@ -283,7 +283,7 @@ def _check_member(member: Any) -> None:
         raise TypeError(f"member must be a detector, got {type(member).__name__}")
     if any(not isinstance(leaf, LeafDetector) for leaf in member._leaves()):
         raise ValueError(
-            "member must not be made of tiles itself: give the outer TiledEnsemble smaller tiles"
+            "member must not be a TiledEnsemble or contain one; give smaller tiles to a single one"
         )
     if member.is_fitted:
         raise ValueError(

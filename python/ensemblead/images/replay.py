@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -41,7 +42,7 @@ class Replay:
             self._rest += batch.indices
             return
         self._budget -= cost
-        self._kept.append(ImageBatch(batch.indices, batch.paths, batch.sizes, images))
+        self._kept.append(replace(batch, images=images))
 
     def again(self, geometries: Sequence[Geometry]) -> Iterator[ImageBatch]:
         """All batches offered, in some of the geometries they were offered in. An image that cannot be read
