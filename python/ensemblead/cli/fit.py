@@ -15,7 +15,7 @@ from ensemblead.cli.models import describe_model
 from ensemblead.cli.options import DetectorOptions, build_detector, read_config
 from ensemblead.extras import require
 
-_NETWORK, _BANK, _RUN = "Networks", "Memory bank and score", "Run"
+_NETWORK, _BANK, _TILES, _RUN = "Networks", "Memory bank and score", "Tiles", "Run"
 
 
 def option(*names: str, panel: str, text: str, **more: Any) -> Any:
@@ -73,6 +73,22 @@ def command(
     fusion: Annotated[
         str | None, option("--fusion", panel=_BANK, text="Of an ensemble: calibrated, mean, max or rank.")
     ] = None,
+    tile_size: Annotated[
+        str | None,
+        option("--tile-size", panel=_TILES, text="N or HxW: a detector per tile of the --image-size (512)."),
+    ] = None,
+    stride: Annotated[
+        str | None, option("--stride", panel=_TILES, text="Between tiles, N or HxW; half a tile.")
+    ] = None,
+    shared_tiles: Annotated[
+        bool | None, option("--shared-tiles", panel=_TILES, text="One detector for all tiles.")
+    ] = None,
+    tile_score: Annotated[
+        str | None, option("--tile-score", panel=_TILES, text="mean or max over the tiles.")
+    ] = None,
+    tile_normalization: Annotated[
+        str | None, option("--tile-normalization", panel=_TILES, text="tile, image or none.")
+    ] = None,
     calibrate: Annotated[
         Path | None,
         option("--calibrate", panel=_BANK, text="Fresh normal images to take the threshold from."),
@@ -123,6 +139,11 @@ def command(
         precision=precision,
         batch_size=batch_size,
         seed=seed,
+        tile_size=tile_size,
+        stride=stride,
+        shared_tiles=shared_tiles or None,
+        tile_score=tile_score,
+        tile_normalization=tile_normalization,
     )
     if config is not None:
         given = given.over(read_config(config))
@@ -212,6 +233,10 @@ def show_summary(summary: dict[str, Any]) -> None:
         cells = member["backbone"], " ".join(member["layers"]), f"{member['bank_rows']}"
         table.add_row(*map(escape, cells), f"{member['dimensions']}")
     console.print(table)
+    for tiles in {str(member["tiles"]): member["tiles"] for member in summary["members"]}.values():
+        if tiles is not None:
+            (rows, columns), size = tiles["grid"], "x".join(map(str, tiles["tile_size"]))
+            console.print(f"{rows} x {columns} tiles of {size}, bank rows of all together", highlight=False)
     console.print(
         f"{summary['images'] - len(summary['skipped'])} images in {summary['seconds']:.1f} s; "
         f"threshold {summary['threshold']:.4g}, false alarms {summary['false_alarm_rate']:.2g} "

@@ -32,11 +32,31 @@ def describe_model(detector: Detector) -> dict[str, Any]:
     return {
         "detector": type(detector).__name__,
         "fusion": getattr(detector, "fusion", None),
-        "members": [_describe_leaf(leaf) for leaf in detector._leaves()],
+        "members": [told for leaf in detector._leaves() for told in _describe(leaf)],
         "threshold": calibration.threshold,
         "false_alarm_rate": calibration.false_alarm_rate,
         "false_alarm_rate_is": "guaranteed" if calibration.fresh else "estimated, leaving one image out",
     }
+
+
+def _describe(leaf: Any) -> list[dict[str, Any]]:
+    from ensemblead.ensembles import TiledEnsemble
+
+    if not isinstance(leaf, TiledEnsemble):
+        return [{**_describe_leaf(leaf), "tiles": None}]
+    tiles = {"grid": list(leaf.tile_grid_), **leaf.parameters()}
+    told = [[_describe_leaf(one) for one in member._leaves()] for member in leaf.members_]
+    # The same detector in all locations: its banks are counted together, and it has no geometry of its own.
+    return [
+        {
+            **same[0],
+            "resize": None,
+            "image_size": leaf.image_size,
+            "bank_rows": sum(one["bank_rows"] for one in same),
+            "tiles": tiles,
+        }
+        for same in zip(*told, strict=True)
+    ]
 
 
 def _describe_leaf(leaf: Any) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,8 @@ class DetectorOptions:
     """A detector as the command line or a configuration file describes it; None is "not said".
 
     The fields are the keys of a configuration file. `layers` and `weights` are written `I.NAME` where there
-    are several backbones. `resize` and `image_size` are pixels, `HxW` or "none".
+    are several backbones. `resize` and `image_size` are pixels, `HxW` or "none"; `tile_size`, which makes a
+    `TiledEnsemble` with that `image_size`, and `stride` are pixels or `HxW`.
     """
 
     preset: str | None = None
@@ -47,6 +48,11 @@ class DetectorOptions:
     precision: str | None = None
     batch_size: int | None = None
     seed: int | None = None
+    tile_size: str | None = None
+    stride: str | None = None
+    shared_tiles: bool | None = None
+    tile_score: str | None = None
+    tile_normalization: str | None = None
 
     def over(self, below: DetectorOptions) -> DetectorOptions:
         """These, and where they say nothing, those below."""
@@ -104,6 +110,12 @@ def _number(value: Any) -> float:
     return float(value)
 
 
+def _flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError("true or false")
+    return value
+
+
 def _texts(value: Any) -> list[str]:
     if isinstance(value, str):
         return [value]
@@ -138,11 +150,13 @@ def _auto_or_integer(value: Any) -> str:
 
 _READERS: Mapping[str, Callable[[Any], Any]] = {
     **dict.fromkeys(("backbone", "layers", "weights"), _texts),
-    **dict.fromkeys(("resize", "image_size"), _size),
+    **dict.fromkeys(("resize", "image_size", "tile_size", "stride"), _size),
     **dict.fromkeys(
         ("patch_size", "target_dim", "num_neighbors", "reweight_neighbors", "batch_size", "seed"), _integer
     ),
     **dict.fromkeys(("preset", "aggregation", "score", "index", "fusion", "device", "precision"), _text),
+    **dict.fromkeys(("tile_score", "tile_normalization"), _text),
+    "shared_tiles": _flag,
     "coreset_fraction": _number,
     "pretrain_dim": _auto_or_integer,
 }
@@ -152,7 +166,14 @@ _READERS: Mapping[str, Callable[[Any], Any]] = {
 
 
 def build_detector(options: DetectorOptions) -> Detector:
-    """An unfitted `PatchCore`, or a `BackboneEnsemble` of several. Networks are not loaded yet."""
+    """An unfitted `PatchCore`, a `BackboneEnsemble` of several, or a `TiledEnsemble` of these. Networks are
+    not loaded yet.
+    """
+    if options.tile_size is not None:
+        return _build_tiled(options)
+    lost = [name for name in _TILE_OPTIONS if getattr(options, name) is not None]
+    if lost:
+        raise ValueError(f"{lost[0]} is for tiles: give tile_size too")
     from ensemblead.detectors import PatchCore
     from ensemblead.ensembles import BackboneEnsemble
     from ensemblead.ensembles.presets import ENSEMBLE_TARGET_DIM
@@ -169,6 +190,40 @@ def build_detector(options: DetectorOptions) -> Detector:
         for i, (backbone, names) in enumerate(zip(backbones, layers, strict=True))
     ]
     return BackboneEnsemble(members, fusion=options.fusion or "calibrated") if several else members[0]
+
+
+# Options of a `TiledEnsemble`, and its arguments.
+_TILE_OPTIONS = {
+    "stride": "stride",
+    "shared_tiles": "shared",
+    "tile_score": "score",
+    "tile_normalization": "normalization",
+}
+
+
+def _build_tiled(options: DetectorOptions) -> Detector:
+    from ensemblead.ensembles import TiledEnsemble
+
+    if options.resize is not None:
+        raise ValueError(
+            f"resize has no place with tile_size, got {options.resize!r}: image_size alone gives the size of "
+            "the image that is cut into tiles"
+        )
+    given = {to: getattr(options, name) for name, to in _TILE_OPTIONS.items()}
+    given |= {"tile_size": options.tile_size, "image_size": options.image_size}
+    given = {name: value for name, value in given.items() if value is not None}
+    for name in ("tile_size", "stride", "image_size"):
+        if name in given:
+            given[name] = parse_size(name, given[name])
+    for name in ("tile_size", "stride"):
+        if name in given and given[name] is None:
+            raise ValueError(f"{name} must be pixels or HxW, got none")
+    # Half a tile, where nothing is said: TiledEnsemble's own default is that of tiles of 256.
+    size = given["tile_size"]
+    half = max(1, size // 2) if isinstance(size, int) else tuple(max(1, side // 2) for side in size)
+    given.setdefault("stride", half)
+    nothing = dict.fromkeys(("tile_size", "image_size", *_TILE_OPTIONS))
+    return TiledEnsemble(build_detector(replace(options, **nothing)), **given)
 
 
 def _network_options(

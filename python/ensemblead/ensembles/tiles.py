@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import groupby
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 Size = int | tuple[int, int]
 # Bytes of embeddings that a fit holds at once, unless it is told otherwise.
-MEMORY_BUDGET = 1_500_000_000
+MEMORY_BUDGET = 1_000_000_000
 _PARAMETERS = ("score", "seam_smoothing", "normalization", "shared", "memory_budget")
 
 
@@ -51,7 +51,7 @@ class TiledEnsemble(Leaf):
     batches of the member's `batch_size` tiles, whatever number of members reads it.
 
     `fit` holds the embeddings of as many tile locations as fit `memory_budget`, one at least, and passes over
-    the images once per such group; resized images are kept in between up to 512 MiB, the others decoded
+    the images once per such group; resized images are kept in between up to 256 MiB, the others decoded
     again. `predict` decodes once, holds one batch of tiles and the maps of one image (of several where the
     image has few tiles).
 
@@ -87,9 +87,9 @@ class TiledEnsemble(Leaf):
         stride: Size = 128,
         *,
         image_size: Size | None = 512,
-        score: str = "mean",
+        score: Literal["mean", "max"] = "mean",
         seam_smoothing: bool = True,
-        normalization: str = "tile",
+        normalization: Literal["tile", "image", "none"] = "tile",
         shared: bool = False,
         memory_budget: int = MEMORY_BUDGET,
     ) -> None:

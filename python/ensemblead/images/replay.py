@@ -13,7 +13,7 @@ from ensemblead.images.geometry import Geometry
 from ensemblead.images.sources import ImageSource
 
 # Resized images, in bytes, that are kept between the passes of a fit; the others are decoded again.
-REPLAY_BYTES = 512 << 20
+REPLAY_BYTES = 256 << 20
 
 
 class Replay:
