@@ -54,7 +54,7 @@ PUBLIC_NAMES = [
 
 # Bottom up. A part may import the floors below its own; parts that share a floor are strangers.
 FLOORS = [
-    {"errors", "extras", "checks"},
+    {"errors", "extras", "checks", "configuration"},
     {"_core"},
     {"kernels"},
     {"images", "features", "memory", "store"},
@@ -64,7 +64,7 @@ FLOORS = [
     {"cli"},
 ]
 # Rooms of one floor that may use each other, and why.
-NEIGHBOURS = {("extras", "errors")}
+NEIGHBOURS = {("extras", "errors"), ("configuration", "extras")}
 
 # Import name -> the only places that may import it (relative to the package; a folder ends with a slash).
 ONLY_THERE = {

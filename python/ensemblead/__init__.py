@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from ensemblead.ensembles.backbones import BackboneEnsemble
     from ensemblead.ensembles.loading import load
     from ensemblead.ensembles.tiles import TiledEnsemble
-    from ensemblead.evaluation import Folder, MVTecAD, Report, VisA, aupro, auroc, evaluate
+    from ensemblead.evaluation import Folder, MVTecAD, Report, VisA, aupro, auroc
+    from ensemblead.evaluation.evaluate import evaluate
     from ensemblead.features import FeatureExtractor
     from ensemblead.kernels.coreset import select_coreset
     from ensemblead.kernels.patches import aggregate_patches

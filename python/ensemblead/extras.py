@@ -19,6 +19,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "matplotlib": ("cpu", "gpu"),
     "typer": ("cpu", "gpu"),
     "rich": ("cpu", "gpu"),
+    "yaml": ("cpu", "gpu"),
     "faiss": ("cpu", "gpu"),
     "cupy": ("gpu",),
 }

@@ -59,6 +59,11 @@ def register(name: str) -> Callable[[_Class], _Class]:
     return enter
 
 
+def registered() -> dict[str, Any]:
+    """Classes by the names that they registered under; those whose modules have been imported."""
+    return dict(_classes)
+
+
 class FolderWriter:
     """Writes one object into one folder. `options` are those of `save`."""
 

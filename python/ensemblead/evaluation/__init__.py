@@ -4,9 +4,13 @@ from .datasets import Category, Dataset, Folder, MVTecAD, Sample, VisA
 from .evaluate import ScoredImage, evaluate
 from .metrics import aupro, auroc, average_precision, f1_max
 from .report import Details, ImageResult, Report, Row
+from .results import CellResult, SuiteResults
+from .running import run
+from .suite import Suite
 
 __all__ = [
     "Category",
+    "CellResult",
     "Dataset",
     "Details",
     "Folder",
@@ -16,10 +20,13 @@ __all__ = [
     "Row",
     "Sample",
     "ScoredImage",
+    "Suite",
+    "SuiteResults",
     "VisA",
     "aupro",
     "auroc",
     "average_precision",
     "evaluate",
     "f1_max",
+    "run",
 ]

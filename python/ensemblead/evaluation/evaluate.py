@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
-import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -26,6 +24,7 @@ from .metrics import (
 )
 from .minmax import Ensemble, SetDetector, fuse_minmax, fused_set
 from .report import NAN, Details, ImageResult, Report, Row
+from .resources import peak_memory_mb
 
 
 class Geometry(Protocol):
@@ -195,7 +194,7 @@ def _evaluate_category(
         fit_seconds=fit_seconds,
         predict_seconds=seconds,
         images_per_second=len(run.images) / seconds if seconds > 0 else NAN,
-        peak_memory_mb=_peak_memory_mb(),
+        peak_memory_mb=peak_memory_mb(),
         **values,
     )
     return row, Details(tuple(run.images), intervals, bounds, exact, duplicates, curves), notes
@@ -390,9 +389,3 @@ def _uneven_means(rows: Sequence[Row]) -> list[str]:
             kind = name.split("_")[0]
             lines.append(f"mean: the {kind} metrics are means over {len(known)} of {len(rows)} categories")
     return lines
-
-
-def _peak_memory_mb() -> float:
-    """The peak resident size of this process; Linux counts it in kilobytes, macOS in bytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return float(peak) / (1e6 if sys.platform == "darwin" else 1024.0)

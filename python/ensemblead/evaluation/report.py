@@ -32,7 +32,8 @@ class Row:
     sight; `threshold` is the detector's own, which has never seen a label, and `false_alarm_rate` (normal
     images called anomalous) and `miss_rate` (anomalous ones called normal) are taken at it. `aupro` is up to
     a false-positive rate of 0.3, `aupro_005` up to 0.05; `aupro_image...` average per image instead of per
-    component. `peak_memory_mb` is the peak resident size of the whole process so far.
+    component. `peak_memory_mb` is the peak resident size of the whole process so far (in a suite: since
+    the cell began).
     """
 
     category: str
@@ -158,8 +159,8 @@ class Report:
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(COLUMNS)
         for row in self._all_rows():
-            writer.writerow(_cell(getattr(row, column)) for column in COLUMNS)
-        _write(path, text.getvalue())
+            writer.writerow(csv_cell(getattr(row, column)) for column in COLUMNS)
+        write_text(path, text.getvalue())
 
     def to_json(self, path: StrPath) -> None:
         """Everything but the curves: rows, intervals, error bounds, image scores, warnings, settings."""
@@ -182,7 +183,7 @@ class Report:
             "warnings": list(self.warnings),
             "settings": self.settings,
         }
-        _write(path, json.dumps(_without_nan(document), indent=1, allow_nan=False) + "\n")
+        write_text(path, json.dumps(without_nan(document), indent=1, allow_nan=False) + "\n")
 
     def figures(self, folder: StrPath) -> list[Path]:
         """One PNG per category with ROC, precision-recall and PRO curves and the scores' histogram.
@@ -201,22 +202,22 @@ class Report:
             intervals: Put the confidence interval behind every metric that has one.
         """
         lines = [
-            "| category | " + " | ".join(title for title, _ in _MARKDOWN) + " |",
-            "| --- |" + " ---: |" * len(_MARKDOWN),
+            "| category | " + " | ".join(title for title, _ in MARKDOWN) + " |",
+            "| --- |" + " ---: |" * len(MARKDOWN),
         ]
         for row in self._all_rows():
             found = self.details.get(row.category, Details()).intervals if intervals else {}
-            cells = [_markdown_cell(getattr(row, name), found.get(name), name) for _, name in _MARKDOWN]
+            cells = [markdown_cell(getattr(row, name), found.get(name), name) for _, name in MARKDOWN]
             lines.append(f"| {row.category} | " + " | ".join(cells) + " |")
         if self.warnings:
             lines += ["", *(f"- {warning}" for warning in self.warnings)]
         text = "\n".join(lines) + "\n"
         if path is not None:
-            _write(path, text)
+            write_text(path, text)
         return text
 
 
-_MARKDOWN = (
+MARKDOWN = (
     ("image AUROC", "image_auroc"),
     ("image AP", "image_ap"),
     ("image F1-max", "image_f1_max"),
@@ -232,7 +233,7 @@ _MARKDOWN = (
     ("images/s", "images_per_second"),
     ("peak memory, MB", "peak_memory_mb"),
 )
-_PLAIN = ("predict_seconds", "images_per_second", "peak_memory_mb")
+_PLAIN = ("fit_seconds", "predict_seconds", "images_per_second", "peak_memory_mb")
 
 
 def _mean_row(rows: Sequence[Row]) -> Row:
@@ -257,13 +258,13 @@ def _mean_row(rows: Sequence[Row]) -> Row:
     return Row(**values)
 
 
-def _cell(value: Any) -> str:
+def csv_cell(value: Any) -> str:
     if isinstance(value, float):
         return "" if math.isnan(value) else f"{value:.8g}"
     return str(value)
 
 
-def _markdown_cell(value: float, found: Interval | None, name: str) -> str:
+def markdown_cell(value: float, found: Interval | None, name: str) -> str:
     if math.isnan(value):
         return "-"
     if name in _PLAIN:
@@ -271,18 +272,18 @@ def _markdown_cell(value: float, found: Interval | None, name: str) -> str:
     return f"{value:.4f}" if found is None else f"{value:.4f} [{found[0]:.4f}, {found[1]:.4f}]"
 
 
-def _without_nan(value: Any) -> Any:
+def without_nan(value: Any) -> Any:
     """`value` with every float that JSON cannot write replaced by None."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {key: _without_nan(item) for key, item in value.items()}
+        return {key: without_nan(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_without_nan(item) for item in value]
+        return [without_nan(item) for item in value]
     return value
 
 
-def _write(path: StrPath, text: str) -> None:
+def write_text(path: StrPath, text: str) -> None:
     """Write whole or not at all: to a temporary name beside `path`, then renamed."""
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
