@@ -207,12 +207,15 @@ class TestConfig:
     @pytest.mark.parametrize(
         ("text", "message"),
         [
-            ('{"coreset_fractoin": 0.1}', r"unknown key 'coreset_fractoin'; did you mean coreset_fraction\?"),
+            (
+                '{"coreset_fractoin": 0.1}',
+                r"coreset_fractoin is an unknown key; did you mean coreset_fraction",
+            ),
             ('{"seed": "1"}', 'seed must be a whole number, got "1"'),
             ('{"seed": true}', "seed must be a whole number"),
             ('{"layers": [1]}', "layers must be a string or a list of strings"),
             ('{"resize": [1, 2, 3]}', "resize must be a number of pixels"),
-            ("[]", "must hold one JSON object, got list"),
+            ("[]", "must hold one mapping, got list"),
             ("{", "is not JSON"),
         ],
     )

@@ -60,7 +60,7 @@ class Problems:
         self.lines: list[str] = []
 
     def add(self, path: KeyPath, message: str) -> None:
-        self.lines.append(f"{self.source.where(path)} {message}".replace(":  ", ": "))
+        self.lines.append(f"{self.source.where(path)}{' ' if path else ': '}{message}")
 
     def __len__(self) -> int:
         return len(self.lines)
@@ -70,7 +70,8 @@ class Problems:
         if len(self.lines) == 1:
             raise ValueError(self.lines[0])
         if self.lines:
-            listed = "\n".join(f"{number}) {line}" for number, line in enumerate(self.lines, 1))
+            own = (line.removeprefix(self.source.name).lstrip(",: ") for line in self.lines)
+            listed = "\n".join(f"{number}) {line}" for number, line in enumerate(own, 1))
             raise ValueError(f"{self.source.name} has {len(self.lines)} problems:\n{listed}")
 
 
@@ -218,7 +219,7 @@ def fitted_to(value: Any, hint: Any) -> Any:
             raise MismatchError(" or ".join(json.dumps(option) for option in options))
         return value
     if origin is tuple and Ellipsis not in options:
-        if not isinstance(value, list) or len(value) != len(options):
+        if not isinstance(value, (list, tuple)) or len(value) != len(options):
             raise MismatchError(f"a list of {len(options)}")
         return tuple(fitted_to(item, option) for item, option in zip(value, options, strict=True))
     if inspect.isclass(origin) and issubclass(origin, Sequence):
@@ -236,21 +237,21 @@ _PLAIN: dict[Any, tuple[tuple[type, ...], str]] = {
 
 
 def _fitted_to_one_of(value: Any, options: Sequence[Any]) -> Any:
-    wanted = []
+    wanted: list[str] = []
     for option in options:
         try:
             return fitted_to(value, option)
         except MismatchError as mismatch:
             wanted.append(str(mismatch))
-    raise MismatchError(
-        ", ".join(dict.fromkeys(text for text in wanted if text)).replace(", null", " or null")
-    )
+    # null comes last, what no file can hold not at all.
+    *others, last = sorted(filter(None, dict.fromkeys(wanted)), key=lambda text: text == "null") or [""]
+    raise MismatchError(f"{', '.join(others)} or {last}" if others else last)
 
 
 def _fitted_items(value: Any, options: Sequence[Any]) -> list[Any]:
     kind = options[0] if options else Any
     try:
-        if isinstance(value, list):
+        if isinstance(value, (list, tuple)):
             return [fitted_to(item, kind) for item in value]
         fitted_to(object(), kind)
     except MismatchError as mismatch:

@@ -12,7 +12,9 @@ from rich.table import Table
 
 from ensemblead.cli.console import Bars, print_json, told_warnings
 from ensemblead.cli.models import load_model
-from ensemblead.cli.options import DetectorOptions, build_detector, read_config
+from ensemblead.cli.options import DetectorOptions, build_detector, options_of
+from ensemblead.cli.suite import run_suite
+from ensemblead.configuration import read_source
 from ensemblead.extras import require
 
 if TYPE_CHECKING:
@@ -23,18 +25,23 @@ _SHOWN = ("image_auroc", "pixel_auroc", "aupro", "false_alarm_rate", "miss_rate"
 
 
 def command(
-    places: Annotated[
-        list[Path],
-        typer.Argument(
-            metavar="[MODEL] DATA",
-            help="MODEL (a folder that fit wrote, or a folder of one per category; none with --config) and "
-            "DATA (a category in MVTec layout, or a root of several).",
-        ),
-    ],
+    context: typer.Context,
     out: Annotated[Path, typer.Option("--out", help="The folder to write to.")],
+    places: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="[MODEL] [DATA]",
+            help="MODEL (a folder that fit wrote, or a folder of one per category; none with --config) and "
+            "DATA (a category in MVTec layout, or a root of several; none with a suite).",
+        ),
+    ] = None,
     config: Annotated[
         Path | None,
-        typer.Option("--config", help="A JSON file of fit's options: a detector is fitted per category."),
+        typer.Option(
+            "--config",
+            help="A YAML or JSON file: a detector as fit reads it, to be fitted per category; or a suite of "
+            "detectors and datasets, which resumes where it stopped.",
+        ),
     ] = None,
     category: Annotated[
         str | None, typer.Option("--category", help="One category out of a root of several.")
@@ -60,11 +67,18 @@ def command(
     """Measure a detector: AUROC of images and pixels, AUPRO, false alarms, misses.
 
     Writes OUT/results.csv, results.json, results.md, curves in OUT/figures and examples in
-    OUT/contact_sheets.
+    OUT/contact_sheets. A suite (detectors and datasets in FILE) writes the three tables, and each finished
+    part to OUT/cells.
     """
     require("torch", "ensemblead evaluate")
     from ensemblead.evaluation import MVTecAD, VisA
+    from ensemblead.evaluation.suite import is_suite
 
+    source = None if config is None else read_source(config)
+    places = places or []
+    if source is not None and is_suite(source.value):
+        run_suite(context, source, places, out, as_json)
+        return
     if len(places) != (1 if config else 2):
         wanted = "DATA alone" if config else "MODEL and DATA (or --config FILE and DATA)"
         raise ValueError(f"evaluate takes {wanted}, got {len(places)} paths")
@@ -77,9 +91,9 @@ def command(
     with told_warnings() as warned:
         dataset = layouts[layout](places[-1], category, missing_masks=missing_masks)
         with Bars() as bars:
-            if config is not None:
+            if source is not None:
                 given = DetectorOptions(weights=weights or None, device=device)
-                detector: Any = fitter(given.over(read_config(config)), bars, errors)
+                detector: Any = fitter(given.over(options_of(source)), bars, errors)
             else:
                 detector = _models(places[0], dataset, weights or [], device)
             report = measure(detector, dataset, out, bars, bootstrap=bootstrap, seed=seed, errors=errors)

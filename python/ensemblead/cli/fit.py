@@ -104,7 +104,9 @@ def command(
     batch_size: Annotated[int | None, option("--batch-size", panel=_RUN, text="Images per pass; 16.")] = None,
     config: Annotated[
         Path | None,
-        option("--config", panel=_RUN, text="A JSON file of these options; the command line goes first."),
+        option(
+            "--config", panel=_RUN, text="A YAML or JSON file of these options, or of a detector by its type."
+        ),
     ] = None,
     skip_unreadable: Annotated[
         bool, option("--skip-unreadable", panel=_RUN, text="Leave out images that cannot be read.")

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from ensemblead.configuration import Problems, Source, did_you_mean, read_source
 
 if TYPE_CHECKING:
     from ensemblead.detectors.base import Detector
@@ -53,6 +53,8 @@ class DetectorOptions:
     shared_tiles: bool | None = None
     tile_score: str | None = None
     tile_normalization: str | None = None
+    # A detector by its type, where a configuration file describes one so; `resolve` has checked it.
+    node: Mapping[str, Any] | None = None
 
     def over(self, below: DetectorOptions) -> DetectorOptions:
         """These, and where they say nothing, those below."""
@@ -64,31 +66,36 @@ class DetectorOptions:
 
 
 def read_config(path: str | os.PathLike[str]) -> DetectorOptions:
-    """Options from a JSON file: one object, whose keys are the fields of `DetectorOptions`.
+    """Options from a YAML or JSON file: one mapping, whose keys are the fields of `DetectorOptions`; or, with
+    a key `type`, a detector as `ensembles.description` has it.
 
-    Raises FileNotFoundError, and ValueError for what is not JSON, an unknown key (near matches are named) or
-    a value of the wrong kind.
+    Raises FileNotFoundError, and ValueError for what cannot be parsed, unknown keys (near matches are named)
+    and values of the wrong kind: all of them, with their lines.
     """
-    file = Path(path)
-    if not file.is_file():
-        raise FileNotFoundError(f"no such configuration file: {file}")
-    try:
-        document = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file} is not JSON: {error}") from error
+    return options_of(read_source(path))
+
+
+def options_of(source: Source) -> DetectorOptions:
+    """As `read_config`, for a file that has been read."""
+    document = source.value
     if not isinstance(document, dict):
-        raise ValueError(f"{file} must hold one JSON object, got {type(document).__name__}")
+        raise ValueError(f"{source.name} must hold one mapping, got {type(document).__name__}")
+    problems = Problems(source)
     options = DetectorOptions()
-    known = [one.name for one in fields(DetectorOptions)]
-    for key, value in document.items():
-        if key not in known:
-            near = difflib.get_close_matches(key, known, n=3)
-            hint = f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(known)}"
-            raise ValueError(f"{file} has an unknown key {key!r}; {hint}")
-        try:
-            setattr(options, key, _READERS[key](value))
-        except ValueError as error:
-            raise ValueError(f"{file}: {key} must be {error}, got {json.dumps(value)}") from None
+    if "type" in document:
+        from ensemblead.ensembles.description import resolve
+
+        options.node = resolve(document, (), problems)
+    else:
+        for key, value in document.items():
+            if key not in _READERS:
+                problems.add((key,), f"is an unknown key; {did_you_mean(key, _READERS)}")
+                continue
+            try:
+                setattr(options, key, _READERS[key](value))
+            except ValueError as error:
+                problems.add((key,), f"must be {error}, got {json.dumps(value, default=str)}")
+    problems.raise_any()
     return options
 
 
@@ -166,16 +173,28 @@ _READERS: Mapping[str, Callable[[Any], Any]] = {
 
 
 def build_detector(options: DetectorOptions) -> Detector:
-    """An unfitted `PatchCore`, a `BackboneEnsemble` of several, or a `TiledEnsemble` of these. Networks are
-    not loaded yet.
+    """An unfitted `PatchCore`, a `BackboneEnsemble` of several, or what `node` describes. Networks are not
+    loaded yet.
     """
+    from ensemblead.ensembles.description import build, changed, construct
+
+    if options.node is None:
+        return build(describe(options))
+    said = [one.name for one in fields(options) if getattr(options, one.name) is not None]
+    beside = [name for name in said if name not in ("node", "device", "seed")]
+    if beside:
+        raise ValueError(f"a configuration with a type describes all of the detector: leave out {beside[0]}")
+    changes: dict[str, Any] = {name: getattr(options, name) for name in ("device", "seed") if name in said}
+    return construct(changed(options.node, changes))
+
+
+def describe(options: DetectorOptions) -> dict[str, Any]:
+    """What the options say, as a description that `ensembles.description` builds."""
     if options.tile_size is not None:
-        return _build_tiled(options)
+        return _describe_tiled(options)
     lost = [name for name in _TILE_OPTIONS if getattr(options, name) is not None]
     if lost:
         raise ValueError(f"{lost[0]} is for tiles: give tile_size too")
-    from ensemblead.detectors import PatchCore
-    from ensemblead.ensembles import BackboneEnsemble
     from ensemblead.ensembles.presets import ENSEMBLE_TARGET_DIM
 
     backbones, layers, common = _network_options(options)
@@ -186,10 +205,13 @@ def build_detector(options: DetectorOptions) -> Detector:
         raise ValueError(f"fusion is for several backbones, got {options.fusion!r} with one")
     weights = weights_per_member(options.weights or [], len(backbones))
     members = [
-        PatchCore(backbone, names, weights=weights.get(i, "default"), **common)
+        {"type": "PatchCore", "backbone": backbone, "layers": list(names)}
+        | {"weights": weights.get(i, "default"), **common}
         for i, (backbone, names) in enumerate(zip(backbones, layers, strict=True))
     ]
-    return BackboneEnsemble(members, fusion=options.fusion or "calibrated") if several else members[0]
+    if not several:
+        return members[0]
+    return {"type": "BackboneEnsemble", "members": members, "fusion": options.fusion or "calibrated"}
 
 
 # Options of a `TiledEnsemble`, and its arguments.
@@ -201,9 +223,7 @@ _TILE_OPTIONS = {
 }
 
 
-def _build_tiled(options: DetectorOptions) -> Detector:
-    from ensemblead.ensembles import TiledEnsemble
-
+def _describe_tiled(options: DetectorOptions) -> dict[str, Any]:
     if options.resize is not None:
         raise ValueError(
             f"resize has no place with tile_size, got {options.resize!r}: image_size alone gives the size of "
@@ -214,16 +234,17 @@ def _build_tiled(options: DetectorOptions) -> Detector:
     given = {name: value for name, value in given.items() if value is not None}
     for name in ("tile_size", "stride", "image_size"):
         if name in given:
-            given[name] = parse_size(name, given[name])
+            size = parse_size(name, given[name])
+            given[name] = list(size) if isinstance(size, tuple) else size
     for name in ("tile_size", "stride"):
         if name in given and given[name] is None:
             raise ValueError(f"{name} must be pixels or HxW, got none")
     # Half a tile, where nothing is said: TiledEnsemble's own default is that of tiles of 256.
     size = given["tile_size"]
-    half = max(1, size // 2) if isinstance(size, int) else tuple(max(1, side // 2) for side in size)
+    half = max(1, size // 2) if isinstance(size, int) else [max(1, side // 2) for side in size]
     given.setdefault("stride", half)
     nothing = dict.fromkeys(("tile_size", "image_size", *_TILE_OPTIONS))
-    return TiledEnsemble(build_detector(replace(options, **nothing)), **given)
+    return {"type": "TiledEnsemble", "member": describe(replace(options, **nothing))} | given
 
 
 def _network_options(
@@ -244,11 +265,25 @@ def _network_options(
     return preset.backbones, preset.layers, {**preset.common, **common}
 
 
+# What the command line writes in a way of its own.
+_WRITTEN = ("resize", "image_size", "pretrain_dim")
+
+
 def _common(options: DetectorOptions) -> dict[str, Any]:
-    own = ("preset", "backbone", "layers", "weights", "fusion", "resize", "image_size", "pretrain_dim")
+    own = (
+        "preset",
+        "backbone",
+        "layers",
+        "weights",
+        "fusion",
+        "resize",
+        "image_size",
+        "pretrain_dim",
+        "node",
+    )
     names = [one.name for one in fields(options) if one.name not in own]
     common = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
-    for name in ("resize", "image_size"):
+    for name in _WRITTEN[:2]:
         if getattr(options, name) is not None:
             common[name] = parse_size(name, getattr(options, name))
     if options.pretrain_dim is not None:

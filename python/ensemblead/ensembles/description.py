@@ -30,7 +30,7 @@ from ensemblead.detectors.base import Detector
 from ensemblead.ensembles import loading  # which makes all detectors known to the store
 from ensemblead.ensembles.presets import PRESETS
 
-__all__ = ["Node", "build", "construct", "detector_types", "resolve"]
+__all__ = ["Node", "build", "changed", "construct", "detector_types", "resolve"]
 
 # A checked description with every default filled in; members are nodes again.
 Node: TypeAlias = dict[str, Any]
@@ -65,6 +65,19 @@ def construct(node: Node) -> Detector:
     classes = detector_types()
     arguments = {name: _constructed(value) for name, value in node.items() if name != "type"}
     return classes[node["type"]](**arguments)
+
+
+def changed(node: Mapping[str, Any], changes: Mapping[str, Any]) -> Node:
+    """The same description with some keywords set wherever a detector in it takes them."""
+    other: Node = {}
+    for name, value in node.items():
+        if _is_node(value):
+            other[name] = changed(value, changes)
+        elif isinstance(value, list) and any(map(_is_node, value)):
+            other[name] = [changed(item, changes) for item in value]
+        else:
+            other[name] = changes.get(name, value)
+    return other
 
 
 def _constructed(value: Any) -> Any:

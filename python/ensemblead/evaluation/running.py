@@ -30,7 +30,7 @@ Progress: TypeAlias = Callable[[Cell, str, int, int], None]
 
 
 def run(
-    configuration: Suite | Mapping[str, Any] | StrPath,
+    configuration: Suite | Source | Mapping[str, Any] | StrPath,
     out: StrPath,
     *,
     on_image: OnImage | None = None,
@@ -47,7 +47,8 @@ def run(
     networks that cannot be had are raised before the first cell is run.
 
     Args:
-        configuration: A `Suite`, a mapping of its form, or a YAML or JSON file; see `evaluation.suite`.
+        configuration: A `Suite`, a mapping of its form, or a YAML or JSON file (read or not); see
+            `evaluation.suite`.
         out: The folder to write to.
         on_image: Called with the cell and each test image as it is scored. What the hooks raise is not the
             cell's failure and ends the run.
@@ -86,7 +87,7 @@ def run(
     return results
 
 
-def _as_suite(configuration: Suite | Mapping[str, Any] | StrPath) -> Suite:
+def _as_suite(configuration: Suite | Source | Mapping[str, Any] | StrPath) -> Suite:
     if isinstance(configuration, Suite):
         return configuration
     if isinstance(configuration, (Mapping, Source)):
@@ -176,6 +177,7 @@ class _CellRun:
             confidence=settings.confidence,
             seed=settings.seed,
             memory_limit=settings.memory_limit,
+            errors=settings.errors,
             on_image=None if self._on_image is None else self._see,
             progress=lambda _, done, total: self._step("evaluate", done, total),
         )

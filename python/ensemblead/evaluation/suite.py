@@ -323,7 +323,7 @@ def _check_categories(dataset: Dataset, settings: Settings) -> None:
     for category in dataset.categories:
         if not category.test:
             raise ValueError(f"category {category.name} has no test images")
-        category.check_masks()
+        category.check_masks(settings.errors)
 
 
 def settings_dict(settings: Settings) -> dict[str, Any]:

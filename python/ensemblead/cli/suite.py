@@ -1,0 +1,99 @@
+"""`ensemblead evaluate --config FILE` where FILE holds a suite: many detectors on many data sets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from ensemblead.cli.console import FAILED, Bars, print_json, told_warnings
+from ensemblead.configuration import Source
+
+if TYPE_CHECKING:
+    from ensemblead.evaluation.results import CellResult, SuiteResults
+    from ensemblead.evaluation.suite import Cell
+
+_SHOWN = ("image_auroc", "pixel_auroc", "aupro", "false_alarm_rate", "miss_rate", "images_per_second")
+# What a suite says for itself.
+_OTHERS = (
+    "category",
+    "layout",
+    "missing_masks",
+    "bootstrap",
+    "seed",
+    "weights",
+    "device",
+    "skip_unreadable",
+)
+
+
+def run_suite(
+    context: typer.Context, source: Source, places: Sequence[Path], out: Path, as_json: bool
+) -> None:
+    """Run the suite; exit with 1 if a cell failed, after the others are done."""
+    from ensemblead.evaluation.running import run
+
+    given = ["DATA"] if places else []
+    given += [
+        f"--{name.replace('_', '-')}"
+        for name in _OTHERS
+        if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
+    ]
+    if given:
+        raise ValueError(
+            f"{source.name} holds a suite, which names its data sets and settings itself: "
+            f"leave out {', '.join(given)}"
+        )
+    with told_warnings() as warned, Bars() as bars:
+        seen: list[Cell] = []
+
+        def progress(cell: Cell, stage: str, done: int, total: int) -> None:
+            if seen != [cell]:
+                seen[:] = [cell]
+                bars.prefix(f"{cell}:")
+            bars("evaluating" if stage == "evaluate" else stage, done, total)
+
+        results = run(source, out, progress=progress, on_result=_tell_failure)
+    if as_json:
+        print_json({**_document(results, out), "warnings": warned})
+    else:
+        _show(results, out)
+    if results.failures:
+        raise typer.Exit(FAILED)
+
+
+def _tell_failure(cell: CellResult) -> None:
+    if cell.failure is not None:
+        typer.echo(f"ensemblead: {cell} failed: {cell.failure}", err=True)
+
+
+def _document(results: SuiteResults, out: Path) -> dict[str, Any]:
+    from ensemblead.evaluation.results import as_documents
+
+    return {
+        "out": str(out),
+        "cells": as_documents(results.cells),
+        "failed": len(results.failures),
+        "reused": sum(cell.reused for cell in results.cells),
+    }
+
+
+def _show(results: SuiteResults, out: Path) -> None:
+    """The main columns in a table."""
+    console = Console()
+    titles = [name.replace("_", " ") for name in _SHOWN]
+    table = Table("detector", "data set", "category", *titles, box=None, pad_edge=False)
+    for detector, dataset, row, error in results.rows():
+        values = [getattr(row, name) for name in _SHOWN]
+        cells = ["-" if value != value else f"{value:.4g}" for value in values]
+        names = (detector, dataset, row.category)
+        table.add_row(*map(escape, names), *(["failed", *cells[1:]] if error else cells))
+    console.print(table)
+    reused = sum(cell.reused for cell in results.cells)
+    earlier = f" ({reused} of {len(results.cells)} cells from an earlier run)" if reused else ""
+    console.print(f"results{earlier}: {out}", highlight=False, soft_wrap=True, markup=False)

@@ -1,0 +1,504 @@
+"""Suites: what a configuration may say, running, resuming, failing, and the tables."""
+
+from __future__ import annotations
+
+import copy
+import csv
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from brightness import draw, draw_category
+
+pytest.importorskip("torch")
+pytest.importorskip("yaml")
+
+import ensemblead as ead
+from ensemblead.evaluation import CellResult, ScoredImage, Suite, SuiteResults, evaluate, run
+from ensemblead.evaluation.report import COLUMNS
+from ensemblead.evaluation.resources import peak_memory_mb, reset_peak_memory
+
+Config = dict[str, Any]
+GABOR = {
+    "type": "PatchCore",
+    "backbone": "gabor",
+    "resize": None,
+    "image_size": None,
+    "coreset_fraction": 0.2,
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two categories in MVTec layout."""
+    root = tmp_path_factory.mktemp("data")
+    for index, name in enumerate(("bolt", "nut")):
+        draw_category(root / name, 100 * index)
+    return root
+
+
+@pytest.fixture
+def config(data: Path) -> Config:
+    return two_by_two(data)
+
+
+def two_by_two(data: Path) -> Config:
+    """Two detectors on both categories."""
+    return {
+        "seed": 2,
+        "bootstrap": 20,
+        "device": "cpu",
+        "detectors": [
+            {"name": "one", **GABOR, "layers": ["layer1"]},
+            {"name": "two", "type": "BackboneEnsemble", "members": [GABOR, {**GABOR, "layers": ["layer2"]}]},
+        ],
+        "datasets": [{"type": "MVTecAD", "root": str(data), "name": "parts"}],
+    }
+
+
+@pytest.fixture(scope="module")
+def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Config]:
+    """A folder in which such a suite has been run, and the suite; tests copy it before they change it."""
+    out = tmp_path_factory.mktemp("out")
+    suite = two_by_two(data)
+    run(suite, out)
+    return out, suite
+
+
+def copied(finished: tuple[Path, Config], to: Path) -> tuple[Path, Config]:
+    import shutil
+
+    shutil.copytree(finished[0], to / "out")
+    return to / "out", copy.deepcopy(finished[1])
+
+
+def statuses(results: SuiteResults) -> list[tuple[str, str, bool]]:
+    return [(cell.detector, cell.category, cell.reused) for cell in results.cells]
+
+
+def problem(config: Config) -> str:
+    with pytest.raises(ValueError, match="configuration") as caught:
+        Suite.parse(config)
+    return str(caught.value)
+
+
+class TestConfiguration:
+    def test_names_settings_and_cells(self, config: Config, data: Path) -> None:
+        suite = Suite.parse(config)
+        assert [entry.name for entry in suite.detectors] == ["one", "two"]
+        assert suite.detectors[0].description["seed"] == 2
+        assert suite.detectors[1].description["members"][1]["device"] == "cpu"
+        assert [str(cell) for cell in suite.cells()] == [
+            "one on parts/bolt",
+            "one on parts/nut",
+            "two on parts/bolt",
+            "two on parts/nut",
+        ]
+        del config["detectors"][0]["name"], config["datasets"][0]["name"]
+        config["datasets"][0]["category"] = "nut"
+        suite = Suite.parse(config)
+        assert suite.detectors[0].name == "PatchCore gabor"
+        assert list(suite.datasets) == ["nut"]
+        config["datasets"][0]["category"] = ["nut", "bolt"]
+        (dataset,) = Suite.parse(config).datasets.values()
+        assert [category.name for category in dataset.categories] == ["nut", "bolt"]
+        assert dataset.name == data.name
+
+    def test_folders_hold_out_by_the_suites_seed(self, config: Config, tmp_path: Path) -> None:
+        for index in range(10):
+            draw(tmp_path / f"ok/{index}.png", index)
+        entry = {"type": "Folder", "root": str(tmp_path), "normal": "ok", "name": "line"}
+        chosen = set()
+        for seed in range(4):
+            (dataset,) = Suite.parse({**config, "seed": seed, "datasets": [entry]}).datasets.values()
+            assert dataset.name == "line"
+            chosen.add(dataset.train)
+        assert len(chosen) > 1
+        fixed = {**entry, "seed": 1}
+        (first,) = Suite.parse({**config, "seed": 3, "datasets": [fixed]}).datasets.values()
+        (second,) = Suite.parse({**config, "seed": 4, "datasets": [fixed]}).datasets.values()
+        assert first.train == second.train
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"bootstrp": 3}, "configuration: bootstrp is an unknown key; did you mean bootstrap?"),
+            ({"bootstrap": -1}, "bootstrap must be at least 0, got -1"),
+            ({"confidence": 2.0}, "confidence must be in (0, 1), got 2.0"),
+            ({"seed": "1"}, 'seed must be a whole number, got "1"'),
+            ({"errors": "ignore"}, 'errors must be "raise" or "skip", got "ignore"'),
+            ({"detectors": []}, "detectors must be a list of at least one, got []"),
+            ({"detectors": [3]}, "detectors[0] must be a mapping with type, preset or model, got int"),
+            ({"detectors": [GABOR, GABOR]}, "is called 'PatchCore gabor', as 1 more"),
+            ({"detectors": [{**GABOR, "name": 3}]}, "detectors[0].name must be a string, got 3"),
+            ({"detectors": [{**GABOR, "sed": 3}]}, "detectors[0].sed is an unknown key; did you mean seed?"),
+            ({"detectors": [{"model": "/nowhere"}]}, "detectors[0].model must be a saved model or hold one"),
+            ({"detectors": [{"model": 3}]}, "detectors[0].model must be a string, got 3"),
+            ({"detectors": [{"model": "a", "size": 3}]}, "detectors[0].size is an unknown key"),
+            ({"datasets": [{"type": "VisAD"}]}, "must have a type, got 'VisAD'; did you mean VisA"),
+            ({"datasets": [{"type": "MVTecAD"}]}, "datasets[0] has no 'root', which must be given"),
+            ({"datasets": [{"type": "MVTecAD", "root": "/nowhere"}]}, "no such folder: /nowhere"),
+            ({"datasets": [{"type": "Folder", "root": "/", "nrmal": "a"}]}, "did you mean normal"),
+        ],
+    )
+    def test_what_is_refused(self, config: Config, change: Config, message: str) -> None:
+        assert message in problem({**config, **change})
+
+    def test_data_sets_are_looked_at_before_anything_runs(self, config: Config, tmp_path: Path) -> None:
+        root = draw_category(tmp_path / "part", 0)
+        config["datasets"] = [{"type": "MVTecAD", "root": str(root), "category": "prt"}]
+        assert "category 'prt' is not in" in problem(config)
+        config["datasets"][0]["category"] = []
+        assert "category must name at least one" in problem(config)
+        config["datasets"] = [{"type": "MVTecAD", "root": str(tmp_path), "category": ["part", "part"]}]
+        assert "category 'part' is named 2 times" in problem(config)
+        config["datasets"] = [{"type": "MVTecAD", "root": str(root)}]
+        mask = root / "ground_truth/dull/0.png"
+        mask.unlink()
+        assert "1 defective image(s) have no mask" in problem(config)
+        draw(mask, 0)
+        from PIL import Image
+
+        Image.new("L", (5, 5)).save(mask)
+        assert "must be as large as its image" in problem(config)
+
+    def test_all_problems_of_a_file_with_their_lines(self, tmp_path: Path) -> None:
+        path = tmp_path / "suite.yaml"
+        path.write_text(
+            "seed: 0\nbotstrap: 1\ndetectors:\n  - {type: PatchCore, backbone: gabor}\n  - type: PatchCore\n"
+            "    scre: max\ndatasets:\n  - {type: MVTecAD, root: /nowhere}\n"
+        )
+        with pytest.raises(ValueError, match=r"suite\.yaml has 3 problems") as caught:
+            Suite.read(path)
+        lines = str(caught.value).splitlines()[1:]
+        assert lines[0].startswith("1) line 2: botstrap is an unknown key; did you mean bootstrap?")
+        assert lines[1].startswith("2) line 6: detectors[1].scre is an unknown key; did you mean score?")
+        assert lines[2].startswith("3) line 8: datasets[0] (MVTecAD): no such folder")
+
+    def test_it_must_be_a_mapping_with_both_lists(self, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match="must hold a mapping with detectors and datasets, got list"):
+            run(_file(tmp_path, "- 1"), tmp_path / "out")
+        with pytest.raises(ValueError, match="has no 'datasets', which must be given"):
+            run({"detectors": [GABOR]}, tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+
+
+def _file(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "suite.yaml"
+    path.write_text(text)
+    return path
+
+
+class TestRun:
+    def test_numbers_are_those_of_evaluate(self, finished: tuple[Path, Config], data: Path) -> None:
+        out, config = finished
+        results = run(config, out)
+        assert results.is_complete
+        detector = ead.PatchCore("gabor", ["layer1"], seed=2, device="cpu", **SMALL)
+        expected = evaluate(
+            lambda category: detector._clone().fit(list(category.train)),
+            ead.MVTecAD(data),
+            bootstrap=20,
+            seed=2,
+        )
+        report = results.report("one", "parts")
+        for row, other in zip(report.rows, expected.rows, strict=True):
+            for name in COLUMNS[:20]:
+                assert getattr(row, name) == pytest.approx(getattr(other, name), nan_ok=True), name
+            mine, theirs = report.details[row.category], expected.details[row.category]
+            assert mine.images == theirs.images
+            assert mine.intervals == theirs.intervals
+            assert mine.exact is True
+            assert set(mine.curves) == set(theirs.curves)
+            for name, curve in mine.curves.items():
+                np.testing.assert_array_equal(curve, theirs.curves[name])
+        assert report.aupro == pytest.approx(expected.aupro)
+        assert report.rows[0].fit_seconds > 0
+        assert 10 < report.rows[0].peak_memory_mb < 1e5
+        assert set(results.reports()) == {("one", "parts"), ("two", "parts")}
+        with pytest.raises(KeyError, match="no results of 'three' on 'parts'"):
+            results.report("three", "parts")
+
+    def test_tables(self, finished: tuple[Path, Config]) -> None:
+        out, _ = finished
+        assert sorted(path.name for path in out.iterdir()) == [
+            "cells",
+            "results.csv",
+            "results.json",
+            "results.md",
+        ]
+        with (out / "results.csv").open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        assert list(rows[0]) == ["detector", "dataset", *COLUMNS, "error"]
+        assert [(row["detector"], row["category"]) for row in rows] == [
+            (detector, category) for detector in ("one", "two") for category in ("bolt", "nut", "mean")
+        ]
+        mean = (float(rows[0]["aupro"]) + float(rows[1]["aupro"])) / 2
+        assert float(rows[2]["aupro"]) == pytest.approx(mean, rel=1e-6)
+        document = json.loads((out / "results.json").read_text())
+        assert document["complete"] is True
+        assert document["settings"]["seed"] == 2
+        assert document["detectors"][0]["num_neighbors"] == 1
+        assert document["datasets"] == {"parts": ["bolt", "nut"]}
+        assert [cell["status"] for cell in document["cells"]] == ["done"] * 4
+        assert len(document["cells"][0]["intervals"]["aupro"]) == 2
+        assert [row["category"] for row in document["means"]] == ["mean", "mean"]
+        text = (out / "results.md").read_text()
+        assert "## Means over categories" in text
+        lines = [line for line in text.splitlines() if line.startswith("| one |")]
+        assert [line.split(" | ")[1] for line in lines] == ["parts", "bolt", "nut", "mean"]
+        assert lines[0].split(" | ")[2:] == lines[3].split(" | ")[2:]
+
+    def test_nothing_is_run_twice(
+        self, finished: tuple[Path, Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        out, config = copied(finished, tmp_path)
+
+        def fail(*_: object, **__: object) -> None:
+            raise AssertionError("run again")
+
+        monkeypatch.setattr("ensemblead.evaluation.running.evaluate", fail)
+        assert all(reused for *_, reused in statuses(run(config, out)))
+
+    def test_only_what_changed_is_run(self, finished: tuple[Path, Config], tmp_path: Path) -> None:
+        out, config = copied(finished, tmp_path)
+        config["detectors"][0]["num_neighbors"] = 2
+        config["detectors"][1]["name"] = "renamed"
+        config["detectors"].reverse()
+        assert statuses(run(config, out)) == [
+            ("renamed", "bolt", True),
+            ("renamed", "nut", True),
+            ("one", "bolt", False),
+            ("one", "nut", False),
+        ]
+        # And back: what was measured before is still there.
+        del config["detectors"][1]["num_neighbors"]
+        assert all(reused for *_, reused in statuses(run(config, out)))
+        config["bootstrap"] = 0
+        assert not any(reused for *_, reused in statuses(run(config, out)))
+
+    def test_changed_data_are_measured_anew(self, config: Config, tmp_path: Path) -> None:
+        for index, name in enumerate(("a", "b")):
+            draw_category(tmp_path / "data" / name, 100 * index)
+        config["datasets"] = [{"type": "MVTecAD", "root": str(tmp_path / "data")}]
+        config["detectors"] = config["detectors"][:1]
+        run(config, tmp_path / "out")
+        draw(tmp_path / "data/a/test/good/0.png", 999)
+        assert statuses(run(config, tmp_path / "out")) == [("one", "a", False), ("one", "b", True)]
+        draw(tmp_path / "data/b/train/good/new.png", 998)
+        assert statuses(run(config, tmp_path / "out")) == [("one", "a", True), ("one", "b", False)]
+
+    def test_damaged_cells_are_measured_anew(self, finished: tuple[Path, Config], tmp_path: Path) -> None:
+        out, config = copied(finished, tmp_path)
+        first, second, *_ = sorted((out / "cells").iterdir())
+        first.write_text(first.read_text()[:-40])
+        document = json.loads(second.read_text())
+        del document["row"]["aupro"]
+        second.write_text(json.dumps(document))
+        assert [reused for *_, reused in statuses(run(config, out))] == [False, False, True, True]
+        assert len(list((out / "cells").iterdir())) == 4
+
+    def test_hooks_see_new_cells_only(self, finished: tuple[Path, Config], tmp_path: Path) -> None:
+        out, config = copied(finished, tmp_path)
+        config["detectors"][0]["seed"] = 9
+        images: list[tuple[str, str]] = []
+        done: list[CellResult] = []
+        steps = set()
+
+        def see(cell: CellResult, image: ScoredImage) -> None:
+            images.append((str(cell), image.sample.defect_type))
+
+        run(
+            config,
+            out,
+            on_image=see,
+            on_result=done.append,
+            progress=lambda cell, stage, *_: steps.add((str(cell), stage)),
+        )
+        assert [str(cell) for cell in done] == ["one on parts/bolt", "one on parts/nut"]
+        assert all(cell.finished is not None and not cell.reused for cell in done)
+        assert images[:1] == [("one on parts/bolt", "dull")]
+        assert len(images) == 22
+        assert ("one on parts/nut", "evaluate") in steps
+        assert ("one on parts/nut", "embed") in steps
+
+    def test_what_a_hook_raises_ends_the_run(self, config: Config, tmp_path: Path) -> None:
+        def see(*_: object) -> None:
+            raise RuntimeError("the tracker is down")
+
+        with pytest.raises(RuntimeError, match="the tracker is down"):
+            run(config, tmp_path / "out", on_image=see)
+        assert "pending" in (tmp_path / "out/results.json").read_text()
+
+    def test_saved_models(self, config: Config, data: Path, tmp_path: Path) -> None:
+        detector = ead.PatchCore("gabor", device="cpu", **SMALL)
+        for name in ("bolt", "nut"):
+            detector.fit(list(ead.MVTecAD(data, name).train)).save(tmp_path / "models" / name)
+        config["detectors"] = [
+            {"model": str(tmp_path / "models")},
+            {"name": "bolt's", "model": str(tmp_path / "models/bolt")},
+        ]
+        results = run(config, tmp_path / "out")
+        each, bolts = results.report("models", "parts"), results.report("bolt's", "parts")
+        assert each["bolt"].image_auroc == bolts["bolt"].image_auroc
+        assert each["nut"].threshold != bolts["nut"].threshold == bolts["bolt"].threshold
+        assert math.isnan(each.fit_seconds)
+        detector.fit(list(ead.MVTecAD(data, "bolt").train)).save(tmp_path / "models/nut")
+        again = run(config, tmp_path / "out")
+        assert [cell.category for cell in again.cells if not cell.reused] == ["nut"]
+        (tmp_path / "models/nut/bank.safetensors").write_bytes(b"")
+        with pytest.raises(ead.EnsembleADError, match="nut"):
+            run({**config, "seed": 5}, tmp_path / "out")
+
+    def test_networks_that_cannot_be_had_show_first(self, config: Config, tmp_path: Path) -> None:
+        config["detectors"].append({"name": "late", **GABOR, "layers": ["layr1"]})
+        with pytest.raises(ValueError, match=r"detector 'late': .*layr1.*did you mean"):
+            run(config, tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+
+    def test_out_must_be_a_folder(self, config: Config, tmp_path: Path) -> None:
+        (tmp_path / "file").touch()
+        with pytest.raises(NotADirectoryError, match="out must be a folder"):
+            run(config, tmp_path / "file")
+
+
+class TestFailures:
+    def test_a_failed_cell_lets_the_others_go_on(self, config: Config, tmp_path: Path) -> None:
+        config["detectors"].insert(0, {"name": "greedy", **GABOR, "num_neighbors": 100_000})
+        results = run(config, tmp_path / "out")
+        assert [str(cell) for cell in results.failures] == ["greedy on parts/bolt", "greedy on parts/nut"]
+        assert sum(cell.status == "done" for cell in results.cells) == 4
+        assert not results.is_complete
+        with (tmp_path / "out/results.csv").open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        assert [row["category"] for row in rows[:3]] == ["bolt", "nut", "bolt"]
+        assert rows[0]["error"].startswith("ValueError: num_neighbors is 100000")
+        assert (rows[0]["image_auroc"], rows[0]["num_train"], rows[2]["error"]) == ("", "", "")
+        document = json.loads((tmp_path / "out/results.json").read_text())
+        assert document["cells"][0]["error"]["kind"] == "ValueError"
+        assert "Traceback" in document["cells"][0]["error"]["traceback"]
+        text = (tmp_path / "out/results.md").read_text()
+        assert "| greedy | bolt | failed |" in text
+        assert "- greedy on parts/nut: ValueError: num_neighbors" in text
+        # A failure is not kept: it is tried again.
+        again = run(config, tmp_path / "out")
+        assert [cell.reused for cell in again.cells] == [False, False, True, True, True, True]
+
+    def test_a_mean_over_fewer_categories_is_said(self, config: Config, tmp_path: Path) -> None:
+        for index, name in enumerate(("a", "b")):
+            draw_category(tmp_path / "data" / name, 100 * index)
+        (tmp_path / "data/a/test/good/0.png").write_bytes(b"\x89PNG no more")
+        config["datasets"] = [{"type": "MVTecAD", "root": str(tmp_path / "data"), "name": "d"}]
+        config["detectors"] = config["detectors"][:1]
+        results = run(config, tmp_path / "out")
+        (failed,) = results.failures
+        assert failed.failure is not None
+        assert (failed.category, failed.failure.kind) == ("a", "UnreadableImageError")
+        assert "test/good/0.png" in failed.failure.message
+        report = results.report("one", "d")
+        assert report.warnings == ("mean: over 1 of 2 categories, the others are not done",)
+        assert [row.category for _, _, row, _ in results.rows()] == ["a", "b", "mean"]
+        with pytest.warns(UserWarning, match=r"one on d/a: .*0\.png"):
+            skipped = run({**config, "errors": "skip"}, tmp_path / "out")
+        assert skipped.is_complete
+        assert skipped.report("one", "d")["a"].num_normal == 4
+
+    def test_one_class_only_is_a_remark_not_a_failure(self, config: Config, tmp_path: Path) -> None:
+        root = draw_category(tmp_path / "part", 0)
+        for path in (root / "test/good").iterdir():
+            path.unlink()
+        (root / "test/dull/copy.png").write_bytes((root / "train/good/0.png").read_bytes())
+        (root / "ground_truth/dull/copy.png").write_bytes((root / "ground_truth/dull/0.png").read_bytes())
+        config["datasets"] = [{"type": "MVTecAD", "root": str(root)}]
+        config["detectors"] = config["detectors"][:1]
+        with pytest.warns(UserWarning, match=r"one on part: part: all test images are anomalous"):
+            results = run(config, tmp_path / "out")
+        report = results.report("one", "part")
+        assert math.isnan(report.image_auroc)
+        assert report.aupro > 0
+        assert len(report.details["part"].duplicates) == 1
+        text = (tmp_path / "out/results.md").read_text()
+        assert "- one on part: all test images are anomalous: image AUROC, AP and F1 are not defined" in text
+        assert "also training images" in text
+        again = run(config, tmp_path / "out")  # and no warning: nothing new
+        assert again.report("one", "part").warnings == report.warnings
+
+
+INTERRUPTED = """
+import os, signal, sys
+from ensemblead.cli import main
+from ensemblead.evaluation import running
+inner, calls = running.evaluate, []
+def interrupt(*args, **kwargs):
+    calls.append(1)
+    if len(calls) == 3:
+        os.kill(os.getpid(), signal.SIGINT)
+    return inner(*args, **kwargs)
+running.evaluate = interrupt
+main()
+"""
+
+
+class TestCommand:
+    def command(self, *arguments: Any, code: str = "from ensemblead.cli import main; main()") -> Any:
+        words = [sys.executable, "-c", code, "evaluate", *map(str, arguments)]
+        return subprocess.run(words, capture_output=True, text=True, check=False)
+
+    def test_ctrl_c_is_resumed(self, config: Config, tmp_path: Path) -> None:
+        pytest.importorskip("typer")
+        (tmp_path / "s.json").write_text(json.dumps(config))
+        arguments = ["--config", tmp_path / "s.json", "--out", tmp_path / "out", "--json"]
+        outcome = self.command(*arguments, code=INTERRUPTED)
+        assert (outcome.returncode, outcome.stderr) == (130, "ensemblead: interrupted\n")
+        document = json.loads((tmp_path / "out/results.json").read_text())
+        assert [cell["status"] for cell in document["cells"]] == ["done", "done", "pending", "pending"]
+        assert not list((tmp_path / "out").rglob("*.tmp"))
+        outcome = self.command(*arguments)
+        assert outcome.returncode == 0, outcome.stderr
+        found = json.loads(outcome.stdout)
+        assert (found["reused"], found["failed"], len(found["cells"])) == (2, 0, 4)
+        assert signal.SIGINT  # what the first run was sent
+
+    def test_the_exit_code_tells_of_failures(self, config: Config, tmp_path: Path) -> None:
+        typer_testing = pytest.importorskip("typer.testing")
+        from ensemblead.cli.app import app
+
+        yaml = pytest.importorskip("yaml")
+        config["detectors"] = [
+            {"name": "greedy", **GABOR, "num_neighbors": 100_000},
+            config["detectors"][0],
+        ]
+        path = tmp_path / "s.yaml"
+        path.write_text(yaml.safe_dump(config))
+        call = ["evaluate", "--config", str(path), "--out", str(tmp_path / "out")]
+        outcome = typer_testing.CliRunner().invoke(app, call)
+        assert outcome.exit_code == 1
+        assert "greedy on parts/bolt failed: ValueError: num_neighbors" in outcome.stderr
+        assert "failed" in outcome.stdout
+        for extra, named in ((["--seed", "3"], "--seed"), ([str(tmp_path)], "DATA")):
+            outcome = typer_testing.CliRunner().invoke(app, [*call, *extra])
+            assert outcome.exit_code == 2
+            assert f"names its data sets and settings itself: leave out {named}" in outcome.stderr
+        path.write_text("detectors: [{type: PatchCor}]\ndatasets: 3\n")
+        outcome = typer_testing.CliRunner().invoke(app, call)
+        assert (outcome.exit_code, outcome.stderr.count("\n")) == (2, 1)
+        assert "1) line 1: detectors[0].type has the unknown type 'PatchCor'" in outcome.stderr
+
+
+def test_the_peak_of_a_cell_is_its_own() -> None:
+    if not reset_peak_memory():
+        pytest.skip("this system does not let the peak begin anew")
+    before = peak_memory_mb()
+    block = np.ones(80 << 20, np.uint8)
+    assert peak_memory_mb() >= before + 60
+    del block
+    assert reset_peak_memory()
+    assert peak_memory_mb() < before + 60
+    assert os.getpid()  # the same process
