@@ -261,6 +261,61 @@ def test_bad_visa_folders_are_refused(visa: Path) -> None:
         VisA(visa)
 
 
+def test_visa_two_class_splits_leave_their_training_defects_out(visa: Path) -> None:
+    lines = (
+        (visa / "split_csv/1cls.csv")
+        .read_text()
+        .replace(
+            "candle,test,anomaly,candle/Data/Images/Anomaly/000",
+            "candle,train,anomaly,candle/Data/Images/Anomaly/000",
+        )
+    )
+    (visa / "split_csv/2cls_fewshot.csv").write_text(lines)
+    data = VisA(visa, "candle", split="2cls_fewshot")
+    assert [Path(path).stem for path in data.train] == ["0000", "0002", "0004"]
+    assert [Path(sample.path).stem for sample in data.test] == ["001", "0001", "0003"]
+    assert data.notes == ("1 anomalous training image(s) of 2cls_fewshot.csv are left out",)
+    assert VisA(visa, "pcb1", split="2cls_fewshot").notes == ()
+
+
+def test_visa_without_its_csv(visa: Path) -> None:
+    (visa / "split_csv/1cls.csv").unlink()
+    (visa / "candle/Data/Images/Normal/Thumbs.db").touch()
+    # Masks by name: this one is sorted elsewhere than its image.
+    masks = visa / "candle/Data/Masks/Anomaly"
+    (masks / "001.png").rename(masks / "001_mask.png")
+    draw_mask(masks / "aaa.png")
+    data = VisA(visa, "candle", split=None, holdout=0.4)
+    assert (data.name, len(data.train), data.ignored) == ("candle", 3, 1)
+    found = {Path(s.path).stem: (s.label, s.defect_type) for s in data.test}
+    assert len(found) == 4
+    assert (found["000"], found["001"]) == ((True, "wax missing,stuck wax"), (True, "extra wax"))
+    assert [relative(s.mask_path, visa) for s in data.test if s.label] == [
+        "candle/Data/Masks/Anomaly/000.png",
+        "candle/Data/Masks/Anomaly/001_mask.png",
+    ]
+    assert "1 mask(s)" in data.notes[0]
+    assert VisA(visa, "candle", split=None, holdout=0.4).test == data.test
+    others = {VisA(visa, "candle", split=None, holdout=0.4, seed=seed).train for seed in range(5)}
+    assert len(others) > 1
+    everything = VisA(visa, split=None)
+    assert [category.name for category in everything.categories] == ["candle", "pcb1"]
+    assert [len(category.train) for category in everything.categories] == [4, 4]
+    with pytest.raises(ValueError, match=r"category 'pcb' is not in .*did you mean pcb1"):
+        VisA(visa, "pcb", split=None)
+    with pytest.raises(ValueError, match=r"holdout must be in \(0, 1\), got 1.0"):
+        VisA(visa, split=None, holdout=1.0)
+    (masks / "000.png").unlink()
+    with pytest.raises(ValueError, match=r"1 defective image\(s\) have no mask .*Anomaly/000\.JPG"):
+        VisA(visa, "candle", split=None)
+    for path in (visa / "pcb1/Data/Images/Normal").iterdir():
+        path.unlink()
+    with pytest.raises(ValueError, match="category pcb1 has no training images"):
+        VisA(visa, "pcb1", split=None)
+    with pytest.raises(ValueError, match=r"root must hold folders with Data/Images/Normal"):
+        VisA(visa / "split_csv", split=None)
+
+
 @pytest.fixture
 def own(tmp_path: Path) -> Path:
     """Ten normal images, defects of two kinds and one beside them, masks laid out alike."""

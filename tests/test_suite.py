@@ -490,6 +490,26 @@ class TestCommand:
         assert "1) line 1: detectors[0].type has the unknown type 'PatchCor'" in outcome.stderr
 
 
+def test_the_readmes_suite_is_one(tmp_path: Path) -> None:
+    import re
+
+    from ensemblead.configuration import Problems, read_source
+    from ensemblead.ensembles.description import resolve
+
+    text = (Path(__file__).resolve().parent.parent / "README.md").read_text()
+    (block,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    source = read_source(_file(tmp_path, block))
+    problems = Problems(source)
+    described = [one for one in source.value["detectors"] if "type" in one]
+    for one in described:
+        resolve({key: value for key, value in one.items() if key != "name"}, (), problems)
+    problems.raise_any()
+    assert len(described) == 2
+    with pytest.raises(ValueError, match="has 3 problems") as caught:  # none of its folders is here
+        Suite.read(tmp_path / "suite.yaml")
+    assert str(caught.value).count("no such folder") == 3
+
+
 def test_the_peak_of_a_cell_is_its_own() -> None:
     if not reset_peak_memory():
         pytest.skip("this system does not let the peak begin anew")

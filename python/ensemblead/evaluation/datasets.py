@@ -99,19 +99,24 @@ def _mvtec_category(folder: Path, missing_masks: MissingMasks) -> Category:
 class VisA(Dataset):
     """VisA as it is published: `<category>/Data/Images`, `<category>/Data/Masks`, `split_csv/<split>.csv`.
 
-    The csv says what is trained on and tested on and names every mask. Defect types come from
-    `<category>/image_anno.csv` where that exists, otherwise all are called "anomaly".
+    The csv says what is trained on and tested on and names every mask. Without it (`split=None`) the folders
+    do: `Images/Normal`, of which a share is held out to test on, `Images/Anomaly`, and in `Masks/Anomaly` the
+    masks by name. Defect types come from `<category>/image_anno.csv` where that exists, otherwise all are
+    called "anomaly".
 
     Args:
         root: The folder that holds the categories and `split_csv`.
-        category: A category's name; None for all that the csv names.
-        split: "1cls" (the one-class split), "2cls_highshot" or "2cls_fewshot".
+        category: A category's name; None for all that the csv names, or all folders with normal images.
+        split: "1cls" (the one-class split), "2cls_highshot" or "2cls_fewshot" (which train on defects too:
+            those are left out, and counted in `notes`); None for the folders alone.
         missing_masks: As for `MVTecAD`.
+        holdout: With `split=None`, the share of normal images to test on, in (0, 1).
+        seed: Of the choice of those.
 
     Raises:
         FileNotFoundError: `root`, the csv, or images that it names do not exist.
-        ValueError: No such category, one without training images, an anomalous training image, a csv with
-            other columns, masks missing.
+        ValueError: No such category, one without training images, an anomalous training image in the
+            one-class split, a csv with other columns, masks missing or ambiguous.
     """
 
     def __init__(
@@ -119,11 +124,24 @@ class VisA(Dataset):
         root: StrPath,
         category: str | None = None,
         *,
-        split: str = "1cls",
+        split: str | None = "1cls",
         missing_masks: MissingMasks = "raise",
+        holdout: float = 0.1,
+        seed: int = 0,
     ) -> None:
         base = existing_folder(root)
         check_missing_masks(missing_masks)
+        _check_holdout(holdout)
+        if split is None:
+            names = sorted(path.name for path in subfolders(base) if (path / _VISA_NORMAL).is_dir())
+            if category is not None and category not in names:
+                raise ValueError(no_such_category(category, names, base))
+            if not names:
+                raise ValueError(f"root must hold folders with {_VISA_NORMAL}, got none in {base}")
+            chosen = names if category is None else [category]
+            found = [_visa_raw(base / name, holdout, seed, missing_masks) for name in chosen]
+            super().__init__(base.name if category is None else category, found)
+            return
         table = base / "split_csv" / f"{split}.csv"
         rows = read_csv(table, ("object", "split", "label", "image", "mask"))
         names = sorted({row["object"] for row in rows})
@@ -138,11 +156,8 @@ class VisA(Dataset):
 def _visa_category(
     base: Path, name: str, rows: list[dict[str, str]], table: Path, missing_masks: MissingMasks
 ) -> Category:
-    annotations = base / name / "image_anno.csv"
-    kinds = {}
-    if annotations.is_file():
-        kinds = {row["image"]: row["label"] for row in read_csv(annotations, ("image", "label"))}
-    train, test = [], []
+    kinds = _visa_kinds(base / name)
+    train, test, left_out = [], [], 0
     for row in rows:
         label = {"normal": False, "anomaly": True}.get(row["label"])
         if label is None or row["split"] not in ("train", "test"):
@@ -152,9 +167,11 @@ def _visa_category(
             )
         path = str(base / row["image"])
         if row["split"] == "train":
-            if label:
+            if label and not table.name.startswith("2cls"):
                 raise ValueError(f"{table} has an anomalous training image: {row['image']}")
-            train.append(path)
+            left_out += label
+            if not label:
+                train.append(path)
         else:
             mask = base / row["mask"] if row["mask"] else None
             found = str(mask) if mask is not None and mask.is_file() else None
@@ -168,7 +185,42 @@ def _visa_category(
     notes = missing_mask_notes(
         [s for s in test if s.label], str(base / name / "Data" / "Masks"), True, missing_masks
     )
+    if left_out:
+        notes.append(f"{left_out} anomalous training image(s) of {table.name} are left out")
     return Category(name, tuple(sorted(train)), tuple(sorted(test, key=lambda s: s.path)), 0, tuple(notes))
+
+
+_VISA_NORMAL = "Data/Images/Normal"
+
+
+def _visa_kinds(folder: Path) -> dict[str, str]:
+    """Defect types by image, as the annotations name it (`<category>/Data/Images/Anomaly/000.JPG`)."""
+    annotations = folder / "image_anno.csv"
+    if not annotations.is_file():
+        return {}
+    return {row["image"]: row["label"] for row in read_csv(annotations, ("image", "label"))}
+
+
+def _visa_raw(folder: Path, holdout: float, seed: int, missing_masks: MissingMasks) -> Category:
+    """A category as its folders have it."""
+    normal, ignored = scan(folder / _VISA_NORMAL)
+    if not normal:
+        raise ValueError(f"category {folder.name} has no training images in {folder / _VISA_NORMAL}")
+    train, held_out = _hold_out(normal, holdout, seed)
+    defects = folder / "Data/Images/Anomaly"
+    anomalous, skipped = scan(defects)
+    truth = folder / "Data/Masks/Anomaly"
+    masks, notes = pair_masks(anomalous, defects, truth if truth.is_dir() else None)
+    kinds = _visa_kinds(folder)
+    samples = [Sample(str(path), False) for path in held_out]
+    for path, mask in zip(anomalous, masks, strict=True):
+        kind = kinds.get(path.relative_to(folder.parent).as_posix(), "anomaly")
+        samples.append(Sample(str(path), True, kind, mask))
+    notes += missing_mask_notes([s for s in samples if s.label], str(truth), truth.is_dir(), missing_masks)
+    if not samples:
+        raise ValueError(f"category {folder.name} has no test images in {folder}")
+    ordered = tuple(sorted(samples, key=lambda sample: sample.path))
+    return Category(folder.name, tuple(map(str, train)), ordered, ignored + skipped, tuple(notes))
 
 
 class Folder(Dataset):
@@ -209,8 +261,7 @@ class Folder(Dataset):
     ) -> None:
         base = existing_folder(root)
         check_missing_masks(missing_masks)
-        if not 0.0 < holdout < 1.0:
-            raise ValueError(f"holdout must be in (0, 1), got {holdout}")
+        _check_holdout(holdout)
         train, ignored = scan_all(folders_in(base, normal))
         if not train:
             raise ValueError(f"normal must hold images, got none in {normal}")
@@ -233,6 +284,11 @@ class Folder(Dataset):
             tuple(notes + more),
         )
         super().__init__(category.name, [category])
+
+
+def _check_holdout(holdout: float) -> None:
+    if not 0.0 < holdout < 1.0:
+        raise ValueError(f"holdout must be in (0, 1), got {holdout}")
 
 
 def _hold_out(paths: list[Path], share: float, seed: int) -> tuple[list[Path], list[Path]]:
