@@ -102,7 +102,7 @@ def test_what_the_options_build(tmp_path: Path) -> None:
         ({"tile_size": "64", "stride": "none"}, "stride must be pixels or HxW, got none"),
         ({"tile_size": "64", "stride": "65"}, "stride must not exceed tile_size"),
         ({"tile_size": "64", "image_size": "63"}, "tile_size must not exceed the image"),
-        ({"tile_size": "64", "tile_score": "sum"}, "score must be one of mean, max"),
+        ({"tile_size": "64", "tile_score": "sum"}, 'score must be "mean" or "max", got "sum"'),
     ],
 )
 def test_what_is_refused(options: dict[str, Any], message: str) -> None:

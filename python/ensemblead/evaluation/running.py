@@ -106,7 +106,7 @@ def _check_networks(cells: list[Cell]) -> None:
     for place, cell in described.items():
         try:
             detector = load(place) if cell.entry.is_saved else _new(cell)
-            for leaf in detector._leaves():
+            for leaf in detector._network_leaves():
                 leaf._network()
         except ValueError as error:
             raise ValueError(f"detector {cell.entry.name!r}: {error}") from error
