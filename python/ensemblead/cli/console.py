@@ -151,9 +151,7 @@ class Bars:
             disable=not console.is_terminal,
         )
         self._prefix = prefix
-        self._stage = ""
-        self._done = 0
-        self._task: TaskID | None = None
+        self._tasks: dict[str, tuple[TaskID, int]] = {}  # by stage, with how much was done
 
     def __enter__(self) -> Bars:
         self._progress.start()
@@ -164,15 +162,17 @@ class Bars:
 
     def prefix(self, text: str) -> None:
         """What to say before the stage from now on, such as a category's name."""
-        self._prefix, self._task = text, None
+        self._prefix, self._tasks = text, {}
 
     def __call__(self, stage: str, done: int, total: int) -> None:
-        # A stage that starts over belongs to the next member of an ensemble.
-        if self._task is None or stage != self._stage or done < self._done:
+        # A stage that starts over belongs to the next member of an ensemble. Stages may take turns: tiles are
+        # fitted group by group.
+        task, before = self._tasks.get(stage, (None, 0))
+        if task is None or done < before:
             words = f"{self._prefix} {_WORDS.get(stage, stage)}".strip()
-            self._task = self._progress.add_task(words, total=total)
-        self._stage, self._done = stage, done
-        self._progress.update(self._task, completed=done, total=total)
+            task = self._progress.add_task(words, total=total)
+        self._tasks[stage] = task, done
+        self._progress.update(task, completed=done, total=total)
 
 
 class Clock:

@@ -77,11 +77,11 @@ class Units:
                 row[std] = max(least, floored(float(row[std]), float(row[mean])))
         return cls(values)
 
-    def apply(self, row: int, result: Result) -> Result:
-        """A result less the means of a row, divided by its deviations."""
+    def apply(self, row: int, scores: torch.Tensor, maps: torch.Tensor) -> None:
+        """Subtract the means of a row, divide by its deviations, in place."""
         score_mean, score_std, map_mean, map_std = self.values[row].tolist()
-        scores, maps = result
-        return (scores - score_mean) / score_std, (maps - map_mean) / map_std
+        scores.sub_(score_mean).div_(score_std)
+        maps.sub_(map_mean).div_(map_std)
 
 
 @dataclass(frozen=True)
@@ -112,8 +112,6 @@ class Canvas:
     def put(self, number: int, images: slice, result: Result) -> None:
         """Scores `[B]` and maps `[B, h, w]` of tile `number` of B images."""
         joiner = self._joiner
-        if joiner.normalization == "tile" and joiner.units is not None:
-            result = joiner.units.apply(number, result)
         scores, maps = result
         if self._scores is None or self._maps is None:
             shape = (len(joiner.frame), self._num_images)
@@ -121,6 +119,8 @@ class Canvas:
             self._maps = maps.new_empty((*shape, *maps.shape[1:]))
         self._scores[number, images] = scores
         self._maps[number, images] = maps
+        if joiner.normalization == "tile" and joiner.units is not None:
+            joiner.units.apply(number, self._scores[number, images], self._maps[number, images])
 
     def join(self) -> Result:
         """Scores `[B]` and maps `[B, H, W]`, once all tiles are there; the canvas is empty then."""
@@ -129,7 +129,7 @@ class Canvas:
         joiner, scores, maps = self._joiner, self._scores, self._maps
         self._scores = self._maps = None
         joined = joiner.frame.join(maps, joiner.seam_smoothing)
-        result = scores.mean(0) if joiner.score == "mean" else scores.amax(0), joined
+        score = scores.mean(0) if joiner.score == "mean" else scores.amax(0)
         if joiner.normalization == "image" and joiner.units is not None:
-            result = joiner.units.apply(0, result)
-        return result
+            joiner.units.apply(0, score, joined)
+        return score, joined
