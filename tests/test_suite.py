@@ -27,6 +27,7 @@ from ensemblead.evaluation.resources import peak_memory_mb, reset_peak_memory
 
 Config = dict[str, Any]
 SMALL: Config = {"resize": (24, 28), "image_size": None, "coreset_fraction": 0.2}
+SMALL_PADIM: Config = {"backbone": "gabor", "resize": (24, 28), "image_size": None, "num_dimensions": 8}
 GABOR = {"type": "PatchCore", "backbone": "gabor", **SMALL}
 
 
@@ -324,6 +325,24 @@ class TestRun:
         assert len(images) == 22
         assert ("one on parts/nut", "evaluate") in steps
         assert ("one on parts/nut", "embed") in steps
+
+    def test_every_kind_of_detector(self, config: Config, tmp_path: Path) -> None:
+        """Whatever can be described runs as a cell and is found again; presets are for a network each."""
+        from ensemblead.ensembles.description import detector_types
+
+        size = {"resize": None, "image_size": None}
+        pair = {"type": "BackboneEnsemble", "members": [{**GABOR, **size}] * 2}
+        kinds: dict[str, Config] = {
+            "PatchCore": GABOR,
+            "BackboneEnsemble": pair,
+            "TiledEnsemble": {"member": pair, "tile_size": [24, 32], "stride": [16, 16], "image_size": None},
+            "PaDiM": {**SMALL_PADIM},
+        }
+        config["detectors"] = [{**kinds[name], "type": name} for name in detector_types()]
+        config["datasets"][0]["category"] = "nut"
+        results = run(config, tmp_path / "out")
+        assert [str(cell.failure) for cell in results.failures] == []
+        assert all(cell.reused for cell in run(config, tmp_path / "out").cells)
 
     def test_what_a_hook_raises_ends_the_run(self, config: Config, tmp_path: Path) -> None:
         def see(*_: object) -> None:
