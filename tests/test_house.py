@@ -34,6 +34,7 @@ PUBLIC_NAMES = [
     "Folder",
     "MVTecAD",
     "MemoryBank",
+    "PaDiM",
     "PatchCore",
     "Predictions",
     "Report",

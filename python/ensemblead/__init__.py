@@ -11,6 +11,7 @@ from ensemblead.kernels.build import __version__, cuda_available
 
 if TYPE_CHECKING:
     from ensemblead.detectors.base import Predictions
+    from ensemblead.detectors.padim import PaDiM
     from ensemblead.detectors.patchcore import PatchCore
     from ensemblead.ensembles.backbones import BackboneEnsemble
     from ensemblead.ensembles.loading import load
@@ -30,6 +31,7 @@ __all__ = [
     "Folder",
     "MVTecAD",
     "MemoryBank",
+    "PaDiM",
     "PatchCore",
     "Predictions",
     "Report",
@@ -55,6 +57,7 @@ _LAZY = {
     "Folder": "ensemblead.evaluation",
     "MVTecAD": "ensemblead.evaluation",
     "MemoryBank": "ensemblead.memory",
+    "PaDiM": "ensemblead.detectors.padim",
     "PatchCore": "ensemblead.detectors.patchcore",
     "Predictions": "ensemblead.detectors.base",
     "Report": "ensemblead.evaluation",

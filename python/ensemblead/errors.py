@@ -25,6 +25,10 @@ class NonFiniteFeaturesError(EnsembleADError, ArithmeticError):
     """A network returned NaN or infinity; the message says in which precision."""
 
 
+class IllConditionedError(EnsembleADError, ArithmeticError):
+    """Features of a size that their covariances cannot be computed with."""
+
+
 class DamagedModelError(EnsembleADError):
     """A saved model that is incomplete or was altered: a file is missing, or is not what the manifest
     says."""
