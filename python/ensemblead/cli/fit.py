@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ensemblead.cli.console import Bars, Clock, print_json, told_warnings
-from ensemblead.cli.models import describe_model
+from ensemblead.cli.models import describe_learned, describe_model
 from ensemblead.cli.options import DetectorOptions, build_detector, read_config
 from ensemblead.extras import require
 
@@ -26,6 +26,9 @@ def option(*names: str, panel: str, text: str, **more: Any) -> Any:
 def command(
     data: Annotated[Path, typer.Argument(metavar="DATA", help="A folder of normal images.")],
     model: Annotated[Path, typer.Option("--model", help="The folder to write the model to.")],
+    method: Annotated[
+        str | None, option("--method", panel=_NETWORK, text="patchcore, or padim (with resnet18).")
+    ] = None,
     backbone: Annotated[
         list[str] | None,
         option("-b", "--backbone", panel=_NETWORK, text="A network's name; repeat it for an ensemble."),
@@ -55,6 +58,9 @@ def command(
     target_dim: Annotated[
         int | None,
         option("--target-dim", panel=_NETWORK, text="Length of an embedding: 1024, for ensembles 384."),
+    ] = None,
+    num_dimensions: Annotated[
+        int | None, option("--num-dimensions", panel=_NETWORK, text="Channels that padim keeps: 100.")
     ] = None,
     aggregation: Annotated[
         str | None, option("--aggregation", panel=_NETWORK, text="adaptive or concat.")
@@ -123,6 +129,7 @@ def command(
     """
     given = DetectorOptions(
         preset=preset,
+        method=method,
         backbone=backbone or None,
         layers=layers or None,
         weights=weights or None,
@@ -130,6 +137,7 @@ def command(
         image_size=image_size,
         patch_size=patch_size,
         pretrain_dim=pretrain_dim,
+        num_dimensions=num_dimensions,
         target_dim=target_dim,
         aggregation=aggregation,
         coreset_fraction=coreset_fraction,
@@ -230,15 +238,15 @@ def refuse_test_images(folder: Path) -> None:
 def show_summary(summary: dict[str, Any]) -> None:
     """The model in a table."""
     console = Console()
-    table = Table("backbone", "layers", "bank rows", "dimensions", box=None, pad_edge=False)
+    table = Table("backbone", "layers", "learned", "dimensions", box=None, pad_edge=False)
     for member in summary["members"]:
-        cells = member["backbone"], " ".join(member["layers"]), f"{member['bank_rows']}"
+        cells = member["backbone"], " ".join(member["layers"]), describe_learned(member)
         table.add_row(*map(escape, cells), f"{member['dimensions']}")
     console.print(table)
     for tiles in {str(member["tiles"]): member["tiles"] for member in summary["members"]}.values():
         if tiles is not None:
             (rows, columns), size = tiles["grid"], "x".join(map(str, tiles["tile_size"]))
-            console.print(f"{rows} x {columns} tiles of {size}, bank rows of all together", highlight=False)
+            console.print(f"{rows} x {columns} tiles of {size}, learned in all together", highlight=False)
     console.print(
         f"{summary['images'] - len(summary['skipped'])} images in {summary['seconds']:.1f} s; "
         f"threshold {summary['threshold']:.4g}, false alarms {summary['false_alarm_rate']:.2g} "

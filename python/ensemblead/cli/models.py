@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,13 +46,13 @@ def _describe(leaf: Any) -> list[dict[str, Any]]:
         return [{**_describe_leaf(leaf), "tiles": None}]
     tiles = {"grid": list(leaf.tile_grid_), **leaf.parameters()}
     told = [[_describe_leaf(one) for one in member._leaves()] for member in leaf.members_]
-    # The same detector in all locations: its banks are counted together, and it has no geometry of its own.
+    # The same detector in all locations: what they learned is counted together; geometries they have none.
     return [
         {
             **same[0],
             "resize": None,
             "image_size": leaf.image_size,
-            "bank_rows": sum(one["bank_rows"] for one in same),
+            **{name: sum(one[name] for one in same) for name in _LEARNED if name in same[0]},
             "tiles": tiles,
         }
         for same in zip(*told, strict=True)
@@ -60,14 +60,32 @@ def _describe(leaf: Any) -> list[dict[str, Any]]:
 
 
 def _describe_leaf(leaf: Any) -> dict[str, Any]:
-    extractor, bank = leaf.network_, leaf.memory_bank_
+    extractor = leaf.network_
     return {
         "backbone": extractor.name,
         "layers": list(extractor.layers),
         "weights": extractor.source,
         "resize": leaf.resize,
         "image_size": leaf.image_size,
-        "bank_rows": len(bank),
-        "dimensions": int(bank.rows_.shape[1]),
+        **_learned(leaf),
         "device": str(leaf._network().device),
     }
+
+
+# What a method's model has many of, and what to call it.
+_LEARNED = {"bank_rows": "bank rows", "gaussians": "Gaussians"}
+
+
+def _learned(leaf: Any) -> dict[str, Any]:
+    from ensemblead.detectors import PaDiM
+
+    if isinstance(leaf, PaDiM):
+        known = leaf.gaussians_
+        return {"gaussians": known.num_positions, "dimensions": known.num_dimensions}
+    bank = leaf.memory_bank_
+    return {"bank_rows": len(bank), "dimensions": int(bank.rows_.shape[1])}
+
+
+def describe_learned(member: Mapping[str, Any]) -> str:
+    """How much a member of `describe_model` has learned, in words."""
+    return ", ".join(f"{member[name]} {words}" for name, words in _LEARNED.items() if name in member)

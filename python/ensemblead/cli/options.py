@@ -15,8 +15,35 @@ if TYPE_CHECKING:
     from ensemblead.detectors.base import Detector
 
 _INDEXED = re.compile(r"(\d+)\.(.+)")
-_DEFAULT_LAYERS = ("layer2", "layer3")
-_DEFAULT_BACKBONE = "wide_resnet50_2"
+
+
+@dataclass(frozen=True)
+class _Method:
+    type: str
+    backbone: str  # where none is named
+    layers: tuple[str, ...]
+    own: tuple[str, ...]  # the options that no other method has
+
+
+_METHODS = {
+    "patchcore": _Method(
+        "PatchCore",
+        "wide_resnet50_2",
+        ("layer2", "layer3"),
+        (
+            "patch_size",
+            "pretrain_dim",
+            "target_dim",
+            "aggregation",
+            "coreset_fraction",
+            "num_neighbors",
+            "score",
+            "reweight_neighbors",
+            "index",
+        ),
+    ),
+    "padim": _Method("PaDiM", "resnet18", ("layer1", "layer2", "layer3"), ("num_dimensions",)),
+}
 
 
 @dataclass
@@ -29,6 +56,7 @@ class DetectorOptions:
     """
 
     preset: str | None = None
+    method: str | None = None
     backbone: list[str] | None = None
     layers: list[str] | None = None
     weights: list[str] | None = None
@@ -36,6 +64,7 @@ class DetectorOptions:
     image_size: str | None = None
     patch_size: int | None = None
     pretrain_dim: str | None = None
+    num_dimensions: int | None = None
     target_dim: int | None = None
     aggregation: str | None = None
     coreset_fraction: float | None = None
@@ -159,9 +188,20 @@ _READERS: Mapping[str, Callable[[Any], Any]] = {
     **dict.fromkeys(("backbone", "layers", "weights"), _texts),
     **dict.fromkeys(("resize", "image_size", "tile_size", "stride"), _size),
     **dict.fromkeys(
-        ("patch_size", "target_dim", "num_neighbors", "reweight_neighbors", "batch_size", "seed"), _integer
+        (
+            "patch_size",
+            "num_dimensions",
+            "target_dim",
+            "num_neighbors",
+            "reweight_neighbors",
+            "batch_size",
+            "seed",
+        ),
+        _integer,
     ),
-    **dict.fromkeys(("preset", "aggregation", "score", "index", "fusion", "device", "precision"), _text),
+    **dict.fromkeys(
+        ("preset", "method", "aggregation", "score", "index", "fusion", "device", "precision"), _text
+    ),
     **dict.fromkeys(("tile_score", "tile_normalization"), _text),
     "shared_tiles": _flag,
     "coreset_fraction": _number,
@@ -197,15 +237,16 @@ def describe(options: DetectorOptions) -> dict[str, Any]:
         raise ValueError(f"{lost[0]} is for tiles: give tile_size too")
     from ensemblead.ensembles.presets import ENSEMBLE_TARGET_DIM
 
-    backbones, layers, common = _network_options(options)
+    method = _method(options)
+    backbones, layers, common = _network_options(options, method)
     several = len(backbones) > 1
-    if several:
+    if several and "target_dim" in method.own:
         common.setdefault("target_dim", ENSEMBLE_TARGET_DIM)
-    elif options.fusion is not None:
+    if not several and options.fusion is not None:
         raise ValueError(f"fusion is for several backbones, got {options.fusion!r} with one")
     weights = weights_per_member(options.weights or [], len(backbones))
     members = [
-        {"type": "PatchCore", "backbone": backbone, "layers": list(names)}
+        {"type": method.type, "backbone": backbone, "layers": list(names)}
         | {"weights": weights.get(i, "default"), **common}
         for i, (backbone, names) in enumerate(zip(backbones, layers, strict=True))
     ]
@@ -247,14 +288,28 @@ def _describe_tiled(options: DetectorOptions) -> dict[str, Any]:
     return {"type": "TiledEnsemble", "member": describe(replace(options, **nothing))} | given
 
 
+def _method(options: DetectorOptions) -> _Method:
+    """The method, if all options given are options of it."""
+    name = "patchcore" if options.method is None else options.method
+    if name not in _METHODS:
+        raise ValueError(f"method must be one of {', '.join(_METHODS)}, got {name!r}")
+    if options.preset is not None and name != "patchcore":
+        raise ValueError(f"the preset {options.preset!r} is of patchcore, got method {name!r}")
+    for other, method in _METHODS.items():
+        wrong = [option for option in method.own if getattr(options, option) is not None]
+        if wrong and other != name:
+            raise ValueError(f"{wrong[0]} is an option of {other}, not of {name}")
+    return _METHODS[name]
+
+
 def _network_options(
-    options: DetectorOptions,
+    options: DetectorOptions, method: _Method
 ) -> tuple[Sequence[str], Sequence[Sequence[str]], dict[str, Any]]:
-    """Backbones, the layers of each, and `PatchCore`'s other arguments."""
+    """Backbones, the layers of each, and the method's other arguments."""
     common = _common(options)
     if options.preset is None:
-        backbones = options.backbone or [_DEFAULT_BACKBONE]
-        return backbones, layers_per_member(options.layers, backbones), common
+        backbones = options.backbone or [method.backbone]
+        return backbones, layers_per_member(options.layers, backbones, method.layers), common
     from ensemblead.ensembles.presets import PRESETS
 
     if options.preset not in PRESETS:
@@ -272,6 +327,7 @@ _WRITTEN = ("resize", "image_size", "pretrain_dim")
 def _common(options: DetectorOptions) -> dict[str, Any]:
     own = (
         "preset",
+        "method",
         "backbone",
         "layers",
         "weights",
@@ -309,14 +365,19 @@ def _parse_pretrain_dim(text: str) -> int | str:
     return int(text)
 
 
-def layers_per_member(layers: Sequence[str] | None, backbones: Sequence[str]) -> list[tuple[str, ...]]:
-    """Every backbone's layers, from names written `I.LAYER` (the index may be left out with one backbone).
+def layers_per_member(
+    layers: Sequence[str] | None,
+    backbones: Sequence[str],
+    default: tuple[str, ...] = _METHODS["patchcore"].layers,
+) -> list[tuple[str, ...]]:
+    """Every backbone's layers, from names written `I.LAYER` (the index may be left out with one backbone), or
+    the default ones.
 
     Raises ValueError where an index is missing, too large, or never given.
     """
     count = len(backbones)
     if not layers:
-        return [_DEFAULT_LAYERS] * count
+        return [default] * count
     found: list[list[str]] = [[] for _ in range(count)]
     for layer in layers:
         match = _INDEXED.fullmatch(layer)

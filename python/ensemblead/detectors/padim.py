@@ -282,7 +282,8 @@ class _PaDiMFitting(Fitting):
         self._held = []
         sample = NormalSample()
         for some in torch.split(squared.sqrt_().view(-1, *self._grid), _RENDERED):
-            sample.add(*score_maps(some, self._size))
+            scores, _ = score_maps(some, self._size)
+            sample.add_grids(scores, some, self._size)
         return [sample]
 
     def commit(self) -> None:

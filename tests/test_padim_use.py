@@ -1,0 +1,172 @@
+"""PaDiM where others use it: in tiled ensembles, on the command line, in configuration files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("typer")
+
+from PIL import Image
+from test_commands import call, call_json
+from textures import normal_images, with_defects
+
+import ensemblead as ead
+from ensemblead.cli.options import DetectorOptions, build_detector, read_config
+
+NATIVE: dict[str, Any] = {"image_size": None, "resize": None}
+GABOR = ["--method", "padim", "-b", "gabor", "--num-dimensions", "12", "--device", "cpu"]
+GABOR += ["--resize", "none", "--image-size", "none"]
+
+
+def _gabor(**options: Any) -> ead.PaDiM:
+    return ead.PaDiM("gabor", ("layer1", "layer2"), **(NATIVE | {"num_dimensions": 12} | options))
+
+
+# Tiles
+
+
+def test_every_tile_location_has_its_own_gaussians(tmp_path: Path) -> None:
+    images, bad = normal_images(9), with_defects(normal_images(3, seed=4))[0]
+    tiled = ead.TiledEnsemble(_gabor(), 32, 32, image_size=64, normalization="none", seam_smoothing=False)
+    tiled.fit(images)
+    corners = [(0, 0), (0, 32), (32, 0), (32, 32)]
+    found = tiled.predict(bad)
+    for member, (y, x) in zip(tiled.members_, corners, strict=True):
+        alone = _gabor().fit(images[:, y : y + 32, x : x + 32])
+        np.testing.assert_allclose(member.calibration_.scores, alone.calibration_.scores, rtol=1e-4)
+        expected = alone.predict(bad[:, y : y + 32, x : x + 32]).anomaly_map
+        np.testing.assert_allclose(found.anomaly_map[:, y : y + 32, x : x + 32], expected, rtol=1e-4)
+    tiled.save(tmp_path / "m")
+    again = ead.load(tmp_path / "m")
+    np.testing.assert_array_equal(again.predict(bad).anomaly_map, found.anomaly_map)
+    more = normal_images(3, seed=7)
+    np.testing.assert_array_equal(again.extend(more).predict(bad).anomaly_score, _scores(tiled, more, bad))
+
+
+def _scores(detector: Any, more: Any, images: Any) -> Any:
+    return detector.extend(more).predict(images).anomaly_score
+
+
+def test_groups_of_locations_learn_the_same() -> None:
+    images, bad = normal_images(6), with_defects(normal_images(2, seed=4))[0]
+    small, large = (
+        ead.TiledEnsemble(_gabor(), 32, 16, image_size=64, memory_budget=budget).fit(images).predict(bad)
+        for budget in (1, 1 << 30)
+    )
+    np.testing.assert_allclose(small.anomaly_map, large.anomaly_map, rtol=1e-3, atol=1e-3)
+
+
+def test_one_padim_for_all_locations() -> None:
+    """An image is scored without any of its tiles; location by location is not what they are."""
+    images, bad = normal_images(7), with_defects(normal_images(3, seed=4))[0]
+    tiled = ead.TiledEnsemble(
+        _gabor(), 32, 32, image_size=64, shared=True, normalization="none", seam_smoothing=False
+    ).fit(images)
+    (member,) = tiled.members_
+    assert isinstance(member, ead.PaDiM)
+    assert member.gaussians_.count == 28
+    assert tiled.predict(bad).is_anomalous.all()
+
+    def cut(pictures: Any) -> Any:
+        return np.concatenate([pictures[:, y : y + 32, x : x + 32] for y in (0, 32) for x in (0, 32)])
+
+    for left_out in (0, 6):
+        alone = _gabor().fit(cut(np.delete(images, left_out, 0)))
+        expected = alone.predict(cut(images[left_out : left_out + 1])).anomaly_score.mean()
+        assert tiled.calibration_.scores[left_out] == pytest.approx(expected, rel=1e-3)
+
+
+def test_tiles_of_an_ensemble_of_both_methods() -> None:
+    images, bad = normal_images(8), with_defects(normal_images(3, seed=4))[0]
+    patchcore = ead.PatchCore("gabor", ("layer1",), **NATIVE, coreset_fraction=0.1)
+    member = ead.BackboneEnsemble([_gabor(), patchcore])
+    tiled = ead.TiledEnsemble(member, 32, 32, image_size=64).fit(images)
+    predictions = tiled.predict(bad)
+    assert predictions.anomaly_map.shape == (3, 64, 64)
+    assert predictions.anomaly_score.min() > tiled.predict(normal_images(4, seed=9)).anomaly_score.max()
+
+
+# On the command line
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("padim")
+    for kind, pictures in (("good", normal_images(8)), ("bad", with_defects(normal_images(2, seed=3))[0])):
+        (folder / kind).mkdir()
+        for i, picture in enumerate(pictures):
+            Image.fromarray(picture).save(folder / kind / f"{i}.png")
+    return folder
+
+
+def test_fit_and_predict(images: Path, tmp_path: Path) -> None:
+    summary = call_json("fit", images / "good", "--model", tmp_path / "m", *GABOR, "--seed", "3")
+    detector = ead.load(tmp_path / "m")
+    assert isinstance(detector, ead.PaDiM)
+    assert detector.layers == ("layer1", "layer2", "layer3")
+    assert detector.parameters()["seed"] == 3
+    (member,) = summary["members"]
+    assert (summary["detector"], member["gaussians"], member["dimensions"]) == ("PaDiM", 256, 12)
+    assert "bank_rows" not in member
+    told = call_json("predict", tmp_path / "m", images / "bad", "--out", tmp_path / "o")
+    assert told["images"] == told["anomalous"] == 2
+
+
+@pytest.mark.parametrize("tiles", [False, True])
+def test_the_table_counts_gaussians(images: Path, tmp_path: Path, tiles: bool) -> None:
+    options = [*GABOR[:-4], "--tile-size", "32", "--image-size", "64"] if tiles else GABOR
+    outcome = call("fit", images / "good", "--model", tmp_path / "m", *options)
+    assert outcome.exit_code == 0, outcome.stderr
+    assert f"{576 if tiles else 256} Gaussians" in outcome.stdout
+
+
+def test_defaults_of_the_methods() -> None:
+    padim, patchcore = build_detector(DetectorOptions(method="padim")), build_detector(DetectorOptions())
+    assert isinstance(padim, ead.PaDiM)
+    assert (padim.backbone, padim.layers) == ("resnet18", ("layer1", "layer2", "layer3"))
+    assert padim.num_dimensions == 100
+    assert isinstance(patchcore, ead.PatchCore)
+    assert isinstance(build_detector(DetectorOptions(method="patchcore")), ead.PatchCore)
+    several = build_detector(DetectorOptions(method="padim", backbone=["gabor", "resnet18"]))
+    assert isinstance(several, ead.BackboneEnsemble)
+    assert all(isinstance(member, ead.PaDiM) for member in several.members)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"method": "pandim"}, "method must be one of patchcore, padim, got 'pandim'"),
+        ({"method": "padim", "coreset_fraction": 0.1}, "coreset_fraction is an option of patchcore, not of"),
+        ({"method": "padim", "target_dim": 9}, "target_dim is an option of patchcore, not of padim"),
+        ({"num_dimensions": 9}, "num_dimensions is an option of padim, not of patchcore"),
+        ({"method": "padim", "preset": "mission"}, "the preset 'mission' is of patchcore, got method"),
+        ({"method": "padim", "fusion": "max"}, "fusion is for several backbones"),
+    ],
+)
+def test_options_that_do_not_go_together(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build_detector(DetectorOptions(**options))
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        {"method": "padim", "backbone": "gabor", "num_dimensions": 12},
+        {"type": "PaDiM", "backbone": "gabor", "num_dimensions": 12},
+    ],
+)
+def test_in_a_configuration_file(tmp_path: Path, document: dict[str, Any]) -> None:
+    file = tmp_path / "c.json"
+    file.write_text(json.dumps(document))
+    detector = build_detector(read_config(file))
+    assert isinstance(detector, ead.PaDiM)
+    assert detector.parameters() == ead.PaDiM("gabor", num_dimensions=12).parameters()
+    file.write_text(json.dumps({**document, "num_dimensions": "many"}))
+    with pytest.raises(ValueError, match="num_dimensions"):
+        read_config(file)
