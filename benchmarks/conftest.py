@@ -16,6 +16,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--rows", type=int, help="as many rows for a quick trial (bench_coreset.py)")
     parser.addoption("--data", type=Path, help="folder of real inspection images, in MVTec layout")
     parser.addoption("--weights", type=Path, help="folder of the networks' weights, <name>.safetensors")
+    parser.addoption("--again", action="store_true", help="measure what is known anew (bench_tiled.py)")
 
 
 def pytest_configure(config: pytest.Config) -> None:
