@@ -32,7 +32,8 @@ from ensemblead.cli.options import (
     read_config,
     weights_per_member,
 )
-from ensemblead.cli.pictures import color_scale, overlay, place_back
+from ensemblead.cli.pictures import overlay, place_back
+from ensemblead.evaluation.gallery import color_scale
 from ensemblead.images import Geometry
 
 GABOR = ["-b", "gabor", "--resize", "none", "--image-size", "none", "-p", "0.1", "--device", "cpu"]

@@ -54,6 +54,9 @@ def command(
         int, typer.Option("--bootstrap", help="Replicates for the confidence intervals; 0 for none.")
     ] = 1000,
     seed: Annotated[int, typer.Option("--seed", help="Of the bootstrap.")] = 0,
+    gallery: Annotated[
+        int, typer.Option("--gallery", help="Images in report.html, errors first; 0 for none.", min=0)
+    ] = 300,
     weights: Annotated[
         list[str] | None,
         typer.Option("--weights", help="[I.]PATH: where the networks' weights are now."),
@@ -66,9 +69,9 @@ def command(
 ) -> None:
     """Measure a detector: AUROC of images and pixels, AUPRO, false alarms, misses.
 
-    Writes OUT/results.csv, results.json, results.md, curves in OUT/figures and examples in
-    OUT/contact_sheets. A suite (detectors and datasets in FILE) writes the three tables, and each finished
-    part to OUT/cells.
+    Writes OUT/report.html (tables, curves, a gallery of the images), results.csv, results.json, results.md,
+    curves in OUT/figures and examples in OUT/contact_sheets. A suite (detectors and datasets in FILE) writes
+    the three tables, and each finished part to OUT/cells.
     """
     require("torch", "ensemblead evaluate")
     from ensemblead.evaluation import MVTecAD, VisA
@@ -96,7 +99,8 @@ def command(
                 detector: Any = fitter(given.over(options_of(source)), bars, errors)
             else:
                 detector = _models(places[0], dataset, weights or [], device)
-            report = measure(detector, dataset, out, bars, bootstrap=bootstrap, seed=seed, errors=errors)
+            options: dict[str, Any] = {"bootstrap": bootstrap, "seed": seed, "gallery": gallery}
+            report = measure(detector, dataset, out, bars, **options, errors=errors)
     if as_json:
         print_json({**results(report, out), "warnings": warned})
     else:
@@ -132,11 +136,12 @@ def measure(
     seed: int = 0,
     per_type: int = 3,
     errors: Errors = "raise",
+    gallery: int = 300,
 ) -> Report:
     """`ead.evaluate`, with every file of results written to `out`."""
-    from ensemblead.cli.pictures import color_scale
     from ensemblead.evaluation import evaluate
     from ensemblead.evaluation.figures import ContactSheet
+    from ensemblead.evaluation.gallery import color_scale
 
     sheets: dict[str, ContactSheet] = {}
     used: dict[str, Any] = dict(detector) if isinstance(detector, dict) else {}
@@ -160,12 +165,14 @@ def measure(
         bootstrap=bootstrap,
         seed=seed,
         errors=errors,
+        gallery=gallery,
         on_image=draw,
         progress=progress,
     )
     report.to_csv(out / "results.csv")
     report.to_json(out / "results.json")
     report.to_markdown(out / "results.md", intervals=True)
+    report.to_html(out / "report.html", max_images=gallery)
     report.figures(out / "figures")
     for name, sheet in sheets.items():
         scale = color_scale(used.get(name, detector))
@@ -189,7 +196,10 @@ def show_report(report: Report, out: Path) -> None:
     console = Console()
     console.print(report_table(report))
     console.print(
-        f"results, figures and contact sheets: {out}", highlight=False, soft_wrap=True, markup=False
+        f"report: {out / 'report.html'}; results, figures and contact sheets beside it",
+        highlight=False,
+        soft_wrap=True,
+        markup=False,
     )
 
 

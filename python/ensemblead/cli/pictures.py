@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,30 +14,10 @@ from PIL import Image
 
 from ensemblead.images import Geometry
 
-if TYPE_CHECKING:
-    from ensemblead.detectors.base import Detector
-
 # A heat map covers an image up to so much.
 _OPACITY = 0.8
-# Colours end at so many times the spread of normal pixels above their median.
-_REACH = 6.0
 Pixels = npt.NDArray[np.uint8]
 Values = npt.NDArray[np.float32]
-
-
-def color_scale(detector: Detector) -> tuple[float, float]:
-    """The range of map values that colours stand for: one for all images, known before the first of them.
-
-    It comes from the model's own normal images: from the median of their pixels, to six times as far above
-    it as their 99.9th percentile lies. Larger values have the last colour.
-    """
-    if getattr(detector, "fusion", None) == "rank":
-        return 0.5, 1.0  # ranks among normal pixels: from the median to beyond them all
-    if getattr(detector, "fusion", None) == "minmax":
-        return 0.0, 1.0  # its maps are scaled to that over the set
-    low, high = np.quantile(detector.calibration_.pixels, (0.5, 0.999))
-    reach = _REACH * float(high - low)
-    return float(low), float(low) + (reach if reach > 0 else 1.0)
 
 
 def place_back(anomaly_map: Values, geometry: Geometry, size: tuple[int, int]) -> Values:

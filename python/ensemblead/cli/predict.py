@@ -88,7 +88,8 @@ class PredictRun:
 
     def execute(self) -> dict[str, Any]:
         require("torch", "ensemblead predict")
-        from ensemblead.cli.pictures import color_scale, write_whole
+        from ensemblead.cli.pictures import write_whole
+        from ensemblead.evaluation.gallery import color_scale
         from ensemblead.images import open_images
 
         if self.out.exists() and not self.out.is_dir():

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from ensemblead.images import read_mask
 
 from .categories import Category, Dataset, Sample
+from .gallery import PictureKeeper, describe_threshold
 from .metrics import (
     PixelScores,
     curve_points,
@@ -65,6 +66,7 @@ class _Options:
     seed: int
     memory_limit: int
     errors: Literal["raise", "skip"]
+    gallery: int
     on_image: Callable[[ScoredImage], None] | None
     progress: Callable[[str, int, int], None] | None
 
@@ -78,6 +80,7 @@ def evaluate(
     seed: int = 0,
     memory_limit: int = 2 << 30,
     errors: Literal["raise", "skip"] = "raise",
+    gallery: int = 300,
     on_image: Callable[[ScoredImage], None] | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Report:
@@ -99,6 +102,8 @@ def evaluate(
             Beyond it their error is bounded and stated in `Report.details`, and a warning says so.
         errors: "raise" stops at a test image that cannot be read; "skip" leaves it out of all metrics, and a
             warning counts such images and names the first.
+        gallery: How many images per category to keep a small copy of the map of, for `Report.to_html`: errors
+            first, then normal images with high scores and defective ones with low scores; 0 for none.
         on_image: Called for every test image as it is scored: to save maps, to draw, to log to a tracker.
         progress: Called with the category's name, the number of images done, and of all.
 
@@ -114,7 +119,9 @@ def evaluate(
         raise ValueError(f"confidence must be in (0, 1), got {confidence}")
     if errors not in ("raise", "skip"):
         raise ValueError(f'errors must be "raise" or "skip", got {errors!r}')
-    options = _Options(bootstrap, confidence, seed, memory_limit, errors, on_image, progress)
+    if gallery < 0:
+        raise ValueError(f"gallery must be at least 0, got {gallery}")
+    options = _Options(bootstrap, confidence, seed, memory_limit, errors, gallery, on_image, progress)
     categories = dataset.categories
     if isinstance(detector, Mapping):
         absent = [category.name for category in categories if category.name not in detector]
@@ -197,7 +204,12 @@ def _evaluate_category(
         peak_memory_mb=peak_memory_mb(),
         **values,
     )
-    return row, Details(tuple(run.images), intervals, bounds, exact, duplicates, curves), notes
+    details = Details(
+        *(tuple(run.images), intervals, bounds, exact, duplicates, curves),
+        pictures=run.pictures.pictures(),
+        threshold_source=describe_threshold(detector),
+    )
+    return row, details, notes
 
 
 def _batches(detector: Detector, category: Category, options: _Options) -> tuple[Iterator[Any], bool]:
@@ -225,6 +237,7 @@ class _Run:
         self, detector: Detector, category: Category, pixels: PixelScores, options: _Options
     ) -> None:
         self.images: list[ImageResult] = []
+        self.pictures = PictureKeeper(detector, options.gallery)
         self._geometry = detector.geometry
         self._category = category
         self._pixels = pixels
@@ -277,6 +290,7 @@ class _Run:
                 self._pixels.add(values, mask)
             except ValueError as error:
                 raise ValueError(f"{sample.path}: {error}") from error
+        self.pictures.add(len(self.images), values, value, verdict, sample.label, sample.defect_type)
         self.images.append(
             ImageResult(sample.path, sample.label, sample.defect_type, sample.mask_path, value, verdict)
         )

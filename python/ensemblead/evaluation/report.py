@@ -10,12 +10,15 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .metrics import Interval
+
+if TYPE_CHECKING:
+    from .gallery import Pictures
 
 StrPath: TypeAlias = str | os.PathLike[str]
 Curve: TypeAlias = tuple[NDArray[np.float64], NDArray[np.float64]]
@@ -79,6 +82,11 @@ class ImageResult:
     score: float
     is_anomalous: bool | None
 
+    @property
+    def is_error(self) -> bool:
+        """Whether it is a false alarm or a miss at the detector's own threshold."""
+        return self.is_anomalous is not None and self.is_anomalous != self.label
+
 
 @dataclass(frozen=True)
 class Details:
@@ -92,6 +100,8 @@ class Details:
         duplicates: Pairs of a training file and a test file that are equal byte for byte.
         curves: Points (x, y) for drawing: `roc`, `precision_recall`, `pixel_roc`, `pixel_precision_recall`,
             `pro`; those that are defined.
+        pictures: The anomaly maps that `Report.to_html` shows; None if none were kept.
+        threshold_source: Where the detector's own threshold comes from, for reading; "" if it has none.
     """
 
     images: tuple[ImageResult, ...] = ()
@@ -100,6 +110,8 @@ class Details:
     exact: bool | None = None
     duplicates: tuple[tuple[str, str], ...] = ()
     curves: Mapping[str, Curve] = field(default_factory=dict)
+    pictures: Pictures | None = None
+    threshold_source: str = ""
 
 
 class Report:
@@ -174,6 +186,7 @@ class Report:
                     "pixel_metrics_exact": details.exact,
                     "error_bounds": dict(details.error_bounds),
                     "duplicates": [list(pair) for pair in details.duplicates],
+                    "threshold_source": details.threshold_source,
                     "images": [asdict(image) for image in details.images],
                 }
             )
@@ -184,6 +197,24 @@ class Report:
             "settings": self.settings,
         }
         write_text(path, json.dumps(without_nan(document), indent=1, allow_nan=False) + "\n")
+
+    def to_html(self, path: StrPath, *, max_images: int = 300) -> None:
+        """One file that loads nothing: tables, curves, and a gallery that sorts and filters.
+
+        An image takes about 20 KB with its heat map, so that 300 take about 6 MB; photographs and masks are
+        read again from where they were.
+
+        Args:
+            max_images: Of the images that `evaluate` kept (see its `gallery`), how many to show: errors
+                first, then normal images with high scores and defective ones with low scores. The page says
+                how many were left out.
+
+        Raises:
+            ValueError: `max_images` is negative.
+        """
+        from .page import write_page
+
+        write_page(self, path, max_images)
 
     def figures(self, folder: StrPath) -> list[Path]:
         """One PNG per category with ROC, precision-recall and PRO curves and the scores' histogram.

@@ -1,0 +1,161 @@
+"""Which anomaly maps a report shows, kept small while predictions stream by, and what their colours mean."""
+
+from __future__ import annotations
+
+import heapq
+import io
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+# The longer side of a kept map. Maps are smooth: they are made of patches of eight pixels and more.
+MAP_SIDE = 160
+# Colours end at so many times the spread of normal pixels above their median.
+_REACH = 6.0
+
+
+class Frame(Protocol):
+    """Which part of an image its map covers, as `ensemblead.images.Geometry.crop_box`."""
+
+    def crop_box(self, height: int, width: int) -> tuple[float, float, float, float]: ...
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A kept anomaly map.
+
+    Attributes:
+        index: Which of the category's test images it belongs to.
+        heat: The map as a PNG of 8-bit grey, its longer side at most `MAP_SIDE`; reduced by averaging.
+        low: What grey 0 stands for, in the map's units.
+        high: What grey 255 stands for.
+    """
+
+    index: int
+    heat: bytes
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """What a report can show of one category.
+
+    Attributes:
+        kept: In the order in which they matter: errors, the worst first; then, taking turns, normal images
+            from the highest score down and every defect type from the lowest score up.
+        frame: Where maps lie on their images; None if the detector's geometry cannot say, then they are
+            taken to cover them.
+        scale: The map values of the first and the last colour, one pair for all images.
+    """
+
+    kept: tuple[Picture, ...]
+    frame: Frame | None
+    scale: tuple[float, float]
+
+
+class PictureKeeper:
+    """Takes in scored images one by one and keeps what is most worth looking at.
+
+    Memory does not grow with the number of images: of every defect type at most `limit` errors and `limit`
+    others are kept (about 6 KB each) until `pictures` leaves `limit` in all.
+    """
+
+    def __init__(self, detector: Any, limit: int) -> None:
+        self._detector = detector
+        self._limit = limit
+        self._heaps: dict[tuple[bool, bool, str], list[tuple[float, int, Picture]]] = defaultdict(list)
+        self._medians: list[float] = []
+        self._largest = -np.inf
+
+    def add(
+        self, index: int, values: NDArray[Any], score: float, verdict: bool | None, label: bool, kind: str
+    ) -> None:
+        """Take in the map [H, W] of the image at `index` of its category."""
+        if self._limit == 0:
+            return
+        self._medians.append(float(np.median(values)))
+        self._largest = max(self._largest, float(values.max()))
+        heap = self._heaps[verdict is not None and verdict != label, label, kind]
+        importance = -score if label else score
+        if len(heap) >= self._limit and importance <= heap[0][0]:
+            return
+        # -index, so that of equal scores the first stays.
+        entry = (importance, -index, _reduced(index, values))
+        if len(heap) < self._limit:
+            heapq.heappush(heap, entry)
+        else:
+            heapq.heapreplace(heap, entry)
+
+    def pictures(self) -> Pictures | None:
+        """What is left to show; None if nothing was to be kept."""
+        if not self._heaps:
+            return None
+        queues: dict[bool, list[list[Picture]]] = {True: [], False: []}
+        for key in sorted(self._heaps, key=lambda key: (key[1], key[2])):
+            best = sorted(self._heaps[key], key=lambda entry: (-entry[0], -entry[1]))
+            queues[key[0]].append([picture for _, _, picture in best])
+        kept = [*_taking_turns(queues[True]), *_taking_turns(queues[False])]
+        geometry = self._detector.geometry
+        frame = geometry if hasattr(geometry, "crop_box") else None
+        return Pictures(tuple(kept[: self._limit]), frame, self._scale())
+
+    def _scale(self) -> tuple[float, float]:
+        fusion = getattr(self._detector, "fusion", None)
+        if fusion in ("rank", "minmax") or hasattr(self._detector, "calibration_"):
+            return color_scale(self._detector)
+        low = float(np.median(self._medians))
+        return low, self._largest if self._largest > low else low + 1.0
+
+
+def color_scale(detector: Any) -> tuple[float, float]:
+    """The range of map values that colours stand for: one for all images, known before the first of them.
+
+    It comes from the model's own normal images: from the median of their pixels, to six times as far above
+    it as their 99.9th percentile lies. Larger values have the last colour.
+    """
+    if getattr(detector, "fusion", None) == "rank":
+        return 0.5, 1.0  # ranks among normal pixels: from the median to beyond them all
+    if getattr(detector, "fusion", None) == "minmax":
+        return 0.0, 1.0  # its maps are scaled to that over the set
+    low, high = np.quantile(detector.calibration_.pixels, (0.5, 0.999))
+    reach = _REACH * float(high - low)
+    return float(low), float(low) + (reach if reach > 0 else 1.0)
+
+
+def describe_threshold(detector: Any) -> str:
+    """Where the detector's threshold comes from, in a sentence; "" if it has none."""
+    if getattr(detector, "fusion", None) == "minmax" or getattr(detector, "threshold_", None) is None:
+        return ""
+    calibration = getattr(detector, "calibration_", None)
+    if calibration is None:
+        return "set by the detector"
+    images, rate = len(calibration.scores), f"{calibration.false_alarm_rate:.2g}"
+    if calibration.fresh:
+        return f"from {images} fresh normal images: false alarms at most {rate} (split conformal)"
+    return f"from {images} training images, each scored without itself: false alarms about {rate} (estimated)"
+
+
+def _reduced(index: int, values: NDArray[Any]) -> Picture:
+    pixels = np.ascontiguousarray(values, np.float32)
+    height, width = pixels.shape
+    shrink = min(1.0, MAP_SIDE / max(height, width))
+    if shrink < 1.0:
+        size = max(1, round(width * shrink)), max(1, round(height * shrink))
+        pixels = np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BOX))
+    low, high = float(pixels.min()), float(pixels.max())
+    levels = (pixels - low) * (255.0 / (high - low) if high > low else 0.0)
+    file = io.BytesIO()
+    Image.fromarray(levels.round().astype(np.uint8)).save(file, format="PNG", optimize=True)
+    return Picture(index, file.getvalue(), low, high)
+
+
+def _taking_turns(queues: Sequence[Sequence[Picture]]) -> Iterator[Picture]:
+    for round_ in zip_longest(*queues):
+        yield from (picture for picture in round_ if picture is not None)
