@@ -51,10 +51,10 @@ class Browser:
         self._log = (Path(self._profile.name) / "stderr.txt").open("w+")
         theirs, self._out = os.pipe()
         self._in, theirs_out = os.pipe()
-        # The browser reads commands from descriptor 3 and writes to 4.
+        # The browser reads from descriptor 3 and writes to 4. bash, because sh may not know those above 9.
         launch = f'exec "$0" "$@" 3<&{theirs} 4>&{theirs_out}'
         self._process = subprocess.Popen(
-            ["/bin/sh", "-c", launch, path, *_OPTIONS, f"--user-data-dir={self._profile.name}/profile"],
+            ["bash", "-c", launch, path, *_OPTIONS, f"--user-data-dir={self._profile.name}/profile"],
             pass_fds=(theirs, theirs_out),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
@@ -66,6 +66,7 @@ class Browser:
         os.close(theirs_out)
         self._buffer = b""
         self._number = 0
+        self._target: str | None = None
         self._session: str | None = None
         self.events: list[dict[str, Any]] = []
 
@@ -96,7 +97,10 @@ class Browser:
         message: dict[str, Any] = {"id": self._number, "method": method, "params": parameters}
         if self._session is not None:
             message["sessionId"] = self._session
-        os.write(self._out, json.dumps(message).encode() + b"\0")
+        try:
+            os.write(self._out, json.dumps(message).encode() + b"\0")
+        except BrokenPipeError:
+            raise self._lost("has ended") from None
         while True:
             answer = self._receive()
             if answer.get("id") == self._number:
@@ -112,19 +116,26 @@ class Browser:
             ready, _, _ = select.select([self._in], [], [], _PATIENCE)
             data = os.read(self._in, 1 << 20) if ready else b""
             if not data:
-                self._log.flush()
-                self._log.seek(0)
-                raise RuntimeError(f"Chromium {'ended' if ready else 'is stuck'}: {self._log.read()[-2000:]}")
+                raise self._lost("has ended" if ready else "is stuck")
             self._buffer += data
         raw, self._buffer = self._buffer.split(b"\0", 1)
         message: dict[str, Any] = json.loads(raw)
         return message
 
-    def open(self, path: Path, width: int = 1280, height: int = 900, *, dark: bool = False) -> None:
+    def _lost(self, how: str) -> RuntimeError:
+        self._log.seek(0)
+        return RuntimeError(f"Chromium {how}: {self._log.read()[-2000:]}")
+
+    def open(
+        self, path: Path, width: int = 1280, height: int = 900, *, dark: bool = False, scripts: bool = True
+    ) -> None:
         """Load a file in a new page of that size; console messages and exceptions from then on are kept."""
-        self._session, self.events = None, []
-        target = self.send("Target.createTarget", url="about:blank")["targetId"]
-        self._session = self.send("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        self._session = None
+        if self._target is not None:
+            self.send("Target.closeTarget", targetId=self._target)
+        self._target = self.send("Target.createTarget", url="about:blank")["targetId"]
+        self.events = []
+        self._session = self.send("Target.attachToTarget", targetId=self._target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.send(f"{domain}.enable")
         # Headless pages have no focus of their own, and without it no :focus-visible.
@@ -139,6 +150,7 @@ class Browser:
         )
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.send("Emulation.setEmulatedMedia", features=[scheme])
+        self.send("Emulation.setScriptExecutionDisabled", value=not scripts)
         self.send("Page.navigate", url=path.resolve().as_uri())
         self.wait("document.readyState === 'complete' && location.protocol === 'file:'")
 

@@ -19,6 +19,7 @@ pytest.importorskip("torch")
 pytest.importorskip("typer")
 
 from PIL import Image
+from report_page import Page
 from textures import normal_images, with_defects
 from typer.testing import CliRunner, Result
 
@@ -401,6 +402,7 @@ class TestEvaluate:
         assert sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.*")) == [
             "contact_sheets/weave.png",
             "figures/weave.png",
+            "report.html",
             "results.csv",
             "results.json",
             "results.md",
@@ -408,6 +410,10 @@ class TestEvaluate:
         with open(tmp_path / "results.csv", newline="") as file:
             (row,) = csv.DictReader(file)
         assert float(row["aupro"]) == pytest.approx(found["summary"]["aupro"], rel=1e-6)
+        everything = Page(tmp_path / "report.html").data["items"]
+        assert len(everything) == sum(found["summary"][name] for name in ("num_normal", "num_anomalous"))
+        call_json("evaluate", model, category, "--out", tmp_path, "--bootstrap", 0, "--gallery", 2)
+        assert len(Page(tmp_path / "report.html").data["items"]) == 2
 
     def test_a_configuration_fits_every_category(self, category: Path, tmp_path: Path) -> None:
         root = tmp_path / "root"

@@ -74,6 +74,7 @@ def test_demo_goes_the_whole_way(
     print_json(outcome[0])
     summary = json.loads(capsys.readouterr().out)
     assert Path(summary["contact_sheet"]).stat().st_size > 10_000
+    assert Path(summary["report"]).stat().st_size > 10_000
     assert ead.load(summary["model"]).threshold_ == summary["threshold"]
     assert summary["summary"]["image_auroc"] > 0.8
     kinds = {kind["kind"]: kind for kind in summary["by_kind"]}
@@ -86,7 +87,7 @@ def test_demo_says_what_it_did(
 ) -> None:
     demo._show(*outcome)
     said = capsys.readouterr().out
-    for expected in ("Drew 10 whole plates", "memory bank", "scratch", "image", "contact_sheets/plates.png"):
+    for expected in ("Drew 10 whole plates", "memory bank", "scratch", "image", "results/report.html"):
         assert expected in said
 
 

@@ -9,7 +9,6 @@ import json
 import math
 import re
 import warnings
-from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from brightness import Brightness, draw, draw_category
+from report_page import Page
 
 from ensemblead.evaluation import Category, Details, MVTecAD, Report, Row, evaluate
 from ensemblead.evaluation.gallery import MAP_SIDE, PictureKeeper, describe_threshold
@@ -33,38 +33,6 @@ def part(tmp_path: Path) -> Path:
     root = draw_category(tmp_path / "part", 0)
     draw(root / "test/good/9.png", 9, (14, 14, 250))
     return root
-
-
-class Page(HTMLParser):
-    """What is in the file, as a parser sees it."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.texts: dict[str, list[str]] = {"style": [], "script": [], "": []}
-        self._inside = ""
-        self.source = path.read_text(encoding="utf-8")
-        self.feed(self.source)
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        self._inside = tag if tag in ("style", "script") else ""
-
-    def handle_endtag(self, tag: str) -> None:
-        self._inside = ""
-
-    def handle_data(self, data: str) -> None:
-        self.texts[self._inside].append(data)
-
-    @property
-    def data(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(self.texts["script"][0])
-        return found
-
-    @property
-    def words(self) -> str:
-        return " ".join(" ".join(self.texts[""]).split())
 
 
 def page(report: Report, tmp_path: Path, **options: Any) -> Page:
@@ -277,7 +245,11 @@ def test_a_flat_map_and_a_detector_without_verdicts() -> None:
 def test_colours_come_from_the_models_normal_images() -> None:
     normal = SimpleNamespace(pixels=np.linspace(0, 1, 1001))
     keeper = PictureKeeper(SimpleNamespace(geometry=None, calibration_=normal), 3)
-    keeper.add(0, np.ones((4, 4), np.float32), 1.0, None, True, "dent")
+    keeper.add(0, np.full((4, 4), 2.0, np.float32), 1.0, None, True, "dent")
+    found = keeper.pictures()
+    assert found is not None
+    assert found.scale == pytest.approx((0.5, 2.0))  # nothing is larger
+    keeper.add(1, np.full((4, 4), 9.0, np.float32), 1.0, None, True, "dent")
     found = keeper.pictures()
     assert found is not None
     assert found.scale == pytest.approx((0.5, 0.5 + 6 * 0.499))

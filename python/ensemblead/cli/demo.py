@@ -88,6 +88,7 @@ def run(folder: Path, seed: int, size: int, numbers: dict[str, int]) -> tuple[di
     summary = {
         "data": str(data),
         "model": str(model),
+        "report": str(out / "report.html"),
         "contact_sheet": str(out / "contact_sheets" / f"{data.name}.png"),
         "seconds": {name: round(value, 3) for name, value in seconds.items()},
         "images": numbers,
@@ -140,7 +141,7 @@ def _show(summary: dict[str, Any], report: Report) -> None:
         console,
         "",
         "The plates are drawn, so this shows that everything works, not how well it does on yours.",
-        f"Pictures: {summary['contact_sheet']}",
+        f"Pictures: {summary['report']} (open it in a browser)",
         "Next:",
         *(f"  {line}" for line in _next_steps(summary)),
     )

@@ -175,7 +175,8 @@ def measure(
     report.to_html(out / "report.html", max_images=gallery)
     report.figures(out / "figures")
     for name, sheet in sheets.items():
-        scale = color_scale(used.get(name, detector))
+        shown = report.details[name].pictures
+        scale = shown.scale if shown is not None else color_scale(used.get(name, detector))
         sheet.save(out / "contact_sheets" / f"{name}.png", report[name].pixel_f1_threshold, scale)
     return report
 

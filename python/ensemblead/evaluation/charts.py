@@ -187,7 +187,7 @@ def _figure(title: str, body: str, legend: Sequence[str]) -> str:
     drawing = (
         f'<svg viewBox="0 0 {_WIDTH:g} {_HEIGHT:g}" role="img" aria-label="{escape(title)}">{body}</svg>'
     )
-    caption = f"<figcaption><h4>{escape(title)}</h4><ul>{entries}</ul></figcaption>"
+    caption = f"<figcaption><h3>{escape(title)}</h3><ul>{entries}</ul></figcaption>"
     return f'<figure class="chart">{caption}{drawing}</figure>'
 
 

@@ -108,8 +108,12 @@ class PictureKeeper:
 
     def _scale(self) -> tuple[float, float]:
         fusion = getattr(self._detector, "fusion", None)
-        if fusion in ("rank", "minmax") or hasattr(self._detector, "calibration_"):
+        if fusion in ("rank", "minmax"):
             return color_scale(self._detector)
+        if hasattr(self._detector, "calibration_"):
+            low, high = color_scale(self._detector)
+            # Colours that no map reaches would be wasted.
+            return low, min(high, self._largest) if self._largest > low else high
         low = float(np.median(self._medians))
         return low, self._largest if self._largest > low else low + 1.0
 

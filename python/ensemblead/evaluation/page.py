@@ -190,8 +190,8 @@ def _selection(report: Report, chosen: Sequence[tuple[int, int]]) -> str:
     return (
         f"{len(chosen):,} of {len(images):,} test images, to keep this file small: {shown:,} of "
         f"{errors:,} errors (false alarms and misses), then normal images with the highest scores and "
-        "defective ones with the lowest, taking turns. More: <code>--gallery N</code>, or <code>evaluate(..., gallery=N)</code> "
-        "and <code>to_html(..., max_images=N)</code>."
+        "defective ones with the lowest, taking turns. More: <code>--gallery N</code>, or "
+        "<code>evaluate(..., gallery=N)</code> and <code>to_html(..., max_images=N)</code>."
     )
 
 

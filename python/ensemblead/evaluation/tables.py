@@ -23,12 +23,13 @@ _METRICS = (
 def tiles(report: Report) -> str:
     """The numbers that decide, large."""
     row = report.summary
+    mean = "mean; " if len(report.rows) > 1 else ""
     shown = [
         ("Image AUROC", number(row.image_auroc), _spread(report, row, "image_auroc")),
         ("Pixel AUROC", number(row.pixel_auroc), _spread(report, row, "pixel_auroc")),
         ("AUPRO", number(row.aupro), _spread(report, row, "aupro")),
-        ("False alarms", _percent(row.false_alarm_rate), _share(report, report.rows, False)),
-        ("Misses", _percent(row.miss_rate), _share(report, report.rows, True)),
+        ("False alarms", _percent(row.false_alarm_rate), mean + _share(report, report.rows, False)),
+        ("Misses", _percent(row.miss_rate), mean + _share(report, report.rows, True)),
     ]
     return "".join(
         f'<div class="tile"><dt>{name}</dt><dd><span class="value">{value}</span> '
@@ -151,13 +152,14 @@ def _spread(report: Report, row: Row, metric: str) -> str:
 
 def _share(report: Report, rows: Sequence[Row], label: bool) -> str:
     """How many of the images with that label were judged wrongly."""
+    several = " in all" if len(rows) > 1 else ""
     judged = [
         image.is_error
         for row in rows
         for image in report.details.get(row.category, Details()).images
         if image.label is label and image.is_anomalous is not None
     ]
-    return f"{sum(judged):,} of {len(judged):,}" if judged else ""
+    return f"{sum(judged):,} of {len(judged):,}{several}" if judged else ""
 
 
 def _percent(value: float) -> str:

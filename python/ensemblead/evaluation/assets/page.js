@@ -8,11 +8,11 @@
   const SVG = "http://www.w3.org/2000/svg";
   const OUTCOMES = [["all", "All"], ["alarm", "False alarms"], ["miss", "Misses"], ["correct", "Correct"]];
   const VERDICTS = {
-    alarm: "▲ False alarm: normal, called anomalous",
-    miss: "▼ Missed: defective, called normal",
-    found: "✓ Found",
-    passed: "✓ Passed",
-    none: "No verdict",
+    alarm: ["▲ False alarm", "normal, called anomalous"],
+    miss: ["▼ Missed", "defective, called normal"],
+    found: ["✓ Found", "defective, called anomalous"],
+    passed: ["✓ Passed", "normal, called normal"],
+    none: ["No verdict", "the detector has no threshold"],
   };
 
   function make(tag, attributes = {}, ...children) {
@@ -124,11 +124,11 @@
     slider.value = byId("blend").value;
     const drawn = picture(item, () => Number(slider.value));
     const open = make("button", { type: "button", class: "open", "aria-label": `Look closer: ${item.name}` }, drawn.node);
-    const verdict = make("p", { class: item.error ? "verdict error" : "verdict" }, VERDICTS[item.outcome]);
-    const several = categories.length > 1 ? `${categories[item.category].name} / ` : "";
+    const verdict = make("p", { class: item.error ? "verdict error" : "verdict" }, VERDICTS[item.outcome][0]);
+    const several = categories.length > 1 ? `${categories[item.category].name} · ` : "";
     const caption = make("div", { class: "caption" },
-      make("h3", { class: "name" }, several + item.name),
-      make("span", { class: "kind" }, item.kind),
+      make("h3", { class: "name" }, item.name),
+      make("span", { class: "kind" }, several + item.kind),
       make("span", { class: "score" }, shown(item.score)),
       verdict);
     const node = make("li", { class: "card" }, open, caption, slider);
@@ -206,7 +206,7 @@
         ["Defect type", item.kind],
         ["Score", shown(item.score)],
         ["Threshold", category.threshold === null ? "none" : shown(category.threshold)],
-        ["Verdict", VERDICTS[item.outcome]],
+        ["Verdict", VERDICTS[item.outcome].join(": ")],
         ["Map", `${shown(item.heat.low)} to ${shown(item.heat.high)}`],
         ["Colours", category.scale.map(shown).join(" to ")],
         ["Contour at", category.contour === null ? "none: no masks to find it by" : shown(category.contour)],
