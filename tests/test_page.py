@@ -19,6 +19,7 @@ from brightness import Brightness, draw, draw_category
 from report_page import Page
 
 from ensemblead.evaluation import Category, Details, MVTecAD, Report, Row, evaluate
+from ensemblead.evaluation.charts import number, score_edges
 from ensemblead.evaluation.gallery import MAP_SIDE, PictureKeeper, describe_threshold
 from ensemblead.evaluation.pictures import COLORS, MASK_SIDE, PHOTO_SIDE
 
@@ -342,9 +343,22 @@ def test_a_failed_write_leaves_the_old_page(
     assert [path.name for path in target.parent.iterdir()] == ["report.html"]
 
 
-def test_numbers_for_reading() -> None:
-    from ensemblead.evaluation.charts import number
+@pytest.mark.parametrize("threshold", [math.nan, -3.0, 0.5, 1.7, 40.0])
+def test_no_bar_of_the_histogram_has_the_threshold_in_its_midst(threshold: float) -> None:
+    for scores in (np.linspace(0.3, 2.9, 77), np.array([0.1, 0.1, 7.0]), np.array([0.5, 0.5])):
+        edges = score_edges(scores.tolist(), threshold)
+        assert (np.diff(edges) > 0).all()
+        assert 2 <= edges.size <= 45
+        assert np.histogram(scores, edges)[0].sum() == scores.size
+        if not math.isnan(threshold):
+            assert np.abs(edges - threshold).min() < 1e-12
+            assert (
+                np.histogram(scores, edges)[0][edges[:-1] > threshold - 1e-9].sum()
+                == (scores >= threshold).sum()
+            )
 
+
+def test_numbers_for_reading() -> None:
     assert number(math.nan) == "&ndash;"
     assert number(0.98765) == "0.9877"
     assert number(12345.6) == "1.235e+04"

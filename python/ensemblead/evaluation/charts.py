@@ -96,9 +96,7 @@ def _scores(row: Row, details: Details) -> str:
     everything = scores[False] + scores[True]
     if not everything:
         return ""
-    if not math.isnan(row.threshold):
-        everything = [*everything, row.threshold]
-    edges = np.histogram_bin_edges(everything, bins=min(36, max(12, len(everything) // 3)))
+    edges = score_edges(everything, row.threshold)
     counts = {label: np.histogram(found, edges)[0] for label, found in scores.items()}
     up, down = (max(1, int(counts[label].max())) for label in (False, True))
     span = float(edges[-1] - edges[0])
@@ -116,6 +114,19 @@ def _scores(row: Row, details: Details) -> str:
     ticks = [(float(-down), str(down)), (0.0, "0"), (float(up), str(up))]
     axis = _x_ticks(axes, _round_numbers(*axes.x), "anomaly score") + _y_ticks(axes, ticks, "images")
     return _figure("Scores", axis + body, legend)
+
+
+def score_edges(scores: Sequence[float], threshold: float = math.nan) -> NDArray[np.float64]:
+    """Edges of a histogram's bins; the threshold is one, so that no bar has it in its midst."""
+    known = not math.isnan(threshold)
+    low, high = min(scores), max(scores)
+    if known:
+        low, high = min(low, threshold), max(high, threshold)
+    width = (high - low) / min(40, max(20, len(scores) // 3)) if high > low else 1.0
+    origin = threshold if known else low
+    first = math.floor((low - origin) / width - 1e-9)
+    # One more than needed: the largest score may lie on the last edge but one.
+    return origin + width * np.arange(first, math.ceil((high - origin) / width + 1e-9) + 1)
 
 
 def _bars(axes: _Axes, edges: NDArray[np.float64], counts: NDArray[np.int64], way: int, style: str) -> str:

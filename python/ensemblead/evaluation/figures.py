@@ -16,6 +16,7 @@ from ensemblead.errors import MissingExtraError
 from ensemblead.images import read_image
 
 from .categories import NORMAL
+from .charts import score_edges
 from .evaluate import ScoredImage
 from .report import Details, Report, Row
 
@@ -123,7 +124,7 @@ def _draw_scores(axis: Any, row: Row, details: Details) -> None:
     axis.set(title="Scores", xlabel="anomaly score", ylabel="images")
     scores = {label: [i.score for i in details.images if i.label is label] for label in (False, True)}
     everything = scores[False] + scores[True]
-    edges = np.histogram_bin_edges(everything, bins=min(40, max(10, len(everything) // 4)))
+    edges = score_edges(everything, row.threshold)
     kinds = ((False, "normal", _NORMAL_COLOR), (True, "anomalous", _ANOMALOUS_COLOR))
     for label, name, color in kinds:
         if scores[label]:
