@@ -9,6 +9,7 @@ import json
 import math
 import re
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +19,7 @@ import pytest
 from brightness import Brightness, draw, draw_category
 from report_page import Page
 
-from ensemblead.evaluation import Category, Details, MVTecAD, Report, Row, evaluate
+from ensemblead.evaluation import Category, Details, MVTecAD, Report, Row, cells, evaluate
 from ensemblead.evaluation.charts import number, score_edges
 from ensemblead.evaluation.gallery import MAP_SIDE, PictureKeeper, describe_threshold
 from ensemblead.evaluation.pictures import COLORS, MASK_SIDE, PHOTO_SIDE
@@ -229,6 +230,19 @@ def test_the_keeper_keeps_the_same_as_sorting_everything() -> None:
     turns = [group[place][0] for place in range(limit) for group in ordered]
     assert [picture.index for picture in found.kept] == turns[:limit]
     assert found.frame is None
+
+
+def test_a_kept_cell_makes_the_same_page(part: Path, tmp_path: Path) -> None:
+    report = evaluate(Brightness(), MVTecAD(part), bootstrap=20)
+    kept = json.loads(json.dumps(cells._written(cells.Finished(report.rows[0], report.details["part"], ()))))
+    again = cells._read(kept)
+    assert again.details.threshold_source == "set by the detector"
+    second = Report([again.row], {"part": again.details}, (), report.settings)
+    assert page(second, tmp_path).data == page(report, tmp_path).data
+    other = SimpleNamespace(crop_box=lambda height, width: (0, 0, height, width))
+    pictures = again.details.pictures
+    assert pictures is not None
+    assert replace(pictures, frame=other).to_json() is None
 
 
 def test_a_flat_map_and_a_detector_without_verdicts() -> None:

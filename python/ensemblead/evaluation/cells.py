@@ -21,6 +21,7 @@ import numpy as np
 from ensemblead.kernels.build import __version__
 
 from .categories import Category
+from .gallery import Pictures
 from .report import COLUMNS, NAN, Details, ImageResult, Row, without_nan, write_text
 from .suite import Cell, Settings, model_for, settings_dict
 
@@ -132,6 +133,8 @@ def _written(finished: Finished) -> dict[str, Any]:
         "exact": details.exact,
         "duplicates": [list(pair) for pair in details.duplicates],
         "images": [asdict(image) for image in details.images],
+        "threshold_source": details.threshold_source,
+        "pictures": None if details.pictures is None else details.pictures.to_json(),
         "curves": {name: [axis.tolist() for axis in curve] for name, curve in details.curves.items()},
     }
 
@@ -149,5 +152,7 @@ def _read(document: Mapping[str, Any]) -> Finished:
         document["exact"],
         tuple((train, test) for train, test in document["duplicates"]),
         {name: (np.array(x, float), np.array(y, float)) for name, (x, y) in document["curves"].items()},
+        pictures=None if document["pictures"] is None else Pictures.from_json(document["pictures"]),
+        threshold_source=document["threshold_source"],
     )
     return Finished(row, details, tuple(document["warnings"]))

@@ -126,7 +126,10 @@ def score_edges(scores: Sequence[float], threshold: float = math.nan) -> NDArray
     origin = threshold if known else low
     first = math.floor((low - origin) / width - 1e-9)
     # One more than needed: the largest score may lie on the last edge but one.
-    return origin + width * np.arange(first, math.ceil((high - origin) / width + 1e-9) + 1)
+    edges: NDArray[np.float64] = origin + width * np.arange(
+        first, math.ceil((high - origin) / width + 1e-9) + 1, dtype=np.float64
+    )
+    return edges
 
 
 def _bars(axes: _Axes, edges: NDArray[np.float64], counts: NDArray[np.int64], way: int, style: str) -> str:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import heapq
 import io
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any, Protocol
@@ -13,6 +14,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+
+from ensemblead.images import Geometry
 
 # The longer side of a kept map. Maps are smooth: they are made of patches of eight pixels and more.
 MAP_SIDE = 160
@@ -58,6 +61,22 @@ class Pictures:
     kept: tuple[Picture, ...]
     frame: Frame | None
     scale: tuple[float, float]
+
+    def to_json(self) -> dict[str, Any] | None:
+        """In JSON's types; None if the frame is not a `Geometry`, which alone can be written."""
+        if not isinstance(self.frame, Geometry):
+            return None
+        kept = [[p.index, base64.b64encode(p.heat).decode(), p.low, p.high] for p in self.kept]
+        frame = {"resize": self.frame.resize, "crop": self.frame.crop}
+        return {"kept": kept, "frame": frame, "scale": list(self.scale)}
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> Pictures:
+        """What `to_json` wrote."""
+        kept = [Picture(i, base64.b64decode(heat), low, high) for i, heat, low, high in document["kept"]]
+        sizes = {name: tuple(v) if isinstance(v, list) else v for name, v in document["frame"].items()}
+        low, high = document["scale"]
+        return cls(tuple(kept), Geometry(**sizes), (low, high))
 
 
 class PictureKeeper:

@@ -198,7 +198,7 @@ def _selection(report: Report, chosen: Sequence[tuple[int, int]]) -> str:
 def _footer(report: Report) -> str:
     settings = report.settings
     parts = [f"ensemblead {__version__}", datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")]
-    if settings.get("bootstrap"):
+    if settings.get("bootstrap") and {"confidence", "seed"} <= set(settings):
         parts.append(
             f"{100 * settings['confidence']:g} % intervals over images, {settings['bootstrap']} bootstrap "
             f"replicates, seed {settings['seed']}"

@@ -103,7 +103,7 @@ def thresholds(report: Report) -> str:
 def exactness(report: Report) -> str:
     """More to explain: what the intervals are, and how exact the pixel metrics are."""
     terms = ""
-    if report.settings.get("bootstrap"):
+    if report.settings.get("bootstrap") and "confidence" in report.settings:
         share = f"{100 * report.settings['confidence']:g} %"
         terms += (
             "<dt>Intervals</dt><dd>below a value: where it lies in "
@@ -147,7 +147,9 @@ def _spread(report: Report, row: Row, metric: str) -> str:
     pair = report.details.get(row.category, Details()).intervals.get(metric)
     if pair is None:
         return ""
-    return f"{100 * report.settings['confidence']:g} %: {number(pair[0])}&ndash;{number(pair[1])}"
+    confidence = report.settings.get("confidence")
+    share = "" if confidence is None else f"{100 * confidence:g} %: "
+    return f"{share}{number(pair[0])}&ndash;{number(pair[1])}"
 
 
 def _share(report: Report, rows: Sequence[Row], label: bool) -> str:
