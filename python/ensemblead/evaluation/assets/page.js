@@ -22,6 +22,9 @@
     return node;
   }
 
+  // A text that may be broken after slashes and underscores.
+  const breakable = (text) => text.split(/(?<=[/_])/).flatMap((part) => [part, document.createElement("wbr")]);
+
   const shown = (value) => (Math.abs(value) >= 1000 ? value.toPrecision(5) : value.toFixed(Math.abs(value) < 1 ? 4 : 3));
 
   // --- what is derived from the data ---------------------------------------------------------------------------------
@@ -127,8 +130,8 @@
     const verdict = make("p", { class: item.error ? "verdict error" : "verdict" }, VERDICTS[item.outcome][0]);
     const several = categories.length > 1 ? `${categories[item.category].name} · ` : "";
     const caption = make("div", { class: "caption" },
-      make("h3", { class: "name" }, item.name),
-      make("span", { class: "kind" }, several + item.kind),
+      make("h3", { class: "name" }, ...breakable(item.name)),
+      make("span", { class: "kind" }, ...breakable(several + item.kind)),
       make("span", { class: "score" }, shown(item.score)),
       verdict);
     const node = make("li", { class: "card" }, open, caption, slider);
