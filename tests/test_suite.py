@@ -7,6 +7,7 @@ import csv
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 from brightness import draw, draw_category
+from report_page import Page
 
 pytest.importorskip("torch")
 pytest.importorskip("yaml")
@@ -222,10 +224,26 @@ class TestRun:
         with pytest.raises(KeyError, match="no results of 'three' on 'parts'"):
             results.report("three", "parts")
 
+    def test_pages(self, finished: tuple[Path, Config], tmp_path: Path) -> None:
+        first, config = finished
+        out = tmp_path / "out"
+        shutil.copytree(first, out)
+        paths = sorted((out / "reports").iterdir())
+        assert [path.name for path in paths] == ["one-parts.html", "two-parts.html"]
+        before = Page(paths[0])
+        assert "one on parts" in before.words
+        paths[0].unlink()
+        times = paths[1].stat().st_mtime_ns
+        run(config, out)  # from what was kept
+        assert paths[1].stat().st_mtime_ns == times
+        assert Page(paths[0]).data == before.data
+        assert {item["category"] for item in before.data["items"]} == {0, 1}
+
     def test_tables(self, finished: tuple[Path, Config]) -> None:
         out, _ = finished
         assert sorted(path.name for path in out.iterdir()) == [
             "cells",
+            "reports",
             "results.csv",
             "results.json",
             "results.md",

@@ -71,7 +71,7 @@ def command(
 
     Writes OUT/report.html (tables, curves, a gallery of the images), results.csv, results.json, results.md,
     curves in OUT/figures and examples in OUT/contact_sheets. A suite (detectors and datasets in FILE) writes
-    the three tables, and each finished part to OUT/cells.
+    the three tables, OUT/reports/*.html, and each finished part to OUT/cells.
     """
     require("torch", "ensemblead evaluate")
     from ensemblead.evaluation import MVTecAD, VisA

@@ -29,6 +29,7 @@ _OTHERS = (
     "weights",
     "device",
     "skip_unreadable",
+    "gallery",
 )
 
 

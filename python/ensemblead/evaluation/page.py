@@ -68,6 +68,8 @@ def _parts(report: Report, max_images: int, missing: list[str]) -> Iterator[str]
     script = "".join(_asset(name) for name in _SCRIPTS)
     chosen = _choose(report, max_images)
     title = str(report.settings.get("dataset") or report.rows[0].category)
+    if "detector" in report.settings:
+        title = f"{report.settings['detector']} on {title}"
     texts = {
         "policy": (
             f"default-src 'none'; img-src data:; style-src '{_hash(style)}'; script-src '{_hash(script)}'; "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -131,6 +132,22 @@ class SuiteResults:
         self.to_csv(out / "results.csv")
         self.to_json(out / "results.json")
         write_text(out / "results.md", self.to_markdown())
+
+    def write_pages(self, out: Path) -> list[Path]:
+        """`reports/<detector>-<dataset>.html` in a folder for every detector on every data set, in the order of
+        `reports`; see `Report.to_html`. One that is there and has nothing new is left as it is.
+        """
+        paths: list[Path] = []
+        for (detector, dataset), report in self.reports().items():
+            name = re.sub(r"[^\w.-]+", "-", f"{detector}-{dataset}")[:80]
+            path = out / "reports" / f"{name}.html"
+            if path in paths:
+                path = path.with_name(f"{name}.{len(paths)}.html")
+            own = [cell for cell in self.cells if (cell.detector, cell.dataset) == (detector, dataset)]
+            if not path.exists() or not all(cell.reused for cell in own):
+                report.to_html(path)
+            paths.append(path)
+        return paths
 
     def to_csv(self, path: Path) -> None:
         """`rows` with the columns `detector`, `dataset`, those of `Row`, and `error`."""

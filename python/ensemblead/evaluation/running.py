@@ -40,7 +40,8 @@ def run(
     """Measure every detector of a suite on every category of its data sets.
 
     Each finished cell (a detector on a category) is written to `out/cells` at once, and `out/results.csv`,
-    `results.json` and `results.md` are written anew. A cell that is there already, under the same
+    `results.json` and `results.md` are written anew; at the end there is an `out/reports/*.html` for every
+    detector on every data set. A cell that is there already, under the same
     configuration, data and version of the library, is not run again: an interrupted run is resumed by calling
     this again, and after a change only what it concerns is run. A cell that fails is recorded, the others go
     on, and the next run tries it again. Errors of the configuration, of the data sets' folders and of
@@ -84,6 +85,7 @@ def run(
         runner.tell()
         if on_result is not None:
             on_result(results.cells[i])
+    results.write_pages(folder)
     return results
 
 
