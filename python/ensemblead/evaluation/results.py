@@ -134,8 +134,8 @@ class SuiteResults:
         write_text(out / "results.md", self.to_markdown())
 
     def write_pages(self, out: Path) -> list[Path]:
-        """`reports/<detector>-<dataset>.html` in a folder for every detector on every data set, in the order of
-        `reports`; see `Report.to_html`. One that is there and has nothing new is left as it is.
+        """`reports/<detector>-<dataset>.html` in a folder for every detector on every data set, in the order
+        of `reports`; see `Report.to_html`. One that is there and has nothing new is left as it is.
         """
         paths: list[Path] = []
         for (detector, dataset), report in self.reports().items():
