@@ -201,7 +201,7 @@ class Report:
     def to_html(self, path: StrPath, *, max_images: int = 300) -> None:
         """One file that loads nothing: tables, curves, and a gallery that sorts and filters.
 
-        An image takes about 20 KB with its heat map, so that 300 take about 6 MB; photographs and masks are
+        An image takes 20 to 30 KB with its heat map, so that 300 take 6 to 9 MB; photographs and masks are
         read again from where they were.
 
         Args:
