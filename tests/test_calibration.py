@@ -14,6 +14,7 @@ from ensemblead.detectors.calibration import (
     NormalSample,
     calibration_positions,
     conformal_threshold,
+    estimated_threshold,
     floored,
     warn_if_too_few,
 )
@@ -45,6 +46,60 @@ def test_too_few_scores_give_the_largest_and_say_so() -> None:
     with pytest.warns(UserWarning, match=r"98 images cannot .* 0\.01 \(99 are needed\).* rate of 0\.0101"):
         warn_if_too_few([_calibration(list(range(98)))])
     warn_if_too_few([_calibration(list(range(99)))])
+
+
+def test_an_odd_image_does_not_set_an_estimated_threshold() -> None:
+    rng = np.random.default_rng(0)
+    scores = rng.normal(7, 0.6, 30)
+    usual, _ = estimated_threshold(scores, 0.01)
+    odd, stated = estimated_threshold(np.append(scores, 14.0), 0.01)
+    largest, _ = conformal_threshold(np.append(scores, 14.0), 0.01)
+    assert largest == 14.0
+    assert usual < odd < 12
+    # One of 31 lies above: a fresh one does so with 2 of 32, as far as ranks can tell.
+    assert stated == 2 / 32
+
+
+@pytest.mark.parametrize("n", [2, 3, 12, 31, 98])
+def test_an_estimated_threshold_is_the_prediction_bound_of_a_normal_distribution(n: int) -> None:
+    stats = pytest.importorskip("scipy.stats")
+    scores = np.random.default_rng(n).normal(5, 1, n)
+    bound = stats.t.ppf(0.99, n - 1, scores.mean(), scores.std(ddof=1) * np.sqrt(1 + 1 / n))
+    threshold, stated = estimated_threshold(scores, 0.01)
+    assert threshold == pytest.approx(min(bound, scores.max()))
+    assert stated == (1 + (scores > threshold).sum()) / (n + 1)
+    shuffled = np.random.default_rng(0).permutation(scores)
+    assert estimated_threshold(shuffled, 0.01) == pytest.approx((threshold, stated))
+
+
+def test_an_estimated_threshold_by_enough_images_is_their_rank() -> None:
+    scores = np.random.default_rng(1).normal(5, 1, 99)
+    assert estimated_threshold(scores, 0.01) == conformal_threshold(scores, 0.01)
+    assert estimated_threshold(scores[:19], 0.05) == conformal_threshold(scores[:19], 0.05)
+
+
+def test_an_estimated_threshold_of_few_or_equal_scores() -> None:
+    assert estimated_threshold(np.array([3.0]), 0.01) == (3.0, 0.5)
+    assert estimated_threshold(np.full(5, 3.0), 0.01) == (3.0, 1 / 6)
+
+
+def test_an_estimated_threshold_alarms_about_as_often_as_asked() -> None:
+    rng = np.random.default_rng(2)
+    alarms = []
+    for _ in range(4000):
+        scores = rng.normal(5, 1, 31)
+        alarms.append(scores[30] > estimated_threshold(scores[:30], 0.01)[0])
+    # Never less often than the largest of 30 would, 1 in 31; by much less than twice.
+    assert 0.02 < np.mean(alarms) < 1.5 / 31
+
+
+def test_fresh_images_keep_their_guarantee() -> None:
+    sample = NormalSample()
+    scores = np.append(np.random.default_rng(0).normal(7, 0.6, 30), 14.0)
+    sample.add(torch.from_numpy(scores.astype(np.float32)), torch.zeros(31, 4, 4))
+    fresh, estimated = (sample.calibration(0.01, kind, "") for kind in (True, False))
+    assert (fresh.threshold, fresh.false_alarm_rate) == (14.0, 1 / 32)
+    assert (estimated.threshold < 12, estimated.false_alarm_rate) == (True, 2 / 32)
 
 
 def test_the_guarantee_holds_on_fresh_scores() -> None:

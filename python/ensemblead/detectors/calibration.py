@@ -51,6 +51,27 @@ def conformal_threshold(scores: npt.NDArray[Any], rate: float) -> tuple[float, f
     return float(np.partition(scores, rank - 1)[rank - 1]), rate
 
 
+def estimated_threshold(scores: npt.NDArray[Any], rate: float) -> tuple[float, float]:
+    """The threshold by scores of the training images themselves, and the rate that is to be expected at it.
+
+    As `conformal_threshold` where there are enough images for that. With fewer, that rule would take the
+    largest score, and one odd image among the training set would decide. Then it is the lower of the largest
+    score and the one-sided prediction bound of a normal distribution, `mean + t * std * sqrt(1 + 1/n)` with
+    Student's t of n - 1 degrees of freedom. The rate is `(k + 1)/(n + 1)` for the k scores above the
+    threshold: an estimate, for neither is the distribution known nor are the scores those of fresh images.
+    """
+    largest, stated = conformal_threshold(scores, rate)
+    n = len(scores)
+    if stated == rate or n < 2:
+        return largest, stated
+    from scipy.special import stdtrit
+
+    values = np.asarray(scores, dtype=np.float64)
+    spread = float(values.std(ddof=1)) * math.sqrt(1.0 + 1.0 / n)
+    threshold = min(largest, float(values.mean()) + float(stdtrit(n - 1, 1.0 - rate)) * spread)
+    return threshold, max(rate, (int((values > threshold).sum()) + 1) / (n + 1))
+
+
 class NormalSample:
     """Scores and maps of normal images, taken in one by one; `calibration` sums them up."""
 
@@ -150,14 +171,18 @@ class Calibration:
     @property
     def threshold(self) -> float:
         """A score above it is anomalous."""
-        return conformal_threshold(self.scores, self.requested_rate)[0]
+        return self._threshold_and_rate()[0]
 
     @property
     def false_alarm_rate(self) -> float:
         """The share of normal images that `threshold` takes for anomalous: a guarantee if `fresh`, else an
         estimate.
         """
-        return conformal_threshold(self.scores, self.requested_rate)[1]
+        return self._threshold_and_rate()[1]
+
+    def _threshold_and_rate(self) -> tuple[float, float]:
+        rule = conformal_threshold if self.fresh else estimated_threshold
+        return rule(self.scores, self.requested_rate)
 
     @property
     def score_mean(self) -> float:
