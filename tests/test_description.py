@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -112,3 +113,52 @@ def test_everything_that_is_wrong_is_told() -> None:
     assert len(problems_of(wrong)) == 3
     with pytest.raises(ValueError, match="detector has 3 problems"):
         build(wrong)
+
+
+class TestOptions:
+    """`fit --config` and `evaluate --config FILE DATA` take a description as well as flat options."""
+
+    def options(self, tmp_path: Path, text: str) -> Any:
+        pytest.importorskip("yaml")
+        from ensemblead.cli.options import read_config
+
+        (tmp_path / "c.yaml").write_text(text)
+        return read_config(tmp_path / "c.yaml")
+
+    def test_a_nested_detector(self, tmp_path: Path) -> None:
+        from ensemblead.cli.options import DetectorOptions, build_detector
+
+        text = (
+            "type: BackboneEnsemble\nfusion: max\nmembers:\n"
+            "  - {type: PatchCore, backbone: gabor, seed: 3}\n  - {type: PatchCore, backbone: gabor}\n"
+        )
+        found = self.options(tmp_path, text)
+        detector = build_detector(found)
+        assert isinstance(detector, ead.BackboneEnsemble)
+        assert detector.fusion == "max"
+        assert [leaf.seed for leaf in detector._leaves()] == [3, 0]  # type: ignore[attr-defined]
+        # The command line goes first, where it means the whole detector.
+        detector = build_detector(DetectorOptions(seed=7, device="cpu").over(found))
+        assert [leaf.seed for leaf in detector._leaves()] == [7, 7]  # type: ignore[attr-defined]
+        with pytest.raises(ValueError, match=r"describes all of the detector: leave out coreset_fraction"):
+            build_detector(DetectorOptions(coreset_fraction=0.1).over(found))
+
+    def test_flat_options_in_yaml(self, tmp_path: Path) -> None:
+        from ensemblead.cli.options import build_detector
+
+        flat = self.options(
+            tmp_path, "backbone: gabor\nlayers: [layer1]\nresize: [32, 48]\nimage_size: null\n"
+        )
+        detector = build_detector(flat)
+        assert isinstance(detector, ead.PatchCore)
+        assert (detector.layers, detector.resize, detector.image_size) == (("layer1",), (32, 48), None)
+
+    def test_problems_have_their_lines(self, tmp_path: Path) -> None:
+        with pytest.raises(
+            ValueError, match=r"c\.yaml, line 3: scre is an unknown key; did you mean score\?"
+        ):
+            self.options(tmp_path, "type: PatchCore\nbackbone: gabor\nscre: max\n")
+        with pytest.raises(
+            ValueError, match=r"1\) line 1: seed must be a whole number.*\n2\) line 2: sede is"
+        ):
+            self.options(tmp_path, "seed: x\nsede: 3\n")
