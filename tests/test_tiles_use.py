@@ -16,7 +16,7 @@ from test_tiles import BAD, BOTH, GOOD, SIDE, TRAIN, Counted, patchcore, tiled
 from textures import normal_images
 
 import ensemblead as ead
-from ensemblead.cli.pictures import color_scale, overlay, place_back
+from ensemblead.cli.pictures import overlay, place_back
 from ensemblead.detectors.calibration import conformal_threshold
 from ensemblead.errors import (
     BackboneUnavailableError,
@@ -24,6 +24,7 @@ from ensemblead.errors import (
     NotFittedError,
     UnreadableImageError,
 )
+from ensemblead.evaluation.gallery import color_scale
 from ensemblead.features import FeatureExtractor
 from ensemblead.images import replay
 
