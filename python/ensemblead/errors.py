@@ -29,6 +29,10 @@ class IllConditionedError(EnsembleADError, ArithmeticError):
     """Features of a size that their covariances cannot be computed with."""
 
 
+class CompilationError(EnsembleADError):
+    """`torch.compile` is not to be had here, or not for this network; the message says why."""
+
+
 class DamagedModelError(EnsembleADError):
     """A saved model that is incomplete or was altered: a file is missing, or is not what the manifest
     says."""

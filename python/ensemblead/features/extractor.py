@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ensemblead.features.backbones import BackboneInfo, Weights, load_backbone, module_configuration
+from ensemblead.features.compiled import CompiledPass
 from ensemblead.features.gabor import GaborBank
 from ensemblead.features.grids import TokenLayout
 from ensemblead.features.weights import require_loaded
@@ -67,6 +68,8 @@ class FeatureExtractor:
             raise ValueError(f"std must be positive, got {self.std}")
         self.module = module
         self._scale: Tensor | None = None
+        # Compiled passes by their layers, shared by all extractors over this network; None: not asked for.
+        self._compiled: dict[tuple[str, ...], CompiledPass] | None = None
         self._set_layers(layers)
         if info.missing:
             what = self.source.get("path", "the state dict given")
@@ -95,6 +98,7 @@ class FeatureExtractor:
         other.module = copy.deepcopy(self.module)
         if self.module in _ran_at:
             _ran_at[other.module] = _ran_at[self.module]
+        other._compiled = None if self._compiled is None else {}
         other._set_layers(self.layers)
         other._channels_last = self._channels_last
         return other
@@ -135,6 +139,18 @@ class FeatureExtractor:
             arguments["dtype"] = dtype
         self.module.to(**arguments)
         self._channels_last = channels_last
+        if self._compiled is not None:
+            self._compiled.clear()  # their graphs are of the old place
+        return self
+
+    def compile(self) -> FeatureExtractor:
+        """Run the network through `torch.compile` from now on; returns self.
+
+        It is compiled at the first call, which takes long, and again for batches of one image. Call it after
+        `to`. Raises CompilationError, at that first call, where the network cannot be compiled.
+        """
+        if self._compiled is None:
+            self._compiled = {}
         return self
 
     def normalize(self, images: Tensor) -> Tensor:
@@ -170,7 +186,7 @@ class FeatureExtractor:
         _check_images(images)
         size = (images.shape[2], images.shape[3])
         layout = torch.channels_last if self._channels_last else torch.contiguous_format
-        outputs = self._run(images.to(self.dtype).contiguous(memory_format=layout))
+        outputs = self._pass(images.to(self.dtype).contiguous(memory_format=layout), size)
         grids = [self._layout.to_grid(outputs[layer], layer, size) for layer in self.layers]
         grids = [grid.contiguous(memory_format=layout) for grid in grids]
         self._shapes[size] = [tuple(grid.shape[1:]) for grid in grids]
@@ -203,6 +219,17 @@ class FeatureExtractor:
                 raise ValueError(f"image_size must be positive, got {image_size}")
             self(torch.zeros(1, 3, *size, dtype=self.dtype, device=self.device))
         return self._shapes[size]
+
+    def _pass(self, images: Tensor, size: tuple[int, int]) -> dict[str, Tensor]:
+        if self._compiled is None:
+            return self._run(images)
+        if self.layers not in self._compiled:
+            # One image as written, so that what is wrong with the layers is said before anything is compiled.
+            outputs = self._run(images[:1])
+            for layer in self.layers:
+                self._layout.to_grid(outputs[layer], layer, size)
+            self._compiled[self.layers] = CompiledPass(self.module, self.layers, self.name)
+        return self._compiled[self.layers](images)
 
     def _run(self, images: Tensor) -> dict[str, Tensor]:
         """One pass, ended by an exception from the hook of the last layer needed."""
