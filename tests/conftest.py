@@ -10,6 +10,8 @@ import importlib
 import importlib.util
 import os
 import sys
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, NoReturn
@@ -19,6 +21,7 @@ import numpy as np
 import pytest
 
 import ensemblead
+from ensemblead.errors import MissingExtraError
 
 # Tests never judge a time. In CI the same examples run every time.
 hypothesis.settings.register_profile(
@@ -36,6 +39,31 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--numpy-only", action="store_true", help="behave as if no other array framework were installed"
     )
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup(item: pytest.Item) -> Generator[None, None, None]:
+    with _skipped_without_faiss():
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
+    with _skipped_without_faiss():
+        return (yield)
+
+
+@contextmanager
+def _skipped_without_faiss() -> Iterator[None]:
+    """Images with a GPU often lack FAISS, and a test that needs it has nothing to say there. An installation
+    of the extras `cpu` or `gpu` has it.
+    """
+    try:
+        yield
+    except MissingExtraError as error:
+        if error.name != "faiss":
+            raise
+        pytest.skip(str(error))
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -134,3 +162,23 @@ def cpu_device(request: pytest.FixtureRequest) -> Device:
 def cuda_device(request: pytest.FixtureRequest) -> Device:
     """The frameworks on CUDA, in turn."""
     return make_device(request.param)
+
+
+@pytest.fixture
+def cuda_torch() -> Device:
+    """torch on CUDA, for what detectors and banks do there alone."""
+    return make_device("torch-cuda")
+
+
+@pytest.fixture(params=["cpu", "cuda"])
+def torch_device(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The devices that detectors and memory banks compute on, in turn.
+
+    Convolutions on a GPU are in full float32 meanwhile, not in TF32 as torch would have it: tests compare
+    with float64.
+    """
+    device = make_device(f"torch-{request.param}")
+    cudnn = device.module.backends.cudnn
+    before, cudnn.allow_tf32 = cudnn.allow_tf32, False
+    yield request.param
+    cudnn.allow_tf32 = before

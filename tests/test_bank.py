@@ -13,6 +13,8 @@ from ensemblead.kernels.coreset import select_coreset
 from ensemblead.memory import MemoryBank
 from ensemblead.memory.projection import make_projection, project_chunks
 
+CPU = torch.device("cpu")
+
 
 def _rows(n: int, dims: int = 20, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=(n, dims)).astype(np.float32)
@@ -57,10 +59,10 @@ def test_injected_projection_and_start_rows_decide_the_selection() -> None:
 
 def test_projecting_by_chunks() -> None:
     data, projection = torch.from_numpy(_rows(5000, 300)), torch.from_numpy(_rows(7, 300, seed=1))
-    out = project_chunks([data[:10], data[10:4000], data[4000:]], projection)
-    assert torch.equal(out, project_chunks([data], projection))
+    out = project_chunks([data[:10], data[10:4000], data[4000:]], projection, CPU)
+    assert torch.equal(out, project_chunks([data], projection, CPU))
     torch.testing.assert_close(out, data @ projection.T, rtol=1e-4, atol=1e-4)
-    assert torch.equal(project_chunks([data[:5], data[5:9]], None), data[:9])
+    assert torch.equal(project_chunks([data[:5], data[5:9]], None, CPU), data[:9])
 
 
 def test_the_projection_is_drawn_from_the_seed_or_given() -> None:

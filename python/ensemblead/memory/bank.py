@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,8 +12,10 @@ import torch
 from ensemblead.checks import whole_number
 from ensemblead.errors import NotFittedError
 from ensemblead.kernels.coreset import select_coreset
+from ensemblead.memory.buffer import Buffer, free_on, take, to_host, waits_on_host
+from ensemblead.memory.exact import ExactIndex, Excluded, nearest_squared
 from ensemblead.memory.projection import make_projection, project_chunks
-from ensemblead.memory.search import INDEX_NAMES, ExactIndex, FaissIndex, make_index, nearest_squared
+from ensemblead.memory.search import INDEX_NAMES, FaissIndex, flat_index, make_index
 
 # How much a group of rows keeps of itself, as a multiple of the coreset's fraction, when not all rows fit the
 # buffer.
@@ -25,11 +27,13 @@ class MemoryBank:
     """A coreset of embeddings (PatchCore; Roth et al. 2022), with the image every row came from.
 
     `add` rows as they come, then `fit`; more normal rows later with `add` and `extend`, or `extend(rows)`.
-    Rows stay on the device where they were added, and are searched there.
+    Rows stay on the device where they were added, and are searched there (`ensemblead info` says by what).
 
     Args:
         coreset_fraction: share of the added rows that the bank keeps, in (0, 1].
-        index: how it is searched: "flat" is exact; "ivf", "ivfpq", "hnsw" and "sq16" are FAISS's, on the CPU.
+        index: how it is searched: "flat" is exact; "ivf", "ivfpq", "hnsw" and "sq16" are FAISS's. On a GPU
+            "ivf" needs FAISS's GPU build; without it, and for the last three, queries are copied to the CPU
+            for every batch, and a UserWarning says so.
         num_neighbors: default `k` of `search`.
         seed: of the projection and of the start rows; nothing else is random.
         projection_dim: rows are shortened to this many dimensions for the selection (only); None: they are
@@ -39,7 +43,8 @@ class MemoryBank:
             the size each), every group keeps its own coreset of twice the fraction, and `fit` selects among
             what the groups kept: the composable form of the greedy k-center (Malkomes et al. 2015). Memory
             then grows with the bank only, and the cost linearly with the rows. The default holds 400 images
-            of 784 patches of 1024 dimensions.
+            of 784 patches of 1024 dimensions. Rows of a GPU wait there, or, where it has less than twice this
+            size to spare, in page-locked memory of the host.
 
     Attributes after `fit`: `rows_` float32 `[M, D]` without repeats, in selection order; `images_` int64
     `[M]`; `projection_` float32 `[d, D]` or None; `radius_`, the largest Euclidean distance, in the projected
@@ -75,11 +80,14 @@ class MemoryBank:
         self.radius_ = 0.0
         self._rows: torch.Tensor | None = None
         self._images: torch.Tensor | None = None
+        self._owners = np.empty(0, dtype=np.int64)  # the same as `_images`, on the host
         self._search: ExactIndex | FaissIndex | None = None
-        self._buffer = _Buffer()
-        self._kept = _Buffer()  # what groups that left the buffer have kept
+        self._buffer = Buffer()
+        self._kept = Buffer()  # what groups that left the buffer have kept
         self._num_added = 0
         self._num_groups = 0
+        self._home: torch.device | None = None  # where rows come from, and are selected and searched
+        self._on_host = False  # rows of a GPU wait on the host
 
     @property
     def is_fitted(self) -> bool:
@@ -96,36 +104,50 @@ class MemoryBank:
     def __len__(self) -> int:
         return 0 if self._rows is None else len(self._rows)
 
-    def add(self, embeddings: Any, images: Any = None, *, copy: bool = True) -> None:
+    def add(
+        self, embeddings: Any, images: Any = None, *, copy: bool = True, known_finite: bool = False
+    ) -> None:
         """Hold more rows for the next `fit`, or, on a fitted bank, for the next `extend`.
 
         Args:
-            embeddings: float `[n, D]`, NumPy or torch; kept as float32.
+            embeddings: float `[n, D]`, NumPy or torch; kept as float32. All on one device.
             images: which image each row is of: int `[n]`, or one int for all. None: the rows of this call are
                 one image.
             copy: False when the caller gives the rows away.
+            known_finite: the caller has seen that they are. A GPU is waited for to see it here.
         """
         rows = _as_rows(embeddings, "embeddings", copy)
         # Here, where they can be refused alone: found by the selection, they would spoil the whole group. One
         # pass: a finite sum has finite terms. Where it overflows, every term is asked.
-        if not bool(torch.isfinite(rows.sum())) and not bool(torch.isfinite(rows).all()):
+        if not known_finite and not bool(torch.isfinite(rows.sum())) and not bool(torch.isfinite(rows).all()):
             raise ValueError("embeddings must be finite, got NaN or infinity")
         width = self._dims()
         if width is not None and rows.shape[1] != width:
             raise ValueError(f"embeddings must have {width} columns as before, got shape {tuple(rows.shape)}")
+        if self._home is not None and rows.device != self._home:
+            raise ValueError(f"embeddings are on {rows.device}, but those before are on {self._home}")
         if images is None:
             images = self._next_image()
-        numbers = torch.as_tensor(np.asarray(images), dtype=torch.int64)
+        numbers = torch.tensor(np.asarray(images), dtype=torch.int64)
         if numbers.ndim > 1 or (numbers.ndim == 1 and len(numbers) != len(rows)):
             raise ValueError(f"images must be one int, or [{len(rows)}], got shape {tuple(numbers.shape)}")
         if len(rows) == 0:
             return
-        self._buffer.append(rows, numbers.expand(len(rows)).to(rows.device))
+        self._home = rows.device
+        self._buffer.append(self._waiting(rows), numbers.expand(len(rows)))
         self._num_added += len(rows)
         # After the first overflow groups are a quarter as large: the peak stays at that first buffer.
         limit = self.max_buffer_bytes if self._num_groups == 0 else self.max_buffer_bytes // 4
         if self._bytes(self._buffer.num_rows) > limit:
             self._leave_buffer()
+
+    def _waiting(self, rows: torch.Tensor) -> torch.Tensor:
+        """The rows where they wait for the selection."""
+        if not rows.is_cuda:
+            return rows
+        if self._buffer.num_rows == 0:
+            self._on_host = waits_on_host(self.max_buffer_bytes, free_on(rows.device))
+        return to_host(rows) if self._on_host else rows
 
     def fit(
         self, *, projection: Any = None, start_indices: Any = None, progress: Progress | None = None
@@ -154,16 +176,18 @@ class MemoryBank:
             chunks, images, mapping = self._kept.chunks, self._kept.images, self.projection_
         else:
             chunks, images = self._buffer.chunks, self._buffer.images
-            mapping = self._projection_for(chunks[0], projection)
+            mapping = self._projection_for(chunks[0].shape[1], projection)
+        home = self._require_home()
         size = max(1, int(self._num_added * self.coreset_fraction))
-        projected = project_chunks(chunks, mapping)
+        projected = project_chunks(chunks, mapping, home)
         picks = _select(projected, size=size, seed=self.seed, start_indices=start_indices, progress=progress)
-        rows, numbers = _take(chunks, picks), torch.cat(images)[picks]
-        radius = nearest_squared(projected, projected[picks]).max().clamp_min(0).sqrt()
+        rows, owners = take(chunks, picks, home), torch.cat(images).numpy()[picks]
+        chosen = projected[torch.from_numpy(picks).to(home)]
+        radius = nearest_squared(projected, chosen).max().clamp_min(0).sqrt()
         search = make_index(self.index, rows, self.seed)
-        self._rows, self._images, self._search = rows, numbers, search
+        self._set(rows, owners, search)
         self.projection_, self.radius_ = mapping, float(radius)
-        self._buffer, self._kept, self._num_groups = _Buffer(), _Buffer(), 0
+        self._buffer, self._kept, self._num_groups = Buffer(), Buffer(), 0
         return self
 
     def extend(self, embeddings: Any = None, images: Any = None) -> MemoryBank:
@@ -172,28 +196,31 @@ class MemoryBank:
         Existing rows stay. New ones enter by the same greedy rule, farthest first, until every new row lies
         within `radius_` of the bank, in the projected space.
         """
-        rows, numbers = self._fitted()[:2]
+        rows, _, old = self._fitted()
         if embeddings is not None:
             self.add(embeddings, images)
         self._leave_buffer()
         if self._kept.num_rows:
             rows = torch.cat([rows, *self._kept.chunks])
-            numbers = torch.cat([numbers, *self._kept.images])
-            old = self._search
-            search = old.with_rows(rows) if isinstance(old, FaissIndex) else ExactIndex(rows)
-            self._rows, self._images, self._search = rows, numbers, search
-        self._kept, self._num_groups = _Buffer(), 0
+            owners = torch.cat([torch.from_numpy(self._owners), *self._kept.images]).numpy()
+            search = old.with_rows(rows) if isinstance(old, FaissIndex) else flat_index(rows)
+            self._set(rows, owners, search)
+        self._kept, self._num_groups = Buffer(), 0
         return self
 
     def search(
-        self, queries: Any, k: int | None = None, *, exclude_image: int | None = None
+        self,
+        queries: Any,
+        k: int | None = None,
+        *,
+        exclude_image: int | Sequence[int] | npt.NDArray[np.integer] | None = None,
     ) -> tuple[Any, Any]:
         """The k bank rows nearest to every query.
 
         Args:
             queries: float `[Q, D]`, NumPy, or torch on the bank's device.
             k: how many, exactly; by default `num_neighbors`.
-            exclude_image: leave this image's rows out of the bank.
+            exclude_image: leave this image's rows out of the bank; or int `[Q]`, an image for every query.
 
         Returns:
             *Squared* L2 distances float32 `[Q, k]`, ascending, and row numbers int64 `[Q, k]`; NumPy or torch
@@ -204,11 +231,8 @@ class MemoryBank:
         """
         rows, numbers, index = self._fitted()
         k = self.num_neighbors if k is None else k
-        excluded, available = None, len(rows)
-        if exclude_image is not None:
-            excluded = numbers == exclude_image
-            own = int(excluded.sum())
-            excluded, available = (excluded if own else None), available - own
+        away = None if exclude_image is None else np.asarray(exclude_image, dtype=np.int64)
+        available = len(rows) if away is None else self._fewest_without(away)
         if not 1 <= k <= available:
             raise ValueError(f"k must be between 1 and the {available} rows of the bank, got {k}")
         points = _as_rows(queries, "queries", copy=False)
@@ -216,6 +240,11 @@ class MemoryBank:
             raise ValueError(f"queries must have {rows.shape[1]} columns, got shape {tuple(points.shape)}")
         if points.device != rows.device:
             raise ValueError(f"queries are on {points.device}, but the bank is on {rows.device}")
+        if away is not None and away.ndim and away.shape != (len(points),):
+            raise ValueError(f"exclude_image must be one int, or [{len(points)}], got shape {away.shape}")
+        # Where no row is left out, none need be compared.
+        kept_out = away is not None and available < len(rows)
+        excluded = Excluded.of(numbers, away) if kept_out and away is not None else None
         distances, found = index.search(points, k, excluded)
         if isinstance(queries, np.ndarray):
             return distances.cpu().numpy(), found.cpu().numpy()
@@ -223,17 +252,20 @@ class MemoryBank:
 
     def rows_without(self, image: int) -> int:
         """How many bank rows are of other images than this one."""
-        return int((self.images_ != image).sum())
+        self._fitted()
+        return len(self._owners) - int((self._owners == image).sum())
+
+    def _fewest_without(self, images: npt.NDArray[np.int64]) -> int:
+        return min(self.rows_without(int(image)) for image in np.unique(images)) if images.size else len(self)
 
     def to(self, device: torch.device | str) -> MemoryBank:
         """Move a fitted bank to another device."""
-        rows, numbers, old = self._fitted()
-        rows, numbers = rows.to(device), numbers.to(device)
-        # A FAISS index stays where it is; only its rows move.
-        moved = (
-            FaissIndex(old.name, rows, old.faiss_index) if isinstance(old, FaissIndex) else ExactIndex(rows)
-        )
-        self._rows, self._images, self._search = rows, numbers, moved
+        rows, _, old = self._fitted()
+        rows = rows.to(device)
+        # What FAISS has on the CPU stays there; only its rows move.
+        faiss = FaissIndex(old.name, rows, old.faiss_index) if isinstance(old, FaissIndex) else None
+        self._set(rows, self._owners, faiss or flat_index(rows))
+        self._home = rows.device
         if self.projection_ is not None:
             self.projection_ = self.projection_.to(device)
         return self
@@ -242,6 +274,7 @@ class MemoryBank:
         """A bank that can be extended without touching this one; the rows are shared until then."""
         other = MemoryBank(**self.parameters())
         other._rows, other._images, other._search = self._fitted()
+        other._owners, other._home = self._owners, self._home
         other.projection_, other.radius_, other._num_added = self.projection_, self.radius_, self._num_added
         return other
 
@@ -254,8 +287,8 @@ class MemoryBank:
         """What makes this bank again with `from_state`: plain values, arrays, and the FAISS index where there
         is one.
         """
-        rows, numbers, index = self._fitted()
-        arrays = {"rows": rows.cpu().numpy(), "images": numbers.cpu().numpy()}
+        rows, _, index = self._fitted()
+        arrays = {"rows": rows.cpu().numpy(), "images": self._owners}
         if self.projection_ is not None:
             arrays["projection"] = self.projection_.cpu().numpy()
         values = {"parameters": self.parameters(), "radius": self.radius_, "num_added": self._num_added}
@@ -268,10 +301,11 @@ class MemoryBank:
         """A fitted bank from `state`, on the CPU."""
         bank = cls(**values["parameters"])
         rows = torch.from_numpy(arrays["rows"])
-        bank._rows, bank._images = rows, torch.from_numpy(arrays["images"])
-        bank._search = (
-            ExactIndex(rows) if index is None else FaissIndex.from_bytes(bank.index, rows, index, bank.seed)
+        search = (
+            flat_index(rows) if index is None else FaissIndex.from_bytes(bank.index, rows, index, bank.seed)
         )
+        bank._set(rows, arrays["images"], search)
+        bank._home = rows.device
         bank.projection_ = torch.from_numpy(arrays["projection"]) if "projection" in arrays else None
         bank.radius_, bank._num_added = values["radius"], values["num_added"]
         return bank
@@ -281,6 +315,16 @@ class MemoryBank:
             raise NotFittedError("the memory bank is not fitted; call fit first")
         return self._rows, self._images, self._search
 
+    def _set(
+        self, rows: torch.Tensor, owners: npt.NDArray[np.int64], search: ExactIndex | FaissIndex
+    ) -> None:
+        self._rows, self._owners, self._search = rows, owners, search
+        self._images = torch.from_numpy(owners).to(rows.device)
+
+    def _require_home(self) -> torch.device:
+        assert self._home is not None, "rows were added"
+        return self._home
+
     def _dims(self) -> int | None:
         for chunk in (
             ([self._rows] if self._rows is not None else []) + self._buffer.chunks + self._kept.chunks
@@ -289,16 +333,16 @@ class MemoryBank:
         return None
 
     def _next_image(self) -> int:
-        known = [self._images] if self._images is not None else []
+        known = [torch.from_numpy(self._owners)] if len(self._owners) else []
         return max((int(n.max()) + 1 for n in known + self._buffer.images + self._kept.images), default=0)
 
     def _bytes(self, num_rows: int) -> int:
         dims = self._dims() or 0
         return 4 * num_rows * (dims + min(dims, self.projection_dim or dims))
 
-    def _projection_for(self, chunk: torch.Tensor, given: Any) -> torch.Tensor | None:
-        mapping = make_projection(given, chunk.shape[1], self.projection_dim, self.seed)
-        return None if mapping is None else mapping.to(chunk.device)
+    def _projection_for(self, dims: int, given: Any) -> torch.Tensor | None:
+        mapping = make_projection(given, dims, self.projection_dim, self.seed)
+        return None if mapping is None else mapping.to(self._require_home())
 
     def _leave_buffer(self) -> None:
         """Take the buffered rows group by group: their coreset is kept, the rest is let go. Rows leave with
@@ -307,7 +351,7 @@ class MemoryBank:
         groups = self._buffer.groups(lambda rows: self._bytes(rows) >= self.max_buffer_bytes // 4)
         try:
             if groups and self._rows is None and self._num_groups == 0:
-                self.projection_ = self._projection_for(groups[0].chunks[0], None)
+                self.projection_ = self._projection_for(groups[0].chunks[0].shape[1], None)
             while groups:
                 self._keep_of(groups[0])
                 groups.pop(0)
@@ -316,43 +360,21 @@ class MemoryBank:
                 for rows, numbers in zip(group.chunks, group.images, strict=True):
                     self._buffer.append(rows, numbers)
 
-    def _keep_of(self, group: _Buffer) -> None:
-        projected = project_chunks(group.chunks, self.projection_)
+    def _keep_of(self, group: Buffer) -> None:
+        home = self._require_home()
+        projected = project_chunks(group.chunks, self.projection_, home)
         if self._rows is None:
             size = max(1, int(group.num_rows * min(1.0, _OVERSAMPLING * self.coreset_fraction)))
             picks = _select(projected, size=size, seed=self.seed + self._num_groups)
         else:
-            bank = project_chunks([self._rows, *self._kept.chunks], self.projection_)
+            bank = project_chunks([self._rows, *self._kept.chunks], self.projection_, home)
             # A hair more: a row at the radius itself must not enter for the last bit of its distance.
             radius = self.radius_ * (1 + 2e-6)
             picks = _select(projected, size=len(projected), radius=radius, bank=bank)
         if len(picks):
-            self._kept.append(_take(group.chunks, picks), torch.cat(group.images)[picks])
+            numbers = torch.cat(group.images)[torch.from_numpy(picks)]
+            self._kept.append(take(group.chunks, picks, home), numbers)
         self._num_groups += 1
-
-
-class _Buffer:
-    """Rows in the pieces they came in, and their images."""
-
-    def __init__(self) -> None:
-        self.chunks: list[torch.Tensor] = []
-        self.images: list[torch.Tensor] = []
-        self.num_rows = 0
-
-    def append(self, rows: torch.Tensor, images: torch.Tensor) -> None:
-        self.chunks.append(rows)
-        self.images.append(images)
-        self.num_rows += len(rows)
-
-    def groups(self, is_full: Callable[[int], bool]) -> list[_Buffer]:
-        """The same pieces in groups, each closed as soon as it is full; this buffer lets them go."""
-        groups: list[_Buffer] = []
-        for chunk, images in zip(self.chunks, self.images, strict=True):
-            if not groups or is_full(groups[-1].num_rows):
-                groups.append(_Buffer())
-            groups[-1].append(chunk, images)
-        self.chunks, self.images, self.num_rows = [], [], 0
-        return groups
 
 
 def _as_rows(array: Any, name: str, copy: bool) -> torch.Tensor:
@@ -369,30 +391,16 @@ def _as_rows(array: Any, name: str, copy: bool) -> torch.Tensor:
     return array.detach().to(torch.float32, copy=copy).contiguous()
 
 
-def _select(projected: torch.Tensor, *, start_indices: Any = None, **options: Any) -> torch.Tensor:
+def _select(projected: torch.Tensor, *, start_indices: Any = None, **options: Any) -> npt.NDArray[np.int64]:
     """`select_coreset` over rows that are projected already, less the repeats it gives when nothing new is
-    left.
+    left; on the host, where they are sorted out.
     """
     if start_indices is not None:
         options["start_indices"] = torch.as_tensor(np.asarray(start_indices), dtype=torch.int64)
-    picks: torch.Tensor = select_coreset(projected, projection_dim=None, **options)
-    host = picks.tolist()
-    distinct = list(dict.fromkeys(host))
+    picks = select_coreset(projected, projection_dim=None, **options).tolist()
+    distinct = list(dict.fromkeys(picks))
     # When all values are 0, row 0 stands in; it may not have been picked before, but then an equal row was.
     place = distinct.index(0) if 0 in distinct else 0
     if place and bool((projected[distinct[:place]] == projected[0]).all(1).any()):
         del distinct[place]
-    if len(distinct) == len(host):
-        return picks
-    return torch.tensor(distinct, dtype=torch.int64, device=projected.device)
-
-
-def _take(chunks: list[torch.Tensor], picks: torch.Tensor) -> torch.Tensor:
-    """The picked rows, in the order of the picks, of what the chunks would be in one piece."""
-    out = torch.empty((len(picks), chunks[0].shape[1]), dtype=torch.float32, device=chunks[0].device)
-    start = 0
-    for chunk in chunks:
-        here = ((picks >= start) & (picks < start + len(chunk))).nonzero()[:, 0]
-        out[here] = chunk[picks[here] - start]
-        start += len(chunk)
-    return out
+    return np.array(distinct, dtype=np.int64)

@@ -31,13 +31,15 @@ def make_projection(given: Any, dims: int, length: int | None, seed: int) -> tor
     return torch.from_numpy(random_projection(dims, length, seed))
 
 
-def project_chunks(chunks: list[torch.Tensor], projection: torch.Tensor | None) -> torch.Tensor:
-    """The rows of all chunks `[n_i, D]` in one tensor, mapped by `projection` `[d, D]`, or as they are if it
-    is None.
+def project_chunks(
+    chunks: list[torch.Tensor], projection: torch.Tensor | None, device: torch.device
+) -> torch.Tensor:
+    """The rows of all chunks `[n_i, D]` in one tensor on `device`, mapped by `projection` `[d, D]`, or as
+    they are if it is None.
 
     Only the short rows are held beside the chunks, never a second copy of the long ones. How the rows are cut
     into chunks does not change a bit of the result.
     """
-    if projection is not None:
-        chunks = [project(chunk, projection) for chunk in chunks]
-    return chunks[0] if len(chunks) == 1 else torch.cat(chunks)
+    placed = (chunk.to(device, non_blocking=True) for chunk in chunks)
+    parts = [chunk if projection is None else project(chunk, projection) for chunk in placed]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)

@@ -1,12 +1,18 @@
-"""Nearest neighbours in squared L2 distance: exact on any device, or approximate through FAISS.
+"""Which index finds the nearest rows, and FAISS's. Distances are squared L2.
 
-Distances are always those to the rows found, summed from differences: what an index approximates is which
-rows it finds.
+`search_plan` says what is used where. A bank on a GPU is searched there: exactly, by FAISS if its GPU build
+is installed, else by torch; "ivf" by FAISS's GPU build. What FAISS has for the CPU alone is searched there,
+with a copy of the queries for every batch, and a warning says so when such an index is made.
 """
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+import importlib.util
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -14,115 +20,136 @@ import torch
 
 from ensemblead.errors import DamagedModelError
 from ensemblead.extras import require
+from ensemblead.memory.exact import ExactIndex, Excluded, sort_by_distance
 
 INDEX_NAMES = ("flat", "ivf", "ivfpq", "hnsw", "sq16")
 
-# The product of a tile of queries with a tile of rows stays in the last cache on a CPU and feeds a GPU.
-_CPU_TILE, _CUDA_TILE = (1024, 4096), (16384, 16384)
-# Floats per gathered block when distances are summed from differences.
-_GATHER = 1 << 20
+# FAISS's own scratch on a GPU (it would take a share of the card otherwise), and the most neighbours it gives
+# there.
+_GPU_SCRATCH, _GPU_MOST_NEIGHBORS = 64 << 20, 1024
+
+
+@dataclass(frozen=True)
+class SearchPlan:
+    """How a bank is searched: what compares, where, and whether queries are copied to the host for it."""
+
+    engine: Literal["torch", "faiss-cpu", "faiss-gpu"]
+    place: str  # "cpu" or "cuda:0"
+    copies: bool = False
+
+    def __str__(self) -> str:
+        name = {"torch": "torch", "faiss-cpu": "FAISS", "faiss-gpu": "FAISS for GPUs"}[self.engine]
+        return f"{name} on {self.place}" + (", queries copied to the host for every batch" * self.copies)
+
+
+def search_plan(name: str, device: torch.device | str, *, faiss_gpus: int | None = None) -> SearchPlan:
+    """How the index of that name searches a bank on `device`.
+
+    Args:
+        faiss_gpus: how many GPUs FAISS sees; None: it is asked.
+    """
+    place = torch.device(device)
+    if place.type != "cuda":
+        return SearchPlan("torch" if name == "flat" else "faiss-cpu", str(place))
+    on_gpu = name in ("flat", "ivf") and (place.index or 0) < (
+        count_faiss_gpus() if faiss_gpus is None else faiss_gpus
+    )
+    if on_gpu:
+        return SearchPlan("faiss-gpu", str(place))
+    return SearchPlan("torch", str(place)) if name == "flat" else SearchPlan("faiss-cpu", "cpu", copies=True)
+
+
+def count_faiss_gpus() -> int:
+    """GPUs that the installed FAISS can use: 0 without FAISS, and with its CPU build."""
+    if importlib.util.find_spec("faiss") is None:
+        return 0
+    faiss = _faiss()
+    return int(faiss.get_num_gpus()) if hasattr(faiss, "StandardGpuResources") else 0
 
 
 class Index(Protocol):
     """Finds neighbours; does not own the rows."""
 
     def search(
-        self, queries: torch.Tensor, k: int, excluded: torch.Tensor | None
+        self, queries: torch.Tensor, k: int, excluded: Excluded | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Squared distances float32 `[Q, k]`, ascending, and row numbers int64 `[Q, k]`; see
         `MemoryBank.search`.
         """
 
 
-def true_distances(queries: torch.Tensor, rows: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
-    """Squared L2 distances from query q to the rows `indices[q]`: float32, shape of `indices` `[Q, k]`.
+class GpuFlatIndex(ExactIndex):
+    """Every row compared by FAISS, on the GPU where the rows are, in float32.
 
-    Summed from differences, so they stay right where the expanded form cancels: for near duplicates, or far
-    from the origin.
+    FAISS has no way to leave rows out there: such queries are left to torch.
     """
-    out = torch.empty(indices.shape, dtype=torch.float32, device=queries.device)
-    step = len(indices) if queries.is_cuda else max(1, _GATHER // (queries.shape[1] * indices.shape[1]))
-    for a in range(0, len(indices), max(1, step)):
-        for j in range(indices.shape[1]):
-            difference = rows.index_select(0, indices[a : a + step, j]).sub_(queries[a : a + step])
-            out[a : a + step, j] = difference.square_().sum(1)
-    return out
-
-
-def sort_by_distance(
-    queries: torch.Tensor, rows: torch.Tensor, indices: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """True distances of the rows found, and the rows, nearest first."""
-    distances = true_distances(queries, rows, indices)
-    if indices.shape[1] > 1:
-        distances, order = distances.sort(dim=1, stable=True)
-        indices = indices.gather(1, order)
-    return distances, indices
-
-
-class ExactIndex:
-    """Every row is compared: a matrix product by tiles, fused with a running minimum. Any device."""
 
     def __init__(self, rows: torch.Tensor) -> None:
-        self._rows = rows
-        # |x - p|^2 orders rows p as |p'|^2 + 2 m.p' - 2 x.p' does, with p' = p - m. Taking the mean m off the
-        # rows keeps the rounding small where all features share a large offset, and costs no pass over the
-        # queries.
-        self._mean = rows.double().mean(0).float()
-        self._offsets = torch.cat(
-            [
-                (block.double().square().sum(1) + 2.0 * block.double() @ self._mean.double()).float()
-                for block in (rows[a : a + 8192] - self._mean for a in range(0, len(rows), 8192))
-            ]
-        )
+        super().__init__(rows)
+        faiss = _faiss()
+        self._gpu = _GpuResources(faiss, rows.device)
+        config = faiss.GpuIndexFlatConfig()
+        config.device = self._gpu.number
+        self._index = faiss.GpuIndexFlatL2(self._gpu.resources, rows.shape[1], config)
+        # Less their mean, as in ExactIndex: FAISS expands the square, too.
+        centred = (rows - self._mean).contiguous()
+        with self._gpu.current_stream():
+            self._index.add_c(len(centred), _floats(faiss, centred))
 
-    def search(
-        self, queries: torch.Tensor, k: int, excluded: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def _nearest(self, queries: torch.Tensor, k: int, excluded: Excluded | None) -> torch.Tensor:
+        if excluded is not None or k > _GPU_MOST_NEIGHBORS:
+            return super()._nearest(queries, k, excluded)
+        return self._gpu.search(self._index, (queries - self._mean).contiguous(), k)
+
+
+class _GpuResources:
+    """FAISS on one GPU, in the order of torch's work there."""
+
+    def __init__(self, faiss: Any, device: torch.device) -> None:
+        self._faiss = faiss
+        self._device = device
+        self.number = device.index or 0
+        self.resources = faiss.StandardGpuResources()
+        self.resources.setTempMemory(_GPU_SCRATCH)
+
+    @contextmanager
+    def current_stream(self) -> Iterator[None]:
+        """Inside, FAISS queues its work behind torch's, so neither waits for the other."""
+        stream = _cuda_stream(self._device)
+        self.resources.setDefaultStream(self.number, self._faiss.cast_integer_to_cudastream_t(stream))
+        try:
+            yield
+        finally:
+            # The stream is the caller's, and may be gone by the next call.
+            self.resources.revertDefaultStream(self.number)
+
+    def search(self, index: Any, queries: torch.Tensor, k: int, parameters: Any = None) -> torch.Tensor:
+        """Row numbers int64 `[Q, k]`; -1 where an index finds none."""
+        distances = torch.empty((len(queries), k), dtype=torch.float32, device=queries.device)
         found = torch.empty((len(queries), k), dtype=torch.int64, device=queries.device)
-        query_tile, row_tile = _CUDA_TILE if queries.is_cuda else _CPU_TILE
-        best = torch.empty(0, device=queries.device)
-        # Rows outside, queries inside: a tile of rows is centred once.
-        for r in range(0, len(self._rows), row_tile):
-            tile = self._rows[r : r + row_tile] - self._mean
-            offsets = self._offsets[r : r + row_tile]
-            if excluded is not None:
-                offsets = offsets.masked_fill(excluded[r : r + row_tile], torch.inf)
-            if r == 0:
-                best = torch.full((len(queries), k), torch.inf, device=queries.device)
-                found.zero_()
-            for q in range(0, len(queries), query_tile):
-                part = slice(q, q + query_tile)
-                product = torch.addmm(offsets, queries[part], tile.T, alpha=-2.0)
-                _merge(best[part], found[part], product, r)
-        return sort_by_distance(queries, self._rows, found)
+        with self.current_stream():
+            index.search_c(
+                len(queries),
+                _floats(self._faiss, queries),
+                k,
+                _floats(self._faiss, distances),
+                self._faiss.cast_integer_to_idx_t_ptr(found.data_ptr()),
+                parameters,
+            )
+        return found
 
 
-def _merge(best: torch.Tensor, found: torch.Tensor, product: torch.Tensor, first_row: int) -> None:
-    """Put the k smallest of `product` `[q, r]` and of what was found so far into `best` and `found` `[q,
-    k]`.
-    """
-    k = best.shape[1]
-    if k == 1:
-        values, places = product.min(1, keepdim=True)
-        nearer = values < best
-        torch.where(nearer, values, best, out=best)
-        torch.where(nearer, places + first_row, found, out=found)
-        return
-    values, places = product.topk(min(k, product.shape[1]), dim=1, largest=False)
-    values, order = torch.cat([best, values], 1).topk(k, dim=1, largest=False)
-    best.copy_(values)
-    found.copy_(torch.cat([found, places + first_row], 1).gather(1, order))
+def _floats(faiss: Any, tensor: torch.Tensor) -> Any:
+    """FAISS's pointer to a contiguous float32 tensor, on any device."""
+    return faiss.cast_integer_to_float_ptr(tensor.data_ptr())
 
 
-def nearest_squared(queries: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    """Squared L2 distance from every query `[Q, D]` to its nearest row `[M, D]`: float32 `[Q]`."""
-    distances, _ = ExactIndex(rows).search(queries, 1, None)
-    return distances[:, 0]
+def _cuda_stream(device: torch.device) -> int:
+    return int(torch.cuda.current_stream(device).cuda_stream)
 
 
 class FaissIndex:
-    """An approximate index of FAISS over `rows`, on the CPU; queries on a GPU are copied over and back.
+    """An approximate index of FAISS over `rows`, where `search_plan` puts it; what is saved is on the CPU.
 
     "ivf": inverted lists, 1 list in 8 visited (at least 8). "ivfpq": the same with product-quantised rows.
     "hnsw": a navigable graph. "sq16": every row compared, in half precision. A query for which the index
@@ -133,6 +160,21 @@ class FaissIndex:
         self.name = name
         self._rows = rows
         self.faiss_index = index
+        self.plan = search_plan(name, rows.device)
+        self._gpu: _GpuResources | None = None
+        self._gpu_index: Any = None
+        if self.plan.engine == "faiss-gpu":
+            faiss = _faiss()
+            self._gpu = _GpuResources(faiss, rows.device)
+            self._gpu_index = faiss.index_cpu_to_gpu(self._gpu.resources, self._gpu.number, index)
+            self._gpu_index.nprobe = self._probes()
+        elif self.plan.copies:
+            warnings.warn(
+                f'index="{name}" is searched on the CPU: the queries of every batch are copied from '
+                f'{rows.device} and back; index="flat" stays there',
+                UserWarning,
+                stacklevel=2,
+            )
 
     @classmethod
     def build(cls, name: str, rows: torch.Tensor, seed: int) -> FaissIndex:
@@ -183,38 +225,64 @@ class FaissIndex:
         return FaissIndex(self.name, rows, index)
 
     def search(
-        self, queries: torch.Tensor, k: int, excluded: torch.Tensor | None
+        self, queries: torch.Tensor, k: int, excluded: Excluded | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        faiss = _faiss()
-        parameters, keep_alive = self._parameters(faiss, k, excluded)
-        _, found = self.faiss_index.search(_host(queries), k, params=parameters)
-        del keep_alive
-        indices = torch.from_numpy(found).to(queries.device)
+        """See `Index.search`."""
+        if self._gpu is None:
+            indices = torch.from_numpy(self._on_host(_host(queries), k, excluded)).to(queries.device)
+        elif excluded is None and k <= _GPU_MOST_NEIGHBORS:
+            indices = self._gpu.search(self._gpu_index, queries, k)
+        else:
+            return ExactIndex(self._rows).search(queries, k, excluded)
+        # A look at the result, for which a GPU is waited for once.
         missing = (indices < 0).any(1).nonzero()[:, 0]
         if len(missing):
-            _, indices[missing] = ExactIndex(self._rows).search(queries[missing], k, excluded)
+            rest = None if excluded is None else excluded.part(missing.cpu().numpy())
+            _, indices[missing] = ExactIndex(self._rows).search(queries[missing], k, rest)
         return sort_by_distance(queries, self._rows, indices)
 
-    def _parameters(self, faiss: Any, k: int, excluded: torch.Tensor | None) -> tuple[Any, Any]:
-        """FAISS's search parameters, and what must outlive the search because they only point to it."""
-        selector, keep_alive = None, None
-        if excluded is not None:
-            bits = np.packbits((~excluded).cpu().numpy(), bitorder="little")
-            selector = faiss.IDSelectorBitmap(bits)
-            keep_alive = (bits, selector)
-        options = {} if selector is None else {"sel": selector}
+    def _on_host(
+        self, queries: npt.NDArray[np.float32], k: int, excluded: Excluded | None
+    ) -> npt.NDArray[np.int64]:
+        faiss = _faiss()
+        if excluded is None:
+            found: npt.NDArray[np.int64] = self.faiss_index.search(
+                queries, k, params=self._parameters(faiss, k)
+            )[1]
+            return found
+        # FAISS leaves out one set of rows per call.
+        found = np.empty((len(queries), k), dtype=np.int64)
+        rows, owners = excluded.rows.cpu().numpy(), np.broadcast_to(excluded.host, len(queries))
+        for image in np.unique(owners):
+            which = np.flatnonzero(owners == image)
+            bits = np.packbits(rows != image, bitorder="little")
+            selector = faiss.IDSelectorBitmap(bits)  # points to the bits, as the parameters do to it
+            parameters = self._parameters(faiss, k, sel=selector)
+            found[which] = self.faiss_index.search(queries[which], k, params=parameters)[1]
+        return found
+
+    def _probes(self) -> int:
+        return int(min(self.faiss_index.nlist, max(8, self.faiss_index.nlist // 8)))
+
+    def _parameters(self, faiss: Any, k: int, **options: Any) -> Any:
+        """FAISS's search parameters."""
         if self.name in ("ivf", "ivfpq"):
-            options["nprobe"] = min(self.faiss_index.nlist, max(8, self.faiss_index.nlist // 8))
             kind = faiss.SearchParametersIVF if self.name == "ivf" else faiss.IVFPQSearchParameters
-            return kind(**options), keep_alive
+            return kind(nprobe=self._probes(), **options)
         if self.name == "hnsw":
-            return faiss.SearchParametersHNSW(efSearch=max(64, 4 * k), **options), keep_alive
-        return faiss.SearchParameters(**options), keep_alive
+            return faiss.SearchParametersHNSW(efSearch=max(64, 4 * k), **options)
+        return faiss.SearchParameters(**options)
 
 
 def make_index(name: str, rows: torch.Tensor, seed: int) -> ExactIndex | FaissIndex:
-    """The index of that name over `rows` float32 `[M, D]`."""
-    return ExactIndex(rows) if name == "flat" else FaissIndex.build(name, rows, seed)
+    """The index of that name over `rows` float32 `[M, D]`, as `search_plan` has it."""
+    return flat_index(rows) if name == "flat" else FaissIndex.build(name, rows, seed)
+
+
+def flat_index(rows: torch.Tensor) -> ExactIndex:
+    """The exact index over `rows`, on their device."""
+    on_gpu = search_plan("flat", rows.device).engine == "faiss-gpu"
+    return GpuFlatIndex(rows) if on_gpu else ExactIndex(rows)
 
 
 def _faiss() -> Any:
