@@ -29,7 +29,9 @@ class FixedSize(nn.Module):
 
 
 def _fixed(layer: str = "last") -> ead.PatchCore:
-    return ead.PatchCore(FixedSize(), (layer,), resize=(64, 64), image_size=None, coreset_fraction=0.1)
+    return ead.PatchCore(
+        FixedSize(), (layer,), resize=(64, 64), image_size=None, coreset_fraction=0.1, device="cpu"
+    )
 
 
 def test_a_network_of_one_input_size_can_be_stored(tmp_path: Path) -> None:
@@ -41,7 +43,7 @@ def test_a_network_of_one_input_size_can_be_stored(tmp_path: Path) -> None:
     # Members of one network run as one, through an extractor of all their layers; each is stored alone.
     module = FixedSize()
     members = [
-        ead.PatchCore(module, (layer,), resize=(64, 64), image_size=None, coreset_fraction=0.1)
+        ead.PatchCore(module, (layer,), resize=(64, 64), image_size=None, coreset_fraction=0.1, device="cpu")
         for layer in ("first", "last")
     ]
     ead.BackboneEnsemble(members).fit(images).save(tmp_path / "e")
@@ -51,7 +53,9 @@ def test_a_network_of_one_input_size_can_be_stored(tmp_path: Path) -> None:
 def test_statistics_of_one_image_are_told() -> None:
     images = normal_images(2)
     images[1] = images[0]
-    detector = ead.PatchCore("gabor", ("layer1",), resize=None, image_size=None, coreset_fraction=0.002)
+    detector = ead.PatchCore(
+        "gabor", ("layer1",), resize=None, image_size=None, coreset_fraction=0.002, device="cpu"
+    )
     # All bank rows come from the first of two equal images, so that only the second can be scored without its
     # own.
     with pytest.warns(UserWarning, match="a single training image gives the statistics"):
@@ -61,7 +65,7 @@ def test_statistics_of_one_image_are_told() -> None:
 
 def test_calibrate_shows_progress() -> None:
     seen: list[tuple[str, int, int]] = []
-    detector = ead.PatchCore("gabor", ("layer1",), resize=None, image_size=None, batch_size=4)
+    detector = ead.PatchCore("gabor", ("layer1",), resize=None, image_size=None, batch_size=4, device="cpu")
     detector.fit(normal_images(6))
     detector.calibrate(normal_images(10, seed=4), 0.2, progress=lambda *given: seen.append(given))
     assert seen == [("calibrate", 4, 10), ("calibrate", 8, 10), ("calibrate", 10, 10)]

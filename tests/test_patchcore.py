@@ -17,7 +17,6 @@ from torch import nn
 
 import ensemblead as ead
 from ensemblead.detectors.calibration import conformal_threshold
-from ensemblead.detectors.network import check_device, resolve_device
 from ensemblead.errors import (
     BackboneUnavailableError,
     DamagedModelError,
@@ -26,8 +25,8 @@ from ensemblead.errors import (
 )
 from ensemblead.kernels.build import has_cuda_kernels
 
-DEVICES = ["cpu"] + (["cuda"] if has_cuda_kernels() and torch.cuda.is_available() else [])
 NATIVE: dict[str, Any] = {"image_size": None, "resize": None}
+DEFAULTS: dict[str, Any] = {**NATIVE, "coreset_fraction": 0.01, "precision": "float32"}
 
 
 class TinyNet(nn.Module):
@@ -46,7 +45,7 @@ class TinyNet(nn.Module):
 
 
 def _gabor(**options: Any) -> ead.PatchCore:
-    defaults = {**NATIVE, "coreset_fraction": 0.05, "batch_size": 4}
+    defaults = {**NATIVE, "coreset_fraction": 0.05, "batch_size": 4, "device": "cpu"}
     return ead.PatchCore("gabor", ("layer1", "layer2"), **(defaults | options))
 
 
@@ -65,7 +64,7 @@ def _embed_by_hand(detector: ead.PatchCore, images: np.ndarray) -> np.ndarray:
     extractor = detector.network_
     pixels = torch.from_numpy(images).permute(0, 3, 1, 2).double() / 255
     mean, std = (torch.tensor(v).double().view(1, 3, 1, 1) for v in (extractor.mean, extractor.std))
-    maps = [m.double() for m in extractor(((pixels - mean) / std).float())]
+    maps = [m.double().cpu() for m in extractor(((pixels - mean) / std).float().to(extractor.device))]
     p, size, pooled = detector.patch_size, maps[0].shape[2:], []
     for m in maps:
         batch, channels, height, width = m.shape
@@ -108,7 +107,7 @@ def _grade_by_hand(
 @pytest.mark.parametrize("score", ["max", "reweighted", "topk"])
 @pytest.mark.parametrize(("num_neighbors", "reweight_neighbors"), [(1, 9), (3, 4), (2, 1), (1, 500)])
 def test_scores_and_maps_equal_the_computation_by_hand(
-    score: str, num_neighbors: int, reweight_neighbors: int
+    torch_device: str, score: str, num_neighbors: int, reweight_neighbors: int
 ) -> None:
     detector = ead.PatchCore(
         TinyNet(),
@@ -119,9 +118,10 @@ def test_scores_and_maps_equal_the_computation_by_hand(
         score=score,
         num_neighbors=num_neighbors,
         reweight_neighbors=reweight_neighbors,
-        device="cpu",
+        device=torch_device,
+        precision="float32",
     ).fit(normal_images(4))
-    bank = detector.memory_bank_.rows_.double().numpy()
+    bank = detector.memory_bank_.rows_.double().cpu().numpy()
     images = np.concatenate([normal_images(2, 1), with_defects(normal_images(2, 2))[0]])
     predictions = detector.predict(images)
     for i, patches in enumerate(_embed_by_hand(detector, images)):
@@ -156,15 +156,15 @@ def test_the_bank_by_injected_projection_and_start_rows() -> None:
 
 
 @pytest.mark.parametrize("score", ["max", "reweighted"])
-def test_leave_one_out_statistics_by_hand(score: str) -> None:
+def test_leave_one_out_statistics_by_hand(torch_device: str, score: str) -> None:
     images = normal_images(5)
     detector = ead.PatchCore(
-        TinyNet(), ("first",), **NATIVE, coreset_fraction=0.01, score=score, batch_size=2, device="cpu"
+        TinyNet(), ("first",), **(DEFAULTS | {"score": score, "batch_size": 2, "device": torch_device})
     ).fit(images)
     bank = detector.memory_bank_
     scores, maps = [], []
     for i, patches in enumerate(_embed_by_hand(detector, images)):
-        others = bank.rows_[bank.images_ != i].double().numpy()
+        others = bank.rows_[bank.images_ != i].double().cpu().numpy()
         assert 0 < len(others) < len(bank)
         expected_score, expected_map = _grade_by_hand(detector, patches, others, (SIDE, SIDE))
         scores.append(expected_score)
@@ -188,6 +188,7 @@ def test_dimensions_of_embeddings(aggregation: Any) -> None:
             **NATIVE,
             aggregation=aggregation,
             coreset_fraction=0.01,
+            device="cpu",
             **options,
         )
         return int(detector.fit(normal_images(2)).memory_bank_.rows_.shape[1])
@@ -202,9 +203,8 @@ def test_dimensions_of_embeddings(aggregation: Any) -> None:
 # As a detector
 
 
-@pytest.mark.parametrize("device", DEVICES)
-def test_defects_are_found_and_placed(device: str) -> None:
-    detector = _gabor(device=device).fit(normal_images(12))
+def test_defects_are_found_and_placed(torch_device: str) -> None:
+    detector = _gabor(device=torch_device).fit(normal_images(12))
     spoiled, masks = with_defects(normal_images(6, seed=5))
     good, bad = detector.predict(normal_images(6, seed=6)), detector.predict(spoiled)
     assert bad.anomaly_score.min() > 3 * good.anomaly_score.max()
@@ -283,8 +283,8 @@ def test_constant_images_work() -> None:
     assert detector.predict(normal_images(1)).is_anomalous[0]
 
 
-def test_calibrate_takes_over(fitted: ead.PatchCore) -> None:
-    detector = _gabor().fit(normal_images(12))
+def test_calibrate_takes_over(torch_device: str) -> None:
+    detector = _gabor(device=torch_device).fit(normal_images(12))
     fresh = normal_images(30, seed=8)
     with pytest.warns(UserWarning, match="30 images cannot guarantee a false-alarm rate of 0.01"):
         detector.calibrate(fresh)
@@ -298,8 +298,8 @@ def test_calibrate_takes_over(fitted: ead.PatchCore) -> None:
         detector.calibrate(fresh, 2)
 
 
-def test_extend_learns_what_is_new() -> None:
-    detector = _gabor().fit(normal_images(6))
+def test_extend_learns_what_is_new(torch_device: str) -> None:
+    detector = _gabor(device=torch_device).fit(normal_images(6))
     new = 255 - normal_images(6, seed=4)
     probe = 255 - normal_images(3, seed=9)
     before, rows = detector.predict(probe), detector.memory_bank_.rows_.clone()
@@ -561,23 +561,15 @@ def test_options_of_load_that_do_not_fit(tmp_path: Path, fitted: ead.PatchCore) 
         ead.load(tmp_path / "m", weights="x.pth")
     with pytest.raises(ValueError, match="knows its network, gabor"):
         ead.load(tmp_path / "m", backbone=TinyNet())
-    if not DEVICES[1:]:
+    if not (has_cuda_kernels() and torch.cuda.is_available()):
         with pytest.raises(ValueError, match="sees no GPU|not part of this version"):
             ead.load(tmp_path / "m", device="cuda")
 
 
-@pytest.mark.parametrize(("kernels", "gpu", "place"), [(0, 1, "cpu"), (1, 0, "cpu"), (1, 1, "cuda")])
-def test_auto_is_a_gpu_that_torch_and_the_kernels_can_use(
-    monkeypatch: pytest.MonkeyPatch, kernels: bool, gpu: bool, place: str
-) -> None:
-    monkeypatch.setattr("ensemblead.detectors.network.has_cuda_kernels", lambda: bool(kernels))
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(gpu))
-    assert resolve_device(check_device("auto")).type == place
-    if not kernels:
-        with pytest.raises(ValueError, match="device is 'cuda:1', but the CUDA kernels are not part of"):
-            ead.PatchCore("gabor", ("layer1",), device="cuda:1")
-    elif gpu:
-        assert resolve_device(check_device("cuda:1")) == torch.device("cuda:1")
+def test_a_gpu_without_kernels_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ensemblead.detectors.network.has_cuda_kernels", lambda: False)
+    with pytest.raises(ValueError, match="device is 'cuda:1', but the CUDA kernels are not part of"):
+        ead.PatchCore("gabor", ("layer1",), device="cuda:1")
 
 
 def test_a_damaged_bank_is_refused(tmp_path: Path, fitted: ead.PatchCore) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import warnings
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,13 @@ from ensemblead.detectors.calibration import (
 )
 from ensemblead.detectors.fitting import Embedded, Errors, Fitting, Progress, Result
 from ensemblead.detectors.network import FeaturePool, Network
+from ensemblead.detectors.transfer import (
+    FiniteChecks,
+    HostCopy,
+    deferred_checks,
+    is_asynchronous,
+    verified,
+)
 from ensemblead.errors import NotFittedError
 from ensemblead.images import Geometry, ImageBatch, Replay, SkippedImage, iterate_batches, open_images
 
@@ -290,16 +298,27 @@ class Detector(ABC):
     def _run(
         self, images: Any, errors: Errors, progress: Progress | None, stage: str
     ) -> Iterator[tuple[ImageBatch, Embedded]]:
-        """Every batch and its embeddings; decoding goes on in the background."""
+        """Every batch and its embeddings, found finite; decoding goes on in the background.
+
+        A GPU's batch comes when the next one is queued behind it, so that the GPU is not kept waiting.
+        """
         source = open_images(images)
         pool = self._pool()
         done = 0
-        with iterate_batches(source, self._geometries(), self.batch_size, errors=errors) as batches:
+
+        def embed(batch: ImageBatch) -> Embedded:
+            self._check_batch(batch)
+            return self._embed(batch.images, pool)
+
+        pinned = any(is_asynchronous(leaf._network().device) for leaf in self._network_leaves())
+        with iterate_batches(
+            source, self._geometries(), self.batch_size, errors=errors, pin_memory=pinned
+        ) as batches:
             self.skipped_ = batches.skipped
-            for batch in batches:
-                self._check_batch(batch)
-                yield batch, self._embed(batch.images, pool)
+            for batch, embedded in verified(batches, embed):
+                yield batch, embedded
                 done += len(batch)
+                del batch, embedded
                 if progress is not None:
                     progress(stage, done + len(batches.skipped), len(source))
         if batches.skipped:
@@ -359,10 +378,23 @@ class Detector(ABC):
         self, images: Any, errors: Errors, progress: Progress | None
     ) -> Iterator[Predictions]:
         threshold = self.threshold_
+        coming: deque[tuple[FiniteChecks, HostCopy, list[str | None]]] = deque()
         for batch, embedded in self._run(images, errors, progress, "predict"):
-            scores, maps = self._score(embedded)
-            host = scores.cpu().numpy()
-            yield Predictions(host, maps.cpu().numpy(), host > threshold, batch.paths)
+            # Some embed only now, as a tiled ensemble does.
+            with deferred_checks() as checks:
+                scores, maps = self._score(embedded)
+            coming.append((checks.start(), HostCopy([scores, maps]), batch.paths))
+            # A GPU's results are read when those of the next batch are queued behind them.
+            if not is_asynchronous(scores.device) or len(coming) > 1:
+                yield _arrived(*coming.popleft(), threshold)
+        while coming:
+            yield _arrived(*coming.popleft(), threshold)
+
+
+def _arrived(checks: FiniteChecks, copy: HostCopy, paths: list[str | None], threshold: float) -> Predictions:
+    checks.verify()
+    scores, maps = copy.wait()
+    return Predictions(scores, maps, scores > threshold, paths)
 
 
 class Leaf(Detector):

@@ -76,24 +76,23 @@ class NormalSample:
     """Scores and maps of normal images, taken in one by one; `calibration` sums them up."""
 
     def __init__(self) -> None:
-        self._scores: list[float] = []
-        self._pixels: list[npt.NDArray[np.float32]] = []
-        self._moments: list[tuple[float, float]] = []
+        self._parts: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+        self._count = 0
         self._results: list[tuple[torch.Tensor, torch.Tensor, tuple[int, int], bool]] = []
 
     def __len__(self) -> int:
-        return len(self._scores)
+        return self._count
 
     def add(self, scores: torch.Tensor, maps: torch.Tensor) -> None:
-        """Scores `[B]` and maps `[B, H, W]` of B images."""
+        """Scores `[B]` and maps `[B, H, W]` of B images; what is kept of them stays on their device."""
         rows = (torch.arange(_LATTICE, device=maps.device) * 2 + 1) * maps.shape[1] // (2 * _LATTICE)
         columns = (torch.arange(_LATTICE, device=maps.device) * 2 + 1) * maps.shape[2] // (2 * _LATTICE)
         lattice = maps[:, rows][:, :, columns].reshape(len(maps), -1)
         flat = maps.reshape(len(maps), -1).double()
         moments = torch.stack([flat.mean(1), flat.var(1, correction=0)], 1)
-        self._scores += scores.tolist()
-        self._pixels += list(lattice.cpu().numpy())
-        self._moments += [(row[0], row[1]) for row in moments.tolist()]
+        # A copy: the scores may be a view of something larger.
+        self._parts.append((scores.clone(), lattice, moments))
+        self._count += len(scores)
 
     def add_grids(
         self, scores: torch.Tensor, grids: torch.Tensor, size: tuple[int, int], *, counted: bool = True
@@ -129,19 +128,23 @@ class NormalSample:
     ) -> NormalSample:
         """The sample of scores and maps less their mean and divided by their deviation; without results."""
         other = NormalSample()
-        other._scores = [(score - score_mean) / score_std for score in self._scores]
-        other._pixels = [(pixels - np.float32(map_mean)) / np.float32(map_std) for pixels in self._pixels]
-        other._moments = [((mean - map_mean) / map_std, var / map_std**2) for mean, var in self._moments]
+        other._count = self._count
+        for scores, pixels, moments in self._parts:
+            means, variances = moments.unbind(1)
+            standard = torch.stack([(means - map_mean) / map_std, variances / map_std**2], 1)
+            other._parts.append(((scores - score_mean) / score_std, (pixels - map_mean) / map_std, standard))
         return other
 
     def calibration(self, rate: float, fresh: bool, images: str) -> Calibration:
         """The statistics of what was added; the arguments as `Calibration` describes them."""
-        if not self._scores:
+        if not self._parts:
             raise ValueError("no normal images to take statistics from")
-        means, variances = np.array(self._moments).T
+        # One copy of each to the host, whatever number of batches there was.
+        scores, pixels, moments = (torch.cat(parts).cpu().numpy() for parts in zip(*self._parts, strict=True))
+        means, variances = moments.T
         return Calibration(
-            scores=np.array(self._scores, dtype=np.float32),
-            pixels=np.stack(self._pixels).astype(np.float32),
+            scores=scores.astype(np.float32),
+            pixels=pixels.astype(np.float32),
             map_mean=float(means.mean()),
             map_std=float(np.sqrt((variances + (means - means.mean()) ** 2).mean())),
             requested_rate=rate,

@@ -14,6 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from ensemblead.precision import exact_products
+
 SIGMA = 4.0
 _TRUNCATE = 4.0
 
@@ -33,7 +35,8 @@ def render_maps(grids: torch.Tensor, size: tuple[int, int], *, sigma: float = SI
         raise ValueError(f"sigma must be finite and not negative, got {sigma}")
     rows = _operator(grids.shape[1], size[0], sigma, grids.device)
     columns = _operator(grids.shape[2], size[1], sigma, grids.device)
-    return torch.matmul(torch.matmul(rows, grids.float()), columns.T)
+    with exact_products():
+        return torch.matmul(torch.matmul(rows, grids.float()), columns.T)
 
 
 def resize_maps(maps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:

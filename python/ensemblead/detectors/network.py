@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ensemblead.errors import BackboneUnavailableError, NonFiniteFeaturesError
+from ensemblead.detectors.transfer import check_finite
+from ensemblead.errors import BackboneUnavailableError
 from ensemblead.features import FeatureExtractor
 from ensemblead.features.weights import file_sha256
 from ensemblead.images import Geometry
@@ -51,21 +52,41 @@ def check_precision(precision: str) -> str:
 
 
 def resolve_device(device: str) -> torch.device:
-    """ "auto" is the GPU if there is one and the kernels can use it."""
+    """The device itself, a GPU with its number. "auto" is torch's current GPU if there is one and the core
+    has kernels for it.
+
+    Raises ValueError for a GPU that torch does not see.
+    """
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if device == "auto":
-        return torch.device("cuda" if has_cuda_kernels() and torch.cuda.is_available() else "cpu")
-    if device.startswith("cuda") and not torch.cuda.is_available():
+        if not has_cuda_kernels() or gpus == 0:
+            return torch.device("cpu")
+        return torch.device("cuda", torch.cuda.current_device())
+    place = torch.device(device)
+    if place.type != "cuda":
+        return place
+    if gpus == 0:
         raise ValueError(f"device is {device!r}, but this torch sees no GPU; use device='auto'")
-    return torch.device(device)
+    # With the number, or "cuda" and "cuda:0" would count as two places.
+    index = torch.cuda.current_device() if place.index is None else place.index
+    if index >= gpus:
+        raise ValueError(
+            f"device is {device!r}, but this torch sees {gpus} GPU{'s' * (gpus > 1)}: "
+            f"{', '.join(f'cuda:{i}' for i in range(gpus))}"
+        )
+    return torch.device("cuda", index)
 
 
 def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
-    """ "auto" is float32 on a CPU and half precision on a GPU: bfloat16 where it has it, else float16."""
+    """ "auto" is float32 on a CPU and half precision on a GPU: bfloat16 where its tensor cores have it
+    (compute capability 8.0), else float16.
+    """
     if precision != "auto":
         return _PRECISIONS[precision]
     if device.type != "cuda":
         return torch.float32
-    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    # torch.cuda.is_bf16_supported asks the current device, and says yes to an emulation.
+    return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
 
 
 class Network:
@@ -80,6 +101,7 @@ class Network:
         device: str = "auto",
         precision: str = "auto",
         *,
+        compile: bool = False,
         identity: str | None = None,
     ) -> None:
         place = resolve_device(device)
@@ -91,13 +113,15 @@ class Network:
         # Channels last is what a GPU's tensor cores want, and on a CPU it saves ResNets, DenseNets and
         # SqueezeNet a sixth to a half of the pass.
         extractor.to(place, dtype, channels_last=True)
+        if compile:
+            extractor.compile()
         self.extractor = extractor
         self.device = place
         # A state dict or a module says nothing about its values: only the very same object is the same
         # network.
         anonymous = source["kind"] == "module" or (source["kind"] == "state" and "seed" not in source)
         known = identity or (id(self._origin) if anonymous else json.dumps(source, sort_keys=True))
-        self.key = (known, extractor.mean, extractor.std, str(place), dtype)
+        self.key = (known, extractor.mean, extractor.std, str(place), dtype, compile)
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -135,7 +159,7 @@ class Network:
 
 
 def network_from_store(
-    reader: FolderReader, state: Mapping[str, Any], device: str, precision: str
+    reader: FolderReader, state: Mapping[str, Any], device: str, precision: str, *, compile: bool = False
 ) -> Network:
     """The network that `Network.to_store` described, with the options `weights` and `backbone` of `load`.
 
@@ -171,7 +195,8 @@ def network_from_store(
     # Stored weights reach no further than their layers did, so networks are equal only where these files are,
     # whatever source they share. A caller's module is equal to itself alone.
     from_folder = state["stored"] and weights is None and source["kind"] != "module"
-    return Network(extractor, device, precision, identity=reader.digest(_FILE) if from_folder else None)
+    identity = reader.digest(_FILE) if from_folder else None
+    return Network(extractor, device, precision, compile=compile, identity=identity)
 
 
 def _of_one(name: str, given: Any) -> Any:
@@ -245,7 +270,7 @@ def _into_module(
 
 class FeaturePool:
     """Forward passes shared by detectors: networks of one key over one geometry run once per batch, to the
-    last layer that any of them reads.
+    last layer that any of them reads. Images go to a device once, as bytes.
     """
 
     def __init__(self, readers: Sequence[tuple[Network, Geometry]]) -> None:
@@ -268,12 +293,18 @@ class FeaturePool:
         layers.
         """
         done: dict[Any, dict[str, torch.Tensor]] = {}
+        placed: dict[tuple[torch.device, Geometry], torch.Tensor] = {}
 
         def features(network: Network, geometry: Geometry) -> list[torch.Tensor]:
             key = (network.key, geometry)
             if key not in done:
                 extractor = self._extractors[key]
-                maps = extractor(extractor.normalize(images[geometry]))
+                place = (network.device, geometry)
+                if place not in placed:
+                    # From page-locked memory this only queues the copy; torch keeps the memory until it is
+                    # done.
+                    placed[place] = images[geometry].to(network.device, non_blocking=True)
+                maps = extractor(extractor.normalize(placed[place]))
                 done[key] = dict(zip(extractor.layers, maps, strict=True))
             return [done[key][layer] for layer in network.layers]
 
@@ -281,14 +312,11 @@ class FeaturePool:
             yield features
         finally:
             done.clear()
+            placed.clear()
 
 
 def require_finite(embeddings: torch.Tensor, extractor: FeatureExtractor) -> None:
-    """Raise NonFiniteFeaturesError if a network has put out NaN or infinity."""
-    # One pass and one number: a finite sum has finite terms, and embeddings are far from overflowing one.
-    if not bool(torch.isfinite(embeddings.sum(dtype=torch.float32))):
-        advice = "; use precision='float32'" if extractor.dtype != torch.float32 else "; check its weights"
-        dtype = str(extractor.dtype).removeprefix("torch.")
-        raise NonFiniteFeaturesError(
-            f"the network {extractor.name} put out NaN or infinity in {dtype}{advice}"
-        )
+    """Raise NonFiniteFeaturesError if a network has put out NaN or infinity (see `check_finite` for when)."""
+    advice = "; use precision='float32'" if extractor.dtype != torch.float32 else "; check its weights"
+    dtype = str(extractor.dtype).removeprefix("torch.")
+    check_finite(embeddings, f"the network {extractor.name} put out NaN or infinity in {dtype}{advice}")

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import TYPE_CHECKING, Any, Literal, cast
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -55,6 +57,7 @@ _PARAMETERS = (
     "precision",
     "batch_size",
     "seed",
+    "compile",
 )
 
 
@@ -84,9 +87,12 @@ class PatchCore(LeafDetector):
         device: "auto" is the GPU if there is one and this version has kernels for it (see `ensemblead info`),
             else the CPU.
         precision: of the network: "float32", "bfloat16", "float16", or "auto": float32 on a CPU, half on a
-            GPU.
+            GPU (bfloat16 where its tensor cores have it, else float16). Embeddings and all that is done with
+            them are float32.
         batch_size: images per forward pass.
         seed: of everything random.
+        compile: run the network through `torch.compile`. The first batch then takes long; where it cannot be
+            done, a CompilationError at that batch says why.
 
     Attributes: `memory_bank_`, `calibration_`, `threshold_` after `fit`; `network_`, the extractor, once it
     is needed.
@@ -113,6 +119,7 @@ class PatchCore(LeafDetector):
         precision: str = "auto",
         batch_size: int = 16,
         seed: int = 0,
+        compile: bool = False,
     ) -> None:
         if isinstance(layers, str):
             raise TypeError(f"layers must be a sequence of names, got one string; write ({layers!r},)")
@@ -136,6 +143,9 @@ class PatchCore(LeafDetector):
         self.device, self.precision = check_device(device), check_precision(precision)
         self.batch_size = whole_number("batch_size", batch_size, 1)
         self.seed = whole_number("seed", seed)
+        if not isinstance(compile, bool):
+            raise TypeError(f"compile must be a bool, got {compile!r}")
+        self.compile = compile
         self._new_bank()  # checks its own parameters
         self._shared: Network | None = None
         self._bank: MemoryBank | None = None
@@ -176,7 +186,7 @@ class PatchCore(LeafDetector):
     def _network(self) -> Network:
         if self._shared is None:
             extractor = FeatureExtractor(self.backbone, self.layers, weights=self.weights, seed=self.seed)
-            self._shared = Network(extractor, self.device, self.precision)
+            self._shared = Network(extractor, self.device, self.precision, compile=self.compile)
         return self._shared
 
     def _share_network(self, network: Network) -> None:
@@ -214,12 +224,15 @@ class PatchCore(LeafDetector):
         return scores, render_maps(grids, size)
 
     def _grade(
-        self, bank: MemoryBank, patches: torch.Tensor, exclude_image: int | None = None
+        self, bank: MemoryBank, patches: torch.Tensor, exclude_images: Sequence[int] | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Image scores `[B]` and patch distances `[B, h, w]` of embeddings `[B, h, w, D]`."""
+        """Image scores `[B]` and patch distances `[B, h, w]` of embeddings `[B, h, w, D]`, each without the
+        bank rows of its own number among `exclude_images`.
+        """
         images, height, width, dims = patches.shape
         queries = patches.reshape(-1, dims)
-        distances, found = bank.search(queries, exclude_image=exclude_image)
+        own = None if exclude_images is None else np.repeat(exclude_images, height * width)
+        distances, found = bank.search(queries, exclude_image=own)
         if self.score == "reweighted":
             distances = distances.sqrt()
         per_patch = distances.mean(1).view(images, -1)
@@ -232,18 +245,22 @@ class PatchCore(LeafDetector):
             return largest, grids
         # The strangest patch of every image, and the bank row nearest to it.
         strangest = torch.arange(images, device=place.device) * per_patch.shape[1] + place
-        weight = self._loneliness(bank, queries[strangest], found[strangest, 0], exclude_image)
+        weight = self._loneliness(bank, queries[strangest], found[strangest, 0], exclude_images)
         return largest * weight, grids
 
     def _loneliness(
-        self, bank: MemoryBank, patches: torch.Tensor, winners: torch.Tensor, exclude_image: int | None
+        self,
+        bank: MemoryBank,
+        patches: torch.Tensor,
+        winners: torch.Tensor,
+        exclude_images: Sequence[int] | None,
     ) -> torch.Tensor:
         """`1 - softmax(distances)[0]` over a patch's distances to the bank rows around its winning one."""
-        available = len(bank) if exclude_image is None else bank.rows_without(exclude_image)
+        available = min([len(bank), *map(bank.rows_without, exclude_images or ())])
         count = min(self.reweight_neighbors, available)
         if count == 1:
             return torch.ones(len(patches), device=patches.device)
-        _, around = bank.search(bank.rows_[winners], count, exclude_image=exclude_image)
+        _, around = bank.search(bank.rows_[winners], count, exclude_image=exclude_images)
         # An approximate index, or rows that are equal, may not put the winner first.
         is_winner = around == winners[:, None]
         others = torch.argsort(is_winner.to(torch.int8), dim=1, stable=True)[:, : count - 1]
@@ -286,7 +303,9 @@ class PatchCore(LeafDetector):
         source, layers = state["network"]["source"], state["network"]["layers"]
         name = source.get("name", source["kind"])
         detector = cls(name, layers, weights=None, **cast("dict[str, Any]", parameters))
-        network = network_from_store(reader, state["network"], detector.device, detector.precision)
+        network = network_from_store(
+            reader, state["network"], detector.device, detector.precision, compile=detector.compile
+        )
         if source["kind"] == "module":
             detector.backbone = network.extractor.module
         detector._shared = network
@@ -326,12 +345,15 @@ class _PatchCoreFitting(Fitting):
         per_image = patches.shape[1] * patches.shape[2]
         own = torch.tensor(numbers, dtype=torch.int64) + self._first
         self._bank.add(
-            patches.reshape(-1, patches.shape[3]), own.repeat_interleave(per_image).numpy(), copy=False
+            patches.reshape(-1, patches.shape[3]),
+            own.repeat_interleave(per_image).numpy(),
+            copy=False,
+            known_finite=True,  # or this batch would not have come here
         )
         for i, chosen in enumerate(sampled):
             if chosen:
                 # A copy, so that the batch can go when its group has left the bank's buffer.
-                self._held.append(_Held(int(own[i]), patches[i : i + 1].clone(), size))
+                self._held.append(_Held(numbers[i] + self._first, patches[i : i + 1].clone(), size))
 
     def footprint(self, embedded: Embedded, num_images: int) -> int:
         _, height, width, dims = embedded.parts[0].shape
@@ -371,14 +393,32 @@ class _PatchCoreFitting(Fitting):
                 stacklevel=4,
             )
         sample = NormalSample()
-        for done, held in enumerate(self._held, 1):
-            alone = bank.rows_without(held.number) >= needed
-            scores, grids = self._detector._grade(bank, held.patches, held.number if alone else None)
-            sample.add_grids(scores, grids, held.size, counted=alone or not fair)
+        done = 0
+        for batch, alone in self._batches(needed):
+            patches = torch.cat([held.patches for held in batch])
+            numbers = [held.number for held in batch] if alone else None
+            scores, grids = self._detector._grade(bank, patches, numbers)
+            sample.add_grids(scores, grids, batch[0].size, counted=alone or not fair)
+            done += len(batch)
             if progress is not None:
                 progress("calibrate", done, len(self._held))
         self._held = []
         return [sample]
+
+    def _batches(self, needed: int) -> Iterator[tuple[list[_Held], bool]]:
+        """Images that can be graded together, `batch_size` at most: of one size, with as many neighbours to
+        be reweighted by, and all of them with enough rows of others, or none.
+        """
+
+        def kind(held: _Held) -> tuple[Any, ...]:
+            others = self._bank.rows_without(held.number)
+            neighbours = min(self._detector.reweight_neighbors, others)
+            return others >= needed, neighbours, held.size, held.patches.shape
+
+        for (alone, *_), alike in groupby(self._held, kind):
+            group = list(alike)
+            for start in range(0, len(group), self._detector.batch_size):
+                yield group[start : start + self._detector.batch_size], alone
 
     def commit(self) -> None:
         self._detector._bank = self._bank

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
+import numpy.typing as npt
 
 from ensemblead.detectors.base import (
     Detector,
@@ -26,6 +26,7 @@ from ensemblead.detectors.calibration import Calibration, NormalSample
 from ensemblead.detectors.maps import resize_maps
 from ensemblead.detectors.network import FeaturePool
 from ensemblead.detectors.patchcore import PatchCore
+from ensemblead.detectors.transfer import HostCopy
 from ensemblead.ensembles.fusion import (
     check_weights,
     combine_calibrations,
@@ -150,8 +151,8 @@ class BackboneEnsemble(Detector):
         if self.fusion != "minmax":
             return self.predict(images, errors=errors, progress=progress)
         self._require_fitted("predict")
-        scores: list[list[torch.Tensor]] = [[] for _ in self.members]
-        maps: list[list[torch.Tensor]] = [[] for _ in self.members]
+        scores: list[list[npt.NDArray[np.float32]]] = [[] for _ in self.members]
+        maps: list[list[npt.NDArray[np.float32]]] = [[] for _ in self.members]
         paths: list[str | None] = []
         anomalous = []
         calibrations = [member.calibration_ for member in self.members]
@@ -159,13 +160,16 @@ class BackboneEnsemble(Detector):
             paths += batch.paths
             per_member = self._score_members(embedded)
             fused = fuse_scores("calibrated", [s for s, _ in per_member], calibrations, self.weights)
-            anomalous.append((fused > self.threshold_).cpu().numpy())
-            for i, (score, grid) in enumerate(per_member):
-                scores[i].append(score.cpu())
-                maps[i].append(grid.cpu())
+            above, *arrays = HostCopy(
+                [fused > self.threshold_, *(tensor for pair in per_member for tensor in pair)]
+            ).wait()
+            anomalous.append(above)
+            for i in range(len(self.members)):
+                scores[i].append(arrays[2 * i])
+                maps[i].append(arrays[2 * i + 1])
         return Predictions(
-            fuse_minmax([torch.cat(parts).numpy() for parts in scores], self.weights),
-            fuse_minmax([torch.cat(parts).numpy() for parts in maps], self.weights),
+            fuse_minmax([np.concatenate(parts) for parts in scores], self.weights),
+            fuse_minmax([np.concatenate(parts) for parts in maps], self.weights),
             np.concatenate(anomalous),
             paths,
         )
@@ -182,10 +186,11 @@ class BackboneEnsemble(Detector):
     ) -> Iterator[list[Predictions]]:
         thresholds = [member.threshold_ for member in self.members]
         for batch, embedded in self._run(images, errors, progress, "predict"):
-            results = zip(self._score_members(embedded), thresholds, strict=True)
+            results = self._score_members(embedded)
+            arrays = HostCopy([tensor for pair in results for tensor in pair]).wait()
             yield [
-                Predictions(s.cpu().numpy(), m.cpu().numpy(), s.cpu().numpy() > threshold, batch.paths)
-                for (s, m), threshold in results
+                Predictions(scores, maps, scores > threshold, batch.paths)
+                for scores, maps, threshold in zip(arrays[::2], arrays[1::2], thresholds, strict=True)
             ]
 
     def _leaves(self) -> list[Leaf]:

@@ -90,8 +90,9 @@ def rank(values: torch.Tensor, normal: npt.NDArray[np.floating]) -> torch.Tensor
     places = (np.cumsum(counts) - (counts - 1) / 2) / (counts.sum() + 1)
     scale = floored(float(np.std(normal)), float(np.mean(normal)))
     x = values.double()
-    xs = torch.from_numpy(knots).to(x.device)
-    ys = torch.from_numpy(places).to(x.device)
+    # Small enough to go with the queue: a GPU is not waited for.
+    xs = torch.from_numpy(knots).to(x.device, non_blocking=True)
+    ys = torch.from_numpy(places).to(x.device, non_blocking=True)
     if len(knots) > 1:
         right = torch.searchsorted(xs, x).clamp(1, len(xs) - 1)
         part = (x - xs[right - 1]) / (xs[right] - xs[right - 1])

@@ -215,8 +215,9 @@ class TiledFitting(Fitting):
             for image in range(self._num_results()):
                 (score, anomaly_map), _ = self._held_out(image, place)
                 values = anomaly_map.double()
-                said.append([float(score), float(values.mean()), float(values.var(correction=0))])
-            scores, means, variances = torch.tensor(said, dtype=torch.float64).unbind(1)
+                said.append(torch.stack([score[0].double(), values.mean(), values.var(correction=0)]))
+            # A GPU is read once for a location.
+            scores, means, variances = torch.stack(said).cpu().unbind(1)
             spread = (variances + (means - means.mean()).square()).mean().sqrt()
             rows.append(torch.stack([scores.mean(), scores.std(correction=0), means.mean(), spread]))
         return Units.floored(torch.stack(rows))

@@ -18,6 +18,7 @@ class TileNetwork:
     def __init__(self, reader: Detector) -> None:
         self._leaves = reader._network_leaves()
         self._modules = _modules(reader)
+        self.device = self._leaves[0]._network().device
         self._pool = FeaturePool([(leaf._network(), _AS_IS) for leaf in self._leaves])
 
     def serves(self, reader: Detector) -> bool:

@@ -180,6 +180,8 @@ class TiledEnsemble(Leaf):
                 f"images must have the size that the ensemble was fitted for, {frame.image_size} with "
                 f"{frame.grid[0]} x {frame.grid[1]} tiles, got {size}; image_size=(h, w) resizes them"
             )
+        # Whole images go up once, as bytes; the tiles are cut there.
+        pixels = pixels.to(self._tile_network().device, non_blocking=True)
         canvas = self._joiner(frame, self._units).canvas(len(pixels))
         for number, images, tiles in self._tile_batches(pixels, frame):
             canvas.put(number, images, self._members[0 if self.shared else number]._score(tiles))

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-_BINOMIAL = (1.0, 4.0, 6.0, 4.0, 1.0)
 _GAIN = 50.0  # contrasts well above 1/50 are compressed, those below count as they are
 _DARK = 0.1  # luminance under which contrast is no longer taken relative to it
 _MEAN_WEIGHT = (
@@ -72,21 +71,26 @@ class _Scale(nn.Module):
         # Plain attributes, not buffers: a cast must not round the filters, or they would see brightness.
         self.even, self.odd = gabor_filters(6, (3.0, 6.0))
         self.coarse_even, self.coarse_odd = gabor_filters(4, (4.0,))
+        # The filters where they were last needed: brought there anew, every batch would wait for the copy.
+        self._placed: tuple[Tensor, ...] = (self.even, self.odd, self.coarse_even, self.coarse_odd)
         # Empty, but it follows every cast and every move.
         self.register_buffer("precision", torch.empty(0), persistent=False)
 
     def forward(self, level: Tensor, finer: Tensor | None = None) -> Tensor:
+        if self._placed[0].device != level.device:
+            self._placed = tuple(filters.to(level.device) for filters in self._placed)
+        even, odd, coarse_even, coarse_odd = self._placed
         mean = _smooth(level)
         deviation = (_smooth(level * level) - mean * mean).clamp_min(0.0).add(1e-6).sqrt()
         luminance = _smooth(mean[:, :1]) / math.sqrt(3.0) + _DARK
-        energy = _energies(level, self.even, self.odd) / luminance
+        energy = _energies(level, even, odd) / luminance
         parts = [
             _halve(torch.log1p(_GAIN * energy)),
             _MEAN_WEIGHT * mean[..., ::2, ::2],
             _halve(torch.log1p(_GAIN * deviation / luminance)),
         ]
         if finer is not None:
-            parts.append(_MEAN_WEIGHT * _halve(_energies(finer, self.coarse_even, self.coarse_odd)))
+            parts.append(_MEAN_WEIGHT * _halve(_energies(finer, coarse_even, coarse_odd)))
         return torch.cat(parts, dim=1).to(self.precision.dtype)
 
 
@@ -95,8 +99,8 @@ def _energies(planes: Tensor, even: Tensor, odd: Tensor) -> Tensor:
     batch, channels, height, width = planes.shape
     margin = even.shape[-1] // 2
     padded = functional.pad(planes.reshape(-1, 1, height, width), (margin,) * 4, mode="replicate")
-    cosine = functional.conv2d(padded, even[:, None].to(planes.device))
-    sine = functional.conv2d(padded, odd[:, None].to(planes.device))
+    cosine = functional.conv2d(padded, even[:, None])
+    sine = functional.conv2d(padded, odd[:, None])
     # The small number keeps a rounding error of flat regions from counting.
     energy = (cosine * cosine + sine * sine + 1e-8).sqrt()
     return energy.reshape(batch, channels * len(even), height, width)
@@ -126,7 +130,9 @@ def gabor_filters(orientations: int, wavelengths: tuple[float, ...]) -> tuple[Te
 
 
 def _smooth(planes: Tensor) -> Tensor:
-    kernel = torch.tensor(_BINOMIAL, dtype=planes.dtype, device=planes.device) / 16.0
+    # 1 4 6 4 1 over 16, computed where it is needed: a list would have to be copied there for every batch.
+    place = torch.arange(-2, 3, dtype=planes.dtype, device=planes.device).abs()
+    kernel = (6.0 - 1.5 * place - 0.5 * place * place) / 16.0
     channels = planes.shape[1]
     planes = functional.pad(planes, (2, 2, 2, 2), mode="replicate")
     planes = functional.conv2d(planes, kernel.view(1, 1, 1, 5).expand(channels, 1, 1, 5), groups=channels)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import zlib
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -20,6 +20,9 @@ from ensemblead.images.sources import ImageSource
 
 if TYPE_CHECKING:
     import torch
+
+# Planes `[3, h, w]` in, one `[B, 3, h, w]` out.
+Stack = Callable[[list[npt.NDArray[np.uint8]]], "torch.Tensor"]
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ class ImageBatch:
     paths: list[str | None]
     sizes: list[tuple[int, int]]
     fingerprints: list[int]
-    images: dict[Geometry, torch.Tensor]  # uint8, contiguous, on the CPU
+    images: dict[Geometry, torch.Tensor]  # uint8, contiguous, on the CPU, pinned if that was asked for
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -79,6 +82,7 @@ def iterate_batches(
     errors: Literal["raise", "skip"] = "raise",
     workers: int | None = None,
     prefetch: int = 2,
+    pin_memory: bool = False,
 ) -> BatchIterator:
     """Decode every image once, in order, and apply every distinct geometry to it once.
 
@@ -91,6 +95,8 @@ def iterate_batches(
         workers: decoding threads, by default as many as there are cores, at most 8.
         prefetch: batches decoded ahead of the one being consumed; with the batch itself this bounds the
             memory.
+        pin_memory: put the batches into page-locked memory, which a GPU reads while the program goes on
+            (`to(device, non_blocking=True)`). It needs a GPU.
 
     The images of one batch must come out in one size per geometry (ValueError naming two that do not): give
     an exact `resize` or a `crop`, or a batch size of 1. Threads start with the first `next` and end with
@@ -120,6 +126,7 @@ def iterate_batches(
         skipped if errors == "skip" else None,
         workers if source.concurrent else 1,
         prefetch,
+        _pinned if pin_memory else _pageable,
     )
     return BatchIterator(batches, skipped)
 
@@ -150,6 +157,7 @@ def _batches(
     skipped: list[SkippedImage] | None,
     workers: int,
     prefetch: int,
+    stack: Stack,
 ) -> Iterator[ImageBatch]:
     ahead = batch_size * prefetch + max(batch_size, workers)
     pending: deque[tuple[int, Future[_Decoded]]] = deque()
@@ -170,20 +178,38 @@ def _batches(
                     raise
                 skipped.append(SkippedImage(index, source.paths[index], str(error)))
             if len(ready) == batch_size:
-                batch, ready = _assemble(source, geometries, ready), []
+                batch, ready = _assemble(source, geometries, ready, stack), []
                 yield batch
                 del batch
         if ready:
-            yield _assemble(source, geometries, ready)
+            yield _assemble(source, geometries, ready, stack)
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _assemble(
-    source: ImageSource, geometries: tuple[Geometry, ...], ready: list[tuple[int, _Decoded]]
-) -> ImageBatch:
+def _pageable(planes: list[npt.NDArray[np.uint8]]) -> torch.Tensor:
     import torch
 
+    return torch.from_numpy(np.stack(planes))
+
+
+def _pinned(planes: list[npt.NDArray[np.uint8]]) -> torch.Tensor:
+    """A fresh tensor for every batch: torch keeps page-locked memory that is let go and gives it out again
+    only when the copies queued from it are done, so no batch is overwritten on its way to the GPU.
+    """
+    import torch
+
+    target = torch.empty((len(planes), *planes[0].shape), dtype=torch.uint8, pin_memory=True)
+    np.stack(planes, out=target.numpy())
+    return target
+
+
+def _assemble(
+    source: ImageSource,
+    geometries: tuple[Geometry, ...],
+    ready: list[tuple[int, _Decoded]],
+    stack: Stack,
+) -> ImageBatch:
     first = ready[0][1]
     images = {}
     for g, geometry in enumerate(geometries):
@@ -195,7 +221,7 @@ def _assemble(
                     f"{there} and {source.describe(index)} as {here}; give an exact resize (h, w) or a crop, "
                     "or batch_size=1"
                 )
-        images[geometry] = torch.from_numpy(np.stack([decoded.planes[g] for _, decoded in ready]))
+        images[geometry] = stack([decoded.planes[g] for _, decoded in ready])
     indices = [index for index, _ in ready]
     paths = [source.paths[index] for index in indices]
     sizes = [decoded.size for _, decoded in ready]
