@@ -61,6 +61,10 @@ class TestWithTyper:
         assert described["core"]["instruction_set"] in ("baseline", "x86-64-v3", "x86-64-v4")
         assert described["core"]["openmp_threads"] >= 1
         assert described["devices"][0]["device"] == "cpu"
+        if "torch" not in described["missing"]:
+            assert list(described["search"]) == [device["device"] for device in described["devices"]]
+            assert described["search"]["cpu"]["flat"] == "torch on cpu"
+            assert ("hnsw" in described["search"]["cpu"]) == ("faiss" not in described["missing"])
         for module, found in described["packages"].items():
             assert (module in described["missing"]) == (not found)
 
@@ -74,6 +78,8 @@ class TestWithTyper:
         for extras in described["missing"].values():
             assert f'pip install "ensemblead[{extras[0]}]"' in outcome.stdout
         assert described["core"]["cuda"] in outcome.stdout
+        for engines in described["search"].values():
+            assert all(engine in outcome.stdout for engine in engines.values())
 
     def test_info_obeys_a_lowered_instruction_set(self) -> None:
         name = "ENSEMBLEAD_INSTRUCTION_SET"

@@ -108,6 +108,10 @@ def command(
         str | None, option("--precision", panel=_RUN, text="auto, float32, bfloat16 or float16.")
     ] = None,
     batch_size: Annotated[int | None, option("--batch-size", panel=_RUN, text="Images per pass; 16.")] = None,
+    compile_: Annotated[
+        bool | None,
+        option("--compile/--no-compile", panel=_RUN, text="Run the networks through torch.compile."),
+    ] = None,
     config: Annotated[
         Path | None,
         option(
@@ -154,6 +158,7 @@ def command(
         shared_tiles=shared_tiles or None,
         tile_score=tile_score,
         tile_normalization=tile_normalization,
+        compile=compile_,
     )
     if config is not None:
         given = given.over(read_config(config))

@@ -60,16 +60,35 @@ def devices() -> list[dict[str, Any]]:
     return found
 
 
+def searches(found: list[dict[str, Any]]) -> dict[str, dict[str, str]]:
+    """For every device, what searches a memory bank there, by the name of the index."""
+    if not installed("torch"):
+        return {}
+    from ensemblead.memory.search import INDEX_NAMES, search_plan
+
+    has_faiss = bool(installed("faiss"))
+    return {
+        device["device"]: {
+            name: str(search_plan(name, device["device"]))
+            for name in INDEX_NAMES
+            if has_faiss or name == "flat"
+        }
+        for device in found
+    }
+
+
 def describe() -> dict[str, Any]:
     """Everything that `ensemblead info` shows, as it appears in its JSON."""
     core = asdict(build())
     packages = {"numpy": installed("numpy"), **{module: installed(module) for module in EXTRAS}}
     missing = {module: list(EXTRAS[module]) for module, found in packages.items() if not found}
+    found_devices = devices()
     return {
         "ensemblead": core.pop("version"),
         "python": platform.python_version(),
         "packages": packages,
-        "devices": devices(),
+        "devices": found_devices,
+        "search": searches(found_devices),
         "core": core,
         "missing": missing,
         "warnings": warnings_about(packages),
@@ -122,4 +141,7 @@ def _sections(description: dict[str, Any]) -> dict[str, list[tuple[str, str]]]:
         memory = f", {device['memory_gib']} GiB" if "memory_gib" in device else ""
         shown.append((device["device"], device["name"] + memory))
     core = [(key.replace("_", " "), str(value)) for key, value in description["core"].items()]
-    return {"packages": packages, "devices": shown, "compiled core": core}
+    sections = {"packages": packages, "devices": shown}
+    for device, engines in description["search"].items():
+        sections[f"search in a memory bank on {device}"] = list(engines.items())
+    return {**sections, "compiled core": core}

@@ -77,6 +77,7 @@ class DetectorOptions:
     precision: str | None = None
     batch_size: int | None = None
     seed: int | None = None
+    compile: bool | None = None
     tile_size: str | None = None
     stride: str | None = None
     shared_tiles: bool | None = None
@@ -205,6 +206,7 @@ _READERS: Mapping[str, Callable[[Any], Any]] = {
     **dict.fromkeys(("tile_score", "tile_normalization"), _text),
     "shared_tiles": _flag,
     "coreset_fraction": _number,
+    "compile": _flag,
     "pretrain_dim": _auto_or_integer,
 }
 
