@@ -13,13 +13,22 @@ from typing import Any
 
 import numpy as np
 import pytest
-from common import Sgemm, Timing, interleaved, peak_memory, ratio
+from common import (
+    Sgemm,
+    Timing,
+    interleaved,
+    interleaved_on_gpu,
+    peak_memory,
+    peak_on_gpu,
+    ratio,
+)
 from record import FiguresOf
 
 from ensemblead.kernels.coreset import project, random_projection, select_coreset
 
 ROWS, DIMS = 163_856, 128
 TARGETS = {("noise", 0.01): 0.7, ("noise", 0.1): 0.7, ("real", 0.01): 3.0, ("real", 0.1): 5.0}
+GPU_TARGETS = {0.01: 5.0, 0.1: 60.0}  # milliseconds, on an H200
 TOLERANCE = 1e-4
 STARTS = np.arange(10)
 STAND_IN = "low-rank stand-in (synthetic)"
@@ -183,3 +192,56 @@ def test_projection(request: pytest.FixtureRequest, figures: FiguresOf) -> None:
     what = f"project {rows} x 1024 to 128: NumPy's product / ours"
     note = f"{timings['ours'].median:.3f} s"
     figures.add(what, ratio(timings["numpy"], timings["ours"]), "x", note=note, timings=timings)
+
+
+@pytest.mark.parametrize("fraction", [0.01, 0.1])
+@pytest.mark.parametrize("kind", ["noise", "real"])
+def test_gpu(
+    request: pytest.FixtureRequest, figures: FiguresOf, gpu: str, kind: str, fraction: float
+) -> None:
+    import torch
+
+    name, make = source(request.config, kind)
+    features = make()
+    rows, dims = features.shape
+    placed = torch.from_numpy(features).cuda()
+    picks = select(placed, fraction)
+    worst = shortfall(features, picks.cpu().numpy())
+    assert worst <= TOLERANCE
+    timings = interleaved_on_gpu({"ours": lambda: select(placed, fraction)})
+    judged = not request.config.getoption("--rows")
+    rate = 2e-12 * rows * dims * len(picks) / timings["ours"].median
+    what = f"{fraction:.0%} of {rows} x {dims}, {name}"
+    figures.add(
+        f"{what}: time",
+        timings["ours"].median * 1e3,
+        "ms",
+        at_most=GPU_TARGETS[fraction] if judged else None,
+        device=gpu,
+        note=f"replay within {worst:.1e}; effectively {rate:.1f} TFLOP/s",
+        timings=timings,
+    )
+    peak = peak_on_gpu(lambda: select(placed, fraction))
+    figures.add(
+        f"{what}: memory beyond the input",
+        100 * peak / (rows * dims * 4),
+        "% of input",
+        at_most=10 if judged else None,
+        device=gpu,
+        note=f"{peak / 2**20:.1f} MiB",
+    )
+
+
+def test_gpu_projection(request: pytest.FixtureRequest, figures: FiguresOf, gpu: str) -> None:
+    import torch
+
+    rows = request.config.getoption("--rows") or ROWS
+    features = torch.from_numpy(noise(rows, 1024)).cuda()
+    weights = torch.from_numpy(random_projection(1024, 128, 0)).cuda()
+    torch.testing.assert_close(project(features, weights), features @ weights.T, rtol=1e-4, atol=1e-4)
+    timings = interleaved_on_gpu(
+        {"torch": lambda: features @ weights.T, "ours": lambda: project(features, weights)}
+    )
+    what = f"project {rows} x 1024 to 128: torch's float32 product / ours"
+    note = f"{timings['ours'].median * 1e3:.2f} ms"
+    figures.add(what, ratio(timings["torch"], timings["ours"]), "x", device=gpu, note=note, timings=timings)

@@ -56,8 +56,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return paths
 
 
-def detector_of(network: str) -> PatchCore:
-    return PatchCore(network, weights=None, device="cpu")
+def detector_of(network: str, device: str = "cpu", **options: Any) -> PatchCore:
+    return PatchCore(network, weights=None, device=device, **options)
 
 
 def prepared(detector: PatchCore, files: list[str]) -> list[Any]:
@@ -145,6 +145,39 @@ def _add(
     opponent: str,
     target: float | None,
     note: str,
+    device: str = "cpu",
 ) -> None:
     value = ratio(timings[ours], timings[opponent])
-    figures.add(what, value, "x", at_most=target, note=note, timings=timings)
+    figures.add(what, value, "x", at_most=target, note=note, device=device, timings=timings)
+
+
+# --- on a GPU ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("images", ["files", "pixels"])
+@networks
+def test_gpu(figures: FiguresOf, files: list[str], gpu: str, network: str, images: str) -> None:
+    """From files, decoding included, and from pixels in memory at the network's size. By the clock."""
+    detector = detector_of(network, "cuda", **({} if images == "files" else {"resize": None}))
+    given = files if images == "files" else _pixels(files)
+    with iterate_batches(open_images(given), [detector.geometry], detector.batch_size) as found:
+        batches = [detector.network_.normalize(batch.images[detector.geometry]) for batch in found]
+    detector.fit(given)
+    timings = interleaved(
+        {
+            "forward": bare(detector, batches),
+            "fit": lambda: detector.fit(given),
+            "predict": lambda: detector.predict(given),
+        },
+        repeats=7,
+        synchronize=torch.cuda.synchronize,
+    )
+    rates = ", ".join(f"{name} {FITTED / timing.median:.0f}" for name, timing in timings.items())
+    what = f"{network} at 224, {FITTED} images from {images}, {detector.network_.dtype}".replace("torch.", "")
+    for call in ("fit", "predict"):
+        note = f"images/s: {rates}" if call == "predict" else ""
+        _add(figures, f"{what}: {call} / bare forward", timings, call, "forward", TARGETS[network], note, gpu)
+
+
+def _pixels(files: list[str]) -> Any:
+    return np.stack([np.asarray(Image.open(path).convert("RGB"))[144:368, 144:368] for path in files])

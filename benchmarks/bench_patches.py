@@ -13,7 +13,16 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from common import interleaved, peak_memory, ratio  # noqa: E402
+from common import (  # noqa: E402
+    DeviceCopy,
+    Rotating,
+    bandwidth_share,
+    interleaved,
+    interleaved_on_gpu,
+    peak_memory,
+    peak_on_gpu,
+    ratio,
+)
 from record import FiguresOf  # noqa: E402
 
 from ensemblead.kernels.patches import aggregate_patches  # noqa: E402
@@ -140,3 +149,50 @@ def test_latency(benchmark: Any, variant: str, batch: int) -> None:
 def test_latency_of_concat(benchmark: Any) -> None:
     maps = make_maps(BATCH)
     benchmark.pedantic(aggregate_patches, args=(maps,), kwargs={"mode": "concat"}, rounds=9, warmup_rounds=2)
+
+
+GPU_BATCH = 64  # of the detectors' half precision: three quarters of a gigabyte in three sets
+
+
+@pytest.mark.parametrize("mode", ["adaptive", "concat"])
+@pytest.mark.parametrize("variant", ["bfloat16", "bfloat16 channels last", "float32"])
+def test_gpu(figures: FiguresOf, gpu: str, variant: str, mode: str) -> None:
+    sets = []
+    for _ in range(3):
+        maps = make_maps(GPU_BATCH, variant.split()[0], "channels last" in variant)
+        sets.append([[x.cuda().contiguous(memory_format=_layout(x)) for x in maps]])
+    copy = DeviceCopy()
+    ours = Rotating(functools.partial(aggregate_patches, mode=mode), sets)
+    output: Any = ours()
+    moved = output.nbytes + sum(x.nbytes for x in sets[0][0])
+    expected = aggregate_patches([x[:1].cpu() for x in sets[0][0]], mode=mode)
+    assert float((output[:1].cpu() - expected).abs().max()) <= 1e-5 * float(expected.abs().max()) + 1e-6
+    timings = interleaved_on_gpu({"copy": copy, "ours": ours})
+    figures.add(
+        f"WR50 at 224, batch {GPU_BATCH}, {variant}, {mode}: share of the copy's bandwidth",
+        bandwidth_share(moved, timings["ours"], copy, timings["copy"]),
+        "x",
+        at_least=0.6,
+        device=gpu,
+        note=f"{timings['ours'].median * 1e3:.3f} ms; {moved / timings['ours'].median / 1e12:.2f} TB/s",
+        timings=timings,
+    )
+
+
+def test_gpu_memory(figures: FiguresOf, gpu: str) -> None:
+    maps = [x.cuda() for x in make_maps(GPU_BATCH, "bfloat16")]
+    output = GPU_BATCH * 28 * 28 * 1024 * 4
+    peak = peak_on_gpu(lambda: aggregate_patches(maps))
+    figures.add(
+        f"memory beyond input and output, batch {GPU_BATCH}: ours",
+        100 * max(0, peak - output) / output,
+        "% of output",
+        at_most=10,
+        device=gpu,
+    )
+
+
+def _layout(x: Any) -> Any:
+    return (
+        torch.channels_last if x.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
+    )

@@ -12,7 +12,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from common import interleaved, peak_memory, ratio
+from common import (
+    DeviceCopy,
+    Rotating,
+    bandwidth_share,
+    interleaved,
+    interleaved_on_gpu,
+    peak_memory,
+    ratio,
+)
 
 from ensemblead.kernels.tiling import smooth_seams, tile, untile
 
@@ -209,3 +217,43 @@ def test_smooth_seams(benchmark: Any, figures: Any, framework: str, dtype: str, 
     ours = functools.partial(smooth_seams, maps, tile_size, stride)
     naive = functools.partial(naive_smooth, maps, tile_size, stride)
     compare(figures, f"smooth_seams {framework} {dtype} {workload}", ours, naive, maps, peak)
+
+
+# --- on a GPU: memory is the ceiling, so bytes read and written are held against a copy's ---------------
+
+GPU_TARGET = 0.7
+GPU_CELLS = [
+    pytest.param(dtype, shape, id=f"{dtype}-{'x'.join(map(str, shape))}")
+    for dtype in ("float32", "bfloat16", "uint8")
+    for shape in ((32, 3, 512, 512), (2, 3, 2048, 2048))
+]
+
+
+@pytest.mark.parametrize(("dtype", "shape"), GPU_CELLS)
+@pytest.mark.parametrize("operation", ["tile", "untile", "smooth_seams"])
+def test_gpu(figures: Any, gpu: str, operation: str, dtype: str, shape: tuple[int, ...]) -> None:
+    if operation != "tile" and dtype == "uint8":
+        pytest.skip("for floating point only")
+    images = make_images("torch", dtype, shape)
+    inputs = tile(images, 256, 128) if operation == "untile" else images
+    call = {
+        "tile": functools.partial(run_tile, tile_size=256, stride=128),
+        "untile": functools.partial(run_untile, image_size=shape[2:], stride=128),
+        "smooth_seams": functools.partial(run_smooth, tile_size=256, stride=128),
+    }[operation]
+    expected = call(inputs)
+    ours = Rotating(call, [[inputs.cuda()] for _ in range(3)])
+    output: Any = ours()
+    assert float((output.cpu().float() - expected.float()).abs().max()) <= (1e-3 if dtype == "float32" else 2)
+    moved, copy = inputs.nbytes + output.nbytes, DeviceCopy()
+    timings = interleaved_on_gpu({"copy": copy, "ours": ours})
+    sides = "x".join(map(str, shape))
+    figures.add(
+        f"{operation} {dtype} {sides}, tile 256 stride 128: share of the copy's bandwidth",
+        bandwidth_share(moved, timings["ours"], copy, timings["copy"]),
+        "x",
+        at_least=GPU_TARGET,
+        device=gpu,
+        note=f"{timings['ours'].median * 1e3:.3f} ms; {moved / timings['ours'].median / 1e12:.2f} TB/s",
+        timings=timings,
+    )

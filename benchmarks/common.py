@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import multiprocessing
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,85 @@ class Sgemm:
 
     def rate(self, timing: Timing) -> float:
         return self.flops / timing.median
+
+
+# --- on a GPU -------------------------------------------------------------------------------------
+
+_HEAD_START = 2_000_000  # cycles of idling, about a millisecond
+
+
+def interleaved_on_gpu(
+    candidates: Mapping[str, Callable[[], object]], *, repeats: int = 15
+) -> dict[str, Timing]:
+    """As `interleaved`, with times by CUDA events: from the first kernel of a call to the end of its last.
+
+    The GPU idles for a moment before each call, so that the program is ahead with its launches and their cost
+    is not counted. Candidates that rotate among inputs larger than the cache must do so themselves.
+    """
+    import torch
+
+    for _ in range(3):
+        for call in candidates.values():
+            call()
+    torch.cuda.synchronize()
+    seconds: dict[str, list[float]] = {name: [] for name in candidates}
+    for _ in range(repeats):
+        for name, call in candidates.items():
+            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            torch.cuda._sleep(_HEAD_START)
+            start.record()
+            result = call()
+            end.record()
+            torch.cuda.synchronize()
+            del result
+            seconds[name].append(start.elapsed_time(end) / 1e3)
+    return {name: Timing(tuple(measured)) for name, measured in seconds.items()}
+
+
+class Rotating:
+    """Calls a function with one set of arguments after the other, so that no cache holds the next ones."""
+
+    def __init__(self, function: Callable[..., object], sets: Sequence[Sequence[Any]]) -> None:
+        self._function = function
+        self._sets = itertools.cycle(sets)
+
+    def __call__(self) -> object:
+        return self._function(*next(self._sets))
+
+
+class DeviceCopy:
+    """A copy from device memory to device memory, the yardstick of memory-bound kernels."""
+
+    def __init__(self, size: int = 1 << 29) -> None:
+        import torch
+
+        self._source = torch.randint(256, (size,), dtype=torch.uint8, device="cuda")
+        self._target = torch.empty_like(self._source)
+        self.moved = 2 * size  # read and written
+
+    def __call__(self) -> object:
+        return self._target.copy_(self._source)
+
+
+def bandwidth_share(moved: int, ours: Timing, copy: DeviceCopy, copied: Timing) -> float:
+    """The bytes per second of a call that reads and writes `moved` bytes, as a share of the copy's."""
+    return (moved / ours.median) / (copy.moved / copied.median)
+
+
+def peak_on_gpu(call: Callable[[], object]) -> int:
+    """Bytes by which the peak of torch's memory on the GPU exceeds what was allocated before the call."""
+    import torch
+
+    call()  # libraries take their workspaces once
+    torch.cuda.synchronize()
+    gc.collect()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    result = call()
+    torch.cuda.synchronize()
+    peak = torch.cuda.max_memory_allocated()
+    del result
+    return int(peak - before)
 
 
 # --- memory ---------------------------------------------------------------------------------------

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
-from record import Figures, FiguresOf, plain_table
+from record import RESULTS, Figures, FiguresOf, plain_table
+
+import ensemblead
+from ensemblead.kernels.build import has_cuda_kernels
 
 _COLLECTED = pytest.StashKey[Figures]()
 
@@ -14,6 +18,7 @@ _COLLECTED = pytest.StashKey[Figures]()
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--features", help="a .npy file of real features, [N, 128] float32 (bench_coreset.py)")
     parser.addoption("--rows", type=int, help="as many rows for a quick trial (bench_coreset.py)")
+    parser.addoption("--results", type=Path, default=RESULTS, help="folder to write the results to")
     parser.addoption("--data", type=Path, help="folder of real inspection images, in MVTec layout")
     parser.addoption("--weights", type=Path, help="folder of the networks' weights, <name>.safetensors")
     parser.addoption("--again", action="store_true", help="measure what is known anew (bench_tiled.py)")
@@ -41,6 +46,20 @@ def material(request: pytest.FixtureRequest) -> tuple[Path, Path]:
             raise pytest.UsageError(f"{option}: there is no folder {folder}")
         folders.append(folder.resolve())
     return folders[0], folders[1]
+
+
+@pytest.fixture
+def gpu() -> str:
+    """The name of the GPU, which goes into the column `device`; skips where there is none, and fails there
+    with ENSEMBLEAD_REQUIRE_CUDA=1.
+    """
+    missing = pytest.fail if os.environ.get("ENSEMBLEAD_REQUIRE_CUDA") == "1" else pytest.skip
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        missing("this torch has no CUDA device")
+    if not has_cuda_kernels() or not ensemblead.cuda_available():
+        missing("the core was built without CUDA")
+    return str(torch.cuda.get_device_name())
 
 
 @pytest.fixture
@@ -80,5 +99,5 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         terminalreporter.section("figures and targets")
         for line in plain_table(collected.rows):
             terminalreporter.write_line(line)
-    for path in collected.write():
+    for path in collected.write(config.getoption("--results")):
         terminalreporter.write_line(f"written: {path}")

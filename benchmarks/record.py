@@ -85,7 +85,17 @@ def versions() -> dict[str, str]:
         "cuda": _core.cuda_decision,
         "instruction_set": _core.instruction_set(),
     }
-    for name in ("numpy", "torch", "torchvision", "timm", "faiss-cpu", "faiss-gpu", "cupy-cuda12x", "scipy"):
+    for name in (
+        "numpy",
+        "torch",
+        "torchvision",
+        "timm",
+        "faiss-cpu",
+        "faiss-gpu",
+        "cupy-cuda12x",
+        "cupy-cuda13x",
+        "scipy",
+    ):
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
