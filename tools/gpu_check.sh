@@ -1,0 +1,98 @@
+#!/usr/bin/env bash
+# Builds for the GPU of this machine, runs all tests with no skip for lack of CUDA allowed, the kernel tests under
+# compute-sanitizer, and the GPU benchmarks; writes what came of it to one JSON file. Every step is attempted,
+# whatever became of those before; the exit status is 0 only if all of them passed. Needs no network.
+#
+#   tools/gpu_check.sh [--dry-run] [--anyway] [FILE.json]
+#
+# FILE.json: by default gpu.json in $OUT, or in build/. It can be put into benchmarks/results/ as it is.
+# --dry-run: say what would be run. --anyway: go on without a GPU, to try this script itself.
+# PYTHON names the interpreter (python3). ENSEMBLEAD_COMMIT names the commit where there is no repository.
+# ENSEMBLEAD_GPU_CHECK_SECONDS: the time for everything together (470); a step gets its own limit or what is left.
+set -uo pipefail
+cd "$(dirname "$0")/.." || exit 2
+python="${PYTHON:-python3}"
+total="${ENSEMBLEAD_GPU_CHECK_SECONDS:-470}"
+export PATH="$PATH:/usr/local/cuda/bin" # nvcc and compute-sanitizer are often there and nowhere else
+
+dry_run="" anyway="" file=""
+for argument in "$@"; do
+  case "$argument" in
+    --dry-run) dry_run=yes ;;
+    --anyway) anyway=yes ;;
+    -*) echo "gpu_check: unknown option $argument" >&2; exit 2 ;;
+    *) file="$argument" ;;
+  esac
+done
+file="${file:-${OUT:-build}/gpu.json}"
+
+gpu="$(nvidia-smi --query-gpu=name,driver_version,compute_cap,memory.total --format=csv,noheader 2>/dev/null | head -n 1)"
+if [[ -z "$gpu" && -z "$dry_run" && -z "$anyway" ]]; then
+  echo "gpu_check: there is no NVIDIA GPU here (nvidia-smi shows none), so nothing was checked" >&2
+  exit 2
+fi
+capability="$(cut -d, -f3 <<<"$gpu" | tr -d ' .')"
+
+work="$(mktemp -d)"
+trap 'rm -rf "$work"' EXIT
+mkdir -p "$work/logs" "$work/results"
+printf '%s\n' "$gpu" >"$work/gpu.csv"
+failed=0
+
+# step NAME LIMIT COMMAND...: its output to a log, its outcome to steps.tsv.
+step() {
+  local name="$1" limit="$2" left=$((total - SECONDS)) status started="$SECONDS"
+  shift 2
+  if [[ -n "$dry_run" ]]; then
+    printf '%-11s %4ss  %s\n' "$name" "$limit" "$*"
+    return
+  fi
+  if ((left < limit)); then limit=$left; fi
+  if ((limit < 1)); then
+    status="no time left"
+  else
+    printf '==> %s (at %ss, limit %ss)\n' "$name" "$SECONDS" "$limit"
+    timeout --kill-after=5 "$limit" "$@" >"$work/logs/$name.log" 2>&1 </dev/null
+    status=$?
+  fi
+  printf '%s\t%s\t%s\t%s\n' "$name" "$status" "$((SECONDS - started))" "$limit" >>"$work/steps.tsv"
+  if [[ "$status" != 0 ]]; then
+    failed=1
+    printf '!!! %s: %s\n' "$name" "$status"
+    if [[ -f "$work/logs/$name.log" ]]; then tail -n 25 "$work/logs/$name.log"; fi
+  else
+    tail -n 2 "$work/logs/$name.log"
+  fi
+}
+
+# What other versions of the same packages deprecate is no concern of this check; other warnings stay errors.
+pytest=("$python" -m pytest -q -p no:cacheprovider -W default::DeprecationWarning
+  -W default::PendingDeprecationWarning -W default::FutureWarning)
+export PYTHONPATH=python PYTHONUNBUFFERED=1 ENSEMBLEAD_REQUIRE_CUDA=1
+parallel=()
+if "$python" -c 'import xdist' 2>/dev/null; then parallel=(-n 6 --dist worksteal); fi
+
+# Of what is known to compile, this card's architecture alone, so that it takes a minute. Warnings of a compiler that
+# the project is not developed with are no errors here.
+interpreter="$("$python" -c 'import sys; print(sys.executable)')"
+configure=(cmake --preset cuda "-DENSEMBLEAD_CUDA_ARCHITECTURES=${capability:-90}" -DENSEMBLEAD_WERROR=OFF
+  "-DPython_EXECUTABLE=$interpreter")
+
+step configure 60 "${configure[@]}"
+step build 150 cmake --build --preset cuda
+step info 30 "$python" -c 'from ensemblead.cli.info import describe; import json; print(json.dumps(describe(), indent=1))'
+step tests 180 env OMP_NUM_THREADS=2 "${pytest[@]}" "${parallel[@]}" --junitxml="$work/tests.xml" tests
+for tool in memcheck racecheck; do
+  # CuPy's arrays alone: torch takes long to load under a sanitizer, and the kernels are the same.
+  step "$tool" 75 compute-sanitizer --tool "$tool" --error-exitcode 86 --log-file "$work/logs/$tool.sanitizer" \
+    "${pytest[@]}" --junitxml="$work/$tool.xml" -m sanitizer -k cupy tests/test_kernels_small.py
+done
+for name in coreset patches tiling patchcore memory; do
+  step "bench_$name" 75 "${pytest[@]}" --junitxml="$work/bench_$name.xml" --results "$work/results" \
+    -k gpu "benchmarks/bench_$name.py"
+done
+
+if [[ -n "$dry_run" ]]; then exit 0; fi
+mkdir -p "$(dirname "$file")"
+"$python" tools/gpu_report.py "$work" "$file" || failed=1
+exit "$failed"
