@@ -19,6 +19,7 @@ from textures import normal_images, with_defects
 
 import ensemblead as ead
 from ensemblead.cli.options import DetectorOptions, build_detector, read_config
+from ensemblead.ensembles.description import build
 
 TILES = [
     "-b",
@@ -114,3 +115,14 @@ def test_a_flag_in_a_file_is_true_or_false(tmp_path: Path) -> None:
     (tmp_path / "c.json").write_text('{"tile_size": 32, "shared_tiles": "yes"}')
     with pytest.raises(ValueError, match="shared_tiles must be true or false"):
         read_config(tmp_path / "c.json")
+
+
+def test_tiles_in_a_description() -> None:
+    member = {"type": "PatchCore", "backbone": "gabor"}
+    described = {"type": "TiledEnsemble", "member": member, "tile_size": [32, 48], "image_size": None}
+    ensemble = build(described | {"stride": 16, "shared": True}, seed=5)
+    assert isinstance(ensemble, ead.TiledEnsemble)
+    assert (ensemble.tile_size, ensemble.stride, ensemble.shared) == ((32, 48), (16, 16), True)
+    assert ensemble.member.seed == 5  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match='score must be "mean" or "max", got "sum"'):
+        build(described | {"score": "sum"})
