@@ -78,6 +78,28 @@ def test_a_member_may_be_an_ensemble(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     same(ead.load(tmp_path / "m", backbone=modules).predict(BOTH), found)
 
 
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_member_may_be_padim(shared: bool, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"num_dimensions": 4, "batch_size": 4, "device": "cpu"}
+    train = normal_images(20, side=SIDE)
+    member = ead.PaDiM(TinyNet(), ("first", "second"), **options)
+    plain: dict[str, Any] = {"normalization": "none", "seam_smoothing": False}
+    ensemble = tiled(member, shared=shared, memory_budget=1, **plain, **FEW).fit(train)
+    if not shared:
+        corner = ead.PaDiM(TinyNet(), ("first", "second"), image_size=None, resize=None, **options)
+        corner.fit(np.ascontiguousarray(train[:, 24:, :24]))
+        np.testing.assert_allclose(
+            ensemble.members_[2].calibration_.scores, corner.calibration_.scores, rtol=1e-2
+        )
+        maps = corner.predict(np.ascontiguousarray(BOTH[:, 24:, :24])).anomaly_map
+        found = ensemble.predict(BOTH).anomaly_map[:, 24:, :24]
+        np.testing.assert_allclose(found, maps, rtol=1e-2, atol=1e-2)
+    ensemble.save(tmp_path / "m")
+    again = ead.load(tmp_path / "m", backbone=TinyNet(5))
+    same(again.predict(BOTH), ensemble.predict(BOTH))
+    same(again.extend(TRAIN).predict(BOTH), ensemble.extend(TRAIN).predict(BOTH))
+
+
 def test_it_may_be_a_member(tmp_path: Path) -> None:
     net = TinyNet()
     whole = ead.PatchCore(net, ("first",), resize=(32, 32), image_size=None, coreset_fraction=0.05)
