@@ -239,7 +239,7 @@ def draw_memory(kept: Mapping[str, Memory], path: Path) -> None:
             label = f"{words}: {peak.removesuffix('_peak')}"
             axes.plot(sizes, megabytes, style, color=color, label=label)
     axes.set_xlabel("side of the image, pixels")
-    axes.set_ylabel("peak memory beyond the network, MB")
+    axes.set_ylabel("peak memory beyond the network (fit) or model, MB")
     axes.set_xticks(MEMORY_SIZES)
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
@@ -266,7 +266,7 @@ def test_wide_predict(figures: FiguresOf) -> None:
                 layers(batch)
 
     timings = interleaved({"forward": forward, "predict": lambda: ensemble.predict(images)})
-    (bank,) = {len(one.memory_bank_) for one in ensemble.members_ if isinstance(one, ead.PatchCore)}
+    bank = max(len(one.memory_bank_) for one in ensemble.members_ if isinstance(one, ead.PatchCore))
     per_image = {name: timing.median / len(images) * 1e3 for name, timing in timings.items()}
     figures.add(
         f"wide_resnet50_2, 3 x 3 tiles, nine banks of {bank}: predict / one forward over nine tiles",

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import PeakMemory
+from common import PeakMemory, in_child
 
 import ensemblead as ead
 from ensemblead.evaluation.categories import Category
@@ -24,7 +24,7 @@ METHODS = ("PatchCore", "PaDiM")
 TILE = 256
 # Single-image calls: before the clock starts, and with it.
 WARM_UP, TIMED = 5, 30
-# Images that the peak of predict is taken over, after a first few.
+# Images that the peak of predict is taken over.
 PREDICTED = 32
 
 Size = int | tuple[int, int]
@@ -67,11 +67,9 @@ def measure_setup(path: Path, weights: Path, method: str, setup: str, seed: int)
     detector = SETUPS[setup](method, weights, seed)
     found = measure_fit(detector, category)
     found |= measure_quality(detector, category)
-    found["parameters"] = stored_parameters(detector)
     test = [sample.path for sample in category.test]
     found["latency"] = latency(detector, test)
-    found["predict_peak"] = predict_peak(detector, test)
-    return found
+    return found | weigh(detector, test[:PREDICTED])
 
 
 def measure_fit(detector: Any, category: Category) -> dict[str, float]:
@@ -94,25 +92,44 @@ def measure_quality(detector: Any, category: Category) -> dict[str, float]:
     return {name: float(getattr(row, name)) for name in names}
 
 
-def stored_parameters(detector: Any) -> float:
+def weigh(detector: Any, images: Any) -> dict[str, float]:
+    """Numbers that the saved model holds, and the peak of predicting with it in another process."""
+    with tempfile.TemporaryDirectory() as folder:
+        model = Path(folder) / "model"
+        detector.save(model)
+        return {
+            "parameters": float(stored_parameters(model)),
+            "predict_peak": float(in_child(predict_peak, model, images)),
+        }
+
+
+def stored_parameters(model: Path) -> int:
     """Numbers that a saved model holds besides the network and the calibration."""
     from safetensors import safe_open
 
     total = 0
-    with tempfile.TemporaryDirectory() as folder:
-        detector.save(Path(folder) / "model")
-        for file in (Path(folder) / "model").rglob("*.safetensors"):
-            if file.name == "bank.safetensors":
-                names = ["rows"]
-            elif file.name.startswith("gaussians."):
-                names = [file.name.removeprefix("gaussians.").removesuffix(".safetensors")]
-            else:
-                continue
-            with safe_open(file, "np") as tensors:
-                total += sum(int(np.prod(tensors.get_slice(name).get_shape())) for name in names)
+    for file in model.rglob("*.safetensors"):
+        if file.name == "bank.safetensors":
+            names = ["rows"]
+        elif file.name.startswith("gaussians."):
+            names = [file.name.removeprefix("gaussians.").removesuffix(".safetensors")]
+        else:
+            continue
+        with safe_open(file, "np") as tensors:
+            total += sum(int(np.prod(tensors.get_slice(name).get_shape())) for name in names)
     if not total:
         raise RuntimeError("the saved model has no numbers of its own")
-    return float(total)
+    return total
+
+
+def predict_peak(model: Path, images: Any) -> int:
+    """Bytes that predicting the images, batch by batch, takes beyond the model, whose network is warm."""
+    detector = ead.load(model)
+    detector._network_leaves()[0].network_.grid(TILE)
+    memory = PeakMemory()
+    for _ in detector.predict_batches(images):
+        pass
+    return memory.read()
 
 
 def latency(detector: Any, paths: Sequence[str]) -> float:
@@ -129,16 +146,6 @@ def latency(detector: Any, paths: Sequence[str]) -> float:
         detector.predict(image)
         seconds.append(time.perf_counter() - start)
     return statistics.median(seconds[WARM_UP:])
-
-
-def predict_peak(detector: Any, paths: Sequence[str]) -> float:
-    """Bytes that predicting 32 images, batch by batch, takes beyond the model."""
-    for _ in detector.predict_batches(list(paths[:2])):
-        pass
-    memory = PeakMemory()
-    for _ in detector.predict_batches(list(paths[:PREDICTED])):
-        pass
-    return float(memory.read())
 
 
 def measure_resolution(path: Path, weights: Path, method: str, kind: str, size: int) -> dict[str, float]:
@@ -169,8 +176,8 @@ class Drawn:
 
 
 def measure_memory(kind: str, size: int, count: int, budget: int) -> dict[str, float]:
-    """Peak bytes of a fit and of predicting, beyond what was resident before each; one network, loaded and
-    warm. The single model sees one image at a time, the ensemble batches of 8 tiles.
+    """Peak bytes of a fit beyond the network, and of predicting 4 images beyond the model. The single model
+    sees one image at a time, the ensemble batches of 8 tiles.
     """
     detector: Any
     if kind == "single":
@@ -185,10 +192,8 @@ def measure_memory(kind: str, size: int, count: int, budget: int) -> dict[str, f
         memory, start = PeakMemory(), time.perf_counter()
         detector.fit(Drawn(count, size))
         fitted, seconds = memory.read(), time.perf_counter() - start
-    memory = PeakMemory()
-    for _ in detector.predict_batches(Drawn(4, size)):
-        pass
-    return {"fit_peak": float(fitted), "predict_peak": float(memory.read()), "fit_seconds": seconds}
+    known = {"fit_peak": float(fitted), "fit_seconds": seconds}
+    return known | weigh(detector, Drawn(4, size))
 
 
 def tiles_of(images: np.ndarray[Any, Any], stride: int) -> torch.Tensor:
