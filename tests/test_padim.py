@@ -543,3 +543,15 @@ def test_rows_of_one_image_are_left_out_together(tiles: int) -> None:
     for score, i in zip(scores, known, strict=True):
         others = rows[[j for j in range(len(images)) if numbers[j] != numbers[i]]]
         assert score == pytest.approx(_grade_by_hand(others, rows[i], (32, 32))[0], rel=1e-3)
+
+
+def test_without_a_sampled_image_there_are_no_statistics() -> None:
+    """As when just those cannot be read."""
+    detector = _tiny()
+    fitting = detector._begin_fit()
+    pixels = torch.from_numpy(_small(4)).permute(0, 3, 1, 2)
+    embedded = detector._embed({detector.geometry: pixels}, detector._pool())
+    fitting.observe(embedded, range(4), [False] * 4)
+    (sample,) = fitting.finish(None)
+    with pytest.raises(ValueError, match="no normal images to take statistics from"):
+        sample.calibration(0.01, False, "")

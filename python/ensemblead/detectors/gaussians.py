@@ -212,7 +212,8 @@ class LeftOut:
     Args:
         rows: number of an image and one observation `[P, D]` of it; those of one number (tiles of one image)
             are left out together.
-        count: all rows.
+        count: how many rows there are in all.
+        positions: P.
         progress: called with "calibrate", positions done and positions.
     """
 
@@ -220,6 +221,7 @@ class LeftOut:
         self,
         rows: Sequence[tuple[int, torch.Tensor]],
         count: int,
+        positions: int,
         progress: Callable[[str, int, int], None] | None = None,
     ) -> None:
         places: dict[int, list[int]] = {}
@@ -232,7 +234,8 @@ class LeftOut:
         self.fair = all(k < count for k in self._groups)
         self._rows = [observation for _, observation in rows]
         self._count, self._progress = count, progress
-        self.squared = torch.zeros(len(rows), len(self._rows[0]), device=self._rows[0].device)
+        device = self._rows[0].device if rows else None
+        self.squared = torch.zeros(len(rows), positions, device=device)
 
     def __call__(self, where: slice, mean: torch.Tensor, scatter: torch.Tensor) -> None:
         """Fills `squared`, float32 `[rows, P]`, for some positions."""

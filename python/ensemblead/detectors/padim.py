@@ -265,7 +265,7 @@ class _PaDiMFitting(Fitting):
     def finish(self, progress: Progress | None) -> list[NormalSample]:
         count, mean, scatter = self._moments.finish()
         assert self._grid is not None
-        others = LeftOut(self._held, count, progress)
+        others = LeftOut(self._held, count, len(mean), progress)
         if others.fair:
             gaussians = Gaussians.from_moments(count, mean, scatter, others, len(self._held))
             squared = others.squared
@@ -281,7 +281,8 @@ class _PaDiMFitting(Fitting):
         self._model = Model(gaussians, self._grid)
         self._held = []
         sample = NormalSample()
-        for some in torch.split(squared.sqrt_().view(-1, *self._grid), _RENDERED):
+        distances = squared.sqrt_().view(len(squared), *self._grid)
+        for some in torch.split(distances, _RENDERED) if len(distances) else ():
             scores, _ = score_maps(some, self._size)
             sample.add_grids(scores, some, self._size)
         return [sample]
