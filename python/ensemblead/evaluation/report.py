@@ -201,8 +201,8 @@ class Report:
     def to_html(self, path: StrPath, *, max_images: int = 300) -> None:
         """One file that loads nothing: tables, curves, and a gallery that sorts and filters.
 
-        An image takes 20 to 30 KB with its heat map, so that 300 take 6 to 9 MB; photographs and masks are
-        read again from where they were.
+        An image takes 20 to 60 KB with its heat map, smooth ones least, so that 300 take 6 to 18 MB;
+        photographs and masks are read again from where they were.
 
         Args:
             max_images: Of the images that `evaluate` kept (see its `gallery`), how many to show: errors
