@@ -115,6 +115,8 @@ class Network:
         extractor.to(place, dtype, channels_last=True)
         if compile:
             extractor.compile()
+        elif source["kind"] != "module":  # a caller's module may yet be changed
+            extractor.fold()
         self.extractor = extractor
         self.device = place
         # A state dict or a module says nothing about its values: only the very same object is the same

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ensemblead.features.backbones import BackboneInfo, Weights, load_backbone, module_configuration
 from ensemblead.features.compiled import CompiledPass
+from ensemblead.features.folding import fold_batch_norms
 from ensemblead.features.gabor import GaborBank
 from ensemblead.features.grids import TokenLayout
 from ensemblead.features.weights import require_loaded
@@ -68,6 +69,9 @@ class FeatureExtractor:
             raise ValueError(f"std must be positive, got {self.std}")
         self.module = module
         self._scale: Tensor | None = None
+        # Networks with folded batch norms by their layers, shared as the compiled passes are; None: not asked
+        # for.
+        self._folded: dict[tuple[str, ...], nn.Module] | None = None
         # Compiled passes by their layers, shared by all extractors over this network; None: not asked for.
         self._compiled: dict[tuple[str, ...], CompiledPass] | None = None
         self._set_layers(layers)
@@ -98,6 +102,7 @@ class FeatureExtractor:
         other.module = copy.deepcopy(self.module)
         if self.module in _ran_at:
             _ran_at[other.module] = _ran_at[self.module]
+        other._folded = None if self._folded is None else {}
         other._compiled = None if self._compiled is None else {}
         other._set_layers(self.layers)
         other._channels_last = self._channels_last
@@ -139,8 +144,20 @@ class FeatureExtractor:
             arguments["dtype"] = dtype
         self.module.to(**arguments)
         self._channels_last = channels_last
+        if self._folded is not None:
+            self._folded.clear()
         if self._compiled is not None:
             self._compiled.clear()  # their graphs are of the old place
+        return self
+
+    def fold(self) -> FeatureExtractor:
+        """Run convolutions and the batch norms behind them as one from now on; returns self.
+
+        For networks that nobody changes: folded weights are made at the first call, and kept beside the
+        original ones. In float32 only, where the outputs differ by rounding; compiled passes fold themselves.
+        """
+        if self._folded is None:
+            self._folded = {}
         return self
 
     def compile(self) -> FeatureExtractor:
@@ -222,7 +239,7 @@ class FeatureExtractor:
 
     def _pass(self, images: Tensor, size: tuple[int, int]) -> dict[str, Tensor]:
         if self._compiled is None:
-            return self._run(images)
+            return self._run(images, self._folded_for(images))
         if self.layers not in self._compiled:
             # One image as written, so that what is wrong with the layers is said before anything is compiled.
             outputs = self._run(images[:1])
@@ -231,8 +248,20 @@ class FeatureExtractor:
             self._compiled[self.layers] = CompiledPass(self.module, self.layers, self.name)
         return self._compiled[self.layers](images)
 
-    def _run(self, images: Tensor) -> dict[str, Tensor]:
-        """One pass, ended by an exception from the hook of the last layer needed."""
+    def _folded_for(self, images: Tensor) -> nn.Module:
+        if self._folded is None or self.dtype != torch.float32:
+            return self.module
+        if self.layers not in self._folded:
+            probe = images[:1]
+            found = fold_batch_norms(self.module, lambda module: self._run(probe, module), self.layers)
+            self._folded[self.layers] = self.module if found is None else found
+        return self._folded[self.layers]
+
+    def _run(self, images: Tensor, module: nn.Module | None = None) -> dict[str, Tensor]:
+        """One pass, ended by an exception from the hook of the last layer needed; through the network, or a
+        twin of it.
+        """
+        module = self.module if module is None else module
         outputs: dict[str, Any] = {}
         caller = threading.get_ident()
 
@@ -249,11 +278,11 @@ class FeatureExtractor:
 
             return hook
 
-        parts = dict(self.module.named_modules())
-        with _frozen(self.module), _eager(self.module):
+        parts = dict(module.named_modules())
+        with _frozen(module), _eager(module):
             handles = [parts[layer].register_forward_hook(tap(layer)) for layer in self.layers]
             try:
-                self.module(images)
+                module(images)
             except _Reached:
                 return outputs
             finally:
