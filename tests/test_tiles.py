@@ -189,7 +189,8 @@ def test_groups_of_locations_give_the_same(cache: int, reads: int, monkeypatch: 
     for stage, count, total in stages:
         done.setdefault(stage, []).append(count)
         assert count <= total
-    assert done["calibrate"] == list(range(1, 7 * 9 + 1))
+    assert done["calibrate"] == sorted(set(done["calibrate"]))  # batch by batch
+    assert done["calibrate"][-1] == 7 * 9
     assert done["join"] == list(range(1, 8))
 
 
