@@ -6,9 +6,8 @@ The paper is Rolih et al., arXiv 2403.04932. Its six setups: one model on images
 (SM512), one model on all tiles of 256 pixels out of 512 (ST4, ST9 with half a tile of overlap), one model per
 tile (ENS4, ENS9). `--data` and `--weights` are those of bench_detection.py.
 
-Every seed is measured in a process of its own and kept in results/tiled.json at once, so a run can be
-stopped, and goes on with what is missing: what the same commit has measured is not measured again (`--again`
-does).
+Every seed is measured in a process of its own and kept in results/tiled.json at once, with its commit. So a
+run can be stopped, and goes on with what is missing; `--again` measures anew what is known.
 """
 
 from __future__ import annotations
@@ -70,7 +69,7 @@ class Kept:
     def __init__(self, figures: FiguresOf, what: str, again: bool) -> None:
         self._figures, self._what = figures, what
         self._cells = self._known()
-        self._fresh = set() if again else {key for key, cell in self._cells.items() if _is_current(cell)}
+        self._again = again
 
     def _known(self) -> dict[str, dict[str, Any]]:
         for document in load_results(RESULTS):
@@ -81,8 +80,8 @@ class Kept:
         return {}
 
     def measure(self, key: str, function: Callable[..., Any], *arguments: Any) -> None:
-        """Measure a cell in a child process and write the row anew, unless this commit has it."""
-        if key in self._fresh:
+        """Measure a cell in a child process and write the row anew, unless it is known."""
+        if key in self._cells and not self._again:
             return
         found = in_child(function, *arguments)
         self._cells[key] = {**found, "commit": commit()}
@@ -99,10 +98,6 @@ class Kept:
 
     def _row(self) -> Figure:
         raise NotImplementedError
-
-
-def _is_current(cell: Mapping[str, Any]) -> bool:
-    return cell.get("commit") == commit() and not str(commit()).endswith("-dirty")
 
 
 class Quality(Kept):
