@@ -4,6 +4,8 @@
 #include <cmath>
 #include <numeric>
 
+#include "core/fast_divide.hpp"
+
 namespace ensemblead {
 namespace {
 
@@ -14,7 +16,9 @@ struct Range {
 
 // Bin i of m over n inputs, as adaptive average pooling cuts them.
 Range pooling_bin(std::int64_t i, std::int64_t n, std::int64_t m) {
-  return {i * n / m, ((i + 1) * n + m - 1) / m};
+  const PoolingBins<PlainDivide> bins(static_cast<std::uint64_t>(n), static_cast<std::uint64_t>(m));
+  const auto at = static_cast<std::uint64_t>(i);
+  return {static_cast<std::int64_t>(bins.begin(at)), static_cast<std::int64_t>(bins.end(at))};
 }
 
 bool nearly_equal(double a, double b) { return std::abs(a - b) <= 1e-12 * std::max(a, b); }
@@ -105,12 +109,7 @@ std::vector<LayerTaps> patch_taps(const std::vector<std::int64_t>& channels, con
 
 std::vector<Interpolation> interpolation(std::int64_t in, std::int64_t out) {
   std::vector<Interpolation> points;
-  const double scale = static_cast<double>(in) / static_cast<double>(out);
-  for (std::int64_t i = 0; i < out; ++i) {
-    const double source = std::max(scale * (static_cast<double>(i) + 0.5) - 0.5, 0.0);
-    const std::int64_t low = std::min(static_cast<std::int64_t>(source), in - 1);
-    points.push_back({low, std::min(low + 1, in - 1), static_cast<float>(source - static_cast<double>(low))});
-  }
+  for (std::int64_t i = 0; i < out; ++i) points.push_back(interpolation_point(i, in, out));
   return points;
 }
 

@@ -5,7 +5,30 @@
 #include <cstdint>
 #include <vector>
 
+#include "core/host_device.hpp"
+
 namespace ensemblead {
+
+// Adaptive average pooling of n inputs to m bins: bin i is [begin(i), end(i)). `Divide` is one of
+// fast_divide.hpp; (m + 1) * n + m must be within its reach.
+template <class Divide>
+struct PoolingBins {
+  using Index = typename Divide::Index;
+
+  PoolingBins() = default;
+  PoolingBins(Index n, Index m) : inputs(n), bins(m), by_inputs(n), by_bins(m) {}
+
+  ENSEMBLEAD_HD Index begin(Index i) const { return by_bins(i * inputs); }
+  ENSEMBLEAD_HD Index end(Index i) const { return by_bins((i + 1) * inputs + bins - 1); }
+  // The bins that have an input in [x, y) are [first_from(x), end_before(y)).
+  ENSEMBLEAD_HD Index first_from(Index x) const { return by_inputs(x * bins); }
+  ENSEMBLEAD_HD Index end_before(Index y) const { return by_inputs(y * bins + inputs - 1); }
+
+  Index inputs = 1;
+  Index bins = 1;
+  Divide by_inputs;
+  Divide by_bins;
+};
 
 enum class PatchMode { kAdaptive, kConcat };
 
@@ -43,6 +66,16 @@ struct Interpolation {
   std::int64_t high = 0;
   float weight = 0;
 };
+
+// Point i: its place in the source is ((2 i + 1) in - out) / (2 out), or 0 where that is negative.
+ENSEMBLEAD_HD inline Interpolation interpolation_point(std::int64_t i, std::int64_t in, std::int64_t out) {
+  const std::int64_t place = (2 * i + 1) * in - out;
+  if (place <= 0) return {0, in > 1 ? 1 : 0, 0.0f};
+  const std::int64_t low = place / (2 * out);
+  const float weight = static_cast<float>(place - low * 2 * out) / static_cast<float>(2 * out);
+  return {low, low + 1 < in ? low + 1 : in - 1, weight};
+}
+
 std::vector<Interpolation> interpolation(std::int64_t in, std::int64_t out);
 
 }  // namespace ensemblead

@@ -38,8 +38,12 @@ TileGrid make_tile_grid(Size2 image_size, Size2 tile_size, Size2 stride) {
   return {make_axis(image_size.h, tile_size.h, stride.h), make_axis(image_size.w, tile_size.w, stride.w)};
 }
 
+std::int64_t seam_reach(const TileAxis& axis, double width) {
+  return static_cast<std::int64_t>(width * static_cast<double>(axis.tile));
+}
+
 std::vector<Interval> seam_bands(const TileAxis& axis, double width) {
-  const auto reach = static_cast<std::int64_t>(width * static_cast<double>(axis.tile));
+  const std::int64_t reach = seam_reach(axis, width);
   std::vector<Interval> bands;
   if (reach < 1) return bands;
   std::vector<std::int64_t> edges;
@@ -79,13 +83,14 @@ void check_seam_parameters(double sigma, double width) {
   if (!(width >= 0.0 && width <= 0.5)) throw ValueError("width must be in [0, 0.5], got " + text(width));
 }
 
+std::int64_t gaussian_radius(double sigma) { return static_cast<std::int64_t>(4.0 * sigma + 0.5); }
+
 std::vector<double> gaussian_weights(double sigma) {
-  const auto radius = static_cast<std::size_t>(4.0 * sigma + 0.5);
+  const auto radius = static_cast<std::size_t>(gaussian_radius(sigma));
   std::vector<double> weights(radius + 1);
   double total = 0.0;
   for (std::size_t k = 0; k <= radius; ++k) {
-    const double distance = static_cast<double>(k) / sigma;
-    weights[k] = std::exp(-0.5 * distance * distance);
+    weights[k] = gaussian(static_cast<std::int64_t>(k), sigma);
     total += k == 0 ? weights[k] : 2.0 * weights[k];
   }
   for (double& weight : weights) weight /= total;

@@ -2,10 +2,25 @@
 // separable, so everything here speaks of one axis; the CPU and the CUDA kernels share it.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <vector>
 
+#include "core/host_device.hpp"
+
 namespace ensemblead {
+
+// The tiles that cover position x of an axis are first ... last of these. 1 <= stride <= tile: there is at
+// least one.
+template <class Index, class Divide>
+ENSEMBLEAD_HD inline Index first_covering(Index x, Index tile, const Divide& by_stride) {
+  return x < tile ? 0 : by_stride(x - tile) + 1;
+}
+template <class Index, class Divide>
+ENSEMBLEAD_HD inline Index last_covering(Index x, Index count, const Divide& by_stride) {
+  const Index last = by_stride(x);
+  return last < count ? last : count - 1;
+}
 
 // Tiles along one axis: tile i covers [i * stride, i * stride + tile), the last one may reach past `size`.
 struct TileAxis {
@@ -14,9 +29,15 @@ struct TileAxis {
   std::int64_t stride = 0;
   std::int64_t count = 0;  // ceil((size - tile) / stride) + 1
 
-  // The tiles that cover pixel x are first(x) ... last(x). 1 <= stride <= tile: there is at least one.
-  std::int64_t first(std::int64_t x) const { return x < tile ? 0 : (x - tile) / stride + 1; }
-  std::int64_t last(std::int64_t x) const { return x / stride < count ? x / stride : count - 1; }
+  std::int64_t first(std::int64_t x) const { return first_covering(x, tile, by_stride()); }
+  std::int64_t last(std::int64_t x) const { return last_covering(x, count, by_stride()); }
+
+ private:
+  struct Divide {
+    std::int64_t divisor;
+    ENSEMBLEAD_HD std::int64_t operator()(std::int64_t dividend) const { return dividend / divisor; }
+  };
+  Divide by_stride() const { return {stride}; }
 };
 
 struct TileGrid {
@@ -38,7 +59,10 @@ struct Interval {
   std::int64_t end = 0;
 };
 
-// The pixels of `axis` in [edge - r, edge + r), r = int(width * tile), for every start and end of a tile that
+// How far a seam's band reaches to either side of it: int(width * tile) pixels.
+std::int64_t seam_reach(const TileAxis& axis, double width);
+
+// The pixels of `axis` in [edge - r, edge + r), r = seam_reach, for every start and end of a tile that
 // lies inside (0, size): ascending, disjoint and not touching, clipped to the axis. Empty when r is 0.
 std::vector<Interval> seam_bands(const TileAxis& axis, double width);
 
@@ -49,14 +73,23 @@ std::vector<Interval> covering_runs(const TileAxis& axis);
 // length sane.
 void check_seam_parameters(double sigma, double width);
 
-// Sampled Gaussian weights w[0] ... w[radius] of distances 0 ... radius = int(4 * sigma + 0.5), scaled so
-// that the symmetric filter w[radius] ... w[0] ... w[radius] sums to 1: scipy.ndimage.gaussian_filter with
-// truncate=4.
+// How far a Gaussian filter reaches: int(4 * sigma + 0.5).
+std::int64_t gaussian_radius(double sigma);
+
+// The Gaussian at an integer distance, 1 at 0.
+ENSEMBLEAD_HD inline double gaussian(std::int64_t distance, double sigma) {
+  const double ratio = static_cast<double>(distance) / sigma;
+  return std::exp(-0.5 * ratio * ratio);
+}
+
+// Sampled Gaussian weights w[0] ... w[radius] of distances 0 ... radius = gaussian_radius, scaled so that the
+// symmetric filter w[radius] ... w[0] ... w[radius] sums to 1: scipy.ndimage.gaussian_filter with truncate=4.
 std::vector<double> gaussian_weights(double sigma);
 
 // The index that position i, possibly outside [0, size), has after reflection with the border pixel repeated
 // (d c b a | a b c d | d c b a).
-inline std::int64_t reflected(std::int64_t i, std::int64_t size) {
+template <class Index>
+ENSEMBLEAD_HD inline Index reflected(Index i, Index size) {
   if (i >= 0 && i < size) return i;
   i %= 2 * size;
   if (i < 0) i += 2 * size;
