@@ -41,9 +41,14 @@ void aggregate_patches(const std::vector<FeatureMap>& maps, std::int64_t batch, 
 }  // namespace cpu
 
 namespace cuda {
+// How many bytes of `scratch` (aligned to 16) aggregate_patches needs: what layers of another grid than the
+// first one's are pooled to. Only the extents of `maps` are looked at.
+std::int64_t aggregate_patches_scratch(const std::vector<FeatureMap>& maps, std::int64_t batch,
+                                       const PatchOptions& options);
+
 // Works on `stream` (a cudaStream_t) of `device` and does not wait for it.
 void aggregate_patches(const std::vector<FeatureMap>& maps, std::int64_t batch, const PatchOptions& options,
-                       float* output, int device, void* stream);
+                       float* output, void* scratch, int device, std::intptr_t stream);
 }  // namespace cuda
 
 }  // namespace ensemblead

@@ -45,11 +45,16 @@ void untile(const UntileTask& task, int num_threads);
 void smooth_seams(const SmoothTask& task, int num_threads);
 }  // namespace cpu
 
-// Not compiled yet in any build: each throws ValueError.
+// On the device of the arrays and on `stream` (a cudaStream_t) of it, without waiting. Heights and widths are
+// below 2^29.
 namespace cuda {
 void tile(const TileTask& task, std::intptr_t stream);
 void untile(const UntileTask& task, std::intptr_t stream);
-void smooth_seams(const SmoothTask& task, std::intptr_t stream);
+
+// How many bytes of `scratch` (aligned to 16) smooth_seams needs for maps of this shape: none for the usual
+// sigmas.
+std::int64_t smooth_seams_scratch(const Shape& maps, DType dtype, double sigma);
+void smooth_seams(const SmoothTask& task, void* scratch, std::intptr_t stream);
 }  // namespace cuda
 
 }  // namespace ensemblead

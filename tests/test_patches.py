@@ -253,6 +253,22 @@ def test_frameworks_and_dtypes(cpu_device: Any, dtype: str, width: int) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("width", [3, 8, 14, 28, 33])
+def test_on_cuda(cuda_device: Any, dtype: str, width: int) -> None:
+    if not cuda_device.supports(dtype):
+        pytest.skip(f"{cuda_device} has no {dtype}")
+    shapes = [(2, 20, 5, width), (2, 35, 3, 9), (2, 64, 5, width)]
+    maps = [cuda_device.array(x, dtype) for x in make_maps(shapes)]
+    rounded = [cuda_device.numpy(x).astype(np.float32) for x in maps]
+    bound = 1e-5 * max(float(np.abs(x).max()) for x in rounded)
+    for mode in ("adaptive", "concat"):
+        got = aggregate_patches(maps, pretrain_dim=30, target_dim=33, mode=mode)
+        assert cuda_device.is_own(got)
+        expected = aggregate_patches(rounded, pretrain_dim=30, target_dim=33, mode=mode)
+        np.testing.assert_allclose(cuda_device.numpy(got), expected, rtol=0, atol=bound)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_torch_channels_last(dtype: str) -> None:
     torch = pytest.importorskip("torch")
     maps = [torch.from_numpy(x).to(getattr(torch, dtype)) for x in make_maps([(2, 35, 5, 19), (2, 8, 3, 40)])]

@@ -490,7 +490,18 @@ def test_a_channels_last_tensor_is_refused():
         tile(torch.zeros(1, 3, 8, 8).to(memory_format=torch.channels_last), 4)
 
 
-def test_a_cuda_tensor_is_taken_or_clearly_refused(cuda_device):
-    images = cuda_device.array(np.zeros((1, 1, 8, 8)), "float32")
-    with pytest.raises(ValueError, match="tile has no CUDA kernel in this build; move images to the CPU"):
-        tile(images, 4)
+@geometry_cases
+def test_every_kernel_on_cuda(cuda_device, size, tile_size, stride):
+    images = cuda_device.array(normal((2, 3, *size)), "float32")
+    tiles = tile(images, tile_size, stride)
+    back = untile(tiles, size, stride)
+    assert cuda_device.is_own(tiles)
+    assert cuda_device.is_own(back)
+    stored = cuda_device.numpy(images)
+    np.testing.assert_array_equal(cuda_device.numpy(tiles), reference.tile(stored, tile_size, stride))
+    bound = tolerance("float32", stored)
+    np.testing.assert_allclose(cuda_device.numpy(back), stored, rtol=0, atol=bound)
+    for sigma in (1.0, 2.0, 6.0):
+        smoothed = cuda_device.numpy(smooth_seams(images, tile_size, stride, sigma=sigma))
+        expected = reference.smooth_seams(stored, tile_size, stride, sigma)
+        np.testing.assert_allclose(smoothed, expected, rtol=0, atol=bound)

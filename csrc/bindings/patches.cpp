@@ -8,6 +8,7 @@
 
 #include "bindings/bindings.hpp"
 #include "bindings/dlpack.hpp"
+#include "bindings/scratch.hpp"
 #include "core/checks.hpp"
 
 namespace py = pybind11;
@@ -86,7 +87,8 @@ std::int64_t patch_dim(const std::vector<std::int64_t>& channels, std::int64_t p
 
 void aggregate_patches(const py::sequence& feature_maps, const py::object& output, std::int64_t patch_size,
                        const std::vector<std::int64_t>& pretrain_dims, std::int64_t target_dim,
-                       const std::string& mode, int num_threads, std::intptr_t stream) {
+                       const std::string& mode, int num_threads, std::intptr_t stream,
+                       const py::object& scratch) {
   if (py::len(feature_maps) == 0) throw ValueError("feature_maps is empty; pass one map per layer");
   std::vector<Borrowed> borrowed;
   std::vector<FeatureMap> maps;
@@ -104,13 +106,34 @@ void aggregate_patches(const py::sequence& feature_maps, const py::object& outpu
                {first.shape[0], first.shape[2], first.shape[3], output_dim(channels, options)});
   check_same_device(target.array(), "output", first, "feature_maps[0]");
   float* const data = target.array().as<float>();
-  const py::gil_scoped_release release;
+  const std::int64_t batch = first.shape[0];
   if (first.device.kind == DeviceKind::kCpu) {
-    cpu::aggregate_patches(maps, first.shape[0], options, data, num_threads);
-  } else {
-    cuda::aggregate_patches(maps, first.shape[0], options, data, first.device.index,
-                            reinterpret_cast<void*>(stream));
+    const py::gil_scoped_release release;
+    cpu::aggregate_patches(maps, batch, options, data, num_threads);
+    return;
   }
+  const BorrowedScratch space(scratch, first, "feature_maps[0]",
+                              cuda::aggregate_patches_scratch(maps, batch, options));
+  const py::gil_scoped_release release;
+  cuda::aggregate_patches(maps, batch, options, data, space.data(), first.device.index, stream);
+}
+
+// How many bytes of scratch the CUDA kernels need of the caller for maps of these shapes; the CPU's need
+// none.
+std::int64_t patch_scratch(const std::vector<Shape>& shapes, std::int64_t patch_size,
+                           const std::vector<std::int64_t>& pretrain_dims, std::int64_t target_dim,
+                           const std::string& mode) {
+  std::vector<std::int64_t> channels;
+  std::vector<FeatureMap> maps;
+  for (const Shape& shape : shapes) {
+    if (shape.size() != 4)
+      throw ValueError("feature_maps must be 4-D [B, C, H, W], got shape " + name(shape));
+    channels.push_back(shape[1]);
+    maps.push_back({nullptr, DType::kFloat32, shape[1], shape[2], shape[3], false});
+  }
+  if (maps.empty()) throw ValueError("feature_maps is empty; pass one map per layer");
+  const PatchOptions options = to_options(channels, patch_size, pretrain_dims, target_dim, mode);
+  return cuda::aggregate_patches_scratch(maps, shapes.front()[0], options);
 }
 
 }  // namespace
@@ -120,7 +143,9 @@ void bind_patches(py::module_& module) {
              py::arg("target_dim"), py::arg("mode"));
   module.def("aggregate_patches", &aggregate_patches, py::arg("feature_maps"), py::arg("output"),
              py::arg("patch_size"), py::arg("pretrain_dims"), py::arg("target_dim"), py::arg("mode"),
-             py::arg("num_threads"), py::arg("stream"));
+             py::arg("num_threads"), py::arg("stream"), py::arg("scratch") = py::none());
+  module.def("patch_scratch", &patch_scratch, py::arg("shapes"), py::arg("patch_size"),
+             py::arg("pretrain_dims"), py::arg("target_dim"), py::arg("mode"));
 }
 
 }  // namespace ensemblead::bindings

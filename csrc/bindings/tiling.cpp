@@ -1,10 +1,14 @@
 #include "tiling.hpp"
 
+#include <pybind11/stl.h>
+
 #include <cstdint>
+#include <string>
 #include <utility>
 
 #include "bindings/bindings.hpp"
 #include "bindings/dlpack.hpp"
+#include "bindings/scratch.hpp"
 #include "core/checks.hpp"
 
 namespace py = pybind11;
@@ -58,7 +62,8 @@ void untile(const py::object& tiles, const py::object& images, Pair stride, int 
 }
 
 void smooth_seams(const py::object& maps, const py::object& smoothed, Pair tile_size, Pair stride,
-                  double sigma, double width, int num_threads, std::intptr_t stream) {
+                  double sigma, double width, int num_threads, std::intptr_t stream,
+                  const py::object& scratch) {
   const Borrowed borrowed(maps, "maps");
   const Borrowed borrowed_out(smoothed, "smoothed");
   SmoothTask task{borrowed.array(), borrowed_out.array(), {}, sigma, width};
@@ -69,9 +74,21 @@ void smooth_seams(const py::object& maps, const py::object& smoothed, Pair tile_
   check_same_device(task.smoothed, "smoothed", task.maps, "maps");
   check_seam_parameters(sigma, width);
   task.grid = make_tile_grid(last_two(task.maps.shape), size_of(tile_size), size_of(stride));
+  if (task.maps.device.kind == DeviceKind::kCpu) {
+    const py::gil_scoped_release release;
+    cpu::smooth_seams(task, num_threads);
+    return;
+  }
+  const BorrowedScratch space(scratch, task.maps, "maps",
+                              cuda::smooth_seams_scratch(task.maps.shape, task.maps.dtype, sigma));
   const py::gil_scoped_release release;
-  task.maps.device.kind == DeviceKind::kCpu ? cpu::smooth_seams(task, num_threads)
-                                            : cuda::smooth_seams(task, stream);
+  cuda::smooth_seams(task, space.data(), stream);
+}
+
+// How many bytes of scratch smooth_seams needs of the caller; the CPU needs none.
+std::int64_t smooth_seams_scratch(const Shape& maps, const std::string& dtype, double sigma) {
+  check_seam_parameters(sigma, 0.0);
+  return cuda::smooth_seams_scratch(maps, dtype == "float64" ? DType::kFloat64 : DType::kFloat32, sigma);
 }
 
 }  // namespace
@@ -83,8 +100,10 @@ void bind_tiling(py::module_& module) {
   module.def("untile", &untile, py::arg("tiles"), py::arg("images"), py::arg("stride"),
              py::arg("num_threads"), py::arg("stream"));
   module.def("smooth_seams", &smooth_seams, py::arg("maps"), py::arg("smoothed"), py::arg("tile_size"),
-             py::arg("stride"), py::arg("sigma"), py::arg("width"), py::arg("num_threads"),
-             py::arg("stream"));
+             py::arg("stride"), py::arg("sigma"), py::arg("width"), py::arg("num_threads"), py::arg("stream"),
+             py::arg("scratch") = py::none());
+  module.def("smooth_seams_scratch", &smooth_seams_scratch, py::arg("shape"), py::arg("dtype"),
+             py::arg("sigma"));
 }
 
 }  // namespace ensemblead::bindings

@@ -9,10 +9,6 @@
 #include <stdexcept>
 #include <string>
 
-#if defined(ENSEMBLEAD_CUDA_EMULATED)
-#include "emulation/scheduler.h"
-#endif
-
 namespace ensemblead::cuda {
 
 // A call of the CUDA runtime failed, or a launch did: RuntimeError in Python.
@@ -40,9 +36,14 @@ class DeviceScope {
 // Of the current device.
 int multiprocessors();
 
-// Limits of a grid on every device: the x axis, and each of the others.
+// Limits of a grid on every device: the x axis, and each of the others. Under emulation the latter is so low
+// that tests need no thousands of blocks to see kernels go round.
 constexpr std::int64_t kMaxGridX = 0x7fffffff;
+#if defined(ENSEMBLEAD_CUDA_EMULATED)
+constexpr std::int64_t kMaxGridYZ = 3;
+#else
 constexpr std::int64_t kMaxGridYZ = 65535;
+#endif
 // A kernel gets more dynamic shared memory than this only when asked beforehand.
 constexpr std::size_t kSharedWithoutAsking = 48 * 1024;
 
@@ -52,6 +53,9 @@ struct LaunchShape {
   std::size_t shared_bytes = 0;
   cudaStream_t stream = nullptr;
 };
+
+// Kernels say in __launch_bounds__ how many of their blocks a multiprocessor is to hold: left to itself, the
+// compiler spills registers for the sake of more.
 
 // How many blocks of `per_block` items it takes; at most `limit`, where the kernel goes round again.
 inline unsigned grid_size(std::int64_t items, std::int64_t per_block, std::int64_t limit = kMaxGridX) {

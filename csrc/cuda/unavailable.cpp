@@ -18,22 +18,26 @@ namespace {
 
 }  // namespace
 
-#if !defined(ENSEMBLEAD_WITH_CUDA)
-bool available() { return false; }
-#endif
-
 std::int64_t select_coreset(const float*, std::int64_t, std::int64_t, const CoresetOptions&, std::int64_t*,
                             CoresetStatistics*) {
   unavailable("select_coreset", "features");
 }
 
-void aggregate_patches(const std::vector<FeatureMap>&, std::int64_t, const PatchOptions&, float*, int,
-                       void*) {
+#if !defined(ENSEMBLEAD_WITH_CUDA)
+bool available() { return false; }
+
+std::int64_t aggregate_patches_scratch(const std::vector<FeatureMap>&, std::int64_t, const PatchOptions&) {
+  return 0;
+}
+void aggregate_patches(const std::vector<FeatureMap>&, std::int64_t, const PatchOptions&, float*, void*, int,
+                       std::intptr_t) {
   unavailable("aggregate_patches", "feature_maps");
 }
 
 void tile(const TileTask&, std::intptr_t) { unavailable("tile", "images"); }
 void untile(const UntileTask&, std::intptr_t) { unavailable("untile", "tiles"); }
-void smooth_seams(const SmoothTask&, std::intptr_t) { unavailable("smooth_seams", "maps"); }
+std::int64_t smooth_seams_scratch(const Shape&, DType, double) { return 0; }
+void smooth_seams(const SmoothTask&, void*, std::intptr_t) { unavailable("smooth_seams", "maps"); }
+#endif
 
 }  // namespace ensemblead::cuda

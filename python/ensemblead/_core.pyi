@@ -38,7 +38,15 @@ def aggregate_patches(
     mode: str,
     num_threads: int,
     stream: int,
+    scratch: Any = None,
 ) -> None: ...
+def patch_scratch(
+    shapes: Sequence[Sequence[int]],
+    patch_size: int,
+    pretrain_dims: Sequence[int],
+    target_dim: int,
+    mode: str,
+) -> int: ...
 def tile_grid(
     image_size: tuple[int, int], tile_size: tuple[int, int], stride: tuple[int, int]
 ) -> tuple[int, int]: ...
@@ -60,4 +68,6 @@ def smooth_seams(
     width: float,
     num_threads: int,
     stream: int,
+    scratch: Any = None,
 ) -> None: ...
+def smooth_seams_scratch(shape: Sequence[int], dtype: str, sigma: float) -> int: ...

@@ -16,13 +16,21 @@ EMULATED = _core.cuda_decision.startswith("emulated")
 collect_ignore_glob = [] if EMULATED else ["test_*.py"]
 
 
-# In ascending, descending and shuffled order of threads and blocks: what depends on it is a race.
-@pytest.fixture(params=[0, 1, 7], ids=["ascending", "descending", "shuffled"])
-def order(request: pytest.FixtureRequest) -> Iterator[int]:
-    """The order in which threads and blocks run, already set."""
+@pytest.fixture(autouse=True)
+def untouched() -> Iterator[None]:
+    """Every test finds the emulation as it was at first."""
     import emulated
 
     emulated.reset()
-    emulated.set_order(request.param)
-    yield request.param
+    yield
     emulated.reset()
+
+
+# In ascending, descending and shuffled order of threads and blocks: what depends on it is a race.
+@pytest.fixture(params=[0, 1, 7], ids=["ascending", "descending", "shuffled"])
+def order(request: pytest.FixtureRequest, untouched: None) -> int:
+    """The order in which threads and blocks run, already set."""
+    import emulated
+
+    emulated.set_order(request.param)
+    return int(request.param)

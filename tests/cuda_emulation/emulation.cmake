@@ -7,7 +7,7 @@ set(emulation_sources
   ${emulation_dir}/scheduler.cpp
 )
 set_source_files_properties(${cuda_sources} ${emulation_dir}/probe.cu PROPERTIES
-  LANGUAGE CXX COMPILE_OPTIONS "-x;c++")
+  LANGUAGE CXX COMPILE_OPTIONS "-x;c++;-Wno-unknown-pragmas")
 
 add_library(cuda_emulation OBJECT ${emulation_sources})
 target_include_directories(cuda_emulation PUBLIC ${emulation_dir}/include csrc)

@@ -5,6 +5,7 @@
 #include <exception>
 #include <string>
 
+#include "core/fast_divide.hpp"
 #include "cuda/launch.hpp"
 
 namespace {
@@ -175,4 +176,10 @@ PROBE probe_wrong(const char* which, unsigned blocks, unsigned threads) {
 }
 PROBE probe_device(int device) {
   return guarded([&] { const ensemblead::cuda::DeviceScope scope(device); });
+}
+PROBE probe_divide(const unsigned* dividends, int count, unsigned divisor, unsigned* quotients) {
+  return guarded([&] {
+    const ensemblead::FastDivide divide(divisor);
+    for (int i = 0; i < count; ++i) quotients[i] = divide(dividends[i]);
+  });
 }

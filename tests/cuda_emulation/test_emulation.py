@@ -147,3 +147,19 @@ def test_devices_that_there_are_not():
     message = probe("device", 2)
     assert message is not None
     assert "cudaErrorInvalidDevice" in message
+
+
+def test_fast_division_is_exact():
+    """The divisors around powers of two, and random ones; the dividends around their multiples."""
+    rng = np.random.default_rng(0)
+    limit = 2**31
+    divisors = {d for k in range(31) for d in (2**k - 1, 2**k, 2**k + 1) if 1 <= d < limit}
+    divisors |= {int(2 ** rng.uniform(0, 31)) for _ in range(200)} | {limit - 1}
+    for divisor in sorted(divisors):
+        multiples = rng.integers(0, limit // divisor + 1, 200) * divisor
+        near = np.concatenate([multiples - 1, multiples, multiples + 1, [0, limit - 1]])
+        dividends = near[(near >= 0) & (near < limit)].astype(np.uint32)
+        quotients = np.zeros_like(dividends)
+        arguments = (dividends, len(dividends), ctypes.c_uint(divisor), quotients)
+        assert probe("divide", *arguments) is None
+        np.testing.assert_array_equal(quotients, dividends // np.uint32(divisor))

@@ -24,10 +24,10 @@ class Build:
 
 
 def has_cuda_kernels() -> bool:
-    """Whether this version has kernels for CUDA arrays. Where it has none, detectors run on the CPU, whatever
+    """Whether this build has kernels for CUDA arrays. Where it has none, detectors run on the CPU, whatever
     GPU torch sees.
     """
-    return False
+    return _core.cuda_decision.startswith("on ")
 
 
 def build() -> Build:

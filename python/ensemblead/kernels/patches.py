@@ -71,7 +71,12 @@ def aggregate_patches(
     dim = _core.patch_dim(channels, patch_size, pretrain_dims, target_dim, mode)
     first = feature_maps[0]
     batch, _, height, width = first.shape
+    scratch = None
     with framework.on_device(first):
+        if framework.device(first) != "cpu":
+            shapes = [tuple(feature_map.shape) for feature_map in feature_maps]
+            needed = _core.patch_scratch(shapes, patch_size, pretrain_dims, target_dim, mode)
+            scratch = framework.empty((needed,), "uint8", first) if needed else None
         output = framework.empty((batch, height, width, dim), "float32", first)
         _core.aggregate_patches(
             list(feature_maps),
@@ -82,6 +87,7 @@ def aggregate_patches(
             mode,
             num_threads(),
             framework.stream(first),
+            scratch,
         )
     return output
 

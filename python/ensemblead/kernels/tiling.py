@@ -144,7 +144,12 @@ def smooth_seams(
     numbers = _real(sigma, "sigma"), _real(width, "width")
     with framework.on_device(maps):
         smoothed = framework.empty(maps.shape, framework.dtype(maps), maps)
-        _core.smooth_seams(maps, smoothed, size, step, *numbers, num_threads(), framework.stream(maps))
+        scratch = None
+        if framework.device(maps) != "cpu":
+            needed = _core.smooth_seams_scratch(tuple(maps.shape), framework.dtype(maps), numbers[0])
+            scratch = framework.empty((needed,), "uint8", maps) if needed else None
+        stream = framework.stream(maps)
+        _core.smooth_seams(maps, smoothed, size, step, *numbers, num_threads(), stream, scratch)
     return smoothed
 
 

@@ -1,0 +1,352 @@
+// smooth_seams: blocks that no band meets are copied; the others stage their pixels with a margin in shared
+// memory, blur along rows, then along columns, only what the bands need. A Gaussian too wide for shared
+// memory goes through scratch in two plain passes.
+#include "core/tile_cover.hpp"
+#include "cuda/convert.cuh"
+#include "cuda/launch.hpp"
+#include "cuda/tiling_limits.hpp"
+#include "tiling.hpp"
+
+namespace ensemblead::cuda {
+namespace {
+
+// A block makes kRows x Columns<A>::kCount pixels of a map; each of its threads kRun of them in a column.
+constexpr int kRows = 32;
+constexpr int kRun = 8;
+constexpr int kLargestRadius = 16;  // beyond, a block's margins no longer fit its shared memory
+constexpr int kUsualRadius = 8;     // of sigma = 2, the default: its loops are unrolled
+
+template <class A>
+struct Columns {
+  static constexpr int kCount = 64;
+};
+template <>
+struct Columns<double> {
+  static constexpr int kCount = 32;
+};
+template <class A>
+constexpr int kBlockThreads = kRows / kRun * Columns<A>::kCount;
+
+template <class A>
+struct SeamLayout {
+  std::int32_t height = 0;
+  std::int32_t width = 0;
+  std::int64_t maps = 0;
+  SeamCover rows;
+  SeamCover cols;
+  std::int32_t blocks_across = 0;
+  std::int32_t radius = 0;
+  bool whole_words = false;  // rows are whole multiples of 16 bytes
+  A weights[kLargestRadius + 1] = {};
+};
+
+template <class T>
+__device__ __forceinline__ auto load(const T* from) {
+  return widen(Pack<T, 1>::load(from).values[0]);
+}
+
+// Pixels [x0, x0 + columns) of [y0, y0 + kRows) as they are, as far as they are in the map.
+template <class T, int kColumns>
+__device__ void copy_block(const T* map, T* out, std::int32_t y0, std::int32_t x0, std::int32_t height,
+                           std::int32_t width, bool whole_words) {
+  constexpr int kWide = 16 / static_cast<int>(sizeof(T));
+  const int columns = min(kColumns, width - x0);
+  const int rows = min(kRows, height - y0);
+  const std::int64_t corner = static_cast<std::int64_t>(y0) * width + x0;
+  if (whole_words) {
+    constexpr int kAcross = kColumns / kWide;
+    for (int n = static_cast<int>(threadIdx.x); n < rows * kAcross; n += static_cast<int>(blockDim.x)) {
+      const int x = n % kAcross * kWide;
+      const std::int64_t at = corner + static_cast<std::int64_t>(n / kAcross) * width + x;
+      if (x < columns) Pack<T, kWide>::load(map + at).store(out + at);
+    }
+  } else {
+    for (int n = static_cast<int>(threadIdx.x); n < rows * kColumns; n += static_cast<int>(blockDim.x)) {
+      const int x = n % kColumns;
+      const std::int64_t at = corner + static_cast<std::int64_t>(n / kColumns) * width + x;
+      if (x < columns) Pack<T, 1>::load(map + at).store(out + at);
+    }
+  }
+}
+
+// kRun neighbouring sums of a line in shared memory, each over 2 * radius + 1 values: sums[n] from line[n *
+// step] on. No weight of 0 stands in for values out of reach: it would turn an inf into a NaN.
+template <int kRadius, class A>
+__device__ __forceinline__ void blur_run(const A* line, int step, const SeamLayout<A>& layout,
+                                         A (&sums)[kRun]) {
+#pragma unroll
+  for (int n = 0; n < kRun; ++n) sums[n] = A(0);
+  if constexpr (kRadius > 0) {
+#pragma unroll
+    for (int t = 0; t < kRun + 2 * kRadius; ++t) {
+      const A value = line[t * step];
+#pragma unroll
+      for (int n = 0; n < kRun; ++n) {
+        const int k = t - n - kRadius;
+        if (k >= -kRadius && k <= kRadius) sums[n] += layout.weights[k < 0 ? -k : k] * value;
+      }
+    }
+  } else {
+    for (int t = 0; t < kRun + 2 * layout.radius; ++t) {
+      const A value = line[t * step];
+#pragma unroll
+      for (int n = 0; n < kRun; ++n) {
+        const int k = t - n - layout.radius;
+        if (k >= -layout.radius && k <= layout.radius) sums[n] += layout.weights[k < 0 ? -k : k] * value;
+      }
+    }
+  }
+}
+
+// What a block keeps of the bands: which of its rows and columns are in one, and which rows and columns, its
+// margin included, are within the Gaussian's reach of one.
+template <class A>
+struct BandFlags {
+  bool row[kRows];
+  bool col[Columns<A>::kCount];
+  bool near_row[kRows + 2 * kLargestRadius];
+  bool near_col[Columns<A>::kCount + 2 * kLargestRadius];
+};
+
+template <class A>
+__device__ bool flag_bands(BandFlags<A>& flags, const SeamLayout<A>& layout, int radius, std::int32_t y0,
+                           std::int32_t x0) {
+  bool any = false;
+  const int step = static_cast<int>(blockDim.x);
+  for (int n = static_cast<int>(threadIdx.x); n < kRows + 2 * radius; n += step) {
+    flags.near_row[n] = layout.rows.near(y0 + n - radius, radius);
+    if (n >= kRows) continue;
+    flags.row[n] = layout.rows.near(y0 + n, 0);
+    any |= flags.row[n] && y0 + n < layout.height;
+  }
+  for (int n = static_cast<int>(threadIdx.x); n < Columns<A>::kCount + 2 * radius; n += step) {
+    flags.near_col[n] = layout.cols.near(x0 + n - radius, radius);
+    if (n >= Columns<A>::kCount) continue;
+    flags.col[n] = layout.cols.near(x0 + n, 0);
+    any |= flags.col[n] && x0 + n < layout.width;
+  }
+  return __syncthreads_or(any) != 0;
+}
+
+// Where a pixel lies in a band, everything that its blur reads lies within reach of that band, so is staged
+// and blurred; what is not needed for such a pixel stays unset and reaches none.
+template <class T, class A, int kRadius>
+__global__ void __launch_bounds__(kBlockThreads<A>, 3)
+    smooth_seams_kernel(const T* __restrict__ maps, T* __restrict__ smoothed, const SeamLayout<A> layout) {
+  constexpr int kColumns = Columns<A>::kCount;
+  const int radius = kRadius > 0 ? kRadius : layout.radius;
+  const int staged_rows = kRows + 2 * radius;
+  const int staged_cols = kColumns + 2 * radius;
+  const int pitch = staged_cols | 1;  // threads side by side read different rows of a column
+  constexpr int kAcrossPitch = kColumns + 1;
+  __shared__ BandFlags<A> flags;
+  A* const staged = dynamic_shared<A>();
+  A* const across = staged + staged_rows * pitch;
+
+  const int thread = static_cast<int>(threadIdx.x);
+  const auto block = static_cast<std::int32_t>(blockIdx.x);
+  const std::int32_t y0 = block / layout.blocks_across * kRows;
+  const std::int32_t x0 = block % layout.blocks_across * kColumns;
+  const bool any = flag_bands(flags, layout, radius, y0, x0);
+
+  for (std::int64_t number = blockIdx.y; number < layout.maps; number += gridDim.y) {
+    const T* const map = maps + number * layout.height * layout.width;
+    T* const out = smoothed + number * layout.height * layout.width;
+    if (!any) {
+      copy_block<T, kColumns>(map, out, y0, x0, layout.height, layout.width, layout.whole_words);
+      continue;
+    }
+    for (int row = thread / 32; row < staged_rows; row += kBlockThreads<A> / 32) {
+      const T* const from =
+          map + static_cast<std::int64_t>(reflected(y0 + row - radius, layout.height)) * layout.width;
+      for (int col = thread % 32; col < staged_cols; col += 32)
+        if (flags.near_row[row] || flags.near_col[col])
+          staged[row * pitch + col] = load(from + reflected(x0 + col - radius, layout.width));
+    }
+    __syncthreads();
+
+    for (int n = thread; n < staged_rows * (kColumns / kRun); n += kBlockThreads<A>) {
+      const int row = n % staged_rows;
+      const int col = n / staged_rows * kRun;
+      bool needed = flags.near_row[row];
+      for (int k = 0; k < kRun; ++k) needed |= flags.col[col + k];
+      if (!needed) continue;
+      A sums[kRun];
+      blur_run<kRadius>(staged + row * pitch + col, 1, layout, sums);
+#pragma unroll
+      for (int k = 0; k < kRun; ++k) across[row * kAcrossPitch + col + k] = sums[k];
+    }
+    __syncthreads();
+
+    const int col = thread % kColumns;
+    const int row = thread / kColumns * kRun;
+    bool needed = flags.col[col];
+    for (int k = 0; k < kRun; ++k) needed |= flags.row[row + k];
+    A sums[kRun];
+    if (needed) blur_run<kRadius>(across + row * kAcrossPitch + col, kAcrossPitch, layout, sums);
+    for (int k = 0; k < kRun; ++k) {
+      if (x0 + col >= layout.width || y0 + row + k >= layout.height) break;
+      const std::int64_t at = static_cast<std::int64_t>(y0 + row + k) * layout.width + x0 + col;
+      Pack<T, 1> pixel = Pack<T, 1>::load(map + at);
+      if (flags.col[col] || flags.row[row + k]) narrow(sums[k], &pixel.values[0]);
+      pixel.store(out + at);
+    }
+    __syncthreads();  // before the next map is staged
+  }
+}
+
+// --- a wide Gaussian: two passes through scratch
+// -------------------------------------------------------------------
+
+constexpr int kThreads = 256;
+
+// weights[0 .. radius], as gaussian_weights has them; the sum is taken in a fixed order.
+template <class A>
+__global__ void __launch_bounds__(kThreads) gaussian_weights_kernel(A* weights, int radius, double sigma) {
+  __shared__ double totals[kThreads];
+  const int thread = static_cast<int>(threadIdx.x);
+  double total = 0.0;
+  for (int k = thread; k <= radius; k += kThreads) total += (k == 0 ? 1.0 : 2.0) * gaussian(k, sigma);
+  totals[thread] = total;
+  __syncthreads();
+  for (int half = kThreads / 2; half > 0; half /= 2) {
+    if (thread < half) totals[thread] += totals[thread + half];
+    __syncthreads();
+  }
+  for (int k = thread; k <= radius; k += kThreads)
+    weights[k] = static_cast<A>(gaussian(k, sigma) / totals[0]);
+}
+
+// Along rows, wherever a column of a band may read it.
+template <class T, class A>
+__global__ void __launch_bounds__(kThreads)
+    blur_rows_kernel(const T* __restrict__ maps, const A* __restrict__ weights, A* __restrict__ across,
+                     const SeamLayout<A> layout) {
+  const std::int64_t pixels = layout.maps * layout.height * layout.width;
+  for (std::int64_t n = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x; n < pixels;
+       n += static_cast<std::int64_t>(gridDim.x) * kThreads) {
+    const std::int64_t line = n / layout.width;
+    const auto x = static_cast<std::int32_t>(n % layout.width);
+    const auto y = static_cast<std::int32_t>(line % layout.height);
+    if (!layout.rows.near(y, layout.radius) && !layout.cols.near(x, 0)) continue;
+    const T* const row = maps + line * layout.width;
+    A sum = weights[0] * load(row + x);
+    for (std::int32_t k = 1; k <= layout.radius; ++k)
+      sum += weights[k] *
+             (load(row + reflected(x - k, layout.width)) + load(row + reflected(x + k, layout.width)));
+    across[n] = sum;
+  }
+}
+
+template <class T, class A>
+__global__ void __launch_bounds__(kThreads)
+    blur_columns_kernel(const T* __restrict__ maps, const A* __restrict__ weights,
+                        const A* __restrict__ across, T* __restrict__ smoothed, const SeamLayout<A> layout) {
+  const std::int64_t pixels = layout.maps * layout.height * layout.width;
+  for (std::int64_t n = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x; n < pixels;
+       n += static_cast<std::int64_t>(gridDim.x) * kThreads) {
+    const std::int64_t line = n / layout.width;
+    const auto x = static_cast<std::int32_t>(n % layout.width);
+    const auto y = static_cast<std::int32_t>(line % layout.height);
+    Pack<T, 1> pixel = Pack<T, 1>::load(maps + n);
+    if (layout.rows.near(y, 0) || layout.cols.near(x, 0)) {
+      const A* const map = across + (line - y) * layout.width + x;
+      const auto at = [&](std::int32_t row) {
+        return map[static_cast<std::int64_t>(reflected(row, layout.height)) * layout.width];
+      };
+      A sum = weights[0] * at(y);
+      for (std::int32_t k = 1; k <= layout.radius; ++k) sum += weights[k] * (at(y - k) + at(y + k));
+      narrow(sum, &pixel.values[0]);
+    }
+    pixel.store(smoothed + n);
+  }
+}
+
+// --- host
+// ----------------------------------------------------------------------------------------------------------
+
+template <class A>
+SeamLayout<A> layout_of(const SmoothTask& task) {
+  SeamLayout<A> layout;
+  layout.height = static_cast<std::int32_t>(task.grid.rows.size);
+  layout.width = static_cast<std::int32_t>(task.grid.cols.size);
+  layout.maps = task.maps.size() / (task.grid.rows.size * task.grid.cols.size);
+  layout.rows = SeamCover(task.grid.rows, task.width);
+  layout.cols = SeamCover(task.grid.cols, task.width);
+  layout.blocks_across = (layout.width + Columns<A>::kCount - 1) / Columns<A>::kCount;
+  layout.radius = static_cast<std::int32_t>(gaussian_radius(task.sigma));
+  layout.whole_words =
+      common_alignment({reinterpret_cast<std::uintptr_t>(task.maps.data),
+                        reinterpret_cast<std::uintptr_t>(task.smoothed.data),
+                        static_cast<std::uintptr_t>(task.grid.cols.size) * item_size(task.maps.dtype)}) == 16;
+  if (layout.radius <= kLargestRadius) {
+    const std::vector<double> weights = gaussian_weights(task.sigma);
+    for (std::size_t k = 0; k < weights.size(); ++k) layout.weights[k] = static_cast<A>(weights[k]);
+  }
+  return layout;
+}
+
+template <class T, class A>
+void smooth_in_blocks(const SmoothTask& task, const SeamLayout<A>& layout, cudaStream_t stream) {
+  constexpr int kColumns = Columns<A>::kCount;
+  const int staged_rows = kRows + 2 * layout.radius;
+  const int cells = staged_rows * ((kColumns + 2 * layout.radius) | 1) + staged_rows * (kColumns + 1);
+  const std::int64_t blocks = std::int64_t{layout.blocks_across} * ((layout.height + kRows - 1) / kRows);
+  const dim3 grid(grid_size(blocks, 1), grid_size(layout.maps, 1, kMaxGridYZ));
+  const LaunchShape shape{grid, kBlockThreads<A>, static_cast<std::size_t>(cells) * sizeof(A), stream};
+  const auto kernel =
+      layout.radius == kUsualRadius ? smooth_seams_kernel<T, A, kUsualRadius> : smooth_seams_kernel<T, A, 0>;
+  launch("smooth_seams_kernel", kernel, shape, task.maps.as<const T>(), task.smoothed.as<T>(), layout);
+}
+
+template <class T, class A>
+void smooth_through_scratch(const SmoothTask& task, const SeamLayout<A>& layout, void* scratch,
+                            cudaStream_t stream) {
+  A* const across = static_cast<A*>(scratch);
+  A* const weights = across + task.maps.size();
+  const LaunchShape all{grid_size(task.maps.size(), kThreads), kThreads, 0, stream};
+  launch("gaussian_weights_kernel", gaussian_weights_kernel<A>, {1, kThreads, 0, stream}, weights,
+         layout.radius, task.sigma);
+  launch("blur_rows_kernel", blur_rows_kernel<T, A>, all, task.maps.as<const T>(), weights, across, layout);
+  launch("blur_columns_kernel", blur_columns_kernel<T, A>, all, task.maps.as<const T>(), weights, across,
+         task.smoothed.as<T>(), layout);
+}
+
+template <class T>
+void smooth_as(const SmoothTask& task, void* scratch, cudaStream_t stream) {
+  using A = typename Accumulator<T>::Type;
+  const SeamLayout<A> layout = layout_of<A>(task);
+  if (layout.radius <= kLargestRadius) {
+    smooth_in_blocks<T, A>(task, layout, stream);
+  } else {
+    smooth_through_scratch<T, A>(task, layout, scratch, stream);
+  }
+}
+
+}  // namespace
+
+std::int64_t smooth_seams_scratch(const Shape& maps, DType dtype, double sigma) {
+  const std::int64_t radius = gaussian_radius(sigma);
+  if (radius <= kLargestRadius) return 0;
+  std::int64_t pixels = 1;
+  for (const std::int64_t extent : maps) pixels *= extent;
+  const std::size_t item = dtype == DType::kFloat64 ? sizeof(double) : sizeof(float);
+  return (pixels + radius + 1) * static_cast<std::int64_t>(item);
+}
+
+void smooth_seams(const SmoothTask& task, void* scratch, std::intptr_t stream) {
+  check_extents(task.grid, "maps");
+  const DeviceScope scope(task.maps.device.index);
+  switch (task.maps.dtype) {
+    case DType::kFloat16:
+      return smooth_as<Float16>(task, scratch, to_stream(stream));
+    case DType::kBFloat16:
+      return smooth_as<BFloat16>(task, scratch, to_stream(stream));
+    case DType::kFloat64:
+      return smooth_as<double>(task, scratch, to_stream(stream));
+    default:
+      return smooth_as<float>(task, scratch, to_stream(stream));
+  }
+}
+
+}  // namespace ensemblead::cuda
