@@ -4,8 +4,8 @@
 // Gonzalez (1985), "Clustering to minimize the maximum intercluster distance"; Roth et al. (2022), PatchCore.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
-#include <limits>
 
 #include "core/progress.hpp"
 
@@ -30,6 +30,8 @@ struct CoresetOptions {
   int num_threads = 0;  // 0: OpenMP's default
   // For tests: pick by pick, without blocks or pruning. The picks are the same.
   bool plain = false;
+  // For tests: how many candidates a block has at most; 0: what suits the rows. The picks are the same.
+  std::int64_t num_candidates = 0;
   Progress progress;  // may be empty
 };
 
@@ -63,9 +65,29 @@ float check_finite(const float* values, std::int64_t rows, std::int64_t dims, co
 
 namespace cuda {
 
+// Where to work, and with what memory: the caller's device, stream and allocation.
+struct CudaWork {
+  int device = 0;
+  std::intptr_t stream = 0;
+  void* scratch = nullptr;  // on the device, aligned to 16 bytes; rubbish afterwards
+  std::size_t scratch_bytes = 0;
+};
+
+// At most a tenth of the features, or 8 MiB where that is more.
+std::size_t coreset_scratch_bytes(std::int64_t rows, std::int64_t dims, std::int64_t num_candidates);
+
+// As above, with features, bank and picks on the device and the start rows in host memory. Waits for the
+// device between rounds of picks.
 std::int64_t select_coreset(const float* features, std::int64_t rows, std::int64_t dims,
-                            const CoresetOptions& options, std::int64_t* picks,
+                            const CoresetOptions& options, const CudaWork& work, std::int64_t* picks,
                             CoresetStatistics* statistics);
+
+std::size_t project_scratch_bytes();
+
+// As above. Refuses what is not finite, in the features (called `argument`), the projection or the result;
+// waits for the device to know.
+void project_rows(const float* features, std::int64_t rows, std::int64_t dims, const float* projection,
+                  std::int64_t out_dims, const char* argument, const CudaWork& work, float* projected);
 
 }  // namespace cuda
 }  // namespace ensemblead

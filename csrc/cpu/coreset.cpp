@@ -6,9 +6,8 @@
 #include <cmath>
 #include <limits>
 #include <numeric>
-#include <string>
 
-#include "core/checks.hpp"
+#include "core/coreset_rules.hpp"
 #include "cpu/coreset_candidates.hpp"
 #include "cpu/coreset_refresh.hpp"
 #include "cpu/coreset_update.hpp"
@@ -29,15 +28,6 @@ int team_size(int num_threads, std::int64_t values) {
   constexpr std::int64_t kValuesPerThread = std::int64_t{1} << 17;
   const int most = num_threads > 0 ? num_threads : omp_get_max_threads();
   return static_cast<int>(std::clamp<std::int64_t>(values / kValuesPerThread, 1, most));
-}
-
-// Squares must neither overflow nor vanish. A power of two changes no distance's order and no bit of a
-// mantissa.
-float scale_for(float largest) {
-  if (largest == 0.0f || (largest > 0x1p-30f && largest < 0x1p50f)) return 1.0f;
-  int exponent = 0;
-  std::frexp(largest, &exponent);
-  return std::ldexp(1.0f, std::clamp(-exponent, -126, 126));
 }
 
 std::vector<float> scaled(const float* values, std::int64_t size, float scale) {
@@ -88,8 +78,9 @@ std::vector<std::int64_t> run(Selection& selection, const CoresetOptions& option
   std::vector<std::int64_t> picks;
   Refresh refresh(selection, options.plain);
   start(selection, options, refresh, picks);
+  const std::int64_t usual = std::max(kLeastCandidates, selection.rows / kCandidateShare);
   const std::int64_t num_candidates =
-      options.plain ? 1 : std::max(kLeastCandidates, selection.rows / kCandidateShare);
+      options.plain ? 1 : (options.num_candidates > 0 ? options.num_candidates : usual);
   Candidates candidates;
   for (;;) {
     const auto made = static_cast<std::int64_t>(picks.size());
@@ -120,19 +111,13 @@ float check_finite(const float* values, std::int64_t rows, std::int64_t dims, co
     if (bad >= 0) first_bad = std::min(first_bad, row * dims + bad);
   }
   if (first_bad == rows * dims) return largest;
-  const char* what = std::isnan(values[first_bad]) ? "NaN" : "an infinite value";
-  throw ValueError(std::string(argument) + " contains " + what + " at [" + std::to_string(first_bad / dims) +
-                   ", " + std::to_string(first_bad % dims) + "]; every value must be finite");
+  refuse_not_finite(argument, first_bad, dims, std::isnan(values[first_bad]));
 }
 
 std::int64_t select_coreset(const float* features, std::int64_t rows, std::int64_t dims,
                             const CoresetOptions& options, std::int64_t* picks,
                             CoresetStatistics* statistics) {
-  constexpr std::int64_t kMost = std::numeric_limits<std::int32_t>::max();
-  if (rows >= kMost || options.bank_rows + options.size >= kMost)
-    throw ValueError("features must have fewer than " + std::to_string(kMost) +
-                     " rows, and so must the bank with the picks; got " + std::to_string(rows) + " and " +
-                     std::to_string(options.bank_rows + options.size));
+  check_coreset_extents(rows, options.bank_rows, options.size);
   const int threads = team_size(options.num_threads, rows * dims);
   float largest = check_finite(features, rows, dims, "features", threads);
   if (options.bank != nullptr)
@@ -141,7 +126,7 @@ std::int64_t select_coreset(const float* features, std::int64_t rows, std::int64
   CoresetOptions adjusted = options;
   std::vector<float> scaled_features;
   std::vector<float> scaled_bank;
-  const float scale = scale_for(largest);
+  const float scale = coreset_scale(largest);
   if (scale != 1.0f) {
     scaled_features = scaled(features, rows * dims, scale);
     features = scaled_features.data();

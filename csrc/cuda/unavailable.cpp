@@ -1,5 +1,4 @@
-// The CUDA twins that this build lacks, throwing: all of them without CUDA, with it those that are not
-// written yet.
+// The CUDA twins in a build without CUDA, throwing.
 #include <string>
 
 #include "core/checks.hpp"
@@ -18,13 +17,20 @@ namespace {
 
 }  // namespace
 
-std::int64_t select_coreset(const float*, std::int64_t, std::int64_t, const CoresetOptions&, std::int64_t*,
-                            CoresetStatistics*) {
+bool available() { return false; }
+
+std::size_t coreset_scratch(std::int64_t, std::int64_t, std::int64_t) {
   unavailable("select_coreset", "features");
 }
-
-#if !defined(ENSEMBLEAD_WITH_CUDA)
-bool available() { return false; }
+std::int64_t select_coreset(const float*, std::int64_t, std::int64_t, const CoresetOptions&, const CudaWork&,
+                            std::int64_t*, CoresetStatistics*) {
+  unavailable("select_coreset", "features");
+}
+std::size_t project_scratch() { unavailable("project", "features"); }
+void project_rows(const float*, std::int64_t, std::int64_t, const float*, std::int64_t, const char* argument,
+                  const CudaWork&, float*) {
+  unavailable("project", argument);
+}
 
 std::int64_t aggregate_patches_scratch(const std::vector<FeatureMap>&, std::int64_t, const PatchOptions&) {
   return 0;
@@ -38,6 +44,5 @@ void tile(const TileTask&, std::intptr_t) { unavailable("tile", "images"); }
 void untile(const UntileTask&, std::intptr_t) { unavailable("untile", "tiles"); }
 std::int64_t smooth_seams_scratch(const Shape&, DType, double) { return 0; }
 void smooth_seams(const SmoothTask&, void*, std::intptr_t) { unavailable("smooth_seams", "maps"); }
-#endif
 
 }  // namespace ensemblead::cuda

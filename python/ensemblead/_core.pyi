@@ -22,10 +22,22 @@ def select_coreset(
     num_threads: int,
     plain: bool,
     progress: Callable[[int, int], object] | None,
+    scratch: Any = None,
+    stream: int = 0,
+    num_candidates: int = 0,
 ) -> tuple[int, dict[str, int]]: ...
+def coreset_scratch_bytes(rows: int, dims: int, num_candidates: int = 0) -> int: ...
 def project_rows(
-    features: Any, projection: Any, projected: Any, *, num_threads: int, argument: str = "features"
+    features: Any,
+    projection: Any,
+    projected: Any,
+    *,
+    num_threads: int,
+    argument: str = "features",
+    scratch: Any = None,
+    stream: int = 0,
 ) -> None: ...
+def project_scratch_bytes() -> int: ...
 def patch_dim(
     channels: Sequence[int], patch_size: int, pretrain_dims: Sequence[int], target_dim: int, mode: str
 ) -> int: ...

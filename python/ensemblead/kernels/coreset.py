@@ -87,6 +87,11 @@ def select_coreset(
         bank = None if bank is None else _project(bank, weights, "bank")
     with framework.on_device(features):
         picks = framework.empty((limit,), "int64", features)
+        scratch = None
+        if framework.device(features) != "cpu":
+            scratch = framework.empty(
+                (_core.coreset_scratch_bytes(rows, features.shape[1]),), "uint8", features
+            )
         count, _ = _core.select_coreset(
             features,
             picks,
@@ -97,6 +102,8 @@ def select_coreset(
             num_threads=num_threads(),
             plain=False,
             progress=progress,
+            scratch=scratch,
+            stream=framework.stream(features),
         )
     return picks[:count]
 
@@ -129,7 +136,18 @@ def _project(features: Array, projection: Array, argument: str) -> Array:
         projection = framework.asarray(projection, features)
     with framework.on_device(features):
         projected = framework.empty((rows, out_dims), "float32", features)
-        _core.project_rows(features, projection, projected, num_threads=num_threads(), argument=argument)
+        scratch = None
+        if framework.device(features) != "cpu":
+            scratch = framework.empty((_core.project_scratch_bytes(),), "uint8", features)
+        _core.project_rows(
+            features,
+            projection,
+            projected,
+            num_threads=num_threads(),
+            argument=argument,
+            scratch=scratch,
+            stream=framework.stream(features),
+        )
     return projected
 
 

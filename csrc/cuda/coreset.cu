@@ -1,0 +1,255 @@
+// select_coreset and project_rows on a CUDA device: the order of the steps, and what the host does between
+// them.
+//
+// A round picks a block of rows without the host: candidates, the distances between them, the greedy rule
+// among them, and the values of all rows brought up to date. Rounds are enqueued ahead and end at once when
+// the selection is complete, so the host only looks at the state now and then, to report and to stop.
+#include <cuda_runtime.h>
+
+#include <algorithm>
+#include <cstring>
+#include <stdexcept>
+#include <string>
+#include <type_traits>
+
+#include "core/coreset_rules.hpp"
+#include "coreset.hpp"
+#include "cuda/coreset_kernels.hpp"
+#include "cuda/launch.hpp"
+
+namespace ensemblead::cuda {
+namespace {
+
+// Bank rows, or picks in a round, at most: update_values keeps a bit for each.
+constexpr int kMostAnchors = 1024;
+// Rounds with fewer picks than this are short, and several are enqueued between two looks at the state.
+constexpr std::int64_t kLongRound = 256;
+constexpr int kShortRounds = 4;
+// Of the scratch memory: a tenth of the features, or this.
+constexpr std::size_t kLeastBudget = std::size_t{8} << 20;
+// The bounds of update_values hold up to here, which is beyond 100,000 dimensions.
+constexpr double kMostSlack = 0.03;
+
+bool aligned(const float* memory) { return reinterpret_cast<std::uintptr_t>(memory) % sizeof(float4) == 0; }
+
+float value_of(std::uint32_t bits) {
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+template <class T>
+void copy_to_device(T* to, const T& value, cudaStream_t stream) {
+  check(cudaMemcpyAsync(to, &value, sizeof value, cudaMemcpyHostToDevice, stream), "copying to the device");
+}
+
+// Waits for everything before it on the stream.
+template <class T>
+T copy_to_host(const T* from, cudaStream_t stream) {
+  T value;
+  check(cudaMemcpyAsync(&value, from, sizeof value, cudaMemcpyDeviceToHost, stream),
+        "copying from the device");
+  check(cudaStreamSynchronize(stream), "waiting for the device");
+  return value;
+}
+
+void refuse_bad(const float* values, std::int64_t dims, const ScanResult& result, const char* argument,
+                cudaStream_t stream) {
+  if (result.first_bad == kNoneBad) return;
+  const auto index = static_cast<std::int64_t>(result.first_bad);
+  const float value = copy_to_host(values + index, stream);
+  refuse_not_finite(argument, index, dims, value != value);
+}
+
+void check_scratch(const CudaWork& work, std::size_t needed) {
+  if (work.scratch_bytes >= needed && reinterpret_cast<std::uintptr_t>(work.scratch) % sizeof(float4) == 0)
+    return;
+  throw std::logic_error("the scratch memory has " + std::to_string(work.scratch_bytes) + " bytes, " +
+                         std::to_string(needed) + " are needed, aligned to 16");
+}
+
+// The products' errors relative to the sum of both squared norms: of the norms and the product, one unit in
+// the last place per dimension and sum; of centring; and of the distance that decides, which the products
+// must not exclude.
+double rounding_slack(std::int64_t dims) { return (4.0 * static_cast<double>(dims) + 32.0) * 0x1p-24; }
+
+class Selection {
+ public:
+  Selection(const float* features, std::int64_t rows, std::int64_t dims, const CoresetOptions& options,
+            const CudaWork& work, std::int64_t* picks)
+      : options_(options), picks_(picks) {
+    rows_.data = features;
+    rows_.rows = rows;
+    rows_.dims = dims;
+    rows_.scale = 1.0f;
+    rows_.slack = static_cast<float>(std::min(rounding_slack(dims), kMostSlack));
+    rows_.filter = !options.plain && rounding_slack(dims) < kMostSlack;
+    rows_.vector = dims % 4 == 0 && aligned(features);
+    rows_.capacity = candidate_capacity(rows, dims, options.num_candidates);
+    rows_.stream = reinterpret_cast<cudaStream_t>(work.stream);
+    check_scratch(work, lay_out(work_, work.scratch, rows, dims, rows_.capacity));
+    limit_ = options.plain ? 1 : rows_.capacity;
+    if (options.num_candidates > 0) limit_ = std::min<std::int64_t>(limit_, options.num_candidates);
+  }
+
+  std::int64_t run(CoresetStatistics* statistics) {
+    begin();
+    start();
+    SelectionState state = copy_to_host(work_.state, rows_.stream);
+    int rounds = 1;
+    for (;;) {
+      if (options_.progress) options_.progress(state.made, options_.size);
+      if (state.finished != 0) break;
+      for (int r = 0; r < rounds; ++r) enqueue_round();
+      const std::int64_t before = state.made;
+      state = copy_to_host(work_.state, rows_.stream);
+      const std::int64_t made = state.made - before;
+      if (made == 0 && state.finished == 0) throw std::logic_error("a round of the selection made no pick");
+      rounds = made >= rounds * kLongRound ? 1 : kShortRounds;
+    }
+    if (statistics != nullptr) {
+      statistics->blocks = static_cast<std::int64_t>(state.blocks);
+      statistics->product_pairs = static_cast<std::int64_t>(state.product_pairs);
+      statistics->direct_pairs = static_cast<std::int64_t>(state.direct_pairs);
+    }
+    return state.made;
+  }
+
+ private:
+  // Refuses what is not finite, and finds the scale.
+  void begin() {
+    SelectionState state{};
+    state.made = options_.start == CoresetStart::kRow ? 1 : 0;
+    state.finished = state.made >= options_.size ? 1 : 0;
+    state.features = state.bank = {kNoneBad, 0};
+    copy_to_device(work_.state, state, rows_.stream);
+    check(
+        cudaMemsetAsync(work_.histogram, 0, CandidateSearch::kBuckets * sizeof(std::uint32_t), rows_.stream),
+        "clearing the histogram");
+    const std::int64_t bank_values = options_.bank_rows * rows_.dims;
+    scan_values(rows_.data, rows_.rows * rows_.dims, &work_.state->features, rows_.stream);
+    if (options_.bank != nullptr) scan_values(options_.bank, bank_values, &work_.state->bank, rows_.stream);
+    state = copy_to_host(work_.state, rows_.stream);
+    refuse_bad(rows_.data, rows_.dims, state.features, "features", rows_.stream);
+    refuse_bad(options_.bank, rows_.dims, state.bank, "bank", rows_.stream);
+    rows_.scale = coreset_scale(value_of(std::max(state.features.largest, state.bank.largest)));
+    radius_ = squared_radius(options_.radius * static_cast<double>(rows_.scale));
+  }
+
+  void start() {
+    find_centre(rows_, work_);
+    find_norms(rows_, work_);
+    if (options_.start == CoresetStart::kMean)
+      return start_from_mean(rows_, work_, options_.start_rows, options_.num_start_rows);
+    start_from_nowhere(rows_, work_);
+    if (options_.start == CoresetStart::kRow) {
+      copy_to_device(picks_, options_.start_rows[0], rows_.stream);
+      return add_anchors(rows_.data, options_.start_rows[0], 1, rows_.vector);
+    }
+    const bool vector = rows_.dims % 4 == 0 && aligned(options_.bank);
+    const std::int64_t step = std::min(rows_.capacity, kMostAnchors);
+    for (std::int64_t first = 0; first < options_.bank_rows; first += step) {
+      add_anchors(options_.bank, first, static_cast<int>(std::min(step, options_.bank_rows - first)), vector);
+      if (!options_.progress) continue;
+      check(cudaStreamSynchronize(rows_.stream), "waiting for the device");
+      options_.progress(0, options_.size);
+    }
+  }
+
+  void add_anchors(const float* source, std::int64_t first, int count, bool vector) {
+    take_anchors(rows_, work_, source, first, count);
+    update_values(rows_, work_, {source, work_.candidate_rows, vector});
+  }
+
+  void enqueue_round() {
+    find_candidates(rows_, work_, limit_);
+    find_distances(rows_, work_);
+    pick(rows_, work_, picks_, options_.size, std::min(rows_.capacity, kMostAnchors), radius_);
+    update_values(rows_, work_, {rows_.data, work_.candidate_rows, rows_.vector});
+  }
+
+  const CoresetOptions& options_;
+  std::int64_t* picks_;
+  CoresetRows rows_{};
+  Workspace work_{};
+  std::int64_t limit_ = 0;
+  float radius_ = -1.0f;
+};
+
+}  // namespace
+
+std::size_t lay_out(Workspace& workspace, void* memory, std::int64_t rows, std::int64_t dims, int capacity) {
+  std::size_t used = 0;
+  const auto place = [&](auto*& part, std::int64_t count) {
+    const std::uintptr_t address = reinterpret_cast<std::uintptr_t>(memory) + used;
+    part = reinterpret_cast<std::remove_reference_t<decltype(part)>>(address);
+    used += (static_cast<std::size_t>(count) * sizeof(*part) + 255) / 256 * 256;
+  };
+  const std::int64_t padded = padded_dims(dims);
+  place(workspace.state, 1);
+  place(workspace.values, rows);
+  place(workspace.norms, rows);
+  place(workspace.centre, padded);
+  place(workspace.histogram, CandidateSearch::kBuckets);
+  place(workspace.found_rows, capacity);
+  place(workspace.candidate_rows, capacity);
+  place(workspace.candidate_bits, capacity);
+  place(workspace.anchors, capacity * padded);
+  place(workspace.anchor_lows, capacity);
+  place(workspace.round_picks, capacity);
+  place(workspace.distances, std::int64_t{capacity} * capacity);
+  return used;
+}
+
+int candidate_capacity(std::int64_t rows, std::int64_t dims, std::int64_t most) {
+  constexpr int kLeast = 256;
+  constexpr int kGreatest = 2048;
+  const std::int64_t useful = most > 0 ? most : rows;
+  int capacity = kLeast;
+  while (capacity < kGreatest && capacity < useful) capacity *= 2;
+  if (most > 0) return capacity;
+  const std::size_t features =
+      static_cast<std::size_t>(rows) * static_cast<std::size_t>(dims) * sizeof(float);
+  const std::size_t budget = std::max(features / 10, kLeastBudget);
+  Workspace unused{};
+  while (capacity > kLeast && lay_out(unused, nullptr, rows, dims, capacity) > budget) capacity /= 2;
+  return capacity;
+}
+
+std::size_t coreset_scratch_bytes(std::int64_t rows, std::int64_t dims, std::int64_t num_candidates) {
+  Workspace unused{};
+  return lay_out(unused, nullptr, rows, dims, candidate_capacity(rows, dims, num_candidates));
+}
+
+std::int64_t select_coreset(const float* features, std::int64_t rows, std::int64_t dims,
+                            const CoresetOptions& options, const CudaWork& work, std::int64_t* picks,
+                            CoresetStatistics* statistics) {
+  check_coreset_extents(rows, options.bank_rows, options.size);
+  const DeviceScope scope(work.device);
+  return Selection(features, rows, dims, options, work, picks).run(statistics);
+}
+
+std::size_t project_scratch_bytes() { return sizeof(ScanResult); }
+
+void project_rows(const float* features, std::int64_t rows, std::int64_t dims, const float* projection,
+                  std::int64_t out_dims, const char* argument, const CudaWork& work, float* projected) {
+  check_scratch(work, project_scratch_bytes());
+  const DeviceScope scope(work.device);
+  const auto stream = reinterpret_cast<cudaStream_t>(work.stream);
+  auto* const result = static_cast<ScanResult*>(work.scratch);
+  const auto scan = [&](const float* values, std::int64_t count) {
+    copy_to_device(result, ScanResult{kNoneBad, 0}, stream);
+    scan_values(values, count, result, stream);
+    return copy_to_host(result, stream);
+  };
+  launch_project(features, rows, dims, projection, out_dims, projected, stream);
+  // Whatever is not finite in an input is not finite in the result either, so this one look is enough when
+  // all is well.
+  const ScanResult found = scan(projected, rows * out_dims);
+  if (found.first_bad == kNoneBad) return;
+  refuse_bad(features, dims, scan(features, rows * dims), argument, stream);
+  refuse_bad(projection, dims, scan(projection, out_dims * dims), "projection", stream);
+  refuse_bad(projected, out_dims, found, "the projection of features", stream);
+}
+
+}  // namespace ensemblead::cuda

@@ -1,0 +1,85 @@
+// project_rows: the tile of the selection, used as a plain matrix product.
+//
+// Every sum runs over the dimensions in order, in one accumulator, so that a row's result depends on that row
+// alone; a library's product promises no such thing, because it chooses its way by the number of rows.
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+#include "cuda/coreset_kernels.hpp"
+#include "cuda/coreset_tile.cuh"
+#include "cuda/launch.hpp"
+
+namespace ensemblead::cuda {
+namespace {
+
+struct ProjectTask {
+  const float* features;
+  std::int64_t rows;
+  std::int64_t dims;
+  std::int64_t padded;  // dims, up to a multiple of the tile's depth
+  const float* projection;
+  std::int64_t out_dims;
+  float* projected;
+};
+
+template <int kWide, bool kVector>
+__device__ __forceinline__ void project_tile(const ProjectTask& task, TileMemory& memory,
+                                             const TilePlace& place, std::int64_t first_row,
+                                             std::int64_t first_column) {
+  const int bring = static_cast<int>(threadIdx.x) / 2;
+  const float* const feature =
+      first_row + bring < task.rows ? task.features + (first_row + bring) * task.dims : nullptr;
+  const float* const weights =
+      first_column + bring < task.out_dims ? task.projection + (first_column + bring) * task.dims : nullptr;
+  const auto at = [&](const float* row, std::int64_t k) {
+    return row != nullptr ? four_of_row<kVector>(row, k, task.dims) : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+  };
+  float acc[kRowsEach][kWide];
+  multiply_tile<kWide>(
+      memory, place, task.padded, [&](std::int64_t k) { return at(feature, k); },
+      [&](std::int64_t k) { return at(weights, k); }, acc);
+  ENSEMBLEAD_UNROLL
+  for (int i = 0; i < kRowsEach; ++i) {
+    const std::int64_t row = first_row + place.row_of(i);
+    ENSEMBLEAD_UNROLL
+    for (int j = 0; j < kWide; ++j) {
+      const std::int64_t column = first_column + place.template column_of<kWide>(j);
+      if (row < task.rows && column < task.out_dims) task.projected[row * task.out_dims + column] = acc[i][j];
+    }
+  }
+}
+
+template <bool kVector>
+__global__ void __launch_bounds__(kTileThreads, 2) project_kernel(ProjectTask task) {
+  __shared__ __align__(16) TileMemory memory;
+  const TilePlace place;
+  const std::int64_t first_row = std::int64_t{blockIdx.x} * kTileRows;
+  for (std::int64_t first = 0; first < task.out_dims;) {
+    const std::int64_t left = task.out_dims - first;
+    if (left > 64) {
+      project_tile<8, kVector>(task, memory, place, first_row, first);
+      first += 128;
+    } else if (left > 32) {
+      project_tile<4, kVector>(task, memory, place, first_row, first);
+      first += 64;
+    } else {
+      project_tile<2, kVector>(task, memory, place, first_row, first);
+      first += 32;
+    }
+  }
+}
+
+bool aligned(const float* memory) { return reinterpret_cast<std::uintptr_t>(memory) % sizeof(float4) == 0; }
+
+}  // namespace
+
+void launch_project(const float* features, std::int64_t rows, std::int64_t dims, const float* projection,
+                    std::int64_t out_dims, float* projected, cudaStream_t stream) {
+  const ProjectTask task{features, rows, dims, padded_dims(dims), projection, out_dims, projected};
+  const bool vector = dims % 4 == 0 && aligned(features) && aligned(projection);
+  const LaunchShape shape{dim3(grid_size(rows, kTileRows)), dim3(kTileThreads), 0, stream};
+  launch("project_kernel", vector ? project_kernel<true> : project_kernel<false>, shape, task);
+}
+
+}  // namespace ensemblead::cuda
