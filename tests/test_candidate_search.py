@@ -1,7 +1,7 @@
 """What the twins of select_coreset share: the search for candidates, the radius as a square, the scale.
 
-The headers are compiled here by themselves, and the search is given what no array of a test could hold: rows with
-numbers up to 2^31, and any bits of values.
+The headers are compiled here by themselves, and the search is given what no array of a test could hold: rows
+with numbers up to 2^31, and any bits of values.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from test_coreset import KINDS, core_picks, start_options
 
 HERE = Path(__file__).resolve().parent
 MOST_ROWS = 2**31 - 2
@@ -175,3 +176,13 @@ def test_scales_are_powers_of_two_that_keep_squares_finite(probe: ctypes.CDLL, l
     scaled = np.float32(largest) * np.float32(scale)
     assert np.isfinite(np.float32(4096) * scaled * scaled)
     assert scaled * scaled > np.float32(1e-35) or largest < 1e-44
+
+
+@pytest.mark.parametrize("kind", ["noise", "clusters", "outliers", "offset 100"])
+def test_any_number_of_candidates_gives_the_same_picks(kind: str) -> None:
+    features = KINDS[kind](1500, 20)
+    options = start_options(features, "mean")
+    picks = core_picks(features, 200, **options)
+    for num_candidates in (1, 7, 100, 5000):
+        got = core_picks(features, 200, **options, num_candidates=num_candidates)
+        np.testing.assert_array_equal(got, picks)

@@ -41,6 +41,7 @@ def core_picks(
     radius: float = -1.0,
     num_threads: int = 0,
     plain: bool = False,
+    num_candidates: int = 0,
 ) -> Array:
     """The core's own selection, which can be told how to work."""
     picks = np.full(size, -1, np.int64)
@@ -54,6 +55,7 @@ def core_picks(
         num_threads=num_threads,
         plain=plain,
         progress=None,
+        num_candidates=num_candidates,
     )
     return picks[:count]
 

@@ -123,6 +123,17 @@ __device__ __forceinline__ void load_bits(const float* from, std::uint32_t (&bit
   }
 }
 
+// The sum over the block, for every thread; with the barriers that the caller needs anyway.
+__device__ __forceinline__ int count_in_block(int mine) {
+  __shared__ int of_warp[kWarps];
+  mine = warp_sum(mine);
+  if (threadIdx.x % kWarp == 0) of_warp[threadIdx.x / kWarp] = mine;
+  __syncthreads();
+  int total = 0;
+  for (int w = 0; w < kWarps; ++w) total += of_warp[w];
+  return total;
+}
+
 // Thread t holds candidates t * kHeld on, in the order of their rows, so that the lowest place is the lowest
 // row.
 template <int kHeld>
@@ -141,14 +152,24 @@ __global__ void __launch_bounds__(kThreads) pick_kernel(PickTask task) {
   const std::int64_t left = task.size - made;
   const int most = left < task.most ? static_cast<int>(left) : task.most;
   std::uint32_t values[kHeld];
+  int below = 0;
   ENSEMBLEAD_UNROLL
   for (int i = 0; i < kHeld; ++i) {
     const int place = thread * kHeld + i;
     // Those that are not there have value 0 and come last.
     values[i] = place < found ? work.candidate_bits[place] : 0u;
     rows[place] = place < found ? work.candidate_rows[place] : 0x7fffffff;
+    if (place < found && ~static_cast<std::uint32_t>(rows[place]) >= static_cast<std::uint32_t>(threshold))
+      ++below;
   }
-  __syncthreads();
+  // The least key to go on with, of places instead of rows: one comparison stands between a pick and the next
+  // read.
+  below = count_in_block(below);
+  const auto value_floor = static_cast<std::uint32_t>(threshold >> 32);
+  const PickKey in_places = pick_key(value_floor, static_cast<std::uint32_t>(below)) + 1;
+  const std::uint32_t within = task.radius < 0.0f ? 0u : __float_as_uint(task.radius);
+  const PickKey beyond_radius = (PickKey{within} + 1) << 32;
+  const PickKey least = in_places > beyond_radius ? in_places : beyond_radius;
 
   int count = 0;
   bool complete = false;
@@ -172,16 +193,17 @@ __global__ void __launch_bounds__(kThreads) pick_kernel(PickTask task) {
     largest = warp_max(value);
     first = warp_min(value == largest ? ~static_cast<std::uint32_t>(key) : ~0u);
 
+    const PickKey best = pick_key(largest, first);
+    if (best < least) {
+      // Below the threshold another row may come first, and the next round has the word.
+      complete = best >= in_places && __uint_as_float(largest) <= task.radius;
+      zero = best >= in_places && largest == 0u;
+      break;
+    }
     std::uint32_t distances[kHeld];
-    const float* const from = work.distances + std::int64_t{first} * kCapacity + thread * kHeld;
-    load_bits<kHeld>(from, distances);
-    const std::int32_t row = rows[first];
-    if (pick_key(largest, static_cast<std::uint32_t>(row)) < threshold) break;
-    complete = __uint_as_float(largest) <= task.radius;
-    zero = largest == 0u;
-    if (complete || zero) break;
+    load_bits<kHeld>(work.distances + first * kCapacity + thread * kHeld, distances);
     if (thread == 0) {
-      task.picks[made + count] = row;
+      task.picks[made + count] = rows[first];
       work.round_picks[count] = static_cast<std::int32_t>(first);
     }
     ENSEMBLEAD_UNROLL

@@ -1,4 +1,4 @@
-"""The CUDA twins of select_coreset and project, emulated: the rules of test_coreset.py at sizes that it allows.
+"""The CUDA twins of select_coreset and project, emulated: the rules of test_coreset.py at small sizes.
 
 `num_candidates` makes rounds small, so that few rows take many of them.
 """
@@ -165,6 +165,15 @@ def test_a_bank_of_several_blocks_is_exact() -> None:
     features, bank = integers(150, 12, spread=4, seed=1), integers(600, 12, spread=4, seed=2)
     check_exact(features, 60, bank=bank, num_candidates=200)
     check_exact(features, 60, bank=bank, radius=5.0, num_candidates=200)
+
+
+def test_a_radius_is_reached_by_all_rows_and_not_by_candidates_alone() -> None:
+    """With two candidates, 1000 and 1001, one pick leaves the other within the radius, but not row 1."""
+    features = np.array([[0.0], [500.0], [1000.0], [1001.0], [499.0]], np.float32)
+    how: dict[str, Any] = {"first": 0, "num_candidates": 2}
+    check_exact(features, 5, radius=10.0, **how)
+    check_exact(np.repeat(features, 3, axis=0), 15, radius=0.0, **how)
+    check_exact(np.repeat(features, 3, axis=0), 15, **how)
 
 
 def test_one_row() -> None:

@@ -245,10 +245,9 @@ def _projection_weights(
         if shape[1] == dims:
             return projection
         if shape[0] == dims:
-            framework = framework_of(projection, "projection")
-            return (
-                np.ascontiguousarray(projection.T) if framework.name == "numpy" else projection.T.contiguous()
-            )
+            transposed = projection.T
+            is_torch = framework_of(projection, "projection").name == "torch"
+            return transposed.contiguous() if is_torch else transposed.copy()  # in row order, NumPy and CuPy
         raise ValueError(
             f"projection must be [P, {dims}] for features with {dims} columns, got shape {shape}"
         )
