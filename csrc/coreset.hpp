@@ -74,7 +74,7 @@ struct CudaWork {
 };
 
 // At most a tenth of the features, or 8 MiB where that is more.
-std::size_t coreset_scratch_bytes(std::int64_t rows, std::int64_t dims, std::int64_t num_candidates);
+std::size_t coreset_scratch(std::int64_t rows, std::int64_t dims, std::int64_t num_candidates);
 
 // As above, with features, bank and picks on the device and the start rows in host memory. Waits for the
 // device between rounds of picks.
@@ -82,7 +82,7 @@ std::int64_t select_coreset(const float* features, std::int64_t rows, std::int64
                             const CoresetOptions& options, const CudaWork& work, std::int64_t* picks,
                             CoresetStatistics* statistics);
 
-std::size_t project_scratch_bytes();
+std::size_t project_scratch();
 
 // As above. Refuses what is not finite, in the features (called `argument`), the projection or the result;
 // waits for the device to know.

@@ -109,7 +109,7 @@ py::tuple select_coreset(const py::object& features, const py::object& picks, co
     const py::gil_scoped_release release;
     count = cpu::select_coreset(rows, x.shape[0], x.shape[1], options, found, &statistics);
   } else {
-    const std::size_t needed = cuda::coreset_scratch_bytes(x.shape[0], x.shape[1], num_candidates);
+    const std::size_t needed = cuda::coreset_scratch(x.shape[0], x.shape[1], num_candidates);
     const Scratch memory(scratch, x, kFeatures, stream);
     const cuda::CudaWork& work = memory.of(needed);
     const py::gil_scoped_release release;
@@ -139,7 +139,7 @@ void project_rows(const py::object& features, const py::object& projection, cons
   check_same_device(borrowed_projected.array(), "projected", x, name);
   const Array& result = borrowed_projected.array();
   if (x.device.kind != DeviceKind::kCpu) {
-    const std::size_t needed = cuda::project_scratch_bytes();
+    const std::size_t needed = cuda::project_scratch();
     const Scratch memory(scratch, x, name, stream);
     const cuda::CudaWork& work = memory.of(needed);
     const py::gil_scoped_release release;
@@ -165,9 +165,9 @@ void bind_coreset(py::module_& module) {
   module.def("project_rows", &project_rows, py::arg("features"), py::arg("projection"), py::arg("projected"),
              py::kw_only(), py::arg("num_threads"), py::arg("argument") = kFeatures,
              py::arg("scratch") = py::none(), py::arg("stream") = 0);
-  module.def("coreset_scratch_bytes", &cuda::coreset_scratch_bytes, py::arg("rows"), py::arg("dims"),
+  module.def("coreset_scratch", &cuda::coreset_scratch, py::arg("rows"), py::arg("dims"),
              py::arg("num_candidates") = 0);
-  module.def("project_scratch_bytes", &cuda::project_scratch_bytes);
+  module.def("project_scratch", &cuda::project_scratch);
 }
 
 }  // namespace ensemblead::bindings

@@ -216,7 +216,7 @@ int candidate_capacity(std::int64_t rows, std::int64_t dims, std::int64_t most) 
   return capacity;
 }
 
-std::size_t coreset_scratch_bytes(std::int64_t rows, std::int64_t dims, std::int64_t num_candidates) {
+std::size_t coreset_scratch(std::int64_t rows, std::int64_t dims, std::int64_t num_candidates) {
   Workspace unused{};
   return lay_out(unused, nullptr, rows, dims, candidate_capacity(rows, dims, num_candidates));
 }
@@ -229,11 +229,11 @@ std::int64_t select_coreset(const float* features, std::int64_t rows, std::int64
   return Selection(features, rows, dims, options, work, picks).run(statistics);
 }
 
-std::size_t project_scratch_bytes() { return sizeof(ScanResult); }
+std::size_t project_scratch() { return sizeof(ScanResult); }
 
 void project_rows(const float* features, std::int64_t rows, std::int64_t dims, const float* projection,
                   std::int64_t out_dims, const char* argument, const CudaWork& work, float* projected) {
-  check_scratch(work, project_scratch_bytes());
+  check_scratch(work, project_scratch());
   const DeviceScope scope(work.device);
   const auto stream = reinterpret_cast<cudaStream_t>(work.stream);
   auto* const result = static_cast<ScanResult*>(work.scratch);

@@ -5,6 +5,14 @@
 
 #include <cstdint>
 
+#if defined(__CUDACC__)
+#define ENSEMBLEAD_UNROLL _Pragma("unroll")
+#define ENSEMBLEAD_UNROLL_8 _Pragma("unroll 8")
+#else
+#define ENSEMBLEAD_UNROLL
+#define ENSEMBLEAD_UNROLL_8
+#endif
+
 namespace ensemblead::cuda {
 
 constexpr unsigned kAllLanes = 0xffffffffu;
@@ -31,7 +39,7 @@ __device__ __forceinline__ T warp_sum(T value) {
 // Four values of a row from column `k` (a multiple of 4) on, zeros beyond its end. kVector: the row starts at
 // a multiple of 16 bytes and has a multiple of 4 columns.
 template <bool kVector>
-__device__ __forceinline__ float4 four_of_row(const float* row, std::int64_t k, std::int64_t dims) {
+__device__ __forceinline__ float4 four_of_row(const float* row, int k, int dims) {
   float4 four = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
   if (kVector) {
     if (k < dims) four = *reinterpret_cast<const float4*>(row + k);
@@ -58,10 +66,11 @@ __device__ __forceinline__ float add_squared_difference(float total, float a, fl
 }
 
 template <bool kVector>
-__device__ __forceinline__ float squared_distance(const float* a, const float* b, std::int64_t dims,
-                                                  float scale) {
+__device__ __forceinline__ float squared_distance(const float* a, const float* b, int dims, float scale) {
   float total = 0.0f;
-  for (std::int64_t k = 0; k < dims; k += 4) {
+  // The sum is a chain; the reads need not be.
+  ENSEMBLEAD_UNROLL_8
+  for (int k = 0; k < dims; k += 4) {
     const float4 x = times(four_of_row<kVector>(a, k, dims), scale);
     const float4 y = times(four_of_row<kVector>(b, k, dims), scale);
     total = add_squared_difference(total, x.x, y.x);

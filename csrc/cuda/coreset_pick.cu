@@ -45,12 +45,12 @@ __global__ void __launch_bounds__(kThreads) distances_kernel(CoresetRows rows, W
   const int x = thread % 16 * kEach;
   const int y = thread / 16 * kEach;
   float acc[kEach][kEach] = {};
-  for (std::int64_t first = 0; first < rows.dims; first += kDeep) {
+  const int dims = static_cast<int>(rows.dims);
+  for (int first = 0; first < dims; first += kDeep) {
     float4 a = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
     float4 b = a;
-    if (left_row != nullptr) a = times(four_of_row<kVector>(left_row, first + offset, rows.dims), rows.scale);
-    if (right_row != nullptr)
-      b = times(four_of_row<kVector>(right_row, first + offset, rows.dims), rows.scale);
+    if (left_row != nullptr) a = times(four_of_row<kVector>(left_row, first + offset, dims), rows.scale);
+    if (right_row != nullptr) b = times(four_of_row<kVector>(right_row, first + offset, dims), rows.scale);
     __syncthreads();
     left[offset][bring] = a.x, left[offset + 1][bring] = a.y;
     left[offset + 2][bring] = a.z, left[offset + 3][bring] = a.w;

@@ -23,22 +23,28 @@ struct ProjectTask {
   float* projected;
 };
 
+template <bool kVector>
+struct PlainRow {
+  const float* data;
+  int dims;
+
+  __device__ __forceinline__ float4 fetch(int k) const { return four_of_row<kVector>(data, k, dims); }
+  __device__ __forceinline__ float4 finish(float4 values, int) const { return values; }
+};
+
 template <int kWide, bool kVector>
 __device__ __forceinline__ void project_tile(const ProjectTask& task, TileMemory& memory,
                                              const TilePlace& place, std::int64_t first_row,
                                              std::int64_t first_column) {
-  const int bring = static_cast<int>(threadIdx.x) / 2;
-  const float* const feature =
-      first_row + bring < task.rows ? task.features + (first_row + bring) * task.dims : nullptr;
-  const float* const weights =
-      first_column + bring < task.out_dims ? task.projection + (first_column + bring) * task.dims : nullptr;
-  const auto at = [&](const float* row, std::int64_t k) {
-    return row != nullptr ? four_of_row<kVector>(row, k, task.dims) : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-  };
+  const int line = Brought().line;
+  // Beyond the ends the last line is repeated, and nothing written.
+  const auto within = [](std::int64_t at, std::int64_t count) { return at < count ? at : count - 1; };
+  const int dims = static_cast<int>(task.dims);
+  const PlainRow<kVector> features{task.features + within(first_row + line, task.rows) * task.dims, dims};
+  const PlainRow<kVector> weights{task.projection + within(first_column + line, task.out_dims) * task.dims,
+                                  dims};
   float acc[kRowsEach][kWide];
-  multiply_tile<kWide>(
-      memory, place, task.padded, [&](std::int64_t k) { return at(feature, k); },
-      [&](std::int64_t k) { return at(weights, k); }, acc);
+  multiply_tile<kWide>(memory, place, static_cast<int>(task.padded), features, weights, acc);
   ENSEMBLEAD_UNROLL
   for (int i = 0; i < kRowsEach; ++i) {
     const std::int64_t row = first_row + place.row_of(i);
@@ -51,7 +57,7 @@ __device__ __forceinline__ void project_tile(const ProjectTask& task, TileMemory
 }
 
 template <bool kVector>
-__global__ void __launch_bounds__(kTileThreads, 2) project_kernel(ProjectTask task) {
+__global__ void __launch_bounds__(kTileThreads, kVector ? 2 : 1) project_kernel(ProjectTask task) {
   __shared__ __align__(16) TileMemory memory;
   const TilePlace place;
   const std::int64_t first_row = std::int64_t{blockIdx.x} * kTileRows;

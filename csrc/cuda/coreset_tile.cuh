@@ -7,12 +7,6 @@
 
 #include "cuda/coreset_device.cuh"
 
-#if defined(__CUDACC__)
-#define ENSEMBLEAD_UNROLL _Pragma("unroll")
-#else
-#define ENSEMBLEAD_UNROLL
-#endif
-
 namespace ensemblead::cuda {
 
 // Every block has 256 threads: 4 x 2 warps of 4 x 8 threads, each of which holds 8 rows by kWide columns. In
@@ -60,50 +54,61 @@ __device__ __forceinline__ void store_transposed(float (*to)[kTileRows + 4], int
   to[k + 3][at] = four.w;
 }
 
-// acc[i][j] = sum over k < depth, in order, of row i times column j. `row_at(k)` and `column_at(k)` give four
-// values of the row (column) that this thread brings, from k on: number threadIdx.x / 2 of the tile. Depth is
-// a multiple of kTileDepth. All threads call; the memory is free again when they return.
-template <int kWide, class RowAt, class ColumnAt>
-__device__ __forceinline__ void multiply_tile(TileMemory& memory, const TilePlace& place, std::int64_t depth,
-                                              const RowAt& row_at, const ColumnAt& column_at,
+// Which part of the tile a thread brings to shared memory: four values of this row (or column) in every step.
+struct Brought {
+  int line = static_cast<int>(threadIdx.x) / 2;
+  int offset = static_cast<int>(threadIdx.x) % 2 * 4;
+};
+
+// acc[i][j] = sum over k < depth, in order, of row i times column j. `rows` and `columns` bring what Brought
+// says, each in two halves: fetch(k) reads four values from k on, and is called long before finish(values, k)
+// turns them into what the product is of, so that nothing waits for memory. Depth is a multiple of
+// kTileDepth. All threads call; the memory is free again when they return.
+template <int kWide, class Rows, class Columns>
+__device__ __forceinline__ void multiply_tile(TileMemory& memory, const TilePlace& place, int depth,
+                                              const Rows& rows, const Columns& columns,
                                               float (&acc)[kRowsEach][kWide]) {
-  const int bring = static_cast<int>(threadIdx.x) / 2;
-  const int offset = static_cast<int>(threadIdx.x) % 2 * 4;
-  const bool brings_column = bring < 16 * kWide;
+  const Brought brought;
+  const bool brings_column = 16 * kWide >= kTileRows || brought.line < 16 * kWide;
   ENSEMBLEAD_UNROLL
   for (int i = 0; i < kRowsEach; ++i) {
     ENSEMBLEAD_UNROLL
     for (int j = 0; j < kWide; ++j) acc[i][j] = 0.0f;
   }
-  store_transposed(memory.rows[0], bring, offset, row_at(offset));
-  if (brings_column) store_transposed(memory.columns[0], bring, offset, column_at(offset));
+  float4 next_row = rows.fetch(brought.offset);
+  float4 next_column = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+  if (brings_column) next_column = columns.fetch(brought.offset);
+  const auto store = [&](int stage, int k) {
+    store_transposed(memory.rows[stage], brought.line, brought.offset, rows.finish(next_row, k));
+    if (brings_column)
+      store_transposed(memory.columns[stage], brought.line, brought.offset, columns.finish(next_column, k));
+  };
+  store(0, brought.offset);
   __syncthreads();
   int stage = 0;
-  for (std::int64_t first = 0; first < depth; first += kTileDepth) {
-    const bool more = first + kTileDepth < depth;
-    float4 next_row = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-    float4 next_column = next_row;
-    if (more) {
-      next_row = row_at(first + kTileDepth + offset);
-      if (brings_column) next_column = column_at(first + kTileDepth + offset);
-    }
+  for (int first = kTileDepth; first <= depth; first += kTileDepth) {
+    // The last step fetches the first values again, for nobody: without a condition the compiler leaves the
+    // reads up here, where the arithmetic hides them.
+    const int next = (first < depth ? first : 0) + brought.offset;
+    next_row = rows.fetch(next);
+    if (brings_column) next_column = columns.fetch(next);
     ENSEMBLEAD_UNROLL
     for (int k = 0; k < kTileDepth; ++k) {
       float row[kRowsEach];
       float column[kWide];
-      const float4* rows = reinterpret_cast<const float4*>(&memory.rows[stage][k][place.row]);
-      const float4 low = rows[0];
-      const float4 high = rows[4];
+      const float4* fours = reinterpret_cast<const float4*>(&memory.rows[stage][k][place.row]);
+      const float4 low = fours[0];
+      const float4 high = fours[4];
       row[0] = low.x, row[1] = low.y, row[2] = low.z, row[3] = low.w;
       row[4] = high.x, row[5] = high.y, row[6] = high.z, row[7] = high.w;
-      const float* columns = &memory.columns[stage][k][place.template column_of<kWide>(0)];
+      const float* line = &memory.columns[stage][k][place.template column_of<kWide>(0)];
       if (kWide == 2) {
-        const float2 two = *reinterpret_cast<const float2*>(columns);
+        const float2 two = *reinterpret_cast<const float2*>(line);
         column[0] = two.x, column[1] = two.y;
       } else {
         ENSEMBLEAD_UNROLL
         for (int j = 0; j < kWide; j += 4) {
-          const float4 four = *reinterpret_cast<const float4*>(columns + j * 8);
+          const float4 four = *reinterpret_cast<const float4*>(line + j * 8);
           column[j] = four.x, column[j + 1] = four.y, column[j + 2] = four.z, column[j + 3] = four.w;
         }
       }
@@ -115,10 +120,7 @@ __device__ __forceinline__ void multiply_tile(TileMemory& memory, const TilePlac
     }
     // The other stage was last read before the barrier that ended the step before.
     stage ^= 1;
-    if (more) {
-      store_transposed(memory.rows[stage], bring, offset, next_row);
-      if (brings_column) store_transposed(memory.columns[stage], bring, offset, next_column);
-    }
+    store(stage, next);
     __syncthreads();
   }
 }

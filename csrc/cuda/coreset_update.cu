@@ -94,33 +94,49 @@ __device__ __forceinline__ void mark_possible(const UpdateTask& task, UpdateMemo
   }
 }
 
+// A row of the features, scaled and centred.
+template <bool kVector>
+struct CentredRow {
+  const float* data;
+  int dims;
+  float scale;
+  const float* centre;
+
+  __device__ __forceinline__ float4 fetch(int k) const { return four_of_row<kVector>(data, k, dims); }
+  __device__ __forceinline__ float4 finish(float4 values, int k) const {
+    const float4 x = times(values, scale);
+    const float4 c = *reinterpret_cast<const float4*>(centre + k);
+    return make_float4(x.x - c.x, x.y - c.y, x.z - c.z, x.w - c.w);
+  }
+};
+
+// An anchor is all of that already.
+struct Anchor {
+  const float* data;
+
+  __device__ __forceinline__ float4 fetch(int k) const { return *reinterpret_cast<const float4*>(data + k); }
+  __device__ __forceinline__ float4 finish(float4 values, int) const { return values; }
+};
+
+// Where the tile reaches beyond the rows or the anchors it repeats the last row or the first anchor, whose
+// norm or least distance of infinity keeps them out.
 template <int kWide, bool kVector>
 __device__ __forceinline__ void filter_tile(const UpdateTask& task, UpdateMemory& memory,
                                             const TilePlace& place, std::int64_t first_row, int first,
                                             int count) {
-  const int bring = static_cast<int>(threadIdx.x) / 2;
-  const std::int64_t row = first_row + bring;
-  const bool has_row = row < task.rows.rows;
-  const float* const data = task.rows.data + (has_row ? row : 0) * task.rows.dims;
-  const int anchor = first + bring;
-  const bool has_anchor = bring < 16 * kWide && anchor < count;
-  const int candidate = has_anchor ? task.work.round_picks[anchor] : 0;
-  const float* const column = task.work.anchors + candidate * task.padded;
-  if (threadIdx.x % 2 == 0 && bring < 16 * kWide)
-    memory.anchor_low[bring] = has_anchor ? task.work.anchor_lows[candidate] : __uint_as_float(0x7f800000u);
-
-  const auto row_at = [&](std::int64_t k) {
-    if (!has_row) return make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-    const float4 x = times(four_of_row<kVector>(data, k, task.rows.dims), task.rows.scale);
-    const float4 centre = *reinterpret_cast<const float4*>(task.work.centre + k);
-    return make_float4(x.x - centre.x, x.y - centre.y, x.z - centre.z, x.w - centre.w);
-  };
-  const auto column_at = [&](std::int64_t k) {
-    if (!has_anchor) return make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-    return *reinterpret_cast<const float4*>(column + k);
-  };
+  const int line = Brought().line;
+  const std::int64_t last = task.rows.rows - 1;
+  const std::int64_t row = first_row + line < last ? first_row + line : last;
+  const int anchor = first + line;
+  const bool has_anchor = line < 16 * kWide && anchor < count;
+  const int candidate = has_anchor ? task.work.round_picks[anchor] : task.work.round_picks[0];
+  if (threadIdx.x % 2 == 0 && line < 16 * kWide)
+    memory.anchor_low[line] = has_anchor ? task.work.anchor_lows[candidate] : __uint_as_float(0x7f800000u);
+  const CentredRow<kVector> rows{task.rows.data + row * task.rows.dims, static_cast<int>(task.rows.dims),
+                                 task.rows.scale, task.work.centre};
+  const Anchor columns{task.work.anchors + candidate * task.padded};
   float acc[kRowsEach][kWide];
-  multiply_tile<kWide>(memory.tile, place, task.padded, row_at, column_at, acc);
+  multiply_tile<kWide>(memory.tile, place, static_cast<int>(task.padded), rows, columns, acc);
   mark_possible<kWide>(task, memory, place, first, count, acc);
 }
 
@@ -161,7 +177,8 @@ __device__ unsigned settle(const UpdateTask& task, UpdateMemory& memory, std::in
       const float* const x = task.rows.data + (first_row + near) * task.rows.dims;
       const float* const p =
           task.anchors.source + std::int64_t{task.anchors.rows[candidate]} * task.rows.dims;
-      const float distance = squared_distance<kVector>(x, p, task.rows.dims, task.rows.scale);
+      const float distance =
+          squared_distance<kVector>(x, p, static_cast<int>(task.rows.dims), task.rows.scale);
       atomicMin(&memory.least[near], __float_as_uint(distance));
     }
     settled += listed;

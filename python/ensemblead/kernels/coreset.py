@@ -89,9 +89,7 @@ def select_coreset(
         picks = framework.empty((limit,), "int64", features)
         scratch = None
         if framework.device(features) != "cpu":
-            scratch = framework.empty(
-                (_core.coreset_scratch_bytes(rows, features.shape[1]),), "uint8", features
-            )
+            scratch = framework.empty((_core.coreset_scratch(rows, features.shape[1]),), "uint8", features)
         count, _ = _core.select_coreset(
             features,
             picks,
@@ -138,7 +136,7 @@ def _project(features: Array, projection: Array, argument: str) -> Array:
         projected = framework.empty((rows, out_dims), "float32", features)
         scratch = None
         if framework.device(features) != "cpu":
-            scratch = framework.empty((_core.project_scratch_bytes(),), "uint8", features)
+            scratch = framework.empty((_core.project_scratch(),), "uint8", features)
         _core.project_rows(
             features,
             projection,
