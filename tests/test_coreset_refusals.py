@@ -221,7 +221,9 @@ def test_the_core_refuses_read_only_outputs() -> None:
         _core.project_rows(GOOD, GOOD, projected, num_threads=1)
 
 
-@pytest.mark.skipif(_core.cuda_decision.startswith("on"), reason="would believe the pretended pointers")
+@pytest.mark.skipif(
+    _core.cuda_decision.startswith(("on", "emulated")), reason="would believe the pretended pointers"
+)
 def test_devices_do_not_mix() -> None:
     elsewhere = "is on .* but features is on .*; put both on one device"
     with pytest.raises(ValueError, match="bank " + elsewhere):

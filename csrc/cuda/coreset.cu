@@ -12,6 +12,7 @@
 #include <string>
 #include <type_traits>
 
+#include "core/checks.hpp"
 #include "core/coreset_rules.hpp"
 #include "coreset.hpp"
 #include "cuda/coreset_kernels.hpp"
@@ -59,6 +60,14 @@ void refuse_bad(const float* values, std::int64_t dims, const ScanResult& result
   const auto index = static_cast<std::int64_t>(result.first_bad);
   const float value = copy_to_host(values + index, stream);
   refuse_not_finite(argument, index, dims, value != value);
+}
+
+// The kernels count columns by int.
+void check_columns(std::int64_t dims, const char* argument) {
+  constexpr std::int64_t kMost = std::int64_t{1} << 30;
+  if (dims > kMost)
+    throw ValueError(std::string(argument) + " must have at most " + std::to_string(kMost) +
+                     " columns on a CUDA device, got " + std::to_string(dims));
 }
 
 void check_scratch(const CudaWork& work, std::size_t needed) {
@@ -225,6 +234,7 @@ std::int64_t select_coreset(const float* features, std::int64_t rows, std::int64
                             const CoresetOptions& options, const CudaWork& work, std::int64_t* picks,
                             CoresetStatistics* statistics) {
   check_coreset_extents(rows, options.bank_rows, options.size);
+  check_columns(dims, "features");
   const DeviceScope scope(work.device);
   return Selection(features, rows, dims, options, work, picks).run(statistics);
 }
@@ -234,6 +244,7 @@ std::size_t project_scratch() { return sizeof(ScanResult); }
 void project_rows(const float* features, std::int64_t rows, std::int64_t dims, const float* projection,
                   std::int64_t out_dims, const char* argument, const CudaWork& work, float* projected) {
   check_scratch(work, project_scratch());
+  check_columns(dims, argument);
   const DeviceScope scope(work.device);
   const auto stream = reinterpret_cast<cudaStream_t>(work.stream);
   auto* const result = static_cast<ScanResult*>(work.scratch);

@@ -31,7 +31,8 @@ def select_coreset(
     Again and again the row with the largest value is picked, ties to the lowest index, and every row's value
     becomes the minimum of itself and its Euclidean distance to the new pick. The picks are those of the
     plain sequential loop for any number of threads; when all values are 0 (nothing but duplicates is left)
-    row 0 repeats.
+    row 0 repeats. A GPU adds up in another order than a CPU: where two rows' values agree in all but the last
+    bits of float32, the two may pick differently.
 
     Args:
         features: rows ``[N, D]``, float32, contiguous, finite.
@@ -58,7 +59,7 @@ def select_coreset(
 
     Returns:
         Indices of the picked rows, int64 ``[M]``, in the order of the picks; an array of the same framework
-        and device as `features`.
+        and device as `features`. CUDA arrays are worked on by the current stream, which the call waits for.
 
     Raises:
         ValueError: a wrong value or shape, or features that are not finite.
@@ -109,7 +110,8 @@ def select_coreset(
 def project(features: Array, projection: Array) -> Array:
     """Map rows linearly: ``features @ projection.T``.
 
-    Every row's result depends on that row alone, bit for bit, so rows may come in batches of any size.
+    Every row's result depends on that row alone, bit for bit, so rows may come in batches of any size. Sums
+    are in float32 on every device, never in a shorter format.
 
     Args:
         features: rows ``[N, D]``, float32, contiguous, finite.
