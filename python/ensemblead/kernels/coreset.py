@@ -89,7 +89,7 @@ def select_coreset(
     with framework.on_device(features):
         picks = framework.empty((limit,), "int64", features)
         scratch = None
-        if framework.device(features) != "cpu":
+        if framework.device(features).startswith("cuda"):
             scratch = framework.empty((_core.coreset_scratch(rows, features.shape[1]),), "uint8", features)
         count, _ = _core.select_coreset(
             features,
@@ -137,7 +137,7 @@ def _project(features: Array, projection: Array, argument: str) -> Array:
     with framework.on_device(features):
         projected = framework.empty((rows, out_dims), "float32", features)
         scratch = None
-        if framework.device(features) != "cpu":
+        if framework.device(features).startswith("cuda"):
             scratch = framework.empty((_core.project_scratch(),), "uint8", features)
         _core.project_rows(
             features,
