@@ -411,6 +411,11 @@ def test_numbers_that_count_are_whole(name: str, value: Any) -> None:
         _gabor(**{name: value})
 
 
+def test_compile_is_a_bool() -> None:
+    with pytest.raises(TypeError, match="compile must be a bool, got 1"):
+        _gabor(compile=1)
+
+
 def test_more_dimensions_than_channels() -> None:
     with pytest.raises(ValueError, match=r"num_dimensions is 25, .* only 24 channels together \(10 \+ 14\)"):
         _tiny(num_dimensions=25).fit(normal_images(2))

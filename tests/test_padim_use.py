@@ -133,6 +133,9 @@ def test_defaults_of_the_methods() -> None:
     assert padim.num_dimensions == 100
     assert isinstance(patchcore, ead.PatchCore)
     assert isinstance(build_detector(DetectorOptions(method="patchcore")), ead.PatchCore)
+    compiled = build_detector(DetectorOptions(method="padim", compile=True))
+    assert isinstance(compiled, ead.PaDiM)
+    assert compiled.compile
     several = build_detector(DetectorOptions(method="padim", backbone=["gabor", "resnet18"]))
     assert isinstance(several, ead.BackboneEnsemble)
     assert all(isinstance(member, ead.PaDiM) for member in several.members)

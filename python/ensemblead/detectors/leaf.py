@@ -38,6 +38,7 @@ class NetworkDetector(LeafDetector):
         "precision",
         "batch_size",
         "seed",
+        "compile",
     )
 
     def __init__(
@@ -52,6 +53,7 @@ class NetworkDetector(LeafDetector):
         precision: str,
         batch_size: int,
         seed: int,
+        compile: bool,
     ) -> None:
         if isinstance(layers, str):
             raise TypeError(f"layers must be a sequence of names, got one string; write ({layers!r},)")
@@ -61,6 +63,9 @@ class NetworkDetector(LeafDetector):
         self.device, self.precision = check_device(device), check_precision(precision)
         self.batch_size = whole_number("batch_size", batch_size, 1)
         self.seed = whole_number("seed", seed)
+        if not isinstance(compile, bool):
+            raise TypeError(f"compile must be a bool, got {compile!r}")
+        self.compile = compile
         self._shared: Network | None = None
         self._calibration: Calibration | None = None
 
@@ -86,7 +91,7 @@ class NetworkDetector(LeafDetector):
     def _network(self) -> Network:
         if self._shared is None:
             extractor = FeatureExtractor(self.backbone, self.layers, weights=self.weights, seed=self.seed)
-            self._shared = Network(extractor, self.device, self.precision)
+            self._shared = Network(extractor, self.device, self.precision, compile=self.compile)
         return self._shared
 
     def _share_network(self, network: Network) -> None:
@@ -123,7 +128,9 @@ class NetworkDetector(LeafDetector):
         source, layers = state["network"]["source"], state["network"]["layers"]
         name = source.get("name", source["kind"])
         detector = cls(name, layers, weights=None, **cast("dict[str, Any]", parameters))
-        network = network_from_store(reader, state["network"], detector.device, detector.precision)
+        network = network_from_store(
+            reader, state["network"], detector.device, detector.precision, compile=detector.compile
+        )
         if source["kind"] == "module":
             detector.backbone = network.extractor.module
         detector._shared = network

@@ -66,9 +66,12 @@ class PaDiM(NetworkDetector):
         device: "auto" is the GPU if there is one and this version has kernels for it (see `ensemblead info`),
             else the CPU.
         precision: of the network: "float32", "bfloat16", "float16", or "auto": float32 on a CPU, half on a
-            GPU.
+            GPU (bfloat16 where its tensor cores have it, else float16). Embeddings and all that is done with
+            them are float32 or float64.
         batch_size: images per forward pass.
         seed: of everything random.
+        compile: run the network through `torch.compile`. The first batch then takes long; where it cannot be
+            done, a CompilationError at that batch says why.
 
     Attributes: `gaussians_`, `calibration_`, `threshold_` after `fit`; `network_`, the extractor, once it is
     needed.
@@ -89,6 +92,7 @@ class PaDiM(NetworkDetector):
         precision: str = "auto",
         batch_size: int = 16,
         seed: int = 0,
+        compile: bool = False,
     ) -> None:
         super().__init__(
             backbone,
@@ -100,6 +104,7 @@ class PaDiM(NetworkDetector):
             precision=precision,
             batch_size=batch_size,
             seed=seed,
+            compile=compile,
         )
         if self.seed < 0:
             raise ValueError(f"seed must not be negative, got {seed}")

@@ -10,26 +10,19 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from torch import nn
 
 from ensemblead.checks import whole_number
-from ensemblead.detectors.base import Embedded, Fitting, LeafDetector, Progress
-from ensemblead.detectors.calibration import MAX_IMAGES, Calibration, NormalSample
+from ensemblead.detectors.base import Embedded, Fitting, Progress
+from ensemblead.detectors.calibration import MAX_IMAGES, NormalSample
+from ensemblead.detectors.leaf import NetworkDetector
 from ensemblead.detectors.maps import render_maps
-from ensemblead.detectors.network import (
-    Network,
-    check_device,
-    check_precision,
-    network_from_store,
-    require_finite,
-)
+from ensemblead.detectors.network import require_finite
 from ensemblead.errors import NotFittedError
-from ensemblead.features import FeatureExtractor
-from ensemblead.images import Geometry
 from ensemblead.kernels.patches import aggregate_patches
 from ensemblead.memory import MemoryBank
 from ensemblead.store import FolderReader, FolderWriter, register
@@ -40,29 +33,10 @@ if TYPE_CHECKING:
 _SCORES = ("max", "reweighted", "topk")
 _AGGREGATIONS = ("adaptive", "concat")
 _TOP_SHARE = 0.01
-# What makes a detector again, besides its network.
-_PARAMETERS = (
-    "image_size",
-    "resize",
-    "patch_size",
-    "pretrain_dim",
-    "target_dim",
-    "aggregation",
-    "coreset_fraction",
-    "num_neighbors",
-    "score",
-    "reweight_neighbors",
-    "index",
-    "device",
-    "precision",
-    "batch_size",
-    "seed",
-    "compile",
-)
 
 
 @register("PatchCore")
-class PatchCore(LeafDetector):
+class PatchCore(NetworkDetector):
     """Memory bank of normal patch embeddings; an image is as anomalous as its strangest patch.
 
     Args:
@@ -98,6 +72,18 @@ class PatchCore(LeafDetector):
     is needed.
     """
 
+    _own_parameters = (
+        "patch_size",
+        "pretrain_dim",
+        "target_dim",
+        "aggregation",
+        "coreset_fraction",
+        "num_neighbors",
+        "score",
+        "reweight_neighbors",
+        "index",
+    )
+
     def __init__(
         self,
         backbone: str | nn.Module = "wide_resnet50_2",
@@ -121,8 +107,18 @@ class PatchCore(LeafDetector):
         seed: int = 0,
         compile: bool = False,
     ) -> None:
-        if isinstance(layers, str):
-            raise TypeError(f"layers must be a sequence of names, got one string; write ({layers!r},)")
+        super().__init__(
+            backbone,
+            layers,
+            weights=weights,
+            image_size=image_size,
+            resize=resize,
+            device=device,
+            precision=precision,
+            batch_size=batch_size,
+            seed=seed,
+            compile=compile,
+        )
         patch_size = whole_number("patch_size", patch_size)
         if patch_size < 1 or patch_size % 2 == 0:
             raise ValueError(f"patch_size must be odd and positive, got {patch_size}")
@@ -130,9 +126,6 @@ class PatchCore(LeafDetector):
             raise ValueError(f"aggregation must be one of {', '.join(_AGGREGATIONS)}, got {aggregation!r}")
         if score not in _SCORES:
             raise ValueError(f"score must be one of {', '.join(_SCORES)}, got {score!r}")
-        self.backbone, self.layers, self.weights = backbone, tuple(layers), weights
-        self._geometry = Geometry(resize, image_size)  # checks both
-        self.image_size, self.resize = _plain_size(image_size), _plain_size(resize)
         self.patch_size, self.aggregation = patch_size, aggregation
         self.target_dim = whole_number("target_dim", target_dim, 1)
         self.pretrain_dim = _check_pretrain_dim(pretrain_dim, len(self.layers))
@@ -140,30 +133,12 @@ class PatchCore(LeafDetector):
         self.num_neighbors = whole_number("num_neighbors", num_neighbors, 1)
         self.score = score
         self.reweight_neighbors = whole_number("reweight_neighbors", reweight_neighbors, 1)
-        self.device, self.precision = check_device(device), check_precision(precision)
-        self.batch_size = whole_number("batch_size", batch_size, 1)
-        self.seed = whole_number("seed", seed)
-        if not isinstance(compile, bool):
-            raise TypeError(f"compile must be a bool, got {compile!r}")
-        self.compile = compile
         self._new_bank()  # checks its own parameters
-        self._shared: Network | None = None
         self._bank: MemoryBank | None = None
-        self._calibration: Calibration | None = None
 
     @property
     def is_fitted(self) -> bool:
         return self._bank is not None and self._calibration is not None
-
-    @property
-    def geometry(self) -> Geometry:
-        return self._geometry
-
-    @property
-    def calibration_(self) -> Calibration:
-        if self._calibration is None:
-            raise NotFittedError("this PatchCore is not fitted; call fit first")
-        return self._calibration
 
     @property
     def memory_bank_(self) -> MemoryBank:
@@ -172,25 +147,7 @@ class PatchCore(LeafDetector):
             raise NotFittedError("this PatchCore is not fitted; call fit first")
         return self._bank
 
-    @property
-    def network_(self) -> FeatureExtractor:
-        """The frozen network; loaded at the first use."""
-        return self._network().extractor
-
-    def parameters(self) -> dict[str, Any]:
-        """The constructor's arguments but for the network's: `backbone`, `layers`, `weights`."""
-        return {name: getattr(self, name) for name in _PARAMETERS}
-
     # The protocol of detectors
-
-    def _network(self) -> Network:
-        if self._shared is None:
-            extractor = FeatureExtractor(self.backbone, self.layers, weights=self.weights, seed=self.seed)
-            self._shared = Network(extractor, self.device, self.precision, compile=self.compile)
-        return self._shared
-
-    def _share_network(self, network: Network) -> None:
-        self._shared = self._network().sharing(network)
 
     def _embed_features(self, feature_maps: list[torch.Tensor]) -> torch.Tensor:
         given = self.pretrain_dim
@@ -214,9 +171,6 @@ class PatchCore(LeafDetector):
 
     def _begin_extension(self) -> Fitting:
         return _PatchCoreFitting(self, self.memory_bank_.copy())
-
-    def _accept(self, calibrations: Sequence[Calibration]) -> None:
-        (self._calibration,) = calibrations
 
     def _score(self, embedded: Embedded) -> tuple[torch.Tensor, torch.Tensor]:
         (patches,), (size,) = embedded.parts, embedded.sizes
@@ -268,11 +222,6 @@ class PatchCore(LeafDetector):
         distances = torch.linalg.vector_norm(bank.rows_[around] - patches[:, None], dim=2)
         return 1.0 - torch.softmax(distances, dim=1)[:, 0]
 
-    def _clone(self) -> Self:
-        twin = type(self)(self.backbone, self.layers, weights=self.weights, **self.parameters())
-        twin._shared = self._network()
-        return twin
-
     # Saving
 
     def to_store(self, writer: FolderWriter) -> dict[str, Any]:
@@ -281,47 +230,17 @@ class PatchCore(LeafDetector):
         writer.tensors("bank.safetensors", arrays)
         if index is not None:
             writer.data("bank.faiss", index)
-        calibration, samples = self.calibration_.state()
-        writer.tensors("calibration.safetensors", samples)
-        return {
-            "parameters": self.parameters(),
-            "network": self._network().to_store(writer),
-            "bank": values,
-            "calibration": calibration,
-        }
+        return {**self._common_state(writer), "bank": values}
 
     @classmethod
     def from_store(cls, reader: FolderReader) -> Self:
         """For `store.load`."""
-        state = reader.state
-        parameters = {
-            name: tuple(value) if isinstance(value, list) else value
-            for name, value in state["parameters"].items()
-        }
-        device = reader.options.get("device")
-        parameters["device"] = parameters["device"] if device is None else device
-        source, layers = state["network"]["source"], state["network"]["layers"]
-        name = source.get("name", source["kind"])
-        detector = cls(name, layers, weights=None, **cast("dict[str, Any]", parameters))
-        network = network_from_store(
-            reader, state["network"], detector.device, detector.precision, compile=detector.compile
-        )
-        if source["kind"] == "module":
-            detector.backbone = network.extractor.module
-        detector._shared = network
+        detector = cls._from_common_state(reader)
         arrays = {name: tensor.numpy() for name, tensor in reader.tensors("bank.safetensors").items()}
         index = reader.data("bank.faiss") if reader.has("bank.faiss") else None
-        detector._bank = MemoryBank.from_state(state["bank"], arrays, index).to(network.device)
-        samples = {name: t.numpy() for name, t in reader.tensors("calibration.safetensors").items()}
-        detector._calibration = Calibration.from_state(state["calibration"], samples)
+        detector._bank = MemoryBank.from_state(reader.state["bank"], arrays, index)
+        detector._bank.to(detector._network().device)
         return detector
-
-
-def _plain_size(size: Any) -> Any:
-    """A size that `Geometry` has taken, in Python's own ints, which JSON knows."""
-    if size is None:
-        return None
-    return tuple(int(side) for side in size) if isinstance(size, (tuple, list)) else int(size)
 
 
 @dataclass
