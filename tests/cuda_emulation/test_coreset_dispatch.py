@@ -48,7 +48,8 @@ class ndarray:  # noqa: N801 - CuPy's name
         return ndarray(self.memory.permuted(1, 0))
 
     def copy(self) -> ndarray:
-        return array(np.ascontiguousarray(self.memory.values))
+        """On the current device, wherever the original is."""
+        return array(np.ascontiguousarray(self.memory.values), device=entered[-1] if entered else 0)
 
     def get(self) -> Any:
         return self.memory.numpy()
@@ -100,12 +101,17 @@ def test_a_selection_stays_on_its_device_and_stream(device: int) -> None:
     assert {(item.device, item.stream) for item in emulated.log()} == {(device, STREAM + device)}
 
 
-def test_a_transposed_projection_and_start_rows_on_the_device() -> None:
+@pytest.mark.parametrize("device", [0, 1])
+def test_a_transposed_projection_and_start_rows_on_the_device(device: int) -> None:
     features, weights = integers(100, 9, spread=3), integers(4, 9, spread=1, seed=2)
     expected = reference.select_coreset(features, 20, start="row", start_rows=[7], projection=weights)
-    starts = array(np.array([7]))
+    starts = array(np.array([7]), device)
     picks = select_coreset(
-        array(features), size=20, start="row", start_indices=starts, projection=array(weights.T)
+        array(features, device),
+        size=20,
+        start="row",
+        start_indices=starts,
+        projection=array(weights.T, device),
     )
     assert picks.get().tolist() == expected
 
@@ -126,6 +132,20 @@ def test_a_radius_cuts_the_picks() -> None:
     )
     assert 1 < len(expected) < 50
     assert picks.get().tolist() == expected
+
+
+def test_a_projection_of_another_framework_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two frameworks have two current streams, and the kernel is put on one of them."""
+
+    class Tensor(ndarray):
+        def is_neg(self) -> bool:
+            return False
+
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(Tensor=Tensor))
+    theirs = Tensor(DeviceArray(random_projection(30, 4, 0)))
+    with pytest.raises(TypeError, match="projection must be a cupy array like features, got a torch array"):
+        project(array(cluttered(20, 30)), theirs)
+    assert emulated.log() == []
 
 
 def test_frameworks_do_not_mix() -> None:

@@ -134,6 +134,9 @@ def _project(features: Array, projection: Array, argument: str) -> Array:
         )
     if isinstance(projection, np.ndarray) and framework.name != "numpy":
         projection = framework.asarray(projection, features)
+    if framework.device(features) != "cpu":
+        # Another framework may still be computing it, on a stream of its own that nothing here waits for.
+        _same_framework(projection, "projection", framework.name)
     with framework.on_device(features):
         projected = framework.empty((rows, out_dims), "float32", features)
         scratch = None
@@ -245,9 +248,11 @@ def _projection_weights(
         if shape[1] == dims:
             return projection
         if shape[0] == dims:
-            transposed = projection.T
-            is_torch = framework_of(projection, "projection").name == "torch"
-            return transposed.contiguous() if is_torch else transposed.copy()  # in row order, NumPy and CuPy
+            framework = framework_of(projection, "projection")
+            if framework.name == "torch":
+                return projection.T.contiguous()
+            with framework.on_device(projection):  # CuPy copies to the current device, whatever the array's
+                return projection.T.copy()  # in row order, NumPy and CuPy
         raise ValueError(
             f"projection must be [P, {dims}] for features with {dims} columns, got shape {shape}"
         )
