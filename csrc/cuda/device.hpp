@@ -3,7 +3,7 @@
 
 namespace ensemblead::cuda {
 
-// Was this build made with CUDA, and does the driver show at least one device?
+// Was this build made with CUDA, and does the driver show at least one device that its kernels run on?
 bool available();
 
 }  // namespace ensemblead::cuda

@@ -16,7 +16,7 @@ class Build:
 
     version: str
     cuda: str  # "on" or "off" and why
-    cuda_available: bool  # built with CUDA, and a device is there
+    cuda_available: bool  # built with CUDA, and a device that the kernels run on is there
     cuda_kernels: bool  # whether detectors can run on a GPU at all
     compiler: str
     instruction_set: str  # of the SIMD loops, chosen for this processor
