@@ -68,9 +68,22 @@ def test_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
         resolve_device("cuda")
 
 
+def test_a_gpu_that_torch_sees_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with a driver that is older than the CUDA of the kernels."""
+    _pretend_gpus(monkeypatch, 2, True)
+    monkeypatch.setattr(network, "cuda_available", lambda: False)
+    with pytest.warns(RuntimeWarning, match="this torch sees 2 GPUs, but the CUDA kernels can use none"):
+        assert resolve_device("auto") == torch.device("cpu")
+    with pytest.raises(
+        ValueError, match="device is 'cuda:1', and this torch sees 2 GPUs, but the CUDA kernels"
+    ):
+        resolve_device("cuda:1")
+
+
 def _pretend_gpus(monkeypatch: pytest.MonkeyPatch, count: int, kernels: bool) -> None:
     """So many GPUs, the second of them the current one."""
     monkeypatch.setattr(network, "has_cuda_kernels", lambda: kernels)
+    monkeypatch.setattr(network, "cuda_available", lambda: kernels and count > 0)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)

@@ -20,7 +20,7 @@ from ensemblead.errors import BackboneUnavailableError
 from ensemblead.features import FeatureExtractor
 from ensemblead.features.weights import file_sha256
 from ensemblead.images import Geometry
-from ensemblead.kernels.build import __version__, has_cuda_kernels
+from ensemblead.kernels.build import __version__, cuda_available, has_cuda_kernels
 from ensemblead.store import FolderReader, FolderWriter
 
 _PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -52,14 +52,21 @@ def check_precision(precision: str) -> str:
 
 
 def resolve_device(device: str) -> torch.device:
-    """The device itself, a GPU with its number. "auto" is torch's current GPU if there is one and the core
-    has kernels for it.
+    """The device itself, a GPU with its number. "auto" is torch's current GPU if there is one and the core's
+    kernels run on it; with a warning, the CPU where there are kernels, but the GPU is torch's alone.
 
-    Raises ValueError for a GPU that torch does not see.
+    Raises ValueError for a GPU that torch or the kernels do not see.
     """
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    unusable = (
+        f"this torch sees {gpus} GPU{'s' * (gpus > 1)}, but the CUDA kernels can use none: the driver is "
+        "older than the CUDA they were built with, or they were built for newer architectures"
+    )
     if device == "auto":
         if not has_cuda_kernels() or gpus == 0:
+            return torch.device("cpu")
+        if not cuda_available():
+            warnings.warn(f"{unusable}; detectors run on the CPU", RuntimeWarning, stacklevel=2)
             return torch.device("cpu")
         return torch.device("cuda", torch.cuda.current_device())
     place = torch.device(device)
@@ -67,6 +74,8 @@ def resolve_device(device: str) -> torch.device:
         return place
     if gpus == 0:
         raise ValueError(f"device is {device!r}, but this torch sees no GPU; use device='auto'")
+    if not cuda_available():
+        raise ValueError(f"device is {device!r}, and {unusable}; use device='cpu'")
     # With the number, or "cuda" and "cuda:0" would count as two places.
     index = torch.cuda.current_device() if place.index is None else place.index
     if index >= gpus:
