@@ -266,6 +266,10 @@ def test_on_cuda(cuda_device: Any, dtype: str, width: int) -> None:
         assert cuda_device.is_own(got)
         expected = aggregate_patches(rounded, pretrain_dim=30, target_dim=33, mode=mode)
         np.testing.assert_allclose(cuda_device.numpy(got), expected, rtol=0, atol=bound)
+        if cuda_device.framework == "torch":  # as a network on a GPU gives them
+            last = [x.to(memory_format=cuda_device.module.channels_last) for x in maps]
+            got = aggregate_patches(last, pretrain_dim=30, target_dim=33, mode=mode)
+            np.testing.assert_allclose(cuda_device.numpy(got), expected, rtol=0, atol=bound)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])

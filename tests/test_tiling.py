@@ -490,18 +490,20 @@ def test_a_channels_last_tensor_is_refused():
         tile(torch.zeros(1, 3, 8, 8).to(memory_format=torch.channels_last), 4)
 
 
+@pytest.mark.parametrize("dtype", FLOATS)
 @geometry_cases
-def test_every_kernel_on_cuda(cuda_device, size, tile_size, stride):
-    images = cuda_device.array(normal((2, 3, *size)), "float32")
+def test_every_kernel_on_cuda(cuda_device, size, tile_size, stride, dtype):
+    images = made(cuda_device, normal((2, 3, *size)), dtype)
     tiles = tile(images, tile_size, stride)
     back = untile(tiles, size, stride)
     assert cuda_device.is_own(tiles)
     assert cuda_device.is_own(back)
     stored = cuda_device.numpy(images)
     np.testing.assert_array_equal(cuda_device.numpy(tiles), reference.tile(stored, tile_size, stride))
-    bound = tolerance("float32", stored)
+    bound = tolerance(dtype, stored)
     np.testing.assert_allclose(cuda_device.numpy(back), stored, rtol=0, atol=bound)
-    for sigma in (1.0, 2.0, 6.0):
+    # At 4.0 the margins are the widest for shared memory: in float64 more than a kernel gets unasked.
+    for sigma in (1.0, 2.0, 4.0, 6.0):
         smoothed = cuda_device.numpy(smooth_seams(images, tile_size, stride, sigma=sigma))
         expected = reference.smooth_seams(stored, tile_size, stride, sigma)
         np.testing.assert_allclose(smoothed, expected, rtol=0, atol=bound)
