@@ -73,7 +73,8 @@ struct CudaWork {
   std::size_t scratch_bytes = 0;
 };
 
-// At most a tenth of the features, or 8 MiB where that is more.
+// At most a tenth of the features, or 8 MiB where that is more; but always 8 bytes for every row, which is
+// more than a tenth of rows of fewer than 20 values.
 std::size_t coreset_scratch(std::int64_t rows, std::int64_t dims, std::int64_t num_candidates);
 
 // As above, with features, bank and picks on the device and the start rows in host memory. Waits for the
