@@ -55,10 +55,13 @@ __device__ void copy_block(const T* map, T* out, std::int32_t y0, std::int32_t x
   const std::int64_t corner = static_cast<std::int64_t>(y0) * width + x0;
   if (whole_words) {
     constexpr int kAcross = kColumns / kWide;
+    const auto* const words = reinterpret_cast<const uint4*>(map);
+    auto* const to_words = reinterpret_cast<uint4*>(out);
     for (int n = static_cast<int>(threadIdx.x); n < rows * kAcross; n += static_cast<int>(blockDim.x)) {
       const int x = n % kAcross * kWide;
       const std::int64_t at = corner + static_cast<std::int64_t>(n / kAcross) * width + x;
-      if (x < columns) Pack<T, kWide>::load(map + at).store(out + at);
+      // By pointers to whole words: nvcc stores in four pieces through a pointer that it must cast.
+      if (x < columns) to_words[at / kWide] = __ldg(words + at / kWide);
     }
   } else {
     for (int n = static_cast<int>(threadIdx.x); n < rows * kColumns; n += static_cast<int>(blockDim.x)) {
@@ -129,7 +132,7 @@ __device__ bool flag_bands(BandFlags<A>& flags, const SeamLayout<A>& layout, int
 }
 
 // Where a pixel lies in a band, everything that its blur reads lies within reach of that band, so is staged
-// and blurred; what is not needed for such a pixel stays unset and reaches none.
+// and blurred; what is not needed for such a pixel is rubbish and reaches none.
 template <class T, class A, int kRadius>
 __global__ void __launch_bounds__(kBlockThreads<A>, 3)
     smooth_seams_kernel(const T* __restrict__ maps, T* __restrict__ smoothed, const SeamLayout<A> layout) {
@@ -149,6 +152,19 @@ __global__ void __launch_bounds__(kBlockThreads<A>, 3)
   const std::int32_t x0 = block % layout.blocks_across * kColumns;
   const bool any = flag_bands(flags, layout, radius, y0, x0);
 
+  // The columns that a thread stages are the same in every row.
+  constexpr int kPasses = (kColumns + 2 * (kRadius > 0 ? kRadius : kLargestRadius) + 31) / 32;
+  std::int32_t from_col[kPasses];
+  bool staged_here[kPasses];
+  bool near_here[kPasses];
+#pragma unroll
+  for (int p = 0; p < kPasses; ++p) {
+    const int col = thread % 32 + 32 * p;
+    staged_here[p] = col < staged_cols;
+    near_here[p] = staged_here[p] && flags.near_col[col];
+    from_col[p] = staged_here[p] ? reflected(x0 + col - radius, layout.width) : 0;
+  }
+
   for (std::int64_t number = blockIdx.y; number < layout.maps; number += gridDim.y) {
     const T* const map = maps + number * layout.height * layout.width;
     T* const out = smoothed + number * layout.height * layout.width;
@@ -159,9 +175,13 @@ __global__ void __launch_bounds__(kBlockThreads<A>, 3)
     for (int row = thread / 32; row < staged_rows; row += kBlockThreads<A> / 32) {
       const T* const from =
           map + static_cast<std::int64_t>(reflected(y0 + row - radius, layout.height)) * layout.width;
-      for (int col = thread % 32; col < staged_cols; col += 32)
-        if (flags.near_row[row] || flags.near_col[col])
-          staged[row * pitch + col] = load(from + reflected(x0 + col - radius, layout.width));
+      A values[kPasses];  // all loads before the first store
+#pragma unroll
+      for (int p = 0; p < kPasses; ++p)
+        values[p] = staged_here[p] && (flags.near_row[row] || near_here[p]) ? load(from + from_col[p]) : A(0);
+#pragma unroll
+      for (int p = 0; p < kPasses; ++p)
+        if (staged_here[p]) staged[row * pitch + thread % 32 + 32 * p] = values[p];
     }
     __syncthreads();
 
@@ -184,13 +204,21 @@ __global__ void __launch_bounds__(kBlockThreads<A>, 3)
     for (int k = 0; k < kRun; ++k) needed |= flags.row[row + k];
     A sums[kRun];
     if (needed) blur_run<kRadius>(across + row * kAcrossPitch + col, kAcrossPitch, layout, sums);
+    const std::int64_t at = static_cast<std::int64_t>(y0 + row) * layout.width + x0 + col;
+    const int inside = x0 + col < layout.width ? min(kRun, layout.height - y0 - row) : 0;
+    Pack<T, 1> pixels[kRun] = {};  // all loads before the first store
+#pragma unroll
     for (int k = 0; k < kRun; ++k) {
-      if (x0 + col >= layout.width || y0 + row + k >= layout.height) break;
-      const std::int64_t at = static_cast<std::int64_t>(y0 + row + k) * layout.width + x0 + col;
-      Pack<T, 1> pixel = Pack<T, 1>::load(map + at);
-      if (flags.col[col] || flags.row[row + k]) narrow(sums[k], &pixel.values[0]);
-      pixel.store(out + at);
+      if (k >= inside) continue;
+      if (flags.col[col] || flags.row[row + k]) {
+        narrow(sums[k], &pixels[k].values[0]);
+      } else {
+        pixels[k] = Pack<T, 1>::load(map + at + static_cast<std::int64_t>(k) * layout.width);
+      }
     }
+#pragma unroll
+    for (int k = 0; k < kRun; ++k)
+      if (k < inside) pixels[k].store(out + at + static_cast<std::int64_t>(k) * layout.width);
     __syncthreads();  // before the next map is staged
   }
 }
