@@ -140,6 +140,7 @@ class TestConfiguration:
             ({"detectors": [{"model": "/nowhere"}]}, "detectors[0].model must be a saved model or hold one"),
             ({"detectors": [{"model": 3}]}, "detectors[0].model must be a string, got 3"),
             ({"detectors": [{"model": "a", "size": 3}]}, "detectors[0].size is an unknown key"),
+            ({"datasets": [{"type": ["VisA"]}]}, "must have a type, got ['VisA']; did you mean VisA"),
             ({"datasets": [{"type": "VisAD"}]}, "must have a type, got 'VisAD'; did you mean VisA"),
             ({"datasets": [{"type": "MVTecAD"}]}, "datasets[0] has no 'root', which must be given"),
             ({"datasets": [{"type": "MVTecAD", "root": "/nowhere"}]}, "no such folder: /nowhere"),
@@ -238,6 +239,34 @@ class TestRun:
         assert paths[1].stat().st_mtime_ns == times
         assert Page(paths[0]).data == before.data
         assert {item["category"] for item in before.data["items"]} == {0, 1}
+
+    def test_pages_are_those_of_this_configuration(
+        self, finished: tuple[Path, Config], tmp_path: Path
+    ) -> None:
+        out, config = copied(finished, tmp_path)
+        pages = [out / "reports/one-parts.html", out / "reports/two-parts.html"]
+        nut = {**config["datasets"][0], "category": "nut"}
+        run({**config, "datasets": [nut]}, out)
+        assert not any("bolt" in Page(path).words for path in pages)
+        # And back: all cells are there already, but the pages are of others.
+        assert all(reused for *_, reused in statuses(run(config, out)))
+        assert all("bolt" in Page(path).words for path in pages)
+
+    def test_an_interrupted_run_leaves_no_page_of_another(
+        self, finished: tuple[Path, Config], tmp_path: Path
+    ) -> None:
+        out, config = copied(finished, tmp_path)
+        config["bootstrap"] = 7
+
+        def stop(cell: CellResult) -> None:
+            if cell.detector == "two":
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            run(config, out, on_result=stop)
+        results = run(config, out)
+        assert all(cell.reused for cell in results.cells if cell.detector == "one")
+        assert "7 bootstrap replicates" in Page(out / "reports/one-parts.html").words
 
     def test_tables(self, finished: tuple[Path, Config]) -> None:
         out, _ = finished
@@ -390,6 +419,18 @@ class TestRun:
         (tmp_path / "models/nut/bank.safetensors").write_bytes(b"")
         with pytest.raises(ead.EnsembleADError, match="nut"):
             run({**config, "seed": 5}, tmp_path / "out")
+
+    def test_saved_models_are_checked_on_the_device_of_the_suite(
+        self, config: Config, data: Path, tmp_path: Path
+    ) -> None:
+        detector = ead.PatchCore("gabor", device="cpu", **SMALL)
+        detector.fit(list(ead.MVTecAD(data, "nut").train))
+        detector.device = "cuda:77"  # where it was fitted there was one
+        detector.save(tmp_path / "model")
+        with pytest.raises(ValueError, match="cuda:77"):
+            ead.load(tmp_path / "model")
+        config["detectors"] = [{"model": str(tmp_path / "model")}]
+        assert run(config, tmp_path / "out").is_complete
 
     def test_networks_that_cannot_be_had_show_first(self, config: Config, tmp_path: Path) -> None:
         config["detectors"].append({"name": "late", **GABOR, "layers": ["layr1"]})

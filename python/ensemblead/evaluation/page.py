@@ -76,6 +76,7 @@ def _parts(report: Report, max_images: int, missing: list[str]) -> Iterator[str]
             "base-uri 'none'; form-action 'none'"
         ),
         "version": escape(__version__),
+        "cells": escape(str(report.settings.get("cells", ""))),
         "title": escape(title),
         "style": style,
         "script": script,
@@ -98,6 +99,13 @@ def _parts(report: Report, max_images: int, missing: list[str]) -> Iterator[str]
             yield from _data(report, chosen, missing)
         else:
             yield texts[piece]
+
+
+def page_cells(path: Path) -> str | None:
+    """What the setting "cells" was of the report that a page shows; None for a file that does not say."""
+    with path.open("rb") as file:
+        found = re.search(rb'<meta name="cells" content="(\w*)">', file.read(4096))
+    return None if found is None else found[1].decode()
 
 
 def _asset(name: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import re
@@ -14,6 +15,7 @@ from typing import Any
 from ensemblead.kernels.build import __version__
 
 from .cells import Finished
+from .page import page_cells
 from .report import COLUMNS, MARKDOWN, Report, Row, csv_cell, markdown_cell, without_nan, write_text
 from .suite import Cell, Suite, settings_dict
 
@@ -135,7 +137,7 @@ class SuiteResults:
 
     def write_pages(self, out: Path) -> list[Path]:
         """`reports/<detector>-<dataset>.html` in a folder for every detector on every data set, in the order
-        of `reports`; see `Report.to_html`. One that is there and has nothing new is left as it is.
+        of `reports`; see `Report.to_html`. One that is there and shows these very cells is left as it is.
         """
         paths: list[Path] = []
         for (detector, dataset), report in self.reports().items():
@@ -144,7 +146,9 @@ class SuiteResults:
             if path in paths:
                 path = path.with_name(f"{name}.{len(paths)}.html")
             own = [cell for cell in self.cells if (cell.detector, cell.dataset) == (detector, dataset)]
-            if not path.exists() or not all(cell.reused for cell in own):
+            # Not whether cells are reused: a page may be of another configuration, whose cells are there too.
+            report.settings["cells"] = shown = _shown_cells(detector, dataset, own)
+            if not path.exists() or page_cells(path) != shown:
                 report.to_html(path)
             paths.append(path)
         return paths
@@ -208,6 +212,12 @@ class SuiteResults:
         if remarks:
             lines += ["## Remarks", "", *remarks, ""]
         return "\n".join(lines)
+
+
+def _shown_cells(detector: str, dataset: str, cells: Sequence[CellResult]) -> str:
+    """A hash of what a page shows: which cells there are, which of them are done, under which keys."""
+    known = [(cell.category, cell.key if cell.finished is not None else "") for cell in cells]
+    return hashlib.sha256(json.dumps([__version__, detector, dataset, known]).encode()).hexdigest()
 
 
 def _pending(cell: Cell) -> CellResult:

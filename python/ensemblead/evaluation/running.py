@@ -107,7 +107,9 @@ def _check_networks(cells: list[Cell]) -> None:
         described.setdefault(place, cell)
     for place, cell in described.items():
         try:
-            detector = load(place) if cell.entry.is_saved else _new(cell)
+            # On the device that the cell is run on: the one of the fit need not be there.
+            device = cell.entry.description["device"] if cell.entry.is_saved else None
+            detector = load(place, device=device) if cell.entry.is_saved else _new(cell)
             for leaf in detector._network_leaves():
                 leaf._network()
         except ValueError as error:
