@@ -49,6 +49,8 @@ class TestReading:
         assert (source.value, dict(source.lines)) == ({"seed": 0.001}, {})
         with pytest.raises(ValueError, match=r"c\.json is not JSON"):
             read(tmp_path, "seed: 3", "c.json")
+        with pytest.raises(ValueError, match=r"c\.json is not JSON"):
+            read(tmp_path, "[" * 100_000, "c.json")
 
     def test_anchors_and_merges(self, tmp_path: Path) -> None:
         source = read(tmp_path, "base: &b {x: 1, y: 2}\nmore:\n  <<: *b\n  y: 3\n  list: [*b, *b]\n")
@@ -64,6 +66,10 @@ class TestReading:
             ("a: &x [1, *x]", r"aliases must not go round"),
             ("a: !!python/object/apply:os.system ['true']", r"c\.yaml, line 1 is not YAML"),
             ("a: \x07", "is not YAML"),
+            ("? [a, b]\n: 1", r"c\.yaml, line 1: keys must be names, got a list or a mapping"),
+            ("a: 2024-13-45", r"c\.yaml holds a value that is not what it looks like: month must be in 1"),
+            ("a: !!timestamp x", r"c\.yaml holds a value that is not what it looks like"),
+            ("a: " + "[" * 5000, r"c\.yaml is nested too deeply"),
         ],
     )
     def test_what_is_refused(self, tmp_path: Path, text: str, message: str) -> None:

@@ -82,6 +82,8 @@ def test_a_preset_is_what_its_class_method_makes() -> None:
     ("description", "message"),
     [
         ({"type": "PatchCor"}, "d: type has the unknown type 'PatchCor'; did you mean PatchCore?"),
+        ({"type": ["PatchCore"]}, "d: type has the unknown type ['PatchCore']; did you mean PatchCore?"),
+        ({"preset": ["mission"]}, "d: preset must be one of mission, got ['mission']"),
         ({}, "d: has no type; there are: "),
         (3, "d: must be a mapping with type or preset, got int"),
         ({**GABOR, "sed": 1}, "d: sed is an unknown key; did you mean seed?"),

@@ -101,7 +101,7 @@ def read_source(path: str | os.PathLike[str]) -> Source:
     if file.suffix.lower() == ".json":
         try:
             return Source(json.loads(text), str(file))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{file} is not JSON: {error}") from error
     return _read_yaml(text, str(file))
 
@@ -114,11 +114,20 @@ def _read_yaml(text: str, name: str) -> Source:
         lines: dict[KeyPath, int] = {}
         if node is not None:
             _note_lines(node, (), lines, yaml, name, ())
-        return Source(None if node is None else loader.construct_document(node), name, lines)
+        return Source(None if node is None else _yaml_value(loader, node, name), name, lines)
+    except RecursionError as error:
+        raise ValueError(f"{name} is nested too deeply") from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = "" if mark is None else f", line {mark.line + 1}"
         raise ValueError(f"{name}{place} is not YAML: {getattr(error, 'problem', None) or error}") from error
+
+
+def _yaml_value(loader: Any, node: Any, name: str) -> Any:
+    try:
+        return loader.construct_document(node)
+    except (ValueError, TypeError, AttributeError) as error:  # a date that is none, a tag that does not fit
+        raise ValueError(f"{name} holds a value that is not what it looks like: {error}") from error
 
 
 def _note_lines(
@@ -137,13 +146,14 @@ def _note_lines(
         seen: set[str] = set()
         for key, item in node.value:
             line = key.start_mark.line + 1
+            if not isinstance(key, yaml.ScalarNode):
+                raise ValueError(f"{name}, line {line}: keys must be names, got a list or a mapping")
             if key.value in seen and key.value != "<<":
                 raise ValueError(f"{name}, line {line}: the key {key.value!r} is given twice")
-            if isinstance(key, yaml.ScalarNode):
-                seen.add(key.value)
-                place = (*path, key.value)
-                lines[place] = line
-                _note_lines(item, place, lines, yaml, name, above)
+            seen.add(key.value)
+            place = (*path, key.value)
+            lines[place] = line
+            _note_lines(item, place, lines, yaml, name, above)
 
 
 # Checking against signatures

@@ -104,7 +104,7 @@ def resolve(given: Any, path: KeyPath, problems: Problems, defaults: Mapping[str
         return _resolve_preset(given, path, problems, defaults or {})
     classes = detector_types()
     name = given.get("type")
-    if name not in classes:
+    if not isinstance(name, str) or name not in classes:
         what = "has no type" if name is None else f"has the unknown type {name!r}"
         problems.add(path if name is None else (*path, "type"), f"{what}; {did_you_mean(name, classes)}")
         return {}
@@ -162,7 +162,7 @@ def _resolve_preset(
     and one of `weights` per member.
     """
     name = given["preset"]
-    if name not in PRESETS:
+    if not isinstance(name, str) or name not in PRESETS:
         problems.add((*path, "preset"), f"must be one of {', '.join(PRESETS)}, got {name!r}")
         return {}
     preset, classes = PRESETS[name], detector_types()

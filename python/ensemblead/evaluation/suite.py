@@ -281,11 +281,11 @@ def _check_models(entry: Entry, datasets: list[Dataset], path: KeyPath, problems
 
 
 def _parse_dataset(given: Any, path: KeyPath, settings: Settings, problems: Problems) -> Dataset | None:
-    if not isinstance(given, Mapping) or given.get("type") not in DATASETS:
-        kind = given.get("type") if isinstance(given, Mapping) else None
+    kind = given.get("type") if isinstance(given, Mapping) else None
+    if not isinstance(kind, str) or kind not in DATASETS:
         problems.add(path, f"must have a type, got {kind!r}; {did_you_mean(kind, DATASETS)}")
         return None
-    make = DATASETS[given["type"]]
+    make = DATASETS[kind]
     known = parameters(make)
     before = len(problems)
     check_keys(given, known, path, problems, also=("type", "name"))
