@@ -523,6 +523,24 @@ def test_ctrl_c_from_outside_keeps_the_earlier_model(category: Path, model: Path
     assert (tmp_path / "m/model.json").read_bytes() == before
 
 
+def test_brackets_in_names_are_no_markup(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from rich.console import Console
+
+    from ensemblead.cli.console import Bars
+    from ensemblead.cli.evaluate import report_table
+    from ensemblead.evaluation.report import Report, Row
+
+    Console(width=200).print(report_table(Report([Row("screw [red]")], {}, [])))
+    assert "screw [red]" in capsys.readouterr().out
+    monkeypatch.setenv("FORCE_COLOR", "1")  # bars are drawn on terminals only
+    with Bars() as bars:
+        bars.prefix("[/one] on parts:")
+        bars("embed", 1, 2)
+    assert "[/one] on parts: reading images" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("module", ["torch", "PIL", "safetensors"])
 def test_a_missing_extra_is_named(category: Path, tmp_path: Path, module: str) -> None:
     code = f"import sys; sys.modules[{module!r}] = None\nfrom ensemblead.cli import main; main()"

@@ -141,7 +141,7 @@ class Bars:
     def __init__(self, prefix: str = "") -> None:
         console = Console(stderr=True)
         self._progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),  # names of categories and detectors are in it
             BarColumn(),
             MofNCompleteColumn(),
             _Rate(),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from ensemblead.cli.console import Bars, print_json, told_warnings
@@ -211,5 +212,5 @@ def report_table(report: Report) -> Table:
     rows = [*report.rows, report.summary] if len(report.rows) > 1 else report.rows
     for row in rows:
         values = [getattr(row, name) for name in _SHOWN]
-        table.add_row(row.category, *("-" if value != value else f"{value:.4g}" for value in values))
+        table.add_row(escape(row.category), *("-" if value != value else f"{value:.4g}" for value in values))
     return table
