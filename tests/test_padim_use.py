@@ -173,3 +173,30 @@ def test_in_a_configuration_file(tmp_path: Path, document: dict[str, Any]) -> No
     file.write_text(json.dumps({**document, "num_dimensions": "many"}))
     with pytest.raises(ValueError, match="num_dimensions"):
         read_config(file)
+
+
+@pytest.mark.parametrize("form", ["alone", "tiles", "backbones"])
+def test_extend_ends_the_guarantee_of_calibrate(form: str) -> None:
+    rng = np.random.default_rng(3)
+    shape = (20, 32, 32, 3)
+    base = rng.integers(60, 190, (1, *shape[1:]))
+    noisy = np.clip(base + rng.integers(-40, 40, (2, *shape)), 0, 255).astype(np.uint8)
+    alike = np.repeat(base, 20, 0).astype(np.uint8)
+    options: dict[str, Any] = {"resize": None, "image_size": None, "device": "cpu"}
+    padim = ead.PaDiM("gabor", ("layer1",), num_dimensions=4, **options)
+    detector: ead.Detector = padim
+    if form == "tiles":
+        detector = ead.TiledEnsemble(padim, 16, 16, image_size=None)
+    elif form == "backbones":
+        bank = ead.PatchCore("gabor", ("layer1",), **options)
+        detector = ead.BackboneEnsemble([bank, padim], weights=[0, 1])
+    detector.fit(noisy[0]).calibrate(noisy[1], 0.1)
+    before, threshold = detector.predict(noisy[1]).anomaly_score, detector.threshold_
+    assert detector.calibration_.fresh
+    with pytest.warns(UserWarning, match="what calibrate guaranteed does not hold after extend"):
+        detector.extend(alike)
+    after = detector.predict(noisy[1]).anomaly_score
+    assert np.median(after) > np.median(before)
+    assert (after > threshold).mean() > 0.1
+    assert not detector.calibration_.fresh
+    assert len(detector.calibration_.scores) == 40

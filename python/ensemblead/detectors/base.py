@@ -23,6 +23,7 @@ from ensemblead.detectors.calibration import (
     ImageDigest,
     NormalSample,
     calibration_positions,
+    extended,
     warn_if_too_few,
 )
 from ensemblead.detectors.fitting import Embedded, Errors, Fitting, Progress, Result
@@ -142,8 +143,8 @@ class Detector(ABC):
     def extend(self, images: Any, *, errors: Errors = "raise", progress: Progress | None = None) -> Self:
         """Learn from more normal images, without starting over; what is known stays.
 
-        Leave-one-out statistics then include the new images. Those of `calibrate` stay: a larger memory only
-        lowers scores, so their guarantee holds.
+        Leave-one-out statistics then include the new images. Those of `calibrate` stay, guarantee and all,
+        where more images only lower scores; for `PaDiM` and `score="reweighted"` they become estimates.
         """
         self._require_fitted("extend")
         self._learn(images, self._begin_extension(), errors, progress, extending=True)
@@ -362,10 +363,8 @@ class Detector(ABC):
         samples = fitting.finish(progress)
         calibrations = [sample.calibration(DEFAULT_RATE, False, digest.hexdigest()) for sample in samples]
         if extending:
-            known = [leaf.calibration_ for leaf in self._leaves()]
-            calibrations = [
-                old if old.fresh else old.merged(new) for old, new in zip(known, calibrations, strict=True)
-            ]
+            falling = all(leaf._extending_lowers_scores() for leaf in self._leaves())
+            calibrations = extended([leaf.calibration_ for leaf in self._leaves()], calibrations, falling)
         fitting.commit()
         self._accept(calibrations)
 
@@ -399,6 +398,9 @@ def _arrived(checks: FiniteChecks, copy: HostCopy, paths: list[str | None], thre
 
 class Leaf(Detector):
     """An end of the tree: what it looks at is an image."""
+
+    def _extending_lowers_scores(self) -> bool:
+        return True  # no image scores higher than before once more images have been learned
 
     def _leaves(self) -> list[Leaf]:
         return [self]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -256,6 +256,22 @@ class ImageDigest:
 
     def hexdigest(self) -> str:
         return self._hash.hexdigest()
+
+
+def extended(known: Sequence[Calibration], new: Sequence[Calibration], falling: bool) -> list[Calibration]:
+    """Statistics, one per leaf, of a detector that has learned more images, from those it had and those of
+    the new images. `falling`: no image can score higher than before, so that fresh ones hold on; else they
+    become estimates, with a warning.
+    """
+    if not falling and any(old.fresh for old in known):
+        warnings.warn(
+            "what calibrate guaranteed does not hold after extend, since scores may have risen: the "
+            "threshold is an estimate now; call calibrate again",
+            UserWarning,
+            stacklevel=4,
+        )
+    pairs = zip(known, new, strict=True)
+    return [old if old.fresh and falling else old.merged(own) for old, own in pairs]
 
 
 def warn_if_too_few(calibrations: Iterable[Calibration]) -> None:

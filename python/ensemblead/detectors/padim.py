@@ -156,6 +156,9 @@ class PaDiM(NetworkDetector):
             self._subset = channels, [torch.from_numpy(own).to(device) for own in picks]
         return self._subset[1]
 
+    def _extending_lowers_scores(self) -> bool:
+        return False  # images like each other shrink the covariances
+
     def _begin_fit(self) -> Fitting:
         return _PaDiMFitting(self, Moments(), None)
 

@@ -166,6 +166,9 @@ class PatchCore(NetworkDetector):
             self.coreset_fraction, index=self.index, num_neighbors=self.num_neighbors, seed=self.seed
         )
 
+    def _extending_lowers_scores(self) -> bool:
+        return self.score != "reweighted"  # distances only fall, but the weight may grow
+
     def _begin_fit(self) -> Fitting:
         return _PatchCoreFitting(self, self._new_bank())
 

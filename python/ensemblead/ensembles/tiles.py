@@ -164,6 +164,9 @@ class TiledEnsemble(Leaf):
         # The image itself: its tiles are embedded in small batches, and none of them is kept.
         return pixels
 
+    def _extending_lowers_scores(self) -> bool:
+        return all(leaf._extending_lowers_scores() for leaf in self.member._leaves())
+
     def _begin_fit(self) -> Fitting:
         return TiledFitting(self)
 
