@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -92,6 +93,17 @@ def test_the_contour_is_drawn_at_the_threshold(tmp_path: Path) -> None:
     nothing, one, both = red(float("nan")), red(2.0), red(0.5)
     assert nothing < one < both
     assert red(9.0) == nothing
+
+
+def test_dollar_signs_in_names_are_no_formulas(tmp_path: Path) -> None:
+    named = report()
+    (row,) = named.rows
+    odd = Report([replace(row, category="a$_{$b")], {"a$_{$b": named.details["bolt"]})
+    assert odd.figures(tmp_path)[0].name == "a$_{$b.png"
+    sheet = ContactSheet(GEOMETRY)
+    sheet(scored(tmp_path, 0, "$\\x$"))
+    sheet.save(tmp_path / "sheet.png")
+    assert pixels(tmp_path / "sheet.png").size
 
 
 def test_an_empty_contact_sheet_is_refused(tmp_path: Path) -> None:

@@ -81,6 +81,10 @@ def test_markdown_table(part: MVTecAD, tmp_path: Path) -> None:
     assert f"{report.aupro:.4f} [{low:.4f}, {high:.4f}]" in report.to_markdown(intervals=True)
 
 
+def test_names_stay_within_their_cells_of_a_markdown_table() -> None:
+    assert Report([Row("a|b\nc")], {}, []).to_markdown().splitlines()[2].startswith("| a\\|b c | -")
+
+
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target = tmp_path / "results.csv"
     target.write_text("old")

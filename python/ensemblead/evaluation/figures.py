@@ -66,7 +66,7 @@ def save_curves(report: Report, folder: StrPath) -> list[Path]:
         details = report.details[row.category]
         figure = _figure(10.5, 8.0)
         axes = figure.subplots(2, 2)
-        figure.suptitle(row.category)
+        figure.suptitle(row.category, parse_math=False)  # a name is no formula, whatever its dollar signs
         _draw_roc(axes[0, 0], row, details)
         _draw_precision_recall(axes[0, 1], row, details)
         _draw_pro(axes[1, 0], row, details)
@@ -205,7 +205,7 @@ class ContactSheet:
             axis.set(xticks=[], yticks=[])
         verdict = {None: "", True: ", called anomalous", False: ", called normal"}[image.is_anomalous]
         name = f"{Path(image.sample.path).parent.name}/{Path(image.sample.path).name}"
-        axes[0].set_ylabel(f"{name}\n{image.score:.3g}{verdict}", fontsize=7)
+        axes[0].set_ylabel(f"{name}\n{image.score:.3g}{verdict}", fontsize=7, parse_math=False)
         axes[0].imshow(picture)
         if image.mask is None:
             axes[1].text(0.5, 0.5, "no mask", ha="center", va="center", transform=axes[1].transAxes)

@@ -239,7 +239,7 @@ class Report:
         for row in self._all_rows():
             found = self.details.get(row.category, Details()).intervals if intervals else {}
             cells = [markdown_cell(getattr(row, name), found.get(name), name) for _, name in MARKDOWN]
-            lines.append(f"| {row.category} | " + " | ".join(cells) + " |")
+            lines.append(f"| {markdown_name(row.category)} | " + " | ".join(cells) + " |")
         if self.warnings:
             lines += ["", *(f"- {warning}" for warning in self.warnings)]
         text = "\n".join(lines) + "\n"
@@ -293,6 +293,11 @@ def csv_cell(value: Any) -> str:
     if isinstance(value, float):
         return "" if math.isnan(value) else f"{value:.8g}"
     return str(value)
+
+
+def markdown_name(text: str) -> str:
+    """A name that stays within its cell of a table."""
+    return " ".join(text.split()).replace("|", "\\|")
 
 
 def markdown_cell(value: float, found: Interval | None, name: str) -> str:

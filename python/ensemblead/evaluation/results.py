@@ -16,7 +16,17 @@ from ensemblead.kernels.build import __version__
 
 from .cells import Finished
 from .page import page_cells
-from .report import COLUMNS, MARKDOWN, Report, Row, csv_cell, markdown_cell, without_nan, write_text
+from .report import (
+    COLUMNS,
+    MARKDOWN,
+    Report,
+    Row,
+    csv_cell,
+    markdown_cell,
+    markdown_name,
+    without_nan,
+    write_text,
+)
 from .suite import Cell, Suite, settings_dict
 
 
@@ -267,17 +277,13 @@ def _table(rows: Sequence[tuple[str, str, Row, str]], *, categories: bool = True
     head = ["detector", "category" if categories else "data set", *(title for title, _ in columns)]
     lines = [f"| {' | '.join(head)} |", "| --- | --- |" + " ---: |" * len(columns)]
     for detector, dataset, row, error in rows:
-        cells = [_escaped(detector), _escaped(row.category if categories else dataset)]
+        cells = [markdown_name(detector), markdown_name(row.category if categories else dataset)]
         if error:
             cells += ["failed", *["-"] * (len(columns) - 1)]
         else:
             cells += [markdown_cell(getattr(row, name), None, name) for _, name in columns]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
-
-
-def _escaped(text: str) -> str:
-    return text.replace("|", "\\|")
 
 
 def as_documents(cells: Sequence[CellResult]) -> list[Mapping[str, Any]]:
