@@ -226,6 +226,28 @@ def test_batches_do_not_change_what_is_learned(batch_size: int) -> None:
     )
 
 
+def test_low_precision_of_products_is_not_taken_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    before, bmm, baddbmm = torch.get_float32_matmul_precision(), torch.bmm, torch.Tensor.baddbmm_
+    inside: list[tuple[torch.dtype, str]] = []
+
+    def noted(product: Any) -> Any:
+        def compute(*factors: torch.Tensor) -> torch.Tensor:
+            inside.append((factors[-1].dtype, torch.get_float32_matmul_precision()))
+            return product(*factors)  # type: ignore[no-any-return]
+
+        return compute
+
+    monkeypatch.setattr(torch, "bmm", noted(bmm))
+    monkeypatch.setattr(torch.Tensor, "baddbmm_", noted(baddbmm))
+    try:
+        torch.set_float32_matmul_precision("medium")
+        _gabor().fit(normal_images(3)).predict(BAD)
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert {precision for dtype, precision in inside if dtype == torch.float32} == {"highest"}
+
+
 def test_threads_do_not_change_the_result() -> None:
     before, found = torch.get_num_threads(), []
     try:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 
 from ensemblead.errors import IllConditionedError
+from ensemblead.precision import exact_products
 
 # Added to the diagonal of every covariance (the paper's).
 REGULARIZATION = 0.01
@@ -74,6 +75,7 @@ class Moments:
             if self._num_waiting == GROUP:
                 self._merge()
 
+    @exact_products()
     def _merge(self) -> None:
         if not self._waiting:
             return
@@ -167,6 +169,7 @@ class Gaussians:
             into_block_rows(covariance * max(0, self.count - 1), scatter, where)
         return Moments.of(self.count, self.mean.clone(), scatter)
 
+    @exact_products()
     def squared_distances(self, rows: torch.Tensor) -> torch.Tensor:
         """Squared Mahalanobis distances float32 `[n, P]` of float32 rows `[n, P, D]`."""
         number, positions, dims = rows.shape
