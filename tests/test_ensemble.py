@@ -76,6 +76,21 @@ def test_weights_shift_the_mean() -> None:
     np.testing.assert_allclose(first.anomaly_score, z, rtol=1e-3)
 
 
+def test_the_threshold_follows_weights_and_fusion(fitted: ead.BackboneEnsemble) -> None:
+    ensemble = ead.BackboneEnsemble(fitted.members)
+    seen = [ensemble.threshold_]
+    ensemble.weights = (0.9, 0.1)
+    seen.append(ensemble.threshold_)
+    ensemble.fusion = "rank"
+    seen.append(ensemble.threshold_)
+    expected = [
+        ead.BackboneEnsemble(fitted.members, **options).threshold_
+        for options in ({}, {"weights": (0.9, 0.1)}, {"weights": (0.9, 0.1), "fusion": "rank"})
+    ]
+    assert seen == expected
+    assert len(set(seen)) == 3
+
+
 def test_images_are_decoded_once_and_equal_networks_run_once(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple[int, tuple[str, ...]]] = []
     run = FeatureExtractor.__call__

@@ -210,6 +210,9 @@ def test_same_seed_same_detector() -> None:
     first, second, other = (_gabor(seed=seed).fit(images).predict(BAD) for seed in (0, 0, 1))
     np.testing.assert_array_equal(first.anomaly_map, second.anomaly_map)
     assert not np.allclose(first.anomaly_map, other.anomaly_map)
+    changed = _gabor(seed=0).fit(images)
+    changed.seed = 1  # a parameter, which the next fit takes up
+    np.testing.assert_array_equal(changed.fit(images).predict(BAD).anomaly_map, other.anomaly_map)
 
 
 # Batches, threads

@@ -111,7 +111,7 @@ class PaDiM(NetworkDetector):
         if num_dimensions is not None:
             num_dimensions = whole_number("num_dimensions", num_dimensions, 1)
         self.num_dimensions = num_dimensions
-        self._subset: tuple[tuple[int, ...], list[torch.Tensor]] | None = None
+        self._subset: tuple[tuple[Any, ...], list[torch.Tensor]] | None = None
         self._model: Model | None = None
 
     @property
@@ -150,10 +150,11 @@ class PaDiM(NetworkDetector):
     def _chosen(self, feature_maps: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """For every layer the channels to keep, ascending. They depend on the seed and the channel counts."""
         channels = tuple(feature_map.shape[1] for feature_map in feature_maps)
-        if self._subset is None or self._subset[0] != channels:
+        drawn = (channels, self.num_dimensions, self.seed)
+        if self._subset is None or self._subset[0] != drawn:
             device = feature_maps[0].device
-            picks = choose_dimensions(channels, self.num_dimensions, self.seed)
-            self._subset = channels, [torch.from_numpy(own).to(device) for own in picks]
+            picks = choose_dimensions(*drawn)
+            self._subset = drawn, [torch.from_numpy(own).to(device) for own in picks]
         return self._subset[1]
 
     def _extending_lowers_scores(self) -> bool:

@@ -90,7 +90,8 @@ class BackboneEnsemble(Detector):
         self.members = members
         self.weights = check_weights(weights, len(members), fusion)
         self.batch_size = min(member.batch_size for member in members)
-        self._known: tuple[list[Calibration], Calibration] | None = None
+        # The fused statistics, and what they were made of.
+        self._known: tuple[tuple[Any, ...], list[Calibration], Calibration] | None = None
 
     @classmethod
     def mission(
@@ -132,12 +133,14 @@ class BackboneEnsemble(Detector):
     def calibration_(self) -> Calibration:
         """The fused statistics. Of members fitted apart they are an estimate (see `combine_calibrations`)."""
         calibrations = [member.calibration_ for member in self.members]
-        known = self._known
-        if known is None or any(old is not new for old, new in zip(known[0], calibrations, strict=True)):
+        how, known = (self.fusion, tuple(self.weights)), self._known
+        same = known is not None and known[0] == how and len(known[1]) == len(calibrations)
+        if known is None or not same or any(a is not b for a, b in zip(known[1], calibrations, strict=True)):
             # "minmax" has no scale of its own: is_anomalous is then what "calibrated" says.
             fusion = "calibrated" if self.fusion == "minmax" else self.fusion
-            known = self._known = (calibrations, combine_calibrations(fusion, calibrations, self.weights))
-        return known[1]
+            fused = combine_calibrations(fusion, calibrations, self.weights)
+            known = self._known = (how, calibrations, fused)
+        return known[2]
 
     def predict_set(
         self, images: Any, *, errors: Errors = "raise", progress: Progress | None = None
