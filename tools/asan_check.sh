@@ -25,7 +25,9 @@ done
 tests=("$@")
 if [[ ${#tests[@]} -eq 0 ]]; then
   shopt -s nullglob
-  tests=(tests/test_arrays.py tests/test_coreset*.py tests/test_patches*.py tests/test_tiling*.py)
+  # Replays and the largest problems visit no code that smaller ones do not, and take most of the time.
+  tests=(tests/test_arrays.py tests/test_coreset*.py tests/test_patches*.py tests/test_tiling*.py
+    -k "not replay and not large_problems and not many_rows" --durations=10)
 fi
 
 LD_PRELOAD="$preload" \
