@@ -75,6 +75,15 @@ def model(category: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class TestFit:
+    def test_a_described_minmax_is_refused_before_the_work(self, category: Path, tmp_path: Path) -> None:
+        member = {"type": "PatchCore", "backbone": "gabor", "layers": ["layer1"]}
+        described = {"type": "BackboneEnsemble", "members": [member, member], "fusion": "minmax"}
+        (tmp_path / "c.json").write_text(json.dumps(described))
+        data = category / "train/good"
+        outcome = call("fit", data, "--model", tmp_path / "m", "--config", tmp_path / "c.json")
+        assert (outcome.exit_code, "fit with another fusion" in outcome.stderr) == (2, True)
+        assert not (tmp_path / "m").exists()
+
     def test_minmax_is_refused_before_the_work(self, category: Path, tmp_path: Path) -> None:
         network = ["-b", "gabor", "-b", "gabor", "-le", "0.layer1", "-le", "1.layer2"]
         outcome = call(

@@ -69,3 +69,8 @@ def test_calibrate_shows_progress() -> None:
     detector.fit(normal_images(6))
     detector.calibrate(normal_images(10, seed=4), 0.2, progress=lambda *given: seen.append(given))
     assert seen == [("calibrate", 4, 10), ("calibrate", 8, 10), ("calibrate", 10, 10)]
+
+
+def test_a_precision_of_the_wrong_kind_is_named() -> None:
+    with pytest.raises(TypeError, match=r"precision must be a name, got \[1\]"):
+        ead.PatchCore("gabor", ("layer1",), precision=[1])  # type: ignore[arg-type]

@@ -199,15 +199,15 @@ class FitRun:
         clock = Clock()
         # What can be refused at once is refused before hours of work.
         check_target(self.model)
-        if self.options.fusion == "minmax":
-            raise ValueError(
-                "fusion minmax scales over an evaluated set, so predict could not use the model: fit with "
-                "another fusion, or evaluate with this one"
-            )
         refuse_test_images(self.data)
         source = open_images(self.data)
         fresh = None if self.calibrate is None else open_images(self.calibrate)
         detector = build_detector(self.options)
+        if getattr(detector, "fusion", None) == "minmax":
+            raise ValueError(
+                "fusion minmax scales over an evaluated set, so predict could not use the model: fit with "
+                "another fusion, or evaluate with this one"
+            )
         errors: Any = "skip" if self.skip_unreadable else "raise"
         with Bars() as bars:
             detector.fit(source, errors=errors, progress=bars)

@@ -46,6 +46,8 @@ def check_device(device: Any) -> str:
 
 
 def check_precision(precision: str) -> str:
+    if not isinstance(precision, str):
+        raise TypeError(f"precision must be a name, got {precision!r}")
     if precision != "auto" and precision not in _PRECISIONS:
         raise ValueError(f'precision must be "auto" or one of {", ".join(_PRECISIONS)}, got {precision!r}')
     return precision

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ import numpy as np
 from ensemblead.kernels.build import __version__
 
 from .categories import Category
+from .files import as_file_name
 from .gallery import Pictures
 from .report import COLUMNS, NAN, Details, ImageResult, Row, without_nan, write_text
 from .suite import Cell, Settings, model_for, settings_dict
@@ -100,7 +100,7 @@ class CellStore:
 
     def path(self, cell: Cell, key: str) -> Path:
         """Where a cell is kept; the name in front is for people, the key alone counts."""
-        name = re.sub(r"[^\w.-]+", "-", f"{cell.entry.name}-{cell.category.name}")[:80]
+        name = as_file_name(f"{cell.entry.name}-{cell.category.name}")
         known = list(self.folder.glob(f"*.{key[:24]}.json")) if self.folder.is_dir() else []
         return known[0] if known else self.folder / f"{name}.{key[:24]}.json"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import difflib
 import os
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -140,6 +141,13 @@ def read_csv(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
         if absent:
             raise ValueError(f"{path} must have the columns {', '.join(columns)}, got {reader.fieldnames}")
         return [{column: row[column] or "" for column in columns} for row in reader]
+
+
+def as_file_name(text: str) -> str:
+    """A name that any file system takes, for people to read: it need not be unique. Cut by bytes, of which a
+    letter may have four.
+    """
+    return re.sub(r"[^\w.-]+", "-", text).encode()[:80].decode(errors="ignore")
 
 
 def some_of(names: Sequence[str]) -> str:

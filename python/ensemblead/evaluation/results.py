@@ -6,7 +6,6 @@ import csv
 import hashlib
 import io
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 from ensemblead.kernels.build import __version__
 
 from .cells import Finished
+from .files import as_file_name
 from .page import page_cells
 from .report import (
     COLUMNS,
@@ -151,7 +151,7 @@ class SuiteResults:
         """
         paths: list[Path] = []
         for (detector, dataset), report in self.reports().items():
-            name = re.sub(r"[^\w.-]+", "-", f"{detector}-{dataset}")[:80]
+            name = as_file_name(f"{detector}-{dataset}")
             path = out / "reports" / f"{name}.html"
             if path in paths:
                 path = path.with_name(f"{name}.{len(paths)}.html")
