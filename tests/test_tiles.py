@@ -194,6 +194,16 @@ def test_groups_of_locations_give_the_same(cache: int, reads: int, monkeypatch: 
     assert done["join"] == list(range(1, 8))
 
 
+def test_resized_images_count_against_the_budget() -> None:
+    images = Counted(TRAIN)
+    ensemble = tiled(memory_budget=8 * 3 * SIDE**2)  # less than a location: 9 passes
+    ensemble.fit(images)
+    # A quarter of the budget, two images, is kept between them.
+    assert images.reads == 7 + 8 * 5
+    expected = tiled().fit(TRAIN).predict(BAD)
+    np.testing.assert_allclose(ensemble.predict(BAD).anomaly_map, expected.anomaly_map, rtol=1e-3, atol=1e-3)
+
+
 def test_a_location_is_fitted_even_beyond_the_budget() -> None:
     ensemble = tiled(memory_budget=1).fit(TRAIN)
     expected = tiled().fit(TRAIN).predict(BAD)

@@ -336,7 +336,7 @@ class Detector(ABC):
     ) -> None:
         source = open_images(images)
         sampled = calibration_positions(len(source))
-        digest, replay = ImageDigest(), Replay(source, self.batch_size)
+        digest, replay = ImageDigest(), Replay(source, self.batch_size, fitting.replay_bytes())
         fitting.expect(len(source))
         passes = 1
 

@@ -63,6 +63,10 @@ class Fitting(ABC):
     def end_pass(self, progress: Progress | None) -> None:  # noqa: B027 - most need one pass
         """All images have been shown, and will be again to the leaves that `passes_left` named."""
 
+    def replay_bytes(self) -> int | None:
+        """How many bytes of resized images may be kept between the passes; None: as many as is usual."""
+        return None
+
     def footprint(self, embedded: Embedded, num_images: int) -> int:
         """About how many bytes it will hold after so many images like those in `embedded`, before `finish`
         makes less of them.

@@ -312,6 +312,11 @@ class _EnsembleFitting(Fitting):
             if looking:
                 part.end_pass(progress)
 
+    def replay_bytes(self) -> int | None:
+        # What is kept is kept for all.
+        wanted = [part.replay_bytes() for part in self._parts]
+        return min((least for least in wanted if least is not None), default=None)
+
     def footprint(self, embedded: Embedded, num_images: int) -> int:
         spans = zip(self._parts, self._spans, strict=True)
         return sum(part.footprint(embedded.leaves(span), num_images) for part, span in spans)

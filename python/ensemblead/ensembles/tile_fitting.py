@@ -14,6 +14,7 @@ import torch
 from ensemblead.detectors.base import Detector, Embedded, Fitting, Progress, Result
 from ensemblead.detectors.calibration import DEFAULT_RATE, MAX_IMAGES, ImageDigest, NormalSample
 from ensemblead.ensembles.tile_frame import Joiner, TileFrame, Units
+from ensemblead.heap import return_free_memory
 
 if TYPE_CHECKING:
     from ensemblead.ensembles.tiles import TiledEnsemble
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 # One member for all locations holds the tiles of sampled images as embeddings until it has its bank: they may
 # take this share of the memory budget.
 _HELD_SHARE = 1 / 3
+# Where several passes are needed, this share is for resized images that need not be decoded again.
+_REPLAY_SHARE = 1 / 4
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,9 @@ class TiledFitting(Fitting):
         if not self._places:
             return [0]
         return [math.ceil((len(self._known_frame()) - self._places.stop) / self._group_size)]
+
+    def replay_bytes(self) -> int:
+        return int(self._ensemble.memory_budget * _REPLAY_SHARE)
 
     def end_pass(self, progress: Progress | None) -> None:
         self._finish_group(progress)
@@ -112,6 +118,9 @@ class TiledFitting(Fitting):
         else:
             cost = max(1, self._parts[0].footprint(embedded, self._num_images))
             passes = math.ceil(count / max(1, ensemble.memory_budget // cost))
+            if passes > 1:
+                budget = ensemble.memory_budget - self.replay_bytes()
+                passes = math.ceil(count / max(1, budget // cost))
             self._group_size = math.ceil(count / passes)
             for place in range(1, self._group_size):
                 self._open(place)
@@ -164,6 +173,8 @@ class TiledFitting(Fitting):
                 calibrations = [sample.calibration(DEFAULT_RATE, False, images) for sample in samples]
                 self._members[place]._accept(calibrations)
             self._samples.append(samples)
+            del part
+            return_free_memory()
 
     def _told(self, progress: Progress | None, place: int) -> Progress | None:
         """Progress in one location as a part of that in all."""

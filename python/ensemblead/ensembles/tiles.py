@@ -51,9 +51,9 @@ class TiledEnsemble(Leaf):
     batches of the member's `batch_size` tiles, whatever number of members reads it.
 
     `fit` holds the embeddings of as many tile locations as fit `memory_budget`, one at least, and passes over
-    the images once per such group; resized images are kept in between up to 256 MiB, the others decoded
-    again. `predict` decodes once, holds one batch of tiles and the maps of one image (of several where the
-    image has few tiles).
+    the images once per such group; of the resized images, what fits a quarter of the budget (256 MiB at most)
+    is kept in between, the others are decoded again. `predict` decodes once, holds one batch of tiles and the
+    maps of one image (of several where the image has few tiles).
 
     Args:
         member: an unfitted detector, cloned for every location: `PatchCore`, `PaDiM`, or a
@@ -74,8 +74,8 @@ class TiledEnsemble(Leaf):
             `calibrate` is exact.
         shared: one detector for all locations, fitted on the tiles of all of them. Its leave-one-out
             statistics come from as many images as fit a third of `memory_budget`.
-        memory_budget: bytes of embeddings held at once in `fit`; besides them there are the network, one
-            batch of tiles, and the banks.
+        memory_budget: bytes of embeddings and of resized images held at once in `fit`; besides them there are
+            the network, one batch of tiles, and the banks.
 
     Attributes after `fit`: `members_`, a detector per location in row-major order (one if shared);
     `tile_grid_`, their rows and columns; `calibration_`, `threshold_` of the joined scores.

@@ -19,13 +19,14 @@ REPLAY_BYTES = 256 << 20
 class Replay:
     """Batches that a first pass over `source` has yielded, again and in the same order.
 
-    `offer` it every batch of the first pass; it keeps the first ones, up to `budget` bytes of uint8 pixels.
+    Give `offer` every batch of the first pass; it keeps the first ones, up to `budget` bytes of pixels, at
+    most `REPLAY_BYTES`.
     """
 
     def __init__(self, source: ImageSource, batch_size: int, budget: int | None = None) -> None:
         self._source = source
         self._batch_size = batch_size
-        self._budget = REPLAY_BYTES if budget is None else budget
+        self._budget = REPLAY_BYTES if budget is None else min(budget, REPLAY_BYTES)
         self._kept: list[ImageBatch] = []
         self._rest: list[int] = []
 
