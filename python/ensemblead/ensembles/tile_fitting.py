@@ -246,6 +246,7 @@ class TiledFitting(Fitting):
             # location cannot, it is one where nothing ever varies, and one image's patches stand for all.
             if fair:
                 sample.add(*canvas.join())
+            return_free_memory()
             if progress is not None:
                 progress("join", image + 1, count)
         return sample
