@@ -1,6 +1,4 @@
-"""What a detector is: images in, `Predictions` out; and the protocol by which detectors are made of
-detectors.
-"""
+"""What a detector is: images in, `Predictions` out; and how detectors are made of detectors."""
 
 from __future__ import annotations
 
@@ -132,7 +130,8 @@ class Detector(ABC):
         Args:
             images: normal images: a folder, a list of paths, uint8 `[N, H, W, 3]`, or a torch Dataset.
             errors: "raise" stops at an image that cannot be read; "skip" leaves it out, counts it in a
-                warning, and lists it in `skipped_`.
+                warning, and lists it in `skipped_`. An image that vanishes between the passes of a fit (a
+                `TiledEnsemble` may need several) is an error either way: parts have learned it already.
             progress: called with a stage's name, how much is done, and how much there is.
 
         A fit that fails or is interrupted leaves the detector as it was.

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
+from ensemblead.errors import UnreadableImageError
 from ensemblead.images.batches import ImageBatch, iterate_batches
 from ensemblead.images.geometry import Geometry
 from ensemblead.images.sources import ImageSource
@@ -46,16 +47,25 @@ class Replay:
         self._kept.append(replace(batch, images=images))
 
     def again(self, geometries: Sequence[Geometry]) -> Iterator[ImageBatch]:
-        """All batches offered, in some of the geometries they were offered in. An image that cannot be read
-        any more is an error.
+        """All batches offered, in some of the geometries they were offered in.
+
+        An image that cannot be read any more is an error that says so (FileNotFoundError or
+        UnreadableImageError): what has been learned in the first pass includes it, and what is still to be
+        learned would not.
         """
         yield from self._kept
         if not self._rest:
             return
         with iterate_batches(_Some(self._source, self._rest), geometries, self._batch_size) as batches:
-            for batch in batches:
-                batch.indices = [self._rest[i] for i in batch.indices]
-                yield batch
+            try:
+                for batch in batches:
+                    batch.indices = [self._rest[i] for i in batch.indices]
+                    yield batch
+            except (FileNotFoundError, UnreadableImageError) as error:
+                raise type(error)(
+                    f"{error} (an earlier pass of this fit has read it, and parts of the detector have "
+                    "learned it, so that it can no longer be left out: fit again)"
+                ) from error
 
 
 class _Some(ImageSource):
