@@ -5,12 +5,15 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias, TypeVar
 
 from ensemblead.errors import UnreadableImageError
 from ensemblead.images import upright_size
+
+T = TypeVar("T")
+Errors: TypeAlias = Literal["raise", "skip"]
 
 NORMAL = "good"  # the defect type of images without a defect
 
@@ -48,18 +51,28 @@ class Category:
         """Itself alone: a category is a data set of one."""
         return (self,)
 
-    def duplicates(self) -> list[tuple[str, Sample]]:
-        """Pairs of a training file and a test image whose bytes are equal (sizes first, then SHA-256)."""
+    def duplicates(self, errors: Errors = "raise") -> list[tuple[str, Sample]]:
+        """Pairs of a training file and a test image whose bytes are equal (sizes first, then SHA-256).
+
+        Args:
+            errors: "skip" passes over files that are gone or cannot be read; "raise" raises
+                FileNotFoundError or UnreadableImageError, naming the file.
+        """
         by_size: dict[int, list[str]] = defaultdict(list)
         for path in self.train:
-            by_size[os.path.getsize(path)].append(path)
-        shared = [sample for sample in self.test if os.path.getsize(sample.path) in by_size]
-        sizes = {os.path.getsize(sample.path) for sample in shared}
-        by_hash = {_sha256(path): path for size in sizes for path in reversed(by_size[size])}
-        hashed = ((sample, by_hash.get(_sha256(sample.path))) for sample in shared)
-        return [(path, sample) for sample, path in hashed if path is not None]
+            size = file_fact(os.path.getsize, path, errors)
+            if size is not None:
+                by_size[size].append(path)
+        sized = [(sample, file_fact(os.path.getsize, sample.path, errors)) for sample in self.test]
+        shared = [(sample, size) for sample, size in sized if size in by_size]
+        hashed = [(sample, file_fact(_sha256, sample.path, errors)) for sample, _ in shared]
+        known = [path for size in {size for _, size in shared if size is not None} for path in by_size[size]]
+        by_hash = {file_fact(_sha256, path, errors): path for path in reversed(known)}
+        by_hash.pop(None, None)
+        pairs = ((by_hash.get(digest), sample) for sample, digest in hashed)
+        return [(path, sample) for path, sample in pairs if path is not None]
 
-    def check_masks(self, errors: Literal["raise", "skip"] = "raise") -> None:
+    def check_masks(self, errors: Errors = "raise") -> None:
         """Read the headers of all test images that have a mask, and of the masks.
 
         Args:
@@ -128,6 +141,21 @@ class Dataset:
     def notes(self) -> tuple[str, ...]:
         """Remarks on all categories."""
         return tuple(note for category in self.categories for note in category.notes)
+
+
+def file_fact(find: Callable[[str], T], path: str, errors: Errors) -> T | None:
+    """`find(path)` of an image file; None for one that is gone or cannot be read, if those are skipped.
+
+    Raises FileNotFoundError or UnreadableImageError, as decoding it would, if they are not.
+    """
+    try:
+        return find(path)
+    except OSError as error:
+        if errors == "skip":
+            return None
+        if isinstance(error, FileNotFoundError):
+            raise FileNotFoundError(f"no such image: {path}") from None
+        raise UnreadableImageError(f"cannot read image {path}: {error}") from error
 
 
 def _sha256(path: str) -> str:

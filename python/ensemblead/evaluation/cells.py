@@ -19,7 +19,7 @@ import numpy as np
 
 from ensemblead.kernels.build import __version__
 
-from .categories import Category
+from .categories import Category, Errors, file_fact
 from .files import as_file_name
 from .gallery import Pictures
 from .report import COLUMNS, NAN, Details, ImageResult, Row, without_nan, write_text
@@ -41,14 +41,15 @@ def cell_key(cell: Cell, settings: Settings) -> str:
     """A hash of everything that the cell's numbers depend on.
 
     Files count by path, size and time of change, saved models by their manifest, which has the checksums of
-    the rest.
+    the rest. An image that is gone is an error that names it, or, with `errors="skip"`, counts as gone: once
+    it is back, the cell is run anew.
     """
     document = {
         "format": _FORMAT,
         "version": __version__,
         "detector": _identity(cell, cell.entry.description),
         "settings": settings_dict(settings),
-        "category": _category_identity(cell.category),
+        "category": _category_identity(cell.category, settings.errors),
     }
     text = json.dumps(document, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
@@ -70,16 +71,20 @@ def _identity(cell: Cell, value: Any) -> Any:
     return value
 
 
-def _category_identity(category: Category) -> Any:
+def _category_identity(category: Category, errors: Errors) -> Any:
+    def identity(path: str) -> list[Any]:
+        return file_fact(_file_identity, path, errors) or [path, None]
+
     return {
         "name": category.name,
-        "train": [_file_identity(path) for path in category.train],
+        "train": [identity(path) for path in category.train],
         "test": [
             [
-                _file_identity(sample.path),
+                identity(sample.path),
                 sample.label,
                 sample.defect_type,
-                None if sample.mask_path is None else _file_identity(sample.mask_path),
+                # Masks are not skipped.
+                None if sample.mask_path is None else file_fact(_file_identity, sample.mask_path, "raise"),
             ]
             for sample in category.test
         ],

@@ -101,7 +101,8 @@ def evaluate(
         memory_limit: Bytes of pixels per category up to which the pixel metrics are exact (4 bytes a pixel).
             Beyond it their error is bounded and stated in `Report.details`, and a warning says so.
         errors: "raise" stops at a test image that cannot be read; "skip" leaves it out of all metrics, and a
-            warning counts such images and names the first.
+            warning counts such images and names the first. The same holds for training images that are gone
+            when they are looked at for duplicates.
         gallery: How many images per category to keep a small copy of the map of, for `Report.to_html`: errors
             first, then normal images with high scores and defective ones with low scores; 0 for none.
         on_image: Called for every test image as it is scored: to save maps, to draw, to log to a tracker.
@@ -171,12 +172,15 @@ def _evaluate_category(
 ) -> tuple[Row, Details, list[str]]:
     """The category's row, what lies behind it, and warnings."""
     notes = list(category.notes)
-    duplicates = tuple((train, sample.path) for train, sample in category.duplicates())
+    duplicates = tuple((train, sample.path) for train, sample in category.duplicates(options.errors))
     if duplicates:
         notes.append(
             f"{len(duplicates)} test image(s) are also training images, byte for byte, "
             f"the first is {duplicates[0][1]}"
         )
+    gone = [path for path in category.train if not os.path.exists(path)]
+    if gone:
+        notes.append(f"{len(gone)} training image(s) are gone, the first is {gone[0]}")
     batches, minmax = _batches(detector, category, options)
     if minmax:
         notes.append('fusion="minmax" scales scores and maps over the test set: the results looked at it')
