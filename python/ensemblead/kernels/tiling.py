@@ -25,10 +25,12 @@ def tile_grid(
     tile_size: int | tuple[int, int],
     stride: int | tuple[int, int] | None = None,
 ) -> tuple[int, int]:
-    """Rows and columns of the tiles that `tile` cuts an image of this size into; errors as `tile`."""
+    """Rows and columns of the tiles that `tile` cuts an image of this size into; errors as `tile`, and
+    ValueError for an `image_size` below 1.
+    """
     size = _pair(tile_size, "tile_size")
     step = size if stride is None else _pair(stride, "stride")
-    rows, cols = _core.tile_grid(_pair(image_size, "image_size"), size, step)
+    rows, cols = _core.tile_grid(_image_size(image_size, size), size, step)
     return rows, cols
 
 
@@ -85,12 +87,13 @@ def untile(
     Raises:
         TypeError: `tiles` is no NumPy, CuPy or torch array or has another dtype; a size is no int.
         ValueError: wrong rank, an empty or non-contiguous array, a stride beyond the tile or below 1, a tile
-            beyond the image, or numbers of rows and columns that do not belong to these sizes.
+            beyond the image, an `image_size` below 1, or numbers of rows and columns that do not belong to
+            these sizes.
     """
     framework = framework_of(tiles, "tiles")
     _check(tiles, "tiles", framework, "[rows, cols, B, C, h, w]", _FLOATS)
     rows, cols, batch, channels, height, width = tiles.shape
-    size = _pair(image_size, "image_size")
+    size = _image_size(image_size, (height, width))
     step = (height, width) if stride is None else _pair(stride, "stride")
     expected = _core.tile_grid(size, (height, width), step)
     if (rows, cols) != expected:
@@ -165,6 +168,14 @@ def _check(array: Array, argument: str, framework: Framework, layout: str, dtype
         raise TypeError(f"{argument} must be {', '.join(dtypes[:-1])} or {dtypes[-1]}, got {dtype}")
     if 0 in array.shape:
         raise ValueError(f"{argument} is empty, got shape {tuple(array.shape)}")
+
+
+def _image_size(value: int | tuple[int, int], tile_size: tuple[int, int]) -> tuple[int, int]:
+    """As `_pair`, at least 1; of two sizes below 1 that of the tiles is told first, by the core."""
+    size = _pair(value, "image_size")
+    if min(size) < 1 <= min(tile_size):
+        raise ValueError(f"image_size must be at least 1, got {value!r}")
+    return size
 
 
 def _pair(value: int | tuple[int, int], argument: str) -> tuple[int, int]:
