@@ -25,6 +25,7 @@ from typer.testing import CliRunner, Result
 
 import ensemblead as ead
 from ensemblead.cli.app import app
+from ensemblead.cli.console import Bars
 from ensemblead.cli.options import (
     DetectorOptions,
     build_detector,
@@ -438,6 +439,21 @@ class TestEvaluate:
         assert all(row["fit_seconds"] > 0 for row in found["categories"])
         with open(tmp_path / "o/results.csv", newline="") as file:
             assert [row["category"] for row in csv.DictReader(file)] == ["one", "two", "mean"]
+
+    def test_progress_names_the_category_once(
+        self, category: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        said = set()
+
+        class Listening(Bars):
+            def __call__(self, stage: str, done: int, total: int) -> None:
+                said.add(f"{self._prefix} {stage}".strip())
+
+        monkeypatch.setattr("ensemblead.cli.evaluate.Bars", Listening)
+        config = {"backbone": "gabor", "resize": None, "image_size": None, "coreset_fraction": 0.1}
+        (tmp_path / "c.json").write_text(json.dumps(config))
+        call_json("evaluate", category, "--config", tmp_path / "c.json", "--out", tmp_path, "--bootstrap", 0)
+        assert said == {"weave: embed", "weave: select", "weave: calibrate", "weave: evaluating"}
 
     def test_a_folder_of_models(self, category: Path, model: Path, tmp_path: Path) -> None:
         (tmp_path / category.name).symlink_to(model)

@@ -494,7 +494,7 @@ class TestFailures:
         (root / "ground_truth/dull/copy.png").write_bytes((root / "ground_truth/dull/0.png").read_bytes())
         config["datasets"] = [{"type": "MVTecAD", "root": str(root)}]
         config["detectors"] = config["detectors"][:1]
-        with pytest.warns(UserWarning, match=r"one on part: part: all test images are anomalous"):
+        with pytest.warns(UserWarning, match=r"one on part: all test images are anomalous"):
             results = run(config, tmp_path / "out")
         report = results.report("one", "part")
         assert math.isnan(report.image_auroc)

@@ -114,7 +114,9 @@ def fitter(options: DetectorOptions, bars: Bars, errors: Errors = "raise") -> Ca
 
     def fit(category: Category) -> Any:
         bars.prefix(f"{category.name}:")
-        return build_detector(options).fit(list(category.train), errors=errors, progress=bars)
+        detector = build_detector(options).fit(list(category.train), errors=errors, progress=bars)
+        bars.prefix("")  # who evaluates says the name
+        return detector
 
     return fit
 

@@ -169,7 +169,9 @@ class _CellRun:
         for one in self._foreign:
             warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
         if self._lines:
-            said = "\n".join(f"{self._cell}: {line}" for line in self._lines)
+            # The cell's name ends with its category's, which evaluate puts in front of its lines.
+            category = f"{self._cell.category.name}: "
+            said = "\n".join(f"{self._cell}: {line.removeprefix(category)}" for line in self._lines)
             warnings.warn(said, UserWarning, stacklevel=3)
 
     def _evaluate(self) -> Report:
