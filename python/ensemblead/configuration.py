@@ -32,11 +32,18 @@ class Source:
         value: What was read: mappings, lists and plain values.
         name: The file, or what else to call it in messages.
         lines: Line numbers, from 1; empty for JSON files and for values that were no file.
+        folder: Where the file lies, which the paths in it are relative to; None for values that were no file:
+            their paths are relative to the working directory.
     """
 
     value: Any
     name: str = "configuration"
     lines: Mapping[KeyPath, int] = field(default_factory=dict)
+    folder: str | None = None
+
+    def place(self, path: str) -> str:
+        """A path that the configuration holds, as the program can use it."""
+        return path if self.folder is None else os.path.normpath(os.path.join(self.folder, path))
 
     def where(self, path: KeyPath) -> str:
         """The place of a key for a message: `file, line 3: detectors[0].seed`."""
@@ -86,7 +93,7 @@ def did_you_mean(wrong: object, known: Iterable[str]) -> str:
 
 
 def read_source(path: str | os.PathLike[str]) -> Source:
-    """A YAML file, or a JSON file by its suffix. Nothing in it can run code.
+    """A YAML file, or a JSON file by its suffix. Nothing in it can run code. Paths in it are relative to it.
 
     Raises FileNotFoundError, and ValueError for what cannot be parsed, a key given twice, or aliases without
     end. MissingExtraError if PyYAML is missing.
@@ -98,15 +105,16 @@ def read_source(path: str | os.PathLike[str]) -> Source:
         text = file.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"{file} is not text in UTF-8: {error}") from error
+    folder = str(file.absolute().parent)
     if file.suffix.lower() == ".json":
         try:
-            return Source(json.loads(text), str(file))
+            return Source(json.loads(text), str(file), folder=folder)
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{file} is not JSON: {error}") from error
-    return _read_yaml(text, str(file))
+    return _read_yaml(text, str(file), folder)
 
 
-def _read_yaml(text: str, name: str) -> Source:
+def _read_yaml(text: str, name: str, folder: str) -> Source:
     yaml: Any = require("yaml", "a YAML configuration")
     try:
         loader = yaml.SafeLoader(text)
@@ -114,7 +122,7 @@ def _read_yaml(text: str, name: str) -> Source:
         lines: dict[KeyPath, int] = {}
         if node is not None:
             _note_lines(node, (), lines, yaml, name, ())
-        return Source(None if node is None else _yaml_value(loader, node, name), name, lines)
+        return Source(None if node is None else _yaml_value(loader, node, name), name, lines, folder)
     except RecursionError as error:
         raise ValueError(f"{name} is nested too deeply") from error
     except yaml.YAMLError as error:

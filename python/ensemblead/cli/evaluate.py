@@ -41,7 +41,7 @@ def command(
         typer.Option(
             "--config",
             help="A YAML or JSON file: a detector as fit reads it, to be fitted per category; or a suite of "
-            "detectors and datasets, which resumes where it stopped.",
+            "detectors and datasets, which resumes where it stopped. Paths in it are relative to it.",
         ),
     ] = None,
     category: Annotated[

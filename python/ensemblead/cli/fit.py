@@ -115,7 +115,10 @@ def command(
     config: Annotated[
         Path | None,
         option(
-            "--config", panel=_RUN, text="A YAML or JSON file of these options, or of a detector by its type."
+            "--config",
+            panel=_RUN,
+            text="A YAML or JSON file of these options, or of a detector by its type. Paths in it are "
+            "relative to it.",
         ),
     ] = None,
     skip_unreadable: Annotated[

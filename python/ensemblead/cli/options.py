@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ensemblead.detectors.base import Detector
 
 _INDEXED = re.compile(r"(\d+)\.(.+)")
+_NO_FILE = ("default", "none")  # instead of a path of weights
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ class DetectorOptions:
 
 def read_config(path: str | os.PathLike[str]) -> DetectorOptions:
     """Options from a YAML or JSON file: one mapping, whose keys are the fields of `DetectorOptions`; or, with
-    a key `type`, a detector as `ensembles.description` has it.
+    a key `type`, a detector as `ensembles.description` has it. Paths of weights are relative to the file.
 
     Raises FileNotFoundError, and ValueError for what cannot be parsed, unknown keys (near matches are named)
     and values of the wrong kind: all of them, with their lines.
@@ -126,7 +127,19 @@ def options_of(source: Source) -> DetectorOptions:
             except ValueError as error:
                 problems.add((key,), f"must be {error}, got {json.dumps(value, default=str)}")
     problems.raise_any()
+    if options.weights is not None:
+        options.weights = [_placed_weights(text, source) for text in options.weights]
     return options
+
+
+def _placed_weights(text: str, source: Source) -> str:
+    """`[I.]PATH` of a configuration file, with the path as the program can use it."""
+    match = _INDEXED.fullmatch(text)
+    if match is None or os.path.exists(source.place(text)):
+        number, path = "", text
+    else:
+        number, path = f"{match[1]}.", match[2]
+    return text if path in _NO_FILE else number + source.place(path)
 
 
 def _text(value: Any) -> str:
@@ -416,7 +429,7 @@ def weights_per_member(given: Sequence[str], count: int) -> dict[int, str | None
             raise ValueError(f"weights {text!r}: the members are numbered 0 to {count - 1}")
         if index in found:
             raise ValueError(f"weights are given twice for member {index}")
-        if source not in ("default", "none") and not os.path.isfile(source):
+        if source not in _NO_FILE and not os.path.isfile(source):
             raise FileNotFoundError(f"no such weights file: {source}")
         found[index] = None if source == "none" else source
     return found

@@ -6,6 +6,7 @@
 
 `type` is the name that a class registers under for its saved models, and its constructor's keywords are the
 other keys. So a detector that can be saved can be described, and there is no list of classes to keep here.
+Paths of weights are relative to the file that the description was read from, if it was.
 """
 
 from __future__ import annotations
@@ -148,7 +149,9 @@ def _resolve_value(
             return [resolve(item, (*path, i), problems, defaults) for i, item in enumerate(value)]
         problems.add(path, f"must be a list of detectors, got {type(value).__name__}")
         return value
-    return check_value(value, hint, path, problems)
+    found = check_value(value, hint, path, problems)
+    is_file = path[-1] == "weights" and isinstance(found, str) and found != "default"
+    return problems.source.place(found) if is_file else found
 
 
 def _names_detector(hint: Any) -> bool:

@@ -20,6 +20,9 @@ datasets:
   - {type: MVTecAD, root: /data/mvtec}                          # all categories
   - {type: VisA, root: /data/visa, category: [candle, pcb1]}
   - {type: Folder, root: /data/own, normal: good, anomalous: bad, masks: masks}
+
+Paths in a file (data sets, saved models, weights) are relative to the folder of that file; those in a mapping
+that was no file, and on the command line, to the working directory.
 """
 
 from __future__ import annotations
@@ -131,7 +134,8 @@ class Suite:
 
     @classmethod
     def parse(cls, configuration: Mapping[str, Any] | Source) -> Suite:
-        """From a mapping of the same form. Paths are relative to the working directory.
+        """From a mapping of the same form. Its paths are relative to the working directory; those of a
+        `Source` that was read from a file, to that file.
 
         Raises:
             ValueError: With all that is wrong: unknown keys (near matches named), missing ones, values of the
@@ -258,6 +262,8 @@ def _saved(
         for name, one in known.items()
         if name in given
     }
+    if isinstance(model := kept.get("model"), str):
+        kept["model"] = problems.source.place(model)
     return {"device": settings.device, **kept}
 
 
@@ -289,7 +295,7 @@ def _parse_dataset(given: Any, path: KeyPath, settings: Settings, problems: Prob
     known = parameters(make)
     before = len(problems)
     check_keys(given, known, path, problems, also=("type", "name"))
-    arguments = {"seed": settings.seed} if "seed" in known else {}
+    arguments: dict[str, Any] = {"seed": settings.seed} if "seed" in known else {}
     for key, value in given.items():
         if key == "category" and "category" in known and isinstance(value, list):
             check_value(value, list[str], (*path, key), problems)
@@ -298,12 +304,13 @@ def _parse_dataset(given: Any, path: KeyPath, settings: Settings, problems: Prob
     name = check_value(given.get("name"), str | None, (*path, "name"), problems)
     if len(problems) > before:
         return None
+    arguments["root"] = problems.source.place(arguments["root"])
     try:
         chosen = given.get("category")
         several = chosen if isinstance(chosen, list) else None
         parts = [make(**arguments)] if several is None else [make(**arguments, category=c) for c in several]
         dataset = Dataset(
-            name or (parts[0].name if several is None else Path(given["root"]).absolute().name),
+            name or (parts[0].name if several is None else Path(arguments["root"]).absolute().name),
             [category for part in parts for category in part.categories],
         )
         _check_categories(dataset, settings)
