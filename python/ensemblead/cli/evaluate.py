@@ -56,7 +56,7 @@ def command(
     ] = 1000,
     seed: Annotated[int, typer.Option("--seed", help="Of the bootstrap.")] = 0,
     gallery: Annotated[
-        int, typer.Option("--gallery", help="Images in report.html, errors first; 0 for none.", min=0)
+        int, typer.Option("--gallery", help="Images on a page of results, errors first; 0 for none.", min=0)
     ] = 300,
     weights: Annotated[
         list[str] | None,
@@ -81,7 +81,7 @@ def command(
     source = None if config is None else read_source(config)
     places = places or []
     if source is not None and is_suite(source.value):
-        run_suite(context, source, places, out, as_json)
+        run_suite(context, source, places, out, as_json, gallery)
         return
     if len(places) != (1 if config else 2):
         wanted = "DATA alone" if config else "MODEL and DATA (or --config FILE and DATA)"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,22 +30,23 @@ _OTHERS = (
     "weights",
     "device",
     "skip_unreadable",
-    "gallery",
 )
 
 
 def run_suite(
-    context: typer.Context, source: Source, places: Sequence[Path], out: Path, as_json: bool
+    context: typer.Context, source: Source, places: Sequence[Path], out: Path, as_json: bool, gallery: int
 ) -> None:
-    """Run the suite; exit with 1 if a cell failed, after the others are done."""
+    """Run the suite, with `gallery` in place of its own if that was given on the command line; exit with 1 if
+    a cell failed, after the others are done.
+    """
     from ensemblead.evaluation.running import run
+    from ensemblead.evaluation.suite import Suite
+
+    def is_given(name: str) -> bool:
+        return getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
 
     given = ["DATA"] if places else []
-    given += [
-        f"--{name.replace('_', '-')}"
-        for name in _OTHERS
-        if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
-    ]
+    given += [f"--{name.replace('_', '-')}" for name in _OTHERS if is_given(name)]
     if given:
         raise ValueError(
             f"{source.name} holds a suite, which names its data sets and settings itself: "
@@ -59,7 +61,10 @@ def run_suite(
                 bars.prefix(f"{cell}:")
             bars("evaluating" if stage == "evaluate" else stage, done, total)
 
-        results = run(source, out, progress=progress, on_result=_tell_failure)
+        suite = Suite.parse(source)
+        if is_given("gallery"):
+            suite = replace(suite, settings=replace(suite.settings, gallery=gallery))
+        results = run(suite, out, progress=progress, on_result=_tell_failure)
     if as_json:
         print_json({**_document(results, out), "warnings": warned})
     else:

@@ -36,6 +36,11 @@ class Finished:
     details: Details
     warnings: tuple[str, ...]
 
+    def can_show(self, count: int) -> bool:
+        """Whether the pictures of so many images, or of all there are, have been kept."""
+        pictures = self.details.pictures
+        return pictures is None or len(pictures.kept) >= min(count, len(self.details.images))
+
 
 def cell_key(cell: Cell, settings: Settings) -> str:
     """A hash of everything that the cell's numbers depend on.
@@ -48,7 +53,8 @@ def cell_key(cell: Cell, settings: Settings) -> str:
         "format": _FORMAT,
         "version": __version__,
         "detector": _identity(cell, cell.entry.description),
-        "settings": settings_dict(settings),
+        # What is shown of a cell is no part of it.
+        "settings": {name: one for name, one in settings_dict(settings).items() if name != "gallery"},
         "category": _category_identity(cell.category, settings.errors),
     }
     text = json.dumps(document, sort_keys=True, default=str)

@@ -157,9 +157,10 @@ class SuiteResults:
                 path = path.with_name(f"{name}.{len(paths)}.html")
             own = [cell for cell in self.cells if (cell.detector, cell.dataset) == (detector, dataset)]
             # Not whether cells are reused: a page may be of another configuration, whose cells are there too.
-            report.settings["cells"] = shown = _shown_cells(detector, dataset, own)
+            gallery = self.suite.settings.gallery
+            report.settings["cells"] = shown = _shown_cells(detector, dataset, own, gallery)
             if not path.exists() or page_cells(path) != shown:
-                report.to_html(path)
+                report.to_html(path, max_images=gallery)
             paths.append(path)
         return paths
 
@@ -224,10 +225,12 @@ class SuiteResults:
         return "\n".join(lines)
 
 
-def _shown_cells(detector: str, dataset: str, cells: Sequence[CellResult]) -> str:
-    """A hash of what a page shows: which cells there are, which of them are done, under which keys."""
+def _shown_cells(detector: str, dataset: str, cells: Sequence[CellResult], gallery: int) -> str:
+    """A hash of what a page shows: which cells there are, which of them are done, under which keys, and how
+    many images.
+    """
     known = [(cell.category, cell.key if cell.finished is not None else "") for cell in cells]
-    return hashlib.sha256(json.dumps([__version__, detector, dataset, known]).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([__version__, detector, dataset, known, gallery]).encode()).hexdigest()
 
 
 def _pending(cell: Cell) -> CellResult:

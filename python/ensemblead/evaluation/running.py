@@ -18,7 +18,7 @@ from .evaluate import ScoredImage, evaluate
 from .report import Report
 from .resources import reset_peak_memory
 from .results import CellResult, Failure, SuiteResults
-from .suite import Cell, StrPath, Suite, model_for
+from .suite import GALLERY, Cell, StrPath, Suite, model_for
 
 if TYPE_CHECKING:
     from ensemblead.detectors.base import Detector
@@ -70,6 +70,8 @@ def run(
     results = SuiteResults.of(suite)
     for i, (cell, key) in enumerate(zip(cells, keys, strict=True)):
         found = store.load(cell, key)
+        if found is not None and not found.can_show(suite.settings.gallery):
+            found = None
         results.cells[i] = replace(results.cells[i], key=key, finished=found, reused=found is not None)
     waiting = [i for i, one in enumerate(results.cells) if one.finished is None]
     _check_networks([cells[i] for i in waiting])
@@ -184,6 +186,7 @@ class _CellRun:
             seed=settings.seed,
             memory_limit=settings.memory_limit,
             errors=settings.errors,
+            gallery=max(settings.gallery, GALLERY),
             on_image=None if self._on_image is None else self._see,
             progress=lambda _, done, total: self._step("evaluate", done, total),
         )

@@ -2,6 +2,7 @@
 
 seed: 0                        # of everything random, where an entry does not say otherwise
 bootstrap: 1000
+gallery: 100                   # images on each page
 detectors:
   - name: small
     type: PatchCore            # any detector, its constructor's keywords as keys
@@ -53,6 +54,8 @@ StrPath: TypeAlias = str | os.PathLike[str]
 
 DATASETS: Mapping[str, Callable[..., Dataset]] = {"MVTecAD": MVTecAD, "VisA": VisA, "Folder": Folder}
 
+GALLERY = 300  # pictures that a cell keeps, and those on a page where nothing else is said
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -62,6 +65,8 @@ class Settings:
         seed: Of everything random: detectors, hold-outs and the bootstrap, where an entry gives none.
         bootstrap, confidence, memory_limit, errors: As for `evaluate`; `errors` for fitting, too.
         device: For every detector that gives none: "auto", "cpu", "cuda".
+        gallery: Images on each page of `reports`, errors first; 0 for none. No number depends on it: cells
+            keep `GALLERY` anyway, and one that keeps too few for a larger gallery is run again.
     """
 
     seed: int = 0
@@ -70,6 +75,7 @@ class Settings:
     memory_limit: int = 2 << 30
     errors: Literal["raise", "skip"] = "raise"
     device: str = "auto"
+    gallery: int = GALLERY
 
     def __post_init__(self) -> None:
         if self.bootstrap < 0:
@@ -78,6 +84,8 @@ class Settings:
             raise ValueError(f"confidence must be in (0, 1), got {self.confidence}")
         if self.memory_limit < 0:
             raise ValueError(f"memory_limit must be at least 0, got {self.memory_limit}")
+        if self.gallery < 0:
+            raise ValueError(f"gallery must be at least 0, got {self.gallery}")
 
 
 @dataclass(frozen=True)
