@@ -195,7 +195,7 @@ class FitRun:
 
     def execute(self) -> dict[str, Any]:
         require("torch", "ensemblead fit")
-        from ensemblead.detectors.calibration import DEFAULT_RATE
+        from ensemblead.detectors.calibration import DEFAULT_RATE, odd_images
         from ensemblead.images import open_images
         from ensemblead.store import check_target
 
@@ -215,6 +215,7 @@ class FitRun:
         with Bars() as bars:
             detector.fit(source, errors=errors, progress=bars)
             skipped = list(detector.skipped_)
+            odd = odd_images(detector.calibration_, len(source), [image.index for image in skipped])
             if fresh is not None:
                 rate = DEFAULT_RATE if self.false_alarm_rate is None else self.false_alarm_rate
                 detector.calibrate(fresh, rate, errors=errors, progress=bars)
@@ -225,6 +226,7 @@ class FitRun:
             "images": len(source),
             "ignored_files": source.ignored,
             "skipped": [{"path": image.path, "reason": image.reason} for image in skipped],
+            "odd_images": [{"path": source.paths[index], "score": score} for index, score in odd],
             "seconds": round(clock(), 3),
             **describe_model(detector),
         }
@@ -255,6 +257,11 @@ def show_summary(summary: dict[str, Any]) -> None:
         if tiles is not None:
             (rows, columns), size = tiles["grid"], "x".join(map(str, tiles["tile_size"]))
             console.print(f"{rows} x {columns} tiles of {size}, learned in all together", highlight=False)
+    if summary["odd_images"]:
+        head = "training images least like the others, with their scores (are these parts good?):"
+        console.print(head, soft_wrap=True)
+    for odd in summary["odd_images"]:
+        console.print(f"  {escape(odd['path'])}  {odd['score']:.4g}", highlight=False, soft_wrap=True)
     console.print(
         f"{summary['images'] - len(summary['skipped'])} images in {summary['seconds']:.1f} s; "
         f"threshold {summary['threshold']:.4g}, false alarms {summary['false_alarm_rate']:.2g} "

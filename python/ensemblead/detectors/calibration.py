@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,8 @@ from ensemblead.detectors.maps import render_maps
 # linear.
 MAX_IMAGES = 100
 DEFAULT_RATE = 0.01
+# With fewer scores, the median of their deviations says too little of how much they spread.
+_FEWEST_TO_COMPARE = 10
 # Pixels kept of a map, as a lattice of this side: positions relative to the frame, so that maps of two sizes
 # match.
 _LATTICE = 32
@@ -70,6 +72,33 @@ def estimated_threshold(scores: npt.NDArray[Any], rate: float) -> tuple[float, f
     spread = float(values.std(ddof=1)) * math.sqrt(1.0 + 1.0 / n)
     threshold = min(largest, float(values.mean()) + float(stdtrit(n - 1, 1.0 - rate)) * spread)
     return threshold, max(rate, (int((values > threshold).sum()) + 1) / (n + 1))
+
+
+def odd_images(
+    calibration: Calibration, num_images: int, skipped: Collection[int] = (), most: int = 5
+) -> list[tuple[int, float]]:
+    """The training images least like the others: their positions and scores, the oddest first.
+
+    Odd is a score above the median by more than three robust deviations (1.4826 times the median absolute
+    deviation, which for a normal distribution is the standard deviation). A photograph of something else, or
+    of a defect, is told here; rare but good images are, too.
+
+    Args:
+        calibration: as `fit` on `num_images` images left it, before `calibrate` or `extend`.
+        skipped: the positions of those that could not be read.
+        most: how many to give at most.
+
+    Only what is scored can be told: `calibration_positions`. Nothing is where those are fewer than
+    `_FEWEST_TO_COMPARE`, or where some of them have no score (a shared tiled ensemble may sample fewer).
+    """
+    positions = [index for index in sorted(calibration_positions(num_images)) if index not in skipped]
+    scores = calibration.scores.astype(np.float64)
+    if calibration.fresh or len(positions) != len(scores) or len(scores) < _FEWEST_TO_COMPARE:
+        return []
+    median = float(np.median(scores))
+    deviation = floored(1.4826 * float(np.median(np.abs(scores - median))), median)
+    order = np.argsort(-scores, kind="stable")[:most]
+    return [(positions[i], float(scores[i])) for i in order if scores[i] > median + 3.0 * deviation]
 
 
 class NormalSample:
