@@ -86,7 +86,7 @@ class Selection {
  public:
   Selection(const float* features, std::int64_t rows, std::int64_t dims, const CoresetOptions& options,
             const CudaWork& work, std::int64_t* picks)
-      : options_(options), picks_(picks) {
+      : scope_(work.device), options_(options), picks_(picks) {
     rows_.data = features;
     rows_.rows = rows;
     rows_.dims = dims;
@@ -107,7 +107,7 @@ class Selection {
     SelectionState state = copy_to_host(work_.state, rows_.stream);
     int rounds = 1;
     for (;;) {
-      if (options_.progress) options_.progress(state.made, options_.size);
+      report(state.made);
       if (state.finished != 0) break;
       for (int r = 0; r < rounds; ++r) enqueue_round();
       const std::int64_t before = state.made;
@@ -161,8 +161,14 @@ class Selection {
       add_anchors(options_.bank, first, static_cast<int>(std::min(step, options_.bank_rows - first)), vector);
       if (!options_.progress) continue;
       check(cudaStreamSynchronize(rows_.stream), "waiting for the device");
-      options_.progress(0, options_.size);
+      report(0);
     }
+  }
+
+  void report(std::int64_t made) {
+    if (!options_.progress) return;
+    options_.progress(made, options_.size);
+    scope_.enter_again();  // a callback may well work on another GPU, and stay there
   }
 
   void add_anchors(const float* source, std::int64_t first, int count, bool vector) {
@@ -177,6 +183,7 @@ class Selection {
     update_values(rows_, work_, {rows_.data, work_.candidate_rows, rows_.vector});
   }
 
+  DeviceScope scope_;
   const CoresetOptions& options_;
   std::int64_t* picks_;
   CoresetRows rows_{};
@@ -235,7 +242,6 @@ std::int64_t select_coreset(const float* features, std::int64_t rows, std::int64
                             CoresetStatistics* statistics) {
   check_coreset_extents(rows, options.bank_rows, options.size);
   check_columns(dims, "features");
-  const DeviceScope scope(work.device);
   return Selection(features, rows, dims, options, work, picks).run(statistics);
 }
 

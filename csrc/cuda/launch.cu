@@ -9,22 +9,32 @@ void check(cudaError_t error, const char* attempted) {
                   cudaGetErrorString(error) + ")");
 }
 
-DeviceScope::DeviceScope(int device) {
-  check(cudaGetDevice(&previous_), "asking for the current device");
-  if (previous_ == device) return;
-  check(cudaSetDevice(device), "making the arrays' device the current one");
-  changed_ = true;
+namespace {
+
+int current_device() {
+  int device = 0;
+  check(cudaGetDevice(&device), "asking for the current device");
+  return device;
+}
+
+}  // namespace
+
+DeviceScope::DeviceScope(int device) : device_(device), previous_(current_device()) { enter_again(); }
+
+// Setting a device that is current already is not always free.
+void DeviceScope::enter_again() {
+  if (current_device() != device_) check(cudaSetDevice(device_), "making the arrays' device the current one");
 }
 
 DeviceScope::~DeviceScope() {
-  if (changed_) (void)cudaSetDevice(previous_);
+  int current = previous_;
+  (void)cudaGetDevice(&current);
+  if (current != previous_) (void)cudaSetDevice(previous_);
 }
 
 int multiprocessors() {
-  int device = 0;
   int count = 0;
-  check(cudaGetDevice(&device), "asking for the current device");
-  check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device),
+  check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, current_device()),
         "asking for the number of multiprocessors");
   return count;
 }

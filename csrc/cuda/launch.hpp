@@ -20,7 +20,8 @@ struct CudaError : std::runtime_error {
 // error, so that the next caller of cudaGetLastError does not take it for its own.
 void check(cudaError_t error, const char* attempted);
 
-// Makes `device` the calling thread's current one, for the length of a scope.
+// Makes `device` the calling thread's current one, for the length of a scope; behind it the one before is
+// current again, whatever happened within.
 class DeviceScope {
  public:
   explicit DeviceScope(int device);
@@ -28,9 +29,12 @@ class DeviceScope {
   DeviceScope(const DeviceScope&) = delete;
   DeviceScope& operator=(const DeviceScope&) = delete;
 
+  // Makes it the current one again, after code of the caller's that may have chosen another.
+  void enter_again();
+
  private:
-  int previous_ = 0;
-  bool changed_ = false;
+  int device_;
+  int previous_;
 };
 
 // Of the current device.

@@ -42,6 +42,11 @@ def current_device() -> int:
     return int(_library.ensemblead_emulation_current_device())
 
 
+def set_device(device: int) -> None:
+    """As another library does that shares the thread."""
+    assert _library.ensemblead_emulation_set_device(device) == 0
+
+
 @dataclass(frozen=True)
 class Work:
     """What was put on a stream: a "kernel" (grid, block, shared bytes), a "memset" or a "memcpy" (bytes)."""

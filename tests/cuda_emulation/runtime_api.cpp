@@ -220,3 +220,5 @@ ENSEMBLEAD_FOR_TESTS void ensemblead_emulation_attribute(int attribute, int valu
 ENSEMBLEAD_FOR_TESTS const char* ensemblead_emulation_log() { return log_text.c_str(); }
 
 ENSEMBLEAD_FOR_TESTS int ensemblead_emulation_current_device() { return current_device; }
+
+ENSEMBLEAD_FOR_TESTS int ensemblead_emulation_set_device(int device) { return cudaSetDevice(device); }

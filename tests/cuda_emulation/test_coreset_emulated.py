@@ -329,6 +329,37 @@ def test_progress_rises_to_the_size(start: str) -> None:
     assert len(set(done)) > 3
 
 
+@pytest.mark.parametrize("start", STARTS)
+def test_a_callback_that_goes_to_another_device(start: str) -> None:
+    """The work goes on where the features are, and the caller's device is the current one again."""
+    features = cluttered(300, 5)
+    options = start_options(features, start)
+    expected = device_picks(features, 60, **options, num_candidates=20)
+    for device in (0, 1):
+        emulated.reset()
+        picks = device_picks(
+            features,
+            60,
+            **options,
+            device=device,
+            num_candidates=20,
+            progress=lambda *_, device=device: emulated.set_device(1 - device),
+        )
+        np.testing.assert_array_equal(picks, expected)
+        assert {item.device for item in emulated.log()} == {device}
+        assert emulated.current_device() == 0
+
+
+def test_a_callback_that_leaves_for_another_device_for_good() -> None:
+    def progress(done: int, size: int) -> None:
+        emulated.set_device(1)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        device_picks(cluttered(50, 4), 5, progress=progress)
+    assert emulated.current_device() == 0
+
+
 def test_an_exception_in_the_callback_ends_the_selection() -> None:
     features = cluttered(500, 5)
     emulated.reset()
