@@ -39,6 +39,8 @@ float value_of(std::uint32_t bits) {
   return value;
 }
 
+// `value` must stay until the device has been waited for: where a GPU can read the host's pages, the copy may
+// be under way when this returns.
 template <class T>
 void copy_to_device(T* to, const T& value, cudaStream_t stream) {
   check(cudaMemcpyAsync(to, &value, sizeof value, cudaMemcpyHostToDevice, stream), "copying to the device");
@@ -255,7 +257,8 @@ void project_rows(const float* features, std::int64_t rows, std::int64_t dims, c
   const auto stream = reinterpret_cast<cudaStream_t>(work.stream);
   auto* const result = static_cast<ScanResult*>(work.scratch);
   const auto scan = [&](const float* values, std::int64_t count) {
-    copy_to_device(result, ScanResult{kNoneBad, 0}, stream);
+    const ScanResult none{kNoneBad, 0};  // lives until the device has been waited for
+    copy_to_device(result, none, stream);
     scan_values(values, count, result, stream);
     return copy_to_host(result, stream);
   };
