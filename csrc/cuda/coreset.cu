@@ -28,7 +28,7 @@ constexpr std::int64_t kLongRound = 256;
 constexpr int kShortRounds = 4;
 // Of the scratch memory: a tenth of the features, or this.
 constexpr std::size_t kLeastBudget = std::size_t{8} << 20;
-// The bounds of update_values hold up to here, which is beyond 100,000 dimensions.
+// The bounds of update_values hold up to here, which is beyond 400,000 dimensions.
 constexpr double kMostSlack = 0.03;
 
 bool aligned(const float* memory) { return reinterpret_cast<std::uintptr_t>(memory) % sizeof(float4) == 0; }
@@ -79,10 +79,10 @@ void check_scratch(const CudaWork& work, std::size_t needed) {
                          std::to_string(needed) + " are needed, aligned to 16");
 }
 
-// The products' errors relative to the sum of both squared norms: of the norms and the product, one unit in
-// the last place per dimension and sum; of centring; and of the distance that decides, which the products
-// must not exclude.
-double rounding_slack(std::int64_t dims) { return (4.0 * static_cast<double>(dims) + 32.0) * 0x1p-24; }
+// The products' errors relative to the sum of both squared norms: one unit in the last place per dimension of
+// the product and per 32 dimensions of the norms (a lane's share), a few for centring and what follows; and a
+// little for squares of all that. A distance that decides has as many, relative to itself.
+double rounding_slack(std::int64_t dims) { return (1.0625 * static_cast<double>(dims) + 40.0) * 0x1p-24; }
 
 class Selection {
  public:

@@ -50,9 +50,10 @@ __device__ __forceinline__ std::uint32_t* word_of(UpdateMemory& memory, int row,
   return &memory.possible[row][anchor / 32];
 }
 
-// Marks the anchors of a tile that may be nearest to a row. With low = the least that the distance to an
-// anchor can be, and high = the most that the least distance can be: |p| <= |x| + d bounds the error for the
-// nearest anchor by |x| alone, which gives the two factors.
+// Marks the anchors of a tile that may be nearest to a row: those whose distance may be computed to be at
+// most the row's bound. The latter sinks to the most that the least distance can be. There the nearest
+// anchor's norm is not at hand, but |p| <= |x| + d gives |p|^2 <= 1.25 |x|^2 + 5 d^2, and with it, from an
+// error of 2 slack * (|x|^2 + |p|^2), the two factors (4.5 and 10, and what rounding adds).
 template <int kWide>
 __device__ __forceinline__ void mark_possible(const UpdateTask& task, UpdateMemory& memory,
                                               const TilePlace& place, int first, int count,
@@ -74,7 +75,7 @@ __device__ __forceinline__ void mark_possible(const UpdateTask& task, UpdateMemo
     for (int lanes = 4; lanes > 0; lanes /= 2) low = fminf(low, __shfl_xor_sync(kAllLanes, low, lanes));
     const int row = place.row_of(i);
     const float norm = memory.norm[row];
-    const float high = (low + norm * (1.0f - slack) + 8.0f * slack * norm) * (1.0f + 6.0f * slack);
+    const float high = (low + norm * (1.0f - slack) + 5.0f * slack * norm) * (1.0f + 16.0f * slack);
     if (place.column_lane == 0) atomicMin(&memory.bound[row], __float_as_uint(fmaxf(high, 0.0f)));
   }
   __syncthreads();
@@ -82,7 +83,7 @@ __device__ __forceinline__ void mark_possible(const UpdateTask& task, UpdateMemo
   for (int i = 0; i < kRowsEach; ++i) {
     const int row = place.row_of(i);
     const float norm = memory.norm[row];
-    const float limit = __uint_as_float(memory.bound[row]) - norm * (1.0f - slack);
+    const float limit = __uint_as_float(memory.bound[row]) * (1.0f + 2.0f * slack) - norm * (1.0f - slack);
     const bool all = !task.rows.filter && norm < __uint_as_float(0x7f800000u);
     if (!all && !(least[i] <= limit)) continue;
     ENSEMBLEAD_UNROLL

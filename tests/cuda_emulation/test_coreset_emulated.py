@@ -253,6 +253,32 @@ def test_most_pairs_are_only_filtered() -> None:
     assert figures["direct_pairs"] <= 3 * 500 * figures["blocks"]
 
 
+def two_clusters(far: float, offset: float = 0.0) -> Array:
+    """Radius 11, and `far` times 11 from the middle."""
+    rng = np.random.default_rng(0)
+    middles = rng.normal(0, far, (2, 128))[rng.integers(0, 2, 256)]
+    return (middles + rng.normal(0, 1, (256, 128)) + offset).astype(np.float32)
+
+
+@pytest.mark.parametrize("offset", [0, 3000])
+def test_clusters_far_from_the_middle_are_filtered_too(offset: float) -> None:
+    """The bounds widen with the distance from the middle, not with that from the origin."""
+    features = two_clusters(100, offset)
+    picks = DeviceArray.empty((48,), "int64")
+    options = start_options(features, "mean")
+    _, figures = core_select(on_device(features), picks, **options, num_candidates=256)
+    assert figures["direct_pairs"] <= 0.2 * figures["product_pairs"]
+    plain = device_picks(features, 12, **options, plain=True)
+    np.testing.assert_array_equal(picks.numpy()[:12], plain)
+
+
+def test_integers_in_clusters_far_from_the_middle_are_exact() -> None:
+    middles = np.array([[700, -700, 700, 0, 700], [-700, 700, -700, 700, -700], [0, 0, 0, 0, 0]], np.float32)
+    for offset in (0, 2048):
+        features = integers(300, 5, spread=9) + middles[np.arange(300) % 3] + np.float32(offset)
+        check_exact(features, 60, first=4, num_candidates=100)
+
+
 # --- projection -----------------------------------------------------------------------------------
 
 
