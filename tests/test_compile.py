@@ -151,6 +151,7 @@ def test_only_yes_or_no() -> None:
         ead.PatchCore("gabor", compile="max-autotune")
 
 
+@pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores:UserWarning")  # torch's advice to use them
 def test_on_a_gpu_for_good(cuda_torch: Any) -> None:
     images, probe = normal_images(6), normal_images(3, 1)
     quick = _detector(Branching(), device="cuda", precision="float32", compile=True).fit(images)
