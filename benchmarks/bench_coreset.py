@@ -103,6 +103,27 @@ def shortfall(features: Any, picks: Any, block: int = 64) -> float:
     return worst
 
 
+def shortfall_on_gpu(features: Any, picks: Any, block: int = 64) -> float:
+    """The same of tensors, where they are: a CPU would take a minute for the 16,385 picks of 10 %."""
+    import torch
+
+    x = features.double()
+    x -= x.mean(0)
+    norms = x.square().sum(1)
+
+    def squares(rows: Any) -> Any:
+        return (norms - 2 * x[rows] @ x.T + norms[rows][:, None]).clamp_min_(0)
+
+    values = squares(torch.from_numpy(STARTS).to(x.device)).sqrt().mean(0).square()
+    worst = values.new_zeros(())
+    for chosen in picks.split(block):
+        for pick, distances in zip(chosen, squares(chosen), strict=True):
+            largest = values.max().clamp_min(1e-300)
+            worst = torch.maximum(worst, 1 - (values.take(pick) / largest).sqrt())
+            values = torch.minimum(values, distances)
+    return float(worst)
+
+
 def rate_over_sgemm(timings: dict[str, Timing], sgemm: Sgemm, flops: float) -> float:
     return ratio(timings["sgemm"], timings["ours"]) * flops / sgemm.flops
 
@@ -206,7 +227,7 @@ def test_gpu(
     rows, dims = features.shape
     placed = torch.from_numpy(features).cuda()
     picks = select(placed, fraction)
-    worst = shortfall(features, picks.cpu().numpy())
+    worst = shortfall_on_gpu(placed, picks)
     assert worst <= TOLERANCE
     timings = interleaved_on_gpu({"ours": lambda: select(placed, fraction)})
     judged = not request.config.getoption("--rows")

@@ -169,7 +169,7 @@ def test_gpu(figures: FiguresOf, files: list[str], gpu: str, network: str, image
             "fit": lambda: detector.fit(given),
             "predict": lambda: detector.predict(given),
         },
-        repeats=7,
+        repeats=5,
         synchronize=torch.cuda.synchronize,
     )
     rates = ", ".join(f"{name} {FITTED / timing.median:.0f}" for name, timing in timings.items())
