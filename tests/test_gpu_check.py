@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,8 +20,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 CHECK = ROOT / "tools" / "gpu_check.sh"
 STEPS = [
-    *("configure", "build", "info", "tests", "memcheck", "racecheck"),
-    *("bench_coreset", "bench_patches", "bench_tiling", "bench_patchcore", "bench_memory"),
+    *("configure", "build", "info", "memcheck", "racecheck", "bench_memory", "tests"),
+    *("bench_coreset", "bench_patches", "bench_tiling", "bench_patchcore"),
 ]
 JUNIT = """<?xml version="1.0"?><testsuites><testsuite>
 <testcase classname="tests.test_tiling" name="test_a[cupy]"/>
@@ -189,6 +190,8 @@ def tools(tmp_path: Path) -> Path:
         "mktemp",
         "mkdir",
         "rm",
+        "tar",
+        "gzip",
         "timeout",
         "env",
         "git",
@@ -242,13 +245,43 @@ def test_every_step_is_attempted_after_a_failure(tools: Path, tmp_path: Path) ->
     assert outcome.returncode == 1, outcome.stderr
     check = json.loads((tmp_path / "o" / "gpu.json").read_text())["check"]
     outcomes = {step["name"]: step["outcome"] for step in check["steps"]}
-    assert list(outcomes) == STEPS
+    assert sorted(outcomes) == sorted(STEPS)  # some run beside others
     assert outcomes["configure"] == "passed"
     assert outcomes["build"] == "failed with status 1"
     assert outcomes["tests"] == "failed with status 3"
     assert outcomes["memcheck"] == "failed with status 86"
     assert outcomes["bench_tiling"] == "timed out"
-    assert outcomes["bench_memory"] == "no time left"
+    assert outcomes["bench_patchcore"] == "no time left"
     assert check["commit"] == "feed"
     assert check["device"]["name"] == "NVIDIA Imaginary"
+    with tarfile.open(tmp_path / "o" / "gpu.logs.tar.gz") as archive:
+        names = archive.getnames()
+    assert {"./steps.tsv", "./logs/build.log", "./logs/tests.log"} <= set(names)
     assert "ENSEMBLEAD_CUDA_ARCHITECTURES=75" in _run("--dry-run", path=str(tools)).stdout
+
+
+@pytest.mark.parametrize("step", ["bench_coreset", "bench_memory"])  # in turn, and beside others
+def test_a_step_out_of_time_keeps_what_it_has(tools: Path, tmp_path: Path, step: str) -> None:
+    """It is interrupted, though this script's parent may have told its children to ignore that."""
+    _program(tools, "nvidia-smi", "echo 'NVIDIA Imaginary, 1.2, 7.5, 1 MiB'")
+    _program(tools, "cmake", "exit 0")
+    slow = tmp_path / "slow.py"
+    slow.write_text(
+        "import pathlib, sys, time\n"
+        "try: time.sleep(60)\n"
+        f"except KeyboardInterrupt: pathlib.Path({str(tmp_path / 'kept')!r}).write_text('so far')\n"
+    )
+    _program(
+        tools,
+        "python",
+        f'case "$*" in *gpu_report.py*|"-c import sys"*) exec {sys.executable} "$@" ;;\n'
+        f"*{step}.py*) exec {sys.executable} {slow} ;; esac\nexit 0",
+    )
+    command = [shutil.which("bash") or "bash", "-c", f"trap '' INT; bash {CHECK} {tmp_path / 'gpu.json'}"]
+    environment = {"PATH": str(tools), "PYTHON": str(tools / "python"), "ENSEMBLEAD_GPU_CHECK_SECONDS": "4"}
+    subprocess.run(command, env={**os.environ, **environment}, capture_output=True, timeout=60, check=False)
+    check = json.loads((tmp_path / "gpu.json").read_text())["check"]
+    assert {"name": step, "outcome": "timed out"}.items() <= next(
+        one for one in check["steps"] if one["name"] == step
+    ).items()
+    assert (tmp_path / "kept").read_text() == "so far"

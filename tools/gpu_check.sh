@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
 # Builds for the GPU of this machine, runs all tests with no skip for lack of CUDA allowed, the kernel tests under
-# compute-sanitizer, and the GPU benchmarks; writes what came of it to one JSON file. Every step is attempted,
-# whatever became of those before; the exit status is 0 only if all of them passed. Needs no network.
+# compute-sanitizer, and the GPU benchmarks; writes what came of it to one JSON file, and all output, for whoever
+# must find out why, to an archive beside it. Every step is attempted, whatever became of those before, and one that
+# runs out of time keeps what it has found so far; the exit status is 0 only if all of them passed. Needs no network.
 #
 #   tools/gpu_check.sh [--dry-run] [--anyway] [FILE.json]
 #
-# FILE.json: by default gpu.json in $OUT, or in build/. It can be put into benchmarks/results/ as it is.
+# FILE.json: by default gpu.json in $OUT, or in build/. It can be put into benchmarks/results/ as it is. The archive is
+# called FILE.logs.tar.gz.
 # --dry-run: say what would be run. --anyway: go on without a GPU, to try this script itself.
 # PYTHON names the interpreter (python3). ENSEMBLEAD_COMMIT names the commit where there is no repository.
 # ENSEMBLEAD_GPU_CHECK_SECONDS: the time for everything together (470); a step gets its own limit or what is left.
@@ -37,9 +39,9 @@ work="$(mktemp -d)"
 trap 'rm -rf "$work"' EXIT
 mkdir -p "$work/logs" "$work/results"
 printf '%s\n' "$gpu" >"$work/gpu.csv"
-failed=0
 
-# step NAME LIMIT COMMAND...: its output to a log, its outcome to steps.tsv.
+# step NAME LIMIT COMMAND...: its output to a log, its outcome to steps.tsv. Out of time, it is interrupted as by
+# Ctrl-C, upon which pytest still writes its files.
 step() {
   local name="$1" limit="$2" left=$((total - SECONDS)) status started="$SECONDS"
   shift 2
@@ -52,12 +54,12 @@ step() {
     status="no time left"
   else
     printf '==> %s (at %ss, limit %ss)\n' "$name" "$SECONDS" "$limit"
-    timeout --kill-after=5 "$limit" "$@" >"$work/logs/$name.log" 2>&1 </dev/null
+    # Whoever starts in the background finds SIGINT ignored, and would hand that down.
+    timeout --signal=INT --kill-after=10 "$limit" env --default-signal=INT "$@" >"$work/logs/$name.log" 2>&1 </dev/null
     status=$?
   fi
   printf '%s\t%s\t%s\t%s\n' "$name" "$status" "$((SECONDS - started))" "$limit" >>"$work/steps.tsv"
   if [[ "$status" != 0 ]]; then
-    failed=1
     printf '!!! %s: %s\n' "$name" "$status"
     if [[ -f "$work/logs/$name.log" ]]; then tail -n 25 "$work/logs/$name.log"; fi
   else
@@ -65,12 +67,16 @@ step() {
   fi
 }
 
-# What other versions of the same packages deprecate is no concern of this check; other warnings stay errors.
-pytest=("$python" -m pytest -q -p no:cacheprovider -W default::DeprecationWarning
-  -W default::PendingDeprecationWarning -W default::FutureWarning)
+# What other versions of the same packages deprecate or recommend is no concern of this check; other warnings stay
+# errors.
+pytest=("$python" -m pytest -q --tb=short -p no:cacheprovider -W default::DeprecationWarning
+  -W default::PendingDeprecationWarning -W default::FutureWarning -W default::UserWarning)
 export PYTHONPATH=python PYTHONUNBUFFERED=1 ENSEMBLEAD_REQUIRE_CUDA=1
+# Side by side, a test that hangs takes one process with it, and is named.
 parallel=()
-if "$python" -c 'import xdist' 2>/dev/null; then parallel=(-n 6 --dist worksteal); fi
+if "$python" -c 'import xdist' 2>/dev/null; then
+  parallel=(-n 6 --dist worksteal --timeout=100 --timeout-method=thread)
+fi
 
 # Of what is known to compile, this card's architecture alone, so that it takes a minute. Warnings of a compiler that
 # the project is not developed with are no errors here.
@@ -81,18 +87,34 @@ configure=(cmake --preset cuda "-DENSEMBLEAD_CUDA_ARCHITECTURES=${capability:-90
 step configure 60 "${configure[@]}"
 step build 150 cmake --build --preset cuda
 step info 30 "$python" -c 'from ensemblead.cli.info import describe; import json; print(json.dumps(describe(), indent=1))'
-step tests 180 env OMP_NUM_THREADS=2 "${pytest[@]}" "${parallel[@]}" --junitxml="$work/tests.xml" tests
-for tool in memcheck racecheck; do
-  # CuPy's arrays alone: torch takes long to load under a sanitizer, and the kernels are the same.
-  step "$tool" 75 compute-sanitizer --tool "$tool" --error-exitcode 86 --log-file "$work/logs/$tool.sanitizer" \
-    "${pytest[@]}" --junitxml="$work/$tool.xml" -m sanitizer -k cupy tests/test_kernels_small.py
-done
-for name in coreset patches tiling patchcore memory; do
-  step "bench_$name" 75 "${pytest[@]}" --junitxml="$work/bench_$name.xml" --results "$work/results" \
-    -k gpu "benchmarks/bench_$name.py"
-done
+bench() {
+  step "bench_$1" "$2" "${pytest[@]}" --junitxml="$work/bench_$1.xml" --results "$work/results" -k gpu \
+    "benchmarks/bench_$1.py"
+}
+# Steps whose time says nothing about the kernels.
+untimed() {
+  local tool
+  for tool in memcheck racecheck; do
+    # CuPy's arrays alone: torch takes long to load under a sanitizer, and the kernels are the same. Libraries make calls
+    # that may fail; the core looks at the outcome of each of its own.
+    step "$tool" 90 compute-sanitizer --tool "$tool" --error-exitcode 86 --log-file "$work/logs/$tool.sanitizer" \
+      --report-api-errors=no --launch-timeout=0 --target-processes=all \
+      "${pytest[@]}" --junitxml="$work/$tool.xml" -m sanitizer -k cupy tests/test_kernels_small.py
+  done
+}
+if [[ -n "$dry_run" ]]; then
+  untimed
+  bench memory 180
+else
+  untimed &
+  bench memory 180 &
+fi
+step tests 180 env OMP_NUM_THREADS=2 "${pytest[@]}" -p no:benchmark "${parallel[@]}" --junitxml="$work/tests.xml" tests
+wait
+# What is timed has the machine to itself.
+for name in coreset patches tiling patchcore; do bench "$name" 75; done
 
 if [[ -n "$dry_run" ]]; then exit 0; fi
 mkdir -p "$(dirname "$file")"
-"$python" tools/gpu_report.py "$work" "$file" || failed=1
-exit "$failed"
+tar -czf "${file%.json}.logs.tar.gz" -C "$work" . || echo "gpu_check: no archive of the output" >&2
+"$python" tools/gpu_report.py "$work" "$file"
