@@ -31,6 +31,9 @@ from ensemblead.memory.buffer import take, waits_on_host
 
 NATIVE: dict[str, Any] = {"image_size": None, "resize": None, "device": "cpu"}
 
+# Of the fake tensors: not the first GPU, unless there is just one (where torch looks at the real one, too).
+PLACE = "cuda:0" if torch.cuda.device_count() == 1 else "cuda:1"
+
 
 def _detector(**options: Any) -> ead.PatchCore:
     return ead.PatchCore(
@@ -108,7 +111,7 @@ def test_rows_wait_on_the_host_where_the_card_is_small() -> None:
 
 @pytest.fixture
 def no_values(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], FakeTensorMode]]:
-    """A mode in which `cuda:1` exists and holds no values; the one kernel of `predict` has none either."""
+    """A mode in which `PLACE` exists and holds no values; the one kernel of `predict` has none either."""
 
     def aggregate(feature_maps: list[torch.Tensor], target_dim: int, **_: Any) -> torch.Tensor:
         grid = feature_maps[0].shape
@@ -152,18 +155,18 @@ def test_no_step_of_predict_looks_at_a_value(
     detector = _detector(score=score, num_neighbors=num_neighbors).fit(normal_images(6))
     pixels = torch.from_numpy(normal_images(3)).permute(0, 3, 1, 2).contiguous()
     with no_values(), torch.no_grad():
-        _placed(detector, "cuda:1")
+        _placed(detector, PLACE)
         with transfer.deferred_checks() as checks:
             embedded = detector._embed({detector.geometry: pixels}, detector._pool())
         scores, heat = detector._score(embedded)
-        assert (len(checks), checks._flags[0].device) == (1, torch.device("cuda:1"))
-        assert (scores.device, heat.device) == (torch.device("cuda:1"), torch.device("cuda:1"))
+        assert (len(checks), checks._flags[0].device) == (1, torch.device(PLACE))
+        assert (scores.device, heat.device) == (torch.device(PLACE), torch.device(PLACE))
         assert (tuple(scores.shape), tuple(heat.shape)) == ((3,), (3, 64, 64))
         # Held-out images, as the end of `fit` grades them, and the statistics of what they score.
         scores, grids = detector._grade(detector.memory_bank_, embedded.parts[0], [0, 1, 1])
         NormalSample().add(scores, maps.render_maps(grids, (64, 64)))
         # Rows of the next fit, which wait there, or on the host.
-        for free, place in ((10**12, "cuda:1"), (0, "cpu")):
+        for free, place in ((10**12, PLACE), (0, "cpu")):
             monkeypatch.setattr(bank_module, "free_on", lambda device, free=free: free)
             bank = detector.memory_bank_.copy()
             bank.add(embedded.parts[0].flatten(0, 2), 7, copy=False, known_finite=True)
@@ -182,12 +185,12 @@ def test_gabor_filters_go_to_the_device_once(no_values: Callable[[], FakeTensorM
 
     with no_values() as mode, torch.no_grad():
         bank = GaborBank()
-        images = mode.from_tensor(torch.rand(2, 3, 64, 64)).to("cuda:1")
+        images = mode.from_tensor(torch.rand(2, 3, 64, 64)).to(PLACE)
         bank(images)
         copies: list[str] = []
         with _Uploads(copies):
             out = bank(images)
-        assert out.device == torch.device("cuda:1")
+        assert out.device == torch.device(PLACE)
     assert copies == []
 
 
