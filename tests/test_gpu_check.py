@@ -233,7 +233,7 @@ def test_every_step_is_attempted_after_a_failure(tools: Path, tmp_path: Path) ->
         tools,
         "python",
         f'case "$*" in *gpu_report.py*|"-c import sys"*) exec {sys.executable} "$@" ;;\n'
-        f'*bench_tiling.py*) exec {shutil.which("sleep")} 60 ;; esac\necho "python $*"; exit 3',
+        f'*bench_tiling.py*) exec {shutil.which("sleep")} 60 ;; esac\necho "python $*, $PYTHONPATH"; exit 3',
     )
     outcome = _run(
         str(tmp_path / "o" / "gpu.json"),
@@ -241,6 +241,7 @@ def test_every_step_is_attempted_after_a_failure(tools: Path, tmp_path: Path) ->
         PYTHON=str(tools / "python"),
         ENSEMBLEAD_GPU_CHECK_SECONDS="12",
         ENSEMBLEAD_COMMIT="feed",
+        PYTHONPATH="/carried",
     )
     assert outcome.returncode == 1, outcome.stderr
     check = json.loads((tmp_path / "o" / "gpu.json").read_text())["check"]
@@ -255,8 +256,10 @@ def test_every_step_is_attempted_after_a_failure(tools: Path, tmp_path: Path) ->
     assert check["commit"] == "feed"
     assert check["device"]["name"] == "NVIDIA Imaginary"
     with tarfile.open(tmp_path / "o" / "gpu.logs.tar.gz") as archive:
-        names = archive.getnames()
-    assert {"./steps.tsv", "./logs/build.log", "./logs/tests.log"} <= set(names)
+        assert {"./steps.tsv", "./logs/build.log"} <= set(archive.getnames())
+        log = archive.extractfile("./logs/tests.log")
+        assert log is not None
+        assert f"tests, {ROOT}/python:/carried" in log.read().decode()
     assert "ENSEMBLEAD_CUDA_ARCHITECTURES=75" in _run("--dry-run", path=str(tools)).stdout
 
 
