@@ -98,7 +98,7 @@ untimed() {
     # CuPy's arrays alone: torch takes long to load under a sanitizer, and the kernels are the same. Libraries make calls
     # that may fail; the core looks at the outcome of each of its own.
     step "$tool" 90 compute-sanitizer --tool "$tool" --error-exitcode 86 --log-file "$work/logs/$tool.sanitizer" \
-      --report-api-errors=no --launch-timeout=0 --target-processes=all \
+      --report-api-errors=no --launch-timeout=0 \
       "${pytest[@]}" --junitxml="$work/$tool.xml" -m sanitizer -k cupy tests/test_kernels_small.py
   done
 }
