@@ -34,8 +34,8 @@ class CompilationError(EnsembleADError):
 
 
 class DamagedModelError(EnsembleADError):
-    """A saved model that is incomplete or was altered: a file is missing, or is not what the manifest
-    says."""
+    """A saved model that is incomplete or was altered: a file is missing, is not what the manifest says, or
+    the manifest states what no detector can have."""
 
 
 class NewerFormatError(EnsembleADError):

@@ -13,7 +13,8 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -144,6 +145,18 @@ class FolderReader:
     def digest(self, name: str) -> str:
         """The SHA-256 of a file, in hexadecimal."""
         return str(self._files[name]["sha256"])
+
+    @contextmanager
+    def as_damage(self) -> Iterator[None]:
+        """Around constructors that are given nothing but what the folder states: what they refuse as wrong
+        arguments is damage to the folder, and no error of the caller's.
+        """
+        try:
+            yield
+        except (TypeError, ValueError, OverflowError) as error:
+            raise DamagedModelError(
+                f"{self.folder} does not describe a {self.class_name}: {error}"
+            ) from error
 
     def child(self, name: str, **options: Any) -> Any:
         """The object in the folder `name`, read with these options on top of one's own."""

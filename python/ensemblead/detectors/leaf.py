@@ -123,11 +123,14 @@ class NetworkDetector(LeafDetector):
             name: tuple(value) if isinstance(value, list) else value
             for name, value in state["parameters"].items()
         }
-        device = reader.options.get("device")
-        parameters["device"] = parameters["device"] if device is None else device
+        stored, given = parameters["device"], reader.options.get("device")
+        parameters["device"] = "auto"
         source, layers = state["network"]["source"], state["network"]["layers"]
         name = source.get("name", source["kind"])
-        detector = cls(name, layers, weights=None, **cast("dict[str, Any]", parameters))
+        with reader.as_damage():
+            detector = cls(name, layers, weights=None, **cast("dict[str, Any]", parameters))
+        # Apart from the rest: whether this machine has the device says nothing of the folder.
+        detector.device = check_device(stored if given is None else given)
         network = network_from_store(
             reader, state["network"], detector.device, detector.precision, compile=detector.compile
         )

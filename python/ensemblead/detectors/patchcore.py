@@ -241,7 +241,8 @@ class PatchCore(NetworkDetector):
         detector = cls._from_common_state(reader)
         arrays = {name: tensor.numpy() for name, tensor in reader.tensors("bank.safetensors").items()}
         index = reader.data("bank.faiss") if reader.has("bank.faiss") else None
-        detector._bank = MemoryBank.from_state(reader.state["bank"], arrays, index)
+        with reader.as_damage():
+            detector._bank = MemoryBank.from_state(reader.state["bank"], arrays, index)
         detector._bank.to(detector._network().device)
         return detector
 

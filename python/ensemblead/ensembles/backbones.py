@@ -35,6 +35,7 @@ from ensemblead.ensembles.fusion import (
     fuse_scores,
 )
 from ensemblead.ensembles.presets import MISSION
+from ensemblead.errors import DamagedModelError
 from ensemblead.images import Geometry, ImageBatch
 from ensemblead.store import FolderReader, FolderWriter, register
 
@@ -280,12 +281,15 @@ class BackboneEnsemble(Detector):
     def from_store(cls, reader: FolderReader) -> Self:
         """For `store.load`; there, `weights` and `backbone` are one per member (None: as stored)."""
         count = reader.state["members"]
+        if type(count) is not int or not reader.has(f"member{count - 1}"):  # before room is made for so many
+            raise DamagedModelError(f"{reader.folder} states {count} members, but holds others")
         given = {name: _per_member(name, reader.options.get(name), count) for name in ("weights", "backbone")}
         members = [
             reader.child(f"member{i}", **{name: values[i] for name, values in given.items()})
             for i in range(count)
         ]
-        return cls(members, fusion=reader.state["fusion"], weights=reader.state["weights"])
+        with reader.as_damage():
+            return cls(members, fusion=reader.state["fusion"], weights=reader.state["weights"])
 
 
 class _EnsembleFitting(Fitting):

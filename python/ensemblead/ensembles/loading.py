@@ -33,9 +33,9 @@ def load(
     For an ensemble `weights` and `backbone` are lists of one per member, or mappings from member numbers. A
     single detector is number 0.
 
-    Raises FileNotFoundError for nothing at `path`, DamagedModelError for a folder that is incomplete or was
-    altered, NewerFormatError for one of a later version, BackboneUnavailableError for a network that cannot
-    be had from where it was.
+    Raises FileNotFoundError for nothing at `path`, DamagedModelError for a folder that is incomplete, was
+    altered, or states what no detector can have, NewerFormatError for one of a later version,
+    BackboneUnavailableError for a network that cannot be had from where it was.
     """
     options: dict[str, str | Mapping[int, Any] | Sequence[Any] | None] = {"device": device}
     options |= {"weights": weights, "backbone": backbone}

@@ -257,17 +257,19 @@ class TiledEnsemble(Leaf):
             name: tuple(value) if isinstance(value, list) else value
             for name, value in state["parameters"].items()
         }
-        frame = TileFrame(tuple(state["image_size"]), parameters["tile_size"], parameters["stride"])
-        if list(frame.grid) != state["tiles"]:
-            raise DamagedModelError(
-                f"{reader.folder} states {state['tiles']} tiles, its sizes give {frame.grid}"
-            )
+        with reader.as_damage():
+            frame = TileFrame(tuple(state["image_size"]), parameters["tile_size"], parameters["stride"])
+            grid = frame.grid
+        if list(grid) != state["tiles"]:
+            raise DamagedModelError(f"{reader.folder} states {state['tiles']} tiles, its sizes give {grid}")
         folder = "member" if parameters["shared"] else _tile_name(0, frame)
         members = [reader.child(folder)]
         for number in range(1, 1 if parameters["shared"] else len(frame)):
             lent = iter([leaf._network() for leaf in members[0]._network_leaves()])
             members.append(reader.child(_tile_name(number, frame), networks=lent))
-        ensemble = cls(members[0]._clone(), **cast("dict[str, Any]", parameters))
+        member = members[0]._clone()
+        with reader.as_damage():
+            ensemble = cls(member, **cast("dict[str, Any]", parameters))
         ensemble._members, ensemble._frame = members, frame
         if reader.has("units.safetensors"):
             ensemble._units = Units(reader.tensors("units.safetensors")["units"])

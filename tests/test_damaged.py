@@ -1,0 +1,119 @@
+"""Saved detectors whose manifests state what cannot be: damaged, whatever options they are loaded with."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from textures import normal_images
+
+import ensemblead as ead
+from ensemblead import store
+from ensemblead.errors import DamagedModelError
+
+SMALL: dict[str, Any] = {"image_size": None, "resize": None, "batch_size": 4, "device": "cpu"}
+PATCHCORE: dict[str, Any] = {**SMALL, "coreset_fraction": 0.3}
+
+
+def _patchcore() -> ead.PatchCore:
+    return ead.PatchCore("gabor", ("layer1",), **PATCHCORE)
+
+
+def _padim(**options: Any) -> ead.PaDiM:
+    return ead.PaDiM("gabor", ("layer1",), **(SMALL | {"num_dimensions": 3} | options))
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Folders, read and never written."""
+    folder, images = tmp_path_factory.mktemp("saved"), normal_images(4)
+    detectors: dict[str, Any] = {
+        "patchcore": _patchcore(),
+        "padim": _padim(),
+        "ensemble": ead.BackboneEnsemble([_patchcore(), _padim()]),
+        "tiled": ead.TiledEnsemble(_patchcore(), 32, 32, image_size=64),
+    }
+    for name, detector in detectors.items():
+        detector.fit(images).save(folder / name)
+    return {name: folder / name for name in detectors}
+
+
+def _altered(source: Path, target: Path, change: Callable[[dict[str, Any]], None]) -> Path:
+    """A copy with another state, by someone who knows how checksums are made."""
+    shutil.copytree(source, target)
+    manifest = json.loads((target / "model.json").read_text())
+    del manifest["checksum"]
+    change(manifest["state"])
+    manifest["checksum"] = store._checksum(manifest)
+    (target / "model.json").write_text(json.dumps(manifest))
+    return target
+
+
+def _with(state: dict[str, Any], *keys: str, value: Any) -> None:
+    for key in keys[:-1]:
+        state = state[key]
+    assert keys[-1] in state
+    state[keys[-1]] = value
+
+
+@pytest.mark.parametrize("options", [{}, {"device": "cpu"}])
+@pytest.mark.parametrize(
+    ("model", "keys", "value", "message"),
+    [
+        ("patchcore", ("parameters", "image_size"), [64, 0], "crop must be a positive int"),
+        ("patchcore", ("parameters", "image_size"), "64", "crop must be an int"),
+        ("patchcore", ("parameters", "resize"), [1, 2, 3], "resize must be a positive int"),
+        ("patchcore", ("parameters", "batch_size"), 0, "batch_size must be at least 1"),
+        ("patchcore", ("parameters", "precision"), "float3", "precision must be"),
+        ("patchcore", ("parameters", "score"), "most", "score must be one of"),
+        ("patchcore", ("bank", "parameters", "coreset_fraction"), 2, "coreset_fraction must be in"),
+        ("patchcore", ("bank", "parameters", "index"), "tree", "index must be one of"),
+        ("padim", ("parameters", "image_size"), [[4], 4], "crop must be whole numbers"),
+        ("padim", ("parameters", "num_dimensions"), 0, "num_dimensions must be at least 1"),
+        ("ensemble", ("fusion",), "sum", "fusion must be one of"),
+        ("ensemble", ("weights",), [1], "weights must be one per member"),
+        ("ensemble", ("members",), 10**11, "states 100000000000 members"),
+        ("ensemble", ("members",), "2", "states 2 members"),
+        ("tiled", ("parameters", "tile_size"), [0, 32], "tile_size must be at least 1"),
+        ("tiled", ("parameters", "tile_size"), [32, 32, 32], "tile_size"),
+        ("tiled", ("parameters", "stride"), [64, 32], "stride must not exceed tile_size"),
+        ("tiled", ("parameters", "stride"), [32, 10**30], "stride"),
+        ("tiled", ("parameters", "image_size"), [64, 16], "tile_size must not exceed the image"),
+        ("tiled", ("parameters", "score"), "sum", "score must be one of"),
+        ("tiled", ("image_size",), [16, 64], "tile_size must not exceed the image"),
+        ("tiled", ("image_size",), ["a"], "image_size"),
+        ("tiled", ("image_size",), 64, "not iterable"),
+    ],
+)
+def test_a_manifest_that_no_constructor_takes_is_damaged(
+    saved: dict[str, Path],
+    tmp_path: Path,
+    model: str,
+    keys: tuple[str, ...],
+    value: Any,
+    message: str,
+    options: dict[str, Any],
+) -> None:
+    folder = _altered(saved[model], tmp_path / "m", lambda state: _with(state, *keys, value=value))
+    with pytest.raises(DamagedModelError, match=f"{folder} .*{message}"):
+        ead.load(folder, **options)
+
+
+def test_the_callers_errors_and_the_machines_are_no_damage(saved: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="device must be .* got 'gpu'"):
+        ead.load(saved["patchcore"], device="gpu")
+    with pytest.raises(ValueError, match="the gabor backbone has none"):
+        ead.load(saved["ensemble"], weights=["nowhere", None])
+    with pytest.raises(ValueError, match="weights must be one per member"):
+        ead.load(saved["ensemble"], weights=[None])
+    # A model of a machine with a GPU that this one has not.
+    elsewhere = _altered(
+        saved["padim"], tmp_path / "m", lambda state: _with(state, "parameters", "device", value="cuda:99")
+    )
+    with pytest.raises(ValueError, match="device is 'cuda:99'"):
+        ead.load(elsewhere)
+    assert ead.load(elsewhere, device="cpu").predict(normal_images(1)).anomaly_score.shape == (1,)
