@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from textures import normal_images
 
 import ensemblead as ead
@@ -74,6 +76,11 @@ def _with(state: dict[str, Any], *keys: str, value: Any) -> None:
         ("patchcore", ("bank", "parameters", "index"), "tree", "index must be one of"),
         ("padim", ("parameters", "image_size"), [[4], 4], "crop must be whole numbers"),
         ("padim", ("parameters", "num_dimensions"), 0, "num_dimensions must be at least 1"),
+        ("padim", ("gaussians", "count"), 0, "count must be at least 1"),
+        ("padim", ("gaussians", "grid"), [16], "not enough values"),
+        ("padim", ("gaussians", "grid"), [16, "16"], "grid must be a whole number"),
+        ("padim", ("gaussians", "grid"), [10**9, 10**9], r"shape \(10{18}, 3\), got .* shape \(256, 3\)"),
+        ("padim", ("parameters", "num_dimensions"), 4, r"shape \(256, 4\), got .* shape \(256, 3\)"),
         ("ensemble", ("fusion",), "sum", "fusion must be one of"),
         ("ensemble", ("weights",), [1], "weights must be one per member"),
         ("ensemble", ("members",), 10**11, "states 100000000000 members"),
@@ -117,3 +124,46 @@ def test_the_callers_errors_and_the_machines_are_no_damage(saved: dict[str, Path
     with pytest.raises(ValueError, match="device is 'cuda:99'"):
         ead.load(elsewhere)
     assert ead.load(elsewhere, device="cpu").predict(normal_images(1)).anomaly_score.shape == (1,)
+
+
+@pytest.mark.parametrize("num_dimensions", [3, None])
+@pytest.mark.parametrize(
+    ("name", "array", "message"),
+    [
+        ("mean", torch.zeros(1, 3000, dtype=torch.float64), "mean of the Gaussians must be"),
+        ("mean", torch.zeros(256, 3), "torch.float64 of shape .* got torch.float32"),
+        ("mean", torch.zeros(256, dtype=torch.float64), "mean of the Gaussians must be"),
+        ("whitening0", torch.zeros(256, 5), "whitening0 of the Gaussians must be"),
+        ("whitening0", torch.zeros(1, 6), "whitening0 of the Gaussians must be"),
+    ],
+)
+def test_gaussians_that_do_not_fit_are_refused_before_room_is_made_for_them(
+    tmp_path: Path, num_dimensions: int | None, name: str, array: torch.Tensor, message: str
+) -> None:
+    detector = _padim().fit(normal_images(4))
+    if num_dimensions is None:
+        detector.num_dimensions = None  # so that only the arrays tell
+    known = detector.gaussians_.state()
+
+    def state() -> Iterator[tuple[str, torch.Tensor]]:
+        for own, value in known:
+            yield own, array if own == name else value
+
+    detector.gaussians_.state = state  # type: ignore[method-assign]
+    detector.save(tmp_path / "m")
+    with pytest.raises(DamagedModelError, match=f"{tmp_path / 'm'} .*{message}"):
+        ead.load(tmp_path / "m")
+
+
+def test_a_wide_mean_asks_for_no_matrices_of_its_width(tmp_path: Path) -> None:
+    """At the one position of its grid; 20 TB of block rows."""
+    detector = _padim().fit(normal_images(4))
+    detector.num_dimensions = None
+    arrays = {"mean": torch.zeros(1, 3_000_000, dtype=torch.float64), "whitening0": torch.zeros(1, 6)}
+    detector.gaussians_.state = lambda: iter(arrays.items())  # type: ignore[method-assign]
+    detector._model = dataclasses.replace(detector._fitted(), grid=(1, 1))
+    detector.save(tmp_path / "m")
+    with pytest.raises(
+        DamagedModelError, match=r"whitening0 of the Gaussians must be .* got .* shape \(1, 6\)"
+    ):
+        ead.load(tmp_path / "m")

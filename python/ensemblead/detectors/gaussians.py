@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
+from ensemblead.checks import whole_number
 from ensemblead.errors import IllConditionedError
 from ensemblead.precision import exact_products
 
@@ -199,13 +200,27 @@ class Gaussians:
             yield f"whitening{i}", block[:, _lower(block)]
 
     @classmethod
-    def from_state(cls, count: int, arrays: Callable[[str], torch.Tensor]) -> Gaussians:
-        """From the number of rows and a function that gives the arrays of `state` by name."""
+    def from_state(
+        cls, count: int, positions: int, dims: int | None, arrays: Callable[[str], torch.Tensor]
+    ) -> Gaussians:
+        """From the numbers of rows, of positions and of dimensions (None: as many as there are), and a
+        function that gives the arrays of `state` by name.
+
+        Raises ValueError for arrays that do not fit. Memory goes to blocks whose values are there only: a
+        mean that claims a million dimensions would otherwise ask for terabytes.
+        """
         mean = arrays("mean")
-        whitening = empty_block_rows(len(mean), mean.shape[1], mean.device, fill=0.0)
-        for i, block in enumerate(whitening):
-            block[:, _lower(block)] = arrays(f"whitening{i}")
-        return cls(count, mean, whitening)
+        dims = mean.shape[-1] if dims is None else dims
+        _require("mean", mean, (positions, dims), torch.float64)
+        whitening = []
+        for i, (start, end) in enumerate(block_spans(dims)):
+            packed = arrays(f"whitening{i}")
+            values = (end * (end + 1) - start * (start + 1)) // 2
+            _require(f"whitening{i}", packed, (positions, values), torch.float32)
+            block = packed.new_zeros(positions, end - start, end)
+            block[:, _lower(block)] = packed
+            whitening.append(block)
+        return cls(whole_number("count", count, 1), mean, whitening)
 
 
 class LeftOut:
@@ -367,6 +382,14 @@ def into_block_rows(square: torch.Tensor, blocks: Sequence[torch.Tensor], where:
     """The reverse of `to_square`, rounded to float32."""
     for block, (start, end) in zip(blocks, block_spans(square.shape[1]), strict=True):
         block[where] = square[:, start:end, :end].to(block.dtype)
+
+
+def _require(name: str, array: torch.Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    if array.shape != shape or array.dtype != dtype:
+        raise ValueError(
+            f"{name} of the Gaussians must be {dtype} of shape {shape}, got {array.dtype} of shape "
+            f"{tuple(array.shape)}"
+        )
 
 
 def _lower(block: torch.Tensor) -> torch.Tensor:

@@ -189,10 +189,14 @@ class PaDiM(NetworkDetector):
         """For `store.load`."""
         detector = cls._from_common_state(reader)
         known = reader.state["gaussians"]
-        gaussians = Gaussians.from_state(
-            known["count"], lambda name: reader.tensors(_FILE.format(name))[name]
-        )
-        height, width = known["grid"]
+        with reader.as_damage():
+            height, width = (whole_number("grid", side, 1) for side in known["grid"])
+            gaussians = Gaussians.from_state(
+                known["count"],
+                height * width,
+                detector.num_dimensions,
+                lambda name: reader.tensors(_FILE.format(name))[name],
+            )
         detector._model = Model(gaussians.to(detector._network().device), (height, width))
         return detector
 
