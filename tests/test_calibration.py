@@ -175,7 +175,7 @@ def test_state_there_and_back() -> None:
 
 def test_a_standard_deviation_of_zero_can_be_divided_by() -> None:
     assert floored(0.0, 5.0) == pytest.approx(0.005)
-    assert floored(0.0, 0.0) > 0
+    assert floored(0.0, 0.0) == floored(1e-14, -1e-13) == 1.0
     assert floored(2.0, 5.0) == 2.0
 
 

@@ -37,6 +37,8 @@ def test_far_above_the_median_is_odd() -> None:
     scores[20:27] = range(10, 17)
     assert [index for index, _ in odd_images(calibration(scores), 41)] == [26, 25, 24, 23, 22]
     assert [index for index, _ in odd_images(calibration(scores), 41, most=2)] == [26, 25]
+    # Among images that are all alike the least that is more than rounding is odd.
+    assert odd_images(calibration([*[0.0] * 20, 1e-13, 0.5]), 22) == [(21, 0.5)]
     # Low scores are as normal as can be.
     assert odd_images(calibration([-50.0, *np.linspace(1, 3, 40)]), 41) == []
 

@@ -261,11 +261,23 @@ def test_a_location_where_nothing_varies_does_not_shout() -> None:
     assert ensemble.predict(noisy).is_anomalous.all()
 
 
-def test_images_without_any_variation_can_be_fitted() -> None:
+@pytest.mark.parametrize("normalization", ["tile", "image"])
+@pytest.mark.parametrize("fused", [False, True])
+def test_images_without_any_variation_leave_the_members_unit(normalization: str, fused: bool) -> None:
     flat = np.full((4, SIDE, SIDE, 3), 90, dtype=np.uint8)
-    ensemble = tiled().fit(flat)
+
+    def member() -> Any:
+        parts = [patchcore(coreset_fraction=1), patchcore(TinyNet(1), coreset_fraction=1)]
+        return ead.BackboneEnsemble(parts) if fused else parts[0]
+
+    with pytest.warns(UserWarning, match="the scores and maps of the tiles do not vary between the training"):
+        ensemble = tiled(member(), normalization=normalization).fit(flat)
     assert not ensemble.predict(flat).is_anomalous.any()
-    assert ensemble.predict(BAD).is_anomalous.all()
+    found, plain = ensemble.predict(BAD), tiled(member(), normalization="none").fit(flat).predict(BAD)
+    assert found.is_anomalous.all()
+    np.testing.assert_allclose(found.anomaly_score, plain.anomaly_score, rtol=1e-5)
+    np.testing.assert_allclose(found.anomaly_map, plain.anomaly_map, rtol=1e-5, atol=1e-6)
+    assert plain.anomaly_score.max() < 100  # squared distances between this network's features
 
 
 def test_the_floor_is_a_share_of_the_pooled_deviation() -> None:
@@ -273,6 +285,12 @@ def test_the_floor_is_a_share_of_the_pooled_deviation() -> None:
     values = tile_frame.Units.floored(given).values
     assert values[:, 1].tolist() == pytest.approx([FLOOR * 8**0.5, 4.0])
     assert values[:, 3].tolist() == [3.0, 3.0]
+    # Of the mean a thousandth at least, and where that is more than all there is, 1.
+    given = torch.tensor([[3000.0, 0.0, 2.0, 1e-4], [1.0, 4.0, 2.0, 0.0]])
+    values = tile_frame.Units.floored(given).values
+    assert values[:, 1].tolist() == pytest.approx([3.0, 4.0])
+    assert values[:, 3].tolist() == [1.0, 1.0]
+    assert tile_frame.unvaried(given) == ["maps"]
 
 
 # One member for all locations
@@ -306,6 +324,8 @@ def test_a_shared_member_leaves_out_whole_images() -> None:
 def test_a_shared_member_holds_what_the_budget_allows() -> None:
     one = 4 * 9 * 12 * 12 * 24  # an image's tiles, embedded
     ensemble = tiled(shared=True, memory_budget=3 * 3 * one).fit(TRAIN)
-    # Every third of seven images.
+    # Every third of seven images; and a single one, which does not vary.
+    with pytest.warns(UserWarning, match="do not vary .*memory_budget lets one be .* larger memory_budget"):
+        assert len(tiled(shared=True, memory_budget=1).fit(TRAIN).calibration_.scores) == 1
     assert len(ensemble.calibration_.scores) == 3
     assert ensemble.predict(BOTH).is_anomalous[3:].all()

@@ -22,6 +22,10 @@ MAX_IMAGES = 100
 DEFAULT_RATE = 0.01
 # With fewer scores, the median of their deviations says too little of how much they spread.
 _FEWEST_TO_COMPARE = 10
+# A standard deviation is taken for at least this share of the mean.
+LEAST_SHARE = 1e-3
+# Squared distances between equal embeddings come out as up to 1e-13.
+ROUNDING = 1e-12
 # Pixels kept of a map, as a lattice of this side: positions relative to the frame, so that maps of two sizes
 # match.
 _LATTICE = 32
@@ -96,7 +100,8 @@ def odd_images(
     if calibration.fresh or len(positions) != len(scores) or len(scores) < _FEWEST_TO_COMPARE:
         return []
     median = float(np.median(scores))
-    deviation = floored(1.4826 * float(np.median(np.abs(scores - median))), median)
+    deviation = 1.4826 * float(np.median(np.abs(scores - median)))
+    deviation = max(deviation, LEAST_SHARE * abs(median), ROUNDING)
     order = np.argsort(-scores, kind="stable")[:most]
     return [(positions[i], float(scores[i])) for i in order if scores[i] > median + 3.0 * deviation]
 
@@ -265,10 +270,11 @@ class Calibration:
 
 
 def floored(std: float, mean: float) -> float:
-    """A standard deviation that can be divided by: at least a thousandth of the mean's magnitude, and above
-    zero.
+    """A standard deviation that can be divided by: at least a thousandth of the mean's magnitude. Where both
+    are nothing but rounding, so that no scale is known, it is 1, and values keep the unit they have.
     """
-    return max(std, 1e-3 * abs(mean), 1e-12)
+    least = max(std, LEAST_SHARE * abs(mean))
+    return least if least > ROUNDING else 1.0
 
 
 class ImageDigest:

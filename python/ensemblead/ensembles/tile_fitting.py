@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import torch
 
 from ensemblead.detectors.base import Detector, Embedded, Fitting, Progress, Result
 from ensemblead.detectors.calibration import DEFAULT_RATE, MAX_IMAGES, ImageDigest, NormalSample
-from ensemblead.ensembles.tile_frame import Joiner, TileFrame, Units
+from ensemblead.ensembles.tile_frame import Joiner, TileFrame, Units, unvaried
 from ensemblead.heap import return_free_memory
 
 if TYPE_CHECKING:
@@ -189,13 +190,28 @@ class TiledFitting(Fitting):
         if self._extending or joiner.normalization == "none":
             return [self._joined(joiner, progress)]
         if joiner.normalization == "tile":
-            self._units = self._measure()
+            self._units = self._units_of(self._measure())
             return [self._joined(self._ensemble._joiner(joiner.frame, self._units), progress)]
         raw = self._joined(joiner, progress)
         said = raw.calibration(DEFAULT_RATE, False, "")
         row = [said.score_mean, said.score_std, said.map_mean, said.map_std]
-        self._units = Units.floored(torch.tensor([row], dtype=torch.float64))
+        self._units = self._units_of(torch.tensor([row], dtype=torch.float64))
         return [raw.standardized(*self._units.values[0].tolist())]
+
+    def _units_of(self, statistics: torch.Tensor) -> Units:
+        still = unvaried(statistics)
+        why, remedy = "there is one alone, or two for PaDiM, or all are alike", "fit on more images"
+        if self._num_results() == 1 < self._sampled_every:
+            why, remedy = "of which memory_budget lets one be scored", "give a larger memory_budget"
+        if still:
+            warnings.warn(
+                f"the {' and '.join(still)} of the tiles do not vary between the training images ({why}), so "
+                "there is no deviation to divide by: they stay in the unit that the members give them, after "
+                f"extend too; {remedy}",
+                UserWarning,
+                stacklevel=5,
+            )
+        return Units.floored(statistics)
 
     def commit(self) -> None:
         for part in self._finished:
@@ -218,8 +234,8 @@ class TiledFitting(Fitting):
         result = self._members[member]._combine([sample.result(index) for sample in samples])
         return result, any(sample.is_counted(index) for sample in samples)
 
-    def _measure(self) -> Units:
-        """Statistics of every location."""
+    def _measure(self) -> torch.Tensor:
+        """Statistics of every location, as in `Units`."""
         rows = []
         for place in range(len(self._known_frame())):
             said = []
@@ -231,7 +247,7 @@ class TiledFitting(Fitting):
             scores, means, variances = torch.stack(said).cpu().unbind(1)
             spread = (variances + (means - means.mean()).square()).mean().sqrt()
             rows.append(torch.stack([scores.mean(), scores.std(correction=0), means.mean(), spread]))
-        return Units.floored(torch.stack(rows))
+        return torch.stack(rows)
 
     def _joined(self, joiner: Joiner, progress: Progress | None) -> NormalSample:
         sample = NormalSample()

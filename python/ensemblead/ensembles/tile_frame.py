@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ensemblead.detectors.calibration import floored
+from ensemblead.detectors.calibration import LEAST_SHARE, ROUNDING
 from ensemblead.detectors.fitting import Result
 from ensemblead.kernels.tiling import smooth_seams, tile_grid, untile
 
@@ -20,6 +20,8 @@ SCORES = ("mean", "max")
 # of the mean variance). Where nothing ever varies, in an empty corner, a location's own deviation would turn
 # the least noise into the loudest alarm.
 FLOOR = 0.25
+# Columns of the mean and the deviation, and of what.
+_QUANTITIES = ((0, 1, "scores"), (2, 3, "maps"))
 
 
 @dataclass(frozen=True)
@@ -69,12 +71,16 @@ class Units:
 
     @classmethod
     def floored(cls, values: torch.Tensor) -> Units:
-        """With deviations that can be divided by: at least `FLOOR` times the pooled one."""
-        values = values.double().clone()
-        for mean, std in ((0, 1), (2, 3)):
-            least = FLOOR * float(values[:, std].square().mean().sqrt())
-            for row in values:
-                row[std] = max(least, floored(float(row[std]), float(row[mean])))
+        """With deviations that can be divided by: at least `FLOOR` times the pooled one, and 1 where nothing
+        varies anywhere (see `unvaried`).
+        """
+        still, values = unvaried(values), values.double().clone()
+        for mean, std, name in _QUANTITIES:
+            if name in still:
+                values[:, std] = 1.0
+                continue
+            least = (values[:, mean].abs() * LEAST_SHARE).clamp_min(FLOOR * _pooled(values[:, std]))
+            values[:, std] = torch.maximum(values[:, std], least)
         return cls(values)
 
     def apply(self, row: int, scores: torch.Tensor, maps: torch.Tensor) -> None:
@@ -82,6 +88,19 @@ class Units:
         score_mean, score_std, map_mean, map_std = self.values[row].tolist()
         scores.sub_(score_mean).div_(score_std)
         maps.sub_(map_mean).div_(map_std)
+
+
+def unvaried(values: torch.Tensor) -> list[str]:
+    """Which of "scores" and "maps" no normal image showed any variation of, by statistics as in `Units`."""
+    return [
+        name
+        for mean, std, name in _QUANTITIES
+        if _pooled(values[:, std]) <= max(ROUNDING, LEAST_SHARE * _pooled(values[:, mean]))
+    ]
+
+
+def _pooled(column: torch.Tensor) -> float:
+    return float(column.double().square().mean().sqrt())
 
 
 @dataclass(frozen=True)

@@ -68,10 +68,11 @@ class TiledEnsemble(Leaf):
         normalization: "tile": each location's scores and maps less their mean and divided by their standard
             deviation over normal images (leave-one-out, of `fit`), a deviation of less than a quarter of that
             pooled over all locations counting as a quarter of it, so that noise where nothing ever varies is
-            not amplified. "image": the same of the joined score and map as a whole, which leaves their order
-            alone. "none": values as the members give them. These units are learned by `fit` and stay:
-            `extend` and `calibrate` change the threshold only, in the same units, so that the guarantee of
-            `calibrate` is exact.
+            not amplified. Where that is nothing too (a single image, or images that are all alike), values
+            are not divided, and a warning says so. "image": the same of the joined score and map as a whole,
+            which leaves their order alone. "none": values as the members give them. These units are learned
+            by `fit` and stay: `extend` and `calibrate` change the threshold only, in the same units, so that
+            the guarantee of `calibrate` is exact.
         shared: one detector for all locations, fitted on the tiles of all of them. Its leave-one-out
             statistics come from as many images as fit a third of `memory_budget`.
         memory_budget: bytes of embeddings and of resized images held at once in `fit`; besides them there are
