@@ -49,6 +49,39 @@ def test_every_tile_location_has_its_own_gaussians(tmp_path: Path) -> None:
     np.testing.assert_array_equal(again.extend(more).predict(bad).anomaly_score, _scores(tiled, more, bad))
 
 
+def test_tiles_of_two_images_have_no_unit() -> None:
+    images, bad = normal_images(6), with_defects(normal_images(3, seed=4))[0]
+    plain = ead.TiledEnsemble(_gabor(), 32, 32, image_size=64, normalization="none")
+    tiled = ead.TiledEnsemble(_gabor(), 32, 32, image_size=64)
+    with pytest.warns(UserWarning, match="two training images are each scored against the other alone"):
+        plain.fit(images[:2])
+    with (
+        pytest.warns(UserWarning, match="two training images are each scored against the other alone"),
+        pytest.warns(UserWarning, match="the scores of the tiles do not vary .* two for PaDiM"),
+    ):
+        tiled.fit(images[:2])
+    # Less the means of the locations, and not divided.
+    shift = np.mean([member.calibration_.score_mean for member in tiled.members_])
+    expected = plain.predict(bad).anomaly_score - shift
+    np.testing.assert_allclose(tiled.predict(bad).anomaly_score, expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("method", ["padim", "patchcore"])
+def test_tiles_of_one_image_keep_their_unit_when_they_are_extended(method: str) -> None:
+    images, bad = normal_images(12), with_defects(normal_images(3, seed=4))[0]
+    patchcore = ead.PatchCore("gabor", ("layer1",), **NATIVE, coreset_fraction=1.0)
+    tiled = ead.TiledEnsemble(_gabor() if method == "padim" else patchcore, 32, 32, image_size=64)
+    with (
+        pytest.warns(UserWarning, match="training image can"),
+        pytest.warns(UserWarning, match="of the tiles do not vary .*, after extend too"),
+    ):
+        tiled.fit(images[:1])
+    tiled.extend(images[1:])
+    good, found = tiled.predict(normal_images(3, seed=9)), tiled.predict(bad)
+    assert np.isfinite(found.anomaly_map).all()
+    assert good.anomaly_score.max() < found.anomaly_score.min() < found.anomaly_map.max() < 1000
+
+
 def _scores(detector: Any, more: Any, images: Any) -> Any:
     return detector.extend(more).predict(images).anomaly_score
 

@@ -279,6 +279,14 @@ class _PaDiMFitting(Fitting):
         count, mean, scatter = self._moments.finish()
         assert self._grid is not None
         others = LeftOut(self._held, count, len(mean), progress)
+        if count == 2 and others.fair:
+            warnings.warn(
+                "two training images are each scored against the other alone, so that their scores are equal "
+                "and, with the threshold, say nothing of how much normal images differ; give more images, or "
+                "call calibrate",
+                UserWarning,
+                stacklevel=4,
+            )
         if others.fair:
             gaussians = Gaussians.from_moments(count, mean, scatter, others, len(self._held))
             squared = others.squared
