@@ -28,7 +28,7 @@ from ensemblead.evaluation.report import COLUMNS
 from ensemblead.evaluation.resources import peak_memory_mb, reset_peak_memory
 
 Config = dict[str, Any]
-SMALL: Config = {"resize": (24, 28), "image_size": None, "coreset_fraction": 0.2}
+SMALL: Config = {"resize": (24, 28), "image_size": None, "coreset_fraction": 1.0}
 SMALL_PADIM: Config = {"backbone": "gabor", "resize": (24, 28), "image_size": None, "num_dimensions": 8}
 GABOR = {"type": "PatchCore", "backbone": "gabor", **SMALL}
 

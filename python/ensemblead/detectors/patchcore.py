@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 _SCORES = ("max", "reweighted", "topk")
 _AGGREGATIONS = ("adaptive", "concat")
 _TOP_SHARE = 0.01
+# With fewer rows in the bank than this, leave-one-out thresholds lie far above fresh images' scores. It is
+# their number that matters, from however many images they come; CONTRIBUTING.md has the figures.
+_FEW_ROWS = 50
 
 
 @register("PatchCore")
@@ -51,7 +54,8 @@ class PatchCore(NetworkDetector):
         target_dim: length of an embedding (with "auto", at most what the layers give).
         aggregation: "adaptive" (the paper's implementation) or "concat" (averaged neighbourhoods, channels as
             they are).
-        coreset_fraction, index: see `MemoryBank`.
+        coreset_fraction, index: see `MemoryBank`. A bank of fewer than 50 rows gives `fit` a threshold that
+            is too high for many defects, and it warns; `calibrate` does not depend on that.
         num_neighbors: a patch's distance is the mean over so many nearest bank rows.
         score: "max": *squared* L2 distances, the image's score is the largest (the reference implementation).
             "reweighted": L2 distances, the largest one weighted by how alone its nearest bank row is (the
@@ -262,10 +266,12 @@ class _PatchCoreFitting(Fitting):
         self._bank = bank
         self._first = int(bank.images_.max()) + 1 if bank.is_fitted else 0
         self._held: list[_Held] = []
+        self._num_patches = 0
 
     def observe(self, embedded: Embedded, numbers: Sequence[int], sampled: Sequence[bool]) -> None:
         (patches,), (size,) = embedded.parts, embedded.sizes
         per_image = patches.shape[1] * patches.shape[2]
+        self._num_patches += len(patches) * per_image
         own = torch.tensor(numbers, dtype=torch.int64) + self._first
         self._bank.add(
             patches.reshape(-1, patches.shape[3]),
@@ -287,12 +293,15 @@ class _PatchCoreFitting(Fitting):
         return buffer + 4 * min(num_images, MAX_IMAGES) * rows * dims
 
     def finish(self, progress: Progress | None) -> list[NormalSample]:
-        bank = self._bank
+        bank, few = self._bank, False
         if bank.is_fitted:
             bank.extend()
         else:
             select = None if progress is None else (lambda done, total: progress("select", done, total))
             bank.fit(progress=select)
+            # Of a bank that has every distinct patch there are no more to be had.
+            wanted = int(self._num_patches * bank.coreset_fraction)
+            few = wanted <= len(bank) < min(_FEW_ROWS, self._num_patches)
         needed = self._detector.num_neighbors
         if len(bank) < needed:
             raise ValueError(
@@ -312,6 +321,14 @@ class _PatchCoreFitting(Fitting):
             warnings.warn(
                 "a single training image gives the statistics and the threshold, so they say nothing of how "
                 "much normal images differ; give more images, or call calibrate",
+                UserWarning,
+                stacklevel=4,
+            )
+        elif few:
+            warnings.warn(
+                f"the memory bank has only {len(bank)} rows, and an image that is scored without its own "
+                "finds no others in their place: the threshold is probably far too high; set a larger "
+                f"coreset_fraction or give more images, for {_FEW_ROWS} rows at least, or call calibrate",
                 UserWarning,
                 stacklevel=4,
             )
