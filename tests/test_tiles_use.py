@@ -133,6 +133,42 @@ def test_it_may_be_a_member(tmp_path: Path) -> None:
     np.testing.assert_array_equal(said.anomaly_score, parts.predict(BAD[:1]).anomaly_score)
 
 
+def test_ensembles_over_the_same_tiles_look_at_them_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    net, other = TinyNet(), TinyNet(1)
+    fused = ead.BackboneEnsemble([patchcore(net), patchcore(other)])
+    padim = ead.PaDiM(net, ("first",), num_dimensions=4, batch_size=3, device="cpu")
+    parts = [
+        tiled(patchcore(net), score="max"),
+        tiled(patchcore(net, resize=None), **FEW),  # other tiles
+        patchcore(net, resize=SIDE, image_size=None),
+        tiled(fused, shared=True),
+        tiled(padim, normalization="image"),
+    ]
+    ensemble = ead.BackboneEnsemble([parts[0], ead.BackboneEnsemble(parts[1:4]), parts[4]]).fit(TRAIN)
+    alone = [part.predict(BOTH) for part in parts]
+    shown: list[tuple[int, ...]] = []
+    run = FeatureExtractor.__call__
+
+    def counted(self: FeatureExtractor, images: torch.Tensor) -> list[torch.Tensor]:
+        shown.append((len(images), id(self.module)))
+        return run(self, images)
+
+    monkeypatch.setattr(FeatureExtractor, "__call__", counted)
+    (first, nested, last) = next(ensemble.predict_members(BOTH))
+    looks = {module: sum(n for n, own in shown if own == id(module)) for module in (net, other)}
+    count = len(first)  # of images in a batch
+    # Nine tiles for three ensembles, four for another, and the image; of the other network nine for one.
+    assert looks == {net: count * (9 + 4 + 1), other: count * 9}
+    for said, expected in ((first, alone[0]), (last, alone[4])):
+        np.testing.assert_allclose(said.anomaly_score, expected.anomaly_score[:count], rtol=1e-4)
+        np.testing.assert_allclose(said.anomaly_map, expected.anomaly_map[:count], rtol=1e-3, atol=1e-4)
+    scores = [
+        part.calibration_.standardize_scores(torch.from_numpy(own.anomaly_score)).numpy()
+        for part, own in zip(parts[1:4], alone[1:4], strict=True)
+    ]
+    np.testing.assert_allclose(nested.anomaly_score, np.mean(scores, 0)[:count], rtol=1e-3)
+
+
 def test_members_inside_and_outside_of_tiles_share_networks(tmp_path: Path) -> None:
     torch.save(_squeezenet().state_dict(), tmp_path / "w.pth")
     options: dict[str, Any] = {"weights": tmp_path / "w.pth", "coreset_fraction": 0.05, "device": "cpu"}

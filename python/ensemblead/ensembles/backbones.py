@@ -35,6 +35,7 @@ from ensemblead.ensembles.fusion import (
     fuse_scores,
 )
 from ensemblead.ensembles.presets import MISSION
+from ensemblead.ensembles.tiles import TiledEnsemble, score_together
 from ensemblead.errors import DamagedModelError
 from ensemblead.images import Geometry, ImageBatch
 from ensemblead.store import FolderReader, FolderWriter, register
@@ -229,6 +230,19 @@ class BackboneEnsemble(Detector):
         height, width = combined[0][1].shape[1:]
         device = combined[0][0].device
         return [(s.to(device), resize_maps(m.to(device), (height, width))) for s, m in combined]
+
+    def _score_leaves(self, embedded: Embedded) -> Iterator[Result]:
+        leaves, parties = self._leaves(), dict[Any, list[TiledEnsemble]]()
+        for leaf in leaves:
+            if isinstance(leaf, TiledEnsemble):
+                parties.setdefault(leaf._tiling(), []).append(leaf)
+        known: dict[int, Result] = {}
+        for i, leaf in enumerate(leaves):
+            own = embedded.leaves(slice(i, i + 1))
+            if isinstance(leaf, TiledEnsemble) and id(leaf) not in known:
+                party = parties[leaf._tiling()]
+                known |= zip(map(id, party), score_together(party, own), strict=True)
+            yield known.pop(id(leaf)) if id(leaf) in known else leaf._score(own)
 
     def _score_members(self, embedded: Embedded) -> list[Result]:
         return self._combine_members(list(self._score_leaves(embedded)))

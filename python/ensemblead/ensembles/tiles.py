@@ -6,7 +6,7 @@ Ensemble", arXiv 2403.04932.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -54,6 +54,10 @@ class TiledEnsemble(Leaf):
     the images once per such group; of the resized images, what fits a quarter of the budget (256 MiB at most)
     is kept in between, the others are decoded again. `predict` decodes once, holds one batch of tiles and the
     maps of one image (of several where the image has few tiles).
+
+    Several in one `BackboneEnsemble`, over the same tiles, share the passes of equal networks in `predict`;
+    in `fit` each makes its own, for its groups of locations differ. A `BackboneEnsemble` as the member shares
+    them in both.
 
     Args:
         member: an unfitted detector, cloned for every location: `PatchCore`, `PaDiM`, or a
@@ -178,41 +182,30 @@ class TiledEnsemble(Leaf):
         (self._calibration,) = calibrations
 
     def _score(self, embedded: Embedded) -> Result:
-        (pixels,), (size,) = embedded.parts, embedded.sizes
+        (result,) = score_together([self], embedded)
+        return result
+
+    def _frame_of(self, size: tuple[int, int]) -> TileFrame:
+        """That of the fit, if images of this size are what it was fitted for."""
         frame = self._fitted_frame()
         if size != frame.image_size:
             raise ValueError(
                 f"images must have the size that the ensemble was fitted for, {frame.image_size} with "
                 f"{frame.grid[0]} x {frame.grid[1]} tiles, got {size}; image_size=(h, w) resizes them"
             )
-        # Whole images go up once, as bytes; the tiles are cut there.
-        pixels = pixels.to(self._tile_network().device, non_blocking=True)
-        canvas = self._joiner(frame, self._units).canvas(len(pixels))
-        for number, images, tiles in self._tile_batches(pixels, frame):
-            canvas.put(number, images, self._members[0 if self.shared else number]._score(tiles))
-        return canvas.join()
+        return frame
 
-    def _tile_batches(self, pixels: torch.Tensor, frame: TileFrame) -> Iterator[tuple[int, slice, Embedded]]:
-        """All tiles of images `[B, 3, H, W]`, embedded: their number, whose they are, and what the member
-        sees of them.
-        """
-        network, count = self._tile_network(), self.member.batch_size
-        places = [(number, image) for number in range(len(frame)) for image in range(len(pixels))]
-        for start in range(0, len(places), count):
-            chosen = places[start : start + count]
-            embedded = network.embed(torch.stack([frame.cut(pixels[image], n) for n, image in chosen]))
-            done = 0
-            for number, run in groupby(chosen, lambda place: place[0]):
-                images = [image for _, image in run]
-                tiles = embedded.images(slice(done, done + len(images)))
-                yield number, slice(images[0], images[-1] + 1), tiles
-                done += len(images)
+    def _tiling(self) -> Hashable:
+        """Fitted ensembles for which this is equal look at the same tiles, on the same device."""
+        return self.geometry, self._fitted_frame(), self._network_leaves()[0]._network().device
 
-    def _tile_network(self) -> TileNetwork:
-        reader = self._members[0] if self._members else self.member
-        if self._tiles is None or not self._tiles.serves(reader):
-            share_networks(self._network_leaves())
-            self._tiles = TileNetwork(reader)
+    def _tile_network(self, others: Sequence[TiledEnsemble] = ()) -> TileNetwork:
+        """For one's own members and those of others, in this order."""
+        party = (self, *others)
+        readers = [one._members[0] if one._members else one.member for one in party]
+        if self._tiles is None or not self._tiles.serves(readers):
+            share_networks([leaf for one in party for leaf in one._network_leaves()])
+            self._tiles = TileNetwork(readers)
         return self._tiles
 
     def _frame_for(self, size: tuple[int, int]) -> TileFrame:
@@ -280,6 +273,43 @@ class TiledEnsemble(Leaf):
 
     def _folder(self, number: int, frame: TileFrame) -> str:
         return "member" if self.shared else _tile_name(number, frame)
+
+
+def score_together(ensembles: Sequence[TiledEnsemble], embedded: Embedded) -> list[Result]:
+    """What ensembles over the same tiles say of images that are given as for one of them: a batch of tiles
+    goes through a network once for all.
+    """
+    (pixels,), (size,) = embedded.parts, embedded.sizes
+    first, *others = ensembles
+    frame, network = first._frame_of(size), first._tile_network(others)
+    # Whole images go up once, as bytes; the tiles are cut there.
+    pixels = pixels.to(network.device, non_blocking=True)
+    canvases = [one._joiner(frame, one._units).canvas(len(pixels)) for one in ensembles]
+    batch_size = min(one.member.batch_size for one in ensembles)
+    for number, images, tiles in _tile_batches(network, pixels, frame, batch_size):
+        start = 0
+        for one, canvas in zip(ensembles, canvases, strict=True):
+            member = one._members[0 if one.shared else number]
+            span = slice(start, start + len(member._leaves()))
+            canvas.put(number, images, member._score(tiles.leaves(span)))
+            start = span.stop
+    return [canvas.join() for canvas in canvases]
+
+
+def _tile_batches(
+    network: TileNetwork, pixels: torch.Tensor, frame: TileFrame, batch_size: int
+) -> Iterator[tuple[int, slice, Embedded]]:
+    """All tiles of images `[B, 3, H, W]`, embedded: number, whose they are, and what is seen of them."""
+    places = [(number, image) for number in range(len(frame)) for image in range(len(pixels))]
+    for start in range(0, len(places), batch_size):
+        chosen = places[start : start + batch_size]
+        embedded = network.embed(torch.stack([frame.cut(pixels[image], n) for n, image in chosen]))
+        done = 0
+        for number, run in groupby(chosen, lambda place: place[0]):
+            images = [image for _, image in run]
+            tiles = embedded.images(slice(done, done + len(images)))
+            yield number, slice(images[0], images[-1] + 1), tiles
+            done += len(images)
 
 
 def _tile_name(number: int, frame: TileFrame) -> str:
