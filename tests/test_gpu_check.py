@@ -8,9 +8,11 @@ import importlib.util
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
+import time
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -128,6 +130,7 @@ def test_a_run_in_which_all_passed(
         ("steps.tsv", "tests\t1\t80\t180\n", "tests: failed with status 1"),
         ("steps.tsv", "memcheck\tno time left\t0\t0\n", "memcheck: no time left"),
         ("steps.tsv", "", "no step was run"),
+        ("started", "tests\nbench_memory\nbench_gone\n", "bench_gone: never ended"),
         ("results/tiling.json", '{"runs": {}, "rows": [], "timings": []}', "benchmarks: no figures"),
     ],
 )
@@ -288,3 +291,43 @@ def test_a_step_out_of_time_keeps_what_it_has(tools: Path, tmp_path: Path, step:
         one for one in check["steps"] if one["name"] == step
     ).items()
     assert (tmp_path / "kept").read_text() == "so far"
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+def test_no_step_outlives_it(tools: Path, tmp_path: Path, how: signal.Signals) -> None:
+    _program(tools, "nvidia-smi", "echo 'NVIDIA Imaginary, 1.2, 7.5, 1 MiB'")
+    _program(tools, "cmake", "exit 0")
+    begun = tmp_path / "begun"
+    begun.mkdir()
+    # One beside the others, one in turn, and compute-sanitizer, after whose first use there is a second.
+    slow = f'echo $$ >"{begun}/$$"; exec {shutil.which("sleep")} 60'
+    _program(
+        tools,
+        "python",
+        f'case "$*" in *bench_memory.py*|*--junitxml=*tests.xml*) {slow} ;;\n'
+        f'"-c import sys"*) exec {sys.executable} "$@" ;; esac\nexit 0',
+    )
+    _program(tools, "compute-sanitizer", slow)
+    environment = {**os.environ, "PATH": str(tools), "PYTHON": str(tools / "python"), "TMPDIR": str(tmp_path)}
+    # A process group of its own, whose leader does not ignore SIGINT.
+    check = subprocess.Popen(
+        ["bash", str(CHECK), str(tmp_path / "gpu.json")],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    deadline = time.monotonic() + 60
+    while len(list(begun.iterdir())) < 3 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    processes = [int(one.name) for one in begun.iterdir()]
+    assert len(processes) == 3
+    check.send_signal(how)
+    assert check.wait(30) == 128 + how
+    for process in processes:
+        with pytest.raises(ProcessLookupError):
+            os.kill(process, 0)
+    assert len(list(begun.iterdir())) == 3  # nothing else was begun
+    assert not (tmp_path / "gpu.json").exists()
+    assert not list(tmp_path.glob("tmp.*"))

@@ -36,8 +36,25 @@ fi
 capability="$(cut -d, -f3 <<<"$gpu" | tr -d ' .')"
 
 work="$(mktemp -d)"
-trap 'rm -rf "$work"' EXIT
-mkdir -p "$work/logs" "$work/results"
+mkdir -p "$work/logs" "$work/results" "$work/running"
+
+# Whatever ends this script ends its steps, also those in the background: a GPU is not left busy.
+finish() {
+  local one
+  : >"$work/stopped"
+  for one in "$work/running"/*; do
+    if [[ -f "$one" ]]; then kill -TERM "$(<"$one")" 2>/dev/null; fi
+  done
+  wait
+  rm -rf "$work"
+}
+trap finish EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+# Whoever starts in the background finds SIGINT ignored, and would hand that down. (Before coreutils 8.31 `env` cannot
+# help it: there a step that is out of time is killed after ten seconds more.)
+interruptible=(env)
+if env --default-signal=INT "$BASH" -c : 2>/dev/null; then interruptible+=(--default-signal=INT); fi
 printf '%s\n' "$gpu" >"$work/gpu.csv"
 
 # step NAME LIMIT COMMAND...: its output to a log, its outcome to steps.tsv. Out of time, it is interrupted as by
@@ -50,13 +67,18 @@ step() {
     return
   fi
   if ((left < limit)); then limit=$left; fi
+  if [[ -e "$work/stopped" ]]; then return; fi
+  printf '%s\n' "$name" >>"$work/started"
   if ((limit < 1)); then
     status="no time left"
   else
     printf '==> %s (at %ss, limit %ss)\n' "$name" "$SECONDS" "$limit"
-    # Whoever starts in the background finds SIGINT ignored, and would hand that down.
-    timeout --signal=INT --kill-after=10 "$limit" env --default-signal=INT "$@" >"$work/logs/$name.log" 2>&1 </dev/null
+    # In the background and waited for: a signal to this script is not kept until the step ends.
+    timeout --signal=INT --kill-after=10 "$limit" "${interruptible[@]}" "$@" >"$work/logs/$name.log" 2>&1 </dev/null &
+    echo $! >"$work/running/$name"
+    wait $!
     status=$?
+    rm -f "$work/running/$name"
   fi
   printf '%s\t%s\t%s\t%s\n' "$name" "$status" "$((SECONDS - started))" "$limit" >>"$work/steps.tsv"
   if [[ "$status" != 0 ]]; then
@@ -67,8 +89,9 @@ step() {
   fi
 }
 
-# What other versions of the same packages deprecate or recommend is no concern of this check; other warnings stay
-# errors.
+# What other versions of the same packages deprecate or recommend is no concern of this check. torch and CuPy recommend by
+# UserWarnings, and this library warns by them: what it warns of where it should not fails where the same tests run
+# without a GPU. Other warnings stay errors.
 pytest=("$python" -m pytest -q --tb=short -p no:cacheprovider -W default::DeprecationWarning
   -W default::PendingDeprecationWarning -W default::FutureWarning -W default::UserWarning)
 export PYTHONPATH="$PWD/python${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1 ENSEMBLEAD_REQUIRE_CUDA=1
@@ -107,10 +130,12 @@ if [[ -n "$dry_run" ]]; then
   bench memory 180
 else
   untimed &
+  beside=($!)
   bench memory 180 &
+  beside+=($!)
 fi
 step tests 180 env OMP_NUM_THREADS=2 "${pytest[@]}" -p no:benchmark "${parallel[@]}" --junitxml="$work/tests.xml" tests
-wait
+if [[ -z "$dry_run" ]]; then wait "${beside[@]}"; fi
 # What is timed has the machine to itself.
 for name in coreset patches tiling patchcore; do bench "$name" 90; done
 

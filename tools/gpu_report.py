@@ -51,6 +51,13 @@ def steps(work: Path) -> list[dict[str, Any]]:
     return found
 
 
+def never_ended(work: Path) -> list[str]:
+    """The steps that were started and have left no line in steps.tsv."""
+    path = work / "started"
+    ended = {one["name"] for one in steps(work)}
+    return [name for name in (path.read_text().split() if path.exists() else []) if name not in ended]
+
+
 def tests(path: Path) -> dict[str, Any]:
     """Counts of a pytest run, the reasons of its skips and the names of its failures, from its JUnit file."""
     if not path.exists():
@@ -159,6 +166,7 @@ def report(work: Path) -> dict[str, Any]:
     measured = figures(work)
     info = work / "logs" / "info.log"
     problems = [f"{one['name']}: {one['outcome']}" for one in ran if one["outcome"] != "passed"]
+    problems += [f"{name}: never ended" for name in never_ended(work)]
     problems += [] if ran else ["no step was run"]
     problems += [] if suite["ran"] else ["tests: not run"]
     for tool, found in sanitizers.items():
