@@ -16,6 +16,7 @@ from ensemblead.detectors.base import Detector, Embedded, Fitting, Progress, Res
 from ensemblead.detectors.calibration import DEFAULT_RATE, MAX_IMAGES, ImageDigest, NormalSample
 from ensemblead.ensembles.tile_frame import Joiner, TileFrame, Units, unvaried
 from ensemblead.heap import return_free_memory
+from ensemblead.images import replay
 
 if TYPE_CHECKING:
     from ensemblead.ensembles.tiles import TiledEnsemble
@@ -68,7 +69,7 @@ class TiledFitting(Fitting):
         return [math.ceil((len(self._known_frame()) - self._places.stop) / self._group_size)]
 
     def replay_bytes(self) -> int:
-        return int(self._ensemble.memory_budget * _REPLAY_SHARE)
+        return min(replay.REPLAY_BYTES, int(self._ensemble.memory_budget * _REPLAY_SHARE))
 
     def end_pass(self, progress: Progress | None) -> None:
         self._finish_group(progress)

@@ -79,8 +79,9 @@ class TiledEnsemble(Leaf):
             the guarantee of `calibrate` is exact.
         shared: one detector for all locations, fitted on the tiles of all of them. Its leave-one-out
             statistics come from as many images as fit a third of `memory_budget`.
-        memory_budget: bytes of embeddings and of resized images held at once in `fit`; besides them there are
-            the network, one batch of tiles, and the banks.
+        memory_budget: bytes of embeddings, and of resized images for further passes, held at once in `fit`;
+            besides them there are the network, one batch of tiles, the banks, and some images decoded ahead
+            (three and one per core, at most 11, where an image fills a batch of tiles).
 
     Attributes after `fit`: `members_`, a detector per location in row-major order (one if shared);
     `tile_grid_`, their rows and columns; `calibration_`, `threshold_` of the joined scores.
