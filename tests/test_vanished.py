@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,63 @@ def test_a_suite_skips_what_is_gone_and_measures_it_when_it_is_back(tmp_path: Pa
     assert not cell.reused
     assert cell.finished is not None
     assert cell.finished.row.num_normal == 5
+
+
+def quick_suite(*roots: Path, **settings: Any) -> Suite:
+    return Suite.parse(
+        {
+            "bootstrap": 0,
+            "device": "cpu",
+            "detectors": [{**GABOR, "layers": ["layer1"], "coreset_fraction": 0.2}],
+            "datasets": [{"type": "MVTecAD", "root": str(root)} for root in roots],
+            **settings,
+        }
+    )
+
+
+def test_what_was_measured_while_a_file_was_away_is_not_reused(tmp_path: Path) -> None:
+    root = draw_category(tmp_path / "part", 0)
+    suite, out = quick_suite(root, errors="skip"), tmp_path / "out"
+    image, away = root / "test/good/2.png", tmp_path / "away.png"
+
+    def take_away(*_: object) -> None:
+        if image.exists():
+            image.rename(away)
+
+    with pytest.warns(UserWarning, match="files changed while this was measured"):
+        (cell,) = run(suite, out, progress=take_away).cells
+    assert cell.finished is not None
+    assert (cell.key, cell.finished.row.num_normal) == ("", 4)
+    assert any("files changed" in line for line in cell.finished.warnings)
+    (page,) = (out / "reports").iterdir()
+    assert "files changed" in page.read_text()
+    away.rename(image)  # its time of change goes with it
+    (cell,) = run(suite, out).cells
+    assert not cell.reused
+    assert cell.finished is not None
+    assert cell.finished.row.num_normal == 5
+    assert "files changed" not in page.read_text()
+    assert [again.reused for again in run(suite, out).cells] == [True]
+
+
+def test_a_file_that_is_gone_after_its_cell_is_no_failure(tmp_path: Path) -> None:
+    root = draw_category(tmp_path / "part", 0)
+
+    def take_away(_: Any, stage: str, done: int, total: int) -> None:
+        if (stage, done) == ("evaluate", total):
+            (root / "train/good/2.png").unlink()
+
+    with pytest.warns(UserWarning, match="files changed while this was measured"):
+        (cell,) = run(quick_suite(root), tmp_path / "out", progress=take_away).cells
+    assert (cell.status, cell.key) == ("done", "")
+    assert not (tmp_path / "out/cells").exists()
+
+
+def test_a_file_that_changes_before_its_cell_counts_as_it_is_then(tmp_path: Path) -> None:
+    roots = [draw_category(tmp_path / name, seed) for seed, name in enumerate(("bolt", "nut"))]
+    suite, out = quick_suite(*roots), tmp_path / "out"
+    run(suite, out, on_result=lambda _: os.utime(roots[1] / "test/good/2.png", (1, 1)))
+    assert [cell.reused for cell in run(suite, out).cells] == [True, True]
 
 
 def test_a_mask_that_is_gone_is_not_skipped(category: Category, tmp_path: Path) -> None:

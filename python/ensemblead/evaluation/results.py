@@ -48,7 +48,8 @@ class CellResult:
 
     Attributes:
         detector, dataset, category: Their names.
-        key: The hash that it is kept under; "" before it is known.
+        key: The hash that it is kept under; "" before it is known, and if it is not kept, because files
+            changed while it was measured.
         finished: What was measured; None if it failed or was not run yet.
         failure: Why it failed; None if it did not.
         reused: Whether an earlier run measured it.
@@ -159,7 +160,7 @@ class SuiteResults:
             # Not whether cells are reused: a page may be of another configuration, whose cells are there too.
             gallery = self.suite.settings.gallery
             report.settings["cells"] = shown = _shown_cells(detector, dataset, own, gallery)
-            if not path.exists() or page_cells(path) != shown:
+            if not shown or not path.exists() or page_cells(path) != shown:
                 report.to_html(path, max_images=gallery)
             paths.append(path)
         return paths
@@ -227,8 +228,10 @@ class SuiteResults:
 
 def _shown_cells(detector: str, dataset: str, cells: Sequence[CellResult], gallery: int) -> str:
     """A hash of what a page shows: which cells there are, which of them are done, under which keys, and how
-    many images.
+    many images. "" if one of them has no key: nothing tells it from the next.
     """
+    if any(cell.finished is not None and not cell.key for cell in cells):
+        return ""
     known = [(cell.category, cell.key if cell.finished is not None else "") for cell in cells]
     return hashlib.sha256(json.dumps([__version__, detector, dataset, known, gallery]).encode()).hexdigest()
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ensemblead.configuration import Source
+from ensemblead.errors import UnreadableImageError
 
 from .categories import Category
 from .cells import CellStore, Finished, cell_key
@@ -44,7 +45,8 @@ def run(
     detector on every data set. A cell that is there already, under the same
     configuration, data and version of the library, is not run again: an interrupted run is resumed by calling
     this again, and after a change only what it concerns is run. A cell that fails is recorded, the others go
-    on, and the next run tries it again. Errors of the configuration, of the data sets' folders and of
+    on, and the next run tries it again; so it does with one whose files change while it is measured, which
+    is reported and not kept. Errors of the configuration, of the data sets' folders and of
     networks that cannot be had are raised before the first cell is run.
 
     Args:
@@ -80,9 +82,9 @@ def run(
     for i in waiting:
         runner = _CellRun(cells[i], suite, results.cells[i], on_image, progress)
         results.cells[i] = runner.execute()
-        finished = results.cells[i].finished
-        if finished is not None:
-            store.save(cells[i], keys[i], finished)
+        key, finished = results.cells[i].key, results.cells[i].finished
+        if finished is not None and key:
+            store.save(cells[i], key, finished)
         results.write(folder)
         runner.tell()
         if on_result is not None:
@@ -150,6 +152,8 @@ class _CellRun:
 
     def execute(self) -> CellResult:
         """The cell's result; its failure, whatever it is, becomes part of it."""
+        # Anew: the cells before this one may have taken hours.
+        self._result = replace(self._result, key=self._key())
         reset_peak_memory()
         try:
             with self._listening():
@@ -159,12 +163,23 @@ class _CellRun:
         except Exception as error:
             trace = "".join(traceback.format_exception(error))
             return replace(self._result, failure=Failure(type(error).__name__, str(error), trace))
+        if not self._result.key or self._key() != self._result.key:
+            # Nobody knows which of the files' states was measured, so it belongs under no key.
+            self._result = replace(self._result, key="")
+            self._lines.append("files changed while this was measured: it is not kept, run again to keep it")
         name = self._cell.category.name
         own = [line.removeprefix(f"{name}: ") for line in report.warnings]
         # What evaluate warned of is in its report; what is left was said while fitting.
         others = [line for line in self._lines if line not in report.warnings]
         remarks = tuple(dict.fromkeys([*others, *own]))
         return replace(self._result, finished=Finished(report.rows[0], report.details[name], remarks))
+
+    def _key(self) -> str:
+        """By the files as they are now; "" if one that must be there is not."""
+        try:
+            return cell_key(self._cell, self._settings)
+        except (OSError, UnreadableImageError):
+            return ""
 
     def tell(self) -> None:
         """Issue the warnings of the cell, its name in front."""
