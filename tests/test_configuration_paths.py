@@ -125,6 +125,20 @@ def test_those_on_the_command_line_are_relative_to_the_working_directory(bench: 
     assert "no such weights file: weights/none.pt" in outcome.stderr
 
 
+def test_a_linked_folder_has_the_parent_of_the_folder_itself(bench: Path) -> None:
+    os.symlink(bench / "suites", "linked")
+    (bench / "suites/s.json").write_text(json.dumps({**suite(), "detectors": [GABOR]}))
+    straight, linked = (Suite.read(folder / "s.json") for folder in (bench / "suites", Path("linked")))
+    assert linked.datasets["part"].train == straight.datasets["part"].train
+    # Names are kept where they lead to the same place.
+    os.symlink(bench / "data", bench / "suites/pictures")
+    source = read_source("linked/s.json")
+    assert source.place("pictures/part") == os.path.abspath("linked/pictures/part")
+    assert source.place("./none/../x") == os.path.abspath("linked/x")
+    assert source.place("pictures/../weights/none.pt") == str(bench / "weights/none.pt")
+    assert source.place("..") == str(bench)
+
+
 def test_a_source_knows_its_folder(bench: Path) -> None:
     (bench / "c.json").write_text("{}")
     source = read_source(os.path.relpath(bench / "c.json"))

@@ -42,8 +42,16 @@ class Source:
     folder: str | None = None
 
     def place(self, path: str) -> str:
-        """A path that the configuration holds, as the program can use it."""
-        return path if self.folder is None else os.path.normpath(os.path.join(self.folder, path))
+        """A path that the configuration holds, as the program can use it.
+
+        Without `..`, whose parent is that of the folder itself where a link to it is gone through, as it is
+        for whatever opens files.
+        """
+        if self.folder is None:
+            return path
+        joined = os.path.join(self.folder, path)
+        plain, real = os.path.normpath(joined), os.path.realpath(joined)
+        return plain if os.path.realpath(plain) == real else real
 
     def where(self, path: KeyPath) -> str:
         """The place of a key for a message: `file, line 3: detectors[0].seed`."""
