@@ -65,9 +65,19 @@ def test_evaluate_skips_what_is_gone(category: Category) -> None:
     of(category, "test/good/0.png").unlink()
     with pytest.warns(UserWarning, match=r"1 image\(s\) were not predicted") as caught:
         report = evaluate(Careful(), category, bootstrap=0, errors="skip")
-    assert "part: 1 training image(s) are gone, the first is " in str(caught[0].message)
+    assert "part: 1 training image(s) are gone or cannot be read, the first is " in str(caught[0].message)
     assert len(report.details["part"].images) == len(category.test) - 1
     assert len(report.details["part"].duplicates) == 1
+
+
+def test_training_files_that_cannot_be_read_are_counted(category: Category) -> None:
+    first, second = (of(category, f"train/good/{number}.png") for number in (0, 2))
+    first.unlink()
+    first.mkdir()
+    second.write_text("no image, and of a size that no test image has")
+    assert category.unreadable() == [str(first), str(second)]
+    with pytest.warns(UserWarning, match=rf"2 training image\(s\) are gone or .* the first is {first}"):
+        evaluate(Careful(), category, bootstrap=0, errors="skip")
 
 
 def test_a_suite_skips_what_is_gone_and_measures_it_when_it_is_back(tmp_path: Path) -> None:
@@ -89,7 +99,7 @@ def test_a_suite_skips_what_is_gone_and_measures_it_when_it_is_back(tmp_path: Pa
     (cell,) = results.cells
     assert cell.finished is not None
     assert cell.finished.row.num_normal == 4
-    assert any("1 training image(s) are gone" in line for line in cell.finished.warnings)
+    assert any("1 training image(s) are gone or" in line for line in cell.finished.warnings)
     assert all(cell.reused for cell in run(careful, tmp_path / "out").cells)
     for seed, place in enumerate(("train/good/2.png", "test/good/2.png")):
         draw(root / place, 70 + seed)

@@ -72,6 +72,12 @@ class Category:
         pairs = ((by_hash.get(digest), sample) for sample, digest in hashed)
         return [(path, sample) for path, sample in pairs if path is not None]
 
+    def unreadable(self) -> list[str]:
+        """Training files that are gone or no images by their headers: those that `duplicates` passes over with
+        "skip", and that a fit leaves out.
+        """
+        return [path for path in self.train if not _has_header(path)]
+
     def check_masks(self, errors: Errors = "raise") -> None:
         """Read the headers of all test images that have a mask, and of the masks.
 
@@ -156,6 +162,14 @@ def file_fact(find: Callable[[str], T], path: str, errors: Errors) -> T | None:
         if isinstance(error, FileNotFoundError):
             raise FileNotFoundError(f"no such image: {path}") from None
         raise UnreadableImageError(f"cannot read image {path}: {error}") from error
+
+
+def _has_header(path: str) -> bool:
+    try:
+        upright_size(path)
+    except (UnreadableImageError, FileNotFoundError):
+        return False
+    return True
 
 
 def _sha256(path: str) -> str:

@@ -102,7 +102,7 @@ def evaluate(
             Beyond it their error is bounded and stated in `Report.details`, and a warning says so.
         errors: "raise" stops at a test image that cannot be read; "skip" leaves it out of all metrics, and a
             warning counts such images and names the first. The same holds for training images that are gone
-            when they are looked at for duplicates.
+            or whose header cannot be read.
         gallery: How many images per category to keep a small copy of the map of, for `Report.to_html`: errors
             first, then normal images with high scores and defective ones with low scores; 0 for none.
         on_image: Called for every test image as it is scored: to save maps, to draw, to log to a tracker.
@@ -178,9 +178,9 @@ def _evaluate_category(
             f"{len(duplicates)} test image(s) are also training images, byte for byte, "
             f"the first is {duplicates[0][1]}"
         )
-    gone = [path for path in category.train if not os.path.exists(path)]
-    if gone:
-        notes.append(f"{len(gone)} training image(s) are gone, the first is {gone[0]}")
+    lost = category.unreadable() if options.errors == "skip" else []
+    if lost:
+        notes.append(f"{len(lost)} training image(s) are gone or cannot be read, the first is {lost[0]}")
     batches, minmax = _batches(detector, category, options)
     if minmax:
         notes.append('fusion="minmax" scales scores and maps over the test set: the results looked at it')
