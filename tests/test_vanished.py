@@ -70,14 +70,17 @@ def test_evaluate_skips_what_is_gone(category: Category) -> None:
     assert len(report.details["part"].duplicates) == 1
 
 
-def test_training_files_that_cannot_be_read_are_counted(category: Category) -> None:
+def test_training_files_that_cannot_be_read_are_counted(category: Category, tmp_path: Path) -> None:
     first, second = (of(category, f"train/good/{number}.png") for number in (0, 2))
     first.unlink()
     first.mkdir()
     second.write_text("no image, and of a size that no test image has")
     assert category.unreadable() == [str(first), str(second)]
     with pytest.warns(UserWarning, match=rf"2 training image\(s\) are gone or .* the first is {first}"):
-        evaluate(Careful(), category, bootstrap=0, errors="skip")
+        report = evaluate(Careful(), category, bootstrap=0, errors="skip")
+    assert report.rows[0].num_train == 1
+    report.to_html(tmp_path / "report.html")
+    assert "1 training images" in (tmp_path / "report.html").read_text()
 
 
 def test_a_suite_skips_what_is_gone_and_measures_it_when_it_is_back(tmp_path: Path) -> None:
@@ -98,7 +101,7 @@ def test_a_suite_skips_what_is_gone_and_measures_it_when_it_is_back(tmp_path: Pa
         results = run(careful, tmp_path / "out")
     (cell,) = results.cells
     assert cell.finished is not None
-    assert cell.finished.row.num_normal == 4
+    assert (cell.finished.row.num_train, cell.finished.row.num_normal) == (2, 4)
     assert any("1 training image(s) are gone or" in line for line in cell.finished.warnings)
     assert all(cell.reused for cell in run(careful, tmp_path / "out").cells)
     for seed, place in enumerate(("train/good/2.png", "test/good/2.png")):
@@ -106,7 +109,7 @@ def test_a_suite_skips_what_is_gone_and_measures_it_when_it_is_back(tmp_path: Pa
     (cell,) = run(careful, tmp_path / "out").cells
     assert not cell.reused
     assert cell.finished is not None
-    assert cell.finished.row.num_normal == 5
+    assert (cell.finished.row.num_train, cell.finished.row.num_normal) == (3, 5)
 
 
 def quick_suite(*roots: Path, **settings: Any) -> Suite:

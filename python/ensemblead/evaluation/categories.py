@@ -73,8 +73,8 @@ class Category:
         return [(path, sample) for path, sample in pairs if path is not None]
 
     def unreadable(self) -> list[str]:
-        """Training files that are gone or no images by their headers: those that `duplicates` passes over with
-        "skip", and that a fit leaves out.
+        """Training files that are gone, or whose header cannot be read: `duplicates` passes over them with
+        "skip", and a fit leaves them out.
         """
         return [path for path in self.train if not _has_header(path)]
 

@@ -102,7 +102,7 @@ def evaluate(
             Beyond it their error is bounded and stated in `Report.details`, and a warning says so.
         errors: "raise" stops at a test image that cannot be read; "skip" leaves it out of all metrics, and a
             warning counts such images and names the first. The same holds for training images that are gone
-            or whose header cannot be read.
+            or whose header cannot be read; `num_train` is without them.
         gallery: How many images per category to keep a small copy of the map of, for `Report.to_html`: errors
             first, then normal images with high scores and defective ones with low scores; 0 for none.
         on_image: Called for every test image as it is scored: to save maps, to draw, to log to a tracker.
@@ -198,7 +198,7 @@ def _evaluate_category(
     own = None if minmax else getattr(detector, "threshold_", None)
     row = Row(
         category.name,
-        num_train=len(category.train),
+        num_train=len(category.train) - len(lost),
         num_normal=sum(not image.label for image in run.images),
         num_anomalous=sum(image.label for image in run.images),
         threshold=NAN if own is None else float(own),
