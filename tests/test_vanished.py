@@ -13,6 +13,7 @@ pytest.importorskip("torch")
 
 from ensemblead.errors import UnreadableImageError
 from ensemblead.evaluation import Category, MVTecAD, Suite, evaluate, run
+from ensemblead.images import read_mask
 
 GABOR = {"type": "PatchCore", "backbone": "gabor", "resize": (24, 28), "image_size": None}
 
@@ -178,5 +179,12 @@ def test_a_mask_that_is_gone_is_not_skipped(category: Category, tmp_path: Path) 
     suite = Suite.parse(config)
     mask = next(one.mask_path for one in category.test if one.mask_path)
     Path(mask).unlink()
-    with pytest.raises(FileNotFoundError, match=f"no such image: {mask}"):
+    with pytest.raises(FileNotFoundError, match=f"^no such mask: {mask}$"):
         run(suite, tmp_path / "out")
+    with pytest.raises(FileNotFoundError, match=f"^no such mask: {mask}$"):
+        evaluate(Careful(), category, errors="skip")
+    with pytest.raises(FileNotFoundError, match=f"^no such mask: {mask}$"):
+        read_mask(mask)
+    Path(mask).write_text("no image")
+    with pytest.raises(UnreadableImageError, match=f"^cannot read mask {mask}: "):
+        category.check_masks()

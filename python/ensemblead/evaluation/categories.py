@@ -91,7 +91,7 @@ class Category:
         for sample in self.test:
             if sample.mask_path is None:
                 continue
-            size = upright_size(sample.mask_path)
+            size = upright_size(sample.mask_path, "mask")
             try:
                 expected = upright_size(sample.path)
             except (UnreadableImageError, FileNotFoundError):
@@ -149,10 +149,11 @@ class Dataset:
         return tuple(note for category in self.categories for note in category.notes)
 
 
-def file_fact(find: Callable[[str], T], path: str, errors: Errors) -> T | None:
+def file_fact(find: Callable[[str], T], path: str, errors: Errors, what: str = "image") -> T | None:
     """`find(path)` of an image file; None for one that is gone or cannot be read, if those are skipped.
 
-    Raises FileNotFoundError or UnreadableImageError, as decoding it would, if they are not.
+    Raises FileNotFoundError or UnreadableImageError, as decoding it would, if they are not; they call the
+    file what it is ("mask").
     """
     try:
         return find(path)
@@ -160,8 +161,8 @@ def file_fact(find: Callable[[str], T], path: str, errors: Errors) -> T | None:
         if errors == "skip":
             return None
         if isinstance(error, FileNotFoundError):
-            raise FileNotFoundError(f"no such image: {path}") from None
-        raise UnreadableImageError(f"cannot read image {path}: {error}") from error
+            raise FileNotFoundError(f"no such {what}: {path}") from None
+        raise UnreadableImageError(f"cannot read {what} {path}: {error}") from error
 
 
 def _has_header(path: str) -> bool:

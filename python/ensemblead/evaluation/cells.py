@@ -90,7 +90,7 @@ def _category_identity(category: Category, errors: Errors) -> Any:
                 sample.label,
                 sample.defect_type,
                 # Masks are not skipped.
-                None if sample.mask_path is None else file_fact(_file_identity, sample.mask_path, "raise"),
+                sample.mask_path and file_fact(_file_identity, sample.mask_path, "raise", "mask"),
             ]
             for sample in category.test
         ],

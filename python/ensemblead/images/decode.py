@@ -49,31 +49,31 @@ def read_mask(path: str | os.PathLike[str]) -> npt.NDArray[np.bool_]:
 
     A palette image is judged by its indices, as segmentation masks are written. Errors as `read_image`.
     """
-    with _open(path) as image:
+    with _open(path, "mask") as image:
         pixels = np.asarray(image.convert("RGB") if image.mode in _ALPHA_MODES else image)
     return np.asarray(pixels.any(axis=2) if pixels.ndim == 3 else pixels != 0, dtype=np.bool_)
 
 
-def upright_size(path: str | os.PathLike[str]) -> tuple[int, int]:
+def upright_size(path: str | os.PathLike[str], what: str = "image") -> tuple[int, int]:
     """(H, W) of an image turned upright by its EXIF orientation, from its header alone. Errors as
-    `read_image`.
+    `read_image`; they call the file what it is ("mask").
     """
     try:
         with Image.open(path) as image:
             width, height = image.size
             turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
     except FileNotFoundError:
-        raise FileNotFoundError(f"no such image: {path}") from None
+        raise FileNotFoundError(f"no such {what}: {path}") from None
     except Exception as error:  # as in _open
-        raise UnreadableImageError(f"cannot read image {path}: {error}") from error
+        raise UnreadableImageError(f"cannot read {what} {path}: {error}") from error
     return (width, height) if turned else (height, width)
 
 
 class _open:  # noqa: N801 - a context manager used as a function
     """The decoded, upright image; whatever goes wrong inside becomes an error that names the file."""
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+    def __init__(self, path: str | os.PathLike[str], what: str = "image") -> None:
+        self.path, self.what = Path(path), what
         self.image: Image.Image | None = None
 
     def __enter__(self) -> Image.Image:
@@ -84,11 +84,11 @@ class _open:  # noqa: N801 - a context manager used as a function
                 # exif_transpose returns a copy only if it turned something; the file is closed either way.
                 self.image = upright if upright is not image else image.copy()
         except FileNotFoundError:
-            raise FileNotFoundError(f"no such image: {self.path}") from None
+            raise FileNotFoundError(f"no such {self.what}: {self.path}") from None
         except Exception as error:
             # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error and more on damaged
             # files.
-            raise UnreadableImageError(f"cannot read image {self.path}: {error}") from error
+            raise UnreadableImageError(f"cannot read {self.what} {self.path}: {error}") from error
         return self.image
 
     def __exit__(self, *_: object) -> None:
