@@ -42,19 +42,16 @@ def run(
 
     Each finished cell (a detector on a category) is written to `out/cells` at once, and `out/results.csv`,
     `results.json` and `results.md` are written anew; at the end there is an `out/reports/*.html` for every
-    detector on every data set. A cell that is there already, under the same
-    configuration, data and version of the library, is not run again: an interrupted run is resumed by calling
-    this again, and after a change only what it concerns is run. A cell that fails is recorded, the others go
-    on, and the next run tries it again; so it does with one whose files change while it is measured, which
-    is reported and not kept. Errors of the configuration, of the data sets' folders and of
-    networks that cannot be had are raised before the first cell is run.
+    detector on every data set. A cell that is there already, under the same configuration, data and version
+    of the library, is not run again: an interrupted run is resumed by calling this again, and after a change
+    only what it concerns is run. A cell that fails is recorded, the others go on, and the next run tries it
+    again; so it does with one whose files change while it is measured, which is reported and not kept. Errors
+    of the configuration, the data sets' folders and networks that cannot be had come before the first cell.
 
     Args:
-        configuration: A `Suite`, a mapping of its form, or a YAML or JSON file (read or not); see
-            `evaluation.suite`.
+        configuration: A `Suite`, a mapping of its form, or a YAML or JSON file; see `evaluation.suite`.
         out: The folder to write to.
-        on_image: Called with the cell and each test image as it is scored. What the hooks raise is not the
-            cell's failure and ends the run.
+        on_image: Called with the cell and each test image as it is scored. What the hooks raise ends the run.
         on_result: Called with each `CellResult` as it is done or has failed; not for those of earlier runs.
         progress: Called with the cell, what is being done, how much of it is done, and how much there is.
 
@@ -67,29 +64,33 @@ def run(
         raise NotADirectoryError(f"out must be a folder, got the file {folder}")
     suite = _as_suite(configuration)
     store = CellStore(folder / "cells")
-    cells = list(suite.cells())
-    keys = [cell_key(cell, suite.settings) for cell in cells]
+    results = _results_so_far(suite, store)
+    waiting = [(i, cell) for i, cell in enumerate(suite.cells()) if results.cells[i].finished is None]
+    _check_networks([cell for _, cell in waiting])
+    folder.mkdir(parents=True, exist_ok=True)
+    results.write(folder)
+    for i, cell in waiting:
+        runner = _CellRun(cell, suite, results.cells[i], on_image, progress)
+        results.cells[i] = result = runner.execute()
+        if result.finished is not None and result.key:
+            store.save(cell, result.key, result.finished)
+        results.write(folder)
+        runner.tell()
+        if on_result is not None:
+            on_result(result)
+    results.write_pages(folder)
+    return results
+
+
+def _results_so_far(suite: Suite, store: CellStore) -> SuiteResults:
+    """With what earlier runs measured and the pages can show; the other cells are pending."""
     results = SuiteResults.of(suite)
-    for i, (cell, key) in enumerate(zip(cells, keys, strict=True)):
+    for i, cell in enumerate(suite.cells()):
+        key = cell_key(cell, suite.settings)
         found = store.load(cell, key)
         if found is not None and not found.can_show(suite.settings.gallery):
             found = None
         results.cells[i] = replace(results.cells[i], key=key, finished=found, reused=found is not None)
-    waiting = [i for i, one in enumerate(results.cells) if one.finished is None]
-    _check_networks([cells[i] for i in waiting])
-    folder.mkdir(parents=True, exist_ok=True)
-    results.write(folder)
-    for i in waiting:
-        runner = _CellRun(cells[i], suite, results.cells[i], on_image, progress)
-        results.cells[i] = runner.execute()
-        key, finished = results.cells[i].key, results.cells[i].finished
-        if finished is not None and key:
-            store.save(cells[i], key, finished)
-        results.write(folder)
-        runner.tell()
-        if on_result is not None:
-            on_result(results.cells[i])
-    results.write_pages(folder)
     return results
 
 
