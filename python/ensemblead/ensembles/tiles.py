@@ -55,9 +55,9 @@ class TiledEnsemble(Leaf):
     is kept in between, the others are decoded again. `predict` decodes once, holds one batch of tiles and the
     maps of one image (of several where the image has few tiles).
 
-    Several in one `BackboneEnsemble`, over the same tiles, share the passes of equal networks in `predict`;
-    in `fit` each makes its own, for its groups of locations differ. A `BackboneEnsemble` as the member shares
-    them in both.
+    Several in one `BackboneEnsemble`, over the same tiles and on the same device, share the passes of equal
+    networks in `predict`, in batches of the smallest `batch_size` among their members; in `fit` each makes
+    its own, for its groups of locations differ. A `BackboneEnsemble` as the member shares them in both.
 
     Args:
         member: an unfitted detector, cloned for every location: `PatchCore`, `PaDiM`, or a
