@@ -129,6 +129,15 @@ class TestFit:
         summary = call_json("fit", category / "train/good", "--model", tmp_path / "m", *GABOR, *fresh)
         assert (summary["false_alarm_rate"], summary["false_alarm_rate_is"]) == (0.2, "guaranteed")
 
+    def test_a_threshold_that_is_replaced_is_not_warned_of(self, category: Path, tmp_path: Path) -> None:
+        few = ["fit", category / "train/good", "--model", tmp_path / "m", *GABOR, "-p", "0.001", "--json"]
+        alone = call(*few)
+        assert "ensemblead: warning: the memory bank has only" in alone.stderr
+        assert len(json.loads(alone.stdout)["warnings"]) == 1
+        outcome = call(*few, "--calibrate", category / "test/good", "--false-alarm-rate", "0.2")
+        assert (outcome.exit_code, outcome.stderr) == (0, "")
+        assert json.loads(outcome.stdout)["warnings"] == []
+
     def test_a_single_image_is_enough_with_a_warning(self, category: Path, tmp_path: Path) -> None:
         image = category / "train/good/000.png"
         outcome = call("fit", image, "--model", tmp_path / "m", *GABOR, "--json")

@@ -55,7 +55,7 @@ PUBLIC_NAMES = [
 
 # Bottom up. A part may import the floors below its own; parts that share a floor are strangers.
 FLOORS = [
-    {"errors", "extras", "checks", "configuration", "precision", "heap"},
+    {"errors", "extras", "checks", "configuration", "precision", "heap", "notices"},
     {"_core"},
     {"kernels"},
     {"images", "features", "memory", "store"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from textures import SIDE, normal_images, with_defects
 
 import ensemblead as ead
+from ensemblead.notices import ThresholdWarning
 
 FEW = "the memory bank has only {} rows.* too high; set a larger coreset_fraction or give more images"
 TRAIN = normal_images(10)
@@ -55,10 +57,39 @@ def test_enough_rows_and_all_there_are_need_no_warning() -> None:
         assert len(tiny.fit(TRAIN[:3]).memory_bank_) < 50
 
 
-def test_tiles_warn_once() -> None:
-    tiled = ead.TiledEnsemble(_gabor(30), 32, 32, image_size=64)
+@pytest.mark.parametrize("budget", [1, 10**9])
+@pytest.mark.parametrize("fused", [False, True])
+def test_tiles_warn_once_and_of_the_callers_line(budget: int, fused: bool) -> None:
+    member = ead.BackboneEnsemble([_gabor(30), _gabor(34)]) if fused else _gabor(30)
+    tiled = ead.TiledEnsemble(member, 32, 32, image_size=64, memory_budget=budget)
     with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("default")
+        warnings.simplefilter("always")
         tiled.fit(TRAIN)
     assert len(tiled.members_) == 4
-    assert [str(warning.message)[:29] for warning in caught] == ["the memory bank has only 7 ro"]
+    said = [(str(warning.message), warning.filename) for warning in caught]
+    assert [filename for _, filename in said] == [__file__] * (2 if fused else 1)
+    for (message, _), rows in zip(said, (7, 8), strict=False):
+        assert re.search(FEW.format(rows) + r".* \(so at 4 of 4 tile locations\)", message)
+
+
+def test_ensembles_warn_of_the_callers_line_each_thing_once() -> None:
+    ensemble = ead.BackboneEnsemble([ead.BackboneEnsemble([_gabor(10)]), _gabor(10), _gabor(12)])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        ensemble.fit(TRAIN)
+    assert [warning.filename for warning in caught] == [__file__] * 2
+    assert [str(warning.message)[:31] for warning in caught] == [
+        f"the memory bank has only {rows} row" for rows in (10, 12)
+    ]
+    with pytest.warns(UserWarning, match="10 images cannot guarantee") as told:
+        ensemble.calibrate(normal_images(10, seed=7))
+    assert [warning.filename for warning in told] == [__file__]
+
+
+def test_a_warning_that_is_an_error_leaves_the_detector_as_it_was() -> None:
+    detector = _gabor(10)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ThresholdWarning)
+        with pytest.raises(ThresholdWarning, match="the memory bank has only 10 rows"):
+            detector.fit(TRAIN)
+    assert not detector.is_fitted

@@ -29,6 +29,7 @@ from rich.text import Text
 
 from ensemblead.errors import EnsembleADError, WeightsUnavailableError
 from ensemblead.extras import EXTRAS, missing_extra
+from ensemblead.notices import ThresholdWarning
 
 # Exit codes, as `ensemblead --help` states them.
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
@@ -106,7 +107,7 @@ def told_warnings() -> Iterator[list[str]]:
         before = warnings.showwarning
 
         def show(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
-            if category is not UserWarning:
+            if category not in (UserWarning, ThresholdWarning):
                 before(message, category, *rest, **more)
                 return
             for line in str(message).splitlines():
@@ -116,6 +117,14 @@ def told_warnings() -> Iterator[list[str]]:
 
         warnings.showwarning = show
         yield lines
+
+
+@contextlib.contextmanager
+def threshold_to_come() -> Iterator[None]:
+    """Around a `fit` that `calibrate` follows: nobody will see the threshold that `fit` would warn of."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ThresholdWarning)
+        yield
 
 
 class _Rate(ProgressColumn):

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from ensemblead.cli.console import Bars, Clock, print_json, told_warnings
+from ensemblead.cli.console import Bars, Clock, print_json, threshold_to_come, told_warnings
 from ensemblead.cli.evaluate import measure, report_table, results
 from ensemblead.cli.models import describe_model
 from ensemblead.extras import require
@@ -79,7 +79,8 @@ def run(folder: Path, seed: int, size: int, numbers: dict[str, int]) -> tuple[di
             bars("drawing", done, total)
         seconds["draw"], clock = clock(), Clock()
         detector = PatchCore(**_DETECTOR, seed=seed)
-        detector.fit(data / "train" / "good", progress=bars)
+        with threshold_to_come():
+            detector.fit(data / "train" / "good", progress=bars)
         detector.calibrate(data / "calibration", _FALSE_ALARMS)
         detector.save(model)
         seconds["fit"], clock = clock(), Clock()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ensemblead.cli.console import Bars, Clock, print_json, told_warnings
+from ensemblead.cli.console import Bars, Clock, print_json, threshold_to_come, told_warnings
 from ensemblead.cli.models import describe_learned, describe_model
 from ensemblead.cli.options import DetectorOptions, build_detector, read_config
 from ensemblead.extras import require
@@ -213,7 +214,8 @@ class FitRun:
             )
         errors: Any = "skip" if self.skip_unreadable else "raise"
         with Bars() as bars:
-            detector.fit(source, errors=errors, progress=bars)
+            with nullcontext() if fresh is None else threshold_to_come():
+                detector.fit(source, errors=errors, progress=bars)
             skipped = list(detector.skipped_)
             odd = odd_images(detector.calibration_, len(source), [image.index for image in skipped])
             if fresh is not None:

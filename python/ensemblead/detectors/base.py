@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -35,6 +34,7 @@ from ensemblead.detectors.transfer import (
 )
 from ensemblead.errors import NotFittedError
 from ensemblead.images import Geometry, ImageBatch, Replay, SkippedImage, iterate_batches, open_images
+from ensemblead.notices import warn
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -322,11 +322,9 @@ class Detector(ABC):
                 if progress is not None:
                     progress(stage, done + len(batches.skipped), len(source))
         if batches.skipped:
-            first = batches.skipped[0]
-            message = (
-                f"left out {len(batches.skipped)} of {len(source)} images that cannot be read; the first: "
-            )
-            warnings.warn(message + f"{first.path or first.index}: {first.reason}", UserWarning, stacklevel=3)
+            first, count = batches.skipped[0], f"{len(batches.skipped)} of {len(source)}"
+            which = first.path or first.index
+            warn(f"left out {count} images that cannot be read; the first: {which}: {first.reason}")
         if done == 0:
             raise ValueError(f"images: none of the {len(source)} images can be read")
 
@@ -360,6 +358,7 @@ class Detector(ABC):
                 done += len(batch)
                 told("embed", done, len(source))
         samples = fitting.finish(progress)
+        fitting.warn()
         calibrations = [sample.calibration(DEFAULT_RATE, False, digest.hexdigest()) for sample in samples]
         if extending:
             falling = all(leaf._extending_lowers_scores() for leaf in self._leaves())

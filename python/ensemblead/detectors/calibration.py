@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import warnings
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +13,7 @@ import numpy.typing as npt
 import torch
 
 from ensemblead.detectors.maps import render_maps
+from ensemblead.notices import warn
 
 # Images whose statistics are taken at fit time, spread evenly over the training set. A hundred suffice for a
 # mean and a standard deviation, and are what a false-alarm rate of 1 % needs; the cost of fitting stays
@@ -299,11 +299,9 @@ def extended(known: Sequence[Calibration], new: Sequence[Calibration], falling: 
     become estimates, with a warning.
     """
     if not falling and any(old.fresh for old in known):
-        warnings.warn(
+        warn(
             "what calibrate guaranteed does not hold after extend, since scores may have risen: the "
-            "threshold is an estimate now; call calibrate again",
-            UserWarning,
-            stacklevel=4,
+            "threshold is an estimate now; call calibrate again"
         )
     pairs = zip(known, new, strict=True)
     return [old if old.fresh and falling else old.merged(own) for old, own in pairs]
@@ -314,10 +312,8 @@ def warn_if_too_few(calibrations: Iterable[Calibration]) -> None:
     for calibration in calibrations:
         n, asked, stated = len(calibration.scores), calibration.requested_rate, calibration.false_alarm_rate
         if stated > asked:
-            warnings.warn(
+            warn(
                 f"{n} images cannot guarantee a false-alarm rate of {asked:g} "
                 f"({math.ceil(1 / asked - 1e-9) - 1} are needed): the threshold is their largest "
-                f"score, with a rate of {stated:.3g}",
-                UserWarning,
-                stacklevel=4,
+                f"score, with a rate of {stated:.3g}"
             )

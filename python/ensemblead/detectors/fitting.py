@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 
 from ensemblead.detectors.calibration import NormalSample
+from ensemblead.notices import ThresholdWarning, warn
 
 # Called with what is being done ("embed", "select", "calibrate", "predict"), how much of it is done, and how
 # much there is.
@@ -47,6 +48,10 @@ class Fitting(ABC):
     as `passes_left` asks for it, with an `end_pass` in between.
     """
 
+    def __init__(self) -> None:
+        # Why the threshold will say little, by the kind of reason: what `finish` found.
+        self.doubts: dict[str, str] = {}
+
     def expect(self, num_images: int) -> None:  # noqa: B027 - most need not know
         """Called first, with the number of images (of which some may turn out unreadable)."""
 
@@ -77,6 +82,11 @@ class Fitting(ABC):
     @abstractmethod
     def finish(self, progress: Progress | None) -> list[NormalSample]:
         """Do what needs all images; returns, per leaf, how the sampled images score without themselves."""
+
+    def warn(self) -> None:
+        """Tell the user of the doubts, each once; `finish` only notes them, for it runs once per tile."""
+        for doubt in dict.fromkeys(self.doubts.values()):
+            warn(doubt, ThresholdWarning)
 
     @abstractmethod
     def commit(self) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 import copy
 import json
 import os
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -21,6 +20,7 @@ from ensemblead.features import FeatureExtractor
 from ensemblead.features.weights import file_sha256
 from ensemblead.images import Geometry
 from ensemblead.kernels.build import __version__, cuda_available, has_cuda_kernels
+from ensemblead.notices import warn
 from ensemblead.store import FolderReader, FolderWriter
 
 _PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -68,7 +68,7 @@ def resolve_device(device: str) -> torch.device:
         if not has_cuda_kernels() or gpus == 0:
             return torch.device("cpu")
         if not cuda_available():
-            warnings.warn(f"{unusable}; detectors run on the CPU", RuntimeWarning, stacklevel=2)
+            warn(f"{unusable}; detectors run on the CPU", RuntimeWarning)
             return torch.device("cpu")
         return torch.device("cuda", torch.cuda.current_device())
     place = torch.device(device)
@@ -251,10 +251,8 @@ def _weights_of(reader: FolderReader, source: Mapping[str, Any], stored: bool, g
 def _warn_if_other_file(source: Mapping[str, Any], given: Any) -> None:
     is_file = isinstance(given, (str, os.PathLike)) and os.path.isfile(given)
     if source["kind"] == "file" and is_file and file_sha256(str(given)) != source["sha256"]:
-        warnings.warn(
-            f"{given} is not the weights file that the model was fitted with, by its hash: scores may be off",
-            UserWarning,
-            stacklevel=2,
+        warn(
+            f"{given} is not the weights file that the model was fitted with, by its hash: scores may be off"
         )
 
 

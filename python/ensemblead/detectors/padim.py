@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -249,6 +248,7 @@ _RENDERED = 16
 
 class _PaDiMFitting(Fitting):
     def __init__(self, detector: PaDiM, moments: Moments, grid: tuple[int, int] | None) -> None:
+        super().__init__()
         self._detector = detector
         self._moments = moments
         self._grid = grid
@@ -280,22 +280,18 @@ class _PaDiMFitting(Fitting):
         assert self._grid is not None
         others = LeftOut(self._held, count, len(mean), progress)
         if count == 2 and others.fair:
-            warnings.warn(
+            self.doubts["two"] = (
                 "two training images are each scored against the other alone, so that their scores are equal "
                 "and, with the threshold, say nothing of how much normal images differ; give more images, or "
-                "call calibrate",
-                UserWarning,
-                stacklevel=4,
+                "call calibrate"
             )
         if others.fair:
             gaussians = Gaussians.from_moments(count, mean, scatter, others, len(self._held))
             squared = others.squared
         else:
-            warnings.warn(
+            self.doubts["one"] = (
                 "a single training image cannot be scored without itself, and leaves every covariance at "
-                "0.01 I: its score, and with it the threshold, are 0; give more images, or call calibrate",
-                UserWarning,
-                stacklevel=4,
+                "0.01 I: its score, and with it the threshold, are 0; give more images, or call calibrate"
             )
             gaussians = Gaussians.from_moments(count, mean, scatter)
             squared = gaussians.squared_distances(torch.stack([rows for _, rows in self._held]))

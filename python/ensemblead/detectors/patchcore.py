@@ -6,7 +6,6 @@ Roth et al., "Towards Total Recall in Industrial Anomaly Detection", CVPR 2022.
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -262,6 +261,7 @@ class _Held:
 
 class _PatchCoreFitting(Fitting):
     def __init__(self, detector: PatchCore, bank: MemoryBank) -> None:
+        super().__init__()
         self._detector = detector
         self._bank = bank
         self._first = int(bank.images_.max()) + 1 if bank.is_fitted else 0
@@ -309,29 +309,7 @@ class _PatchCoreFitting(Fitting):
                 "give more images or a larger coreset_fraction"
             )
         fair = sum(bank.rows_without(held.number) >= needed for held in self._held)
-        if not fair:
-            warnings.warn(
-                "no training image can be scored without its own memory bank rows (too few are others'), so "
-                "the statistics and the threshold are of images that the bank knows, and too low; give more "
-                "images, or call calibrate",
-                UserWarning,
-                stacklevel=4,
-            )
-        elif fair == 1:
-            warnings.warn(
-                "a single training image gives the statistics and the threshold, so they say nothing of how "
-                "much normal images differ; give more images, or call calibrate",
-                UserWarning,
-                stacklevel=4,
-            )
-        elif few:
-            warnings.warn(
-                f"the memory bank has only {len(bank)} rows, and an image that is scored without its own "
-                "finds no others in their place: the threshold is probably far too high; set a larger "
-                f"coreset_fraction or give more images, for {_FEW_ROWS} rows at least, or call calibrate",
-                UserWarning,
-                stacklevel=4,
-            )
+        self._note(fair, few)
         sample = NormalSample()
         done = 0
         for batch, alone in self._batches(needed):
@@ -344,6 +322,28 @@ class _PatchCoreFitting(Fitting):
                 progress("calibrate", done, len(self._held))
         self._held = []
         return [sample]
+
+    def _note(self, fair: int, few: bool) -> None:
+        """What makes the threshold doubtful: that so many images could be scored without themselves, or that
+        the bank has few rows.
+        """
+        if not fair:
+            self.doubts["none"] = (
+                "no training image can be scored without its own memory bank rows (too few are others'), so "
+                "the statistics and the threshold are of images that the bank knows, and too low; give more "
+                "images, or call calibrate"
+            )
+        elif fair == 1:
+            self.doubts["one"] = (
+                "a single training image gives the statistics and the threshold, so they say nothing of how "
+                "much normal images differ; give more images, or call calibrate"
+            )
+        elif few:
+            self.doubts["few"] = (
+                f"the memory bank has only {len(self._bank)} rows, and an image that is scored without its "
+                "own finds no others in their place: the threshold is probably far too high; set a larger "
+                f"coreset_fraction or give more images, for {_FEW_ROWS} rows at least, or call calibrate"
+            )
 
     def _batches(self, needed: int) -> Iterator[tuple[list[_Held], bool]]:
         """Images that can be graded together, `batch_size` at most: of one size, with as many neighbours to

@@ -308,6 +308,7 @@ class BackboneEnsemble(Detector):
 
 class _EnsembleFitting(Fitting):
     def __init__(self, ensemble: BackboneEnsemble, parts: Sequence[Fitting]) -> None:
+        super().__init__()
         self._parts = parts
         self._spans = ensemble._spans()
         self._looking = [True] * len(parts)
@@ -340,7 +341,10 @@ class _EnsembleFitting(Fitting):
         return sum(part.footprint(embedded.leaves(span), num_images) for part, span in spans)
 
     def finish(self, progress: Progress | None) -> list[NormalSample]:
-        return [sample for part in self._parts for sample in part.finish(progress)]
+        samples = [sample for part in self._parts for sample in part.finish(progress)]
+        for i, part in enumerate(self._parts):
+            self.doubts |= {f"{i} {kind}": doubt for kind, doubt in part.doubts.items()}
+        return samples
 
     def commit(self) -> None:
         for part in self._parts:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-import warnings
 import zlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -17,6 +17,7 @@ from ensemblead.detectors.calibration import DEFAULT_RATE, MAX_IMAGES, ImageDige
 from ensemblead.ensembles.tile_frame import Joiner, TileFrame, Units, unvaried
 from ensemblead.heap import return_free_memory
 from ensemblead.images import replay
+from ensemblead.notices import warn
 
 if TYPE_CHECKING:
     from ensemblead.ensembles.tiles import TiledEnsemble
@@ -44,6 +45,7 @@ class TiledFitting(Fitting):
     """
 
     def __init__(self, ensemble: TiledEnsemble, members: Sequence[Detector] = ()) -> None:
+        super().__init__()
         self._ensemble = ensemble
         self._shared = ensemble.shared
         self._extending = bool(members)
@@ -59,6 +61,7 @@ class TiledFitting(Fitting):
         self._finished: list[Fitting] = []
         self._samples: list[list[NormalSample]] = []  # per member, per leaf
         self._digest = ImageDigest()
+        self._doubted: Counter[str] = Counter()  # in how many locations, by kind
 
     def expect(self, num_images: int) -> None:
         self._num_images = num_images
@@ -167,6 +170,8 @@ class TiledFitting(Fitting):
             place = next(iter(self._parts))
             part = self._parts.pop(place)
             samples = part.finish(self._told(progress, place))
+            self._doubted.update(part.doubts.keys())
+            self.doubts = part.doubts | self.doubts  # the first of its kind stands for all
             if self._extending:
                 self._finished.append(part)
             else:
@@ -187,6 +192,10 @@ class TiledFitting(Fitting):
 
     def finish(self, progress: Progress | None) -> list[NormalSample]:
         self._finish_group(progress)
+        if not self._shared:
+            count = len(self._known_frame())
+            for kind, doubt in self.doubts.items():
+                self.doubts[kind] = f"{doubt} (so at {self._doubted[kind]} of {count} tile locations)"
         joiner = self._ensemble._joiner(self._known_frame(), self._units)
         if self._extending or joiner.normalization == "none":
             return [self._joined(joiner, progress)]
@@ -205,12 +214,10 @@ class TiledFitting(Fitting):
         if self._num_results() == 1 < self._sampled_every:
             why, remedy = "of which memory_budget lets one be scored", "give a larger memory_budget"
         if still:
-            warnings.warn(
+            warn(
                 f"the {' and '.join(still)} of the tiles do not vary between the training images ({why}), so "
                 "there is no deviation to divide by: they stay in the unit that the members give them, after "
-                f"extend too; {remedy}",
-                UserWarning,
-                stacklevel=5,
+                f"extend too; {remedy}"
             )
         return Units.floored(statistics)
 

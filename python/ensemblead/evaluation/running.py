@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ensemblead.configuration import Source
 from ensemblead.errors import UnreadableImageError
+from ensemblead.notices import ThresholdWarning
 
 from .categories import Category
 from .cells import CellStore, Finished, cell_key
@@ -235,7 +236,7 @@ class _CellRun:
                 yield
             finally:
                 for one in caught:
-                    if one.category is UserWarning:
+                    if one.category in (UserWarning, ThresholdWarning):
                         self._lines += [
                             line for line in str(one.message).splitlines() if line not in self._lines
                         ]

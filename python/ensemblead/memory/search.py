@@ -8,7 +8,6 @@ with a copy of the queries for every batch, and a warning says so when such an i
 from __future__ import annotations
 
 import importlib.util
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ import torch
 from ensemblead.errors import DamagedModelError
 from ensemblead.extras import require
 from ensemblead.memory.exact import ExactIndex, Excluded, sort_by_distance
+from ensemblead.notices import warn
 
 INDEX_NAMES = ("flat", "ivf", "ivfpq", "hnsw", "sq16")
 
@@ -169,11 +169,9 @@ class FaissIndex:
             self._gpu_index = faiss.index_cpu_to_gpu(self._gpu.resources, self._gpu.number, index)
             self._gpu_index.nprobe = self._probes()
         elif self.plan.copies:
-            warnings.warn(
+            warn(
                 f'index="{name}" is searched on the CPU: the queries of every batch are copied from '
-                f'{rows.device} and back; index="flat" stays there',
-                UserWarning,
-                stacklevel=2,
+                f'{rows.device} and back; index="flat" stays there'
             )
 
     @classmethod
