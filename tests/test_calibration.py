@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from textures import normal_images
 
+import ensemblead as ead
 from ensemblead.detectors.calibration import (
     Calibration,
     ImageDigest,
@@ -177,6 +181,28 @@ def test_a_standard_deviation_of_zero_can_be_divided_by() -> None:
     assert floored(0.0, 5.0) == pytest.approx(0.005)
     assert floored(0.0, 0.0) == floored(1e-14, -1e-13) == 1.0
     assert floored(2.0, 5.0) == 2.0
+    assert floored(1e-7, 0.0) == 1e-7  # of squared distances
+    assert floored(1e-7, 0.0, rounding=1e-6) == 1.0
+
+
+def test_the_rounding_goes_with_the_statistics(tmp_path: Path) -> None:
+    def member(score: str) -> Any:
+        sizes: dict[str, Any] = {"image_size": None, "resize": None}
+        return ead.PatchCore("gabor", ("layer1",), score=score, coreset_fraction=0.5, device="cpu", **sizes)
+
+    images = normal_images(3)
+    for score, rounding in (("max", 1e-12), ("reweighted", 1e-6)):
+        tiled = ead.TiledEnsemble(member(score), 32, 32, image_size=64, shared=True)
+        ensemble = ead.BackboneEnsemble([tiled, member("max")]).fit(images)
+        assert ensemble.calibration_.rounding == rounding
+        ensemble.extend(images)
+        assert ensemble.calibration_.rounding == rounding
+        ensemble.calibrate(images, 0.5)
+        ensemble.save(tmp_path / score)
+        loaded: Any = ead.load(tmp_path / score)
+        for one in (ensemble, loaded):
+            found = [each.calibration_.rounding for each in (one, *one.members, *one.members[0].members_)]
+            assert found == [rounding, rounding, 1e-12, rounding]
 
 
 def test_positions_are_spread_over_the_training_set() -> None:

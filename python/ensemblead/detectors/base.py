@@ -16,6 +16,7 @@ import torch
 from ensemblead import store
 from ensemblead.detectors.calibration import (
     DEFAULT_RATE,
+    ROUNDING,
     Calibration,
     ImageDigest,
     NormalSample,
@@ -25,13 +26,7 @@ from ensemblead.detectors.calibration import (
 )
 from ensemblead.detectors.fitting import Embedded, Errors, Fitting, Progress, Result
 from ensemblead.detectors.network import FeaturePool, Network
-from ensemblead.detectors.transfer import (
-    FiniteChecks,
-    HostCopy,
-    deferred_checks,
-    is_asynchronous,
-    verified,
-)
+from ensemblead.detectors.transfer import FiniteChecks, HostCopy, deferred_checks, is_asynchronous, verified
 from ensemblead.errors import NotFittedError
 from ensemblead.images import Geometry, ImageBatch, Replay, SkippedImage, iterate_batches, open_images
 from ensemblead.notices import warn
@@ -181,7 +176,7 @@ class Detector(ABC):
         self._require_fitted("calibrate")
         if not 0 < false_alarm_rate < 1:
             raise ValueError(f"false_alarm_rate must be between 0 and 1, got {false_alarm_rate}")
-        samples = [NormalSample() for _ in self._leaves()]
+        samples = [NormalSample(leaf._rounding) for leaf in self._leaves()]
         digest = ImageDigest()
         for batch, embedded in self._run(images, errors, progress, "calibrate"):
             self._note(digest, batch)
@@ -396,6 +391,10 @@ def _arrived(checks: FiniteChecks, copy: HostCopy, paths: list[str | None], thre
 
 class Leaf(Detector):
     """An end of the tree: what it looks at is an image."""
+
+    @property
+    def _rounding(self) -> float:
+        return ROUNDING  # see Calibration
 
     def _extending_lowers_scores(self) -> bool:
         return True  # no image scores higher than before once more images have been learned

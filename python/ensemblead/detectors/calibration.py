@@ -24,8 +24,9 @@ DEFAULT_RATE = 0.01
 _FEWEST_TO_COMPARE = 10
 # A standard deviation is taken for at least this share of the mean.
 LEAST_SHARE = 1e-3
-# Squared distances between equal embeddings come out as up to 1e-13.
+# Squared distances between equal embeddings come out as up to 1e-13, and their roots accordingly.
 ROUNDING = 1e-12
+ROOT_ROUNDING = 1e-6
 # Pixels kept of a map, as a lattice of this side: positions relative to the frame, so that maps of two sizes
 # match.
 _LATTICE = 32
@@ -101,15 +102,18 @@ def odd_images(
         return []
     median = float(np.median(scores))
     deviation = 1.4826 * float(np.median(np.abs(scores - median)))
-    deviation = max(deviation, LEAST_SHARE * abs(median), ROUNDING)
+    deviation = max(deviation, LEAST_SHARE * abs(median), calibration.rounding)
     order = np.argsort(-scores, kind="stable")[:most]
     return [(positions[i], float(scores[i])) for i in order if scores[i] > median + 3.0 * deviation]
 
 
 class NormalSample:
-    """Scores and maps of normal images, taken in one by one; `calibration` sums them up."""
+    """Scores and maps of normal images, taken in one by one; `calibration` sums them up. `rounding` as
+    `Calibration` has it.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, rounding: float = ROUNDING) -> None:
+        self._rounding = rounding
         self._parts: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
         self._count = 0
         self._results: list[tuple[torch.Tensor, torch.Tensor, tuple[int, int], bool]] = []
@@ -161,7 +165,7 @@ class NormalSample:
         self, score_mean: float, score_std: float, map_mean: float, map_std: float
     ) -> NormalSample:
         """The sample of scores and maps less their mean and divided by their deviation; without results."""
-        other = NormalSample()
+        other = NormalSample(self._rounding)
         other._count = self._count
         for scores, pixels, moments in self._parts:
             means, variances = moments.unbind(1)
@@ -184,6 +188,7 @@ class NormalSample:
             requested_rate=rate,
             fresh=fresh,
             images=images,
+            rounding=self._rounding,
         )
 
 
@@ -194,7 +199,8 @@ class Calibration:
     `scores` float32 `[n]`, one per image; `pixels` float32 `[n, 1024]`, a lattice out of every map;
     `map_mean` and `map_std` over all pixels. `fresh`: from `calibrate` on images that were not fitted;
     otherwise leave-one-out. `images` identifies the images, so that detectors calibrated on the same ones can
-    be told.
+    be told. `rounding`: the most that scores and maps of images without any difference come to; it follows
+    from the detector and is not saved.
     """
 
     scores: npt.NDArray[np.float32]
@@ -204,6 +210,7 @@ class Calibration:
     requested_rate: float
     fresh: bool
     images: str
+    rounding: float = ROUNDING
 
     @property
     def threshold(self) -> float:
@@ -231,11 +238,11 @@ class Calibration:
 
     def standardize_scores(self, scores: torch.Tensor) -> torch.Tensor:
         """`(scores - mean) / std` with the statistics of normal images' scores."""
-        return (scores - self.score_mean) / floored(self.score_std, self.score_mean)
+        return (scores - self.score_mean) / floored(self.score_std, self.score_mean, self.rounding)
 
     def standardize_maps(self, maps: torch.Tensor) -> torch.Tensor:
         """`(maps - mean) / std` with the statistics of normal images' pixels."""
-        return (maps - self.map_mean) / floored(self.map_std, self.map_mean)
+        return (maps - self.map_mean) / floored(self.map_std, self.map_mean, self.rounding)
 
     def merged(self, other: Calibration) -> Calibration:
         """The statistics of both sets of images together."""
@@ -250,6 +257,7 @@ class Calibration:
             requested_rate=self.requested_rate,
             fresh=self.fresh and other.fresh,
             images=hashlib.sha256(f"{self.images}+{other.images}".encode()).hexdigest(),
+            rounding=max(self.rounding, other.rounding),
         )
 
     def state(self) -> tuple[dict[str, Any], dict[str, npt.NDArray[np.float32]]]:
@@ -264,17 +272,19 @@ class Calibration:
         return {**values, "summary": told}, {"scores": self.scores, "pixels": self.pixels}
 
     @classmethod
-    def from_state(cls, values: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]]) -> Calibration:
+    def from_state(
+        cls, values: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]], rounding: float = ROUNDING
+    ) -> Calibration:
         kept = {name: value for name, value in values.items() if name != "summary"}
-        return cls(scores=arrays["scores"], pixels=arrays["pixels"], **kept)
+        return cls(scores=arrays["scores"], pixels=arrays["pixels"], **kept, rounding=rounding)
 
 
-def floored(std: float, mean: float) -> float:
+def floored(std: float, mean: float, rounding: float = ROUNDING) -> float:
     """A standard deviation that can be divided by: at least a thousandth of the mean's magnitude. Where both
     are nothing but rounding, so that no scale is known, it is 1, and values keep the unit they have.
     """
     least = max(std, LEAST_SHARE * abs(mean))
-    return least if least > ROUNDING else 1.0
+    return least if least > rounding else 1.0
 
 
 class ImageDigest:

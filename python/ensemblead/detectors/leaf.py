@@ -138,7 +138,7 @@ class NetworkDetector(LeafDetector):
             detector.backbone = network.extractor.module
         detector._shared = network
         samples = {name: t.numpy() for name, t in reader.tensors(_CALIBRATION).items()}
-        detector._calibration = Calibration.from_state(state["calibration"], samples)
+        detector._calibration = Calibration.from_state(state["calibration"], samples, detector._rounding)
         return detector
 
 

@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 _FILE = "gaussians.{}.safetensors"
+# The regularisation divides what embeddings of equal images differ by, so that distances come to some 1e-5. A
+# single grey level in one pixel makes 1e-2.
+_ROUNDING = 1e-4
 
 
 @register("PaDiM")
@@ -155,6 +158,10 @@ class PaDiM(NetworkDetector):
             picks = choose_dimensions(*drawn)
             self._subset = drawn, [torch.from_numpy(own).to(device) for own in picks]
         return self._subset[1]
+
+    @property
+    def _rounding(self) -> float:
+        return _ROUNDING
 
     def _extending_lowers_scores(self) -> bool:
         return False  # images like each other shrink the covariances
@@ -297,7 +304,7 @@ class _PaDiMFitting(Fitting):
             squared = gaussians.squared_distances(torch.stack([rows for _, rows in self._held]))
         self._model = Model(gaussians, self._grid)
         self._held = []
-        sample = NormalSample()
+        sample = NormalSample(_ROUNDING)
         distances = squared.sqrt_().view(len(squared), *self._grid)
         for some in torch.split(distances, _RENDERED) if len(distances) else ():
             scores, _ = score_maps(some, self._size)

@@ -17,7 +17,7 @@ from torch import nn
 
 from ensemblead.checks import whole_number
 from ensemblead.detectors.base import Embedded, Fitting, Progress
-from ensemblead.detectors.calibration import MAX_IMAGES, NormalSample
+from ensemblead.detectors.calibration import MAX_IMAGES, ROOT_ROUNDING, ROUNDING, NormalSample
 from ensemblead.detectors.leaf import NetworkDetector
 from ensemblead.detectors.maps import render_maps
 from ensemblead.detectors.network import require_finite
@@ -169,6 +169,10 @@ class PatchCore(NetworkDetector):
             self.coreset_fraction, index=self.index, num_neighbors=self.num_neighbors, seed=self.seed
         )
 
+    @property
+    def _rounding(self) -> float:
+        return ROOT_ROUNDING if self.score == "reweighted" else ROUNDING
+
     def _extending_lowers_scores(self) -> bool:
         return self.score != "reweighted"  # distances only fall, but the weight may grow
 
@@ -310,7 +314,7 @@ class _PatchCoreFitting(Fitting):
             )
         fair = sum(bank.rows_without(held.number) >= needed for held in self._held)
         self._note(fair, few)
-        sample = NormalSample()
+        sample = NormalSample(self._detector._rounding)
         done = 0
         for batch, alone in self._batches(needed):
             patches = torch.cat([held.patches for held in batch])

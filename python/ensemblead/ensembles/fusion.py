@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ensemblead.detectors.calibration import Calibration, floored
+from ensemblead.detectors.calibration import ROUNDING, Calibration, floored
 
 FUSIONS = ("calibrated", "minmax", "mean", "max", "rank")
 # Steps of the empirical distribution that map pixels are ranked in.
@@ -44,7 +44,7 @@ def fuse_scores(
     scores take among those of normal images.
     """
     if fusion == "rank":
-        ranked = [rank(x, c.scores) for x, c in zip(scores, calibrations, strict=True)]
+        ranked = [rank(x, c.scores, c.rounding) for x, c in zip(scores, calibrations, strict=True)]
         return _weighted(ranked, weights)
     if fusion == "mean":
         return _weighted(scores, weights)
@@ -58,7 +58,8 @@ def fuse_maps(
     """One map from each member's of the same shape; as `fuse_scores`, with the statistics of pixels."""
     if fusion == "rank":
         tables = [np.quantile(c.pixels, np.linspace(0, 1, _QUANTILES)) for c in calibrations]
-        return _weighted([rank(x, table) for x, table in zip(maps, tables, strict=True)], weights)
+        ranked = [rank(x, t, c.rounding) for x, t, c in zip(maps, tables, calibrations, strict=True)]
+        return _weighted(ranked, weights)
     if fusion == "mean":
         return _weighted(maps, weights)
     standard = [c.standardize_maps(x) for x, c in zip(maps, calibrations, strict=True)]
@@ -79,7 +80,7 @@ def fuse_minmax(
     return total.astype(np.float32)
 
 
-def rank(values: torch.Tensor, normal: npt.NDArray[np.floating]) -> torch.Tensor:
+def rank(values: torch.Tensor, normal: npt.NDArray[np.floating], rounding: float = ROUNDING) -> torch.Tensor:
     """Where values stand among n normal ones: their distribution function, with open ends.
 
     Linear between the i-th smallest normal value, at `i / (n + 1)`, and the next. Beyond the ends it goes on,
@@ -88,7 +89,7 @@ def rank(values: torch.Tensor, normal: npt.NDArray[np.floating]) -> torch.Tensor
     knots, counts = np.unique(np.asarray(normal, dtype=np.float64), return_counts=True)
     # The middle of the ranks that equal values share.
     places = (np.cumsum(counts) - (counts - 1) / 2) / (counts.sum() + 1)
-    scale = floored(float(np.std(normal)), float(np.mean(normal)))
+    scale = floored(float(np.std(normal)), float(np.mean(normal)), rounding)
     x = values.double()
     # Small enough to go with the queue: a GPU is not waited for.
     xs = torch.from_numpy(knots).to(x.device, non_blocking=True)
@@ -134,6 +135,7 @@ def combine_calibrations(
         requested_rate=max(c.requested_rate for c in members),
         fresh=together and all(c.fresh for c in members),
         images=members[0].images if together else "+".join(c.images for c in members),
+        rounding=max(c.rounding for c in members),
     )
 
 

@@ -209,7 +209,7 @@ class TiledFitting(Fitting):
         return [raw.standardized(*self._units.values[0].tolist())]
 
     def _units_of(self, statistics: torch.Tensor) -> Units:
-        still = unvaried(statistics)
+        still = unvaried(statistics, self._ensemble._rounding)
         why, remedy = "there is one alone, or two for PaDiM, or all are alike", "fit on more images"
         if self._num_results() == 1 < self._sampled_every:
             why, remedy = "of which memory_budget lets one be scored", "give a larger memory_budget"
@@ -219,7 +219,7 @@ class TiledFitting(Fitting):
                 "there is no deviation to divide by: they stay in the unit that the members give them, after "
                 f"extend too; {remedy}"
             )
-        return Units.floored(statistics)
+        return Units.floored(statistics, self._ensemble._rounding)
 
     def commit(self) -> None:
         for part in self._finished:
@@ -258,7 +258,7 @@ class TiledFitting(Fitting):
         return torch.stack(rows)
 
     def _joined(self, joiner: Joiner, progress: Progress | None) -> NormalSample:
-        sample = NormalSample()
+        sample = NormalSample(self._ensemble._rounding)
         count = self._num_results()
         for image in range(count):
             canvas, fair = joiner.canvas(1), False

@@ -70,11 +70,11 @@ class Units:
     values: torch.Tensor
 
     @classmethod
-    def floored(cls, values: torch.Tensor) -> Units:
+    def floored(cls, values: torch.Tensor, rounding: float = ROUNDING) -> Units:
         """With deviations that can be divided by: at least `FLOOR` times the pooled one, and 1 where nothing
         varies anywhere (see `unvaried`).
         """
-        still, values = unvaried(values), values.double().clone()
+        still, values = unvaried(values, rounding), values.double().clone()
         for mean, std, name in _QUANTITIES:
             if name in still:
                 values[:, std] = 1.0
@@ -90,12 +90,14 @@ class Units:
         maps.sub_(map_mean).div_(map_std)
 
 
-def unvaried(values: torch.Tensor) -> list[str]:
-    """Which of "scores" and "maps" no normal image showed any variation of, by statistics as in `Units`."""
+def unvaried(values: torch.Tensor, rounding: float = ROUNDING) -> list[str]:
+    """Which of "scores" and "maps" no normal image showed any variation of but rounding, by statistics as in
+    `Units`.
+    """
     return [
         name
         for mean, std, name in _QUANTITIES
-        if _pooled(values[:, std]) <= max(ROUNDING, LEAST_SHARE * _pooled(values[:, mean]))
+        if _pooled(values[:, std]) <= max(rounding, LEAST_SHARE * _pooled(values[:, mean]))
     ]
 
 

@@ -170,6 +170,11 @@ class TiledEnsemble(Leaf):
         # The image itself: its tiles are embedded in small batches, and none of them is kept.
         return pixels
 
+    @property
+    def _rounding(self) -> float:
+        # Where it counts, values are in the members' unit.
+        return max(leaf._rounding for leaf in self.member._leaves())
+
     def _extending_lowers_scores(self) -> bool:
         return all(leaf._extending_lowers_scores() for leaf in self.member._leaves())
 
@@ -269,7 +274,7 @@ class TiledEnsemble(Leaf):
         if reader.has("units.safetensors"):
             ensemble._units = Units(reader.tensors("units.safetensors")["units"])
         samples = {name: t.numpy() for name, t in reader.tensors("calibration.safetensors").items()}
-        ensemble._calibration = Calibration.from_state(state["calibration"], samples)
+        ensemble._calibration = Calibration.from_state(state["calibration"], samples, ensemble._rounding)
         return ensemble
 
     def _folder(self, number: int, frame: TileFrame) -> str:
