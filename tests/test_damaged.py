@@ -1,4 +1,6 @@
-"""Saved detectors whose manifests state what cannot be: damaged, whatever options they are loaded with."""
+"""Saved detectors whose manifests state what no detector can have: damaged, whatever options they are loaded
+with. Devices and published networks that are not to be had here are no damage.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +11,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from textures import normal_images
 
 import ensemblead as ead
 from ensemblead import store
+from ensemblead.detectors.calibration import Calibration
 from ensemblead.errors import DamagedModelError
 
 SMALL: dict[str, Any] = {"image_size": None, "resize": None, "batch_size": 4, "device": "cpu"}
@@ -94,6 +98,28 @@ def _with(state: dict[str, Any], *keys: str, value: Any) -> None:
         ("tiled", ("image_size",), [16, 64], "tile_size must not exceed the image"),
         ("tiled", ("image_size",), ["a"], "image_size"),
         ("tiled", ("image_size",), 64, "not iterable"),
+        ("patchcore", ("parameters",), [1], "no attribute 'items'"),
+        ("patchcore", ("network",), [1], "list indices"),
+        ("patchcore", ("network", "source"), "gabor", "no attribute 'get'"),
+        ("patchcore", ("network", "source", "kind"), "hub", "source cannot be .*hub"),
+        ("patchcore", ("network", "layers"), ["nope"], "has no layer 'nope'"),
+        ("patchcore", ("network", "layers"), [], "layers must be names"),
+        ("patchcore", ("network", "layers"), ["layer1", "layer1"], "layers must differ"),
+        ("patchcore", ("network", "mean"), [1, 2], "mean must be three numbers"),
+        ("patchcore", ("network", "mean"), ["1", 2, 3], "mean must be three numbers"),
+        ("patchcore", ("network", "std"), [0, 0, 0], "std must be positive"),
+        ("padim", ("calibration",), {"map_mean": 0.5}, "missing 4 required"),
+        ("padim", ("calibration",), [], "no attribute 'items'"),
+        ("padim", ("calibration", "requested_rate"), 2.0, "requested_rate must be between 0 and 1"),
+        ("padim", ("calibration", "requested_rate"), "x", "requested_rate must be float, got 'x'"),
+        ("padim", ("calibration", "map_mean"), "x", "map_mean must be int or float, got 'x'"),
+        ("padim", ("calibration", "map_std"), -1, "map_mean and map_std cannot be .* -1"),
+        ("padim", ("calibration", "fresh"), 1, "fresh must be bool"),
+        ("padim", ("calibration", "images"), None, "images must be str"),
+        ("ensemble", ("members",), 1, "states 1 members"),
+        ("ensemble", ("members",), 0, "states 0 members"),
+        ("tiled", ("parameters",), "x", "no attribute 'items'"),
+        ("tiled", ("calibration", "requested_rate"), 0.0, "requested_rate must be between 0 and 1"),
     ],
 )
 def test_a_manifest_that_no_constructor_takes_is_damaged(
@@ -108,6 +134,27 @@ def test_a_manifest_that_no_constructor_takes_is_damaged(
     folder = _altered(saved[model], tmp_path / "m", lambda state: _with(state, *keys, value=value))
     with pytest.raises(DamagedModelError, match=f"{folder} .*{message}"):
         ead.load(folder, **options)
+
+
+def test_an_unknown_statistic_is_damage(saved: dict[str, Path], tmp_path: Path) -> None:
+    folder = _altered(saved["tiled"], tmp_path / "m", lambda state: state["calibration"].update(median=1))
+    with pytest.raises(DamagedModelError, match="unexpected keyword argument 'median'"):
+        ead.load(folder, device="cpu")
+
+
+@pytest.mark.parametrize(
+    "arrays",
+    [
+        {"scores": np.zeros(0, np.float32), "pixels": np.zeros((0, 1024), np.float32)},
+        {"scores": np.zeros(4), "pixels": np.zeros((4, 1024), np.float32)},
+        {"scores": np.zeros(4, np.float32), "pixels": np.zeros((3, 1024), np.float32)},
+        {"scores": np.full(4, np.nan, np.float32), "pixels": np.zeros((4, 1024), np.float32)},
+    ],
+)
+def test_samples_that_are_none_are_refused(saved: dict[str, Path], arrays: dict[str, Any]) -> None:
+    values, _ = ead.load(saved["padim"]).calibration_.state()
+    with pytest.raises(ValueError, match=r"(scores|pixels) must be finite float32 \("):
+        Calibration.from_state(values, arrays)
 
 
 def test_the_callers_errors_and_the_machines_are_no_damage(saved: dict[str, Path], tmp_path: Path) -> None:

@@ -35,7 +35,8 @@ class CompilationError(EnsembleADError):
 
 class DamagedModelError(EnsembleADError):
     """A saved model that is incomplete or was altered: a file is missing, is not what the manifest says, or
-    the manifest states what no detector can have."""
+    the manifest states what no detector can have. What depends on the machine (a device, a published network
+    that the installed version of timm does not know, or knows with other layers) is a ValueError."""
 
 
 class NewerFormatError(EnsembleADError):

@@ -148,12 +148,12 @@ class FolderReader:
 
     @contextmanager
     def as_damage(self) -> Iterator[None]:
-        """Around constructors that are given nothing but what the folder states: what they refuse as wrong
-        arguments is damage to the folder, and no error of the caller's.
+        """Around what reads the state, and constructors that are given nothing else: what they refuse as
+        wrong arguments is damage to the folder, and no error of the caller's.
         """
         try:
             yield
-        except (TypeError, ValueError, OverflowError) as error:
+        except (TypeError, ValueError, AttributeError, OverflowError) as error:
             raise DamagedModelError(
                 f"{self.folder} does not describe a {self.class_name}: {error}"
             ) from error

@@ -275,8 +275,36 @@ class Calibration:
     def from_state(
         cls, values: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]], rounding: float = ROUNDING
     ) -> Calibration:
+        """What `state` gave. Raises TypeError or ValueError for what it never gives."""
         kept = {name: value for name, value in values.items() if name != "summary"}
-        return cls(scores=arrays["scores"], pixels=arrays["pixels"], **kept, rounding=rounding)
+        told = cls(scores=arrays["scores"], pixels=arrays["pixels"], **kept, rounding=rounding)
+        told._check()
+        return told
+
+    def _check(self) -> None:
+        for name, kinds in (
+            ("map_mean", (int, float)),
+            ("map_std", (int, float)),
+            ("requested_rate", (float,)),
+            ("fresh", (bool,)),
+            ("images", (str,)),
+        ):
+            if type(value := getattr(self, name)) not in kinds:
+                raise TypeError(
+                    f"{name} must be {' or '.join(kind.__name__ for kind in kinds)}, got {value!r}"
+                )
+        if not (math.isfinite(self.map_mean) and 0 <= self.map_std < math.inf):
+            raise ValueError(f"map_mean and map_std cannot be {self.map_mean} and {self.map_std}")
+        if not 0 < self.requested_rate < 1:
+            raise ValueError(f"requested_rate must be between 0 and 1, got {self.requested_rate}")
+        n = len(self.scores)
+        for name, shape in (("scores", (n,)), ("pixels", (n, _LATTICE**2))):
+            array = getattr(self, name)
+            if n == 0 or array.shape != shape or array.dtype != np.float32 or not np.isfinite(array).all():
+                raise ValueError(
+                    f"{name} must be finite float32 {shape} of at least one image, got {array.dtype} "
+                    f"{array.shape}"
+                )
 
 
 def floored(std: float, mean: float, rounding: float = ROUNDING) -> float:

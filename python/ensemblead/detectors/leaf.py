@@ -119,15 +119,15 @@ class NetworkDetector(LeafDetector):
     def _from_common_state(cls, reader: FolderReader) -> Self:
         """A detector with parameters, network and statistics as stored; what it learned is still missing."""
         state = reader.state
-        parameters = {
-            name: tuple(value) if isinstance(value, list) else value
-            for name, value in state["parameters"].items()
-        }
-        stored, given = parameters["device"], reader.options.get("device")
-        parameters["device"] = "auto"
-        source, layers = state["network"]["source"], state["network"]["layers"]
-        name = source.get("name", source["kind"])
         with reader.as_damage():
+            parameters = {
+                name: tuple(value) if isinstance(value, list) else value
+                for name, value in state["parameters"].items()
+            }
+            stored, given = parameters["device"], reader.options.get("device")
+            parameters["device"] = "auto"
+            source, layers = state["network"]["source"], state["network"]["layers"]
+            name = source.get("name", source["kind"])
             detector = cls(name, layers, weights=None, **cast("dict[str, Any]", parameters))
         # Apart from the rest: whether this machine has the device says nothing of the folder.
         detector.device = check_device(stored if given is None else given)
@@ -138,7 +138,9 @@ class NetworkDetector(LeafDetector):
             detector.backbone = network.extractor.module
         detector._shared = network
         samples = {name: t.numpy() for name, t in reader.tensors(_CALIBRATION).items()}
-        detector._calibration = Calibration.from_state(state["calibration"], samples, detector._rounding)
+        with reader.as_damage():
+            known = Calibration.from_state(state["calibration"], samples, detector._rounding)
+        detector._calibration = known
         return detector
 
 

@@ -8,7 +8,7 @@ import copy
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ from ensemblead.store import FolderReader, FolderWriter
 
 _PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _FILE = "backbone.safetensors"
+_KINDS = ("zoo", "file", "state", "gabor", "module")
 
 
 def check_device(device: Any) -> str:
@@ -187,7 +188,8 @@ def network_from_store(
             )
         network: Network = next(lent)
         return network
-    source, layers = state["source"], state["layers"]
+    with reader.as_damage():
+        source, layers = _described(state)
     weights, backbone = (_of_one(name, reader.options.get(name)) for name in ("weights", "backbone"))
     if backbone is not None and source["kind"] != "module":
         raise ValueError(
@@ -201,7 +203,9 @@ def network_from_store(
         chosen = _weights_of(reader, source, bool(state["stored"]), weights)
         if source["kind"] == "zoo" and isinstance(chosen, str) and chosen == "default" and source["tag"]:
             name = f"{name}.{source['tag']}"
-        extractor = FeatureExtractor(name, layers, weights=chosen, mean=state["mean"], std=state["std"])
+        # Whether a published network has these layers depends on the installed version.
+        with reader.as_damage() if name == "gabor" else nullcontext():
+            extractor = FeatureExtractor(name, layers, weights=chosen, mean=state["mean"], std=state["std"])
         if state["stored"] and weights is None:
             # Where the weights came from in the first place, for the next save.
             extractor.source = dict(source)
@@ -210,6 +214,26 @@ def network_from_store(
     from_folder = state["stored"] and weights is None and source["kind"] != "module"
     identity = reader.digest(_FILE) if from_folder else None
     return Network(extractor, device, precision, compile=compile, identity=identity)
+
+
+def _described(state: Mapping[str, Any]) -> tuple[Mapping[str, Any], list[str]]:
+    """Where a network came from, and its layers. Raises TypeError or ValueError for what `to_store` never
+    says.
+    """
+    source, layers = state["source"], state["layers"]
+    if source["kind"] not in _KINDS or type(source.get("name", "")) is not str:
+        raise ValueError(f"source cannot be {dict(source)}")
+    if type(layers) is not list or not layers or any(type(layer) is not str for layer in layers):
+        raise ValueError(f"layers must be names, got {layers!r}")
+    if len(set(layers)) != len(layers):
+        raise ValueError(f"layers must differ from each other, got {layers}")
+    for name in ("mean", "std"):
+        values = state[name]
+        if type(values) is not list or len(values) != 3 or any(type(v) not in (int, float) for v in values):
+            raise ValueError(f"{name} must be three numbers, got {values!r}")
+    if min(state["std"]) <= 0:
+        raise ValueError(f"std must be positive, got {state['std']}")
+    return source, layers
 
 
 def _of_one(name: str, given: Any) -> Any:

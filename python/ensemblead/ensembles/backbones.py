@@ -295,7 +295,9 @@ class BackboneEnsemble(Detector):
     def from_store(cls, reader: FolderReader) -> Self:
         """For `store.load`; there, `weights` and `backbone` are one per member (None: as stored)."""
         count = reader.state["members"]
-        if type(count) is not int or not reader.has(f"member{count - 1}"):  # before room is made for so many
+        # Before room is made for so many.
+        held = type(count) is int and reader.has(f"member{count - 1}") and not reader.has(f"member{count}")
+        if not held:
             raise DamagedModelError(f"{reader.folder} states {count} members, but holds others")
         given = {name: _per_member(name, reader.options.get(name), count) for name in ("weights", "backbone")}
         members = [

@@ -35,7 +35,9 @@ def load(
 
     Raises FileNotFoundError for nothing at `path`, DamagedModelError for a folder that is incomplete, was
     altered, or states what no detector can have, NewerFormatError for one of a later version,
-    BackboneUnavailableError for a network that cannot be had from where it was.
+    BackboneUnavailableError for a network that cannot be had from where it was, ValueError for a device that
+    this machine lacks, for a published network that the installed packages do not know or know with other
+    layers, and for options that do not go with the model.
     """
     options: dict[str, str | Mapping[int, Any] | Sequence[Any] | None] = {"device": device}
     options |= {"weights": weights, "backbone": backbone}

@@ -253,11 +253,11 @@ class TiledEnsemble(Leaf):
     def from_store(cls, reader: FolderReader) -> Self:
         """For `store.load`; there, `weights` and `backbone` are those of one member."""
         state = reader.state
-        parameters = {
-            name: tuple(value) if isinstance(value, list) else value
-            for name, value in state["parameters"].items()
-        }
         with reader.as_damage():
+            parameters = {
+                name: tuple(value) if isinstance(value, list) else value
+                for name, value in state["parameters"].items()
+            }
             frame = TileFrame(tuple(state["image_size"]), parameters["tile_size"], parameters["stride"])
             grid = frame.grid
         if list(grid) != state["tiles"]:
@@ -274,7 +274,9 @@ class TiledEnsemble(Leaf):
         if reader.has("units.safetensors"):
             ensemble._units = Units(reader.tensors("units.safetensors")["units"])
         samples = {name: t.numpy() for name, t in reader.tensors("calibration.safetensors").items()}
-        ensemble._calibration = Calibration.from_state(state["calibration"], samples, ensemble._rounding)
+        with reader.as_damage():
+            known = Calibration.from_state(state["calibration"], samples, ensemble._rounding)
+        ensemble._calibration = known
         return ensemble
 
     def _folder(self, number: int, frame: TileFrame) -> str:
