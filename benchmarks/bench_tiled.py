@@ -234,7 +234,7 @@ def draw_memory(kept: Mapping[str, Memory], path: Path) -> None:
             label = f"{words}: {peak.removesuffix('_peak')}"
             axes.plot(sizes, megabytes, style, color=color, label=label)
     axes.set_xlabel("side of the image, pixels")
-    axes.set_ylabel("peak memory beyond the network (fit) or model, MB")
+    axes.set_ylabel("peak memory beyond the model, MB")
     axes.set_xticks(MEMORY_SIZES)
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
