@@ -6,6 +6,7 @@
 namespace ensemblead::bindings {
 
 void bind_coreset(pybind11::module_& module);
+void bind_nearest(pybind11::module_& module);
 void bind_patches(pybind11::module_& module);
 void bind_tiling(pybind11::module_& module);
 

@@ -31,6 +31,7 @@ PYBIND11_MODULE(_core, module) {
   module.def("openmp_threads", &omp_get_max_threads);
 
   bindings::bind_coreset(module);
+  bindings::bind_nearest(module);
   bindings::bind_patches(module);
   bindings::bind_tiling(module);
 }

@@ -137,9 +137,8 @@ std::int64_t collect(const float* values, std::int64_t size, float floor, std::i
   std::int64_t i = 0;
   const Vec bound = broadcast(floor);
   for (; i + kLanes <= size; i += kLanes) {
-    if (!any_greater(load(values + i), bound)) continue;
-    for (std::int64_t j = i; j < i + kLanes; ++j)
-      if (values[j] > floor) indices[count++] = base + static_cast<std::int32_t>(j);
+    for (unsigned lanes = greater_lanes(load(values + i), bound); lanes != 0; lanes &= lanes - 1)
+      indices[count++] = base + static_cast<std::int32_t>(i) + __builtin_ctz(lanes);
   }
   for (; i < size; ++i)
     if (values[i] > floor) indices[count++] = base + static_cast<std::int32_t>(i);

@@ -1,4 +1,4 @@
-// The inner loops of select_coreset and project_rows, one build per instruction set (see
+// The inner loops of select_coreset, project_rows and nearest_rows, one build per instruction set (see
 // instruction_set.hpp).
 #pragma once
 

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "cpu/coreset_simd.hpp"
+#include "cpu/sketch_bounds.hpp"
 
 namespace ensemblead::cpu {
 
@@ -22,10 +23,7 @@ class Sketch {
 
   std::int64_t dims() const { return sketch_dims_; }
 
-  struct Norms {
-    float sketch;  // squared norm of the sketch
-    float full;    // squared norm of the row it stands for; rounding errors are proportional to it
-  };
+  using Norms = SketchNorms;
 
   // The sketch of row `index` of the features goes to `out` [dims()].
   Norms row(std::int64_t index, float* out) const;

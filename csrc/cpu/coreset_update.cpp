@@ -18,15 +18,6 @@ float rest(Sketch::Norms norms, float slack) {
 
 }  // namespace
 
-float relative_slack(std::int64_t dims) {
-  return 6.0f * static_cast<float>(dims + 16) * std::numeric_limits<float>::epsilon();
-}
-
-float product_threshold(Sketch::Norms norms, float value, float slack) {
-  if (value == kInfinity) return -kInfinity;
-  return 0.5f * (norms.sketch - value) - slack * (norms.full + value) - std::numeric_limits<float>::min();
-}
-
 PackedAnchors::PackedAnchors(const Sketch& sketch, const CoresetSimd& simd, std::int64_t full_dims)
     : dims_(sketch.dims()), width_(simd.panel_width), slack_(relative_slack(full_dims)) {}
 
@@ -47,7 +38,7 @@ void PackedAnchors::add(const float* sketch, Sketch::Norms norms, std::int32_t i
   ids_.push_back(id);
   norms_.push_back(norms);
   sketches_.insert(sketches_.end(), sketch, sketch + dims_);
-  initial_[column] = -0.5f * norms.sketch + slack_ * norms.full;
+  initial_[column] = product_start(norms, slack_);
   float* to = panels_.data() + column / width_ * width_ * dims_ + column % width_;
   for (std::int64_t d = 0; d < dims_; ++d) to[d * width_] = sketch[d];
 }

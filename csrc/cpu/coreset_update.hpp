@@ -82,14 +82,6 @@ struct Selection {
   }
 };
 
-// Bound on the relative error of sums of `dims` products and of sketches made of them, with room to spare.
-float relative_slack(std::int64_t dims);
-
-// With x and p sketched, |x - p|^2 < v exactly when x.p - |p|^2 / 2 > (|x|^2 - v) / 2. This is the right-hand
-// side, lowered by what rounding may amount to for x and v (for p, see PackedAnchors::initial): a product at
-// or below it proves a distance of v or more. It is lower even where every norm is 0.
-float product_threshold(Sketch::Norms norms, float value, float slack);
-
 // One thread's buffers for lowering rows by packed anchors: products of sketches filter, distances decide.
 class RowUpdate {
  public:

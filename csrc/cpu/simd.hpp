@@ -81,17 +81,19 @@ inline float largest(Vec value) {
 
 inline Vec larger(Vec a, Vec b) { return a > b ? a : b; }
 
-// Is a > b in any lane?
-inline bool any_greater(Vec a, Vec b) {
+// A bit for every lane in which a > b.
+inline unsigned greater_lanes(Vec a, Vec b) {
 #if defined(__AVX512F__)
-  return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ) != 0;
+  return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ);
 #elif defined(__AVX__)
-  return _mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_GT_OQ)) != 0;
+  return static_cast<unsigned>(_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_GT_OQ)));
 #else
   const IntVec mask = a > b;
-  return (mask[0] | mask[1] | mask[2] | mask[3]) != 0;
+  return (mask[0] & 1u) | (mask[1] & 2u) | (mask[2] & 4u) | (mask[3] & 8u);
 #endif
 }
+
+inline bool any_greater(Vec a, Vec b) { return greater_lanes(a, b) != 0; }
 
 }  // namespace
 }  // namespace ensemblead::cpu

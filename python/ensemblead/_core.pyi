@@ -83,3 +83,21 @@ def smooth_seams(
     scratch: Any = None,
 ) -> None: ...
 def smooth_seams_scratch(shape: Sequence[int], dtype: str, sigma: float) -> int: ...
+def packed_size(num_rows: int, dims: int, num_directions: int, num_front: int) -> int: ...
+def pack_rows(
+    rows: Any, middle: Any, directions: Any, packed: Any, num_front: int, num_threads: int
+) -> None: ...
+def nearest_rows(
+    queries: Any,
+    rows: Any,
+    middle: Any,
+    packed: Any,
+    num_directions: int,
+    num_front: int,
+    *,
+    distances: Any,
+    indices: Any,
+    row_images: Any,
+    query_images: Any,
+    num_threads: int,
+) -> int: ...

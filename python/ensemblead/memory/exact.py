@@ -1,5 +1,5 @@
-"""Exact nearest neighbours in squared L2 distance, on any device: a matrix product by tiles, fused with a
-running minimum.
+"""Exact nearest neighbours in squared L2 distance, on any device: on a CPU by the core's pruned search where
+the rows' variance lies along few directions, else a matrix product by tiles, fused with a running minimum.
 
 Distances are always those to the rows found, summed from differences: what an index approximates is which
 rows it finds.
@@ -13,11 +13,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from ensemblead.kernels.nearest import SketchedRows, nearest_rows
+from ensemblead.memory.directions import principal_directions
 from ensemblead.precision import exact_products
 
 # (queries, rows) of a product: it stays in the last cache on a CPU, and takes 128 MiB on a GPU, which is
 # enough to keep one busy.
 _CPU_TILE, _CUDA_TILE = (1024, 4096), (8192, 4096)
+# Neighbours up to which the pruned search is the faster one: it keeps them sorted one by one.
+_FEW_NEIGHBORS = 32
 # Floats per gathered block when distances are summed from differences.
 _CPU_GATHER, _CUDA_GATHER = 1 << 20, 1 << 25
 
@@ -71,10 +75,12 @@ def sort_by_distance(
 
 
 class ExactIndex:
-    """Every row is compared: a matrix product by tiles, fused with a running minimum. Any device."""
+    """Finds what comparing every row finds, on any device."""
 
     def __init__(self, rows: torch.Tensor) -> None:
         self._rows = rows
+        # Which way a bank is searched depends on its rows alone, so the queries' number changes nothing.
+        self._sketched = None if rows.is_cuda else _sketched(rows)
         # |x - p|^2 orders rows p as |p'|^2 + 2 m.p' - 2 x.p' does, with p' = p - m. Taking the mean m off the
         # rows keeps the rounding small where all features share a large offset, and costs no pass over the
         # queries.
@@ -90,6 +96,12 @@ class ExactIndex:
         self, queries: torch.Tensor, k: int, excluded: Excluded | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """See `Index.search`."""
+        if self._sketched is not None and k <= _FEW_NEIGHBORS:
+            images = None
+            if excluded is not None:
+                images = excluded.queries.expand(len(queries)).contiguous()
+            rows = None if excluded is None else excluded.rows.contiguous()
+            return nearest_rows(queries.contiguous(), self._sketched, k, row_images=rows, query_images=images)
         with exact_products():
             found = self._nearest(queries, k, excluded)
         return sort_by_distance(queries, self._rows, found)
@@ -115,6 +127,11 @@ class ExactIndex:
                     product.masked_fill_(excluded.queries[part, None] == own, torch.inf)
                 _merge(best[part], found[part], product, r)
         return found
+
+
+def _sketched(rows: torch.Tensor) -> SketchedRows | None:
+    found = principal_directions(rows)
+    return None if found is None else SketchedRows.of(rows.contiguous(), *found)
 
 
 def _merge(best: torch.Tensor, found: torch.Tensor, product: torch.Tensor, first_row: int) -> None:

@@ -1,0 +1,300 @@
+#include "nearest.hpp"
+
+#include <omp.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <vector>
+
+#include "cpu/nearest_pack.hpp"
+
+namespace ensemblead::cpu {
+namespace {
+
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+// Squared norms from which products of sketches might overflow.
+constexpr float kTooLong = 1e36f;
+// Pairs that wait to be settled together.
+constexpr std::size_t kManyPairs = 4096;
+constexpr std::int64_t kChunkBytes = std::int64_t{64} << 10;
+constexpr std::int64_t kMaxTiles = 16;
+constexpr std::size_t kAhead = 4;  // pairs between asking for a row and reading it
+// One query in this many goes ahead of those around it.
+constexpr std::int64_t kScouts = 4;
+
+void prefetch(const float* values, std::int64_t size) {
+  const auto* bytes = reinterpret_cast<const char*>(values);
+  for (std::int64_t line = 0; line < std::min<std::int64_t>(size * 4, 4096); line += 64)
+    __builtin_prefetch(bytes + line);
+}
+
+// One thread's buffers for a chunk of queries: products of sketches rule rows out, distances decide.
+class ChunkSearch {
+ public:
+  ChunkSearch(const CoresetSimd& simd, const SketchedRows& rows, const NearestQueries& queries,
+              float* distances, std::int64_t* indices);
+
+  // How many queries are best done together: their sketches stay in the second-level cache.
+  std::int64_t capacity() const { return capacity_; }
+  std::int64_t direct_pairs() const { return direct_pairs_; }
+
+  // Queries `first` to `first + count`, at most capacity() of them.
+  void run(std::int64_t first, std::int64_t count);
+
+ private:
+  // A query and a row; half the squared distance of what was compared of their sketches so far is taken off
+  // the product.
+  struct Pair {
+    std::int32_t place;
+    std::int64_t index;
+    float product;
+  };
+
+  const float* point(std::int64_t query) const { return queries_.queries + query * rows_.dims; }
+  const float* row(std::int64_t index) const { return rows_.rows + index * rows_.dims; }
+  float distance(std::int64_t query, std::int64_t index) {
+    ++direct_pairs_;
+    return simd_.squared_distance(point(query), row(index), rows_.dims);
+  }
+  bool left_out(std::int64_t query, std::int64_t index) const {
+    return queries_.row_images != nullptr && queries_.row_images[index] == queries_.query_images[query];
+  }
+
+  void begin();
+  void start_from(std::int64_t scouts_first);
+  void search();
+  void add_pairs(std::int64_t place, std::int64_t column, const float* products);
+  void settle();
+  void compare_tails();
+  void compare_rows();
+  void insert(std::int64_t place, float distance, std::int64_t index);
+  void compare_all(std::int64_t place);
+
+  const CoresetSimd& simd_;
+  const SketchedRows& rows_;
+  const NearestQueries& queries_;
+  float* distances_;
+  std::int64_t* indices_;
+  PackedLayout layout_;
+  float slack_;
+  Sketcher sketcher_;
+  std::int64_t capacity_;
+  // By place: what is known of the queries that are searched together.
+  std::vector<std::int64_t> members_;
+  std::vector<const float*> points_;
+  std::vector<float> fronts_;
+  std::vector<float> tails_;
+  std::vector<SketchNorms> norms_;
+  std::vector<float> thresholds_;
+  std::vector<std::int64_t> found_;
+  std::vector<std::int32_t> best_pair_;  // the one with the largest product
+  std::vector<float> products_;
+  std::vector<std::int32_t> lanes_;
+  std::vector<Pair> pairs_;
+  std::int64_t direct_pairs_ = 0;
+};
+
+ChunkSearch::ChunkSearch(const CoresetSimd& simd, const SketchedRows& rows, const NearestQueries& queries,
+                         float* distances, std::int64_t* indices)
+    : simd_(simd),
+      rows_(rows),
+      queries_(queries),
+      distances_(distances),
+      indices_(indices),
+      layout_(simd, rows),
+      slack_(sketch_slack(rows.dims, rows.num_directions)),
+      sketcher_(simd, rows, rows.packed) {
+  const std::int64_t tile = simd.tile_rows;
+  capacity_ = std::clamp(kChunkBytes / (layout_.front * 4 * tile), std::int64_t{1}, kMaxTiles) * tile;
+  const auto size = static_cast<std::size_t>(capacity_);
+  members_.reserve(size);
+  points_.resize(size);
+  fronts_.resize(size * static_cast<std::size_t>(layout_.front));
+  tails_.resize(size * static_cast<std::size_t>(layout_.tail));
+  norms_.resize(size);
+  thresholds_.resize(size);
+  found_.resize(size);
+  best_pair_.resize(size);
+  products_.resize(static_cast<std::size_t>(tile * layout_.width));
+  lanes_.resize(static_cast<std::size_t>(layout_.width));
+  pairs_.reserve(kManyPairs + static_cast<std::size_t>(tile * layout_.width));
+}
+
+void ChunkSearch::run(std::int64_t first, std::int64_t count) {
+  members_.clear();
+  for (std::int64_t query = first; query < first + count; query += kScouts) members_.push_back(query);
+  begin();
+  search();
+  members_.clear();
+  for (std::int64_t query = first; query < first + count; ++query)
+    if ((query - first) % kScouts != 0) members_.push_back(query);
+  begin();
+  start_from(first);
+  search();
+}
+
+void ChunkSearch::begin() {
+  const auto count = static_cast<std::int64_t>(members_.size());
+  for (std::int64_t i = 0; i < count; ++i) points_[i] = point(members_[i]);
+  for (std::int64_t i = 0; i < count; i += simd_.tile_rows)
+    sketcher_.run(points_.data() + i, std::min<std::int64_t>(simd_.tile_rows, count - i),
+                  fronts_.data() + i * layout_.front, tails_.data() + i * layout_.tail, norms_.data() + i);
+  // What has no sketch to go by, and what hangs over in the last tile, hits nothing.
+  std::fill(thresholds_.begin(), thresholds_.end(), kInfinity);
+  for (std::int64_t i = 0; i < count; ++i)
+    if (norms_[i].full < kTooLong) thresholds_[i] = -kInfinity;
+  std::fill(found_.begin(), found_.end(), 0);
+}
+
+// Neighbouring queries are patches of the same place in an image: the rows nearest to the one that went ahead
+// are seldom far from the others, and most rows are ruled out from the beginning.
+void ChunkSearch::start_from(std::int64_t scouts_first) {
+  for (std::size_t i = 0; i < members_.size(); ++i) {
+    if (!(norms_[i].full < kTooLong)) continue;
+    const std::int64_t query = members_[i];
+    const std::int64_t scout = query - (query - scouts_first) % kScouts;
+    for (std::int64_t j = scout * queries_.k; j < (scout + 1) * queries_.k; ++j)
+      if (indices_[j] >= 0 && !left_out(query, indices_[j]))
+        insert(static_cast<std::int64_t>(i), distance(query, indices_[j]), indices_[j]);
+  }
+}
+
+void ChunkSearch::search() {
+  const auto count = static_cast<std::int64_t>(members_.size());
+  const std::int64_t tile = simd_.tile_rows;
+  for (std::int64_t panel = 0; panel < layout_.row_panels; ++panel) {
+    const float* values = rows_.packed + layout_.fronts_at + panel * layout_.front * layout_.width;
+    const float* starts = rows_.packed + layout_.starts_at + panel * layout_.width;
+    for (std::int64_t i = 0; i < count; i += tile) {
+      std::uint32_t hits = simd_.tile(fronts_.data() + i * layout_.front, layout_.front, layout_.front,
+                                      values, starts, thresholds_.data() + i, products_.data());
+      for (; hits != 0; hits &= hits - 1) {
+        const int r = __builtin_ctz(hits);
+        add_pairs(i + r, panel * layout_.width, products_.data() + r * layout_.width);
+      }
+      if (pairs_.size() > kManyPairs) settle();
+    }
+  }
+  settle();
+  for (std::int64_t place = 0; place < count; ++place)
+    if (found_[place] < queries_.k) compare_all(place);
+}
+
+void ChunkSearch::add_pairs(std::int64_t place, std::int64_t column, const float* products) {
+  const std::int64_t count = simd_.collect(products, layout_.width, thresholds_[place], 0, lanes_.data());
+  for (std::int64_t i = 0; i < count; ++i)
+    if (!left_out(members_[place], column + lanes_[i]))
+      pairs_.push_back({static_cast<std::int32_t>(place), column + lanes_[i], products[lanes_[i]]});
+}
+
+// The most promising row of each query first: its distance raises the threshold and spares most of the
+// others.
+void ChunkSearch::settle() {
+  const auto count = static_cast<std::int32_t>(pairs_.size());
+  for (std::int32_t i = 0; i < count; ++i) best_pair_[pairs_[i].place] = i;
+  for (std::int32_t i = 0; i < count; ++i)
+    if (pairs_[i].product > pairs_[best_pair_[pairs_[i].place]].product) best_pair_[pairs_[i].place] = i;
+  for (std::int32_t i = 0; i < count; ++i) {
+    Pair& pair = pairs_[i];
+    if (best_pair_[pair.place] != i) continue;
+    insert(pair.place, distance(members_[pair.place], pair.index), pair.index);
+    pair.product = -kInfinity;
+  }
+  compare_tails();
+  compare_rows();
+  pairs_.clear();
+}
+
+// Rows and tails are read from anywhere in memory: each is asked for some time before.
+void ChunkSearch::compare_tails() {
+  std::size_t left = 0;
+  for (const Pair& pair : pairs_)
+    if (pair.product > thresholds_[pair.place]) pairs_[left++] = pair;
+  pairs_.resize(left);
+  const std::int64_t tail = layout_.tail;
+  if (tail == 0) return;
+  const float* tails = rows_.packed + layout_.tails_at;
+  left = 0;
+  for (std::size_t i = 0; i < pairs_.size(); ++i) {
+    if (i + kAhead < pairs_.size()) prefetch(tails + pairs_[i + kAhead].index * tail, tail);
+    Pair pair = pairs_[i];
+    pair.product -=
+        0.5f * simd_.squared_distance(tails_.data() + pair.place * tail, tails + pair.index * tail, tail);
+    if (pair.product > thresholds_[pair.place]) pairs_[left++] = pair;
+  }
+  pairs_.resize(left);
+}
+
+void ChunkSearch::compare_rows() {
+  for (std::size_t i = 0; i < pairs_.size(); ++i) {
+    if (i + kAhead < pairs_.size()) prefetch(row(pairs_[i + kAhead].index), rows_.dims);
+    const Pair& pair = pairs_[i];
+    if (pair.product > thresholds_[pair.place])
+      insert(pair.place, distance(members_[pair.place], pair.index), pair.index);
+  }
+}
+
+// Among the k nearest, in order of distance and then of index, if it belongs there and is not there yet.
+void ChunkSearch::insert(std::int64_t place, float distance, std::int64_t index) {
+  const std::int64_t k = queries_.k;
+  float* distances = distances_ + members_[place] * k;
+  std::int64_t* indices = indices_ + members_[place] * k;
+  std::int64_t at = found_[place];
+  while (at > 0 &&
+         (distance < distances[at - 1] || (distance == distances[at - 1] && index < indices[at - 1])))
+    --at;
+  if (at == k || (at > 0 && indices[at - 1] == index)) return;
+  if (found_[place] < k) ++found_[place];
+  for (std::int64_t j = found_[place] - 1; j > at; --j) {
+    distances[j] = distances[j - 1];
+    indices[j] = indices[j - 1];
+  }
+  distances[at] = distance;
+  indices[at] = index;
+  // Beyond the k-th by the least step, so that an equal one with a lower index is still looked at.
+  if (found_[place] == k && norms_[place].full < kTooLong)
+    thresholds_[place] =
+        product_threshold(norms_[place], std::nextafter(distances[k - 1], kInfinity), slack_);
+}
+
+// For queries without a sketch, because they are beyond the range of float32 or not finite. NaN counts as the
+// longest distance.
+void ChunkSearch::compare_all(std::int64_t place) {
+  const std::int64_t query = members_[place];
+  found_[place] = 0;
+  for (std::int64_t index = 0; index < rows_.num_rows; ++index) {
+    if (left_out(query, index)) continue;
+    const float value = distance(query, index);
+    insert(place, std::isnan(value) ? kInfinity : value, index);
+  }
+  for (std::int64_t j = 0; j < queries_.k; ++j) {
+    const std::int64_t at = query * queries_.k + j;
+    if (j >= found_[place]) indices_[at] = -1;
+    distances_[at] = j < found_[place] ? distance(query, indices_[at]) : kInfinity;
+  }
+}
+
+}  // namespace
+
+std::int64_t nearest_rows(const SketchedRows& rows, const NearestQueries& queries, int num_threads,
+                          float* distances, std::int64_t* indices) {
+  const CoresetSimd& simd = coreset_simd();
+  const int threads = num_threads > 0 ? num_threads : omp_get_max_threads();
+  std::vector<ChunkSearch> searches;
+  searches.reserve(static_cast<std::size_t>(threads));
+  for (int thread = 0; thread < threads; ++thread)
+    searches.emplace_back(simd, rows, queries, distances, indices);
+  // Small enough that every thread has a few chunks.
+  const std::int64_t tile = simd.tile_rows;
+  const std::int64_t share = queries.num_queries / (4 * threads) / tile * tile;
+  const std::int64_t step = std::clamp(share, tile, searches.front().capacity());
+#pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
+  for (std::int64_t first = 0; first < queries.num_queries; first += step)
+    searches[omp_get_thread_num()].run(first, std::min(step, queries.num_queries - first));
+  std::int64_t direct_pairs = 0;
+  for (const ChunkSearch& search : searches) direct_pairs += search.direct_pairs();
+  return direct_pairs;
+}
+
+}  // namespace ensemblead::cpu

@@ -1,0 +1,70 @@
+// How packed rows lie in memory, and sketches of points made with them.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <vector>
+
+#include "cpu/coreset_simd.hpp"
+#include "cpu/sketch_bounds.hpp"
+#include "nearest.hpp"
+
+namespace ensemblead::cpu {
+
+// Panels of the directions, [panel][dims][width]; panels of the rows' fronts, [panel][front][width]; what
+// every row's product starts from; the rest of every sketch, [rows][tail]. Lanes beyond the last row start
+// from minus infinity: they never hit.
+struct PackedLayout {
+  PackedLayout(const CoresetSimd& simd, const SketchedRows& rows)
+      : width(simd.panel_width),
+        front(rows.num_front),
+        tail(rows.num_directions - rows.num_front),
+        direction_panels((rows.num_directions + width - 1) / width),
+        row_panels((rows.num_rows + width - 1) / width),
+        fronts_at(direction_panels * rows.dims * width),
+        starts_at(fronts_at + row_panels * front * width),
+        tails_at(starts_at + row_panels * width),
+        size(tails_at + rows.num_rows * tail) {}
+
+  std::int64_t width;
+  std::int64_t front;
+  std::int64_t tail;
+  std::int64_t direction_panels;
+  std::int64_t row_panels;
+  std::int64_t fronts_at;
+  std::int64_t starts_at;
+  std::int64_t tails_at;
+  std::int64_t size;
+};
+
+// The errors of a sketch grow with the number of its directions; relative_slack does for 32.
+inline float sketch_slack(std::int64_t dims, std::int64_t directions) {
+  const float more = std::sqrt(static_cast<float>(directions) / 32.0f);
+  return relative_slack(dims) * (more > 1.0f ? more : 1.0f);
+}
+
+// One thread's means to sketch a few points at a time.
+class Sketcher {
+ public:
+  Sketcher(const CoresetSimd& simd, const SketchedRows& rows, const float* direction_panels);
+
+  // At most simd.tile_rows points, of `dims` values each, to their sketches' fronts [count, front] and tails
+  // [count, tail]; norms[i].sketch is the front's. The sketch of a point that is not finite is rubbish, and
+  // its full norm not finite either.
+  void run(const float* const* points, std::int64_t count, float* fronts, float* tails, SketchNorms* norms);
+
+ private:
+  const CoresetSimd& simd_;
+  const float* middle_;
+  std::int64_t dims_;
+  std::int64_t front_;
+  std::int64_t tail_;
+  const float* direction_panels_;
+  std::vector<float> zeros_;
+  std::vector<float> always_;
+  std::vector<float> centred_;
+  std::vector<float> products_;
+  std::vector<float> sketch_;
+};
+
+}  // namespace ensemblead::cpu

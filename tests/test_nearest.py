@@ -1,0 +1,279 @@
+"""The pruned search of nearest rows against a float64 brute force, and its directions."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ensemblead import _core
+from ensemblead.kernels.nearest import SketchedRows, nearest_rows
+
+Data = tuple[np.ndarray, np.ndarray]
+DIMS = 130  # no multiple of any vector
+
+
+def _low_rank(rows: int, queries: int, seed: int = 0, dims: int = DIMS, rank: int = 20) -> Data:
+    """Rows and queries whose variance lies along a few directions, neighbouring queries near each other."""
+    rng = np.random.default_rng(seed)
+    axes = rng.normal(size=(rank, dims))
+    walk = np.cumsum(0.3 * rng.normal(size=(queries, rank)), axis=0)
+    draw = [rng.normal(size=(rows, rank)), walk]
+    both = [(x @ axes + 0.2 * rng.normal(size=(len(x), dims))).astype(np.float32) for x in draw]
+    return both[0], both[1]
+
+
+def _sketched(rows: np.ndarray, directions: int = 24, front: int = 16) -> SketchedRows:
+    middle = rows.mean(0)
+    axes = np.linalg.svd((rows - middle).astype(np.float64))[2]
+    return SketchedRows.of(rows, middle, np.ascontiguousarray(axes[:directions], dtype=np.float32), front)
+
+
+def _squared(queries: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    differences = queries.astype(np.float64)[:, None] - rows.astype(np.float64)[None]
+    return (differences**2).sum(2)
+
+
+def _by_brute_force(queries: np.ndarray, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    squared = _squared(queries, rows)
+    found = np.argsort(squared, axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(squared, found, 1), found
+
+
+@pytest.mark.parametrize("k", [1, 2, 9])
+@pytest.mark.parametrize(("rows", "queries"), [(9, 1), (33, 15), (700, 613)])
+@pytest.mark.parametrize(("directions", "front"), [(24, 16), (8, 8), (9, 1)])
+def test_it_finds_the_nearest(rows: int, queries: int, k: int, directions: int, front: int) -> None:
+    x, q = _low_rank(rows, queries)
+    distances, found = nearest_rows(q, _sketched(x, directions, front), k)
+    expected, order = _by_brute_force(q, x, k)
+    assert distances.dtype == np.float32
+    assert found.dtype == np.int64
+    np.testing.assert_array_equal(found, order)
+    np.testing.assert_allclose(distances, expected, rtol=1e-5)
+
+
+def test_most_pairs_are_ruled_out() -> None:
+    x, q = _low_rank(3000, 600)
+    sketched = _sketched(x, 24, 20)
+    distances, found = np.empty((600, 1), np.float32), np.empty((600, 1), np.int64)
+    compared = _core.nearest_rows(
+        q,
+        x,
+        sketched.middle,
+        sketched.packed,
+        24,
+        20,
+        distances=distances,
+        indices=found,
+        row_images=None,
+        query_images=None,
+        num_threads=2,
+    )
+    assert 600 <= compared < 0.02 * 600 * 3000
+
+
+@pytest.mark.parametrize("k", [1, 3])
+def test_equal_distances_come_in_order_of_index(k: int) -> None:
+    """Small integers: every distance is exact, and most are equal to others."""
+    rng = np.random.default_rng(1)
+    x = rng.integers(0, 2, size=(900, 40)).astype(np.float32)
+    x[:, 4:] = 0.0
+    q = rng.integers(0, 2, size=(200, 40)).astype(np.float32)
+    axes = np.eye(40, dtype=np.float32)[:8]
+    sketched = SketchedRows.of(x, x.mean(0), axes, 4)
+    distances, found = nearest_rows(q, sketched, k)
+    expected, order = _by_brute_force(q, x, k)
+    np.testing.assert_array_equal(found, order)
+    np.testing.assert_array_equal(distances, expected.astype(np.float32))
+
+
+def test_rows_of_the_querys_own_image_are_left_out() -> None:
+    x, q = _low_rank(500, 120)
+    q[:50] = x[:50]  # whose nearest row is the one left out
+    images, own = np.arange(500) % 7, np.arange(120) % 9
+    own[:50] = images[:50]
+    distances, found = nearest_rows(q, _sketched(x), 2, row_images=images, query_images=own)
+    squared = _squared(q, x)
+    squared[own[:, None] == images] = np.inf
+    np.testing.assert_array_equal(found, np.argsort(squared, axis=1, kind="stable")[:, :2])
+    assert (distances > 0.0).all()
+    np.testing.assert_allclose(distances, np.sort(squared, axis=1)[:, :2], rtol=1e-5)
+
+
+def test_too_few_rows_left_in() -> None:
+    x, q = _low_rank(40, 5)
+    images = np.zeros(40, np.int64)
+    images[11] = 1
+    distances, found = nearest_rows(q, _sketched(x), 2, row_images=images, query_images=np.zeros(5, np.int64))
+    assert found.tolist() == [[11, -1]] * 5
+    assert np.isfinite(distances[:, 0]).all()
+    assert np.isinf(distances[:, 1]).all()
+
+
+def test_neither_grouping_nor_threads_change_a_bit() -> None:
+    torch = pytest.importorskip("torch")
+    x, q = _low_rank(2000, 700, seed=2)
+    sketched = _sketched(x)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        expected = nearest_rows(q, sketched, 3)
+        for count in (2, 5):
+            torch.set_num_threads(count)
+            for found, wanted in zip(nearest_rows(q, sketched, 3), expected, strict=True):
+                np.testing.assert_array_equal(found, wanted)
+    finally:
+        torch.set_num_threads(threads)
+    for first, last in ((0, 1), (17, 300), (699, 700)):
+        for found, wanted in zip(nearest_rows(q[first:last], sketched, 3), expected, strict=True):
+            np.testing.assert_array_equal(found, wanted[first:last])
+
+
+def test_far_from_the_origin() -> None:
+    x, q = _low_rank(800, 100)
+    x, q = x + np.float32(1000.0), q + np.float32(1000.0)
+    q[:10] = x[100:110] + np.float32(0.01)
+    distances, found = nearest_rows(q, _sketched(x))
+    expected, order = _by_brute_force(q, x, 1)
+    np.testing.assert_array_equal(found, order)
+    np.testing.assert_allclose(distances, expected, rtol=1e-5)
+
+
+def test_any_directions_give_the_same() -> None:
+    x, q = _low_rank(400, 60)
+    rng = np.random.default_rng(3)
+    axes = np.linalg.qr(rng.normal(size=(DIMS, 12)))[0].T.astype(np.float32)
+    found = nearest_rows(q, SketchedRows.of(x, np.zeros(DIMS, np.float32), np.ascontiguousarray(axes), 5), 4)
+    expected = nearest_rows(q, _sketched(x), 4)
+    np.testing.assert_array_equal(found[0], expected[0])
+    np.testing.assert_array_equal(found[1], expected[1])
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-19, 1e12, 1e15])
+def test_any_scale(scale: float) -> None:
+    x, q = _low_rank(300, 40)
+    x, q = x * np.float32(scale), q * np.float32(scale)
+    distances, found = nearest_rows(q, _sketched(x))
+    with np.errstate(under="ignore"):
+        expected = _squared(q, x)
+    taken = np.take_along_axis(expected, found, 1)[:, 0]
+    # Squares below float32's range are all zero, and any row is the nearest.
+    np.testing.assert_allclose(taken, expected.min(1), rtol=1e-5, atol=1e-36)
+    np.testing.assert_allclose(distances[:, 0], expected.min(1), rtol=1e-5, atol=1e-36)
+
+
+def test_queries_that_are_not_finite_or_huge() -> None:
+    x, q = _low_rank(300, 30)
+    q[3, 5], q[7, 0], q[8], q[20] = np.nan, np.inf, 1e25, 2e18
+    distances, found = nearest_rows(q, _sketched(x), 2)
+    assert np.isnan(distances[3]).all()
+    assert np.isinf(distances[[7, 8]]).all()
+    assert ((found >= 0) & (found < 300)).all()
+    assert (found[:, 0] != found[:, 1]).all()
+    others = np.setdiff1d(np.arange(30), [3, 7, 8, 20])
+    expected, order = _by_brute_force(q[others], x, 2)
+    np.testing.assert_array_equal(found[others], order)
+    np.testing.assert_allclose(distances[others], expected, rtol=1e-5)
+
+
+def test_no_queries() -> None:
+    x, _ = _low_rank(20, 1)
+    distances, found = nearest_rows(np.empty((0, DIMS), np.float32), _sketched(x), 3)
+    assert distances.shape == found.shape == (0, 3)
+
+
+def test_torch_in_torch_out() -> None:
+    torch = pytest.importorskip("torch")
+    x, q = _low_rank(200, 20)
+    plain = _sketched(x)
+    axes = np.linalg.svd((x - plain.middle).astype(np.float64), full_matrices=False)[2][:24]
+    sketched = SketchedRows.of(
+        torch.from_numpy(x), torch.from_numpy(plain.middle), torch.from_numpy(axes).float().contiguous(), 16
+    )
+    found = nearest_rows(torch.from_numpy(q), sketched, 2)
+    assert isinstance(found[0], torch.Tensor)
+    for one, wanted in zip(found, nearest_rows(q, plain, 2), strict=True):
+        np.testing.assert_array_equal(one.numpy(), wanted)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        ({"rows": np.zeros((5, 3, 2), np.float32)}, ValueError, r"rows must be 2-D"),
+        ({"rows": np.zeros((0, DIMS), np.float32)}, ValueError, "rows"),
+        ({"rows": np.zeros((5, DIMS))}, TypeError, "rows .*float64"),
+        ({"middle": np.zeros(7, np.float32)}, ValueError, r"middle .*\(7,\)"),
+        ({"directions": np.zeros((4, 7), np.float32)}, ValueError, r"directions .*\(4, 7\)"),
+        ({"num_front": 0}, ValueError, "num_front must be between 1 and the 4 directions, got 0"),
+        ({"num_front": 5}, ValueError, "num_front must be between 1 and the 4 directions, got 5"),
+    ],
+)
+def test_bad_rows_are_refused(change: dict[str, Any], error: type[Exception], words: str) -> None:
+    good = {
+        "rows": np.zeros((5, DIMS), np.float32),
+        "middle": np.zeros(DIMS, np.float32),
+        "directions": np.eye(4, DIMS, dtype=np.float32),
+        "num_front": 2,
+    }
+    with pytest.raises(error, match=words):
+        SketchedRows.of(**{**good, **change})
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        ({"queries": np.zeros((3, 7), np.float32)}, ValueError, r"queries .*\(3, 7\)"),
+        ({"queries": np.zeros((3, DIMS))}, TypeError, "queries .*float64"),
+        ({"queries": np.zeros((DIMS, 6), np.float32).T}, ValueError, "queries is not contiguous"),
+        ({"k": 0}, ValueError, "k must be between 1 and the 30 rows, got 0"),
+        ({"k": 31}, ValueError, "k must be between 1 and the 30 rows, got 31"),
+        ({"row_images": np.zeros(29, np.int64)}, ValueError, "row_images"),
+        ({"row_images": np.zeros(30, np.int32)}, TypeError, "row_images .*int32"),
+        ({"query_images": np.zeros(2, np.int64)}, ValueError, "query_images"),
+        ({"query_images": None}, TypeError, "query_images"),
+    ],
+)
+def test_bad_queries_are_refused(change: dict[str, Any], error: type[Exception], words: str) -> None:
+    x, q = _low_rank(30, 3)
+    given: dict[str, Any] = {
+        "queries": q,
+        "k": 1,
+        "row_images": np.zeros(30, np.int64),
+        "query_images": np.ones(3, np.int64),
+        **change,
+    }
+    with pytest.raises(error, match=words):
+        nearest_rows(given.pop("queries"), _sketched(x), **given)
+
+
+CHECK_INSTRUCTION_SET = """
+import sys, numpy as np
+from ensemblead.kernels.nearest import SketchedRows, nearest_rows
+data = np.load(sys.argv[1])
+sketched = SketchedRows.of(data["x"], data["middle"], data["axes"], 16)
+distances, found = nearest_rows(data["q"], sketched, 3)
+np.testing.assert_array_equal(found, data["order"])
+np.testing.assert_allclose(distances, data["expected"], rtol=1e-5)
+"""
+
+
+@pytest.mark.parametrize("instruction_set", ["baseline", "x86-64-v3"])
+def test_every_instruction_set(instruction_set: str, tmp_path: Any) -> None:
+    sets = ["baseline", "x86-64-v3", "x86-64-v4"]
+    if sets.index(instruction_set) > sets.index(_core.instruction_set()):
+        pytest.skip(f"this processor has no {instruction_set}")
+    x, q = _low_rank(400, 90)
+    middle = x.mean(0)
+    axes = np.linalg.svd((x - middle).astype(np.float64), full_matrices=False)[2][:24]
+    expected, order = _by_brute_force(q, x, 3)
+    arrays = {"x": x, "q": q, "middle": middle, "axes": np.ascontiguousarray(axes, dtype=np.float32)}
+    np.savez(tmp_path / "data.npz", **arrays, expected=expected, order=order)
+    environment = {**os.environ, "ENSEMBLEAD_INSTRUCTION_SET": instruction_set}
+    command = [sys.executable, "-c", CHECK_INSTRUCTION_SET, str(tmp_path / "data.npz")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
