@@ -10,7 +10,7 @@ stands beside ours.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,12 +20,11 @@ torch = pytest.importorskip("torch")
 faiss = pytest.importorskip("faiss")
 
 from common import interleaved, ratio  # noqa: E402
+from real_features import bottle_features  # noqa: E402
 from record import FiguresOf  # noqa: E402
 
 import ensemblead as ead  # noqa: E402
-from ensemblead.evaluation.datasets import MVTecAD  # noqa: E402
 from ensemblead.evaluation.metrics import auroc  # noqa: E402
-from ensemblead.images import Geometry, iterate_batches, open_images  # noqa: E402
 
 INDEXES = ("flat", "ivf", "ivfpq", "hnsw", "sq16")
 THREADS = 2
@@ -40,21 +39,7 @@ def features(pytestconfig: pytest.Config) -> Features:
     data, weights = pytestconfig.getoption("--data"), pytestconfig.getoption("--weights")
     if data is None or weights is None or not (data / "mvtec_bottle").is_dir():
         pytest.skip("measures on real features: give --data FOLDER (with mvtec_bottle) and --weights FOLDER")
-    category = MVTecAD(data / "mvtec_bottle").categories[0]
-    layers = ("layer2", "layer3")
-    extractor = ead.FeatureExtractor("resnet18", layers, weights=weights / "resnet18.safetensors")
-    extractor.to("cpu", channels_last=True)
-    train = torch.cat(list(_embed(extractor, category.train))).flatten(0, 1)
-    test = torch.cat(list(_embed(extractor, [sample.path for sample in category.test])))
-    return train, test, [sample.label for sample in category.test]
-
-
-def _embed(extractor: ead.FeatureExtractor, paths: Sequence[str]) -> Iterator[Any]:
-    geometry = Geometry((256, 256), None)
-    with iterate_batches(open_images(list(paths)), [geometry], 16) as batches:
-        for batch in batches:
-            maps = extractor(extractor.normalize(batch.images[geometry]))
-            yield ead.aggregate_patches(maps, pretrain_dim="auto").flatten(1, 2)
+    return bottle_features(data, weights, 256)
 
 
 def _each(search: Callable[[Any], Any], images: Sequence[Any]) -> None:

@@ -194,8 +194,8 @@ def test_too_few_rows_for_product_quantisation() -> None:
 @pytest.mark.parametrize(
     ("name", "device", "faiss_gpus", "expected"),
     [
-        ("flat", "cpu", 0, SearchPlan("torch", "cpu")),
-        ("flat", "cpu", 1, SearchPlan("torch", "cpu")),
+        ("flat", "cpu", 0, SearchPlan("core", "cpu")),
+        ("flat", "cpu", 1, SearchPlan("core", "cpu")),
         ("ivf", "cpu", 1, SearchPlan("faiss-cpu", "cpu")),
         ("flat", "cuda:1", 0, SearchPlan("torch", "cuda:1")),
         ("flat", "cuda:1", 1, SearchPlan("torch", "cuda:1")),  # FAISS sees the first one only

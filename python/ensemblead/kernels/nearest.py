@@ -60,9 +60,9 @@ def nearest_rows(
 
     Returns:
         Squared distances float32 `[Q, k]`, ascending, summed from differences, and row numbers int64
-        `[Q, k]`, the lower first among equals; the same for any number of threads and any division of the queries.
-        Infinity and -1 where fewer than k rows are left in. A query that is not finite gets the distances
-        that arithmetic gives.
+        `[Q, k]`, the lower first among equals; the same for any number of threads and any division of the
+        queries. Infinity and -1 where fewer than k rows are left in. A query that is not finite gets the
+        distances that arithmetic gives.
 
     Raises:
         ValueError: a shape, layout or device other than these, or k out of range.

@@ -1,8 +1,9 @@
 """Which index finds the nearest rows, and FAISS's. Distances are squared L2.
 
-`search_plan` says what is used where. A bank on a GPU is searched there: exactly, by FAISS if its GPU build
-is installed, else by torch; "ivf" by FAISS's GPU build. What FAISS has for the CPU alone is searched there,
-with a copy of the queries for every batch, and a warning says so when such an index is made.
+`search_plan` says what is used where. On a CPU the exact index is the core's (or torch's, see `exact.py`), the
+others are FAISS's. A bank on a GPU is searched there: exactly, by FAISS if its GPU build is installed, else by
+torch; "ivf" by FAISS's GPU build. What FAISS has for the CPU alone is searched there, with a copy of the
+queries for every batch, and a warning says so when such an index is made.
 """
 
 from __future__ import annotations
@@ -33,12 +34,17 @@ _GPU_SCRATCH, _GPU_MOST_NEIGHBORS = 64 << 20, 1024
 class SearchPlan:
     """How a bank is searched: what compares, where, and whether queries are copied to the host for it."""
 
-    engine: Literal["torch", "faiss-cpu", "faiss-gpu"]
+    engine: Literal["core", "torch", "faiss-cpu", "faiss-gpu"]
     place: str  # "cpu" or "cuda:0"
     copies: bool = False
 
     def __str__(self) -> str:
-        name = {"torch": "torch", "faiss-cpu": "FAISS", "faiss-gpu": "FAISS for GPUs"}[self.engine]
+        name = {
+            "core": "ensemblead's core",
+            "torch": "torch",
+            "faiss-cpu": "FAISS",
+            "faiss-gpu": "FAISS for GPUs",
+        }[self.engine]
         return f"{name} on {self.place}" + (", queries copied to the host for every batch" * self.copies)
 
 
@@ -50,7 +56,7 @@ def search_plan(name: str, device: torch.device | str, *, faiss_gpus: int | None
     """
     place = torch.device(device)
     if place.type != "cuda":
-        return SearchPlan("torch" if name == "flat" else "faiss-cpu", str(place))
+        return SearchPlan("core" if name == "flat" else "faiss-cpu", str(place))
     on_gpu = name in ("flat", "ivf") and (place.index or 0) < (
         count_faiss_gpus() if faiss_gpus is None else faiss_gpus
     )
