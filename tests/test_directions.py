@@ -53,8 +53,9 @@ def test_the_same_rows_give_the_same_directions() -> None:
         _decaying(3000, 100),  # few dimensions
         _decaying(3000, 256, power=0.0),  # noise
         _decaying(3000, 256) * 1e17,  # squares near the end of float32
+        _decaying(3000, 256) * 1e-24,  # and beyond
     ],
-    ids=["constant", "few rows", "few dimensions", "noise", "huge"],
+    ids=["constant", "few rows", "few dimensions", "noise", "huge", "tiny"],
 )
 def test_rows_for_which_directions_gain_nothing(rows: torch.Tensor) -> None:
     assert principal_directions(rows) is None
@@ -83,6 +84,15 @@ def test_pruned_or_not_the_same_is_found(k: int, leave_out: str, monkeypatch: py
     expected = ExactIndex(rows).search(queries, k, excluded)
     torch.testing.assert_close(distances, expected[0], rtol=1e-5, atol=1e-6)
     assert torch.equal(found, expected[1])
+
+
+def test_a_default_device_changes_nothing() -> None:
+    rows = _decaying(1200, 256)
+    expected = ExactIndex(rows).search(rows[:5], 1, None)[1]
+    with torch.device("meta"):
+        index = ExactIndex(rows)
+        assert principal_directions(rows) is not None
+    assert torch.equal(index.search(rows[:5], 1, None)[1], expected)
 
 
 def test_queries_that_are_slices() -> None:

@@ -34,8 +34,8 @@ def _sketched(rows: np.ndarray, directions: int = 24, front: int = 16) -> Sketch
 
 
 def _squared(queries: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    differences = queries.astype(np.float64)[:, None] - rows.astype(np.float64)[None]
-    return (differences**2).sum(2)
+    wide = rows.astype(np.float64)
+    return np.stack([((query - wide) ** 2).sum(1) for query in queries.astype(np.float64)])
 
 
 def _by_brute_force(queries: np.ndarray, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -57,13 +57,13 @@ def test_it_finds_the_nearest(rows: int, queries: int, k: int, directions: int, 
     np.testing.assert_allclose(distances, expected, rtol=1e-5)
 
 
-def test_most_pairs_are_ruled_out() -> None:
-    x, q = _low_rank(3000, 600)
-    sketched = _sketched(x, 24, 20)
-    distances, found = np.empty((600, 1), np.float32), np.empty((600, 1), np.int64)
+def _compared(queries: np.ndarray, rows: np.ndarray) -> float:
+    """The share of pairs whose distance is computed; what is found is compared with brute force."""
+    sketched = _sketched(rows, 24, 20)
+    distances, found = np.empty((len(queries), 1), np.float32), np.empty((len(queries), 1), np.int64)
     compared = _core.nearest_rows(
-        q,
-        x,
+        queries,
+        rows,
         sketched.middle,
         sketched.packed,
         24,
@@ -74,7 +74,24 @@ def test_most_pairs_are_ruled_out() -> None:
         query_images=None,
         num_threads=2,
     )
-    assert 600 <= compared < 0.02 * 600 * 3000
+    expected, order = _by_brute_force(queries, rows, 1)
+    np.testing.assert_array_equal(found, order)
+    np.testing.assert_allclose(distances, expected, rtol=1e-5)
+    return compared / (len(queries) * len(rows))
+
+
+def test_most_pairs_are_ruled_out() -> None:
+    x, q = _low_rank(3000, 600)
+    assert 1 / 3000 <= _compared(q, x) < 0.02
+
+
+@pytest.mark.parametrize("kind", ["noisy", "elsewhere", "far"])
+def test_queries_off_the_directions_cost_no_more_than_products(kind: str) -> None:
+    """Fronts rule little out there; products over all dimensions leave few pairs to compare."""
+    x, q = _low_rank(800, 2000)
+    noise = np.random.default_rng(5).normal(size=q.shape).astype(np.float32)
+    q = {"noisy": q + 3.0 * noise, "elsewhere": 5.0 * noise, "far": q + np.float32(4.0)}[kind]
+    assert _compared(q, x) < 0.03
 
 
 @pytest.mark.parametrize("k", [1, 3])
@@ -181,6 +198,17 @@ def test_queries_that_are_not_finite_or_huge() -> None:
     np.testing.assert_allclose(distances[others], expected, rtol=1e-5)
 
 
+def test_rows_at_the_end_of_the_range() -> None:
+    x = np.zeros((40, 128), np.float32)
+    x[:20, 0], x[20:, 0] = -1.817e19, 1.87e19
+    q = np.zeros((1, 128), np.float32)
+    q[0, 0] = 0.9e18
+    axes = np.eye(8, 128, dtype=np.float32)
+    distances, found = nearest_rows(q, SketchedRows.of(x, np.zeros(128, np.float32), axes, 4))
+    assert found.tolist() == [[20]]
+    np.testing.assert_allclose(distances, [[(1.87e19 - 0.9e18) ** 2]], rtol=1e-5)
+
+
 def test_no_queries() -> None:
     x, _ = _low_rank(20, 1)
     distances, found = nearest_rows(np.empty((0, DIMS), np.float32), _sketched(x), 3)
@@ -209,7 +237,11 @@ def test_torch_in_torch_out() -> None:
         ({"rows": np.zeros((5, DIMS))}, TypeError, "rows .*float64"),
         ({"middle": np.zeros(7, np.float32)}, ValueError, r"middle .*\(7,\)"),
         ({"directions": np.zeros((4, 7), np.float32)}, ValueError, r"directions .*\(4, 7\)"),
+        ({"directions": None}, TypeError, "directions"),
+        ({"directions": np.zeros(DIMS, np.float32)}, ValueError, "directions must be 2-D"),
+        ({"num_front": -(10**6)}, ValueError, "num_front must be between 1 and the 4 directions"),
         ({"num_front": 0}, ValueError, "num_front must be between 1 and the 4 directions, got 0"),
+        ({"num_front": 1 << 40}, ValueError, "num_front must be between 1 and the 4 directions"),
         ({"num_front": 5}, ValueError, "num_front must be between 1 and the 4 directions, got 5"),
     ],
 )
@@ -235,7 +267,10 @@ def test_bad_rows_are_refused(change: dict[str, Any], error: type[Exception], wo
         ({"row_images": np.zeros(29, np.int64)}, ValueError, "row_images"),
         ({"row_images": np.zeros(30, np.int32)}, TypeError, "row_images .*int32"),
         ({"query_images": np.zeros(2, np.int64)}, ValueError, "query_images"),
-        ({"query_images": None}, TypeError, "query_images"),
+        ({"query_images": None}, ValueError, "query_images must be given together"),
+        ({"row_images": None}, ValueError, "query_images must be given together"),
+        ({"queries": np.zeros((0, 7), np.float32)}, ValueError, r"queries must be \[Q, 130\] .*\(0, 7\)"),
+        ({"queries": np.zeros(0, np.float32)}, ValueError, r"queries must be \[Q, 130\]"),
     ],
 )
 def test_bad_queries_are_refused(change: dict[str, Any], error: type[Exception], words: str) -> None:

@@ -36,6 +36,12 @@ void check_front(std::int64_t num_front, std::int64_t num_directions) {
                      " directions, got " + std::to_string(num_front));
 }
 
+std::int64_t packed_size(std::int64_t num_rows, std::int64_t dims, std::int64_t num_directions,
+                         std::int64_t num_front) {
+  check_front(num_front, num_directions);
+  return cpu::packed_size(num_rows, dims, num_directions, num_front);
+}
+
 void pack_rows(const py::object& rows, const py::object& middle, const py::object& directions,
                const py::object& packed, std::int64_t num_front, int num_threads) {
   const Borrowed borrowed_rows(rows, "rows");
@@ -60,6 +66,18 @@ void pack_rows(const py::object& rows, const py::object& middle, const py::objec
   cpu::pack_rows(task, axes.as<const float>(), num_threads, borrowed_packed.array().as<float>());
 }
 
+SketchedRows to_sketched_rows(const Array& rows, const Array& middle, const Array& packed,
+                              std::int64_t num_directions, std::int64_t num_front) {
+  check_floats(rows, "rows", 2, "[N, D]");
+  check_floats(middle, "middle", 1, "[D]");
+  check_shape(middle, "middle", {rows.shape[1]});
+  check_front(num_front, num_directions);
+  check_floats(packed, "packed", 1, "[size]");
+  check_shape(packed, "packed", {cpu::packed_size(rows.shape[0], rows.shape[1], num_directions, num_front)});
+  return {rows.as<const float>(), rows.shape[0], rows.shape[1],           middle.as<const float>(),
+          num_directions,         num_front,     packed.as<const float>()};
+}
+
 std::int64_t nearest_rows(const py::object& queries, const py::object& rows, const py::object& middle,
                           const py::object& packed, std::int64_t num_directions, std::int64_t num_front,
                           const py::object& distances, const py::object& indices,
@@ -72,15 +90,10 @@ std::int64_t nearest_rows(const py::object& queries, const py::object& rows, con
   const Borrowed borrowed_indices(indices, "indices");
   const Array& q = borrowed_queries.array();
   const Array& x = borrowed_rows.array();
-  check_floats(x, "rows", 2, "[N, D]");
+  const SketchedRows sketched =
+      to_sketched_rows(x, borrowed_middle.array(), borrowed_packed.array(), num_directions, num_front);
   check_floats(q, "queries", 2, "[Q, D]");
   check_shape(q, "queries", {q.shape[0], x.shape[1]});
-  check_floats(borrowed_middle.array(), "middle", 1, "[D]");
-  check_shape(borrowed_middle.array(), "middle", {x.shape[1]});
-  check_front(num_front, num_directions);
-  check_floats(borrowed_packed.array(), "packed", 1, "[size]");
-  check_shape(borrowed_packed.array(), "packed",
-              {cpu::packed_size(x.shape[0], x.shape[1], num_directions, num_front)});
   check_rank(borrowed_distances.array(), "distances", 2, "[Q, k]");
   const std::int64_t k = borrowed_distances.array().shape[1];
   if (k < 1 || k > x.shape[0])
@@ -101,13 +114,6 @@ std::int64_t nearest_rows(const py::object& queries, const py::object& rows, con
     task.row_images = images.as<const std::int64_t>();
     task.query_images = own.as<const std::int64_t>();
   }
-  const SketchedRows sketched{x.as<const float>(),
-                              x.shape[0],
-                              x.shape[1],
-                              borrowed_middle.array().as<const float>(),
-                              num_directions,
-                              num_front,
-                              borrowed_packed.array().as<const float>()};
   const py::gil_scoped_release release;
   return cpu::nearest_rows(sketched, task, num_threads, borrowed_distances.array().as<float>(),
                            borrowed_indices.array().as<std::int64_t>());
@@ -116,8 +122,8 @@ std::int64_t nearest_rows(const py::object& queries, const py::object& rows, con
 }  // namespace
 
 void bind_nearest(py::module_& module) {
-  module.def("packed_size", &cpu::packed_size, py::arg("num_rows"), py::arg("dims"),
-             py::arg("num_directions"), py::arg("num_front"));
+  module.def("packed_size", &packed_size, py::arg("num_rows"), py::arg("dims"), py::arg("num_directions"),
+             py::arg("num_front"));
   module.def("pack_rows", &pack_rows, py::arg("rows"), py::arg("middle"), py::arg("directions"),
              py::arg("packed"), py::arg("num_front"), py::arg("num_threads"));
   module.def("nearest_rows", &nearest_rows, py::arg("queries"), py::arg("rows"), py::arg("middle"),

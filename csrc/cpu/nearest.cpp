@@ -13,12 +13,17 @@ namespace ensemblead::cpu {
 namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
-// Squared norms from which products of sketches might overflow.
-constexpr float kTooLong = 1e36f;
+// What looking at a pair that the fronts leave costs, in multiplications of a matrix product: at its tail,
+// and for every dimension of a distance, whose row comes from anywhere in memory. Roughly measured.
+constexpr double kTailCost = 900.0;
+constexpr double kDistanceCost = 10.0;
+constexpr double kRemembered = 10'000.0;  // pairs
+constexpr std::int64_t kManyTiles = 4;
 // Pairs that wait to be settled together.
 constexpr std::size_t kManyPairs = 4096;
 constexpr std::int64_t kChunkBytes = std::int64_t{64} << 10;
 constexpr std::int64_t kMaxTiles = 16;
+constexpr std::int64_t kMostTileRows = 16;
 constexpr std::size_t kAhead = 4;  // pairs between asking for a row and reading it
 // One query in this many goes ahead of those around it.
 constexpr std::int64_t kScouts = 4;
@@ -43,10 +48,11 @@ class ChunkSearch {
   void run(std::int64_t first, std::int64_t count);
 
  private:
-  // A query and a row; half the squared distance of what was compared of their sketches so far is taken off
-  // the product.
+  // A query and a row. The product is that of their fronts; half the squared distance of what else was
+  // compared is taken off it.
   struct Pair {
     std::int32_t place;
+    bool whole;  // all of their dimensions were
     std::int64_t index;
     float product;
   };
@@ -64,9 +70,14 @@ class ChunkSearch {
   void begin();
   void start_from(std::int64_t scouts_first);
   void search();
-  void add_pairs(std::int64_t place, std::int64_t column, const float* products);
+  void compare_fronts(std::int64_t first, std::int64_t panel);
+  void compare_fully(std::int64_t first, std::int64_t panel);
+  void open_panel(std::int64_t panel);
+  void add_pairs(std::int64_t place, std::int64_t column, const float* products, float raise, float threshold,
+                 bool whole);
   void settle();
   void compare_tails();
+  void weigh();
   void compare_rows();
   void insert(std::int64_t place, float distance, std::int64_t index);
   void compare_all(std::int64_t place);
@@ -83,6 +94,7 @@ class ChunkSearch {
   // By place: what is known of the queries that are searched together.
   std::vector<std::int64_t> members_;
   std::vector<const float*> points_;
+  std::vector<float> centred_;
   std::vector<float> fronts_;
   std::vector<float> tails_;
   std::vector<SketchNorms> norms_;
@@ -90,6 +102,14 @@ class ChunkSearch {
   std::vector<std::int64_t> found_;
   std::vector<std::int32_t> best_pair_;  // the one with the largest product
   std::vector<float> products_;
+  // All dimensions of the panel `opened_`, and what its rows' products start from.
+  std::int64_t opened_ = -1;
+  std::vector<float> panel_;
+  std::vector<float> panel_starts_;
+  std::vector<float> panel_rows_;
+  double most_left_ = 0.0;  // of the pairs of a tile
+  double tails_seen_ = 10.0;
+  double tails_left_ = 3.0;  // which is usual
   std::vector<std::int32_t> lanes_;
   std::vector<Pair> pairs_;
   std::int64_t direct_pairs_ = 0;
@@ -110,6 +130,10 @@ ChunkSearch::ChunkSearch(const CoresetSimd& simd, const SketchedRows& rows, cons
   const auto size = static_cast<std::size_t>(capacity_);
   members_.reserve(size);
   points_.resize(size);
+  centred_.resize(size * static_cast<std::size_t>(rows.dims));
+  panel_.resize(static_cast<std::size_t>(rows.dims * layout_.width));
+  panel_starts_.resize(static_cast<std::size_t>(layout_.width));
+  panel_rows_.resize(static_cast<std::size_t>(rows.dims * layout_.width));
   fronts_.resize(size * static_cast<std::size_t>(layout_.front));
   tails_.resize(size * static_cast<std::size_t>(layout_.tail));
   norms_.resize(size);
@@ -119,6 +143,7 @@ ChunkSearch::ChunkSearch(const CoresetSimd& simd, const SketchedRows& rows, cons
   products_.resize(static_cast<std::size_t>(tile * layout_.width));
   lanes_.resize(static_cast<std::size_t>(layout_.width));
   pairs_.reserve(kManyPairs + static_cast<std::size_t>(tile * layout_.width));
+  weigh();
 }
 
 void ChunkSearch::run(std::int64_t first, std::int64_t count) {
@@ -139,7 +164,8 @@ void ChunkSearch::begin() {
   for (std::int64_t i = 0; i < count; ++i) points_[i] = point(members_[i]);
   for (std::int64_t i = 0; i < count; i += simd_.tile_rows)
     sketcher_.run(points_.data() + i, std::min<std::int64_t>(simd_.tile_rows, count - i),
-                  fronts_.data() + i * layout_.front, tails_.data() + i * layout_.tail, norms_.data() + i);
+                  centred_.data() + i * rows_.dims, fronts_.data() + i * layout_.front,
+                  tails_.data() + i * layout_.tail, norms_.data() + i);
   // What has no sketch to go by, and what hangs over in the last tile, hits nothing.
   std::fill(thresholds_.begin(), thresholds_.end(), kInfinity);
   for (std::int64_t i = 0; i < count; ++i)
@@ -162,17 +188,10 @@ void ChunkSearch::start_from(std::int64_t scouts_first) {
 
 void ChunkSearch::search() {
   const auto count = static_cast<std::int64_t>(members_.size());
-  const std::int64_t tile = simd_.tile_rows;
+  opened_ = -1;
   for (std::int64_t panel = 0; panel < layout_.row_panels; ++panel) {
-    const float* values = rows_.packed + layout_.fronts_at + panel * layout_.front * layout_.width;
-    const float* starts = rows_.packed + layout_.starts_at + panel * layout_.width;
-    for (std::int64_t i = 0; i < count; i += tile) {
-      std::uint32_t hits = simd_.tile(fronts_.data() + i * layout_.front, layout_.front, layout_.front,
-                                      values, starts, thresholds_.data() + i, products_.data());
-      for (; hits != 0; hits &= hits - 1) {
-        const int r = __builtin_ctz(hits);
-        add_pairs(i + r, panel * layout_.width, products_.data() + r * layout_.width);
-      }
+    for (std::int64_t first = 0; first < count; first += simd_.tile_rows) {
+      compare_fronts(first, panel);
       if (pairs_.size() > kManyPairs) settle();
     }
   }
@@ -181,11 +200,75 @@ void ChunkSearch::search() {
     if (found_[place] < queries_.k) compare_all(place);
 }
 
-void ChunkSearch::add_pairs(std::int64_t place, std::int64_t column, const float* products) {
-  const std::int64_t count = simd_.collect(products, layout_.width, thresholds_[place], 0, lanes_.data());
+// The queries from place `first` with the rows of a panel: pairs that the fronts do not rule out.
+void ChunkSearch::compare_fronts(std::int64_t first, std::int64_t panel) {
+  const std::size_t before = pairs_.size();
+  std::uint32_t hits = simd_.tile(fronts_.data() + first * layout_.front, layout_.front, layout_.front,
+                                  rows_.packed + layout_.fronts_at + panel * layout_.front * layout_.width,
+                                  rows_.packed + layout_.starts_at + panel * layout_.width,
+                                  thresholds_.data() + first, products_.data());
+  for (; hits != 0; hits &= hits - 1) {
+    const int r = __builtin_ctz(hits);
+    add_pairs(first + r, panel * layout_.width, products_.data() + r * layout_.width, 0.0f,
+              thresholds_[first + r], false);
+  }
+  // Fewer queries do not pay for the packing of a panel.
+  const bool many = static_cast<std::int64_t>(members_.size()) >= kManyTiles * simd_.tile_rows;
+  if (!many || static_cast<double>(pairs_.size() - before) <= most_left_) return;
+  pairs_.resize(before);
+  compare_fully(first, panel);
+}
+
+// The same by products over all dimensions. Queries that lie off the directions, as defects may, are near no
+// row, and their fronts rule out little.
+void ChunkSearch::compare_fully(std::int64_t first, std::int64_t panel) {
+  if (opened_ != panel) open_panel(panel);
+  float thresholds[kMostTileRows];
+  float raises[kMostTileRows];
+  for (std::int64_t r = 0; r < simd_.tile_rows; ++r) {
+    const SketchNorms norms = norms_[first + r];
+    raises[r] = 0.5f * (norms.sketch - norms.full);
+    const float threshold = thresholds_[first + r];
+    thresholds[r] = std::isfinite(threshold) ? threshold - raises[r] : threshold;
+  }
+  std::uint32_t hits = simd_.tile(centred_.data() + first * rows_.dims, rows_.dims, rows_.dims, panel_.data(),
+                                  panel_starts_.data(), thresholds, products_.data());
+  for (; hits != 0; hits &= hits - 1) {
+    const int r = __builtin_ctz(hits);
+    add_pairs(first + r, panel * layout_.width, products_.data() + r * layout_.width, raises[r],
+              thresholds[r], true);
+  }
+}
+
+// Packs all dimensions of a panel's rows.
+void ChunkSearch::open_panel(std::int64_t panel) {
+  opened_ = panel;
+  const std::int64_t column = panel * layout_.width;
+  const std::int64_t dims = rows_.dims;
+  const std::int64_t count = std::min(layout_.width, rows_.num_rows - column);
+  std::fill(panel_starts_.begin(), panel_starts_.end(), -kInfinity);
+  for (std::int64_t lane = 0; lane < count; ++lane) {
+    float* centred = panel_rows_.data() + lane * dims;
+    const float full = simd_.center(row(column + lane), rows_.middle, dims, centred);
+    const bool fits = full < kTooLong;
+    panel_starts_[lane] = fits ? product_start({full, full}, slack_) : kInfinity;
+    if (!fits) std::fill_n(centred, dims, 0.0f);
+  }
+  // In squares that stay in the first-level cache.
+  for (std::int64_t begin = 0; begin < dims; begin += 16)
+    for (std::int64_t lane = 0; lane < count; ++lane)
+      for (std::int64_t d = begin; d < std::min(dims, begin + 16); ++d)
+        panel_[d * layout_.width + lane] = panel_rows_[lane * dims + d];
+}
+
+// The rows from `column` on whose products with a query are above the threshold.
+void ChunkSearch::add_pairs(std::int64_t place, std::int64_t column, const float* products, float raise,
+                            float threshold, bool whole) {
+  const std::int64_t count = simd_.collect(products, layout_.width, threshold, 0, lanes_.data());
   for (std::int64_t i = 0; i < count; ++i)
     if (!left_out(members_[place], column + lanes_[i]))
-      pairs_.push_back({static_cast<std::int32_t>(place), column + lanes_[i], products[lanes_[i]]});
+      pairs_.push_back(
+          {static_cast<std::int32_t>(place), whole, column + lanes_[i], products[lanes_[i]] + raise});
 }
 
 // The most promising row of each query first: its distance raises the threshold and spares most of the
@@ -213,17 +296,32 @@ void ChunkSearch::compare_tails() {
     if (pair.product > thresholds_[pair.place]) pairs_[left++] = pair;
   pairs_.resize(left);
   const std::int64_t tail = layout_.tail;
-  if (tail == 0) return;
   const float* tails = rows_.packed + layout_.tails_at;
   left = 0;
   for (std::size_t i = 0; i < pairs_.size(); ++i) {
     if (i + kAhead < pairs_.size()) prefetch(tails + pairs_[i + kAhead].index * tail, tail);
     Pair pair = pairs_[i];
-    pair.product -=
-        0.5f * simd_.squared_distance(tails_.data() + pair.place * tail, tails + pair.index * tail, tail);
+    if (!pair.whole) {
+      pair.product -=
+          0.5f * simd_.squared_distance(tails_.data() + pair.place * tail, tails + pair.index * tail, tail);
+      tails_seen_ += 1.0;
+      if (pair.product > thresholds_[pair.place]) tails_left_ += 1.0;
+    }
     if (pair.product > thresholds_[pair.place]) pairs_[left++] = pair;
   }
   pairs_.resize(left);
+  weigh();
+}
+
+// How many pairs of a tile the fronts may leave before products over all dimensions cost less, going by how
+// many the tails have left lately.
+void ChunkSearch::weigh() {
+  const auto dims = static_cast<double>(rows_.dims);
+  const double cost = kTailCost + kDistanceCost * dims * tails_left_ / tails_seen_;
+  most_left_ = dims / cost * static_cast<double>(simd_.tile_rows * layout_.width);
+  if (tails_seen_ < kRemembered) return;
+  tails_seen_ *= 0.5;
+  tails_left_ *= 0.5;
 }
 
 void ChunkSearch::compare_rows() {
@@ -280,13 +378,15 @@ void ChunkSearch::compare_all(std::int64_t place) {
 std::int64_t nearest_rows(const SketchedRows& rows, const NearestQueries& queries, int num_threads,
                           float* distances, std::int64_t* indices) {
   const CoresetSimd& simd = coreset_simd();
-  const int threads = num_threads > 0 ? num_threads : omp_get_max_threads();
+  const std::int64_t tile = simd.tile_rows;
+  const std::int64_t most = num_threads > 0 ? num_threads : omp_get_max_threads();
+  const auto threads =
+      static_cast<int>(std::clamp((queries.num_queries + tile - 1) / tile, std::int64_t{1}, most));
   std::vector<ChunkSearch> searches;
   searches.reserve(static_cast<std::size_t>(threads));
   for (int thread = 0; thread < threads; ++thread)
     searches.emplace_back(simd, rows, queries, distances, indices);
   // Small enough that every thread has a few chunks.
-  const std::int64_t tile = simd.tile_rows;
   const std::int64_t share = queries.num_queries / (4 * threads) / tile * tile;
   const std::int64_t step = std::clamp(share, tile, searches.front().capacity());
 #pragma omp parallel for num_threads(threads) schedule(dynamic, 1)

@@ -16,18 +16,17 @@ Sketcher::Sketcher(const CoresetSimd& simd, const SketchedRows& rows, const floa
       direction_panels_(direction_panels),
       zeros_(static_cast<std::size_t>(simd.panel_width), 0.0f),
       always_(static_cast<std::size_t>(simd.tile_rows), -std::numeric_limits<float>::infinity()),
-      centred_(static_cast<std::size_t>(simd.tile_rows * dims_), 0.0f),
       products_(static_cast<std::size_t>(simd.tile_rows * simd.panel_width), 0.0f),
       sketch_(static_cast<std::size_t>(simd.tile_rows * rows.num_directions), 0.0f) {}
 
-void Sketcher::run(const float* const* points, std::int64_t count, float* fronts, float* tails,
-                   SketchNorms* norms) {
+void Sketcher::run(const float* const* points, std::int64_t count, float* centred, float* fronts,
+                   float* tails, SketchNorms* norms) {
   const std::int64_t width = simd_.panel_width;
   const std::int64_t directions = front_ + tail_;
   for (std::int64_t i = 0; i < count; ++i)
-    norms[i].full = simd_.center(points[i], middle_, dims_, centred_.data() + i * dims_);
+    norms[i].full = simd_.center(points[i], middle_, dims_, centred + i * dims_);
   for (std::int64_t v = 0; v < directions; v += width) {
-    simd_.tile(centred_.data(), dims_, dims_, direction_panels_ + v * dims_, zeros_.data(), always_.data(),
+    simd_.tile(centred, dims_, dims_, direction_panels_ + v * dims_, zeros_.data(), always_.data(),
                products_.data());
     for (std::int64_t i = 0; i < count; ++i)
       std::copy_n(products_.data() + i * width, std::min(width, directions - v),
@@ -62,6 +61,7 @@ void pack_rows(const SketchedRows& rows, const float* directions, int num_thread
 
   const std::int64_t tile = simd.tile_rows;
   std::vector<Sketcher> sketchers(static_cast<std::size_t>(threads), Sketcher(simd, rows, packed));
+  std::vector<float> centred(static_cast<std::size_t>(threads * tile * rows.dims));
   std::vector<float> fronts(static_cast<std::size_t>(threads * tile * layout.front));
   std::vector<SketchNorms> norms(static_cast<std::size_t>(threads * tile));
   std::vector<const float*> points(static_cast<std::size_t>(threads * tile));
@@ -73,13 +73,17 @@ void pack_rows(const SketchedRows& rows, const float* directions, int num_thread
     SketchNorms* own_norms = norms.data() + thread * tile;
     const std::int64_t count = std::min(tile, rows.num_rows - first);
     for (std::int64_t i = 0; i < count; ++i) own_points[i] = rows.rows + (first + i) * rows.dims;
-    sketchers[thread].run(own_points, count, own, packed + layout.tails_at + first * layout.tail, own_norms);
+    sketchers[thread].run(own_points, count, centred.data() + thread * tile * rows.dims, own,
+                          packed + layout.tails_at + first * layout.tail, own_norms);
     for (std::int64_t i = 0; i < count; ++i) {
       const std::int64_t row = first + i;
-      starts[row] = product_start(own_norms[i], slack);
+      // A row that is too long for products starts at infinity: it is always looked at.
+      const bool fits = own_norms[i].full < kTooLong;
+      starts[row] = fits ? product_start(own_norms[i], slack) : std::numeric_limits<float>::infinity();
+      if (!fits) std::fill_n(packed + layout.tails_at + row * layout.tail, layout.tail, 0.0f);
       float* to = packed + layout.fronts_at + row / layout.width * layout.front * layout.width;
       for (std::int64_t v = 0; v < layout.front; ++v)
-        to[v * layout.width + row % layout.width] = own[i * layout.front + v];
+        to[v * layout.width + row % layout.width] = fits ? own[i * layout.front + v] : 0.0f;
     }
   }
 }

@@ -48,10 +48,11 @@ class Sketcher {
  public:
   Sketcher(const CoresetSimd& simd, const SketchedRows& rows, const float* direction_panels);
 
-  // At most simd.tile_rows points, of `dims` values each, to their sketches' fronts [count, front] and tails
-  // [count, tail]; norms[i].sketch is the front's. The sketch of a point that is not finite is rubbish, and
-  // its full norm not finite either.
-  void run(const float* const* points, std::int64_t count, float* fronts, float* tails, SketchNorms* norms);
+  // At most simd.tile_rows points, of `dims` values each, to what they are relative to the middle [tile_rows,
+  // dims] and to their sketches' fronts [count, front] and tails [count, tail]; norms[i].sketch is the
+  // front's. The sketch of a point that is not finite is rubbish, and its full norm not finite either.
+  void run(const float* const* points, std::int64_t count, float* centred, float* fronts, float* tails,
+           SketchNorms* norms);
 
  private:
   const CoresetSimd& simd_;
@@ -62,7 +63,6 @@ class Sketcher {
   const float* direction_panels_;
   std::vector<float> zeros_;
   std::vector<float> always_;
-  std::vector<float> centred_;
   std::vector<float> products_;
   std::vector<float> sketch_;
 };

@@ -11,6 +11,9 @@ struct SketchNorms {
   float full;    // squared norm of the row it stands for; rounding errors are proportional to it
 };
 
+// Squared norms from which products might overflow.
+constexpr float kTooLong = 1e36f;
+
 // Bound on the relative error of sums of `dims` products and of sketches made of them, with room to spare.
 inline float relative_slack(std::int64_t dims) {
   return 6.0f * static_cast<float>(dims + 16) * std::numeric_limits<float>::epsilon();

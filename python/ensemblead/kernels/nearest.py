@@ -12,7 +12,7 @@ from ensemblead.kernels.arrays import Array, framework_of, num_threads
 class SketchedRows:
     """Rows float32 `[N, D]` on the CPU, prepared for `nearest_rows`: `of` makes them.
 
-    Beyond the rows they take about P / D of their memory, for P directions.
+    Beyond the rows they take P / D of their memory, for P directions.
     """
 
     rows: Array
@@ -27,8 +27,9 @@ class SketchedRows:
         Args:
             rows: float32 `[N, D]`, contiguous, finite, of one framework with the others; kept, not copied.
             middle: float32 `[D]`, a point in the middle of the rows.
-            directions: float32 `[P, D]`, orthonormal. Whatever they are, what is found is the same; the
-                rows' principal directions rule out most.
+            directions: float32 `[P, D]`, orthonormal; that is not looked at, and with others rows may be
+                missed. Whichever they are, what is found is the same; the rows' principal directions rule out
+                most.
             num_front: 1 to P. Along so many directions all pairs are compared, along the others those that
                 the first ones leave.
 
@@ -37,6 +38,10 @@ class SketchedRows:
             TypeError: another dtype, or no array.
         """
         framework = framework_of(rows, "rows")
+        for array, argument, layout in ((rows, "rows", "[N, D]"), (directions, "directions", "[P, D]")):
+            framework_of(array, argument)
+            if array.ndim != 2:
+                raise ValueError(f"{argument} must be 2-D {layout}, got shape {tuple(array.shape)}")
         size = _core.packed_size(len(rows), rows.shape[-1], len(directions), num_front)
         packed = framework.empty((size,), "float32", rows)
         _core.pack_rows(rows, middle, directions, packed, num_front, num_threads())
@@ -69,6 +74,14 @@ def nearest_rows(
         TypeError: another dtype, or no array.
     """
     framework = framework_of(queries, "queries")
+    if queries.ndim != 2 or queries.shape[1] != rows.rows.shape[1]:
+        raise ValueError(
+            f"queries must be [Q, {rows.rows.shape[1]}] as the rows, got shape {tuple(queries.shape)}"
+        )
+    if not 1 <= k <= len(rows.rows):
+        raise ValueError(f"k must be between 1 and the {len(rows.rows)} rows, got {k}")
+    if (row_images is None) != (query_images is None):
+        raise ValueError("row_images and query_images must be given together, got one of them")
     shape = (queries.shape[0], k)
     distances = framework.empty(shape, "float32", queries)
     indices = framework.empty(shape, "int64", queries)

@@ -11,8 +11,8 @@ _MOST = 128
 # they rule out too little.
 _ENOUGH, _USEFUL = 0.1, 0.3
 _SAMPLE, _ROUNDS = 1024, 4
-# Squared norms from which float32 products might overflow.
-_TOO_LONG = 1e36
+# Between these squared lengths float32 products neither overflow nor vanish.
+_TOO_SHORT, _TOO_LONG = 1e-30, 1e36
 
 
 def principal_directions(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, int] | None:
@@ -26,7 +26,7 @@ def principal_directions(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor
     most = 2 * min(_MOST, dims // 4 // _STEP * _STEP)
     if most == 0 or _work(most // 2, count, dims) > 0.5:
         return None
-    places = torch.arange(0, count, max(1, count // _SAMPLE))
+    places = torch.arange(0, count, max(1, count // _SAMPLE), device=rows.device)
     sample = rows[places].double()
     middle = sample.mean(0)
     sample -= middle
@@ -34,11 +34,11 @@ def principal_directions(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor
     if not dims * (high - low) ** 2 < _TOO_LONG:
         return None
     energy = float(sample.square().sum())
-    if energy == 0.0:
+    if not energy / len(sample) > _TOO_SHORT:
         return None
-    order = torch.arange(len(sample))
+    order = torch.arange(len(sample), device=rows.device)
     signs = 1.0 - 2.0 * (order // most % 2)
-    start = torch.zeros(most, dims, dtype=torch.float64)
+    start = torch.zeros(most, dims, dtype=torch.float64, device=rows.device)
     start.index_add_(0, order % most, sample * signs[:, None])
     basis = torch.linalg.qr(start.T).Q
     for _ in range(_ROUNDS):

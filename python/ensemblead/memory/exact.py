@@ -8,6 +8,7 @@ rows it finds.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -79,29 +80,39 @@ class ExactIndex:
 
     def __init__(self, rows: torch.Tensor) -> None:
         self._rows = rows
-        # Which way a bank is searched depends on its rows alone, so the queries' number changes nothing.
-        self._sketched = None if rows.is_cuda else _sketched(rows)
-        # |x - p|^2 orders rows p as |p'|^2 + 2 m.p' - 2 x.p' does, with p' = p - m. Taking the mean m off the
-        # rows keeps the rounding small where all features share a large offset, and costs no pass over the
-        # queries.
-        self._mean = rows.double().mean(0).float()
-        self._offsets = torch.cat(
-            [
-                (block.double().square().sum(1) + 2.0 * block.double() @ self._mean.double()).float()
-                for block in (rows[a : a + 8192] - self._mean for a in range(0, len(rows), 8192))
-            ]
+
+    # What a search needs is made when the first one comes, which many indexes never see.
+
+    @cached_property
+    def _sketched(self) -> SketchedRows | None:
+        """What the core searches by; None on a GPU, and where it would gain nothing. It depends on the rows
+        alone, so how many queries come changes nothing.
+        """
+        found = None if self._rows.is_cuda else principal_directions(self._rows)
+        return None if found is None else SketchedRows.of(self._rows.contiguous(), *found)
+
+    # |x - p|^2 orders rows p as |p'|^2 + 2 m.p' - 2 x.p' does, with p' = p - m. Taking the mean m off the
+    # rows keeps the rounding small where all features share a large offset, and costs no pass over the
+    # queries.
+
+    @cached_property
+    def _mean(self) -> torch.Tensor:
+        return self._rows.double().mean(0).float()
+
+    @cached_property
+    def _offsets(self) -> torch.Tensor:
+        blocks = (self._rows[a : a + 8192] - self._mean for a in range(0, len(self._rows), 8192))
+        mean = self._mean.double()
+        return torch.cat(
+            [(block.double().square().sum(1) + 2.0 * block.double() @ mean).float() for block in blocks]
         )
 
     def search(
         self, queries: torch.Tensor, k: int, excluded: Excluded | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """See `Index.search`."""
-        if self._sketched is not None and k <= _FEW_NEIGHBORS:
-            images = None
-            if excluded is not None:
-                images = excluded.queries.expand(len(queries)).contiguous()
-            rows = None if excluded is None else excluded.rows.contiguous()
-            return nearest_rows(queries.contiguous(), self._sketched, k, row_images=rows, query_images=images)
+        if k <= _FEW_NEIGHBORS and self._sketched is not None:
+            return _by_sketches(queries.contiguous(), self._sketched, k, excluded)
         with exact_products():
             found = self._nearest(queries, k, excluded)
         return sort_by_distance(queries, self._rows, found)
@@ -129,9 +140,13 @@ class ExactIndex:
         return found
 
 
-def _sketched(rows: torch.Tensor) -> SketchedRows | None:
-    found = principal_directions(rows)
-    return None if found is None else SketchedRows.of(rows.contiguous(), *found)
+def _by_sketches(
+    queries: torch.Tensor, rows: SketchedRows, k: int, excluded: Excluded | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    if excluded is None:
+        return nearest_rows(queries, rows, k)
+    own = excluded.queries.expand(len(queries)).contiguous()
+    return nearest_rows(queries, rows, k, row_images=excluded.rows.contiguous(), query_images=own)
 
 
 def _merge(best: torch.Tensor, found: torch.Tensor, product: torch.Tensor, first_row: int) -> None:

@@ -1,9 +1,9 @@
 """Which index finds the nearest rows, and FAISS's. Distances are squared L2.
 
-`search_plan` says what is used where. On a CPU the exact index is the core's (or torch's, see `exact.py`), the
-others are FAISS's. A bank on a GPU is searched there: exactly, by FAISS if its GPU build is installed, else by
-torch; "ivf" by FAISS's GPU build. What FAISS has for the CPU alone is searched there, with a copy of the
-queries for every batch, and a warning says so when such an index is made.
+`search_plan` says what is used where. On a CPU the exact index is the core's (or torch's, see `exact.py`),
+the others are FAISS's. A bank on a GPU is searched there: exactly, by FAISS if its GPU build is installed,
+else by torch; "ivf" by FAISS's GPU build. What FAISS has for the CPU alone is searched there, with a copy of
+the queries for every batch, and a warning says so when such an index is made.
 """
 
 from __future__ import annotations
@@ -165,6 +165,7 @@ class FaissIndex:
     def __init__(self, name: str, rows: torch.Tensor, index: Any) -> None:
         self.name = name
         self._rows = rows
+        self._exact = ExactIndex(rows)  # for the queries that FAISS finds too little for
         self.faiss_index = index
         self.plan = search_plan(name, rows.device)
         self._gpu: _GpuResources | None = None
@@ -237,12 +238,12 @@ class FaissIndex:
         elif excluded is None and k <= _GPU_MOST_NEIGHBORS:
             indices = self._gpu.search(self._gpu_index, queries, k)
         else:
-            return ExactIndex(self._rows).search(queries, k, excluded)
+            return self._exact.search(queries, k, excluded)
         # A look at the result, for which a GPU is waited for once.
         missing = (indices < 0).any(1).nonzero()[:, 0]
         if len(missing):
             rest = None if excluded is None else excluded.part(missing.cpu().numpy())
-            _, indices[missing] = ExactIndex(self._rows).search(queries[missing], k, rest)
+            _, indices[missing] = self._exact.search(queries[missing], k, rest)
         return sort_by_distance(queries, self._rows, indices)
 
     def _on_host(
