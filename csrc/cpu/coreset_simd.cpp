@@ -8,6 +8,7 @@ namespace {
 // Two vectors wide and as tall as the registers allow: 14 x 2 accumulators of 32 registers, 6 x 2 of 16.
 constexpr int kTileRows = kLanes == 16 ? 14 : 6;
 constexpr int kPanelWidth = 2 * kLanes;
+static_assert(kTileRows <= kMostTileRows);
 
 std::uint32_t tile(const float* rows, std::int64_t row_stride, std::int64_t dims, const float* panel,
                    const float* initial, const float* thresholds, float* products) {

@@ -6,6 +6,9 @@
 
 namespace ensemblead::cpu {
 
+// No build has taller tiles.
+constexpr int kMostTileRows = 16;
+
 struct CoresetSimd {
   // `tile` multiplies `tile_rows` rows by one panel of `panel_width` columns.
   int tile_rows;

@@ -17,13 +17,13 @@ constexpr float kInfinity = std::numeric_limits<float>::infinity();
 // and for every dimension of a distance, whose row comes from anywhere in memory. Roughly measured.
 constexpr double kTailCost = 900.0;
 constexpr double kDistanceCost = 10.0;
+// What packing all dimensions of a panel costs, in products of a tile with it.
+constexpr double kPackCost = 2.5;
 constexpr double kRemembered = 10'000.0;  // pairs
-constexpr std::int64_t kManyTiles = 4;
 // Pairs that wait to be settled together.
 constexpr std::size_t kManyPairs = 4096;
 constexpr std::int64_t kChunkBytes = std::int64_t{64} << 10;
 constexpr std::int64_t kMaxTiles = 16;
-constexpr std::int64_t kMostTileRows = 16;
 constexpr std::size_t kAhead = 4;  // pairs between asking for a row and reading it
 // One query in this many goes ahead of those around it.
 constexpr std::int64_t kScouts = 4;
@@ -212,9 +212,8 @@ void ChunkSearch::compare_fronts(std::int64_t first, std::int64_t panel) {
     add_pairs(first + r, panel * layout_.width, products_.data() + r * layout_.width, 0.0f,
               thresholds_[first + r], false);
   }
-  // Fewer queries do not pay for the packing of a panel.
-  const bool many = static_cast<std::int64_t>(members_.size()) >= kManyTiles * simd_.tile_rows;
-  if (!many || static_cast<double>(pairs_.size() - before) <= most_left_) return;
+  const double left = static_cast<double>(pairs_.size() - before);
+  if (left <= (opened_ == panel ? most_left_ : most_left_ * (1.0 + kPackCost))) return;
   pairs_.resize(before);
   compare_fully(first, panel);
 }
@@ -386,9 +385,10 @@ std::int64_t nearest_rows(const SketchedRows& rows, const NearestQueries& querie
   searches.reserve(static_cast<std::size_t>(threads));
   for (int thread = 0; thread < threads; ++thread)
     searches.emplace_back(simd, rows, queries, distances, indices);
-  // Small enough that every thread has a few chunks.
+  // Small enough that every thread has a few chunks, and as many as pay for what a chunk does once.
   const std::int64_t share = queries.num_queries / (4 * threads) / tile * tile;
-  const std::int64_t step = std::clamp(share, tile, searches.front().capacity());
+  const std::int64_t step =
+      std::clamp(share, std::min(4 * tile, searches.front().capacity()), searches.front().capacity());
 #pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
   for (std::int64_t first = 0; first < queries.num_queries; first += step)
     searches[omp_get_thread_num()].run(first, std::min(step, queries.num_queries - first));

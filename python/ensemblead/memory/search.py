@@ -40,7 +40,7 @@ class SearchPlan:
 
     def __str__(self) -> str:
         name = {
-            "core": "ensemblead's core",
+            "core": "ensemblead's core or torch",
             "torch": "torch",
             "faiss-cpu": "FAISS",
             "faiss-gpu": "FAISS for GPUs",
