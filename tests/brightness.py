@@ -74,3 +74,10 @@ def draw_category(root: Path, seed: int) -> Path:
                 root / f"ground_truth/{kind}/{index}.png",
             )
     return root
+
+
+def draw_two_categories(root: Path) -> Path:
+    """ "bolt" and "nut", in MVTec layout."""
+    for index, name in enumerate(("bolt", "nut")):
+        draw_category(root / name, 100 * index)
+    return root

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from brightness import draw, draw_category
+from brightness import draw, draw_category, draw_two_categories
 from report_page import Page
 
 pytest.importorskip("torch")
@@ -36,10 +36,7 @@ GABOR = {"type": "PatchCore", "backbone": "gabor", **SMALL}
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two categories in MVTec layout."""
-    root = tmp_path_factory.mktemp("data")
-    for index, name in enumerate(("bolt", "nut")):
-        draw_category(root / name, 100 * index)
-    return root
+    return draw_two_categories(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from brightness import draw, draw_category
+from brightness import draw, draw_category, draw_two_categories
 from test_suite import GABOR, Config, two_by_two
 
 pytest.importorskip("torch")
@@ -16,10 +16,7 @@ from ensemblead.evaluation import Suite, run
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("data")
-    for index, name in enumerate(("bolt", "nut")):
-        draw_category(root / name, 100 * index)
-    return root
+    return draw_two_categories(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture

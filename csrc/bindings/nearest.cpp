@@ -30,6 +30,12 @@ void check_images(const Array& images, const char* argument, std::int64_t size) 
   check_shape(images, argument, {size});
 }
 
+void check_rows(const Array& rows, const Array& middle) {
+  check_floats(rows, "rows", 2, "[N, D]");
+  check_floats(middle, "middle", 1, "[D]");
+  check_shape(middle, "middle", {rows.shape[1]});
+}
+
 void check_front(std::int64_t num_front, std::int64_t num_directions) {
   if (num_front < 1 || num_front > num_directions)
     throw ValueError("num_front must be between 1 and the " + std::to_string(num_directions) +
@@ -50,9 +56,7 @@ void pack_rows(const py::object& rows, const py::object& middle, const py::objec
   const Borrowed borrowed_packed(packed, "packed");
   const Array& x = borrowed_rows.array();
   const Array& axes = borrowed_directions.array();
-  check_floats(x, "rows", 2, "[N, D]");
-  check_floats(borrowed_middle.array(), "middle", 1, "[D]");
-  check_shape(borrowed_middle.array(), "middle", {x.shape[1]});
+  check_rows(x, borrowed_middle.array());
   check_floats(axes, "directions", 2, "[P, D]");
   check_shape(axes, "directions", {axes.shape[0], x.shape[1]});
   check_on_cpu(borrowed_packed.array(), "packed");
@@ -68,9 +72,7 @@ void pack_rows(const py::object& rows, const py::object& middle, const py::objec
 
 SketchedRows to_sketched_rows(const Array& rows, const Array& middle, const Array& packed,
                               std::int64_t num_directions, std::int64_t num_front) {
-  check_floats(rows, "rows", 2, "[N, D]");
-  check_floats(middle, "middle", 1, "[D]");
-  check_shape(middle, "middle", {rows.shape[1]});
+  check_rows(rows, middle);
   check_front(num_front, num_directions);
   check_floats(packed, "packed", 1, "[size]");
   check_shape(packed, "packed", {cpu::packed_size(rows.shape[0], rows.shape[1], num_directions, num_front)});
