@@ -375,3 +375,16 @@ def test_the_gil_is_free_meanwhile() -> None:
     ended.set()
     other.join()
     assert marks[-1] - marks[0] > 100
+
+
+def test_candidates_that_several_threads_collect() -> None:
+    """From 2^19 rows on; of whole numbers, so that distances are exact and many are equal."""
+    rows = np.random.default_rng(4).integers(-20, 21, (530_000, 3)).astype(np.float32)
+    values, expected = np.full(len(rows), np.inf, np.float32), [17]
+    for _ in range(60):
+        np.minimum(values, np.square(rows - rows[expected[-1]]).sum(axis=1), out=values)
+        expected.append(int(values.argmax()))
+    for num_threads in (1, 2, 7):
+        picks = np.empty(len(expected), np.int64)
+        core_select(rows, picks, start="row", start_rows=np.array([17]), num_threads=num_threads)
+        assert picks.tolist() == expected

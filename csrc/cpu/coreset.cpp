@@ -21,7 +21,7 @@ constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr std::int64_t kBlock = 2048;
 // Many candidates mean few rounds, few mean little work on rows that matter only later.
 constexpr std::int64_t kLeastCandidates = 4096;
-constexpr std::int64_t kCandidateShare = 32;
+constexpr std::int64_t kCandidateShare = 20;
 
 // No more threads than there is work for: a round over few values is shorter than waking a thread.
 int team_size(int num_threads, std::int64_t values) {
@@ -88,8 +88,8 @@ std::vector<std::int64_t> run(Selection& selection, const CoresetOptions& option
     if (made >= options.size) return picks;
     candidates.find(selection, num_candidates);
     refresh.run(candidates.rows());
-    const auto stop =
-        candidates.pick(selection, std::min(kBlock, options.size - made), options.radius, picks);
+    const std::int64_t limit = options.plain ? 1 : std::min(kBlock, options.size - made);
+    const auto stop = candidates.pick(selection, limit, options.radius, picks);
     ++selection.statistics.blocks;
     if (stop == Candidates::Stop::kRadius) return picks;
     if (stop == Candidates::Stop::kZero) picks.resize(static_cast<std::size_t>(options.size), 0);
@@ -140,8 +140,8 @@ std::int64_t select_coreset(const float* features, std::int64_t rows, std::int64
   const std::int64_t work = options.plain ? 0 : rows * (options.size + options.bank_rows);
   const Sketch sketch(simd, features, rows, dims, work, threads);
   Selection selection{
-      simd, features, rows, dims, threads, sketch, {}, {}, {}, {}, PackedAnchors(sketch, simd, dims),
-      {},   {},       {}};
+      simd, features, rows, dims, threads, sketch, {}, {}, {}, {}, PackedAnchors(simd, sketch.dims()),
+      {},   {},       {},   {},   {}};
   selection.values.resize(static_cast<std::size_t>(rows));
   selection.nearest.assign(static_cast<std::size_t>(rows), -1);
   selection.seen.assign(static_cast<std::size_t>(rows), 0);

@@ -33,14 +33,13 @@ std::int64_t share(std::int64_t rows, int threads, int thread) {
 
 }  // namespace
 
-// A value that at least `num_candidates` rows exceed, or all rows do, and not many more.
-float Candidates::floor_of_first(const Selection& selection, std::int64_t num_candidates) {
+// Counts of values by bucket, and the largest value, to `top`.
+void Candidates::count_all(const Selection& selection, std::int32_t& top) {
   const int threads = selection.num_threads;
   const float* values = selection.values.data();
   std::vector<float> maxima(static_cast<std::size_t>(threads), 0.0f);
   counts_.resize(static_cast<std::size_t>(threads));
   for (auto& counts : counts_) counts.assign(kBuckets, 0);
-  std::int32_t top = 0;
 #pragma omp parallel num_threads(threads)
   {
     // A team may be smaller than was asked for; the shares go by its real size.
@@ -55,6 +54,17 @@ float Candidates::floor_of_first(const Selection& selection, std::int64_t num_ca
     std::int64_t* counts = counts_[thread].data();
     for (std::int64_t i = begin; i < end; ++i) ++counts[bucket(values[i], top)];
   }
+}
+
+// The same of rows_ alone.
+void Candidates::count_collected(const Selection& selection, std::int32_t& top) {
+  counts_.assign(1, std::vector<std::int64_t>(kBuckets, 0));
+  for (const std::int32_t row : rows_) top = std::max(top, bits_of(selection.values[row]));
+  for (const std::int32_t row : rows_) ++counts_[0][bucket(selection.values[row], top)];
+}
+
+// A value that at least `num_candidates` of the rows that were counted exceed, or all do, and not many more.
+float Candidates::floor_of_first(std::int32_t top, std::int64_t num_candidates) const {
   std::int64_t total = 0;
   for (int b = 0; b < kBuckets - 1; ++b) {
     for (const auto& counts : counts_) total += counts[b];
@@ -65,14 +75,17 @@ float Candidates::floor_of_first(const Selection& selection, std::int64_t num_ca
   return -1.0f;
 }
 
-void Candidates::find(const Selection& selection, std::int64_t num_candidates) {
-  const float floor = selection.rows > num_candidates ? floor_of_first(selection, num_candidates) : -1.0f;
-  const int threads = selection.num_threads;
+// Makes rows_ those with a value above the floor, in order.
+void Candidates::collect(const Selection& selection, float floor) {
+  // Where a pass is shorter than waking a thread, and than waiting for one that another program keeps from
+  // its core.
+  constexpr std::int64_t kSerial = std::int64_t{1} << 19;
+  const int threads = selection.rows < kSerial ? 1 : selection.num_threads;
   collected_.resize(static_cast<std::size_t>(threads));
-  for (auto& rows : collected_) rows.clear();
   constexpr std::int64_t kChunk = 4096;
+  for (auto& rows : collected_) rows.clear();
   for (auto& rows : collected_) rows.reserve(4 * kChunk);
-#pragma omp parallel num_threads(threads)
+#pragma omp parallel num_threads(threads) if (threads > 1)
   {
     const int team = omp_get_num_threads();
     const int thread = omp_get_thread_num();
@@ -86,6 +99,37 @@ void Candidates::find(const Selection& selection, std::int64_t num_candidates) {
   }
   rows_.clear();
   for (const auto& rows : collected_) rows_.insert(rows_.end(), rows.begin(), rows.end());
+}
+
+// Makes rows_ the first rows or some more; returns a value that no other row exceeds.
+float Candidates::collect_first(const Selection& selection, std::int64_t num_candidates) {
+  // Floors fall little from round to round, so mostly the few rows above a guess are all that need counting.
+  const float guess = last_floor_ * fall_ * fall_;
+  collect(selection, guess);
+  std::int32_t top = 0;
+  float floor = -1.0f;
+  if (static_cast<std::int64_t>(rows_.size()) >= num_candidates) {
+    count_collected(selection, top);
+    floor = std::max(guess, floor_of_first(top, num_candidates));
+    const auto below = [&](std::int32_t row) { return !(selection.values[row] > floor); };
+    rows_.erase(std::remove_if(rows_.begin(), rows_.end(), below), rows_.end());
+  } else {
+    count_all(selection, top);
+    floor = floor_of_first(top, num_candidates);
+    collect(selection, floor);
+  }
+  fall_ = floor > 0.0f ? std::clamp(floor / last_floor_, 0.25f, 0.99f) : 0.0f;
+  last_floor_ = std::max(floor, 0.0f);
+  return floor;
+}
+
+void Candidates::find(const Selection& selection, std::int64_t num_candidates) {
+  float floor = -1.0f;
+  if (selection.rows > num_candidates) {
+    floor = collect_first(selection, num_candidates);
+  } else {
+    collect(selection, floor);
+  }
   const auto found = static_cast<std::int64_t>(rows_.size());
   has_threshold_ = found < selection.rows;
   threshold_ = {floor, -1};          // the largest of the others may equal the floor, with any index
@@ -105,15 +149,28 @@ void Candidates::find(const Selection& selection, std::int64_t num_candidates) {
 void Candidates::refresh_top(Selection& selection) {
   std::pop_heap(heap_.begin(), heap_.end(), comes_later);
   Candidate& candidate = heap_.back();
+  const Sketch& sketch = selection.sketch;
+  const PackedAnchors& packed = selection.packed;
+  const std::int64_t width = packed.width();
+  own_.resize(static_cast<std::size_t>(sketch.dims()));
+  const Sketch::Norms norms = sketch.row(candidate.row, own_.data());
   std::int32_t& seen = selection.seen[candidate.row];
   while (seen < selection.num_anchors() && within_threshold(candidate)) {
-    const float distance = selection.squared_distance(candidate.row, seen);
-    if (distance < candidate.value) {
+    const std::int64_t panel = seen / width;
+    const std::int64_t first = panel * width;
+    float products[kMostPanelWidth];
+    std::uint32_t lanes = selection.simd.row_by_panel(
+        own_.data(), sketch.dims(), packed.panel(panel), packed.initial(panel),
+        product_threshold(norms, candidate.value, relative_slack(selection.dims)), products);
+    for (lanes = lanes >> (seen - first) << (seen - first); lanes != 0; lanes &= lanes - 1) {
+      const auto anchor = static_cast<std::int32_t>(first + __builtin_ctz(lanes));
+      const float distance = selection.squared_distance(candidate.row, anchor);
+      if (!(distance < candidate.value)) continue;
       candidate.value = distance;
       selection.values[candidate.row] = distance;
-      selection.nearest[candidate.row] = seen;
+      selection.nearest[candidate.row] = anchor;
     }
-    ++seen;
+    seen = static_cast<std::int32_t>(std::min(first + width, selection.num_anchors()));
   }
   std::push_heap(heap_.begin(), heap_.end(), comes_later);
 }

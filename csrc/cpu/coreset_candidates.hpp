@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <vector>
 
 #include "cpu/coreset_update.hpp"
@@ -40,16 +41,23 @@ class Candidates {
     return a.value < b.value || (a.value == b.value && a.row > b.row);
   }
 
-  float floor_of_first(const Selection& selection, std::int64_t num_candidates);
+  void count_all(const Selection& selection, std::int32_t& top);
+  void count_collected(const Selection& selection, std::int32_t& top);
+  float floor_of_first(std::int32_t top, std::int64_t num_candidates) const;
+  void collect(const Selection& selection, float floor);
+  float collect_first(const Selection& selection, std::int64_t num_candidates);
   bool within_threshold(const Candidate& candidate) const {
     return !has_threshold_ || !comes_later(candidate, threshold_);
   }
   void refresh_top(Selection& selection);
 
   std::vector<std::int32_t> rows_;
+  std::vector<float> own_;  // the sketch of the row being looked at
   std::vector<Candidate> heap_;
   Candidate threshold_{};
   bool has_threshold_ = false;
+  float last_floor_ = std::numeric_limits<float>::infinity();
+  float fall_ = 1.0f;                                 // of the floor, from one round to the next
   std::vector<std::vector<std::int32_t>> collected_;  // per thread
   std::vector<std::vector<std::int64_t>> counts_;     // per thread
 };

@@ -92,7 +92,7 @@ Clusters::Worker::Worker(Selection& selection)
     : selection_(selection),
       slack_(relative_slack(selection.dims)),
       rows_(selection),
-      picks_(selection.sketch, selection.simd, selection.dims),
+      picks_(selection.simd, selection.sketch.dims()),
       sketches_(static_cast<std::size_t>(selection.simd.tile_rows * selection.sketch.dims())),
       thresholds_(static_cast<std::size_t>(selection.simd.tile_rows)),
       products_(static_cast<std::size_t>(selection.simd.tile_rows * selection.simd.panel_width)),
@@ -110,7 +110,8 @@ void Clusters::Worker::run(const Cluster* clusters, std::int64_t count, const st
       continue;
     }
     picks_.clear();
-    for (const std::int32_t pick : reached_[c]) picks_.add(all.sketch(pick), all.norms(pick), pick);
+    for (const std::int32_t pick : reached_[c])
+      picks_.add(selection_.anchor_sketch(pick), selection_.sketched[pick].start, pick);
     if (picks_.count() > 0) rows_.run(picks_, 0, rows, size);
   }
 }
@@ -124,9 +125,9 @@ void Clusters::Worker::find_reached(const Cluster* clusters, std::int64_t count)
     reached_[r].clear();
     thresholds_[r] = kInfinity;
     if (r >= count || clusters[r].root < 0) continue;
-    std::copy_n(all.sketch(clusters[r].root), dims, sketches_.data() + r * dims);
-    thresholds_[r] =
-        product_threshold(all.norms(clusters[r].root), clusters[r].reach * clusters[r].reach, slack_);
+    std::copy_n(selection_.anchor_sketch(clusters[r].root), dims, sketches_.data() + r * dims);
+    thresholds_[r] = product_threshold(selection_.sketched[clusters[r].root].norms,
+                                       clusters[r].reach * clusters[r].reach, slack_);
     seen = std::min<std::int64_t>(seen, clusters[r].seen);
     root_pairs_ += all.count() - seen;
   }

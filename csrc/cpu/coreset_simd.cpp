@@ -8,7 +8,7 @@ namespace {
 // Two vectors wide and as tall as the registers allow: 14 x 2 accumulators of 32 registers, 6 x 2 of 16.
 constexpr int kTileRows = kLanes == 16 ? 14 : 6;
 constexpr int kPanelWidth = 2 * kLanes;
-static_assert(kTileRows <= kMostTileRows);
+static_assert(kTileRows <= kMostTileRows && kPanelWidth <= kMostPanelWidth);
 
 std::uint32_t tile(const float* rows, std::int64_t row_stride, std::int64_t dims, const float* panel,
                    const float* initial, const float* thresholds, float* products) {
@@ -38,6 +38,34 @@ std::uint32_t tile(const float* rows, std::int64_t row_stride, std::int64_t dims
     hits |= 1u << r;
   }
   return hits;
+}
+
+std::uint32_t lanes_above(const float* products, float threshold) {
+  const Vec bound = broadcast(threshold);
+  return greater_lanes(load(products), bound) | greater_lanes(load(products + kLanes), bound) << kLanes;
+}
+
+std::uint32_t row_by_panel(const float* row, std::int64_t dims, const float* panel, const float* initial,
+                           float threshold, float* products) {
+  // Two sums of each half, so that an addition need not wait for the one before it.
+  Vec left[2] = {load(initial), Vec{}};
+  Vec right[2] = {load(initial + kLanes), Vec{}};
+  std::int64_t d = 0;
+  for (; d + 2 <= dims; d += 2) {
+#pragma GCC unroll 2
+    for (int i = 0; i < 2; ++i) {
+      const Vec value = broadcast(row[d + i]);
+      left[i] += value * load(panel + (d + i) * kPanelWidth);
+      right[i] += value * load(panel + (d + i) * kPanelWidth + kLanes);
+    }
+  }
+  if (d < dims) {
+    left[0] += broadcast(row[d]) * load(panel + d * kPanelWidth);
+    right[0] += broadcast(row[d]) * load(panel + d * kPanelWidth + kLanes);
+  }
+  store(products, left[0] + left[1]);
+  store(products + kLanes, right[0] + right[1]);
+  return lanes_above(products, threshold);
 }
 
 float squared_distance(const float* a, const float* b, std::int64_t dims) {
@@ -81,22 +109,6 @@ float squared_norm(const float* values, std::int64_t dims) {
   float rest = 0.0f;
   for (; d < dims; ++d) rest += values[d] * values[d];
   return sum(norm) + rest;
-}
-
-int largest_lane(const float* products) {
-#if defined(__AVX512F__)
-  const Vec left = load(products);
-  const Vec right = load(products + kLanes);
-  const Vec best = broadcast(largest(larger(left, right)));
-  const unsigned lanes = _mm512_cmp_ps_mask(left, best, _CMP_EQ_OQ) |
-                         static_cast<unsigned>(_mm512_cmp_ps_mask(right, best, _CMP_EQ_OQ)) << kLanes;
-  return lanes == 0 ? 0 : __builtin_ctz(lanes);
-#else
-  int best = 0;
-  for (int lane = 1; lane < kPanelWidth; ++lane)
-    if (products[lane] > products[best]) best = lane;
-  return best;
-#endif
 }
 
 float maximum(const float* values, std::int64_t size) {
@@ -150,7 +162,7 @@ std::int64_t collect(const float* values, std::int64_t size, float floor, std::i
 
 namespace ENSEMBLEAD_INSTRUCTION_SET {
 extern const CoresetSimd coreset_simd;
-const CoresetSimd coreset_simd = {kTileRows,    kPanelWidth,  tile, squared_distance, center,
-                                  squared_norm, largest_lane, scan, maximum,          collect};
+const CoresetSimd coreset_simd = {kTileRows, kPanelWidth,  tile, row_by_panel, lanes_above, squared_distance,
+                                  center,    squared_norm, scan, maximum,      collect};
 }  // namespace ENSEMBLEAD_INSTRUCTION_SET
 }  // namespace ensemblead::cpu

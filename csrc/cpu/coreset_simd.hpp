@@ -6,8 +6,9 @@
 
 namespace ensemblead::cpu {
 
-// No build has taller tiles.
+// No build has taller tiles or wider panels.
 constexpr int kMostTileRows = 16;
+constexpr int kMostPanelWidth = 32;
 
 struct CoresetSimd {
   // `tile` multiplies `tile_rows` rows by one panel of `panel_width` columns.
@@ -19,6 +20,14 @@ struct CoresetSimd {
   std::uint32_t (*tile)(const float* rows, std::int64_t row_stride, std::int64_t dims, const float* panel,
                         const float* initial, const float* thresholds, float* products);
 
+  // The same for one row; returns a bit for each of products[0..panel_width) above the threshold, and writes
+  // them in any case.
+  std::uint32_t (*row_by_panel)(const float* row, std::int64_t dims, const float* panel, const float* initial,
+                                float threshold, float* products);
+
+  // A bit for each of products[0..panel_width) above the threshold.
+  std::uint32_t (*lanes_above)(const float* products, float threshold);
+
   // Sum of squared differences. Every distance that decides anything comes from here, so that a pair has one
   // value whichever way it is reached.
   float (*squared_distance)(const float* a, const float* b, std::int64_t dims);
@@ -27,9 +36,6 @@ struct CoresetSimd {
   float (*center)(const float* row, const float* reference, std::int64_t dims, float* centred);
 
   float (*squared_norm)(const float* values, std::int64_t dims);
-
-  // Lane of the largest of products[0..panel_width), the lowest among equals.
-  int (*largest_lane)(const float* products);
 
   // The first non-finite element, or -1; then *max_abs is raised to the largest magnitude.
   std::int64_t (*scan)(const float* values, std::int64_t size, float* max_abs);

@@ -5,6 +5,9 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <new>
+
+#include "cpu/huge_pages.hpp"
 
 namespace ensemblead::cpu {
 namespace {
@@ -109,7 +112,11 @@ void Sketch::find_directions(double tolerated_rest) {
 }
 
 void Sketch::sketch_rows(int num_threads) {
-  sketches_.resize(static_cast<std::size_t>(rows_ * sketch_dims_));
+  // Rows are visited in no order of memory: whole cache lines, and large pages where there are any.
+  const std::int64_t bytes = rows_ * sketch_dims_ * std::int64_t{sizeof(float)};
+  sketches_.reset(static_cast<float*>(std::aligned_alloc(64, static_cast<std::size_t>(bytes))));
+  if (sketches_ == nullptr) throw std::bad_alloc();
+  prefer_huge_pages(sketches_.get(), bytes);
   norms_.resize(static_cast<std::size_t>(rows_));
   const std::int64_t tile = simd_.tile_rows;
   const std::int64_t width = simd_.panel_width;
@@ -132,17 +139,17 @@ void Sketch::sketch_rows(int num_threads) {
       simd_.tile(centred, full_dims_, full_dims_, panels.data() + v * full_dims_, initial.data(),
                  always.data(), products);
       for (std::int64_t r = 0; r < count; ++r)
-        std::copy_n(products + r * width, width, sketches_.data() + (first + r) * sketch_dims_ + v);
+        std::copy_n(products + r * width, width, sketches_.get() + (first + r) * sketch_dims_ + v);
     }
     for (std::int64_t r = 0; r < count; ++r)
       norms_[first + r].sketch =
-          simd_.squared_norm(sketches_.data() + (first + r) * sketch_dims_, sketch_dims_);
+          simd_.squared_norm(sketches_.get() + (first + r) * sketch_dims_, sketch_dims_);
   }
 }
 
 Sketch::Norms Sketch::row(std::int64_t index, float* out) const {
   if (directions_.empty()) return point(features_ + index * full_dims_, out);
-  std::copy_n(sketches_.data() + index * sketch_dims_, sketch_dims_, out);
+  std::copy_n(sketches_.get() + index * sketch_dims_, sketch_dims_, out);
   return norms_[index];
 }
 

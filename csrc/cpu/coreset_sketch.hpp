@@ -3,6 +3,8 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstdlib>
+#include <memory>
 #include <vector>
 
 #include "cpu/coreset_simd.hpp"
@@ -29,7 +31,7 @@ class Sketch {
   Norms row(std::int64_t index, float* out) const;
   void prefetch(std::int64_t index) const {
     const float* next =
-        directions_.empty() ? features_ + index * full_dims_ : sketches_.data() + index * sketch_dims_;
+        directions_.empty() ? features_ + index * full_dims_ : sketches_.get() + index * sketch_dims_;
     for (std::int64_t d = 0; d < std::min<std::int64_t>(sketch_dims_, 256); d += 16)
       __builtin_prefetch(next + d);
     if (!norms_.empty()) __builtin_prefetch(norms_.data() + index);
@@ -38,6 +40,10 @@ class Sketch {
   Norms point(const float* values, float* out) const;
 
  private:
+  struct Free {
+    void operator()(float* memory) const { std::free(memory); }
+  };
+
   void find_directions(double tolerated_rest);
   void sketch_rows(int num_threads);
 
@@ -48,8 +54,8 @@ class Sketch {
   std::int64_t sketch_dims_;
   std::vector<float> middle_;
   std::vector<float>
-      directions_;               // [sketch_dims_, full_dims_], orthonormal; empty: rows stand for themselves
-  std::vector<float> sketches_;  // [rows_, sketch_dims_]
+      directions_;  // [sketch_dims_, full_dims_], orthonormal; empty: rows stand for themselves
+  std::unique_ptr<float[], Free> sketches_;  // [rows_, sketch_dims_]
   std::vector<Norms> norms_;
 };
 

@@ -11,36 +11,37 @@
 
 namespace ensemblead::cpu {
 
-// Anchors, their sketches packed for matrix products: panels of `panel_width` columns, dimension by
+// Sketches of anchors, packed for matrix products: panels of `panel_width` columns, dimension by
 // dimension.
 class PackedAnchors {
  public:
-  PackedAnchors(const Sketch& sketch, const CoresetSimd& simd, std::int64_t full_dims);
+  PackedAnchors(const CoresetSimd& simd, std::int64_t dims) : dims_(dims), width_(simd.panel_width) {}
 
   void clear();
-  // `id` is what the updated rows remember of it.
-  void add(const float* sketch, Sketch::Norms norms, std::int32_t id);
+  // `start` is what products with it start from (see product_start).
+  void add(const float* sketch, float start, std::int32_t anchor);
 
-  std::int64_t count() const { return static_cast<std::int64_t>(ids_.size()); }
+  std::int64_t count() const { return static_cast<std::int64_t>(anchors_.size()); }
   std::int64_t width() const { return width_; }
   std::int64_t num_panels() const { return (count() + width_ - 1) / width_; }
   const float* panel(std::int64_t index) const { return panels_.data() + index * width_ * dims_; }
-  // Minus half the squared norm of the sketch, plus what rounding may amount to for this anchor; -inf in the
-  // lanes beyond `count`, which are therefore never hit.
+  // -inf in the lanes beyond `count`, which are therefore never hit.
   const float* initial(std::int64_t index) const { return initial_.data() + index * width_; }
-  std::int32_t id(std::int64_t column) const { return ids_[column]; }
-  const float* sketch(std::int64_t column) const { return sketches_.data() + column * dims_; }
-  Sketch::Norms norms(std::int64_t column) const { return norms_[column]; }
+  std::int32_t anchor(std::int64_t column) const { return anchors_[column]; }
 
  private:
   std::int64_t dims_;
   std::int64_t width_;
-  float slack_;
-  std::vector<std::int32_t> ids_;
-  std::vector<Sketch::Norms> norms_;
-  std::vector<float> sketches_;  // once more, row by row
+  std::vector<std::int32_t> anchors_;
   std::vector<float> panels_;
   std::vector<float> initial_;
+};
+
+// What is known of an anchor without looking at its point.
+struct SketchedAnchor {
+  Sketch::Norms norms;
+  float start;  // of products with it
+  float rest;   // no less than the length of what the sketch leaves out
 };
 
 // Anchors are the bank rows and then the picks, in the order in which they came. A row's value is brought up
@@ -58,6 +59,8 @@ struct Selection {
   std::vector<std::int32_t> seen;
   std::vector<const float*> anchors;
   PackedAnchors packed;  // all of them
+  std::vector<SketchedAnchor> sketched;
+  std::vector<float> sketches;  // of the anchors, [anchors, sketch.dims()]
   // Every anchor belongs to one of the first kRoots, or to a later one that nothing lowered: its root, which
   // is near.
   static constexpr std::int32_t kRoots = 2048;
@@ -66,16 +69,15 @@ struct Selection {
   CoresetStatistics statistics;
 
   std::int64_t num_anchors() const { return static_cast<std::int64_t>(anchors.size()); }
+  const float* anchor_sketch(std::int64_t anchor) const { return sketches.data() + anchor * sketch.dims(); }
   // `near` is an earlier anchor that lies close by, or -1.
   void add_anchor(const float* point, std::int32_t near);
   void add_row_as_anchor(std::int32_t index);
-  void add_sketched(const float* point, const float* sketched, Sketch::Norms norms, std::int32_t near);
+  void add_sketched(const float* point, Sketch::Norms norms, std::int32_t near);
   const float* row(std::int64_t index) const { return features + index * dims; }
-  // Rows are visited in no order of memory: each is asked for some time before it is read.
-  void prefetch(std::int64_t index) const {
-    const auto* bytes = reinterpret_cast<const char*>(row(index));
-    for (std::int64_t line = 0; line < std::min<std::int64_t>(dims * 4, 1024); line += 64)
-      __builtin_prefetch(bytes + line);
+  // Points are visited in no order of memory: each is asked for some time before it is read.
+  void prefetch(const float* point) const {
+    for (std::int64_t d = 0; d < std::min<std::int64_t>(dims, 256); d += 16) __builtin_prefetch(point + d);
   }
   float squared_distance(std::int64_t index, std::int64_t anchor) const {
     return simd.squared_distance(row(index), anchors[anchor], dims);
@@ -97,31 +99,35 @@ class RowUpdate {
   void run(const PackedAnchors& anchors, std::int64_t first, const std::int32_t* rows, std::int64_t count);
 
  private:
-  // A row and a panel with a product above the row's threshold.
+  struct Row {
+    std::int32_t index;
+    Sketch::Norms norms;
+    float rest;
+  };
   struct Hit {
-    std::int32_t place;   // of the row in this chunk
-    std::int32_t column;  // the first of the panel
-    int lane;             // of the largest product
+    std::int32_t place;  // of the row in this chunk
+    std::int32_t anchor;
     float product;
   };
 
-  void run_chunk(const PackedAnchors& anchors, std::int64_t first, const std::int32_t* rows,
-                 std::int64_t count);
-  void add_hit(const PackedAnchors& anchors, std::int64_t first, std::int64_t place, std::int64_t column,
-               const float* products);
-  void settle_hits(const PackedAnchors& anchors, const std::int32_t* rows);
-  void lower(const PackedAnchors& anchors, std::int32_t row, Hit& hit, float* products);
+  void gather(const std::int32_t* rows, std::int64_t count);
+  void run_chunk(const PackedAnchors& anchors, std::int64_t first, std::int64_t count);
+  void add_hits(const PackedAnchors& anchors, std::int64_t column, std::uint32_t lanes, std::int64_t place,
+                const float* products);
+  void expect(const Hit& hit);
+  void settle_hits();
+  void lower(const Hit& hit);
 
   Selection& selection_;
   std::int64_t capacity_;
   float slack_;
   std::vector<float> sketches_;
-  std::vector<Sketch::Norms> norms_;
+  std::vector<Row> rows_;
   std::vector<float> thresholds_;
   std::vector<float> products_;
   std::vector<Hit> hits_;
-  std::vector<float> hit_products_;  // [kMaxHits, panel_width]
   std::vector<std::int32_t> best_;   // per row of the chunk: its hit with the largest product
+  std::vector<std::int32_t> order_;  // in which hits are settled
   std::int64_t product_pairs_ = 0;
   std::int64_t direct_pairs_ = 0;
 };
