@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -90,11 +91,46 @@ class Ranking:
         return float(f1[best]), float(self.thresholds[best])
 
 
-class PositiveValues:
-    """The positives, sorted once: their distinct values and sums of anything over equal values."""
+# Of a test set: over all images, over the defective ones, and the weights of components and of images [K].
+Rankings: TypeAlias = tuple[Ranking, Ranking, Doubles, Doubles]
+# Of one type of defect, among its own images and the good ones: its name, its weights of components [K].
+TypeRanking: TypeAlias = tuple[str, Ranking, Doubles]
 
-    def __init__(self, values: Floats) -> None:
-        self._order = np.argsort(values)[::-1]
+
+@dataclass
+class Negatives:
+    """How many negatives lie above each of K values, and at or above it; and how many there are."""
+
+    above: Doubles
+    at: Doubles
+    total: float
+
+    def __add__(self, other: Negatives) -> Negatives:
+        return Negatives(self.above + other.above, self.at + other.at, self.total + other.total)
+
+    def __getitem__(self, places: NDArray[np.integer[Any]]) -> Negatives:
+        """Those of some of the values."""
+        return Negatives(self.above[places], self.at[places], self.total)
+
+    def take_in(self, more: Negatives) -> Negatives:
+        """Add to these in place; `more`, as it was."""
+        self.above += more.above
+        self.at += more.at
+        self.total += more.total
+        return more
+
+
+class PositiveValues:
+    """The positives, sorted once: their distinct values and sums of anything over equal values.
+
+    Args:
+        values: [P] the positives.
+        order: Which of them to take, in descending order; all, sorted here, if None.
+    """
+
+    def __init__(self, values: Floats, order: NDArray[np.intp] | None = None) -> None:
+        self._values = values
+        self._order = np.argsort(values)[::-1] if order is None else order
         descending = values[self._order]
         is_new = np.empty(descending.size, np.bool_)
         is_new[:1] = True
@@ -107,7 +143,15 @@ class PositiveValues:
         """[K] the sum of `weights` (one per positive) over the positives of each distinct value."""
         return np.add.reduceat(weights[self._order], self._starts)
 
-    def count_negatives(self, sorted_runs: Iterable[Floats]) -> tuple[Doubles, Doubles, float]:
+    def part(self, first: int, last: int) -> tuple[PositiveValues, NDArray[np.intp]]:
+        """The positives `first` to `last` (without it) by themselves, and the places of their distinct values
+        among all of them: nothing is sorted again.
+        """
+        inside = np.flatnonzero((self._order >= first) & (self._order < last))
+        part = PositiveValues(self._values, self._order[inside])
+        return part, np.searchsorted(self._starts, inside[part._starts], side="right") - 1
+
+    def count_negatives(self, sorted_runs: Iterable[Floats]) -> Negatives:
         """Negatives above, and at or above, each distinct value; and how many there are.
 
         Args:
@@ -117,17 +161,28 @@ class PositiveValues:
         at = np.zeros(self.thresholds.size)
         total = 0
         for run in sorted_runs:
-            at += run.size - np.searchsorted(run, self.thresholds, side="left")
-            above += run.size - np.searchsorted(run, self.thresholds, side="right")
+            if not run.size:
+                continue
+            below = np.searchsorted(run, self.thresholds, side="left")
+            at += run.size - below
+            # Where the next negative is larger, none is equal: that spares most of the second search.
+            tied = np.flatnonzero(run[np.minimum(below, run.size - 1)] == self.thresholds)
+            below[tied] = np.searchsorted(run, self.thresholds[tied], side="right")
+            above += run.size - below
             total += run.size
-        return above, at, float(total)
+        return Negatives(above, at, float(total))
+
+    def ranking(self, negatives: Negatives) -> Ranking:
+        """Of the positives among these negatives, counted at their distinct values."""
+        return Ranking(
+            self.thresholds, self.counts, negatives.above, negatives.at, np.asarray(negatives.total)
+        )
 
 
 def rank(positives: Floats, negatives: Floats) -> Ranking:
     """The ranking of two sets of scores, each of any order and at least one long."""
     values = PositiveValues(positives)
-    above, at, total = values.count_negatives([np.sort(negatives)])
-    return Ranking(values.thresholds, values.counts, above, at, np.asarray(total))
+    return values.ranking(values.count_negatives([np.sort(negatives)]))
 
 
 def curve_points(

@@ -8,10 +8,13 @@ the error of each metric from the counts alone; the bound is computed, not assum
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
-from .curve import Doubles, Ranking
+from .curve import Doubles, Ranking, Rankings, TypeRanking
 from .inputs import Floats
 from .regions import ImagePixels
 
@@ -44,40 +47,80 @@ def check_bits(bits: int) -> None:
 class PixelHistogram:
     """Counts of the pixels of any number of images, in memory that does not depend on how many.
 
-    Five arrays of 2**bits numbers of 8 bytes (168 MB for 22 bits).
+    Two arrays of 2**bits numbers of 8 bytes, and three for every type of defect (168 MB for 22 bits and one
+    type); resident are the parts into which values fall, some MB as a rule.
     """
 
     def __init__(self, bits: int = BITS) -> None:
         check_bits(bits)
         self.bits = bits
-        self._normal = np.zeros(1 << bits, np.int64)  # negatives of images without a defect
-        self._defective = np.zeros(1 << bits, np.int64)  # negatives of images with one
-        self._positives = np.zeros(1 << bits, np.int64)
-        self._component = np.zeros(1 << bits)
+        self._normal: dict[
+            str | None, NDArray[np.int64]
+        ] = {}  # negatives of images without a defective pixel
+        self._defective: dict[str | None, NDArray[np.int64]] = {}  # negatives of images with one
+        self._positives: dict[str | None, NDArray[np.int64]] = {}
+        self._component: dict[str | None, Doubles] = {}
         self._image = np.zeros(1 << bits)
 
     def add(self, pixels: ImagePixels) -> None:
         negatives = self._defective if pixels.sizes.size else self._normal
-        np.add.at(negatives, bin_of(pixels.negatives, self.bits), 1)
+        np.add.at(self._of(negatives, pixels.kind, np.int64), bin_of(pixels.negatives, self.bits), 1)
         if pixels.sizes.size:
             bins = bin_of(pixels.positives, self.bits)
-            np.add.at(self._positives, bins, 1)
-            np.add.at(self._component, bins, pixels.component_weights())
+            np.add.at(self._of(self._positives, pixels.kind, np.int64), bins, 1)
+            weights = pixels.component_weights()
+            np.add.at(self._of(self._component, pixels.kind, np.float64), bins, weights)
             np.add.at(self._image, bins, pixels.image_weights())
 
-    def rankings(self) -> tuple[Ranking, Ranking, Doubles, Doubles]:
-        """Over all images, over the defective ones, and the weights of components and of images [K]."""
-        bins = np.flatnonzero(self._positives)[::-1]
-        counts = self._positives[bins].astype(np.float64)
-        thresholds = lower_edge(bins, self.bits)
-        rankings = []
-        for negatives in (self._normal + self._defective, self._defective):
-            at_or_above = np.cumsum(negatives[::-1])[::-1]
-            at = at_or_above[bins].astype(np.float64)
-            above = at - negatives[bins]
-            total = np.asarray(float(at_or_above[0]))
-            rankings.append(Ranking(thresholds, counts, above, at, total))
-        return rankings[0], rankings[1], self._component[bins], self._image[bins]
+    def _of(self, arrays: dict[str | None, NDArray[Any]], kind: str | None, dtype: Any) -> NDArray[Any]:
+        if kind not in arrays:
+            arrays[kind] = np.zeros(1 << self.bits, dtype)
+        return arrays[kind]
+
+    def rankings(self) -> tuple[Rankings, list[TypeRanking]]:
+        """Of all images, and of every type with a defective pixel."""
+        bins = self._filled()
+        positives, within = _sum(self._positives.values(), bins), _sum(self._defective.values(), bins)
+        outside = _sum(self._normal.values(), bins)
+        component, image = _sum(self._component.values(), bins), self._image[bins]
+        inside = np.flatnonzero(positives)[::-1]
+        whole = (
+            self._ranking(bins, positives, within + outside),
+            self._ranking(bins, positives, within),
+            component[inside],
+            image[inside],
+        )
+        types = []
+        for kind in (kind for kind in self._positives if kind is not None):
+            counted = [self._normal.get(None), self._normal.get(kind), self._defective[kind]]
+            negatives = _sum([one for one in counted if one is not None], bins)
+            own = self._positives[kind][bins].astype(np.float64)
+            weights = self._component[kind][bins][np.flatnonzero(own)[::-1]]
+            types.append((kind, self._ranking(bins, own, negatives), weights))
+        return whole, types
+
+    def _filled(self) -> NDArray[np.intp]:
+        """The bins, ascending, of every octave that has a value: a few of the 512 as a rule."""
+        octave = 1 << (self.bits - 9)
+        arrays = [*self._normal.values(), *self._defective.values(), *self._positives.values()]
+        filled = np.any([array.reshape(-1, octave).any(axis=1) for array in arrays], axis=0)
+        found: NDArray[np.intp] = np.flatnonzero(filled)[:, None] * octave + np.arange(octave)
+        return found.ravel()
+
+    def _ranking(self, bins: NDArray[np.intp], positives: Doubles, negatives: Doubles) -> Ranking:
+        inside = np.flatnonzero(positives)[::-1]
+        at_or_above = np.cumsum(negatives[::-1])[::-1]
+        at = at_or_above[inside]
+        thresholds = lower_edge(bins[inside], self.bits)
+        return Ranking(thresholds, positives[inside], at - negatives[inside], at, np.asarray(at_or_above[0]))
+
+
+def _sum(arrays: Iterable[NDArray[Any]], bins: NDArray[np.intp]) -> Doubles:
+    """The sum, in these bins, of any number of arrays; counts are exact up to 2**53."""
+    total = np.zeros(bins.size)
+    for array in arrays:
+        total += array[bins]
+    return total
 
 
 def area_error(ranking: Ranking, weights: Doubles | None = None, limit: float = 1.0) -> float:

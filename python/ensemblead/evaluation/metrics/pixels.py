@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 
 from .bootstrap import BinnedImages, Interval, bin_edges
-from .curve import Doubles, PositiveValues, Ranking
+from .curve import Doubles, Negatives, PositiveValues, Ranking, Rankings, TypeRanking
 from .histogram import BITS, PixelHistogram, area_error, average_precision_error, check_bits, f1_max_error
 from .inputs import Floats, map_and_mask, maps_and_masks
 from .regions import ImagePixels, split_pixels
@@ -20,6 +21,22 @@ Average = Literal["component", "image"]
 PRO_LIMITS = {"aupro": 0.3, "aupro_005": 0.05, "aupro_image": 0.3, "aupro_image_005": 0.05}
 
 _CHUNK = 32_000_000  # pixels that are sorted together
+
+
+@dataclass(frozen=True)
+class TypeMetrics:
+    """The pixel metrics of one type of defect: of its images together with all good ones, as if there were no
+    other type.
+
+    Attributes:
+        pixel_auroc, aupro: As `PixelMetrics.values` has them; NaN if no defective pixel, or no defect-free
+            one, is there.
+        error: The most by which either can differ from the exact value; 0 if that is what they are.
+    """
+
+    pixel_auroc: float = math.nan
+    aupro: float = math.nan
+    error: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -36,6 +53,7 @@ class PixelMetrics:
         ranking: The counts behind the curves.
         component_weights: [K] the rises of the per-region-overlap curve at `ranking.thresholds`.
         intervals: By the same names, bootstrap confidence intervals over images; empty if not asked for.
+        types: By type of defect, for every type that `PixelScores.add` was told of, sorted.
     """
 
     values: dict[str, float]
@@ -45,6 +63,7 @@ class PixelMetrics:
     ranking: Ranking
     component_weights: Doubles
     intervals: dict[str, Interval] = field(default_factory=dict)
+    types: dict[str, TypeMetrics] = field(default_factory=dict)
 
 
 class PixelScores:
@@ -72,25 +91,35 @@ class PixelScores:
         self._images: list[ImagePixels] = []
         self._histogram: PixelHistogram | None = None
         self._binned: BinnedImages | None = None
+        self._types: set[str] = set()
+        self._has_untyped = False  # whether there is a defect of no type
         self.num_pixels = 0
         self.num_defective_pixels = 0
         self.num_components = 0
         self.num_defective_images = 0
 
-    def add(self, anomaly_map: Any, mask: Any = None) -> None:
+    def add(self, anomaly_map: Any, mask: Any = None, kind: str | None = None) -> None:
         """Take in one image.
 
         Args:
             anomaly_map: [H, W], finite, larger is more anomalous.
             mask: [H, W], defective where > 0; None for an image without a defect.
+            kind: The type of defect that the image shows, for `PixelMetrics.types`; None for a good image,
+                which counts for every type. (One without a type that has defective pixels counts for none.)
 
         Raises:
             ValueError: The map is not 2-D or not finite, or the mask has another shape.
+            TypeError: `kind` is no string.
         """
+        if kind is not None and not isinstance(kind, str):
+            raise TypeError(f"kind must be a str or None, got {type(kind).__name__}")
         values, truth = map_and_mask(
             anomaly_map, np.zeros(np.shape(anomaly_map), np.bool_) if mask is None else mask
         )
-        pixels = split_pixels(values.astype(self._dtype, copy=False), truth)
+        pixels = split_pixels(values.astype(self._dtype, copy=False), truth, kind)
+        if kind is not None:
+            self._types.add(kind)
+        self._has_untyped |= kind is None and bool(pixels.sizes.size)
         self.num_pixels += values.size
         self.num_defective_pixels += pixels.positives.size
         self.num_components += pixels.sizes.size
@@ -137,8 +166,16 @@ class PixelScores:
         if self.num_defective_pixels == self.num_pixels:
             raise ValueError(f"masks must hold a defect-free pixel, got none in {self.num_pixels} pixels")
         histogram = self._histogram
-        rankings = _exact_rankings(self._images) if histogram is None else histogram.rankings()
+        is_single = len(self._types) == 1 and not self._has_untyped
+        if histogram is None:
+            rankings, types = _exact_rankings(self._images, by_kind=not is_single)
+        else:
+            rankings, by_kind = histogram.rankings()
+            types = _read_off_types(by_kind, bounds=True)
         values, errors, threshold = _read_off(*rankings, bounds=self.streaming)
+        if is_single:  # then it is all there is
+            error = max(errors["pixel_auroc"], errors["aupro"])
+            types = dict.fromkeys(self._types, TypeMetrics(values["pixel_auroc"], values["aupro"], error))
         intervals = {}
         if replicates:
             binned = self._binned
@@ -147,28 +184,70 @@ class PixelScores:
                 for pixels in self._images:
                     binned.add(pixels)
             intervals = binned.intervals(values, PRO_LIMITS, replicates, confidence, seed)
+        types = {kind: types.get(kind, TypeMetrics()) for kind in sorted(self._types)}
         return PixelMetrics(
-            values, threshold, not self.streaming, errors, rankings[0], rankings[2], intervals
+            values, threshold, not self.streaming, errors, rankings[0], rankings[2], intervals, types
         )
 
 
-def _exact_rankings(images: Sequence[ImagePixels]) -> tuple[Ranking, Ranking, Doubles, Doubles]:
-    """Over all images, over the defective ones, and the weights of components and of images [K]."""
-    defective = [image for image in images if image.sizes.size]
-    values = PositiveValues(np.concatenate([image.positives for image in defective]))
-    within = values.count_negatives(_sorted_chunks(defective))
-    outside = values.count_negatives(_sorted_chunks([image for image in images if not image.sizes.size]))
-    everywhere = Ranking(
-        values.thresholds,
-        values.counts,
-        within[0] + outside[0],
-        within[1] + outside[1],
-        np.asarray(within[2] + outside[2]),
-    )
-    only_defective = Ranking(values.thresholds, values.counts, *within[:2], np.asarray(within[2]))
-    component = values.sums(np.concatenate([image.component_weights() for image in defective]))
-    image = values.sums(np.concatenate([image.image_weights() for image in defective]))
-    return everywhere, only_defective, component, image
+def _exact_rankings(
+    images: Sequence[ImagePixels], by_kind: bool = True
+) -> tuple[Rankings, dict[str, TypeMetrics]]:
+    """Of all images; and what is read off those of the types, if they are to be told apart."""
+    by_type: dict[str | None, list[ImagePixels]] = {None: []}  # good images first
+    for pixels in images:
+        by_type.setdefault(pixels.kind if by_kind else None, []).append(pixels)
+    defective = [pixels for group in by_type.values() for pixels in group if pixels.sizes.size]
+    values = PositiveValues(np.concatenate([pixels.positives for pixels in defective]))
+    weights = np.concatenate([pixels.component_weights() for pixels in defective])
+    within, everywhere, types = _count_negatives(values, weights, by_type)
+    everywhere.take_in(within)
+    component = values.sums(weights)
+    image = values.sums(np.concatenate([pixels.image_weights() for pixels in defective]))
+    return (values.ranking(everywhere), values.ranking(within), component, image), types
+
+
+def _count_negatives(
+    values: PositiveValues, weights: Doubles, by_type: Mapping[str | None, Sequence[ImagePixels]]
+) -> tuple[Negatives, Negatives, dict[str, TypeMetrics]]:
+    """The negatives of images that have a positive, and of the others; and the metrics of the types.
+
+    The negatives of a type are sorted and counted once, for the type and for all; of the arrays as long as
+    `values`, few are there at a time.
+    """
+    good = within = hidden = values.count_negatives([])
+    types: dict[str, TypeMetrics] = {}
+    first = 0
+    for kind, group in by_type.items():
+        with_defect = [pixels for pixels in group if pixels.sizes.size]
+        without = [pixels for pixels in group if not pixels.sizes.size]
+        last = first + sum(pixels.positives.size for pixels in group)
+        if kind is None:
+            good = values.count_negatives(_sorted_chunks(without))
+            within = values.count_negatives(_sorted_chunks(with_defect))
+        else:
+            part, places = values.part(first, last)
+            own = good[places]
+            own.take_in(within.take_in(values.count_negatives(_sorted_chunks(with_defect)))[places])
+            if without:
+                own.take_in(hidden.take_in(values.count_negatives(_sorted_chunks(without)))[places])
+            if last > first:
+                ranking = part.ranking(own)
+                types |= _read_off_types([(kind, ranking, part.sums(weights))], bounds=False)
+        first = last
+    good.take_in(hidden)
+    return within, good, types
+
+
+def _read_off_types(found: Iterable[TypeRanking], *, bounds: bool) -> dict[str, TypeMetrics]:
+    limit = PRO_LIMITS["aupro"]
+    types = {}
+    for kind, ranking, component in found:
+        if ranking.total_negatives > 0:
+            error = max(area_error(ranking), area_error(ranking, component, limit)) if bounds else 0.0
+            auroc, area = float(ranking.area()), float(ranking.area(component, limit))
+            types[kind] = TypeMetrics(auroc, area, error)
+    return types
 
 
 def _sorted_chunks(images: Sequence[ImagePixels]) -> Iterator[Floats]:
@@ -240,5 +319,5 @@ def aupro(anomaly_maps: Any, masks: Any, *, fpr_limit: float = 0.3, average: Ave
         raise ValueError(
             "masks must hold a defect-free pixel, got none: the false-positive rate is not defined"
         )
-    ranking, _, component, image = _exact_rankings(images)
+    (ranking, _, component, image), _ = _exact_rankings(images)
     return float(ranking.area(component if average == "component" else image, fpr_limit))

@@ -20,12 +20,14 @@ class ImagePixels:
         positives: [p] the values inside the mask.
         component: [p] int32, which connected component (from 0) each positive belongs to.
         sizes: [c] the number of pixels of each component.
+        kind: The type of defect; None for a good image, or where types are not told apart.
     """
 
     negatives: Floats
     positives: Floats
     component: NDArray[np.int32]
     sizes: NDArray[np.int64]
+    kind: str | None = None
 
     @property
     def nbytes(self) -> int:
@@ -40,17 +42,18 @@ class ImagePixels:
         return self.component_weights() / max(self.sizes.size, 1)
 
 
-def split_pixels(anomaly_map: Floats, mask: Bools) -> ImagePixels:
+def split_pixels(anomaly_map: Floats, mask: Bools, kind: str | None = None) -> ImagePixels:
     """Split [H, W] by a mask [H, W]; components are 8-connected and labelled here, once."""
     if not mask.any():
         negatives = anomaly_map.ravel().copy()
         negatives.sort()
         nothing = np.empty(0, anomaly_map.dtype)
-        return ImagePixels(negatives, nothing, np.empty(0, np.int32), np.empty(0, np.int64))
+        return ImagePixels(negatives, nothing, np.empty(0, np.int32), np.empty(0, np.int64), kind)
     from scipy import ndimage
 
     labels, _ = ndimage.label(mask, structure=np.ones((3, 3), np.int8))
     component = labels[mask].astype(np.int32) - 1
     negatives = anomaly_map[~mask]
     negatives.sort()
-    return ImagePixels(negatives, anomaly_map[mask], component, np.bincount(component).astype(np.int64))
+    sizes = np.bincount(component).astype(np.int64)
+    return ImagePixels(negatives, anomaly_map[mask], component, sizes, kind)
