@@ -318,7 +318,7 @@ def test_what_is_not_known_is_not_drawn(part: Path, tmp_path: Path) -> None:
     assert found.data["categories"][0]["contour"] is None
     bare = page(Report([Row("part")]), tmp_path)
     assert bare.data["items"] == []
-    assert "None were kept" in bare.words
+    assert "No curves were kept" in bare.words
     assert "nan" not in re.sub(r"\W", " ", bare.source.split("<body>")[1].split("<script")[0]).split()
     rough = Details(exact=False, error_bounds={"pixel_auroc": 0.003, "aupro": 0.02})
     assert "off by at most 0.02" in page(Report([Row("part")], {"part": rough}), tmp_path).words

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ensemblead.detectors.base import Errors
     from ensemblead.evaluation import Category, Dataset, Report, ScoredImage
 
+_BY_TYPE = ("image_auroc", "pixel_auroc", "aupro")
 _SHOWN = ("image_auroc", "pixel_auroc", "aupro", "false_alarm_rate", "miss_rate", "images_per_second")
 
 
@@ -71,8 +72,9 @@ def command(
     """Measure a detector: AUROC of images and pixels, AUPRO, false alarms, misses.
 
     Writes OUT/report.html (tables, curves, a gallery of the images), results.csv, results.json, results.md,
-    curves in OUT/figures and examples in OUT/contact_sheets. A suite (detectors and datasets in FILE) writes
-    the three tables, OUT/reports/*.html, and each finished part to OUT/cells.
+    types.csv (by type of defect), curves in OUT/figures and examples in OUT/contact_sheets. A suite
+    (detectors and datasets in FILE) writes the four tables, OUT/reports/*.html, and each finished part to
+    OUT/cells.
     """
     require("torch", "ensemblead evaluate")
     from ensemblead.evaluation import MVTecAD, VisA
@@ -173,6 +175,7 @@ def measure(
         progress=progress,
     )
     report.to_csv(out / "results.csv")
+    report.to_csv(out / "types.csv", by_type=True)
     report.to_json(out / "results.json")
     report.to_markdown(out / "results.md", intervals=True)
     report.to_html(out / "report.html", max_images=gallery)
@@ -188,17 +191,23 @@ def results(report: Report, out: Path) -> dict[str, Any]:
     """The rows of the report, in JSON's types."""
     from dataclasses import asdict
 
-    return {
-        "out": str(out),
-        "summary": asdict(report.summary),
-        "categories": [asdict(row) for row in report.rows],
-    }
+    categories = [
+        {**asdict(row), "types": [asdict(one) for one in report.details[row.category].types]}
+        for row in report.rows
+    ]
+    return {"out": str(out), "summary": asdict(report.summary), "categories": categories}
 
 
 def show_report(report: Report, out: Path) -> None:
-    """The main columns in a table."""
+    """The main columns in a table, and a table of types for every category of several."""
     console = Console()
     console.print(report_table(report))
+    tables = type_tables(report)
+    for table in tables:
+        console.print()
+        console.print(table)
+    if tables:
+        console.print()
     console.print(
         f"report: {out / 'report.html'}; results, figures and contact sheets beside it",
         highlight=False,
@@ -216,3 +225,25 @@ def report_table(report: Report) -> Table:
         values = [getattr(row, name) for name in _SHOWN]
         table.add_row(escape(row.category), *("-" if value != value else f"{value:.4g}" for value in values))
     return table
+
+
+def type_tables(report: Report) -> list[Table]:
+    """A table for every category with more than one type of defect, the worst type first."""
+    from ensemblead.evaluation.by_type import missed, worst_first
+
+    tables = []
+    for row in report.rows:
+        details = report.details.get(row.category)
+        if details is None or len(details.types) < 2:
+            continue
+        head = f"{escape(row.category)} by type of defect"
+        table = Table(
+            head, "images", *(name.replace("_", " ") for name in _BY_TYPE), "missed", box=None, pad_edge=False
+        )
+        for one in worst_first(details.types):
+            values = [getattr(one, name) for name in _BY_TYPE]
+            cells = ["-" if value != value else f"{value:.4g}" for value in values]
+            number = missed(details, one.defect_type) or "-"
+            table.add_row(escape(one.defect_type), str(one.num_images), *cells, number)
+        tables.append(table)
+    return tables

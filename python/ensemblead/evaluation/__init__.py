@@ -3,7 +3,7 @@
 from .datasets import Category, Dataset, Folder, MVTecAD, Sample, VisA
 from .evaluate import ScoredImage, evaluate
 from .metrics import aupro, auroc, average_precision, f1_max
-from .report import Details, ImageResult, Report, Row
+from .report import Details, ImageResult, Report, Row, TypeRow
 from .results import CellResult, SuiteResults
 from .running import run
 from .suite import Suite
@@ -22,6 +22,7 @@ __all__ = [
     "ScoredImage",
     "Suite",
     "SuiteResults",
+    "TypeRow",
     "VisA",
     "aupro",
     "auroc",

@@ -22,7 +22,7 @@ from ensemblead.kernels.build import __version__
 from .categories import Category, Errors, file_fact
 from .files import as_file_name
 from .gallery import Pictures
-from .report import COLUMNS, NAN, Details, ImageResult, Row, without_nan, write_text
+from .report import COLUMNS, NAN, Details, ImageResult, Row, TypeRow, without_nan, write_text
 from .suite import Cell, Settings, model_for, settings_dict
 
 _FORMAT = 1
@@ -145,6 +145,7 @@ def _written(finished: Finished) -> dict[str, Any]:
         "duplicates": [list(pair) for pair in details.duplicates],
         "images": [asdict(image) for image in details.images],
         "threshold_source": details.threshold_source,
+        "types": [asdict(row) for row in details.types],
         "pictures": None if details.pictures is None else details.pictures.to_json(),
         "curves": {name: [axis.tolist() for axis in curve] for name, curve in details.curves.items()},
     }
@@ -154,8 +155,7 @@ def _read(document: Mapping[str, Any]) -> Finished:
     values = document["row"]
     if set(values) != set(COLUMNS):
         raise ValueError("the columns are those of another version")
-    known: dict[str, Any] = {name: NAN if value is None else value for name, value in values.items()}
-    row = Row(**known)
+    row = Row(**_with_nan(values))
     details = Details(
         tuple(ImageResult(**image) for image in document["images"]),
         {name: (low, high) for name, (low, high) in document["intervals"].items()},
@@ -165,5 +165,11 @@ def _read(document: Mapping[str, Any]) -> Finished:
         {name: (np.array(x, float), np.array(y, float)) for name, (x, y) in document["curves"].items()},
         pictures=None if document["pictures"] is None else Pictures.from_json(document["pictures"]),
         threshold_source=document["threshold_source"],
+        # Not there in what was measured before types were told apart.
+        types=tuple(TypeRow(**_with_nan(one)) for one in document.get("types", ())),
     )
     return Finished(row, details, tuple(document["warnings"]))
+
+
+def _with_nan(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: NAN if value is None else value for name, value in values.items()}

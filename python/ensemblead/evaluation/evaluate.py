@@ -14,10 +14,12 @@ from numpy.typing import NDArray
 
 from ensemblead.images import read_mask
 
+from .by_type import type_rows
 from .categories import Category, Dataset, Sample
 from .gallery import PictureKeeper, describe_threshold
 from .metrics import (
     PixelScores,
+    TypeMetrics,
     curve_points,
     precision_recall_points,
     rank_scores,
@@ -89,7 +91,8 @@ def evaluate(
     A mask is resized (nearest neighbour) and cropped as the detector does with the image, and binarised at
     > 0. What cannot be computed, because the test set has one class only or no masks, is NaN, with a line in
     `Report.warnings` (all lines are issued as one warning as well); the rest is still given. A detector whose
-    `fusion` is "minmax" is fused over the test set and has no threshold then.
+    `fusion` is "minmax" is fused over the test set and has no threshold then. `Report.details` has the types
+    of defects one by one (`TypeRow`).
 
     Args:
         detector: A fitted detector, used for every category; or one per category, as a mapping by name; or a
@@ -192,7 +195,8 @@ def _evaluate_category(
     intervals: dict[str, tuple[float, float]] = {}
     curves: dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]] = {}
     notes += _image_metrics(run.images, options, values, intervals, curves)
-    exact, bounds, lines = _pixel_metrics(pixels, options, values, intervals, curves)
+    types: dict[str, TypeMetrics] = {}
+    exact, bounds, lines = _pixel_metrics(pixels, options, values, intervals, curves, types)
     notes += lines
     values.update(_rates(run.images))
     own = None if minmax else getattr(detector, "threshold_", None)
@@ -212,6 +216,7 @@ def _evaluate_category(
         *(tuple(run.images), intervals, bounds, exact, duplicates, curves),
         pictures=run.pictures.pictures(),
         threshold_source=describe_threshold(detector),
+        types=type_rows(run.images, types),
     )
     return row, details, notes
 
@@ -291,7 +296,7 @@ class _Run:
         mask = self._mask(sample, values)
         if mask is not None:
             try:
-                self._pixels.add(values, mask)
+                self._pixels.add(values, mask, sample.defect_type if sample.label else None)
             except ValueError as error:
                 raise ValueError(f"{sample.path}: {error}") from error
         self.pictures.add(len(self.images), values, value, verdict, sample.label, sample.defect_type)
@@ -367,14 +372,18 @@ def _pixel_metrics(
     values: dict[str, Any],
     intervals: dict[str, tuple[float, float]],
     curves: dict[str, Any],
+    types: dict[str, TypeMetrics],
 ) -> tuple[bool | None, dict[str, float], list[str]]:
-    """Fill in the metrics of maps; whether they are exact, how far they can be off, and remarks."""
+    """Fill in the metrics of maps, of all and by type; whether they are exact, how far they can be off, and
+    remarks.
+    """
     if pixels.num_defective_pixels in (0, pixels.num_pixels):
         what = "defective" if pixels.num_defective_pixels == 0 else "defect-free"
         return None, {}, [f"there are no {what} pixels: pixel AUROC, AP, F1 and AUPRO are not defined"]
     found = pixels.compute(replicates=options.bootstrap, confidence=options.confidence, seed=options.seed)
     values.update(found.values, pixel_f1_threshold=found.f1_threshold)
     intervals.update(found.intervals)
+    types.update(found.types)
     curves["pixel_roc"] = curve_points(found.ranking)
     curves["pixel_precision_recall"] = precision_recall_points(found.ranking)
     curves["pro"] = curve_points(found.ranking, found.component_weights)
@@ -385,6 +394,8 @@ def _pixel_metrics(
         f"the maps exceed memory_limit={options.memory_limit}: pixel metrics are computed in streaming mode "
         f"and may be off by at most {found.errors[worst]:.2g} ({worst})"
     )
+    if len(types) > 1:
+        line += f", those of a type of defect by {max(one.error for one in types.values()):.2g}"
     return False, found.errors, [line]
 
 

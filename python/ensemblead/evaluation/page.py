@@ -27,10 +27,10 @@ from .charts import charts
 from .gallery import Pictures
 from .pictures import COLORS, describe_item
 from .report import Details, Report, StrPath
-from .tables import decisions, exactness, metrics, thresholds, tiles, warning_list
+from .tables import decisions, exactness, has_types, metrics, thresholds, tiles, types, warning_list
 
 _STYLES = ("page.css",)
-_SCRIPTS = ("overlay.js", "page.js")
+_SCRIPTS = ("overlay.js", "sorting.js", "page.js")
 
 
 def write_page(report: Report, path: StrPath, max_images: int) -> None:
@@ -87,6 +87,7 @@ def _parts(report: Report, max_images: int, missing: list[str]) -> Iterator[str]
         "decisions": decisions(report),
         "thresholds": thresholds(report),
         "exactness": exactness(report),
+        "curves_title": "Types of defect and curves" if has_types(report) else "Curves",
         "curves": _curves(report),
         "selection": _selection(report, chosen),
         "footer": _footer(report),
@@ -175,7 +176,8 @@ def _curves(report: Report) -> str:
     sections = []
     for number, row in enumerate(report.rows):
         drawn = charts(row, report.details.get(row.category, Details()))
-        inner = f'<div class="charts">{drawn}</div>' if drawn else '<p class="muted">None were kept.</p>'
+        inner = f'<div class="charts">{drawn}</div>' if drawn else '<p class="muted">No curves were kept.</p>'
+        inner = types(report, number) + inner
         if len(report.rows) == 1:
             return inner
         first = " open" if number == 0 else ""

@@ -7,7 +7,7 @@ import io
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -65,7 +65,28 @@ class Row:
     peak_memory_mb: float = NAN
 
 
+@dataclass(frozen=True)
+class TypeRow:
+    """One row of `types.csv`: one type of defect of a category.
+
+    The metrics are those of `Row` of a test set that has the images of this type and all good ones, and no
+    other defects (Bergmann et al., MVTec AD, evaluate types so); NaN is what is not defined or not known. So
+    a category's metrics are no means over its types. `miss_rate` is the share of the type's images that was
+    called normal at the detector's own threshold. `error_bound` is how far `pixel_auroc` and `aupro` can be
+    off, 0 unless the maps exceeded `evaluate`'s memory limit.
+    """
+
+    defect_type: str
+    num_images: int = 0
+    image_auroc: float = NAN
+    pixel_auroc: float = NAN
+    aupro: float = NAN
+    miss_rate: float = NAN
+    error_bound: float = NAN
+
+
 COLUMNS: tuple[str, ...] = tuple(column.name for column in fields(Row))
+TYPE_COLUMNS: tuple[str, ...] = tuple(column.name for column in fields(TypeRow))
 _COUNTS = ("num_train", "num_normal", "num_anomalous")
 _SECONDS = ("fit_seconds", "predict_seconds")
 _THRESHOLDS = ("threshold", "image_f1_threshold", "pixel_f1_threshold")
@@ -102,6 +123,7 @@ class Details:
             `pro`; those that are defined.
         pictures: The anomaly maps that `Report.to_html` shows; None if none were kept.
         threshold_source: Where the detector's own threshold comes from, for reading; "" if it has none.
+        types: A row for every type of defect, sorted by name; none if no image is anomalous.
     """
 
     images: tuple[ImageResult, ...] = ()
@@ -112,6 +134,7 @@ class Details:
     curves: Mapping[str, Curve] = field(default_factory=dict)
     pictures: Pictures | None = None
     threshold_source: str = ""
+    types: tuple[TypeRow, ...] = ()
 
 
 class Report:
@@ -165,8 +188,17 @@ class Report:
     def _all_rows(self) -> tuple[Row, ...]:
         return self.rows if len(self.rows) == 1 else (*self.rows, self.summary)
 
-    def to_csv(self, path: StrPath) -> None:
-        """One line per category and, if there are several, a line "mean"; columns as in `Row`."""
+    def to_csv(self, path: StrPath, *, by_type: bool = False) -> None:
+        """One line per category and, if there are several, a line "mean"; columns as in `Row`.
+
+        Args:
+            by_type: One line per category and type of defect instead; columns `category` and those of
+                `TypeRow`.
+        """
+        if by_type:
+            known = [row.category for row in self.rows if row.category in self.details]
+            write_types(path, (), (((name,), self.details[name]) for name in known))
+            return
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(COLUMNS)
@@ -187,6 +219,7 @@ class Report:
                     "error_bounds": dict(details.error_bounds),
                     "duplicates": [list(pair) for pair in details.duplicates],
                     "threshold_source": details.threshold_source,
+                    "types": [asdict(row) for row in details.types],
                     "images": [asdict(image) for image in details.images],
                 }
             )
@@ -287,6 +320,19 @@ def _mean_row(rows: Sequence[Row]) -> Row:
         images = sum(row.num_normal + row.num_anomalous for row in timed)
         values["images_per_second"] = images / sum(row.predict_seconds for row in timed)
     return Row(**values)
+
+
+def write_types(path: StrPath, names: Sequence[str], found: Iterable[tuple[Sequence[str], Details]]) -> None:
+    """A csv of types of defect: what the columns before `category` are called, and for every category what
+    stands in them, its name, and what is known of it.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*names, "category", *TYPE_COLUMNS])
+    for where, details in found:
+        for row in details.types:
+            writer.writerow([*where, *(csv_cell(getattr(row, column)) for column in TYPE_COLUMNS)])
+    write_text(path, text.getvalue())
 
 
 def csv_cell(value: Any) -> str:

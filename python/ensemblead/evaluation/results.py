@@ -26,6 +26,7 @@ from .report import (
     markdown_name,
     without_nan,
     write_text,
+    write_types,
 )
 from .suite import Cell, Suite, settings_dict
 
@@ -141,8 +142,9 @@ class SuiteResults:
         return table
 
     def write(self, out: Path) -> None:
-        """`results.csv`, `results.json` and `results.md` in a folder, each whole or not at all."""
+        """`results.csv`, `.json` and `.md` and `types.csv` in a folder, each whole or not at all."""
         self.to_csv(out / "results.csv")
+        self.types_to_csv(out / "types.csv")
         self.to_json(out / "results.json")
         write_text(out / "results.md", self.to_markdown())
 
@@ -176,6 +178,15 @@ class SuiteResults:
                 counts = [row.category] + [""] * (len(COLUMNS) - 1)
             writer.writerow([detector, dataset, *counts, error])
         write_text(path, text.getvalue())
+
+    def types_to_csv(self, path: Path) -> None:
+        """Types of defects: the columns `detector`, `dataset`, `category` and those of `TypeRow`."""
+        found = (
+            ((cell.detector, cell.dataset, cell.category), cell.finished.details)
+            for cell in self.cells
+            if cell.finished is not None
+        )
+        write_types(path, ("detector", "dataset"), found)
 
     def to_json(self, path: Path) -> None:
         """The suite with every default filled in, all cells with their intervals and remarks, and the means.
@@ -261,6 +272,7 @@ def _cell_document(cell: CellResult) -> dict[str, Any]:
             "pixel_metrics_exact": details.exact,
             "error_bounds": dict(details.error_bounds),
             "duplicates": [list(pair) for pair in details.duplicates],
+            "types": [asdict(row) for row in details.types],
             "warnings": list(cell.finished.warnings),
         }
     if cell.failure is not None:

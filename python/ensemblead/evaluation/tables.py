@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from html import escape
 
+from .by_type import missed, worst_first
 from .charts import number
 from .report import Details, Report, Row
 
@@ -81,6 +82,46 @@ def decisions(report: Report) -> str:
     return _table(head, lines)
 
 
+def types(report: Report, position: int) -> str:
+    """A line per type of defect of the category at `position`, the worst first, under a title; "" if it has
+    fewer than two. The page's script makes titles of columns sort and names of types filter.
+    """
+    category = report.rows[position].category
+    details = report.details.get(category, Details())
+    if len(details.types) < 2:
+        return ""
+    titles = ("Type", "Images", "Image AUROC", "Pixel AUROC", "AUPRO 0.3", "Misses")
+    head = "".join(f'<th scope="col">{title}</th>' for title in titles)
+    lines = []
+    for row in worst_first(details.types):
+        place = f'data-category="{position}" data-kind="{escape(row.defect_type)}"'
+        share = missed(details, row.defect_type)
+        below = f'<small {place} data-outcome="miss">{share}</small>' if share else ""
+        cells = [
+            f'<td data-value="{row.num_images}">{row.num_images:,}</td>',
+            *(_sortable(value, number(value)) for value in (row.image_auroc, row.pixel_auroc, row.aupro)),
+            _sortable(row.miss_rate, _percent(row.miss_rate) + below),
+        ]
+        lines.append(
+            f'<tr><th scope="row" {place}>{escape(row.defect_type)}</th>{"".join(cells)}</tr>',
+        )
+    table = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
+    label = escape(f"Types of defect, {category}")
+    return (
+        "<h3>By type of defect</h3>"
+        f'<div class="scroll types" role="region" aria-label="{label}" tabindex="0">{table}</div>'
+    )
+
+
+def has_types(report: Report) -> bool:
+    """Whether some category has a table of types."""
+    return any(len(report.details.get(row.category, Details()).types) > 1 for row in report.rows)
+
+
+def _sortable(value: float, text: str) -> str:
+    return f'<td data-value="{"" if math.isnan(value) else value}">{text}</td>'
+
+
 def thresholds(report: Report) -> str:
     """Where the thresholds come from: one sentence for all categories that share it."""
     by_source: dict[str, list[str]] = {}
@@ -109,11 +150,18 @@ def exactness(report: Report) -> str:
             "<dt>Intervals</dt><dd>below a value: where it lies in "
             f"{share} of test sets drawn anew from these images.</dd>"
         )
+    if has_types(report):
+        terms += (
+            "<dt>By type of defect</dt><dd>the images of one type together with all good ones, as if there "
+            "were no other defects: a category&rsquo;s numbers are no means over its types. The worst first, "
+            "by the lower one of image and pixel AUROC.</dd>"
+        )
     bounds = [
         bound
         for details in report.details.values()
         if details.exact is False
-        for bound in details.error_bounds.values()
+        for bound in (*details.error_bounds.values(), *(row.error_bound for row in details.types))
+        if not math.isnan(bound)
     ]
     if bounds:
         terms += (

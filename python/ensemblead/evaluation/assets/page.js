@@ -289,14 +289,25 @@
       });
     }
   }
-  byId("reset").addEventListener("click", () => {
-    Object.assign(state, { category: "all", kind: "all", outcome: "all" });
-    byId("category").value = "all";
-    document.querySelector('#outcomes input[value="all"]').checked = true;
+  function filter(category, kind, outcome) {
+    Object.assign(state, { category, kind, outcome });
+    byId("category").value = category;
+    const input = document.querySelector(`#outcomes input[value="${outcome}"]`);
+    input.checked = true;
     listKinds();
     update();
-    document.querySelector('#outcomes input[value="all"]').focus();
-  });
+    return input;
+  }
+  byId("reset").addEventListener("click", () => filter("all", "all", "all").focus());
+  // Types of defect and their misses, wherever they are named, lead to their images, if some are on the page.
+  for (const node of document.querySelectorAll("[data-kind]")) {
+    const { category, kind, outcome = "all" } = node.dataset;
+    const isMeant = (item) => item.category === Number(category) && item.kind === kind && hasOutcome(item, outcome);
+    if (!items.some(isMeant)) continue;
+    const link = make("a", { href: "#gallery" }, ...node.childNodes);
+    link.addEventListener("click", () => filter(categories.length > 1 ? category : "all", kind, outcome));
+    node.append(link);
+  }
   const withContour = categories.some(({ contour }) => contour !== null);
   const withMasks = items.some(({ mask }) => mask !== undefined);
   for (const [name, there] of [["decision", withContour], ["mask", withMasks]]) {

@@ -2,7 +2,7 @@
 
 from .bootstrap import Interval, score_intervals
 from .curve import Ranking, curve_points, precision_recall_points
-from .pixels import PRO_LIMITS, PixelMetrics, PixelScores, aupro
+from .pixels import PRO_LIMITS, PixelMetrics, PixelScores, TypeMetrics, aupro
 from .scores import auroc, average_precision, f1_max, rank_scores
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "PixelMetrics",
     "PixelScores",
     "Ranking",
+    "TypeMetrics",
     "aupro",
     "auroc",
     "average_precision",
