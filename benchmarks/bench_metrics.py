@@ -36,10 +36,13 @@ def drawn() -> tuple[Any, Any]:
     return ndimage.gaussian_filter(noise, (0, 4, 4)), masks
 
 
-def all_metrics(test: tuple[Any, Any], memory_limit: int = 2 << 30, replicates: int = 0) -> Any:
+def all_metrics(
+    test: tuple[Any, Any], memory_limit: int = 2 << 30, replicates: int = 0, types: int = 0
+) -> Any:
+    """With the defective images told apart by so many types."""
     pixels = PixelScores(memory_limit=memory_limit)
-    for anomaly_map, mask in zip(*test, strict=True):
-        pixels.add(anomaly_map, mask)
+    for index, (anomaly_map, mask) in enumerate(zip(*test, strict=True)):
+        pixels.add(anomaly_map, mask, f"type {index % types}" if types and index >= NORMAL else None)
     return pixels.compute(replicates=replicates)
 
 
@@ -67,6 +70,7 @@ def test_pixel_metrics(figures: Any) -> None:
     candidates = {
         "exact": functools.partial(all_metrics, test),
         "streaming": functools.partial(all_metrics, test, 0),
+        "five types": functools.partial(all_metrics, test, types=5),
         "with intervals": functools.partial(all_metrics, test, 2 << 30, 1000),
         "sweep": functools.partial(sweep, test),
     }
@@ -85,6 +89,13 @@ def test_pixel_metrics(figures: Any) -> None:
         sweep_error=error,
     )
     figures.add(
+        "the same, and by type for five types of defect",
+        timings["five types"].median,
+        "s",
+        at_most=TARGET_SECONDS,
+        note=f"{ratio(timings['five types'], timings['exact']):.2f}x without types",
+    )
+    figures.add(
         "the same with bootstrap intervals, 1000 replicates",
         timings["with intervals"].median,
         "s",
@@ -101,8 +112,10 @@ def test_pixel_metrics(figures: Any) -> None:
     )
 
 
+@pytest.mark.parametrize("types", [0, 5])
 @pytest.mark.parametrize(("mode", "memory_limit"), [("exact", 2 << 30), ("streaming", 0)])
-def test_memory(figures: Any, mode: str, memory_limit: int) -> None:
+def test_memory(figures: Any, mode: str, memory_limit: int, types: int) -> None:
     maps = drawn()[0]
-    peak = peak_memory(drawn, functools.partial(all_metrics, memory_limit=memory_limit))
-    figures.add(f"peak memory beyond the maps, {mode}", peak / maps.nbytes, "x the maps")
+    peak = peak_memory(drawn, functools.partial(all_metrics, memory_limit=memory_limit, types=types))
+    told = f"{mode}, {types} types" if types else mode
+    figures.add(f"peak memory beyond the maps, {told}", peak / maps.nbytes, "x the maps")

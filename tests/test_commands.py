@@ -369,6 +369,7 @@ class TestEvaluate:
             "results.csv",
             "results.json",
             "results.md",
+            "types.csv",
         ]
         with open(tmp_path / "results.csv", newline="") as file:
             (row,) = csv.DictReader(file)

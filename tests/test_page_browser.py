@@ -23,6 +23,7 @@ from brightness import Brightness, draw, draw_category
 from browser import Browser, find_chromium
 
 from ensemblead.evaluation import MVTecAD, Report, evaluate
+from ensemblead.evaluation.by_type import worst_first
 
 NASTY = '<img src=x onerror="window.hit=1">.png'
 
@@ -183,6 +184,44 @@ def test_filters_show_the_right_images_and_numbers(page: Browser, made: SimpleNa
     page.click("#reset")
     assert len(listed(page)) == 25
     assert focused(page) == "INPUT"
+
+
+def test_types_sort_by_the_titles_of_their_columns(page: Browser, made: SimpleNamespace) -> None:
+    column = "[...document.querySelectorAll('#curves-0 .types tbody tr')].map((r) => r.cells[{}].textContent)"
+    names = [row.defect_type for row in worst_first(made.report.details["bolt"].types)]
+    assert page.run(column.format(0)) == names
+    assert names[0] == "dull"
+    auroc = sorted(f"{row.pixel_auroc:.4f}" for row in made.report.details["bolt"].types)
+    for expected, state in ((auroc, "ascending"), (auroc[::-1], "descending"), (auroc, "ascending")):
+        page.click("#curves-0 .types th:nth-child(4) .sort")
+        assert page.run(column.format(3)) == expected
+        sorted_by = (
+            "[...document.querySelectorAll('.types [aria-sort]')].map((t) => [t.cellIndex, t.ariaSort])"
+        )
+        assert page.run(sorted_by) == [[3, state]]
+    page.run("document.querySelector('#curves-0 .types .sort').focus()")
+    page.press("Enter")
+    assert page.run(column.format(0)) == ["<b>odd", "dull", "shiny"]
+    # What is not known is last, in either order.
+    page.run("document.querySelector('#curves-0 .types tbody').rows[0].cells[4].dataset.value = ''")
+    for _ in range(2):
+        page.click("#curves-0 .types th:nth-child(5) .sort")
+        assert page.run(column.format(0))[-1] == "<b>odd"
+    assert page.run("document.querySelectorAll('#curves-1 .types [aria-sort]').length") == 0
+
+
+def test_types_and_their_misses_show_their_images(page: Browser, made: SimpleNamespace) -> None:
+    links = "[...document.querySelectorAll('#curves-0 .types a')].map((a) => a.textContent)"
+    assert sorted(page.run(links)) == ["3 of 3", "<b>odd", "dull", "shiny"]  # misses where there are any
+    page.click("#curves-0 .types th[data-kind=shiny] a")
+    assert page.run("location.hash") == "#gallery"
+    assert focused(page) == "gallery"
+    expected = [item.name for item in made.items if (item.category, item.kind) == ("bolt", "shiny")]
+    assert sorted(listed(page)) == sorted(expected)
+    assert page.run("['category', 'kind'].map((id) => document.getElementById(id).value)") == ["0", "=shiny"]
+    page.click("#curves-0 .types small a")
+    assert page.run("document.querySelector('#outcomes input:checked').value") == "miss"
+    assert sorted(listed(page)) == ["dull/0.png", "dull/1.png", "dull/2.png"]
 
 
 def covered(page: Browser, canvas: str) -> float:
@@ -418,4 +457,5 @@ def test_reduced_motion_is_respected(page: Browser) -> None:
 def test_tables_and_curves_need_no_script(browser: Browser, made: SimpleNamespace) -> None:
     browser.open(made.path, scripts=False)  # the protocol still evaluates
     assert browser.run("document.getElementById('gallery-body').hidden") is True
-    assert browser.run("document.querySelectorAll('table tbody tr').length") == 6
+    assert browser.run("document.querySelectorAll('table tbody tr').length") == 6 + 3 + 2
+    assert browser.run("document.querySelectorAll('.types a, .types button').length") == 0

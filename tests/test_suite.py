@@ -24,7 +24,7 @@ pytest.importorskip("yaml")
 
 import ensemblead as ead
 from ensemblead.evaluation import CellResult, ScoredImage, SuiteResults, evaluate, run
-from ensemblead.evaluation.report import COLUMNS
+from ensemblead.evaluation.report import COLUMNS, TYPE_COLUMNS
 from ensemblead.evaluation.resources import peak_memory_mb, reset_peak_memory
 
 Config = dict[str, Any]
@@ -97,6 +97,7 @@ class TestRun:
             mine, theirs = report.details[row.category], expected.details[row.category]
             assert mine.images == theirs.images
             assert mine.intervals == theirs.intervals
+            assert mine.types == theirs.types
             assert mine.exact is True
             assert set(mine.curves) == set(theirs.curves)
             for name, curve in mine.curves.items():
@@ -159,6 +160,7 @@ class TestRun:
             "results.csv",
             "results.json",
             "results.md",
+            "types.csv",
         ]
         with (out / "results.csv").open(newline="") as file:
             rows = list(csv.DictReader(file))
@@ -168,8 +170,18 @@ class TestRun:
         ]
         mean = (float(rows[0]["aupro"]) + float(rows[1]["aupro"])) / 2
         assert float(rows[2]["aupro"]) == pytest.approx(mean, rel=1e-6)
+        with (out / "types.csv").open(newline="") as file:
+            types = list(csv.DictReader(file))
+        assert list(types[0]) == ["detector", "dataset", "category", *TYPE_COLUMNS]
+        assert [(row["detector"], row["category"], row["defect_type"]) for row in types] == [
+            (detector, category, kind)
+            for detector in ("one", "two")
+            for category in ("bolt", "nut")
+            for kind in ("dull", "shiny")
+        ]
         document = json.loads((out / "results.json").read_text())
         assert document["complete"] is True
+        assert document["cells"][0]["types"][0]["aupro"] == pytest.approx(float(types[0]["aupro"]), rel=1e-6)
         assert document["settings"]["seed"] == 2
         assert document["detectors"][0]["num_neighbors"] == 1
         assert document["datasets"] == {"parts": ["bolt", "nut"]}
@@ -221,6 +233,18 @@ class TestRun:
         assert statuses(run(config, tmp_path / "out")) == [("one", "a", False), ("one", "b", True)]
         draw(tmp_path / "data/b/train/good/new.png", 998)
         assert statuses(run(config, tmp_path / "out")) == [("one", "a", True), ("one", "b", False)]
+
+    def test_cells_from_before_types_are_not_measured_anew(
+        self, finished: tuple[Path, Config], tmp_path: Path
+    ) -> None:
+        out, config = copied(finished, tmp_path)
+        for path in (out / "cells").iterdir():
+            document = json.loads(path.read_text())
+            assert [row["defect_type"] for row in document.pop("types")] == ["dull", "shiny"]
+            path.write_text(json.dumps(document))
+        results = run(config, out)
+        assert all(reused for *_, reused in statuses(results))
+        assert all(cell.finished is not None and not cell.finished.details.types for cell in results.cells)
 
     def test_damaged_cells_are_measured_anew(self, finished: tuple[Path, Config], tmp_path: Path) -> None:
         out, config = copied(finished, tmp_path)
