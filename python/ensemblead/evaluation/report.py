@@ -323,8 +323,11 @@ def _mean_row(rows: Sequence[Row]) -> Row:
 
 
 def write_types(path: StrPath, names: Sequence[str], found: Iterable[tuple[Sequence[str], Details]]) -> None:
-    """A csv of types of defect: what the columns before `category` are called, and for every category what
-    stands in them, its name, and what is known of it.
+    """A csv with a line per type of defect.
+
+    Args:
+        names: Of the columns before `category`.
+        found: What stands in those and in `category`, and the details whose types are written.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")

@@ -8,8 +8,8 @@ the error of each metric from the counts alone; the bound is computed, not assum
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,28 +54,24 @@ class PixelHistogram:
     def __init__(self, bits: int = BITS) -> None:
         check_bits(bits)
         self.bits = bits
-        self._normal: dict[
-            str | None, NDArray[np.int64]
-        ] = {}  # negatives of images without a defective pixel
-        self._defective: dict[str | None, NDArray[np.int64]] = {}  # negatives of images with one
-        self._positives: dict[str | None, NDArray[np.int64]] = {}
-        self._component: dict[str | None, Doubles] = {}
+
+        def by_kind() -> defaultdict[str | None, Doubles]:
+            return defaultdict(lambda: np.zeros(1 << bits))
+
+        self._normal = by_kind()  # negatives of images without a defective pixel
+        self._defective = by_kind()  # negatives of images with one
+        self._positives = by_kind()
+        self._component = by_kind()
         self._image = np.zeros(1 << bits)
 
     def add(self, pixels: ImagePixels) -> None:
         negatives = self._defective if pixels.sizes.size else self._normal
-        np.add.at(self._of(negatives, pixels.kind, np.int64), bin_of(pixels.negatives, self.bits), 1)
+        np.add.at(negatives[pixels.kind], bin_of(pixels.negatives, self.bits), 1.0)
         if pixels.sizes.size:
             bins = bin_of(pixels.positives, self.bits)
-            np.add.at(self._of(self._positives, pixels.kind, np.int64), bins, 1)
-            weights = pixels.component_weights()
-            np.add.at(self._of(self._component, pixels.kind, np.float64), bins, weights)
+            np.add.at(self._positives[pixels.kind], bins, 1.0)
+            np.add.at(self._component[pixels.kind], bins, pixels.component_weights())
             np.add.at(self._image, bins, pixels.image_weights())
-
-    def _of(self, arrays: dict[str | None, NDArray[Any]], kind: str | None, dtype: Any) -> NDArray[Any]:
-        if kind not in arrays:
-            arrays[kind] = np.zeros(1 << self.bits, dtype)
-        return arrays[kind]
 
     def rankings(self) -> tuple[Rankings, list[TypeRanking]]:
         """Of all images, and of every type with a defective pixel."""
@@ -94,7 +90,7 @@ class PixelHistogram:
         for kind in (kind for kind in self._positives if kind is not None):
             counted = [self._normal.get(None), self._normal.get(kind), self._defective[kind]]
             negatives = _sum([one for one in counted if one is not None], bins)
-            own = self._positives[kind][bins].astype(np.float64)
+            own = self._positives[kind][bins]
             weights = self._component[kind][bins][np.flatnonzero(own)[::-1]]
             types.append((kind, self._ranking(bins, own, negatives), weights))
         return whole, types
@@ -115,7 +111,7 @@ class PixelHistogram:
         return Ranking(thresholds, positives[inside], at - negatives[inside], at, np.asarray(at_or_above[0]))
 
 
-def _sum(arrays: Iterable[NDArray[Any]], bins: NDArray[np.intp]) -> Doubles:
+def _sum(arrays: Iterable[Doubles], bins: NDArray[np.intp]) -> Doubles:
     """The sum, in these bins, of any number of arrays; counts are exact up to 2**53."""
     total = np.zeros(bins.size)
     for array in arrays:
