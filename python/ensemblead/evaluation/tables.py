@@ -102,9 +102,8 @@ def types(report: Report, position: int) -> str:
             *(_sortable(value, number(value)) for value in (row.image_auroc, row.pixel_auroc, row.aupro)),
             _sortable(row.miss_rate, _percent(row.miss_rate) + below),
         ]
-        lines.append(
-            f'<tr><th scope="row" {place}>{escape(row.defect_type)}</th>{"".join(cells)}</tr>',
-        )
+        name = escape(row.defect_type).replace("_", "_<wbr>")
+        lines.append(f'<tr><th scope="row" {place}>{name}</th>{"".join(cells)}</tr>')
     table = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
     label = escape(f"Types of defect, {category}")
     return (
