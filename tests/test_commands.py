@@ -362,6 +362,9 @@ class TestEvaluate:
         found = call_json("evaluate", model, category, "--out", tmp_path, "--bootstrap", 20)
         assert found["summary"]["image_auroc"] == 1.0
         assert found["summary"]["pixel_auroc"] > 0.9
+        (kind,) = found["categories"][0]["types"]
+        assert (kind["defect_type"], kind["num_images"], kind["image_auroc"]) == ("blot", 4, 1.0)
+        assert "weave,blot,4,1," in (tmp_path / "types.csv").read_text()
         assert sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.*")) == [
             "contact_sheets/weave.png",
             "figures/weave.png",
