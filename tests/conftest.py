@@ -164,6 +164,21 @@ def cuda_device(request: pytest.FixtureRequest) -> Device:
     return make_device(request.param)
 
 
+@pytest.fixture(autouse=True)
+def no_device_by_chance(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Detectors in tests name their device: "auto" is the GPU where there is one, in half precision."""
+    network = sys.modules.get("ensemblead.detectors.network")
+    if network is None:
+        return
+    resolve = network.resolve_device
+
+    def resolve_named(device: str) -> Any:
+        assert device != "auto", 'name a device: with a GPU, "auto" computes there, in half precision'
+        return resolve(device)
+
+    monkeypatch.setattr(network, "resolve_device", resolve_named)
+
+
 @pytest.fixture
 def cuda_torch() -> Device:
     """torch on CUDA, for what detectors and banks do there alone."""

@@ -36,6 +36,7 @@ from ensemblead.evaluation.gallery import color_scale
 from ensemblead.images import Geometry
 
 GABOR = ["-b", "gabor", "--resize", "none", "--image-size", "none", "-p", "0.1", "--device", "cpu"]
+CONFIG = {"backbone": "gabor", "resize": None, "image_size": None, "coreset_fraction": 0.1, "device": "cpu"}
 
 
 def call(*arguments: Any) -> Result:
@@ -174,7 +175,8 @@ class TestFit:
         ],
     )
     def test_wrong_options(self, category: Path, tmp_path: Path, arguments: list[str], message: str) -> None:
-        outcome = call("fit", category / "train/good", "--model", tmp_path / "m", "-b", "gabor", *arguments)
+        options = ["--model", tmp_path / "m", "-b", "gabor", "--device", "cpu", *arguments]
+        outcome = call("fit", category / "train/good", *options)
         assert outcome.exit_code == 2
         assert message in outcome.stderr
         assert outcome.stderr.count("\n") == 1
@@ -243,7 +245,7 @@ class TestConfig:
             read_config(tmp_path / "c.json")
 
     def test_fit_reads_it(self, category: Path, tmp_path: Path) -> None:
-        config = {"backbone": "gabor", "layers": ["layer3"], "resize": None, "image_size": None}
+        config = {**CONFIG, "layers": ["layer3"]}
         (tmp_path / "c.json").write_text(json.dumps(config))
         summary = call_json(
             "fit", category / "train/good", "--model", tmp_path / "m", "--config", tmp_path / "c.json"
@@ -387,8 +389,7 @@ class TestEvaluate:
         root.mkdir()
         for name in ("one", "two"):
             (root / name).symlink_to(category)
-        config = {"backbone": "gabor", "resize": None, "image_size": None, "coreset_fraction": 0.1}
-        (tmp_path / "c.json").write_text(json.dumps(config))
+        (tmp_path / "c.json").write_text(json.dumps(CONFIG))
         arguments = ["--config", tmp_path / "c.json", "--out", tmp_path / "o", "--bootstrap", 0]
         found = call_json("evaluate", root, *arguments)
         assert [row["category"] for row in found["categories"]] == ["one", "two"]
@@ -407,8 +408,7 @@ class TestEvaluate:
                 said.add(f"{self._prefix} {stage}".strip())
 
         monkeypatch.setattr("ensemblead.cli.evaluate.Bars", Listening)
-        config = {"backbone": "gabor", "resize": None, "image_size": None, "coreset_fraction": 0.1}
-        (tmp_path / "c.json").write_text(json.dumps(config))
+        (tmp_path / "c.json").write_text(json.dumps(CONFIG))
         call_json("evaluate", category, "--config", tmp_path / "c.json", "--out", tmp_path, "--bootstrap", 0)
         assert said == {"weave: embed", "weave: select", "weave: calibrate", "weave: evaluating"}
 

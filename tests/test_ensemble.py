@@ -258,7 +258,7 @@ def test_saved_and_loaded_it_is_the_same(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("from_file", [False, True])
 def test_networks_stored_for_different_depths_are_not_mixed_up(tmp_path: Path, from_file: bool) -> None:
-    options: dict[str, Any] = {**NATIVE, "coreset_fraction": 0.02, "weights": None}
+    options: dict[str, Any] = {**NATIVE, "coreset_fraction": 0.02, "weights": None, "device": "cpu"}
     if from_file:
         torch.save(torchvision.models.squeezenet1_1(weights=None).state_dict(), tmp_path / "w.pth")
         options["weights"] = tmp_path / "w.pth"

@@ -19,7 +19,7 @@ from textures import normal_images, with_defects
 import ensemblead as ead
 from ensemblead.cli.options import DetectorOptions, build_detector, read_config
 
-NATIVE: dict[str, Any] = {"image_size": None, "resize": None}
+NATIVE: dict[str, Any] = {"image_size": None, "resize": None, "device": "cpu"}
 GABOR = ["--method", "padim", "-b", "gabor", "--num-dimensions", "12", "--device", "cpu"]
 GABOR += ["--resize", "none", "--image-size", "none"]
 

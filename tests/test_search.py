@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -32,10 +31,10 @@ def _data(rows: int, dims: int, queries: int, seed: int = 0) -> tuple[torch.Tens
 
 def _on_gpu_told_of_copies(name: str, rows: torch.Tensor) -> Index:
     """`make_index`, which warns where it will copy queries to the CPU."""
-    told = (
-        pytest.warns(UserWarning, match="copied") if search_plan(name, rows.device).copies else nullcontext()
-    )
-    with told:
+    if not search_plan(name, rows.device).copies:
+        return make_index(name, rows, seed=0)
+    pytest.importorskip("faiss")  # else its absence would come out as a warning that is missing
+    with pytest.warns(UserWarning, match="copied"):
         return make_index(name, rows, seed=0)
 
 

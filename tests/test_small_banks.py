@@ -53,7 +53,9 @@ def test_enough_rows_and_all_there_are_need_no_warning() -> None:
         # More was asked for than there are different patches.
         assert len(_gabor(45, 3).fit(flat).memory_bank_) < 45
         # Every patch.
-        tiny = ead.PatchCore("gabor", ("layer3",), image_size=None, resize=16, coreset_fraction=1.0)
+        tiny = ead.PatchCore(
+            "gabor", ("layer3",), image_size=None, resize=16, coreset_fraction=1.0, device="cpu"
+        )
         assert len(tiny.fit(TRAIN[:3]).memory_bank_) < 50
 
 

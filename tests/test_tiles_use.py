@@ -102,7 +102,8 @@ def test_a_member_may_be_padim(shared: bool, tmp_path: Path) -> None:
 
 def test_it_may_be_a_member(tmp_path: Path) -> None:
     net = TinyNet()
-    whole = ead.PatchCore(net, ("first",), resize=(32, 32), image_size=None, coreset_fraction=0.05)
+    options: dict[str, Any] = {"resize": (32, 32), "image_size": None, "device": "cpu"}
+    whole = ead.PatchCore(net, ("first",), **options, coreset_fraction=0.05)
     parts = tiled(
         patchcore(net), memory_budget=4 * TRAIN.nbytes
     )  # needs further passes, its neighbour does not
