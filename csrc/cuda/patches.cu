@@ -8,6 +8,7 @@
 #include "core/checks.hpp"
 #include "core/fast_divide.hpp"
 #include "cuda/patches_pool.cuh"
+#include "cuda/patches_windows.cuh"
 #include "cuda/tiling_limits.hpp"
 
 namespace ensemblead::cuda {
@@ -195,18 +196,22 @@ PoolLayout<Divide> layout_of(const Job& job) {
   return layout;
 }
 
-template <class T, bool kChannelsLast, bool kStaged, int kWide, class Divide>
-void launch_pool(const Job& job, const PoolLayout<Divide>& layout) {
+template <class Divide>
+dim3 pool_grid(const PoolLayout<Divide>& layout) {
   const std::int64_t tiles = std::int64_t{layout.tiles_across} * ceil_div(layout.height, layout.tile_rows);
   const std::int64_t blocks = tiles * layout.chunks;
   if (blocks > kMaxGridX)
     throw ValueError("feature_maps are too large for a CUDA device, got a layer of " +
                      std::to_string(layout.height) + " x " + std::to_string(layout.width) + " positions");
-  const dim3 grid(grid_size(blocks, 1), grid_size(layout.batch, 1, kMaxGridYZ));
+  return {grid_size(blocks, 1), grid_size(layout.batch, 1, kMaxGridYZ)};
+}
+
+template <class T, bool kChannelsLast, bool kStaged, class Divide>
+void launch_pool(const Job& job, const PoolLayout<Divide>& layout) {
   const int floats =
       layout.tile_rows * layout.tile_cols * kOutPitch + (kStaged ? layout.slab * layout.plane : 0);
-  const LaunchShape shape{grid, kPoolThreads, static_cast<std::size_t>(floats) * sizeof(float), job.stream};
-  launch("pool_patches_kernel", pool_patches_kernel<T, kChannelsLast, kStaged, kWide, Divide>, shape,
+  launch("pool_patches_kernel", pool_patches_kernel<T, kChannelsLast, kStaged, Divide>,
+         {pool_grid(layout), kPoolThreads, static_cast<std::size_t>(floats) * sizeof(float), job.stream},
          static_cast<const T*>(job.map.data), job.target.data, layout);
 }
 
@@ -220,11 +225,39 @@ int widest_span(const PoolLayout<FastDivide>& layout, int pack) {
   return widest;
 }
 
+// How many channels an output dimension takes at most, by the number of taps that its bins make together.
+std::int64_t most_slots(const Job& job) {
+  const Bins& bins = job.bins;
+  const std::int64_t inputs = job.map.channels * bins.window;
+  const std::int64_t together = bins.total / bins.target + (bins.total % bins.target == 0 ? 0 : 2);
+  const bool whole = inputs % job.layer_bins == 0 && inputs / job.layer_bins % bins.window == 0;
+  if (whole) return std::min(together * inputs / job.layer_bins / bins.window, job.map.channels);
+  const std::int64_t taps = together * inputs / job.layer_bins + 2;
+  return std::min((taps + bins.window - 2) / bins.window + 1, job.map.channels);
+}
+
+// Tiles of as many rows as leave room for all channels that a block reads, if that is a few at least.
 template <class T, bool kChannelsLast, int kWide>
-void pool_staged(const Job& job, PoolLayout<FastDivide> layout) {
-  const int pack = kChannelsLast ? kWide : 1;
-  layout.slab = std::min(kSlabFloats / layout.plane / pack * pack, widest_span(layout, pack));
-  launch_pool<T, kChannelsLast, true, kWide>(job, layout);
+void pool_windows(const Job& job, const PoolLayout<FastDivide>& common) {
+  constexpr int kPack = kChannelsLast ? kWide : 1;
+  constexpr int kFewestRows = 4;
+  constexpr int kMostRows = 16;
+  WindowLayout layout(common);
+  layout.slots = static_cast<int>(most_slots(job));
+  const int room = kWindowFloats - layout.slots * layout.patch * layout.patch * kDims - kRun;
+  const int span = widest_span(layout, kPack);
+  const int fitting = room / span / layout.pitch - 2 * layout.radius;
+  const int rows = std::min(layout.height, std::clamp(fitting, kFewestRows, kMostRows));
+  layout.tile_rows = ceil_div(layout.height, ceil_div(layout.height, rows));
+  layout.plane = ((layout.tile_rows + 2 * layout.radius) * layout.pitch) | 1;
+  layout.slab = std::min(room / layout.plane / kPack * kPack, span);
+  layout.runs = ceil_div(layout.tile_cols, kRun);
+  layout.run_cols = ceil_div(layout.tile_cols, layout.runs);
+  layout.by_runs = FastDivide(static_cast<FastDivide::Index>(layout.runs));
+  const int floats = layout.slots * layout.patch * layout.patch * kDims + layout.slab * layout.plane + kRun;
+  launch("pool_windows_kernel", pool_windows_kernel<T, kChannelsLast, kWide>,
+         {pool_grid(layout), kPoolThreads, static_cast<std::size_t>(floats) * sizeof(float), job.stream},
+         static_cast<const T*>(job.map.data), job.target.data, layout);
 }
 
 template <class T, bool kChannelsLast>
@@ -235,24 +268,27 @@ void pool_as(const Job& job) {
   const bool fast = (job.layer_bins + 1) * inputs + job.layer_bins < limit &&
                     (inputs + 1) * job.layer_bins + inputs < limit &&
                     (job.bins.target + 1) * job.bins.total + job.bins.target < limit;
-  if (!fast) return launch_pool<T, kChannelsLast, false, 1>(job, layout_of<PlainDivide>(job));
+  if (!fast) return launch_pool<T, kChannelsLast, false>(job, layout_of<PlainDivide>(job));
   PoolLayout<FastDivide> layout = layout_of<FastDivide>(job);
-  const std::int64_t plane = ((layout.tile_rows + 2 * std::int64_t{layout.radius}) * layout.pitch) | 1;
-  constexpr int kChannelPack = 16 / static_cast<int>(sizeof(T));
-  if (plane * kChannelPack > kSlabFloats)  // not even one pack of channels fits
-    return launch_pool<T, kChannelsLast, false, 1>(job, layout);
-  layout.plane = static_cast<int>(plane);
-  const std::int64_t line = kChannelsLast ? map.channels : map.width;
-  const int bytes = common_alignment(
-      {reinterpret_cast<std::uintptr_t>(map.data), static_cast<std::uintptr_t>(line) * sizeof(T)});
-  if constexpr (kChannelsLast) {
-    if (bytes == 16) return pool_staged<T, true, kChannelPack>(job, layout);
-    return pool_staged<T, true, 1>(job, layout);
-  } else {
-    if (bytes >= 4 * static_cast<int>(sizeof(T))) return pool_staged<T, false, 4>(job, layout);
-    if (bytes >= 2 * static_cast<int>(sizeof(T))) return pool_staged<T, false, 2>(job, layout);
-    return pool_staged<T, false, 1>(job, layout);
+  if ((layout.patch == 1 || layout.patch == 3) && most_slots(job) <= kMostSlots) {
+    constexpr int kWide = 16 / static_cast<int>(sizeof(T));
+    const std::int64_t line = kChannelsLast ? map.channels : map.width;
+    const int bytes = common_alignment(
+        {reinterpret_cast<std::uintptr_t>(map.data), static_cast<std::uintptr_t>(line) * sizeof(T)});
+    if constexpr (kChannelsLast) {
+      if (bytes == 16) return pool_windows<T, true, kWide>(job, layout);
+    } else {
+      if (bytes >= 4 * static_cast<int>(sizeof(T))) return pool_windows<T, false, 4>(job, layout);
+      if (bytes >= 2 * static_cast<int>(sizeof(T))) return pool_windows<T, false, 2>(job, layout);
+    }
+    return pool_windows<T, kChannelsLast, 1>(job, layout);
   }
+  const std::int64_t plane = ((layout.tile_rows + 2 * std::int64_t{layout.radius}) * layout.pitch) | 1;
+  if (plane > kSlabFloats)  // not even one channel fits
+    return launch_pool<T, kChannelsLast, false>(job, layout);
+  layout.plane = static_cast<int>(plane);
+  layout.slab = std::min(kSlabFloats / layout.plane, widest_span(layout, 1));
+  launch_pool<T, kChannelsLast, true>(job, layout);
 }
 
 template <class T>

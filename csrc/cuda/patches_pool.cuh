@@ -103,48 +103,63 @@ ENSEMBLEAD_HD inline ChannelRange channels_of(const PoolLayout<Divide>& layout, 
 // outside the map was set to 0 before and is not touched. kWide values are read at once, along x or along the
 // channels.
 template <class T, bool kChannelsLast, int kWide, class Divide>
-__device__ void stage(const T* __restrict__ map, const PoolLayout<Divide>& layout, const PoolBlock& block,
-                      std::int64_t image, int channel, int count, float* slab) {
+__device__ __forceinline__ void stage(const T* __restrict__ map, const PoolLayout<Divide>& layout,
+                                      const PoolBlock& block, std::int64_t image, int channel, int count,
+                                      float* slab) {
   const int top = block.y0 - layout.radius;
   const int left = block.x0 - layout.radius;
   const int y_begin = max(top, 0);
-  const int y_end = min(block.y0 + block.rows + layout.radius, layout.height);
+  const int rows = min(block.y0 + block.rows + layout.radius, layout.height) - y_begin;
   const int x_end = min(block.x0 + block.cols + layout.radius, layout.width);
+  const int thread = static_cast<int>(threadIdx.x);
   if constexpr (kChannelsLast) {
     const int x_begin = max(left, 0);
     const int cols = x_end - x_begin;
     const int packs = count / kWide;
-    const int all = packs * cols * (y_end - y_begin);
+    // Threads side by side read packs side by side, a power of two of them.
+    const int shift = packs >= 32 ? 5 : 32 - __clz(packs - 1);
+    const int step = kPoolThreads >> shift;
+    const int first = thread & ((1 << shift) - 1);
+    int row = (thread >> shift) / cols;
+    int col = (thread >> shift) - row * cols;
+    const int row_step = step / cols;
+    const int col_step = step - row_step * cols;
+    const T* const from =
+        map + ((image * layout.height + y_begin) * layout.width + x_begin) * layout.channels + channel;
+    float* const to = slab + (y_begin - top) * layout.pitch + x_begin - left;
 #pragma unroll 4
-    for (int n = static_cast<int>(threadIdx.x); n < all; n += kPoolThreads) {
-      const int position = n / packs;
-      const int first = (n - position * packs) * kWide;
-      const int row = position / cols;
-      const int y = y_begin + row;
-      const int x = x_begin + position - row * cols;
-      const auto pack = Pack<T, kWide>::load(
-          map + ((image * layout.height + y) * layout.width + x) * layout.channels + channel + first);
-      float* const to = slab + first * layout.plane + (y - top) * layout.pitch + x - left;
+    for (int position = thread >> shift; position < cols * rows; position += step) {
+      for (int at = first; at < packs; at += 32) {
+        const auto pack = Pack<T, kWide>::load(
+            from + (static_cast<std::int64_t>(row) * layout.width + col) * layout.channels + at * kWide);
+        float* const target = to + at * kWide * layout.plane + row * layout.pitch + col;
 #pragma unroll
-      for (int v = 0; v < kWide; ++v) to[v * layout.plane] = widen(pack.values[v]);
+        for (int v = 0; v < kWide; ++v) target[v * layout.plane] = widen(pack.values[v]);
+      }
+      row += row_step;
+      col += col_step;
+      if (col >= cols) col -= cols, ++row;
     }
   } else {
+    // A warp to a channel: where its lanes read and write is the same in all of them.
     const int x_begin = max(left, 0) / kWide * kWide;
     const int packs = (x_end - x_begin + kWide - 1) / kWide;
-    const int rows = y_end - y_begin;
-    const int all = packs * rows * count;
+    const std::int64_t plane = static_cast<std::int64_t>(layout.height) * layout.width;
+    for (int n = thread % 32; n < packs * rows; n += 32) {
+      const int row = n / packs;
+      const int x = x_begin + (n - row * packs) * kWide;
+      const T* from = map + (image * layout.channels + channel + thread / 32) * plane +
+                      static_cast<std::int64_t>(y_begin + row) * layout.width + x;
+      float* to = slab + thread / 32 * layout.plane + (y_begin + row - top) * layout.pitch + x - left;
 #pragma unroll 4
-    for (int n = static_cast<int>(threadIdx.x); n < all; n += kPoolThreads) {
-      const int line = n / packs;
-      const int x = x_begin + (n - line * packs) * kWide;
-      const int plane = line / rows;
-      const int y = y_begin + line - plane * rows;
-      const auto pack = Pack<T, kWide>::load(
-          map + ((image * layout.channels + channel + plane) * layout.height + y) * layout.width + x);
-      float* const to = slab + plane * layout.plane + (y - top) * layout.pitch;
+      for (int c = thread / 32; c < count; c += kPoolWarps) {
+        const auto pack = Pack<T, kWide>::load(from);
 #pragma unroll
-      for (int v = 0; v < kWide; ++v)
-        if (x + v >= left && x + v < x_end) to[x + v - left] = widen(pack.values[v]);
+        for (int v = 0; v < kWide; ++v)
+          if (x + v >= left && x + v < x_end) to[v] = widen(pack.values[v]);
+        from += kPoolWarps * plane;
+        to += kPoolWarps * layout.plane;
+      }
     }
   }
 }
@@ -262,7 +277,7 @@ __device__ void write_out(const float* tile, const PoolLayout<Divide>& layout, c
   }
 }
 
-template <class T, bool kChannelsLast, bool kStaged, int kWide, class Divide>
+template <class T, bool kChannelsLast, bool kStaged, class Divide>
 __global__ void __launch_bounds__(kPoolThreads, 3)
     pool_patches_kernel(const T* __restrict__ map, float* __restrict__ out, const PoolLayout<Divide> layout) {
   // The results, [positions][kOutPitch], and then the slab.
@@ -281,11 +296,7 @@ __global__ void __launch_bounds__(kPoolThreads, 3)
     y[q] = n / block.cols;
     x[q] = n - y[q] * block.cols;
   }
-  ChannelRange channels = channels_of(layout, block.first_dim, block.end_dim);
-  if (kStaged && kChannelsLast) {  // whole packs of channels
-    channels.begin = channels.begin / kWide * kWide;
-    channels.end = (channels.end + kWide - 1) / kWide * kWide;
-  }
+  const ChannelRange channels = channels_of(layout, block.first_dim, block.end_dim);
   const int slab = kStaged ? layout.slab : channels.end - channels.begin;
 
   for (std::int64_t image = blockIdx.y; image < layout.batch; image += gridDim.y) {
@@ -296,7 +307,7 @@ __global__ void __launch_bounds__(kPoolThreads, 3)
       const int count = min(slab, channels.end - channel);
       if constexpr (kStaged) {
         __syncthreads();
-        stage<T, kChannelsLast, kWide>(map, layout, block, image, channel, count, staged);
+        stage<T, kChannelsLast, 1>(map, layout, block, image, channel, count, staged);
         __syncthreads();
       }
       const Taps<T, kChannelsLast, kStaged, Divide> taps(map, layout, block, image, staged);
