@@ -66,15 +66,21 @@ def test_projection(device: Any) -> None:
     np.testing.assert_allclose(found, features @ weights.T, rtol=1e-5, atol=1e-3)
 
 
-@pytest.mark.parametrize("mode", ["adaptive", "concat"])
+@pytest.mark.parametrize(
+    ("mode", "patch_size"), [("adaptive", 3), ("concat", 3), ("concat", 1), ("adaptive", 5)]
+)
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_patches(device: Any, mode: str, dtype: str) -> None:
+def test_patches(device: Any, mode: str, patch_size: int, dtype: str) -> None:
     maps = [_integers(2, 19, 9, 11), _integers(2, 37, 5, 6, seed=1)]
     pretrain, target = (23, 23), 29
     found = aggregate_patches(
-        [device.array(one, dtype) for one in maps], pretrain_dim=list(pretrain), target_dim=target, mode=mode
+        [device.array(one, dtype) for one in maps],
+        patch_size=patch_size,
+        pretrain_dim=list(pretrain),
+        target_dim=target,
+        mode=mode,
     )
-    expected = reference.aggregate_patches(maps, 3, pretrain, target, mode)
+    expected = reference.aggregate_patches(maps, patch_size, pretrain, target, mode)
     np.testing.assert_allclose(device.numpy(found), expected, atol=1e-4)
 
 

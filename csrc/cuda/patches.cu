@@ -37,6 +37,14 @@ struct ResizeLayout {
   int chunks = 1;  // of a position's dimensions, kResizeThreads packs each
 };
 
+// One output column as a run needs it: its two columns of the source, and what they weigh.
+struct alignas(16) RunColumn {
+  int low;
+  int high;
+  float low_weight;
+  float high_weight;
+};
+
 // One output row's columns from `x0` on, kPack dimensions per thread. Walking along the row, the two source
 // columns are kept, already interpolated between their rows.
 template <int kPack>
@@ -44,26 +52,32 @@ __global__ void __launch_bounds__(kResizeThreads)
     resize_patches_kernel(const float* __restrict__ pooled, float* __restrict__ out,
                           const ResizeLayout layout) {
   using P = Pack<float, kPack>;
-  __shared__ Interpolation columns[kResizeRun];
+  __shared__ RunColumn columns[kResizeRun];
   const int chunk = static_cast<int>(blockIdx.x) % layout.chunks;
   const int rest = static_cast<int>(blockIdx.x) / layout.chunks;
   const int x0 = rest % layout.runs * kResizeRun;
   const int y = rest / layout.runs;
   const int count = min(kResizeRun, layout.width - x0);
   const int thread = static_cast<int>(threadIdx.x);
-  if (thread < count) columns[thread] = interpolation_point(x0 + thread, layout.in_width, layout.width);
+  if (thread < count) {
+    const Interpolation point = interpolation_point(x0 + thread, layout.in_width, layout.width);
+    columns[thread] = {static_cast<int>(point.low), static_cast<int>(point.high), 1.0f - point.weight,
+                       point.weight};
+  }
   __syncthreads();
   const int dim = (chunk * kResizeThreads + thread) * kPack;
   if (dim >= layout.dims) return;  // no barrier follows
   const Interpolation rows = interpolation_point(y, layout.in_height, layout.height);
+  const bool shared = layout.first_dim + dim < layout.shared_dims;
   for (std::int64_t image = blockIdx.y; image < layout.batch; image += gridDim.y) {
     const float* const low =
         pooled + (image * layout.in_height + rows.low) * layout.in_width * layout.dims + dim;
     const float* const high =
         pooled + (image * layout.in_height + rows.high) * layout.in_width * layout.dims + dim;
-    const auto column = [&](std::int64_t x) {
-      P a = P::load(low + x * layout.dims);
-      const P b = P::load(high + x * layout.dims);
+    const auto column = [&](int x) {
+      const std::int64_t at = static_cast<std::int64_t>(x) * layout.dims;
+      P a = P::load(low + at);
+      const P b = P::load(high + at);
 #pragma unroll
       for (int v = 0; v < kPack; ++v)
         a.values[v] = (1.0f - rows.weight) * a.values[v] + rows.weight * b.values[v];
@@ -71,11 +85,11 @@ __global__ void __launch_bounds__(kResizeThreads)
     };
     float* to =
         out + ((image * layout.height + y) * layout.width + x0) * layout.out_dims + layout.first_dim + dim;
-    std::int64_t at = columns[0].low;
+    int at = columns[0].low;
     P left = column(at);
     P right = column(columns[0].high);
     for (int k = 0; k < count; ++k, to += layout.out_dims) {
-      const Interpolation point = columns[k];
+      const RunColumn point = columns[k];
       if (point.low != at) {
         left = point.low == at + 1 ? right : column(point.low);
         right = column(point.high);
@@ -83,9 +97,12 @@ __global__ void __launch_bounds__(kResizeThreads)
       }
       P value;
 #pragma unroll
-      for (int v = 0; v < kPack; ++v) {
-        value.values[v] = (1.0f - point.weight) * left.values[v] + point.weight * right.values[v];
-        if (layout.first_dim + dim + v < layout.shared_dims) value.values[v] += to[v];
+      for (int v = 0; v < kPack; ++v)
+        value.values[v] = point.low_weight * left.values[v] + point.high_weight * right.values[v];
+      if (shared) {
+#pragma unroll
+        for (int v = 0; v < kPack; ++v)
+          if (layout.first_dim + dim + v < layout.shared_dims) value.values[v] += to[v];
       }
       value.store(to);
     }
@@ -244,17 +261,19 @@ void pool_windows(const Job& job, const PoolLayout<FastDivide>& common) {
   constexpr int kMostRows = 16;
   WindowLayout layout(common);
   layout.slots = static_cast<int>(most_slots(job));
-  const int room = kWindowFloats - layout.slots * layout.patch * layout.patch * kDims - kRun;
+  const int weights = layout.slots * layout.patch * layout.patch * kDims;
+  const int room = kWindowFloats - weights - layout.beyond();
   const int span = widest_span(layout, kPack);
-  const int fitting = room / span / layout.pitch - 2 * layout.radius;
-  const int rows = std::min(layout.height, std::clamp(fitting, kFewestRows, kMostRows));
-  layout.tile_rows = ceil_div(layout.height, ceil_div(layout.height, rows));
+  const int fitting = std::clamp(room / span / layout.pitch - 2 * layout.radius, kFewestRows, kMostRows);
+  layout.tile_rows = ceil_div(layout.height, ceil_div(layout.height, fitting));
+  // Threads take pairs of rows.
+  if (layout.tile_rows % kRunRows != 0 && layout.tile_rows < fitting) ++layout.tile_rows;
   layout.plane = ((layout.tile_rows + 2 * layout.radius) * layout.pitch) | 1;
   layout.slab = std::min(room / layout.plane / kPack * kPack, span);
   layout.runs = ceil_div(layout.tile_cols, kRun);
   layout.run_cols = ceil_div(layout.tile_cols, layout.runs);
   layout.by_runs = FastDivide(static_cast<FastDivide::Index>(layout.runs));
-  const int floats = layout.slots * layout.patch * layout.patch * kDims + layout.slab * layout.plane + kRun;
+  const int floats = weights + layout.slab * layout.plane + layout.beyond();
   launch("pool_windows_kernel", pool_windows_kernel<T, kChannelsLast, kWide>,
          {pool_grid(layout), kPoolThreads, static_cast<std::size_t>(floats) * sizeof(float), job.stream},
          static_cast<const T*>(job.map.data), job.target.data, layout);

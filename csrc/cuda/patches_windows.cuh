@@ -10,8 +10,9 @@
 
 namespace ensemblead::cuda {
 
-// Neighbouring positions that a thread sums at once.
+// Positions that a thread sums at once: so many neighbours in each of two rows.
 constexpr int kRun = 8;
+constexpr int kRunRows = 2;
 // Of one output dimension; more are left to patches_pool.cuh.
 constexpr int kMostSlots = 8;
 // Floats of shared memory for weights and slab, which is what a kernel gets without asking.
@@ -23,8 +24,11 @@ struct WindowLayout : PoolLayout<FastDivide> {
 
   int slots = 1;     // at most, of any dimension
   int run_cols = 1;  // positions of a run, at most kRun
-  int runs = 1;      // per row of a tile
+  int runs = 1;      // per two rows of a tile
   FastDivide by_runs;
+
+  // What a run may read behind the last plane: a row that the tile does not have, and columns.
+  ENSEMBLEAD_HD int beyond() const { return pitch + kRun; }
 };
 
 // The channels of one dimension, and what every tap of each weighs: weights[(slot * window + tap) * kDims +
@@ -62,18 +66,23 @@ __device__ inline void find_weights(const WindowLayout& layout, int dim, const C
 // 0 is multiplied by.
 template <int kPatch, bool kPartial>
 __device__ __forceinline__ void add_windows(const float* from, int pitch, const float* weights,
-                                            float (&sums)[kRun]) {
+                                            float (&sums)[kRunRows][kRun]) {
 #pragma unroll
-  for (int ky = 0; ky < kPatch; ++ky) {
+  for (int line = 0; line < kRunRows + kPatch - 1; ++line) {
     float values[kRun + kPatch - 1];
 #pragma unroll
-    for (int k = 0; k < kRun + kPatch - 1; ++k) values[k] = from[ky * pitch + k];
+    for (int k = 0; k < kRun + kPatch - 1; ++k) values[k] = from[line * pitch + k];
 #pragma unroll
-    for (int kx = 0; kx < kPatch; ++kx) {
-      const float weight = weights[(ky * kPatch + kx) * kDims];
-      if (kPartial && weight == 0.0f) continue;
+    for (int row = 0; row < kRunRows; ++row) {
+      const int ky = line - row;
+      if (ky < 0 || ky >= kPatch) continue;
 #pragma unroll
-      for (int k = 0; k < kRun; ++k) sums[k] = __fmaf_rn(weight, values[k + kx], sums[k]);
+      for (int kx = 0; kx < kPatch; ++kx) {
+        const float weight = weights[(ky * kPatch + kx) * kDims];
+        if (kPartial && weight == 0.0f) continue;
+#pragma unroll
+        for (int k = 0; k < kRun; ++k) sums[row][k] = __fmaf_rn(weight, values[k + kx], sums[row][k]);
+      }
     }
   }
 }
@@ -90,19 +99,25 @@ __device__ __forceinline__ void sum_windows(const WindowLayout& layout, const Po
   const int end = min(own.end, channel + count);
   const bool add = own.begin < channel || shared;
   const int stride = static_cast<int>(layout.out_stride);
-  for (int number = static_cast<int>(threadIdx.x) / 32; number < block.rows * layout.runs;
-       number += kPoolWarps) {
-    const int y = static_cast<int>(layout.by_runs(static_cast<FastDivide::Index>(number)));
-    const int x = (number - y * layout.runs) * layout.run_cols;
+  const int tasks = (block.rows + kRunRows - 1) / kRunRows * layout.runs;
+  for (int task = static_cast<int>(threadIdx.x) / 32; task < tasks; task += kPoolWarps) {
+    const int pair = static_cast<int>(layout.by_runs(static_cast<FastDivide::Index>(task)));
+    const int y = pair * kRunRows;
+    const int x = (task - pair * layout.runs) * layout.run_cols;
     // A lane without channels here goes through the motions, which keeps its warp together.
     const int cols = first < end ? min(layout.run_cols, block.cols - x) : 0;
+    const int rows = block.rows - y;
     float* run = to + static_cast<std::int64_t>(y * layout.width + x) * stride;
-    float sums[kRun] = {};
+    const std::int64_t down = static_cast<std::int64_t>(layout.width) * stride;
+    float sums[kRunRows][kRun] = {};
     if (add) {
-      const float* before = run;
 #pragma unroll
-      for (int k = 0; k < kRun; ++k, before += stride)
-        if (k < cols) sums[k] = *before;
+      for (int row = 0; row < kRunRows; ++row) {
+        const float* before = run + row * down;
+#pragma unroll
+        for (int k = 0; k < kRun; ++k, before += stride)
+          if (k < cols && row < rows) sums[row][k] = *before;
+      }
     }
 #pragma unroll 1
     for (int at = first; at < end; ++at) {
@@ -116,8 +131,12 @@ __device__ __forceinline__ void sum_windows(const WindowLayout& layout, const Po
       }
     }
 #pragma unroll
-    for (int k = 0; k < kRun; ++k, run += stride)
-      if (k < cols) *run = sums[k];
+    for (int row = 0; row < kRunRows; ++row) {
+      float* target = run + row * down;
+#pragma unroll
+      for (int k = 0; k < kRun; ++k, target += stride)
+        if (k < cols && row < rows) *target = sums[row][k];
+    }
   }
 }
 
@@ -133,8 +152,8 @@ __global__ void __launch_bounds__(kPoolThreads, kChannelsLast ? 3 : 4)
   ChannelRange own{0, 0};
   if (dim < block.end_dim) own = channels_of(layout, dim, dim + 1);
   if (thread == 0) partial_slots = 0;
-  // What lies outside the map is 0 for every image; a run may read a little beyond the last plane.
-  for (int n = thread; n < layout.slab * layout.plane + kRun; n += kPoolThreads) staged[n] = 0.0f;
+  // What lies outside the map is 0 for every image.
+  for (int n = thread; n < layout.slab * layout.plane + layout.beyond(); n += kPoolThreads) staged[n] = 0.0f;
   __syncthreads();
   find_weights(layout, dim, own, weights, &partial_slots);
   __syncthreads();

@@ -112,6 +112,18 @@ def test_windows(patch_size, channels_last):
     check(maps, patch_size, 4, 3)
 
 
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("patch_size", [1, 3])
+@pytest.mark.parametrize(("pretrain_dim", "target_dim"), [(256, 64), (100, 90), (250, 40)])
+def test_dimensions_of_several_channels(order, patch_size, pretrain_dim, target_dim, channels_last):
+    """More channels to 32 dimensions than fit shared memory, more images than a grid is high, two layers."""
+    maps = [
+        feature_map(normal((4, 256, 9, 30), 1), "float16", channels_last=channels_last),
+        feature_map(normal((4, 200, 4, 15), 2), "float16", channels_last=channels_last),
+    ]
+    check(maps, patch_size, pretrain_dim, target_dim)
+
+
 def test_counts_beyond_fast_division():
     """217 * 217 taps times 46341 bins exceed 2^31."""
     check([feature_map(normal((1, 1, 2, 3), 3))], 217, 46341, 6)
@@ -153,6 +165,16 @@ def test_nan_and_inf_stay_where_they_reach():
     np.testing.assert_array_equal(np.isposinf(result[0, :, :, 2]), infinite)
     np.testing.assert_array_equal(np.isnan(result[0, :, :, 1]), missing)
     assert np.isfinite(result[0, :, :, [0, 3]]).all()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize(("pretrain_dim", "target_dim"), [(16, 16), (11, 11), (40, 13), (5, 3)])
+def test_parts_of_windows_take_no_more_than_their_part(value, pretrain_dim, target_dim):
+    one = np.zeros((1, 8, 7, 9), np.float32)
+    one[0, 3, 2, 4] = 1.0
+    reached = reference.aggregate_patches([one], 3, [pretrain_dim], target_dim, "adaptive") > 0
+    result = aggregate([feature_map(np.where(one > 0, value, 1.0))], 3, pretrain_dim, target_dim)
+    np.testing.assert_array_equal(~np.isfinite(result), reached)
 
 
 def test_long_sums_are_accurate():
