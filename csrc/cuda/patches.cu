@@ -269,7 +269,7 @@ void pool_windows(const Job& job, const PoolLayout<FastDivide>& common) {
   // Threads take pairs of rows.
   if (layout.tile_rows % kRunRows != 0 && layout.tile_rows < fitting) ++layout.tile_rows;
   layout.plane = ((layout.tile_rows + 2 * layout.radius) * layout.pitch) | 1;
-  layout.slab = std::min(room / layout.plane / kPack * kPack, span);
+  layout.slab = std::min({room / layout.plane / kPack * kPack, span, kMostStaged});
   layout.runs = ceil_div(layout.tile_cols, kRun);
   layout.run_cols = ceil_div(layout.tile_cols, layout.runs);
   layout.by_runs = FastDivide(static_cast<FastDivide::Index>(layout.runs));
@@ -306,7 +306,7 @@ void pool_as(const Job& job) {
   if (plane > kSlabFloats)  // not even one channel fits
     return launch_pool<T, kChannelsLast, false>(job, layout);
   layout.plane = static_cast<int>(plane);
-  layout.slab = std::min(kSlabFloats / layout.plane, widest_span(layout, 1));
+  layout.slab = std::min({kSlabFloats / layout.plane, widest_span(layout, 1), kMostStaged});
   launch_pool<T, kChannelsLast, true>(job, layout);
 }
 

@@ -18,6 +18,7 @@ constexpr int kDims = 32;
 constexpr int kPositions = 128;
 constexpr int kPositionsPerLane = kPositions / 32;
 constexpr int kOutPitch = kDims + 1;
+constexpr int kMostStaged = kPoolThreads;
 
 template <class Divide>
 struct PoolLayout {
@@ -101,7 +102,7 @@ ENSEMBLEAD_HD inline ChannelRange channels_of(const PoolLayout<Divide>& layout, 
 
 // Channels [channel, channel + count) of the block's rectangle and its margin into shared memory. What lies
 // outside the map was set to 0 before and is not touched. kWide values are read at once, along x or along the
-// channels.
+// channels; of the latter there are at most kMostStaged.
 template <class T, bool kChannelsLast, int kWide, class Divide>
 __device__ __forceinline__ void stage(const T* __restrict__ map, const PoolLayout<Divide>& layout,
                                       const PoolBlock& block, std::int64_t image, int channel, int count,
@@ -117,28 +118,39 @@ __device__ __forceinline__ void stage(const T* __restrict__ map, const PoolLayou
     const int cols = x_end - x_begin;
     const int packs = count / kWide;
     // Threads side by side read packs side by side, a power of two of them.
-    const int shift = packs >= 32 ? 5 : 32 - __clz(packs - 1);
+    const int shift = 32 - __clz(packs - 1);
     const int step = kPoolThreads >> shift;
-    const int first = thread & ((1 << shift) - 1);
+    const int own = thread & ((1 << shift) - 1);
+    if (own >= packs) return;
     int row = (thread >> shift) / cols;
     int col = (thread >> shift) - row * cols;
     const int row_step = step / cols;
     const int col_step = step - row_step * cols;
-    const T* const from =
-        map + ((image * layout.height + y_begin) * layout.width + x_begin) * layout.channels + channel;
-    float* const to = slab + (y_begin - top) * layout.pitch + x_begin - left;
-#pragma unroll 4
-    for (int position = thread >> shift; position < cols * rows; position += step) {
-      for (int at = first; at < packs; at += 32) {
-        const auto pack = Pack<T, kWide>::load(
-            from + (static_cast<std::int64_t>(row) * layout.width + col) * layout.channels + at * kWide);
-        float* const target = to + at * kWide * layout.plane + row * layout.pitch + col;
+    const T* const from = map +
+                          ((image * layout.height + y_begin) * layout.width + x_begin) * layout.channels +
+                          channel + own * kWide;
+    float* const to = slab + own * kWide * layout.plane + (y_begin - top) * layout.pitch + x_begin - left;
+    constexpr int kAtOnce = 4;  // all loads before the first store
+    const int positions = cols * rows;
+    for (int position = thread >> shift; position < positions; position += kAtOnce * step) {
+      Pack<T, kWide> loaded[kAtOnce];
+      int targets[kAtOnce];
 #pragma unroll
-        for (int v = 0; v < kWide; ++v) target[v * layout.plane] = widen(pack.values[v]);
+      for (int n = 0; n < kAtOnce; ++n) {
+        if (position + n * step < positions)
+          loaded[n] = Pack<T, kWide>::load(from + (static_cast<std::int64_t>(row) * layout.width + col) *
+                                                      layout.channels);
+        targets[n] = row * layout.pitch + col;
+        row += row_step;
+        col += col_step;
+        if (col >= cols) col -= cols, ++row;
       }
-      row += row_step;
-      col += col_step;
-      if (col >= cols) col -= cols, ++row;
+#pragma unroll
+      for (int n = 0; n < kAtOnce; ++n) {
+        if (position + n * step >= positions) continue;
+#pragma unroll
+        for (int v = 0; v < kWide; ++v) to[targets[n] + v * layout.plane] = widen(loaded[n].values[v]);
+      }
     }
   } else {
     // A warp to a channel: where its lanes read and write is the same in all of them.

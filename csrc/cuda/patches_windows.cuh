@@ -141,7 +141,7 @@ __device__ __forceinline__ void sum_windows(const WindowLayout& layout, const Po
 }
 
 template <class T, bool kChannelsLast, int kWide>
-__global__ void __launch_bounds__(kPoolThreads, kChannelsLast ? 3 : 4)
+__global__ void __launch_bounds__(kPoolThreads, 3)
     pool_windows_kernel(const T* __restrict__ map, float* __restrict__ out, const WindowLayout layout) {
   __shared__ unsigned partial_slots;
   float* const weights = dynamic_shared<float>();
