@@ -1,6 +1,8 @@
 // smooth_seams: blocks that no band meets are copied; the others stage their pixels with a margin in shared
 // memory, blur along rows, then along columns, only what the bands need. A Gaussian too wide for shared
 // memory goes through scratch in two plain passes.
+#include <algorithm>
+
 #include "core/tile_cover.hpp"
 #include "cuda/convert.cuh"
 #include "cuda/launch.hpp"
@@ -101,15 +103,20 @@ __device__ __forceinline__ void blur_run(const A* line, int step, const SeamLayo
   }
 }
 
-// What a block keeps of the bands: which of its rows and columns are in one, and which rows and columns, its
-// margin included, are within the Gaussian's reach of one.
+// What a block keeps of the bands: which of its rows and columns are in one (a byte each, eight to a word),
+// and which rows and columns, its margin included, are within the Gaussian's reach of one; and which row of
+// the map it stages where.
 template <class A>
 struct BandFlags {
-  bool row[kRows];
-  bool col[Columns<A>::kCount];
+  std::uint64_t row[kRows / kRun];
+  std::uint64_t col[Columns<A>::kCount / kRun];
+  std::int32_t from_row[kRows + 2 * kLargestRadius];
   bool near_row[kRows + 2 * kLargestRadius];
   bool near_col[Columns<A>::kCount + 2 * kLargestRadius];
 };
+static_assert(kRun == sizeof(std::uint64_t), "a run's flags are a word");
+
+__device__ __forceinline__ bool flag_of(std::uint64_t flags, int n) { return (flags >> 8 * n & 0xff) != 0; }
 
 template <class A>
 __device__ bool flag_bands(BandFlags<A>& flags, const SeamLayout<A>& layout, int radius, std::int32_t y0,
@@ -118,21 +125,25 @@ __device__ bool flag_bands(BandFlags<A>& flags, const SeamLayout<A>& layout, int
   const int step = static_cast<int>(blockDim.x);
   for (int n = static_cast<int>(threadIdx.x); n < kRows + 2 * radius; n += step) {
     flags.near_row[n] = layout.rows.near(y0 + n - radius, radius);
+    flags.from_row[n] = reflected(y0 + n - radius, layout.height);
     if (n >= kRows) continue;
-    flags.row[n] = layout.rows.near(y0 + n, 0);
-    any |= flags.row[n] && y0 + n < layout.height;
+    const bool in_band = layout.rows.near(y0 + n, 0);
+    reinterpret_cast<unsigned char*>(flags.row)[n] = in_band;
+    any |= in_band && y0 + n < layout.height;
   }
   for (int n = static_cast<int>(threadIdx.x); n < Columns<A>::kCount + 2 * radius; n += step) {
     flags.near_col[n] = layout.cols.near(x0 + n - radius, radius);
     if (n >= Columns<A>::kCount) continue;
-    flags.col[n] = layout.cols.near(x0 + n, 0);
-    any |= flags.col[n] && x0 + n < layout.width;
+    const bool in_band = layout.cols.near(x0 + n, 0);
+    reinterpret_cast<unsigned char*>(flags.col)[n] = in_band;
+    any |= in_band && x0 + n < layout.width;
   }
   return __syncthreads_or(any) != 0;
 }
 
 // Where a pixel lies in a band, everything that its blur reads lies within reach of that band, so is staged
-// and blurred; what is not needed for such a pixel is rubbish and reaches none.
+// and blurred; what is not needed for such a pixel is rubbish and reaches none. The block's own pixels are
+// staged in any case: those outside the bands are written as they are.
 template <class T, class A, int kRadius>
 __global__ void __launch_bounds__(kBlockThreads<A>, 3)
     smooth_seams_kernel(const T* __restrict__ maps, T* __restrict__ smoothed, const SeamLayout<A> layout) {
@@ -155,14 +166,20 @@ __global__ void __launch_bounds__(kBlockThreads<A>, 3)
   // The columns that a thread stages are the same in every row.
   constexpr int kPasses = (kColumns + 2 * (kRadius > 0 ? kRadius : kLargestRadius) + 31) / 32;
   std::int32_t from_col[kPasses];
-  bool staged_here[kPasses];
-  bool near_here[kPasses];
+  // Bit p: whether the column of pass p is staged in rows near a band, in the block's other rows, and else.
+  unsigned in_near_rows = 0;
+  unsigned in_own_rows = 0;
+  unsigned in_other_rows = 0;
 #pragma unroll
   for (int p = 0; p < kPasses; ++p) {
     const int col = thread % 32 + 32 * p;
-    staged_here[p] = col < staged_cols;
-    near_here[p] = staged_here[p] && flags.near_col[col];
-    from_col[p] = staged_here[p] ? reflected(x0 + col - radius, layout.width) : 0;
+    from_col[p] = 0;
+    if (col >= staged_cols) continue;
+    from_col[p] = reflected(x0 + col - radius, layout.width);
+    const bool own = col >= radius && col < radius + kColumns;
+    in_near_rows |= 1u << p;
+    in_own_rows |= own || flags.near_col[col] ? 1u << p : 0u;
+    in_other_rows |= flags.near_col[col] ? 1u << p : 0u;
   }
 
   for (std::int64_t number = blockIdx.y; number < layout.maps; number += gridDim.y) {
@@ -172,53 +189,59 @@ __global__ void __launch_bounds__(kBlockThreads<A>, 3)
       copy_block<T, kColumns>(map, out, y0, x0, layout.height, layout.width, layout.whole_words);
       continue;
     }
-    for (int row = thread / 32; row < staged_rows; row += kBlockThreads<A> / 32) {
-      const T* const from =
-          map + static_cast<std::int64_t>(reflected(y0 + row - radius, layout.height)) * layout.width;
-      A values[kPasses];  // all loads before the first store
+    constexpr int kRowsAtOnce = 2;  // all loads before the first store
+    constexpr int kWarps = kBlockThreads<A> / 32;
+    for (int first = thread / 32; first < staged_rows; first += kRowsAtOnce * kWarps) {
+      A values[kRowsAtOnce][kPasses];
 #pragma unroll
-      for (int p = 0; p < kPasses; ++p)
-        values[p] = staged_here[p] && (flags.near_row[row] || near_here[p]) ? load(from + from_col[p]) : A(0);
+      for (int n = 0; n < kRowsAtOnce; ++n) {
+        const int row = min(first + n * kWarps, staged_rows - 1);
+        const T* const from = map + static_cast<std::int64_t>(flags.from_row[row]) * layout.width;
+        const bool own_row = row >= radius && row < radius + kRows;
+        const unsigned wanted = flags.near_row[row] ? in_near_rows : own_row ? in_own_rows : in_other_rows;
 #pragma unroll
-      for (int p = 0; p < kPasses; ++p)
-        if (staged_here[p]) staged[row * pitch + thread % 32 + 32 * p] = values[p];
+        for (int p = 0; p < kPasses; ++p)
+          values[n][p] = (wanted >> p & 1u) != 0u ? load(from + from_col[p]) : A(0);
+      }
+#pragma unroll
+      for (int n = 0; n < kRowsAtOnce; ++n) {
+        const int row = first + n * kWarps;
+        if (row >= staged_rows) continue;
+#pragma unroll
+        for (int p = 0; p < kPasses; ++p)
+          if ((in_near_rows >> p & 1u) != 0u) staged[row * pitch + thread % 32 + 32 * p] = values[n][p];
+      }
     }
     __syncthreads();
 
     for (int n = thread; n < staged_rows * (kColumns / kRun); n += kBlockThreads<A>) {
       const int row = n % staged_rows;
-      const int col = n / staged_rows * kRun;
-      bool needed = flags.near_row[row];
-      for (int k = 0; k < kRun; ++k) needed |= flags.col[col + k];
-      if (!needed) continue;
+      const int run = n / staged_rows;
+      if (!flags.near_row[row] && flags.col[run] == 0) continue;
       A sums[kRun];
-      blur_run<kRadius>(staged + row * pitch + col, 1, layout, sums);
+      blur_run<kRadius>(staged + row * pitch + run * kRun, 1, layout, sums);
 #pragma unroll
-      for (int k = 0; k < kRun; ++k) across[row * kAcrossPitch + col + k] = sums[k];
+      for (int k = 0; k < kRun; ++k) across[row * kAcrossPitch + run * kRun + k] = sums[k];
     }
     __syncthreads();
 
     const int col = thread % kColumns;
     const int row = thread / kColumns * kRun;
-    bool needed = flags.col[col];
-    for (int k = 0; k < kRun; ++k) needed |= flags.row[row + k];
-    A sums[kRun];
-    if (needed) blur_run<kRadius>(across + row * kAcrossPitch + col, kAcrossPitch, layout, sums);
-    const std::int64_t at = static_cast<std::int64_t>(y0 + row) * layout.width + x0 + col;
+    const std::uint64_t rows_in_bands = flags.row[row / kRun];
+    const bool col_in_band = flag_of(flags.col[col / kRun], col % kRun);
+    A sums[kRun] = {};
+    if (col_in_band || rows_in_bands != 0)
+      blur_run<kRadius>(across + row * kAcrossPitch + col, kAcrossPitch, layout, sums);
+    T* to = out + static_cast<std::int64_t>(y0 + row) * layout.width + x0 + col;
     const int inside = x0 + col < layout.width ? min(kRun, layout.height - y0 - row) : 0;
-    Pack<T, 1> pixels[kRun] = {};  // all loads before the first store
 #pragma unroll
-    for (int k = 0; k < kRun; ++k) {
+    for (int k = 0; k < kRun; ++k, to += layout.width) {
       if (k >= inside) continue;
-      if (flags.col[col] || flags.row[row + k]) {
-        narrow(sums[k], &pixels[k].values[0]);
-      } else {
-        pixels[k] = Pack<T, 1>::load(map + at + static_cast<std::int64_t>(k) * layout.width);
-      }
+      const bool in_band = col_in_band || flag_of(rows_in_bands, k);
+      Pack<T, 1> pixel;
+      narrow(in_band ? sums[k] : staged[(row + k + radius) * pitch + col + radius], &pixel.values[0]);
+      pixel.store(to);
     }
-#pragma unroll
-    for (int k = 0; k < kRun; ++k)
-      if (k < inside) pixels[k].store(out + at + static_cast<std::int64_t>(k) * layout.width);
     __syncthreads();  // before the next map is staged
   }
 }
@@ -320,7 +343,10 @@ void smooth_in_blocks(const SmoothTask& task, const SeamLayout<A>& layout, cudaS
   const int staged_rows = kRows + 2 * layout.radius;
   const int cells = staged_rows * ((kColumns + 2 * layout.radius) | 1) + staged_rows * (kColumns + 1);
   const std::int64_t blocks = std::int64_t{layout.blocks_across} * ((layout.height + kRows - 1) / kRows);
-  const dim3 grid(grid_size(blocks, 1), grid_size(layout.maps, 1, kMaxGridYZ));
+  // What depends on a block's place is found once for several maps, as long as there are blocks enough.
+  const std::int64_t enough = std::int64_t{24} * multiprocessors();
+  const std::int64_t maps_each = std::max<std::int64_t>(1, blocks * layout.maps / enough);
+  const dim3 grid(grid_size(blocks, 1), grid_size(layout.maps, maps_each, kMaxGridYZ));
   const LaunchShape shape{grid, kBlockThreads<A>, static_cast<std::size_t>(cells) * sizeof(A), stream};
   const auto kernel =
       layout.radius == kUsualRadius ? smooth_seams_kernel<T, A, kUsualRadius> : smooth_seams_kernel<T, A, 0>;

@@ -228,6 +228,17 @@ def test_smooth_seams_of_addresses_that_suit_no_word(dtype, offset):
     np.testing.assert_allclose(smoothed, expected, rtol=0, atol=tolerance(dtype, maps.numpy()))
 
 
+def test_a_block_smooths_several_maps():
+    """On a device so small that 48 blocks are more than enough."""
+    emulated.set_attribute(16, 1)
+    maps = DeviceArray(normal((4, 70, 200)), "float32")
+    expected = reference.smooth_seams(maps.numpy(), (40, 104), (24, 48))
+    smoothed = smooth_seams(maps, (40, 104), (24, 48)).numpy()
+    np.testing.assert_allclose(smoothed, expected, rtol=0, atol=tolerance("float32", maps.numpy()))
+    (work,) = emulated.log()
+    assert work.extents[:2] == (12, 2)
+
+
 @pytest.mark.parametrize("sigma", [2.0, 3.0, 5.0])
 def test_smooth_seams_keeps_nan_and_inf_near_their_places(sigma):
     size, tile_size = (160, 200), (40, 40)
