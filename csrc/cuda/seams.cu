@@ -110,7 +110,7 @@ template <class A>
 struct BandFlags {
   std::uint64_t row[kRows / kRun];
   std::uint64_t col[Columns<A>::kCount / kRun];
-  std::int32_t from_row[kRows + 2 * kLargestRadius];
+  std::int64_t from_row[kRows + 2 * kLargestRadius];  // its first pixel
   bool near_row[kRows + 2 * kLargestRadius];
   bool near_col[Columns<A>::kCount + 2 * kLargestRadius];
 };
@@ -125,7 +125,7 @@ __device__ bool flag_bands(BandFlags<A>& flags, const SeamLayout<A>& layout, int
   const int step = static_cast<int>(blockDim.x);
   for (int n = static_cast<int>(threadIdx.x); n < kRows + 2 * radius; n += step) {
     flags.near_row[n] = layout.rows.near(y0 + n - radius, radius);
-    flags.from_row[n] = reflected(y0 + n - radius, layout.height);
+    flags.from_row[n] = static_cast<std::int64_t>(reflected(y0 + n - radius, layout.height)) * layout.width;
     if (n >= kRows) continue;
     const bool in_band = layout.rows.near(y0 + n, 0);
     reinterpret_cast<unsigned char*>(flags.row)[n] = in_band;
@@ -165,7 +165,7 @@ __global__ void __launch_bounds__(kBlockThreads<A>, 3)
 
   // The columns that a thread stages are the same in every row.
   constexpr int kPasses = (kColumns + 2 * (kRadius > 0 ? kRadius : kLargestRadius) + 31) / 32;
-  std::int32_t from_col[kPasses];
+  std::int32_t col_of_map[kPasses];
   // Bit p: whether the column of pass p is staged in rows near a band, in the block's other rows, and else.
   unsigned in_near_rows = 0;
   unsigned in_own_rows = 0;
@@ -173,9 +173,9 @@ __global__ void __launch_bounds__(kBlockThreads<A>, 3)
 #pragma unroll
   for (int p = 0; p < kPasses; ++p) {
     const int col = thread % 32 + 32 * p;
-    from_col[p] = 0;
+    col_of_map[p] = 0;
     if (col >= staged_cols) continue;
-    from_col[p] = reflected(x0 + col - radius, layout.width);
+    col_of_map[p] = reflected(x0 + col - radius, layout.width);
     const bool own = col >= radius && col < radius + kColumns;
     in_near_rows |= 1u << p;
     in_own_rows |= own || flags.near_col[col] ? 1u << p : 0u;
@@ -185,6 +185,9 @@ __global__ void __launch_bounds__(kBlockThreads<A>, 3)
   for (std::int64_t number = blockIdx.y; number < layout.maps; number += gridDim.y) {
     const T* const map = maps + number * layout.height * layout.width;
     T* const out = smoothed + number * layout.height * layout.width;
+    const T* from_col[kPasses];
+#pragma unroll
+    for (int p = 0; p < kPasses; ++p) from_col[p] = map + col_of_map[p];
     if (!any) {
       copy_block<T, kColumns>(map, out, y0, x0, layout.height, layout.width, layout.whole_words);
       continue;
@@ -196,12 +199,12 @@ __global__ void __launch_bounds__(kBlockThreads<A>, 3)
 #pragma unroll
       for (int n = 0; n < kRowsAtOnce; ++n) {
         const int row = min(first + n * kWarps, staged_rows - 1);
-        const T* const from = map + static_cast<std::int64_t>(flags.from_row[row]) * layout.width;
+        const std::int64_t from = flags.from_row[row];
         const bool own_row = row >= radius && row < radius + kRows;
         const unsigned wanted = flags.near_row[row] ? in_near_rows : own_row ? in_own_rows : in_other_rows;
 #pragma unroll
         for (int p = 0; p < kPasses; ++p)
-          values[n][p] = (wanted >> p & 1u) != 0u ? load(from + from_col[p]) : A(0);
+          values[n][p] = (wanted >> p & 1u) != 0u ? load(from_col[p] + from) : A(0);
       }
 #pragma unroll
       for (int n = 0; n < kRowsAtOnce; ++n) {
