@@ -21,7 +21,7 @@ constexpr int kSlabFloats = 7 * 1024;
 // ------------------------------------------------------------------------------------------------------
 
 constexpr int kResizeThreads = 128;
-constexpr int kResizeRun = 16;  // output columns that a thread makes, one after another
+constexpr int kResizeRun = 32;  // output columns that a thread makes, one after another
 
 struct ResizeLayout {
   std::int64_t batch = 0;
@@ -53,6 +53,7 @@ __global__ void __launch_bounds__(kResizeThreads)
                           const ResizeLayout layout) {
   using P = Pack<float, kPack>;
   __shared__ RunColumn columns[kResizeRun];
+  __shared__ Interpolation rows;
   const int chunk = static_cast<int>(blockIdx.x) % layout.chunks;
   const int rest = static_cast<int>(blockIdx.x) / layout.chunks;
   const int x0 = rest % layout.runs * kResizeRun;
@@ -63,11 +64,14 @@ __global__ void __launch_bounds__(kResizeThreads)
     const Interpolation point = interpolation_point(x0 + thread, layout.in_width, layout.width);
     columns[thread] = {static_cast<int>(point.low), static_cast<int>(point.high), 1.0f - point.weight,
                        point.weight};
+  } else if (thread == kResizeThreads - 1) {  // of a warp that has no columns
+    rows = interpolation_point(y, layout.in_height, layout.height);
   }
   __syncthreads();
   const int dim = (chunk * kResizeThreads + thread) * kPack;
   if (dim >= layout.dims) return;  // no barrier follows
-  const Interpolation rows = interpolation_point(y, layout.in_height, layout.height);
+  const float high_weight = rows.weight;
+  const float low_weight = 1.0f - high_weight;
   const bool shared = layout.first_dim + dim < layout.shared_dims;
   for (std::int64_t image = blockIdx.y; image < layout.batch; image += gridDim.y) {
     const float* const low =
@@ -79,8 +83,7 @@ __global__ void __launch_bounds__(kResizeThreads)
       P a = P::load(low + at);
       const P b = P::load(high + at);
 #pragma unroll
-      for (int v = 0; v < kPack; ++v)
-        a.values[v] = (1.0f - rows.weight) * a.values[v] + rows.weight * b.values[v];
+      for (int v = 0; v < kPack; ++v) a.values[v] = low_weight * a.values[v] + high_weight * b.values[v];
       return a;
     };
     float* to =
