@@ -152,16 +152,26 @@ void Candidates::refresh_top(Selection& selection) {
   const Sketch& sketch = selection.sketch;
   const PackedAnchors& packed = selection.packed;
   const std::int64_t width = packed.width();
-  own_.resize(static_cast<std::size_t>(sketch.dims()));
-  const Sketch::Norms norms = sketch.row(candidate.row, own_.data());
+  Sketch::Norms norms{};
+  bool sketched = false;
   std::int32_t& seen = selection.seen[candidate.row];
   while (seen < selection.num_anchors() && within_threshold(candidate)) {
     const std::int64_t panel = seen / width;
     const std::int64_t first = panel * width;
-    float products[kMostPanelWidth];
-    std::uint32_t lanes = selection.simd.row_by_panel(
-        own_.data(), sketch.dims(), packed.panel(panel), packed.initial(panel),
-        product_threshold(norms, candidate.value, relative_slack(selection.dims)), products);
+    const std::int64_t end = std::min(first + width, selection.num_anchors());
+    std::uint32_t lanes = ~std::uint32_t{0} >> (32 - (end - first));
+    // A panel is multiplied whole: where little of it is new, distances to that are less work.
+    if (2 * (end - seen) * selection.dims > width * sketch.dims()) {
+      if (!sketched) {
+        own_.resize(static_cast<std::size_t>(sketch.dims()));
+        norms = sketch.row(candidate.row, own_.data());
+        sketched = true;
+      }
+      float products[kMostPanelWidth];
+      lanes = selection.simd.row_by_panel(
+          own_.data(), sketch.dims(), packed.panel(panel), packed.initial(panel),
+          product_threshold(norms, candidate.value, relative_slack(selection.dims)), products);
+    }
     for (lanes = lanes >> (seen - first) << (seen - first); lanes != 0; lanes &= lanes - 1) {
       const auto anchor = static_cast<std::int32_t>(first + __builtin_ctz(lanes));
       const float distance = selection.squared_distance(candidate.row, anchor);
@@ -170,7 +180,7 @@ void Candidates::refresh_top(Selection& selection) {
       selection.values[candidate.row] = distance;
       selection.nearest[candidate.row] = anchor;
     }
-    seen = static_cast<std::int32_t>(std::min(first + width, selection.num_anchors()));
+    seen = static_cast<std::int32_t>(end);
   }
   std::push_heap(heap_.begin(), heap_.end(), comes_later);
 }

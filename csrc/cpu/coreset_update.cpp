@@ -124,8 +124,8 @@ void RowUpdate::add_hits(const PackedAnchors& anchors, std::int64_t column, std:
                          std::int64_t place, const float* products) {
   for (; lanes != 0; lanes &= lanes - 1) {
     const int lane = __builtin_ctz(lanes);
+    if (hits_.size() == kMaxHits) settle_hits();  // which raises thresholds
     if (!(products[lane] > thresholds_[place])) continue;
-    if (hits_.size() == kMaxHits) settle_hits();
     hits_.push_back({static_cast<std::int32_t>(place), anchors.anchor(column + lane), products[lane]});
     expect(hits_.back());
   }
