@@ -224,6 +224,23 @@ def test_types_and_their_misses_show_their_images(page: Browser, made: SimpleNam
     assert sorted(listed(page)) == ["dull/0.png", "dull/1.png", "dull/2.png"]
 
 
+def test_a_type_may_be_called_all(browser: Browser, tmp_path: Path) -> None:
+    part = draw_category(tmp_path / "part", 0)
+    for folder in ("test", "ground_truth"):
+        (part / folder / "dull").rename(part / folder / "all")
+    evaluate(Brightness(), MVTecAD(part), bootstrap=0).to_html(tmp_path / "report.html")
+    browser.open(tmp_path / "report.html")
+    browser.wait("!document.getElementById('gallery-body').hidden")
+    assert len(listed(browser)) == 11
+    browser.click(".types th[data-kind=all] a")
+    assert sorted(listed(browser)) == ["all/0.png", "all/1.png", "all/2.png"]
+    choose(browser, "kind", "all")
+    assert len(listed(browser)) == 11
+    choose(browser, "kind", "=all")
+    assert len(listed(browser)) == 3
+    assert browser.problems() == []
+
+
 def covered(page: Browser, canvas: str) -> float:
     """How opaque a heat map is, on average, 0 to 255."""
     return float(

@@ -157,7 +157,7 @@
     outcome === "all" || item.outcome === outcome || (outcome === "correct" && !item.error && item.outcome !== "none");
   const inPlace = (item) =>
     (state.category === "all" || item.category === Number(state.category)) &&
-    (state.kind === "all" || item.kind === state.kind);
+    (state.kind === "all" || state.kind === `=${item.kind}`); // a type may be called "all"
   let visible = items;
 
   function update() {
@@ -178,10 +178,10 @@
   }
 
   function listKinds() {
-    const kinds = new Set(items.filter((i) => state.category === "all" || i.category === Number(state.category)).map((i) => i.kind));
+    const kinds = new Set(items.filter((i) => state.category === "all" || i.category === Number(state.category)).map((i) => `=${i.kind}`));
     if (!kinds.has(state.kind)) state.kind = "all";
-    options(byId("kind"), [["all", "All"], ...[...kinds].sort().map((kind) => [`=${kind}`, kind])]);
-    byId("kind").value = state.kind === "all" ? "all" : `=${state.kind}`;
+    options(byId("kind"), [["all", "All"], ...[...kinds].sort().map((kind) => [kind, kind.slice(1)])]);
+    byId("kind").value = state.kind;
   }
 
   function redrawAll() {
@@ -270,10 +270,7 @@
     return make("label", {}, input, make("span", {}, `${text} `, make("b", { id: `count-${value}` })));
   }));
   byId("category").addEventListener("change", (event) => { state.category = event.target.value; listKinds(); update(); });
-  byId("kind").addEventListener("change", (event) => {
-    state.kind = event.target.value === "all" ? "all" : event.target.value.slice(1);
-    update();
-  });
+  byId("kind").addEventListener("change", (event) => { state.kind = event.target.value; update(); });
   byId("order").addEventListener("change", (event) => { state.order = event.target.value; update(); });
   byId("blend").addEventListener("input", (event) => {
     for (const entry of cards.values()) entry.slider.value = event.target.value;
@@ -305,7 +302,7 @@
     const isMeant = (item) => item.category === Number(category) && item.kind === kind && hasOutcome(item, outcome);
     if (!items.some(isMeant)) continue;
     const link = make("a", { href: "#gallery" }, ...node.childNodes);
-    link.addEventListener("click", () => filter(categories.length > 1 ? category : "all", kind, outcome));
+    link.addEventListener("click", () => filter(categories.length > 1 ? category : "all", `=${kind}`, outcome));
     node.append(link);
   }
   const withContour = categories.some(({ contour }) => contour !== null);
