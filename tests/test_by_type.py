@@ -12,7 +12,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from brightness import GEOMETRY, Brightness, FakePredictions, draw, draw_category, draw_two_categories
+from brightness import (
+    GEOMETRY,
+    HEIGHT,
+    WIDTH,
+    Brightness,
+    FakePredictions,
+    draw,
+    draw_category,
+    draw_two_categories,
+)
+from PIL import Image
 from report_page import Page
 
 from ensemblead.evaluation import (
@@ -130,6 +140,14 @@ def test_streaming_says_how_far_types_can_be_off(part: Path) -> None:
         assert abs(row.pixel_auroc - other.pixel_auroc) <= row.error_bound + 1e-9
         bounds.append(row.error_bound)
     assert f"by {max(bounds):.2g}" in str(said[0].message)
+    # The first type has no defective pixels, so nothing of it can be off.
+    for mask in (part / "ground_truth/dull").iterdir():
+        Image.new("L", (WIDTH, HEIGHT)).save(mask)
+    with pytest.warns(UserWarning, match="may be off by at most") as said:
+        report = evaluate(Brightness(), MVTecAD(part), bootstrap=0, memory_limit=3000)
+    dull, shiny = report.details["part"].types
+    assert math.isnan(dull.error_bound)
+    assert f"those of a type of defect by {shiny.error_bound:.2g}" in str(said[0].message)
 
 
 def test_data_without_types_have_one(tmp_path: Path, part: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 import warnings
@@ -394,8 +395,10 @@ def _pixel_metrics(
         f"the maps exceed memory_limit={options.memory_limit}: pixel metrics are computed in streaming mode "
         f"and may be off by at most {found.errors[worst]:.2g} ({worst})"
     )
-    if len(types) > 1:
-        line += f", those of a type of defect by {max(one.error for one in types.values()):.2g}"
+    # NaN is of a type without pixel metrics.
+    by_type = [one.error for one in types.values() if not math.isnan(one.error)]
+    if len(types) > 1 and by_type:
+        line += f", those of a type of defect by {max(by_type):.2g}"
     return False, found.errors, [line]
 
 
