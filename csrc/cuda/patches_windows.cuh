@@ -17,6 +17,13 @@ constexpr int kRunRows = 2;
 constexpr int kMostSlots = 8;
 // Floats of shared memory for weights and slab, which is what a kernel gets without asking.
 constexpr int kWindowFloats = 11 * 1024 + 768;
+// Blocks that a multiprocessor is to hold. With sm_120 its shared memory has room for two in the usual case,
+// and for the registers of three the compiler would spill.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1200
+#define ENSEMBLEAD_WINDOW_BLOCKS 2
+#else
+#define ENSEMBLEAD_WINDOW_BLOCKS 3
+#endif
 
 // Slot s of an output dimension is the s-th channel that it takes.
 struct WindowLayout : PoolLayout<FastDivide> {
@@ -141,7 +148,7 @@ __device__ __forceinline__ void sum_windows(const WindowLayout& layout, const Po
 }
 
 template <class T, bool kChannelsLast, int kWide>
-__global__ void __launch_bounds__(kPoolThreads, 3)
+__global__ void __launch_bounds__(kPoolThreads, ENSEMBLEAD_WINDOW_BLOCKS)
     pool_windows_kernel(const T* __restrict__ map, float* __restrict__ out, const WindowLayout layout) {
   __shared__ unsigned partial_slots;
   float* const weights = dynamic_shared<float>();
