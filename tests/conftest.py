@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+import signal
 import sys
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
@@ -22,6 +23,9 @@ import pytest
 
 import ensemblead
 from ensemblead.errors import MissingExtraError
+
+# A shell that starts a suite in the background has it ignore Ctrl-C, which some tests press.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Tests never judge a time. In CI the same examples run every time.
 hypothesis.settings.register_profile(

@@ -71,7 +71,7 @@ RowUpdate::RowUpdate(Selection& selection) : selection_(selection), slack_(relat
   thresholds_.resize(size);
   products_.resize(static_cast<std::size_t>(tile * selection.simd.panel_width));
   hits_.reserve(kMaxHits);
-  order_.reserve(2 * kMaxHits);
+  order_.reserve(kMaxHits);
   best_.resize(size);
 }
 
