@@ -24,7 +24,7 @@ from real_features import bottle_features  # noqa: E402
 from record import FiguresOf  # noqa: E402
 
 import ensemblead as ead  # noqa: E402
-from ensemblead.evaluation.metrics import auroc  # noqa: E402
+from ensemblead.metrics import auroc  # noqa: E402
 
 INDEXES = ("flat", "ivf", "ivfpq", "hnsw", "sq16")
 THREADS = 2

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from common import interleaved, peak_memory, ratio
 
-from ensemblead.evaluation.metrics import PixelScores
+from ensemblead.metrics import PixelScores
 
 COUNT, NORMAL, SIZE = 83, 20, 512
 TARGET_SECONDS = 3.0

@@ -25,7 +25,7 @@ from real_features import bottle_features  # noqa: E402
 from record import FiguresOf  # noqa: E402
 
 import ensemblead as ead  # noqa: E402
-from ensemblead.memory.exact import ExactIndex  # noqa: E402
+from ensemblead.search.exact import ExactIndex  # noqa: E402
 
 THREADS = 2
 EVERY_TEST = 20

@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 
 import ensemblead
-from ensemblead.errors import MissingExtraError
+from ensemblead.common.errors import MissingExtraError
 
 # A shell that starts a suite in the background has it ignore Ctrl-C, which some tests press.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -171,7 +171,7 @@ def cuda_device(request: pytest.FixtureRequest) -> Device:
 @pytest.fixture(autouse=True)
 def no_device_by_chance(monkeypatch: pytest.MonkeyPatch) -> None:
     """Detectors in tests name their device: "auto" is the GPU where there is one, in half precision."""
-    network = sys.modules.get("ensemblead.detectors.network")
+    network = sys.modules.get("ensemblead.networks.network")
     if network is None:
         return
     resolve = network.resolve_device

@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from brightness import draw_category
+from support.brightness import draw_category
 
 pytest.importorskip("torch")
 

@@ -20,7 +20,7 @@ import pytest
 
 import ensemblead
 from ensemblead import _core
-from ensemblead.extras import EXTRAS
+from ensemblead.common.extras import EXTRAS
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "python" / "ensemblead"
@@ -53,26 +53,33 @@ PUBLIC_NAMES = [
     "untile",
 ]
 
-# Bottom up. A part may import the floors below its own; parts that share a floor are strangers.
+# Bottom up. A room may import the floors below its own; rooms that share a floor are strangers.
 FLOORS = [
-    {"errors", "extras", "checks", "configuration", "precision", "heap", "notices"},
+    {"common"},
     {"_core"},
-    {"kernels"},
-    {"images", "features", "memory", "store"},
+    {"config", "kernels", "metrics"},
+    {"images", "store", "search", "calibration"},
+    {"networks", "datasets", "memory"},
     {"detectors"},
-    {"ensembles", "retrieval"},
-    {"evaluation"},
+    {"ensembles", "retrieval", "monitoring"},
+    {"deploy", "evaluation"},
+    {"report", "suites"},
     {"cli"},
 ]
 # Rooms of one floor that may use each other, and why.
-NEIGHBOURS = {("extras", "errors"), ("configuration", "extras")}
+NEIGHBOURS = {
+    ("suites", "report"),  # a finished suite writes its pages
+}
+
+# Files that show users the names of rooms above them, each loaded when it is asked for.
+FACES = ("__init__.py", "evaluation/__init__.py")
 
 # Import name -> the only places that may import it (relative to the package; a folder ends with a slash).
 ONLY_THERE = {
     "ensemblead._core": ("kernels/",),
-    "faiss": ("memory/search.py",),
-    "timm": ("features/backbones.py",),
-    "torchvision": ("features/backbones.py",),
+    "faiss": ("search/faiss.py",),
+    "timm": ("networks/zoo.py",),
+    "torchvision": ("networks/zoo.py",),
     "cupy": ("kernels/arrays.py",),
     "typer": ("cli/",),
     "rich": ("cli/",),
@@ -131,8 +138,8 @@ def test_nothing_imports_upward() -> None:
     rooms = set().union(*FLOORS)
     for path in sources():
         user = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-        if user == "__init__":
-            continue  # the roof: it shows what is public
+        if path.relative_to(PACKAGE).as_posix() in FACES:
+            continue
         for name, line in imports_of(path):
             used = room(name)
             if used in rooms and not may_use(user, used):
@@ -142,6 +149,60 @@ def test_nothing_imports_upward() -> None:
     # `from ensemblead import _core` names the package on its way to a part.
     wrong = [entry for entry in wrong if not entry.endswith("imports ensemblead, not a part by its name")]
     assert wrong == []
+
+
+def imports_between_files() -> dict[str, set[str]]:
+    """For every module of the package the modules of it that it imports, lazily or at once."""
+    modules = {
+        ".".join(["ensemblead", *path.relative_to(PACKAGE).with_suffix("").parts]).removesuffix(".__init__")
+        for path in sources()
+    }
+    graph: dict[str, set[str]] = {}
+    for path in sources():
+        own = ".".join(["ensemblead", *path.relative_to(PACKAGE).with_suffix("").parts])
+        own = own.removesuffix(".__init__")
+        if path.relative_to(PACKAGE).as_posix() not in FACES:
+            graph[own] = {name for name, _ in imports_of(path) if name in modules and name != own}
+    return graph
+
+
+def cycles(graph: dict[str, set[str]]) -> list[list[str]]:
+    """Every strongly connected group of more than one module. A package's `__init__` that shows its own files
+    is no cycle, unless they import the package itself.
+    """
+    found: list[list[str]] = []
+    order: dict[str, int] = {}
+    low: dict[str, int] = {}
+    stack: list[str] = []
+
+    def visit(module: str) -> None:
+        order[module] = low[module] = len(order)
+        stack.append(module)
+        for used in sorted(graph.get(module, ())):
+            if used not in order:
+                visit(used)
+                low[module] = min(low[module], low[used])
+            elif used in stack:
+                low[module] = min(low[module], order[used])
+        if low[module] == order[module]:
+            group = [stack.pop()]
+            while group[-1] != module:
+                group.append(stack.pop())
+            if len(group) > 1:
+                found.append(sorted(group))
+
+    for module in sorted(graph):
+        if module not in order:
+            visit(module)
+    return found
+
+
+def test_no_import_goes_in_circles() -> None:
+    assert cycles(imports_between_files()) == []
+
+
+def test_the_search_for_circles_finds_one() -> None:
+    assert cycles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a"}}) == [["b", "c"]]
 
 
 def test_heavy_and_private_modules_stay_in_their_place() -> None:

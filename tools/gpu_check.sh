@@ -122,7 +122,7 @@ untimed() {
     # that may fail; the core looks at the outcome of each of its own.
     step "$tool" 90 compute-sanitizer --tool "$tool" --error-exitcode 86 --log-file "$work/logs/$tool.sanitizer" \
       --report-api-errors=no --launch-timeout=0 \
-      "${pytest[@]}" --junitxml="$work/$tool.xml" -m sanitizer -k cupy tests/test_kernels_small.py
+      "${pytest[@]}" --junitxml="$work/$tool.xml" -m sanitizer -k cupy tests/kernels/test_kernels_small.py
   done
 }
 if [[ -n "$dry_run" ]]; then

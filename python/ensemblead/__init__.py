@@ -5,24 +5,26 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from ensemblead.errors import EnsembleADError
-from ensemblead.extras import EXTRAS, missing_extra
+from ensemblead.common.errors import EnsembleADError
+from ensemblead.common.extras import EXTRAS, missing_extra
 from ensemblead.kernels.build import __version__, cuda_available
 
 if TYPE_CHECKING:
+    from ensemblead.datasets import Folder, MVTecAD, VisA
     from ensemblead.detectors.base import Predictions
     from ensemblead.detectors.padim import PaDiM
     from ensemblead.detectors.patchcore import PatchCore
     from ensemblead.ensembles.backbones import BackboneEnsemble
     from ensemblead.ensembles.loading import load
     from ensemblead.ensembles.tiles import TiledEnsemble
-    from ensemblead.evaluation import Folder, MVTecAD, Report, VisA, aupro, auroc
     from ensemblead.evaluation.evaluate import evaluate
-    from ensemblead.features import FeatureExtractor
+    from ensemblead.evaluation.results import Report
     from ensemblead.kernels.coreset import select_coreset
     from ensemblead.kernels.patches import aggregate_patches
     from ensemblead.kernels.tiling import smooth_seams, tile, untile
     from ensemblead.memory import MemoryBank
+    from ensemblead.metrics import aupro, auroc
+    from ensemblead.networks import FeatureExtractor
 
 __all__ = [
     "BackboneEnsemble",
@@ -53,20 +55,20 @@ __all__ = [
 # Name -> module. Loaded when first asked for, so that `import ensemblead` stays quick and needs no extra.
 _LAZY = {
     "BackboneEnsemble": "ensemblead.ensembles.backbones",
-    "FeatureExtractor": "ensemblead.features",
-    "Folder": "ensemblead.evaluation",
-    "MVTecAD": "ensemblead.evaluation",
+    "FeatureExtractor": "ensemblead.networks",
+    "Folder": "ensemblead.datasets",
+    "MVTecAD": "ensemblead.datasets",
     "MemoryBank": "ensemblead.memory",
     "PaDiM": "ensemblead.detectors.padim",
     "PatchCore": "ensemblead.detectors.patchcore",
     "Predictions": "ensemblead.detectors.base",
-    "Report": "ensemblead.evaluation",
+    "Report": "ensemblead.evaluation.results",
     "TiledEnsemble": "ensemblead.ensembles.tiles",
-    "VisA": "ensemblead.evaluation",
+    "VisA": "ensemblead.datasets",
     "aggregate_patches": "ensemblead.kernels.patches",
-    "aupro": "ensemblead.evaluation",
-    "auroc": "ensemblead.evaluation",
-    "evaluate": "ensemblead.evaluation",
+    "aupro": "ensemblead.metrics",
+    "auroc": "ensemblead.metrics",
+    "evaluate": "ensemblead.evaluation.evaluate",
     "load": "ensemblead.ensembles.loading",
     "select_coreset": "ensemblead.kernels.coreset",
     "smooth_seams": "ensemblead.kernels.tiling",

@@ -21,8 +21,8 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 import torch
 
-from ensemblead.errors import DamagedModelError, NewerFormatError
-from ensemblead.extras import require
+from ensemblead.common.errors import DamagedModelError, NewerFormatError
+from ensemblead.common.extras import require
 from ensemblead.kernels.build import __version__
 
 FORMAT_VERSION = 1

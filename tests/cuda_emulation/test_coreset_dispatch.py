@@ -10,8 +10,8 @@ from typing import Any
 import emulated
 import numpy as np
 import pytest
-import reference
-from emulated import DeviceArray
+from support import reference
+from support.emulated import DeviceArray
 from test_coreset import cluttered, integers
 
 from ensemblead.kernels.coreset import project, random_projection, select_coreset

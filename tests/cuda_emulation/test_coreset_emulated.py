@@ -11,10 +11,10 @@ import emulated
 import hypothesis
 import numpy as np
 import pytest
-import reference
-from emulated import DeviceArray
 from hypothesis import given
 from hypothesis import strategies as st
+from support import reference
+from support.emulated import DeviceArray
 from test_coreset import KINDS, STARTS, TOLERANCE, cluttered, initial_values, integers, start_options
 
 from ensemblead import _core

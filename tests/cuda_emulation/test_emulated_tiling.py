@@ -5,8 +5,8 @@ from __future__ import annotations
 import emulated
 import numpy as np
 import pytest
-import reference
-from emulated import DeviceArray
+from support import reference
+from support.emulated import DeviceArray
 
 from ensemblead import _core
 

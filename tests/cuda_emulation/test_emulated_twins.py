@@ -7,8 +7,8 @@ from __future__ import annotations
 import emulated
 import numpy as np
 import pytest
-from dlpack_by_hand import ByHand
-from emulated import DeviceArray
+from support.dlpack_by_hand import ByHand
+from support.emulated import DeviceArray
 from test_emulated_patches import aggregate, feature_map
 from test_emulated_tiling import FLOATS, smooth_seams, tolerance
 

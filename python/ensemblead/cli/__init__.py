@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 
-from ensemblead.errors import MissingExtraError
-from ensemblead.extras import require
+from ensemblead.common.errors import MissingExtraError
+from ensemblead.common.extras import require
 
 __all__ = ["main"]
 

@@ -8,7 +8,7 @@ import typer
 
 from ensemblead.cli import demo, evaluate, fit, info, predict
 from ensemblead.cli.console import guarded, report_error, show_tracebacks
-from ensemblead.errors import EnsembleADError
+from ensemblead.common.errors import EnsembleADError
 from ensemblead.kernels.build import __version__
 
 _EPILOG = (

@@ -27,9 +27,9 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from ensemblead.errors import EnsembleADError, WeightsUnavailableError
-from ensemblead.extras import EXTRAS, missing_extra
-from ensemblead.notices import ThresholdWarning
+from ensemblead.common.errors import EnsembleADError, WeightsUnavailableError
+from ensemblead.common.extras import EXTRAS, missing_extra
+from ensemblead.common.warnings import ThresholdWarning
 
 # Exit codes, as `ensemblead --help` states them.
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130

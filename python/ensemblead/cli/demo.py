@@ -14,7 +14,7 @@ from rich.table import Table
 from ensemblead.cli.console import Bars, Clock, print_json, threshold_to_come, told_warnings
 from ensemblead.cli.evaluate import measure, report_table, results
 from ensemblead.cli.models import describe_model
-from ensemblead.extras import require
+from ensemblead.common.extras import require
 
 if TYPE_CHECKING:
     from ensemblead.evaluation import Report

@@ -15,8 +15,8 @@ from ensemblead.cli.console import Bars, print_json, told_warnings
 from ensemblead.cli.models import load_model
 from ensemblead.cli.options import DetectorOptions, build_detector, options_of
 from ensemblead.cli.suite import run_suite
-from ensemblead.configuration import read_source
-from ensemblead.extras import require
+from ensemblead.common.extras import require
+from ensemblead.config.schema import read_source
 
 if TYPE_CHECKING:
     from ensemblead.detectors.base import Errors
@@ -78,7 +78,7 @@ def command(
     """
     require("torch", "ensemblead evaluate")
     from ensemblead.evaluation import MVTecAD, VisA
-    from ensemblead.evaluation.suite import is_suite
+    from ensemblead.suites.suite import is_suite
 
     source = None if config is None else read_source(config)
     places = places or []
@@ -145,8 +145,8 @@ def measure(
 ) -> Report:
     """`ead.evaluate`, with every file of results written to `out`."""
     from ensemblead.evaluation import evaluate
-    from ensemblead.evaluation.figures import ContactSheet
     from ensemblead.evaluation.gallery import color_scale
+    from ensemblead.report.figures import ContactSheet
 
     sheets: dict[str, ContactSheet] = {}
     used: dict[str, Any] = dict(detector) if isinstance(detector, dict) else {}

@@ -14,7 +14,7 @@ from rich.table import Table
 from ensemblead.cli.console import Bars, Clock, print_json, threshold_to_come, told_warnings
 from ensemblead.cli.models import describe_learned, describe_model
 from ensemblead.cli.options import DetectorOptions, build_detector, read_config
-from ensemblead.extras import require
+from ensemblead.common.extras import require
 
 _NETWORK, _BANK, _TILES, _RUN = "Networks", "Memory bank and score", "Tiles", "Run"
 
@@ -196,7 +196,7 @@ class FitRun:
 
     def execute(self) -> dict[str, Any]:
         require("torch", "ensemblead fit")
-        from ensemblead.detectors.calibration import DEFAULT_RATE, odd_images
+        from ensemblead.calibration.statistics import DEFAULT_RATE, odd_images
         from ensemblead.images import open_images
         from ensemblead.store import check_target
 

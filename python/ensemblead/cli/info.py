@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ensemblead.extras import EXTRAS
+from ensemblead.common.extras import EXTRAS
 from ensemblead.kernels.build import build
 
 # Import name -> distribution name, where the two differ.
@@ -64,7 +64,7 @@ def searches(found: list[dict[str, Any]]) -> dict[str, dict[str, str]]:
     """For every device, what searches a memory bank there, by the name of the index."""
     if not installed("torch"):
         return {}
-    from ensemblead.memory.search import INDEX_NAMES, search_plan
+    from ensemblead.search.plan import INDEX_NAMES, search_plan
 
     has_faiss = bool(installed("faiss"))
     return {

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
-from ensemblead.configuration import Problems, Source, did_you_mean, read_source
+from ensemblead.config.schema import Problems, Source, did_you_mean, read_source
 
 if TYPE_CHECKING:
     from ensemblead.detectors.base import Detector

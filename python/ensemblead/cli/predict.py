@@ -17,7 +17,7 @@ from rich.console import Console
 
 from ensemblead.cli.console import Bars, Clock, print_json, told_warnings
 from ensemblead.cli.models import load_model
-from ensemblead.extras import require
+from ensemblead.common.extras import require
 
 if TYPE_CHECKING:
     from ensemblead.detectors.base import Detector, Predictions

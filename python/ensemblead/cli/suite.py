@@ -13,11 +13,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from ensemblead.cli.console import FAILED, Bars, print_json, told_warnings
-from ensemblead.configuration import Source
+from ensemblead.config.schema import Source
 
 if TYPE_CHECKING:
-    from ensemblead.evaluation.results import CellResult, SuiteResults
-    from ensemblead.evaluation.suite import Cell
+    from ensemblead.suites.results import CellResult, SuiteResults
+    from ensemblead.suites.suite import Cell
 
 _SHOWN = ("image_auroc", "pixel_auroc", "aupro", "false_alarm_rate", "miss_rate", "images_per_second")
 # What a suite says for itself.
@@ -39,8 +39,8 @@ def run_suite(
     """Run the suite, with `gallery` in place of its own if that was given on the command line; exit with 1 if
     a cell failed, after the others are done.
     """
-    from ensemblead.evaluation.running import run
-    from ensemblead.evaluation.suite import Suite
+    from ensemblead.suites.running import run
+    from ensemblead.suites.suite import Suite
 
     def is_given(name: str) -> bool:
         return getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
@@ -79,7 +79,7 @@ def _tell_failure(cell: CellResult) -> None:
 
 
 def _document(results: SuiteResults, out: Path) -> dict[str, Any]:
-    from ensemblead.evaluation.results import as_documents
+    from ensemblead.suites.results import as_documents
 
     return {
         "out": str(out),

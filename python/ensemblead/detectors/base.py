@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 
 from ensemblead import store
-from ensemblead.detectors.calibration import (
+from ensemblead.calibration.statistics import (
     DEFAULT_RATE,
     ROUNDING,
     Calibration,
@@ -24,12 +24,12 @@ from ensemblead.detectors.calibration import (
     extended,
     warn_if_too_few,
 )
+from ensemblead.common.errors import NotFittedError
+from ensemblead.common.warnings import warn
 from ensemblead.detectors.fitting import Embedded, Errors, Fitting, Progress, Result
-from ensemblead.detectors.network import FeaturePool, Network
-from ensemblead.detectors.transfer import FiniteChecks, HostCopy, deferred_checks, is_asynchronous, verified
-from ensemblead.errors import NotFittedError
 from ensemblead.images import Geometry, ImageBatch, Replay, SkippedImage, iterate_batches, open_images
-from ensemblead.notices import warn
+from ensemblead.networks.network import FeaturePool, Network
+from ensemblead.networks.transfer import FiniteChecks, HostCopy, deferred_checks, is_asynchronous, verified
 
 if TYPE_CHECKING:
     from typing_extensions import Self

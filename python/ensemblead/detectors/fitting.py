@@ -9,8 +9,8 @@ from typing import Literal
 
 import torch
 
-from ensemblead.detectors.calibration import NormalSample
-from ensemblead.notices import ThresholdWarning, warn
+from ensemblead.calibration.statistics import NormalSample
+from ensemblead.common.warnings import ThresholdWarning, warn
 
 # Called with what is being done ("embed", "select", "calibrate", "predict"), how much of it is done, and how
 # much there is.

@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
-from ensemblead.checks import whole_number
-from ensemblead.errors import IllConditionedError
-from ensemblead.precision import exact_products
+from ensemblead.common.errors import IllConditionedError
+from ensemblead.common.precision import exact_products
+from ensemblead.common.validation import whole_number
 
 # Added to the diagonal of every covariance (the paper's).
 REGULARIZATION = 0.01

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 import torch
 from torch import nn
 
-from ensemblead.checks import whole_number
+from ensemblead.calibration.statistics import Calibration
+from ensemblead.common.errors import NotFittedError
+from ensemblead.common.validation import whole_number
 from ensemblead.detectors.base import LeafDetector
-from ensemblead.detectors.calibration import Calibration
-from ensemblead.detectors.network import Network, check_device, check_precision, network_from_store
-from ensemblead.errors import NotFittedError
-from ensemblead.features import FeatureExtractor
 from ensemblead.images import Geometry
+from ensemblead.networks import FeatureExtractor
+from ensemblead.networks.network import Network, check_device, check_precision, network_from_store
 from ensemblead.store import FolderReader, FolderWriter
 
 if TYPE_CHECKING:

@@ -15,15 +15,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from ensemblead.checks import whole_number
+from ensemblead.calibration.statistics import MAX_IMAGES, ROOT_ROUNDING, ROUNDING, NormalSample
+from ensemblead.common.errors import NotFittedError
+from ensemblead.common.validation import whole_number
 from ensemblead.detectors.base import Embedded, Fitting, Progress
-from ensemblead.detectors.calibration import MAX_IMAGES, ROOT_ROUNDING, ROUNDING, NormalSample
 from ensemblead.detectors.leaf import NetworkDetector
-from ensemblead.detectors.maps import render_maps
-from ensemblead.detectors.network import require_finite
-from ensemblead.errors import NotFittedError
+from ensemblead.kernels.maps import render_maps
 from ensemblead.kernels.patches import aggregate_patches
 from ensemblead.memory import MemoryBank
+from ensemblead.networks.network import require_finite
 from ensemblead.store import FolderReader, FolderWriter, register
 
 if TYPE_CHECKING:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from ensemblead.calibration.statistics import Calibration, NormalSample
+from ensemblead.common.errors import DamagedModelError
 from ensemblead.detectors.base import (
     Detector,
     Embedded,
@@ -22,11 +24,7 @@ from ensemblead.detectors.base import (
     Result,
     share_networks,
 )
-from ensemblead.detectors.calibration import Calibration, NormalSample
-from ensemblead.detectors.maps import resize_maps
-from ensemblead.detectors.network import FeaturePool
 from ensemblead.detectors.patchcore import PatchCore
-from ensemblead.detectors.transfer import HostCopy
 from ensemblead.ensembles.fusion import (
     check_weights,
     combine_calibrations,
@@ -36,8 +34,10 @@ from ensemblead.ensembles.fusion import (
 )
 from ensemblead.ensembles.presets import MISSION
 from ensemblead.ensembles.tiles import TiledEnsemble, score_together
-from ensemblead.errors import DamagedModelError
 from ensemblead.images import Geometry, ImageBatch
+from ensemblead.kernels.maps import resize_maps
+from ensemblead.networks.network import FeaturePool
+from ensemblead.networks.transfer import HostCopy
 from ensemblead.store import FolderReader, FolderWriter, register
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from inspect import isclass
 from typing import Any, TypeAlias, get_args, get_origin
 
 from ensemblead import store
-from ensemblead.configuration import (
+from ensemblead.config.schema import (
     KeyPath,
     Parameter,
     Problems,

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ensemblead.detectors.calibration import ROUNDING, Calibration, floored
+from ensemblead.calibration.statistics import ROUNDING, Calibration, floored
 
 FUSIONS = ("calibrated", "minmax", "mean", "max", "rank")
 # Steps of the empirical distribution that map pixels are ranked in.

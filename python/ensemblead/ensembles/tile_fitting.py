@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ensemblead.calibration.statistics import DEFAULT_RATE, MAX_IMAGES, ImageDigest, NormalSample
+from ensemblead.common.memory import return_free_memory
+from ensemblead.common.warnings import warn
 from ensemblead.detectors.base import Detector, Embedded, Fitting, Progress, Result
-from ensemblead.detectors.calibration import DEFAULT_RATE, MAX_IMAGES, ImageDigest, NormalSample
 from ensemblead.ensembles.tile_frame import Joiner, TileFrame, Units, unvaried
-from ensemblead.heap import return_free_memory
 from ensemblead.images import replay
-from ensemblead.notices import warn
 
 if TYPE_CHECKING:
     from ensemblead.ensembles.tiles import TiledEnsemble

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ensemblead.detectors.calibration import LEAST_SHARE, ROUNDING
+from ensemblead.calibration.statistics import LEAST_SHARE, ROUNDING
 from ensemblead.detectors.fitting import Result
 from ensemblead.kernels.tiling import smooth_seams, tile_grid, untile
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 
 from ensemblead.detectors.base import Detector, Embedded, LeafDetector
-from ensemblead.detectors.network import FeaturePool
 from ensemblead.images import Geometry
+from ensemblead.networks.network import FeaturePool
 
 # Tiles are network input as they are.
 _AS_IS = Geometry(None, None)

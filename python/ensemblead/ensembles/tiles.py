@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 
-from ensemblead.checks import whole_number
+from ensemblead.calibration.statistics import Calibration
+from ensemblead.common.errors import DamagedModelError, NotFittedError
+from ensemblead.common.validation import whole_number
 from ensemblead.detectors.base import (
     Detector,
     Embedded,
@@ -23,14 +25,12 @@ from ensemblead.detectors.base import (
     Result,
     share_networks,
 )
-from ensemblead.detectors.calibration import Calibration
-from ensemblead.detectors.network import FeaturePool
 from ensemblead.ensembles.tile_fitting import TiledFitting
 from ensemblead.ensembles.tile_frame import NORMALIZATIONS, SCORES, Joiner, TileFrame, Units
 from ensemblead.ensembles.tile_network import TileNetwork
-from ensemblead.errors import DamagedModelError, NotFittedError
 from ensemblead.images import Geometry
 from ensemblead.kernels.tiling import tile_grid
+from ensemblead.networks.network import FeaturePool
 from ensemblead.store import FolderReader, FolderWriter, register
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from .metrics import TypeMetrics, rank_scores
-from .report import NAN, Details, ImageResult, TypeRow
+from ensemblead.evaluation.results import NAN, Details, ImageResult, TypeRow
+from ensemblead.metrics import TypeMetrics, rank_scores
 
 
 def type_rows(images: Sequence[ImageResult], pixels: Mapping[str, TypeMetrics]) -> tuple[TypeRow, ...]:

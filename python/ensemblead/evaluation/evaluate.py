@@ -13,12 +13,14 @@ from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from ensemblead.common.resources import peak_memory_mb
+from ensemblead.datasets.categories import Category, Dataset, Sample
+from ensemblead.evaluation.by_type import type_rows
+from ensemblead.evaluation.gallery import PictureKeeper, describe_threshold
+from ensemblead.evaluation.minmax import Ensemble, SetDetector, fuse_minmax, fused_set
+from ensemblead.evaluation.results import NAN, Details, ImageResult, Report, Row
 from ensemblead.images import read_mask
-
-from .by_type import type_rows
-from .categories import Category, Dataset, Sample
-from .gallery import PictureKeeper, describe_threshold
-from .metrics import (
+from ensemblead.metrics import (
     PixelScores,
     TypeMetrics,
     curve_points,
@@ -26,9 +28,6 @@ from .metrics import (
     rank_scores,
     score_intervals,
 )
-from .minmax import Ensemble, SetDetector, fuse_minmax, fused_set
-from .report import NAN, Details, ImageResult, Report, Row
-from .resources import peak_memory_mb
 
 
 class Geometry(Protocol):

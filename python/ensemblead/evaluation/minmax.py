@@ -14,7 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from .metrics.inputs import as_floats
+from ensemblead.metrics.inputs import as_floats
 
 
 @runtime_checkable

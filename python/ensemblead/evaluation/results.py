@@ -1,309 +1,382 @@
-"""What a run of a suite found: reports by detector and data set, and the tables made of them."""
+"""What `evaluate` found: rows for a table, and everything behind them."""
 
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from ensemblead.kernels.build import __version__
+import numpy as np
+from numpy.typing import NDArray
 
-from .cells import Finished
-from .files import as_file_name
-from .page import page_cells
-from .report import (
-    COLUMNS,
-    MARKDOWN,
-    Report,
-    Row,
-    csv_cell,
-    markdown_cell,
-    markdown_name,
-    without_nan,
-    write_text,
-    write_types,
-)
-from .suite import Cell, Suite, settings_dict
+from ensemblead.metrics import Interval
+
+if TYPE_CHECKING:
+    from ensemblead.evaluation.gallery import Pictures
+
+StrPath: TypeAlias = str | os.PathLike[str]
+Curve: TypeAlias = tuple[NDArray[np.float64], NDArray[np.float64]]
+
+NAN = math.nan
 
 
 @dataclass(frozen=True)
-class Failure:
-    """Why a cell has no results."""
+class Row:
+    """One row of `results.csv`: one category, or the summary of several.
 
-    kind: str
-    message: str
-    traceback: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.kind}: {' '.join(self.message.split())}"
-
-
-@dataclass(frozen=True)
-class CellResult:
-    """One cell of a suite: a detector on a category.
-
-    Attributes:
-        detector, dataset, category: Their names.
-        key: The hash that it is kept under; "" before it is known, and if it is not kept, because files
-            changed while it was measured.
-        finished: What was measured; None if it failed or was not run yet.
-        failure: Why it failed; None if it did not.
-        reused: Whether an earlier run measured it.
+    Metrics and rates are in [0, 1], larger is better for metrics; NaN (an empty cell, `null` in JSON) is what
+    is not defined or not known. `..._threshold` are the thresholds of the best F1, found with the labels in
+    sight; `threshold` is the detector's own, which has never seen a label, and `false_alarm_rate` (normal
+    images called anomalous) and `miss_rate` (anomalous ones called normal) are taken at it. `aupro` is up to
+    a false-positive rate of 0.3, `aupro_005` up to 0.05; `aupro_image...` average per image instead of per
+    component. `peak_memory_mb` is the peak resident size of the whole process so far (in a suite: since
+    the cell began).
     """
 
-    detector: str
-    dataset: str
     category: str
-    key: str = ""
-    finished: Finished | None = None
-    failure: Failure | None = None
-    reused: bool = False
+    num_train: int = 0
+    num_normal: int = 0
+    num_anomalous: int = 0
+    image_auroc: float = NAN
+    image_ap: float = NAN
+    image_f1_max: float = NAN
+    image_f1_threshold: float = NAN
+    pixel_auroc: float = NAN
+    anomaly_pixel_auroc: float = NAN
+    pixel_ap: float = NAN
+    pixel_f1_max: float = NAN
+    pixel_f1_threshold: float = NAN
+    aupro: float = NAN
+    aupro_005: float = NAN
+    aupro_image: float = NAN
+    aupro_image_005: float = NAN
+    threshold: float = NAN
+    false_alarm_rate: float = NAN
+    miss_rate: float = NAN
+    fit_seconds: float = NAN
+    predict_seconds: float = NAN
+    images_per_second: float = NAN
+    peak_memory_mb: float = NAN
 
-    @property
-    def status(self) -> str:
-        """ "done", "failed" or "pending"."""
-        if self.finished is not None:
-            return "done"
-        return "pending" if self.failure is None else "failed"
 
-    def __str__(self) -> str:
-        place = self.category if self.category == self.dataset else f"{self.dataset}/{self.category}"
-        return f"{self.detector} on {place}"
+@dataclass(frozen=True)
+class TypeRow:
+    """One row of `types.csv`: one type of defect of a category.
 
-
-@dataclass
-class SuiteResults:
-    """The cells of a suite in its order.
-
-    Attributes:
-        suite: What was run.
-        cells: One `CellResult` per detector and category.
+    The metrics are those of `Row` of a test set that has the images of this type and all good ones, and no
+    other defects (Bergmann et al., MVTec AD, evaluate types so); NaN is what is not defined or not known. So
+    a category's metrics are no means over its types. `miss_rate` is the share of the type's images that was
+    called normal at the detector's own threshold. `error_bound` is how far `pixel_auroc` and `aupro` can be
+    off, 0 unless the maps exceeded `evaluate`'s memory limit.
     """
 
-    suite: Suite
-    cells: list[CellResult] = field(default_factory=list)
+    defect_type: str
+    num_images: int = 0
+    image_auroc: float = NAN
+    pixel_auroc: float = NAN
+    aupro: float = NAN
+    miss_rate: float = NAN
+    error_bound: float = NAN
 
-    @classmethod
-    def of(cls, suite: Suite) -> SuiteResults:
-        """With every cell pending."""
-        return cls(suite, [_pending(cell) for cell in suite.cells()])
+
+COLUMNS: tuple[str, ...] = tuple(column.name for column in fields(Row))
+TYPE_COLUMNS: tuple[str, ...] = tuple(column.name for column in fields(TypeRow))
+_COUNTS = ("num_train", "num_normal", "num_anomalous")
+_SECONDS = ("fit_seconds", "predict_seconds")
+_THRESHOLDS = ("threshold", "image_f1_threshold", "pixel_f1_threshold")
+
+
+@dataclass(frozen=True)
+class ImageResult:
+    """What became of one test image; `is_anomalous` is None where the detector has no threshold."""
+
+    path: str
+    label: bool
+    defect_type: str
+    mask_path: str | None
+    score: float
+    is_anomalous: bool | None
 
     @property
-    def failures(self) -> list[CellResult]:
-        """Cells that failed."""
-        return [cell for cell in self.cells if cell.failure is not None]
+    def is_error(self) -> bool:
+        """Whether it is a false alarm or a miss at the detector's own threshold."""
+        return self.is_anomalous is not None and self.is_anomalous != self.label
 
-    @property
-    def is_complete(self) -> bool:
-        """Whether every cell is done."""
-        return all(cell.finished is not None for cell in self.cells)
 
-    def report(self, detector: str, dataset: str) -> Report:
-        """The `Report` of one detector on one data set: of the categories that are done.
+@dataclass(frozen=True)
+class Details:
+    """What lies behind one row.
 
-        Raises KeyError if none is.
+    Attributes:
+        images: Every test image, in the order of the data set.
+        intervals: Bootstrap confidence intervals over images, by column.
+        error_bounds: How far the streaming mode of the pixel metrics can be off, by column; all 0 if exact.
+        exact: Whether the pixel metrics are exact; None if there are none.
+        duplicates: Pairs of a training file and a test file that are equal byte for byte.
+        curves: Points (x, y) for drawing: `roc`, `precision_recall`, `pixel_roc`, `pixel_precision_recall`,
+            `pro`; those that are defined.
+        pictures: The anomaly maps that `Report.to_html` shows; None if none were kept.
+        threshold_source: Where the detector's own threshold comes from, for reading; "" if it has none.
+        types: A row for every type of defect, sorted by name; none if no image is anomalous.
+    """
+
+    images: tuple[ImageResult, ...] = ()
+    intervals: Mapping[str, Interval] = field(default_factory=dict)
+    error_bounds: Mapping[str, float] = field(default_factory=dict)
+    exact: bool | None = None
+    duplicates: tuple[tuple[str, str], ...] = ()
+    curves: Mapping[str, Curve] = field(default_factory=dict)
+    pictures: Pictures | None = None
+    threshold_source: str = ""
+    types: tuple[TypeRow, ...] = ()
+
+
+class Report:
+    """The results of an evaluation. Every column of `results.csv` is an attribute: that of the summary row.
+
+    Attributes:
+        rows: One `Row` per category.
+        summary: The only row, or a row "mean": means of metrics and rates over the categories where they are
+            defined, sums of counts and seconds.
+        details: By category, what lies behind its row.
+        warnings: What a reader must know to trust the numbers, one line each.
+        settings: How the evaluation was made.
+    """
+
+    def __init__(
+        self,
+        rows: Sequence[Row],
+        details: Mapping[str, Details] | None = None,
+        warnings: Sequence[str] = (),
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
+        if not rows:
+            raise ValueError("rows must hold at least one category, got none")
+        self.rows = tuple(rows)
+        self.summary = self.rows[0] if len(self.rows) == 1 else _mean_row(self.rows)
+        self.details = dict(details or {})
+        self.warnings = tuple(warnings)
+        self.settings = dict(settings or {})
+
+    def __getattr__(self, name: str) -> Any:
+        # Reached only for what is not set above; `summary` is absent while unpickling or copying.
+        if name in COLUMNS and "summary" in self.__dict__:
+            return getattr(self.summary, name)
+        raise AttributeError(f"Report has no attribute {name!r}")
+
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__(), *COLUMNS})
+
+    def __getitem__(self, category: str) -> Row:
+        """The row of a category."""
+        for row in self.rows:
+            if row.category == category:
+                return row
+        raise KeyError(f"no category {category!r}; there are {', '.join(row.category for row in self.rows)}")
+
+    def __repr__(self) -> str:
+        shown = ("image_auroc", "pixel_auroc", "aupro")
+        values = ", ".join(f"{name}={getattr(self.summary, name):.4f}" for name in shown)
+        return f"Report({len(self.rows)} categor{'y' if len(self.rows) == 1 else 'ies'}, {values})"
+
+    def _all_rows(self) -> tuple[Row, ...]:
+        return self.rows if len(self.rows) == 1 else (*self.rows, self.summary)
+
+    def to_csv(self, path: StrPath, *, by_type: bool = False) -> None:
+        """One line per category and, if there are several, a line "mean"; columns as in `Row`.
+
+        Args:
+            by_type: One line per category and type of defect instead; columns `category` and those of
+                `TypeRow`.
         """
-        found = [cell for cell in self.cells if (cell.detector, cell.dataset) == (detector, dataset)]
-        done = [(cell, cell.finished) for cell in found if cell.finished is not None]
-        if not done:
-            raise KeyError(f"no results of {detector!r} on {dataset!r}")
-        warnings = [f"{cell.category}: {line}" for cell, finished in done for line in finished.warnings]
-        if len(done) < len(found):
-            warnings.append(f"mean: over {len(done)} of {len(found)} categories, the others are not done")
-        settings = {"dataset": dataset, "detector": detector, **settings_dict(self.suite.settings)}
-        details = {cell.category: finished.details for cell, finished in done}
-        return Report([finished.row for _, finished in done], details, warnings, settings)
-
-    def reports(self) -> dict[tuple[str, str], Report]:
-        """All reports by (detector, dataset); those without a category that is done are left out."""
-        places = dict.fromkeys((cell.detector, cell.dataset) for cell in self.cells)
-        done = {(cell.detector, cell.dataset) for cell in self.cells if cell.finished is not None}
-        return {place: self.report(*place) for place in places if place in done}
-
-    def rows(self) -> list[tuple[str, str, Row, str]]:
-        """(detector, dataset, row, error) for every cell that was run; a row "mean" ends the categories of a
-        detector on a data set of several.
-        """
-        table = []
-        for detector, dataset in dict.fromkeys((cell.detector, cell.dataset) for cell in self.cells):
-            own = [cell for cell in self.cells if (cell.detector, cell.dataset) == (detector, dataset)]
-            for cell in own:
-                if cell.finished is not None:
-                    table.append((detector, dataset, cell.finished.row, ""))
-                elif cell.failure is not None:
-                    table.append((detector, dataset, Row(cell.category), str(cell.failure)))
-            if len(own) > 1 and any(cell.finished is not None for cell in own):
-                table.append((detector, dataset, _mean(self.report(detector, dataset)), ""))
-        return table
-
-    def write(self, out: Path) -> None:
-        """`results.csv`, `.json` and `.md` and `types.csv` in a folder, each whole or not at all."""
-        self.to_csv(out / "results.csv")
-        self.types_to_csv(out / "types.csv")
-        self.to_json(out / "results.json")
-        write_text(out / "results.md", self.to_markdown())
-
-    def write_pages(self, out: Path) -> list[Path]:
-        """`reports/<detector>-<dataset>.html` in a folder for every detector on every data set, in the order
-        of `reports`; see `Report.to_html`. One that is there and shows these very cells is left as it is.
-        """
-        paths: list[Path] = []
-        for (detector, dataset), report in self.reports().items():
-            name = as_file_name(f"{detector}-{dataset}")
-            path = out / "reports" / f"{name}.html"
-            if path in paths:
-                path = path.with_name(f"{name}.{len(paths)}.html")
-            own = [cell for cell in self.cells if (cell.detector, cell.dataset) == (detector, dataset)]
-            # Not whether cells are reused: a page may be of another configuration, whose cells are there too.
-            gallery = self.suite.settings.gallery
-            report.settings["cells"] = shown = _shown_cells(detector, dataset, own, gallery)
-            if not shown or not path.exists() or page_cells(path) != shown:
-                report.to_html(path, max_images=gallery)
-            paths.append(path)
-        return paths
-
-    def to_csv(self, path: Path) -> None:
-        """`rows` with the columns `detector`, `dataset`, those of `Row`, and `error`."""
+        if by_type:
+            known = [row.category for row in self.rows if row.category in self.details]
+            write_types(path, (), (((name,), self.details[name]) for name in known))
+            return
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["detector", "dataset", *COLUMNS, "error"])
-        for detector, dataset, row, error in self.rows():
-            counts = [csv_cell(getattr(row, name)) for name in COLUMNS]
-            if error:
-                counts = [row.category] + [""] * (len(COLUMNS) - 1)
-            writer.writerow([detector, dataset, *counts, error])
+        writer.writerow(COLUMNS)
+        for row in self._all_rows():
+            writer.writerow(csv_cell(getattr(row, column)) for column in COLUMNS)
         write_text(path, text.getvalue())
 
-    def types_to_csv(self, path: Path) -> None:
-        """Types of defects: the columns `detector`, `dataset`, `category` and those of `TypeRow`."""
-        found = (
-            ((cell.detector, cell.dataset, cell.category), cell.finished.details)
-            for cell in self.cells
-            if cell.finished is not None
-        )
-        write_types(path, ("detector", "dataset"), found)
-
-    def to_json(self, path: Path) -> None:
-        """The suite with every default filled in, all cells with their intervals and remarks, and the means.
-        Image scores and curves are in the files of the cells.
-        """
-        means = [
-            {"detector": detector, "dataset": dataset, **asdict(_mean(report))}
-            for (detector, dataset), report in self.reports().items()
-            if len(report.rows) > 1
-        ]
+    def to_json(self, path: StrPath) -> None:
+        """Everything but the curves: rows, intervals, error bounds, image scores, warnings, settings."""
+        categories = []
+        for row in self.rows:
+            details = self.details.get(row.category, Details())
+            categories.append(
+                {
+                    **asdict(row),
+                    "intervals": {name: list(pair) for name, pair in details.intervals.items()},
+                    "pixel_metrics_exact": details.exact,
+                    "error_bounds": dict(details.error_bounds),
+                    "duplicates": [list(pair) for pair in details.duplicates],
+                    "threshold_source": details.threshold_source,
+                    "types": [asdict(row) for row in details.types],
+                    "images": [asdict(image) for image in details.images],
+                }
+            )
         document = {
-            "version": __version__,
-            "settings": settings_dict(self.suite.settings),
-            "detectors": [{"name": one.name, **one.description} for one in self.suite.detectors],
-            "datasets": {
-                name: [category.name for category in dataset.categories]
-                for name, dataset in self.suite.datasets.items()
-            },
-            "complete": self.is_complete,
-            "cells": [_cell_document(cell) for cell in self.cells],
-            "means": means,
+            "summary": asdict(self.summary),
+            "categories": categories,
+            "warnings": list(self.warnings),
+            "settings": self.settings,
         }
         write_text(path, json.dumps(without_nan(document), indent=1, allow_nan=False) + "\n")
 
-    def to_markdown(self) -> str:
-        """A table of means where there are several, one of all rows, and what there is to say about them."""
-        rows = self.rows()
-        lines = ["# Results", ""]
-        means = [one for one in rows if one[2].category == "mean"]
-        if means:
-            lines += ["## Means over categories", "", *_table(means, categories=False), ""]
-        for name in self.suite.datasets:
-            lines += [f"## {name}", "", *_table([one for one in rows if one[1] == name]), ""]
-        said = [f"- {cell}: {cell.failure}" for cell in self.failures]
-        if said:
-            lines += ["## Failed", "", *said, ""]
-        left = sum(cell.status == "pending" for cell in self.cells)
-        if left:
-            lines += [f"{left} of {len(self.cells)} cells are not done yet.", ""]
-        remarks = [
-            f"- {cell}: {line}"
-            for cell in self.cells
-            if cell.finished is not None
-            for line in cell.finished.warnings
+    def to_html(self, path: StrPath, *, max_images: int = 300) -> None:
+        """One file that loads nothing: tables, curves, and a gallery that sorts and filters.
+
+        An image takes 20 to 60 KB with its heat map, smooth ones least, so that 300 take 6 to 18 MB;
+        photographs and masks are read again from where they were.
+
+        Args:
+            max_images: Of the images that `evaluate` kept (see its `gallery`), how many to show: errors
+                first, then normal images with high scores and defective ones with low scores. The page says
+                how many were left out.
+
+        Raises:
+            ValueError: `max_images` is negative.
+        """
+        from ensemblead.report.page import write_page
+
+        write_page(self, path, max_images)
+
+    def figures(self, folder: StrPath) -> list[Path]:
+        """One PNG per category with ROC, precision-recall and PRO curves and the scores' histogram.
+
+        Raises:
+            MissingExtraError: matplotlib is not installed.
+        """
+        from ensemblead.report.figures import save_curves
+
+        return save_curves(self, folder)
+
+    def to_markdown(self, path: StrPath | None = None, *, intervals: bool = False) -> str:
+        """A table of the main columns, and the warnings below it; written to `path` if that is given.
+
+        Args:
+            intervals: Put the confidence interval behind every metric that has one.
+        """
+        lines = [
+            "| category | " + " | ".join(title for title, _ in MARKDOWN) + " |",
+            "| --- |" + " ---: |" * len(MARKDOWN),
         ]
-        if remarks:
-            lines += ["## Remarks", "", *remarks, ""]
-        return "\n".join(lines)
+        for row in self._all_rows():
+            found = self.details.get(row.category, Details()).intervals if intervals else {}
+            cells = [markdown_cell(getattr(row, name), found.get(name), name) for _, name in MARKDOWN]
+            lines.append(f"| {markdown_name(row.category)} | " + " | ".join(cells) + " |")
+        if self.warnings:
+            lines += ["", *(f"- {warning}" for warning in self.warnings)]
+        text = "\n".join(lines) + "\n"
+        if path is not None:
+            write_text(path, text)
+        return text
 
 
-def _shown_cells(detector: str, dataset: str, cells: Sequence[CellResult], gallery: int) -> str:
-    """A hash of what a page shows: which cells there are, which of them are done, under which keys, and how
-    many images. "" if one of them has no key: nothing tells it from the next.
-    """
-    if any(cell.finished is not None and not cell.key for cell in cells):
-        return ""
-    known = [(cell.category, cell.key if cell.finished is not None else "") for cell in cells]
-    return hashlib.sha256(json.dumps([__version__, detector, dataset, known, gallery]).encode()).hexdigest()
+MARKDOWN = (
+    ("image AUROC", "image_auroc"),
+    ("image AP", "image_ap"),
+    ("image F1-max", "image_f1_max"),
+    ("pixel AUROC", "pixel_auroc"),
+    ("pixel AUROC, defective", "anomaly_pixel_auroc"),
+    ("pixel AP", "pixel_ap"),
+    ("pixel F1-max", "pixel_f1_max"),
+    ("AUPRO", "aupro"),
+    ("AUPRO 0.05", "aupro_005"),
+    ("false alarms", "false_alarm_rate"),
+    ("misses", "miss_rate"),
+    ("predict, s", "predict_seconds"),
+    ("images/s", "images_per_second"),
+    ("peak memory, MB", "peak_memory_mb"),
+)
+_PLAIN = ("fit_seconds", "predict_seconds", "images_per_second", "peak_memory_mb")
 
 
-def _pending(cell: Cell) -> CellResult:
-    return CellResult(cell.entry.name, cell.dataset, cell.category.name)
-
-
-def _mean(report: Report) -> Row:
-    """The summary, called "mean" even if only one category is done."""
-    return Row(**{**asdict(report.summary), "category": "mean"})
-
-
-def _cell_document(cell: CellResult) -> dict[str, Any]:
-    document: dict[str, Any] = {
-        "detector": cell.detector,
-        "dataset": cell.dataset,
-        "category": cell.category,
-        "status": cell.status,
-    }
-    if cell.finished is not None:
-        details = cell.finished.details
-        document |= {
-            "key": cell.key,
-            **asdict(cell.finished.row),
-            "intervals": {name: list(pair) for name, pair in details.intervals.items()},
-            "pixel_metrics_exact": details.exact,
-            "error_bounds": dict(details.error_bounds),
-            "duplicates": [list(pair) for pair in details.duplicates],
-            "types": [asdict(row) for row in details.types],
-            "warnings": list(cell.finished.warnings),
-        }
-    if cell.failure is not None:
-        document["error"] = asdict(cell.failure)
-    return document
-
-
-_SECONDS = (("fit, s", "fit_seconds"),)
-
-
-def _columns() -> list[tuple[str, str]]:
-    """The columns of a report's table, with the seconds of the fit before those of the prediction."""
-    place = [name for _, name in MARKDOWN].index("predict_seconds")
-    return [*MARKDOWN[:place], *_SECONDS, *MARKDOWN[place:]]
-
-
-def _table(rows: Sequence[tuple[str, str, Row, str]], *, categories: bool = True) -> list[str]:
-    """Markdown; with the category in the second column, or the data set."""
-    columns = _columns()
-    head = ["detector", "category" if categories else "data set", *(title for title, _ in columns)]
-    lines = [f"| {' | '.join(head)} |", "| --- | --- |" + " ---: |" * len(columns)]
-    for detector, dataset, row, error in rows:
-        cells = [markdown_name(detector), markdown_name(row.category if categories else dataset)]
-        if error:
-            cells += ["failed", *["-"] * (len(columns) - 1)]
+def _mean_row(rows: Sequence[Row]) -> Row:
+    values: dict[str, Any] = {"category": "mean"}
+    for name in COLUMNS[1:]:
+        column = [getattr(row, name) for row in rows]
+        known = [value for value in column if not math.isnan(value)]
+        if name in _COUNTS:
+            values[name] = sum(column)
+        elif name in _THRESHOLDS or not known:
+            values[name] = NAN
+        elif name in _SECONDS:
+            values[name] = float(sum(known))
+        elif name == "peak_memory_mb":
+            values[name] = max(known)
         else:
-            cells += [markdown_cell(getattr(row, name), None, name) for _, name in columns]
-        lines.append(f"| {' | '.join(cells)} |")
-    return lines
+            values[name] = float(np.mean(known))
+    timed = [row for row in rows if row.predict_seconds > 0]
+    if timed:
+        images = sum(row.num_normal + row.num_anomalous for row in timed)
+        values["images_per_second"] = images / sum(row.predict_seconds for row in timed)
+    return Row(**values)
 
 
-def as_documents(cells: Sequence[CellResult]) -> list[Mapping[str, Any]]:
-    """The cells in JSON's types."""
-    return [_cell_document(cell) for cell in cells]
+def write_types(path: StrPath, names: Sequence[str], found: Iterable[tuple[Sequence[str], Details]]) -> None:
+    """A csv with a line per type of defect.
+
+    Args:
+        names: Of the columns before `category`.
+        found: What stands in those and in `category`, and the details whose types are written.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*names, "category", *TYPE_COLUMNS])
+    for where, details in found:
+        for row in details.types:
+            writer.writerow([*where, *(csv_cell(getattr(row, column)) for column in TYPE_COLUMNS)])
+    write_text(path, text.getvalue())
+
+
+def csv_cell(value: Any) -> str:
+    if isinstance(value, float):
+        return "" if math.isnan(value) else f"{value:.8g}"
+    return str(value)
+
+
+def markdown_name(text: str) -> str:
+    """A name that stays within its cell of a table."""
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def markdown_cell(value: float, found: Interval | None, name: str) -> str:
+    if math.isnan(value):
+        return "-"
+    if name in _PLAIN:
+        return f"{value:.1f}"
+    return f"{value:.4f}" if found is None else f"{value:.4f} [{found[0]:.4f}, {found[1]:.4f}]"
+
+
+def without_nan(value: Any) -> Any:
+    """`value` with every float that JSON cannot write replaced by None."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: without_nan(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [without_nan(item) for item in value]
+    return value
+
+
+def write_text(path: StrPath, text: str) -> None:
+    """Write whole or not at all: to a temporary name beside `path`, then renamed."""
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8", newline="") as file:
+            file.write(text)
+        os.replace(temporary, target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from ensemblead.checks import whole_number
-from ensemblead.errors import UnreadableImageError
+from ensemblead.common.errors import UnreadableImageError
+from ensemblead.common.validation import whole_number
 from ensemblead.images.geometry import Geometry
 from ensemblead.images.sources import ImageSource
 

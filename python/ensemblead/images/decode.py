@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ensemblead.errors import MissingExtraError, UnreadableImageError
+from ensemblead.common.errors import MissingExtraError, UnreadableImageError
 
 try:
     from PIL import Image, ImageOps

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from ensemblead.errors import UnreadableImageError
+from ensemblead.common.errors import UnreadableImageError
 from ensemblead.images.batches import ImageBatch, iterate_batches
 from ensemblead.images.geometry import Geometry
 from ensemblead.images.sources import ImageSource

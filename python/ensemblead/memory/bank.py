@@ -9,13 +9,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ensemblead.checks import whole_number
-from ensemblead.errors import NotFittedError
+from ensemblead.common.errors import NotFittedError
+from ensemblead.common.validation import whole_number
 from ensemblead.kernels.coreset import select_coreset
 from ensemblead.memory.buffer import Buffer, free_on, take, to_host, waits_on_host
-from ensemblead.memory.exact import ExactIndex, Excluded, nearest_squared
 from ensemblead.memory.projection import make_projection, project_chunks
-from ensemblead.memory.search import INDEX_NAMES, FaissIndex, flat_index, make_index
+from ensemblead.search.exact import ExactIndex, Excluded, nearest_squared
+from ensemblead.search.plan import INDEX_NAMES, FaissIndex, flat_index, make_index
 
 # How much a group of rows keeps of itself, as a multiple of the coreset's fraction, when not all rows fit the
 # buffer.

@@ -1,0 +1,1 @@
+"""Statistics of normal images, thresholds, fingerprints."""

@@ -1,0 +1,1 @@
+"""Helpers that know nothing of images or detectors: errors, extras, warnings, validation, files, memory."""

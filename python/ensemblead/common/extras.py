@@ -1,0 +1,49 @@
+"""Packages that extras install, and what to say when one is missing."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+from ensemblead.common.errors import MissingExtraError
+
+# Import name -> the extras that bring it. `cpu` and `gpu` are alternatives.
+EXTRAS: dict[str, tuple[str, ...]] = {
+    "torch": ("cpu", "gpu"),
+    "torchvision": ("cpu", "gpu"),
+    "timm": ("cpu", "gpu"),
+    "safetensors": ("cpu", "gpu"),
+    "PIL": ("cpu", "gpu"),
+    "scipy": ("cpu", "gpu"),
+    "sklearn": ("cpu", "gpu"),
+    "matplotlib": ("cpu", "gpu"),
+    "typer": ("cpu", "gpu"),
+    "rich": ("cpu", "gpu"),
+    "yaml": ("cpu", "gpu"),
+    "faiss": ("cpu", "gpu"),
+    "cupy": ("gpu",),
+}
+
+
+def missing_extra(module: str, purpose: str) -> MissingExtraError:
+    """The error for a missing module: which package, what for, and what to install."""
+    commands = " or ".join(f'pip install "ensemblead[{extra}]"' for extra in EXTRAS[module])
+    return MissingExtraError(f"{purpose} needs {module}, which is not installed: {commands}", name=module)
+
+
+def require(module: str, purpose: str) -> ModuleType:
+    """Imports a module that an extra installs.
+
+    Args:
+        module: its import name, a key of `EXTRAS`.
+        purpose: what it is needed for, the subject of the error's sentence: "the command line".
+
+    Raises:
+        MissingExtraError: it is not installed; the message names the extra.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name != module:
+            raise  # it is there, but something that it needs is not
+        raise missing_extra(module, purpose) from None

@@ -1,0 +1,1 @@
+"""Configuration files, and detectors as plain values."""

@@ -1,0 +1,82 @@
+"""From a grid of patch distances to an anomaly map in the image's frame.
+
+Bilinear resizing (`align_corners=False`) and the Gaussian are linear and act on rows and columns apart, so
+both are one small matrix per axis: `map = A_h @ grid @ A_w^T`. That is exact, runs as two matrix products on
+any device, and costs about as much as the grid is small.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ensemblead.common.precision import exact_products
+
+SIGMA = 4.0
+_TRUNCATE = 4.0
+
+
+def render_maps(grids: torch.Tensor, size: tuple[int, int], *, sigma: float = SIGMA) -> torch.Tensor:
+    """Upsample and blur: float `[B, h, w]` -> float32 `[B, H, W]`, on the device of `grids`.
+
+    Bilinear with `align_corners=False`, then a Gaussian as `scipy.ndimage.gaussian_filter(map, sigma)` has it
+    (edge pixel repeated on reflection, cut off at 4 sigma). `sigma=0` leaves the blur out. The values keep
+    their unit.
+    """
+    if grids.ndim != 3:
+        raise ValueError(f"grids must be [B, h, w], got shape {tuple(grids.shape)}")
+    if min(size) < 1 or 0 in grids.shape[1:]:
+        raise ValueError(f"cannot turn grids of {tuple(grids.shape[1:])} into maps of {size}")
+    if not (math.isfinite(sigma) and sigma >= 0):
+        raise ValueError(f"sigma must be finite and not negative, got {sigma}")
+    rows = _operator(grids.shape[1], size[0], sigma, grids.device)
+    columns = _operator(grids.shape[2], size[1], sigma, grids.device)
+    with exact_products():
+        return torch.matmul(torch.matmul(rows, grids.float()), columns.T)
+
+
+def resize_maps(maps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Bilinear resizing (`align_corners=False`) of `[B, h, w]`; maps of that size already are returned as
+    they are.
+    """
+    return maps if tuple(maps.shape[1:]) == tuple(size) else render_maps(maps, size, sigma=0.0)
+
+
+@lru_cache(maxsize=32)
+def _operator(source: int, target: int, sigma: float, device: torch.device) -> torch.Tensor:
+    """float32 `[target, source]`: upsampling, then blur."""
+    matrix = _resize_matrix(source, target)
+    if sigma > 0:
+        matrix = _blur_rows(matrix, sigma)
+    return torch.from_numpy(matrix.astype(np.float32)).to(device)
+
+
+def _resize_matrix(source: int, target: int) -> npt.NDArray[np.float64]:
+    centres = np.maximum((np.arange(target) + 0.5) * (source / target) - 0.5, 0.0)
+    low = np.minimum(centres.astype(np.int64), source - 1)
+    high = np.minimum(low + 1, source - 1)
+    weight = centres - low
+    matrix = np.zeros((target, source))
+    rows = np.arange(target)
+    np.add.at(matrix, (rows, low), 1.0 - weight)
+    np.add.at(matrix, (rows, high), weight)
+    return matrix
+
+
+def _blur_rows(matrix: npt.NDArray[np.float64], sigma: float) -> npt.NDArray[np.float64]:
+    """The Gaussian along the first axis, tap by tap: no `[target, target]` matrix, however large the map."""
+    radius = int(_TRUNCATE * sigma + 0.5)
+    taps = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
+    taps /= taps.sum()
+    length = len(matrix)
+    blurred = np.zeros_like(matrix)
+    for offset, tap in zip(range(-radius, radius + 1), taps, strict=True):
+        # d c b a | a b c d | d c b a: reflection about the pixels' outer edges, repeated where the map is
+        # short.
+        place = (np.arange(length) + offset) % (2 * length)
+        blurred += tap * matrix[np.minimum(place, 2 * length - 1 - place)]
+    return blurred

@@ -1,0 +1,5 @@
+"""Frozen networks: images in, feature maps of named layers out."""
+
+from ensemblead.networks.extractor import FeatureExtractor
+
+__all__ = ["FeatureExtractor"]

@@ -1,0 +1,226 @@
+"""`report.html`: everything that was measured, and the images, in one file that loads nothing.
+
+Tables and curves are written here and read without scripts; the images are data that the page's script shows,
+sorts and filters. Whatever comes from file names is escaped, and the page's policy (Content-Security-Policy)
+lets no other script or style run than its own two, by their hashes.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import math
+import os
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from html import escape
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from ensemblead.evaluation.gallery import Pictures
+from ensemblead.evaluation.results import Details, Report, StrPath
+from ensemblead.kernels.build import __version__
+from ensemblead.report.charts import charts
+from ensemblead.report.pictures import COLORS, describe_item
+from ensemblead.report.tables import (
+    decisions,
+    exactness,
+    has_types,
+    metrics,
+    thresholds,
+    tiles,
+    types,
+    warning_list,
+)
+
+_STYLES = ("page.css",)
+_SCRIPTS = ("overlay.js", "sorting.js", "page.js")
+
+
+def write_page(report: Report, path: StrPath, max_images: int) -> None:
+    """Write the report as one file, under a temporary name that is then renamed.
+
+    One photograph is in memory at a time. A photograph or mask that is gone or cannot be read is left out;
+    the page says so where it would be, and a warning counts them.
+    """
+    if isinstance(max_images, bool) or not isinstance(max_images, int):
+        raise TypeError(f"max_images must be an int, got {type(max_images).__name__}")
+    if max_images < 0:
+        raise ValueError(f"max_images must be at least 0, got {max_images}")
+    missing: list[str] = []
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8", newline="") as file:
+            for part in _parts(report, max_images, missing):
+                file.write(part)
+        os.replace(temporary, target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    if missing:
+        warnings.warn(
+            f"{len(missing)} image(s) or mask(s) could not be read for {target.name}, "
+            f"the first is {missing[0]}",
+            stacklevel=3,
+        )
+
+
+def _parts(report: Report, max_images: int, missing: list[str]) -> Iterator[str]:
+    style = "".join(_asset(name) for name in _STYLES)
+    script = "".join(_asset(name) for name in _SCRIPTS)
+    chosen = _choose(report, max_images)
+    title = str(report.settings.get("dataset") or report.rows[0].category)
+    if "detector" in report.settings:
+        title = f"{report.settings['detector']} on {title}"
+    texts = {
+        "policy": (
+            f"default-src 'none'; img-src data:; style-src '{_hash(style)}'; script-src '{_hash(script)}'; "
+            "base-uri 'none'; form-action 'none'"
+        ),
+        "version": escape(__version__),
+        "cells": escape(str(report.settings.get("cells", ""))),
+        "title": escape(title),
+        "style": style,
+        "script": script,
+        "lead": _lead(report),
+        "tiles": tiles(report),
+        "warnings": warning_list(report),
+        "metrics": metrics(report),
+        "decisions": decisions(report),
+        "thresholds": thresholds(report),
+        "exactness": exactness(report),
+        "curves_title": "Types of defect and curves" if has_types(report) else "Curves",
+        "curves": _curves(report),
+        "selection": _selection(report, chosen),
+        "footer": _footer(report),
+    }
+    pieces = re.split(r"\{\{(\w+)\}\}", _asset("page.html"))
+    for position, piece in enumerate(pieces):
+        if position % 2 == 0:
+            yield piece
+        elif piece == "data":
+            yield from _data(report, chosen, missing)
+        else:
+            yield texts[piece]
+
+
+def page_cells(path: Path) -> str | None:
+    """What the setting "cells" was of the report that a page shows; None for a file that does not say."""
+    with path.open("rb") as file:
+        found = re.search(rb'<meta name="cells" content="(\w*)">', file.read(4096))
+    return None if found is None else found[1].decode()
+
+
+def _asset(name: str) -> str:
+    return (files(__package__) / "assets" / name).read_text(encoding="utf-8")
+
+
+def _hash(text: str) -> str:
+    """As a Content-Security-Policy names what is between two tags."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def _choose(report: Report, most: int) -> list[tuple[int, int]]:
+    """Up to `most` (category, place among its kept pictures): errors first, categories taking turns."""
+    ranked = []
+    for number, row in enumerate(report.rows):
+        details = report.details.get(row.category, Details())
+        for place, picture in enumerate(details.pictures.kept if details.pictures else ()):
+            ranked.append((not details.images[picture.index].is_error, place, number))
+    return [(number, place) for _, place, number in sorted(ranked)[:most]]
+
+
+def _data(report: Report, chosen: Sequence[tuple[int, int]], missing: list[str]) -> Iterator[str]:
+    """The JSON that the script reads, piece by piece."""
+    categories = []
+    for row in report.rows:
+        pictures = report.details.get(row.category, Details()).pictures
+        categories.append(
+            {
+                "name": row.category,
+                "scale": list(pictures.scale) if pictures else None,
+                "contour": _known(row.pixel_f1_threshold),
+                "threshold": _known(row.threshold),
+                "best_f1_threshold": _known(row.image_f1_threshold),
+            }
+        )
+    yield f'{{"categories":{_json(categories)},"colors":{_json(COLORS)},"items":['
+    for position, (number, place) in enumerate(chosen):
+        row = report.rows[number]
+        details = report.details[row.category]
+        assert isinstance(details.pictures, Pictures)
+        item = describe_item(details, details.pictures.kept[place], missing)
+        yield ("," if position else "") + _json({"category": number, **item})
+    yield "]}"
+
+
+def _known(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
+def _json(value: Any) -> str:
+    """JSON that no HTML parser takes for a tag or a comment."""
+    text = json.dumps(value, separators=(",", ":"), allow_nan=False)
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _lead(report: Report) -> str:
+    row = report.summary
+    parts = [
+        f"{len(report.rows)} categories" if len(report.rows) > 1 else "",
+        f"{row.num_train:,} training images",
+        f"{row.num_normal:,} normal and {row.num_anomalous:,} defective test images",
+    ]
+    return " · ".join(part for part in parts if part)
+
+
+def _curves(report: Report) -> str:
+    sections = []
+    for number, row in enumerate(report.rows):
+        drawn = charts(row, report.details.get(row.category, Details()))
+        inner = f'<div class="charts">{drawn}</div>' if drawn else '<p class="muted">No curves were kept.</p>'
+        inner = types(report, number) + inner
+        if len(report.rows) == 1:
+            return inner
+        first = " open" if number == 0 else ""
+        head = f"<summary>{escape(row.category)}</summary>"
+        sections.append(f'<details class="curves" id="curves-{number}"{first}>{head}{inner}</details>')
+    return "\n".join(sections)
+
+
+def _selection(report: Report, chosen: Sequence[tuple[int, int]]) -> str:
+    """Which images are on the page, and how to have more."""
+    images = [image for details in report.details.values() for image in details.images]
+    if not chosen:
+        return "No images were kept (<code>evaluate(..., gallery=N)</code>, <code>--gallery N</code>)."
+    if len(chosen) == len(images):
+        return f"All {len(images):,} test images."
+    errors = sum(image.is_error for image in images)
+    shown = 0
+    for number, place in chosen:
+        details = report.details[report.rows[number].category]
+        assert details.pictures is not None
+        shown += details.images[details.pictures.kept[place].index].is_error
+    return (
+        f"{len(chosen):,} of {len(images):,} test images, to keep this file small: {shown:,} of "
+        f"{errors:,} errors (false alarms and misses), then normal images with the highest scores and "
+        "defective ones with the lowest, taking turns. More: <code>--gallery N</code>, or "
+        "<code>evaluate(..., gallery=N)</code> and <code>to_html(..., max_images=N)</code>."
+    )
+
+
+def _footer(report: Report) -> str:
+    settings = report.settings
+    parts = [f"ensemblead {__version__}", datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")]
+    if settings.get("bootstrap") and {"confidence", "seed"} <= set(settings):
+        parts.append(
+            f"{100 * settings['confidence']:g} % intervals over images, {settings['bootstrap']} bootstrap "
+            f"replicates, seed {settings['seed']}"
+        )
+    return escape(" · ".join(parts))

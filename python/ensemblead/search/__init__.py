@@ -1,0 +1,1 @@
+"""Nearest neighbours: exact, by principal directions, or by FAISS."""

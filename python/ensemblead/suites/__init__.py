@@ -1,0 +1,1 @@
+"""Many detectors on many data sets: what to run, what is done."""

@@ -1,0 +1,183 @@
+"""The finished cells of a suite on disk: what makes a run resume where it stopped.
+
+A cell is one detector on one category. It is kept in one JSON file under a key that is a hash of all that its
+numbers depend on: the detector's full description, the settings, the library's version, and the files of the
+category (paths, labels, sizes, times of change). So whatever is changed is run anew, and nothing else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ensemblead.datasets.categories import Category, Errors, file_fact
+from ensemblead.datasets.files import as_file_name
+from ensemblead.evaluation.gallery import Pictures
+from ensemblead.evaluation.results import (
+    COLUMNS,
+    NAN,
+    Details,
+    ImageResult,
+    Row,
+    TypeRow,
+    without_nan,
+    write_text,
+)
+from ensemblead.kernels.build import __version__
+from ensemblead.suites.suite import Cell, Settings, model_for, settings_dict
+
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What was measured in a cell, and what there is to say about it."""
+
+    row: Row
+    details: Details
+    warnings: tuple[str, ...]
+
+    def can_show(self, count: int) -> bool:
+        """Whether the pictures of so many images, or of all there are, have been kept."""
+        pictures = self.details.pictures
+        return pictures is None or len(pictures.kept) >= min(count, len(self.details.images))
+
+
+def cell_key(cell: Cell, settings: Settings) -> str:
+    """A hash of everything that the cell's numbers depend on.
+
+    Files count by path, size and time of change, saved models by their manifest, which has the checksums of
+    the rest. An image that is gone is an error that names it, or, with `errors="skip"`, counts as gone: once
+    it is back, the cell is run anew.
+    """
+    document = {
+        "format": _FORMAT,
+        "version": __version__,
+        "detector": _identity(cell, cell.entry.description),
+        # What is shown of a cell is no part of it.
+        "settings": {name: one for name, one in settings_dict(settings).items() if name != "gallery"},
+        "category": _category_identity(cell.category, settings.errors),
+    }
+    text = json.dumps(document, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _identity(cell: Cell, value: Any) -> Any:
+    """A description in which the files that it names stand with their size and time."""
+    if isinstance(value, Mapping):
+        if "model" in value:
+            manifest = (model_for(cell.entry, cell.category) / "model.json").read_bytes()
+            return {**value, "model": hashlib.sha256(manifest).hexdigest()}
+        known = {name: _identity(cell, item) for name, item in value.items()}
+        weights = value.get("weights")
+        if isinstance(weights, str) and os.path.isfile(weights):
+            known["weights"] = _file_identity(weights)
+        return known
+    if isinstance(value, (list, tuple)):
+        return [_identity(cell, item) for item in value]
+    return value
+
+
+def _category_identity(category: Category, errors: Errors) -> Any:
+    def identity(path: str) -> list[Any]:
+        return file_fact(_file_identity, path, errors) or [path, None]
+
+    return {
+        "name": category.name,
+        "train": [identity(path) for path in category.train],
+        "test": [
+            [
+                identity(sample.path),
+                sample.label,
+                sample.defect_type,
+                # Masks are not skipped.
+                sample.mask_path and file_fact(_file_identity, sample.mask_path, "raise", "mask"),
+            ]
+            for sample in category.test
+        ],
+        "notes": category.notes,
+    }
+
+
+def _file_identity(path: str) -> list[Any]:
+    found = os.stat(path)
+    return [path, found.st_size, found.st_mtime_ns]
+
+
+class CellStore:
+    """The folder of finished cells. Files are written whole or not at all."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def path(self, cell: Cell, key: str) -> Path:
+        """Where a cell is kept; the name in front is for people, the key alone counts."""
+        name = as_file_name(f"{cell.entry.name}-{cell.category.name}")
+        known = list(self.folder.glob(f"*.{key[:24]}.json")) if self.folder.is_dir() else []
+        return known[0] if known else self.folder / f"{name}.{key[:24]}.json"
+
+    def load(self, cell: Cell, key: str) -> Finished | None:
+        """A finished cell; None if it is not there, or not what was written."""
+        try:
+            document = json.loads(self.path(cell, key).read_text(encoding="utf-8"))
+            return _read(document) if document["key"] == key else None
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def save(self, cell: Cell, key: str, finished: Finished) -> None:
+        document = {
+            "key": key,
+            "detector": cell.entry.name,
+            "dataset": cell.dataset,
+            "description": cell.entry.description,
+            **_written(finished),
+        }
+        write_text(self.path(cell, key), json.dumps(without_nan(document), allow_nan=False) + "\n")
+
+
+def _written(finished: Finished) -> dict[str, Any]:
+    details = finished.details
+    return {
+        "row": asdict(finished.row),
+        "warnings": list(finished.warnings),
+        "intervals": {name: list(pair) for name, pair in details.intervals.items()},
+        "error_bounds": dict(details.error_bounds),
+        "exact": details.exact,
+        "duplicates": [list(pair) for pair in details.duplicates],
+        "images": [asdict(image) for image in details.images],
+        "threshold_source": details.threshold_source,
+        "types": [asdict(row) for row in details.types],
+        "pictures": None if details.pictures is None else details.pictures.to_json(),
+        "curves": {name: [axis.tolist() for axis in curve] for name, curve in details.curves.items()},
+    }
+
+
+def _read(document: Mapping[str, Any]) -> Finished:
+    values = document["row"]
+    if set(values) != set(COLUMNS):
+        raise ValueError("the columns are those of another version")
+    row = Row(**_with_nan(values))
+    details = Details(
+        tuple(ImageResult(**image) for image in document["images"]),
+        {name: (low, high) for name, (low, high) in document["intervals"].items()},
+        document["error_bounds"],
+        document["exact"],
+        tuple((train, test) for train, test in document["duplicates"]),
+        {name: (np.array(x, float), np.array(y, float)) for name, (x, y) in document["curves"].items()},
+        pictures=None if document["pictures"] is None else Pictures.from_json(document["pictures"]),
+        threshold_source=document["threshold_source"],
+        # Not there in what was measured before types were told apart.
+        types=tuple(TypeRow(**_with_nan(one)) for one in document.get("types", ())),
+    )
+    return Finished(row, details, tuple(document["warnings"]))
+
+
+def _with_nan(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: NAN if value is None else value for name, value in values.items()}

@@ -1,0 +1,231 @@
+"""Statistics of normal images, and the conformal threshold."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from support.textures import normal_images
+
+import ensemblead as ead
+from ensemblead.calibration.statistics import (
+    Calibration,
+    ImageDigest,
+    NormalSample,
+    calibration_positions,
+    conformal_threshold,
+    estimated_threshold,
+    floored,
+    warn_if_too_few,
+)
+
+
+def _calibration(scores: list[float], rate: float = 0.01, seed: int = 0) -> Calibration:
+    sample, generator = NormalSample(), torch.Generator().manual_seed(seed)
+    maps = torch.rand(len(scores), 40, 50, generator=generator)
+    sample.add(torch.tensor(scores), maps)
+    return sample.calibration(rate, False, str(seed))
+
+
+@pytest.mark.parametrize(
+    ("n", "rate"), [(99, 0.01), (100, 0.01), (19, 0.05), (20, 0.05), (500, 0.03), (9, 0.1)]
+)
+def test_threshold_is_the_conformal_rank(n: int, rate: float) -> None:
+    scores = np.random.default_rng(0).permutation(n).astype(np.float32) + 1
+    threshold, stated = conformal_threshold(scores, rate)
+    # Scores are 1..n: the rank is the threshold. In whole numbers, without rounding.
+    percent = round(rate * 100)
+    assert threshold == -((-(n + 1) * (100 - percent)) // 100)
+    assert stated == rate
+
+
+def test_too_few_scores_give_the_largest_and_say_so() -> None:
+    scores = np.arange(98, dtype=np.float32)
+    assert conformal_threshold(scores, 0.01) == (97.0, 1 / 99)
+    assert conformal_threshold(scores[:1], 0.01) == (0.0, 0.5)
+    with pytest.warns(UserWarning, match=r"98 images cannot .* 0\.01 \(99 are needed\).* rate of 0\.0101"):
+        warn_if_too_few([_calibration(list(range(98)))])
+    warn_if_too_few([_calibration(list(range(99)))])
+
+
+def test_an_odd_image_does_not_set_an_estimated_threshold() -> None:
+    rng = np.random.default_rng(0)
+    scores = rng.normal(7, 0.6, 30)
+    usual, _ = estimated_threshold(scores, 0.01)
+    odd, stated = estimated_threshold(np.append(scores, 14.0), 0.01)
+    largest, _ = conformal_threshold(np.append(scores, 14.0), 0.01)
+    assert largest == 14.0
+    assert usual < odd < 12
+    # One of 31 lies above: a fresh one does so with 2 of 32, as far as ranks can tell.
+    assert stated == 2 / 32
+
+
+@pytest.mark.parametrize("n", [2, 3, 12, 31, 98])
+def test_an_estimated_threshold_is_the_prediction_bound_of_a_normal_distribution(n: int) -> None:
+    stats = pytest.importorskip("scipy.stats")
+    scores = np.random.default_rng(n).normal(5, 1, n)
+    bound = stats.t.ppf(0.99, n - 1, scores.mean(), scores.std(ddof=1) * np.sqrt(1 + 1 / n))
+    threshold, stated = estimated_threshold(scores, 0.01)
+    assert threshold == pytest.approx(min(bound, scores.max()))
+    assert stated == (1 + (scores > threshold).sum()) / (n + 1)
+    shuffled = np.random.default_rng(0).permutation(scores)
+    assert estimated_threshold(shuffled, 0.01) == pytest.approx((threshold, stated))
+
+
+def test_an_estimated_threshold_by_enough_images_is_their_rank() -> None:
+    scores = np.random.default_rng(1).normal(5, 1, 99)
+    assert estimated_threshold(scores, 0.01) == conformal_threshold(scores, 0.01)
+    assert estimated_threshold(scores[:19], 0.05) == conformal_threshold(scores[:19], 0.05)
+
+
+def test_an_estimated_threshold_of_few_or_equal_scores() -> None:
+    assert estimated_threshold(np.array([3.0]), 0.01) == (3.0, 0.5)
+    assert estimated_threshold(np.full(5, 3.0), 0.01) == (3.0, 1 / 6)
+
+
+def test_an_estimated_threshold_alarms_about_as_often_as_asked() -> None:
+    rng = np.random.default_rng(2)
+    alarms = []
+    for _ in range(4000):
+        scores = rng.normal(5, 1, 31)
+        alarms.append(scores[30] > estimated_threshold(scores[:30], 0.01)[0])
+    # Never less often than the largest of 30 would, 1 in 31; by much less than twice.
+    assert 0.02 < np.mean(alarms) < 1.5 / 31
+
+
+def test_fresh_images_keep_their_guarantee() -> None:
+    sample = NormalSample()
+    scores = np.append(np.random.default_rng(0).normal(7, 0.6, 30), 14.0)
+    sample.add(torch.from_numpy(scores.astype(np.float32)), torch.zeros(31, 4, 4))
+    fresh, estimated = (sample.calibration(0.01, kind, "") for kind in (True, False))
+    assert (fresh.threshold, fresh.false_alarm_rate) == (14.0, 1 / 32)
+    assert (estimated.threshold < 12, estimated.false_alarm_rate) == (True, 2 / 32)
+
+
+def test_the_guarantee_holds_on_fresh_scores() -> None:
+    rng = np.random.default_rng(0)
+    alarms = []
+    for _ in range(4000):
+        scores = rng.gamma(2.0, size=40)
+        threshold, stated = conformal_threshold(scores[:39], 0.1)
+        assert stated == 0.1
+        alarms.append(scores[39] > threshold)
+    assert 0.08 < np.mean(alarms) < 0.115
+
+
+@pytest.mark.parametrize("rate", [0.0, 1.0, -0.1, math.nan])
+def test_bad_rates(rate: float) -> None:
+    with pytest.raises(ValueError, match="false_alarm_rate must be between 0 and 1"):
+        conformal_threshold(np.ones(3), rate)
+
+
+def test_statistics_are_those_of_all_images_and_all_pixels() -> None:
+    sample, rng = NormalSample(), np.random.default_rng(1)
+    maps = [rng.gamma(2.0, size=(n, 31, 47)).astype(np.float32) * n for n in (3, 1, 4)]
+    scores = [rng.random(len(m)).astype(np.float32) for m in maps]
+    for s, m in zip(scores, maps, strict=True):
+        sample.add(torch.from_numpy(s), torch.from_numpy(m))
+    calibration = sample.calibration(0.2, True, "x")
+    pixels = np.concatenate([m.ravel() for m in maps]).astype(np.float64)
+    assert calibration.map_mean == pytest.approx(pixels.mean(), rel=1e-9)
+    assert calibration.map_std == pytest.approx(pixels.std(), rel=1e-9)
+    every = np.concatenate(scores).astype(np.float64)
+    assert calibration.score_mean == pytest.approx(every.mean(), rel=1e-9)
+    assert calibration.score_std == pytest.approx(every.std(), rel=1e-9)
+    assert calibration.pixels.shape == (8, 1024)
+    assert np.isin(calibration.pixels, np.concatenate([m.ravel() for m in maps])).all()
+    z = calibration.standardize_scores(torch.from_numpy(np.concatenate(scores)))
+    assert float(z.mean()) == pytest.approx(0, abs=1e-5)
+    assert float(z.std(correction=0)) == pytest.approx(1, rel=1e-5)
+    together = torch.cat([calibration.standardize_maps(torch.from_numpy(m)).ravel() for m in maps])
+    assert float(together.std(correction=0)) == pytest.approx(1, rel=1e-4)
+
+
+def test_the_lattice_is_the_same_place_in_maps_of_any_size() -> None:
+    def sampled(side: int) -> np.ndarray:
+        ramp = torch.linspace(0, 1, side).expand(side, side).clone()
+        sample = NormalSample()
+        sample.add(torch.zeros(1), ramp[None])
+        return sample.calibration(0.1, False, "").pixels[0]
+
+    np.testing.assert_allclose(sampled(224), sampled(320), atol=0.005)
+    assert sampled(5).shape == (1024,)
+
+
+def test_merging_is_adding() -> None:
+    a, b = _calibration([1.0, 2.0, 3.0]), _calibration([5.0], seed=1)
+    merged, sample = a.merged(b), NormalSample()
+    for scores, seed in (([1.0, 2.0, 3.0], 0), ([5.0], 1)):
+        maps = torch.rand(len(scores), 40, 50, generator=torch.Generator().manual_seed(seed))
+        sample.add(torch.tensor(scores), maps)
+    both = sample.calibration(0.01, False, "")
+    assert merged.map_mean == pytest.approx(both.map_mean)
+    assert merged.map_std == pytest.approx(both.map_std)
+    np.testing.assert_array_equal(merged.scores, both.scores)
+    assert merged.images not in (a.images, b.images)
+
+
+def test_state_there_and_back() -> None:
+    calibration = _calibration([0.1, 0.7, 0.3], rate=0.3)
+    values, arrays = calibration.state()
+    again = Calibration.from_state(values, arrays)
+    assert again.state()[0] == values
+    assert values["summary"]["threshold"] == again.threshold == pytest.approx(0.7)
+
+
+def test_a_standard_deviation_of_zero_can_be_divided_by() -> None:
+    assert floored(0.0, 5.0) == pytest.approx(0.005)
+    assert floored(0.0, 0.0) == floored(1e-14, -1e-13) == 1.0
+    assert floored(2.0, 5.0) == 2.0
+    assert floored(1e-7, 0.0) == 1e-7  # of squared distances
+    assert floored(1e-7, 0.0, rounding=1e-6) == 1.0
+
+
+def test_the_rounding_goes_with_the_statistics(tmp_path: Path) -> None:
+    def member(score: str) -> Any:
+        sizes: dict[str, Any] = {"image_size": None, "resize": None}
+        return ead.PatchCore("gabor", ("layer1",), score=score, coreset_fraction=0.5, device="cpu", **sizes)
+
+    images = normal_images(3)
+    for score, rounding in (("max", 1e-12), ("reweighted", 1e-6)):
+        tiled = ead.TiledEnsemble(member(score), 32, 32, image_size=64, shared=True)
+        ensemble = ead.BackboneEnsemble([tiled, member("max")]).fit(images)
+        assert ensemble.calibration_.rounding == rounding
+        ensemble.extend(images)
+        assert ensemble.calibration_.rounding == rounding
+        ensemble.calibrate(images, 0.5)
+        ensemble.save(tmp_path / score)
+        loaded: Any = ead.load(tmp_path / score)
+        for one in (ensemble, loaded):
+            found = [each.calibration_.rounding for each in (one, *one.members, *one.members[0].members_)]
+            assert found == [rounding, rounding, 1e-12, rounding]
+
+
+def test_positions_are_spread_over_the_training_set() -> None:
+    assert calibration_positions(1) == {0}
+    assert calibration_positions(7) == set(range(7))
+    many = sorted(calibration_positions(5000))
+    assert len(many) == 100
+    assert (many[0], many[-1]) == (0, 4999)
+    assert max(np.diff(many)) <= 51
+
+
+def test_the_digest_tells_sets_of_images_apart() -> None:
+    def digest(value: int, side: int = 8, index: int = 0) -> str:
+        images = ImageDigest()
+        images.add(index, (side, 8), value)
+        return images.hexdigest()
+
+    assert digest(1) == digest(1)
+    assert len({digest(1), digest(2), digest(1, 9), digest(1, index=1)}) == 4
+
+
+def test_nothing_to_take_statistics_from() -> None:
+    with pytest.raises(ValueError, match="no normal images"):
+        NormalSample().calibration(0.1, False, "")
+    with pytest.raises(ValueError, match="scores must not be empty"):
+        conformal_threshold(np.zeros(0), 0.1)

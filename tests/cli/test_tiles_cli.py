@@ -1,0 +1,130 @@
+"""Tiles on the command line and in configuration files."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("typer")
+
+from PIL import Image
+from support.textures import normal_images, with_defects
+from test_commands import call, call_json
+
+import ensemblead as ead
+from ensemblead.cli.options import DetectorOptions, build_detector, read_config
+from ensemblead.ensembles.description import build
+
+TILES = [
+    "-b",
+    "gabor",
+    "-le",
+    "layer3",
+    "-p",
+    "0.1",
+    "--device",
+    "cpu",
+    "--tile-size",
+    "32",
+    "--stride",
+    "32",
+]
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tiles")
+    for kind, pictures in (("good", normal_images(4)), ("bad", with_defects(normal_images(2, seed=3))[0])):
+        (folder / kind).mkdir()
+        for i, picture in enumerate(pictures):
+            Image.fromarray(picture).resize((80, 64)).save(folder / kind / f"{i}.png")
+    return folder
+
+
+def test_fit_and_predict(images: Path, tmp_path: Path) -> None:
+    summary = call_json("fit", images / "good", "--model", tmp_path / "m", *TILES, "--image-size", "64x96")
+    detector = ead.load(tmp_path / "m")
+    assert isinstance(detector, ead.TiledEnsemble)
+    assert detector.tile_grid_ == (2, 3)
+    (member,) = summary["members"]
+    assert summary["detector"] == "TiledEnsemble"
+    assert member["tiles"]["grid"] == [2, 3]
+    assert member["image_size"] == [64, 96]
+    assert member["bank_rows"] == sum(len(one.memory_bank_) for one in detector.members_)  # type: ignore[attr-defined]
+    told = call_json("predict", tmp_path / "m", images / "bad", "--out", tmp_path / "o")
+    assert told["images"] == told["anomalous"] == 2
+    with (tmp_path / "o" / "scores.csv").open() as file:
+        scores = [float(row["anomaly_score"]) for row in csv.DictReader(file)]
+    np.testing.assert_allclose(scores, detector.predict(images / "bad").anomaly_score, rtol=1e-6)
+    # Raw maps lie over the images as they are.
+    with Image.open(tmp_path / "o" / "maps" / "0.tiff") as raw:
+        assert raw.size == (80, 64)
+        assert np.isfinite(np.asarray(raw)).all()
+
+
+def test_the_table_tells_of_tiles(images: Path, tmp_path: Path) -> None:
+    outcome = call(
+        "fit", images / "good", "--model", tmp_path / "m", *TILES, "--image-size", "64", "--shared-tiles"
+    )
+    assert outcome.exit_code == 0, outcome.stderr
+    assert "2 x 2 tiles of 32x32" in outcome.stdout
+    assert ead.load(tmp_path / "m").shared is True  # type: ignore[attr-defined]
+
+
+def test_what_the_options_build(tmp_path: Path) -> None:
+    document: dict[str, Any] = {"backbone": ["gabor", "gabor"], "layers": ["0.layer1", "1.layer2"]}
+    document |= {"tile_size": [48, 32], "stride": 32, "image_size": None, "shared_tiles": True}
+    document |= {"tile_score": "max", "tile_normalization": "image"}
+    (tmp_path / "c.json").write_text(json.dumps(document))
+    ensemble = build_detector(read_config(tmp_path / "c.json"))
+    assert isinstance(ensemble, ead.TiledEnsemble)
+    assert isinstance(ensemble.member, ead.BackboneEnsemble)
+    expected = {"tile_size": (48, 32), "stride": (32, 32), "image_size": None, "shared": True, "score": "max"}
+    assert ensemble.parameters().items() >= expected.items()
+    assert ensemble.normalization == "image"
+    plain = build_detector(DetectorOptions(backbone=["gabor"], tile_size="64x96"))
+    assert isinstance(plain, ead.TiledEnsemble)
+    assert (plain.stride, plain.image_size, plain.score) == ((32, 48), (512, 512), "mean")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"stride": "64"}, "stride is for tiles: give tile_size too"),
+        ({"shared_tiles": True}, "shared_tiles is for tiles"),
+        ({"tile_size": "64", "resize": "80"}, "resize has no place with tile_size"),
+        ({"tile_size": "none"}, "tile_size must be pixels or HxW, got none"),
+        ({"tile_size": "64", "stride": "none"}, "stride must be pixels or HxW, got none"),
+        ({"tile_size": "64", "stride": "65"}, "stride must not exceed tile_size"),
+        ({"tile_size": "64", "image_size": "63"}, "tile_size must not exceed the image"),
+        ({"tile_size": "64", "tile_score": "sum"}, 'score must be "mean" or "max", got "sum"'),
+    ],
+)
+def test_what_is_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build_detector(DetectorOptions(backbone=["gabor"], **options))
+
+
+def test_a_flag_in_a_file_is_true_or_false(tmp_path: Path) -> None:
+    (tmp_path / "c.json").write_text('{"tile_size": 32, "shared_tiles": "yes"}')
+    with pytest.raises(ValueError, match="shared_tiles must be true or false"):
+        read_config(tmp_path / "c.json")
+
+
+def test_tiles_in_a_description() -> None:
+    member = {"type": "PatchCore", "backbone": "gabor"}
+    described = {"type": "TiledEnsemble", "member": member, "tile_size": [32, 48], "image_size": None}
+    ensemble = build(described | {"stride": 16, "shared": True}, seed=5)
+    assert isinstance(ensemble, ead.TiledEnsemble)
+    assert (ensemble.tile_size, ensemble.stride, ensemble.shared) == ((32, 48), (16, 16), True)
+    assert ensemble.member.seed == 5  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match=r"\(TiledEnsemble\): image_size must be at least 1, got -1"):
+        build(described | {"image_size": -1})
+    with pytest.raises(ValueError, match='score must be "mean" or "max", got "sum"'):
+        build(described | {"score": "sum"})
