@@ -11,7 +11,7 @@ from ensemblead.kernels.build import __version__, cuda_available
 
 if TYPE_CHECKING:
     from ensemblead.datasets import Folder, MVTecAD, VisA
-    from ensemblead.detectors.base import Predictions
+    from ensemblead.detectors import Predictions
     from ensemblead.detectors.padim import PaDiM
     from ensemblead.detectors.patchcore import PatchCore
     from ensemblead.ensembles.backbones import BackboneEnsemble
@@ -61,7 +61,7 @@ _LAZY = {
     "MemoryBank": "ensemblead.memory",
     "PaDiM": "ensemblead.detectors.padim",
     "PatchCore": "ensemblead.detectors.patchcore",
-    "Predictions": "ensemblead.detectors.base",
+    "Predictions": "ensemblead.detectors",
     "Report": "ensemblead.evaluation.results",
     "TiledEnsemble": "ensemblead.ensembles.tiles",
     "VisA": "ensemblead.datasets",

@@ -19,7 +19,7 @@ from ensemblead.common.extras import require
 from ensemblead.config.schema import read_source
 
 if TYPE_CHECKING:
-    from ensemblead.detectors.base import Errors
+    from ensemblead.detectors.detector import Errors
     from ensemblead.evaluation import Category, Dataset, Report, ScoredImage
 
 _BY_TYPE = ("image_auroc", "pixel_auroc", "aupro")

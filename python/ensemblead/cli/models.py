@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ensemblead.cli.options import weights_per_member
 
 if TYPE_CHECKING:
-    from ensemblead.detectors.base import Detector
+    from ensemblead.detectors import Detector
 
 
 def load_model(path: Path, weights: Sequence[str] = (), device: str | None = None) -> Detector:

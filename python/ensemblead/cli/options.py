@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ensemblead.config.schema import Problems, Source, did_you_mean, read_source
 
 if TYPE_CHECKING:
-    from ensemblead.detectors.base import Detector
+    from ensemblead.detectors import Detector
 
 _INDEXED = re.compile(r"(\d+)\.(.+)")
 _NO_FILE = ("default", "none")  # instead of a path of weights

@@ -20,7 +20,7 @@ from ensemblead.cli.models import load_model
 from ensemblead.common.extras import require
 
 if TYPE_CHECKING:
-    from ensemblead.detectors.base import Detector, Predictions
+    from ensemblead.detectors import Detector, Predictions
     from ensemblead.images import ImageSource
 
 _WRITERS = 2

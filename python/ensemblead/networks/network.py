@@ -101,6 +101,10 @@ def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
 
 
+def relative_noise(dtype):
+    return {torch.float32: 1e-5, torch.bfloat16: 8e-3, torch.float16: 2e-3}[dtype]
+
+
 class Network:
     """A `FeatureExtractor` on its device. Two with the same `key` compute the same thing.
 
@@ -140,6 +144,10 @@ class Network:
     @property
     def layers(self) -> tuple[str, ...]:
         return self.extractor.layers
+
+    @property
+    def dtype(self):
+        return self.extractor.dtype
 
     def sharing(self, other: Network) -> Network:
         """This network's layers read off `other`'s module, which is equal; the own module can then be let

@@ -22,7 +22,7 @@ from ensemblead.suites.results import CellResult, Failure, SuiteResults
 from ensemblead.suites.suite import GALLERY, Cell, StrPath, Suite, model_for
 
 if TYPE_CHECKING:
-    from ensemblead.detectors.base import Detector
+    from ensemblead.detectors import Detector
 
 # What hooks are called with.
 OnImage: TypeAlias = Callable[[CellResult, ScoredImage], None]

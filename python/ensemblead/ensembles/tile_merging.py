@@ -1,4 +1,4 @@
-"""Where the tiles of an image lie, and how what is said of them becomes one score and one map.
+"""Where the tiles of an image lie, and how their results become one score and one map.
 
 Rolih et al., "Divide and Conquer: High-Resolution Industrial Anomaly Detection via Memory Efficient Tiled
 Ensemble", arXiv 2403.04932.
@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 import torch
 
-from ensemblead.calibration.statistics import LEAST_SHARE, ROUNDING
-from ensemblead.detectors.fitting import Result
+from ensemblead.calibration.statistics import LEAST_SHARE
+from ensemblead.detectors.parts import Result
+from ensemblead.images import Window
 from ensemblead.kernels.tiling import smooth_seams, tile_grid, untile
 
 NORMALIZATIONS = ("tile", "image", "none")
@@ -43,34 +44,46 @@ class TileFrame:
         rows, columns = self.grid
         return rows * columns
 
+    def window(self, number: int) -> Window:
+        """The place of tile `number`."""
+        (height, width), columns = self.tile_size, self.grid[1]
+        return Window(number // columns * self.stride[0], number % columns * self.stride[1], height, width)
+
     def cut(self, pixels: torch.Tensor, number: int) -> torch.Tensor:
         """Tile `number` of images `[..., H, W]`: `[..., h, w]`, a copy, zeros where it overhangs."""
-        (height, width), columns = self.tile_size, self.grid[1]
-        top, left = number // columns * self.stride[0], number % columns * self.stride[1]
-        window = pixels[..., top : top + height, left : left + width]
-        tile = pixels.new_zeros((*pixels.shape[:-2], height, width))
-        tile[..., : window.shape[-2], : window.shape[-1]] = window
+        window = self.window(number)
+        part = pixels[..., window.rows(pixels.shape[-2]), window.columns(pixels.shape[-1])]
+        tile = pixels.new_zeros((*pixels.shape[:-2], *self.tile_size))
+        tile[..., : part.shape[-2], : part.shape[-1]] = part
         return tile
 
-    def join(self, maps: torch.Tensor, smooth: bool) -> torch.Tensor:
+    def merge(self, maps: torch.Tensor, smooth: bool) -> torch.Tensor:
         """Maps of all tiles, float32 `[tiles, B, h, w]`, averaged where they overlap: `[B, H, W]`."""
         cut = maps.reshape(*self.grid, *maps.shape[1:])[:, :, :, None].contiguous()
-        joined: torch.Tensor = untile(cut, self.image_size, self.stride)[:, 0]
+        merged: torch.Tensor = untile(cut, self.image_size, self.stride)[:, 0]
         if smooth:
-            joined = smooth_seams(joined.contiguous(), self.tile_size, self.stride)
-        return joined
+            merged = smooth_seams(merged.contiguous(), self.tile_size, self.stride)
+        return merged
 
 
 @dataclass(frozen=True)
-class Units:
+class TileStatistics:
     """Means and standard deviations of normal images' scores and maps, float64 `[n, 4]`: `score_mean`,
-    `score_std`, `map_mean`, `map_std`; a row per tile location, or a single one for the joined result.
+    `score_std`, `map_mean`, `map_std`; a row per tile location, or a single one for the merged result.
     """
 
     values: torch.Tensor
 
+    def __post_init__(self) -> None:
+        if self.values.ndim != 2 or self.values.shape[1] != 4 or self.values.dtype != torch.float64:
+            raise ValueError(
+                f"values must be float64 [n, 4], got {self.values.dtype} {tuple(self.values.shape)}"
+            )
+        if not bool((self.values[:, (1, 3)] > 0).all()):
+            raise ValueError("the standard deviations of tiles must be positive")
+
     @classmethod
-    def floored(cls, values: torch.Tensor, rounding: float = ROUNDING) -> Units:
+    def floored(cls, values: torch.Tensor, rounding: float = 0.0) -> TileStatistics:
         """With deviations that can be divided by: at least `FLOOR` times the pooled one, and 1 where nothing
         varies anywhere (see `unvaried`).
         """
@@ -90,9 +103,9 @@ class Units:
         maps.sub_(map_mean).div_(map_std)
 
 
-def unvaried(values: torch.Tensor, rounding: float = ROUNDING) -> list[str]:
+def unvaried(values: torch.Tensor, rounding: float = 0.0) -> list[str]:
     """Which of "scores" and "maps" no normal image showed any variation of but rounding, by statistics as in
-    `Units`.
+    `TileStatistics`.
     """
     return [
         name
@@ -106,51 +119,51 @@ def _pooled(column: torch.Tensor) -> float:
 
 
 @dataclass(frozen=True)
-class Joiner:
-    """How results of tiles become those of their images. `units` are of the tile locations or of the joined
-    result, as `normalization` has it; None leaves all values as they are.
+class TileMerger:
+    """How results of tiles become those of their images. `statistics` are of the tile locations or of the
+    merged result, as `normalization` has it; None leaves all values as they are.
     """
 
     frame: TileFrame
     score: str
     seam_smoothing: bool
     normalization: str
-    units: Units | None = None
+    statistics: TileStatistics | None = None
 
-    def canvas(self, num_images: int) -> Canvas:
-        return Canvas(self, num_images)
+    def buffer(self, num_images: int) -> MergeBuffer:
+        return MergeBuffer(self, num_images)
 
 
-class Canvas:
+class MergeBuffer:
     """Takes in the results of the tiles of some images, in any order, each once."""
 
-    def __init__(self, joiner: Joiner, num_images: int) -> None:
-        self._joiner = joiner
+    def __init__(self, merger: TileMerger, num_images: int) -> None:
+        self._merger = merger
         self._num_images = num_images
         self._scores: torch.Tensor | None = None
         self._maps: torch.Tensor | None = None
 
     def put(self, number: int, images: slice, result: Result) -> None:
         """Scores `[B]` and maps `[B, h, w]` of tile `number` of B images."""
-        joiner = self._joiner
+        merger = self._merger
         scores, maps = result
         if self._scores is None or self._maps is None:
-            shape = (len(joiner.frame), self._num_images)
+            shape = (len(merger.frame), self._num_images)
             self._scores = scores.new_empty(shape)
             self._maps = maps.new_empty((*shape, *maps.shape[1:]))
         self._scores[number, images] = scores
         self._maps[number, images] = maps
-        if joiner.normalization == "tile" and joiner.units is not None:
-            joiner.units.apply(number, self._scores[number, images], self._maps[number, images])
+        if merger.normalization == "tile" and merger.statistics is not None:
+            merger.statistics.apply(number, self._scores[number, images], self._maps[number, images])
 
-    def join(self) -> Result:
-        """Scores `[B]` and maps `[B, H, W]`, once all tiles are there; the canvas is empty then."""
+    def merge(self) -> Result:
+        """Scores `[B]` and maps `[B, H, W]`, once all tiles are there; the buffer is empty then."""
         assert self._scores is not None
         assert self._maps is not None
-        joiner, scores, maps = self._joiner, self._scores, self._maps
+        merger, scores, maps = self._merger, self._scores, self._maps
         self._scores = self._maps = None
-        joined = joiner.frame.join(maps, joiner.seam_smoothing)
-        score = scores.mean(0) if joiner.score == "mean" else scores.amax(0)
-        if joiner.normalization == "image" and joiner.units is not None:
-            joiner.units.apply(0, score, joined)
-        return score, joined
+        merged = merger.frame.merge(maps, merger.seam_smoothing)
+        score = scores.mean(0) if merger.score == "mean" else scores.amax(0)
+        if merger.normalization == "image" and merger.statistics is not None:
+            merger.statistics.apply(0, score, merged)
+        return score, merged

@@ -9,36 +9,31 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import nn
 
-from ensemblead.calibration.statistics import MAX_IMAGES, ROOT_ROUNDING, ROUNDING, NormalSample
-from ensemblead.common.errors import NotFittedError
 from ensemblead.common.validation import whole_number
-from ensemblead.detectors.base import Embedded, Fitting, Progress
-from ensemblead.detectors.leaf import NetworkDetector
-from ensemblead.kernels.maps import render_maps
+from ensemblead.config.registry import register
+from ensemblead.detectors.method import Accumulator, Fitted, Method, NormalSample, Run, Scores, Seen
 from ensemblead.kernels.patches import aggregate_patches
 from ensemblead.memory import MemoryBank
-from ensemblead.networks.network import require_finite
-from ensemblead.store import FolderReader, FolderWriter, register
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
+from ensemblead.memory.state import BankState
+from ensemblead.networks.network import relative_noise
+from ensemblead.store import FolderReader
 
 _SCORES = ("max", "reweighted", "topk")
 _AGGREGATIONS = ("adaptive", "concat")
 _TOP_SHARE = 0.01
 # With fewer rows in the bank than this, leave-one-out thresholds lie far above fresh images' scores. It is
-# their number that matters, from however many images they come; CONTRIBUTING.md has the figures.
+# their number that matters, from however many images they come; docs/design/thresholds.md has the figures.
 _FEW_ROWS = 50
 
 
 @register("PatchCore")
-class PatchCore(NetworkDetector):
+class PatchCore(Method):
     """Memory bank of normal patch embeddings; an image is as anomalous as its strangest patch.
 
     Args:
@@ -75,17 +70,7 @@ class PatchCore(NetworkDetector):
     is needed.
     """
 
-    _own_parameters = (
-        "patch_size",
-        "pretrain_dim",
-        "target_dim",
-        "aggregation",
-        "coreset_fraction",
-        "num_neighbors",
-        "score",
-        "reweight_neighbors",
-        "index",
-    )
+    State = BankState
 
     def __init__(
         self,
@@ -110,18 +95,7 @@ class PatchCore(NetworkDetector):
         seed: int = 0,
         compile: bool = False,
     ) -> None:
-        super().__init__(
-            backbone,
-            layers,
-            weights=weights,
-            image_size=image_size,
-            resize=resize,
-            device=device,
-            precision=precision,
-            batch_size=batch_size,
-            seed=seed,
-            compile=compile,
-        )
+        super().__init__(locals())
         patch_size = whole_number("patch_size", patch_size)
         if patch_size < 1 or patch_size % 2 == 0:
             raise ValueError(f"patch_size must be odd and positive, got {patch_size}")
@@ -136,23 +110,27 @@ class PatchCore(NetworkDetector):
         self.num_neighbors = whole_number("num_neighbors", num_neighbors, 1)
         self.score = score
         self.reweight_neighbors = whole_number("reweight_neighbors", reweight_neighbors, 1)
-        self._new_bank()  # checks its own parameters
-        self._bank: MemoryBank | None = None
-
-    @property
-    def is_fitted(self) -> bool:
-        return self._bank is not None and self._calibration is not None
+        self.new_bank()  # checks its own parameters
 
     @property
     def memory_bank_(self) -> MemoryBank:
         """The fitted bank; its rows are the embeddings of normal patches."""
-        if self._bank is None:
-            raise NotFittedError("this PatchCore is not fitted; call fit first")
-        return self._bank
+        bank: MemoryBank = self.state_
+        return bank
 
-    # The protocol of detectors
+    @property
+    def extending_lowers_scores(self) -> bool:
+        return self.score != "reweighted"  # distances only fall, but the weight may grow
 
-    def _embed_features(self, feature_maps: list[torch.Tensor]) -> torch.Tensor:
+    def new_bank(self) -> MemoryBank:
+        """An empty bank of this detector's parameters."""
+        return MemoryBank(
+            self.coreset_fraction, index=self.index, num_neighbors=self.num_neighbors, seed=self.seed
+        )
+
+    # The method
+
+    def embed(self, feature_maps: list[torch.Tensor]) -> torch.Tensor:
         given = self.pretrain_dim
         embedded: torch.Tensor = aggregate_patches(
             feature_maps,
@@ -161,37 +139,19 @@ class PatchCore(NetworkDetector):
             target_dim=self.target_dim,
             mode=self.aggregation,
         )
-        require_finite(embedded, self.network_)
         return embedded
 
-    def _new_bank(self) -> MemoryBank:
-        return MemoryBank(
-            self.coreset_fraction, index=self.index, num_neighbors=self.num_neighbors, seed=self.seed
-        )
+    def start(self, state: MemoryBank | None = None) -> Accumulator:
+        return BankAccumulator(self, self.new_bank() if state is None else state.copy())
 
-    @property
-    def _rounding(self) -> float:
-        return ROOT_ROUNDING if self.score == "reweighted" else ROUNDING
+    def scores(self, state: MemoryBank, seen: Seen) -> Scores:
+        return self.patch_scores(state, seen.embeddings)
 
-    def _extending_lowers_scores(self) -> bool:
-        return self.score != "reweighted"  # distances only fall, but the weight may grow
-
-    def _begin_fit(self) -> Fitting:
-        return _PatchCoreFitting(self, self._new_bank())
-
-    def _begin_extension(self) -> Fitting:
-        return _PatchCoreFitting(self, self.memory_bank_.copy())
-
-    def _score(self, embedded: Embedded) -> tuple[torch.Tensor, torch.Tensor]:
-        (patches,), (size,) = embedded.parts, embedded.sizes
-        scores, grids = self._grade(self.memory_bank_, patches)
-        return scores, render_maps(grids, size)
-
-    def _grade(
+    def patch_scores(
         self, bank: MemoryBank, patches: torch.Tensor, exclude_images: Sequence[int] | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Image scores `[B]` and patch distances `[B, h, w]` of embeddings `[B, h, w, D]`, each without the
-        bank rows of its own number among `exclude_images`.
+    ) -> Scores:
+        """Scores of embeddings `[B, h, w, D]`, each without the bank rows of its own number among
+        `exclude_images`.
         """
         images, height, width, dims = patches.shape
         queries = patches.reshape(-1, dims)
@@ -203,16 +163,16 @@ class PatchCore(NetworkDetector):
         grids = per_patch.view(images, height, width)
         if self.score == "topk":
             count = max(1, int(per_patch.shape[1] * _TOP_SHARE))
-            return per_patch.topk(count, dim=1).values.mean(1), grids
+            return Scores(grids, per_patch.topk(count, dim=1).values.mean(1))
         largest, place = per_patch.max(1)
         if self.score == "max":
-            return largest, grids
+            return Scores(grids, largest)
         # The strangest patch of every image, and the bank row nearest to it.
         strangest = torch.arange(images, device=place.device) * per_patch.shape[1] + place
-        weight = self._loneliness(bank, queries[strangest], found[strangest, 0], exclude_images)
-        return largest * weight, grids
+        weight = self._reweighting(bank, queries[strangest], found[strangest, 0], exclude_images)
+        return Scores(grids, largest * weight)
 
-    def _loneliness(
+    def _reweighting(
         self,
         bank: MemoryBank,
         patches: torch.Tensor,
@@ -232,26 +192,26 @@ class PatchCore(NetworkDetector):
         distances = torch.linalg.vector_norm(bank.rows_[around] - patches[:, None], dim=2)
         return 1.0 - torch.softmax(distances, dim=1)[:, 0]
 
-    # Saving
 
-    def to_store(self, writer: FolderWriter) -> dict[str, Any]:
-        """For `store.save`."""
-        values, arrays, index = self.memory_bank_.state()
-        writer.tensors("bank.safetensors", arrays)
-        if index is not None:
-            writer.data("bank.faiss", index)
-        return {**self._common_state(writer), "bank": values}
+    # Saving: the bank's rows, without the structures that are searched
+
+    def _state_to_save(self) -> BankState:
+        return self.memory_bank_.state()
+
+    def _state_from_saved(self, saved: BankState) -> MemoryBank:
+        return MemoryBank.from_state(self.new_bank().parameters(), saved)
 
     @classmethod
-    def from_store(cls, reader: FolderReader) -> Self:
-        """For `store.load`."""
-        detector = cls._from_common_state(reader)
-        arrays = {name: tensor.numpy() for name, tensor in reader.tensors("bank.safetensors").items()}
-        index = reader.data("bank.faiss") if reader.has("bank.faiss") else None
-        with reader.as_damage():
-            detector._bank = MemoryBank.from_state(reader.state["bank"], arrays, index)
-        detector._bank.to(detector._network().device)
-        return detector
+    def _state_from_format1(cls, reader: FolderReader) -> BankState:
+        known, tensors = reader.state["bank"], reader.tensors("bank.safetensors")
+        return BankState(
+            rows=tensors["rows"],
+            images=tensors["images"],
+            projection=tensors.get("projection"),
+            radius=known["radius"],
+            num_added=known["num_added"],
+            index=reader.data("bank.faiss") if reader.has("bank.faiss") else None,
+        )
 
 
 @dataclass
@@ -263,46 +223,39 @@ class _Held:
     size: tuple[int, int]
 
 
-class _PatchCoreFitting(Fitting):
+class BankAccumulator:
+    """Gathers patches of normal images for a bank, new or to be extended."""
+
     def __init__(self, detector: PatchCore, bank: MemoryBank) -> None:
-        super().__init__()
         self._detector = detector
         self._bank = bank
         self._first = int(bank.images_.max()) + 1 if bank.is_fitted else 0
         self._held: list[_Held] = []
         self._num_patches = 0
 
-    def observe(self, embedded: Embedded, numbers: Sequence[int], sampled: Sequence[bool]) -> None:
-        (patches,), (size,) = embedded.parts, embedded.sizes
+    def add(self, seen: Seen) -> None:
+        patches = seen.embeddings
         per_image = patches.shape[1] * patches.shape[2]
         self._num_patches += len(patches) * per_image
-        own = torch.tensor(numbers, dtype=torch.int64) + self._first
+        own = torch.tensor(seen.numbers, dtype=torch.int64) + self._first
         self._bank.add(
             patches.reshape(-1, patches.shape[3]),
             own.repeat_interleave(per_image).numpy(),
             copy=False,
             known_finite=True,  # or this batch would not have come here
         )
-        for i, chosen in enumerate(sampled):
+        for i, chosen in enumerate(seen.sampled):
             if chosen:
                 # A copy, so that the batch can go when its group has left the bank's buffer.
-                self._held.append(_Held(numbers[i] + self._first, patches[i : i + 1].clone(), size))
+                self._held.append(_Held(int(own[i]), patches[i : i + 1].clone(), seen.size))
 
-    def footprint(self, embedded: Embedded, num_images: int) -> int:
-        _, height, width, dims = embedded.parts[0].shape
-        bank, rows = self._bank, height * width
-        projected = min(dims, bank.projection_dim or dims)
-        # Beyond its buffer a bank keeps coresets of groups only.
-        buffer = min(4 * num_images * rows * (dims + projected), bank.max_buffer_bytes)
-        return buffer + 4 * min(num_images, MAX_IMAGES) * rows * dims
-
-    def finish(self, progress: Progress | None) -> list[NormalSample]:
+    def finish(self, run: Run) -> Fitted:
         bank, few = self._bank, False
+        floor = relative_noise(self._detector.network_.dtype) * float(bank.mean_square_norm()) ** 0.5
         if bank.is_fitted:
-            bank.extend()
+            bank.extend(noise_floor=floor)
         else:
-            select = None if progress is None else (lambda done, total: progress("select", done, total))
-            bank.fit(progress=select)
+            bank.fit(noise_floor=floor, progress=lambda done, total: run.progress("select", done, total))
             # Of a bank that has every distinct patch there are no more to be had.
             wanted = int(self._num_patches * bank.coreset_fraction)
             few = wanted <= len(bank) < min(_FEW_ROWS, self._num_patches)
@@ -313,44 +266,48 @@ class _PatchCoreFitting(Fitting):
                 "give more images or a larger coreset_fraction"
             )
         fair = sum(bank.rows_without(held.number) >= needed for held in self._held)
-        self._note(fair, few)
-        sample = NormalSample(self._detector._rounding)
+        sample = NormalSample()
         done = 0
         for batch, alone in self._batches(needed):
             patches = torch.cat([held.patches for held in batch])
             numbers = [held.number for held in batch] if alone else None
-            scores, grids = self._detector._grade(bank, patches, numbers)
-            sample.add_grids(scores, grids, batch[0].size, counted=alone or not fair)
+            scores = self._detector.patch_scores(bank, patches, numbers)
+            sample.add_grids(scores.images, scores.grids, batch[0].size, counted=alone or not fair)
             done += len(batch)
-            if progress is not None:
-                progress("calibrate", done, len(self._held))
+            run.progress("calibrate", done, len(self._held))
         self._held = []
-        return [sample]
+        sample.rounding = self._rounding(floor, sample.largest_score())
+        return Fitted(bank, sample, warnings=self._warnings(fair, few))
 
-    def _note(self, fair: int, few: bool) -> None:
-        """What makes the threshold doubtful: that so many images could be scored without themselves, or that
-        the bank has few rows.
-        """
+    def _rounding(self, floor: float, largest: float) -> float:
+        """How far rounding moves scores like these, where it moves an embedding by `floor`."""
+        if self._detector.score == "reweighted":
+            return floor
+        return 2.0 * floor * max(largest, 0.0) ** 0.5 + floor**2
+
+    def _warnings(self, fair: int, few: bool) -> dict[str, str]:
+        """Why the threshold says little: few images could be scored without themselves, or few rows."""
         if not fair:
-            self.doubts["none"] = (
-                "no training image can be scored without its own memory bank rows (too few are others'), so "
+            return {
+                "none": "no training image can be scored without its own memory bank rows (too few are others'), so "
                 "the statistics and the threshold are of images that the bank knows, and too low; give more "
                 "images, or call calibrate"
-            )
-        elif fair == 1:
-            self.doubts["one"] = (
-                "a single training image gives the statistics and the threshold, so they say nothing of how "
+            }
+        if fair == 1:
+            return {
+                "one": "a single training image gives the statistics and the threshold, so they say nothing of how "
                 "much normal images differ; give more images, or call calibrate"
-            )
-        elif few:
-            self.doubts["few"] = (
-                f"the memory bank has only {len(self._bank)} rows, and an image that is scored without its "
+            }
+        if few:
+            return {
+                "few": f"the memory bank has only {len(self._bank)} rows, and an image that is scored without its "
                 "own finds no others in their place: the threshold is probably far too high; set a larger "
                 f"coreset_fraction or give more images, for {_FEW_ROWS} rows at least, or call calibrate"
-            )
+            }
+        return {}
 
     def _batches(self, needed: int) -> Iterator[tuple[list[_Held], bool]]:
-        """Images that can be graded together, `batch_size` at most: of one size, with as many neighbours to
+        """Images that can be scored together, `batch_size` at most: of one size, with as many neighbours to
         be reweighted by, and all of them with enough rows of others, or none.
         """
 
@@ -363,9 +320,6 @@ class _PatchCoreFitting(Fitting):
             group = list(alike)
             for start in range(0, len(group), self._detector.batch_size):
                 yield group[start : start + self._detector.batch_size], alone
-
-    def commit(self) -> None:
-        self._detector._bank = self._bank
 
 
 def _check_pretrain_dim(given: Any, num_layers: int) -> int | tuple[int, ...] | Literal["auto"]:

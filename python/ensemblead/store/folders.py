@@ -1,34 +1,39 @@
 """Saved models: a folder of JSON, safetensors and raw index files, written whole or not at all, verified when
 read.
 
-This module knows folders, checksums and formats, not classes: those register under a name. Nothing in a
+This room knows folders, checksums and formats, not classes: those register under a name. Nothing in a
 folder can run code: there is no pickle, and a class is only ever looked up among the registered ones.
 """
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import importlib
 import json
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
 from ensemblead.common.errors import DamagedModelError, NewerFormatError
 from ensemblead.common.extras import require
+from ensemblead.store.exchange import exchange
+from ensemblead.config.registry import registered_class, registered_name
 from ensemblead.kernels.build import __version__
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "model.json"
 # So many files of a folder that is no model are named.
 _NAMED = 5
+# How the folder of an earlier model ends while another takes its name, where the system cannot exchange them.
+_ASIDE = ".old"
 
 
 class Storable(Protocol):
@@ -40,29 +45,6 @@ class Storable(Protocol):
     @classmethod
     def from_store(cls, reader: FolderReader) -> Any:
         """The object again."""
-
-
-_Class = TypeVar("_Class", bound=type)
-_classes: dict[str, Any] = {}
-_names: dict[type, str] = {}
-
-
-def register(name: str) -> Callable[[_Class], _Class]:
-    """Make a class known under `name`, which its saved models carry."""
-
-    def enter(cls: _Class) -> _Class:
-        if name in _classes:
-            raise ValueError(f"a class is registered as {name!r} already: {_classes[name].__name__}")
-        _classes[name] = cls
-        _names[cls] = name
-        return cls
-
-    return enter
-
-
-def registered() -> dict[str, Any]:
-    """Classes by the names that they registered under; those whose modules have been imported."""
-    return dict(_classes)
 
 
 class FolderWriter:
@@ -118,15 +100,16 @@ class FolderReader:
     returned.
     """
 
-    def __init__(self, folder: Path, options: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, options: Mapping[str, Any], expected: str | None = None) -> None:
         self.folder = folder
         self.options = dict(options)
-        manifest = _read_manifest(folder)
+        manifest = _read_manifest(folder, expected)
         self.class_name: str = manifest["class"]
+        self.format: int = manifest["format"]
         self.state: dict[str, Any] = manifest["state"]
         self._files: dict[str, dict[str, Any]] = manifest["files"]
         for name, expected in self._files.items():
-            _verify(folder, name, expected)
+            _check_place(folder, name, expected)
 
     def has(self, name: str) -> bool:
         """Whether the folder was written with a file (or child) of that name."""
@@ -138,9 +121,17 @@ class FolderReader:
         return tensors
 
     def data(self, name: str) -> bytes:
+        """A file's bytes. The very bytes that are returned are verified, whatever happens to the file."""
         if name not in self._files:
             raise DamagedModelError(f"{self.folder} has no {name}")
-        return (self.folder / name).read_bytes()
+        data, expected = (self.folder / name).read_bytes(), self._files[name]
+        if len(data) != expected["bytes"]:
+            raise DamagedModelError(
+                f"{self.folder / name} has {len(data)} bytes, but {expected['bytes']} were written"
+            )
+        if hashlib.sha256(data).hexdigest() != expected["sha256"]:
+            raise DamagedModelError(f"{self.folder / name} was altered: its checksum does not fit")
+        return data
 
     def digest(self, name: str) -> str:
         """The SHA-256 of a file, in hexadecimal."""
@@ -162,7 +153,8 @@ class FolderReader:
         """The object in the folder `name`, read with these options on top of one's own."""
         if not self.has(name):
             raise DamagedModelError(f"{self.folder} has no {name}/{MANIFEST}")
-        return _read_object(self.folder / name, {**self.options, **options})
+        expected = self._files[f"{name}/{MANIFEST}"]["sha256"]
+        return _read_object(self.folder / name, {**self.options, **options}, expected)
 
 
 def save(obj: Storable, path: str | os.PathLike[str], **options: Any) -> None:
@@ -224,24 +216,31 @@ def load(path: str | os.PathLike[str], **options: Any) -> Any:
     """
     folder = Path(path)
     if not folder.exists():
+        _recover(folder)
+    if not folder.exists():
         raise FileNotFoundError(f"no saved model at {folder}")
     return _read_object(folder, options)
 
 
 def _write_object(folder: Path, obj: Storable, options: Mapping[str, Any]) -> bytes:
-    name = _names.get(type(obj))
-    if name is None:
-        raise TypeError(f"{type(obj).__name__} is not registered with the store and cannot be saved")
+    try:
+        name = registered_name(type(obj))
+    except LookupError:
+        raise TypeError(f"{type(obj).__name__} is not registered and cannot be saved") from None
     writer = FolderWriter(folder, options)
     return writer.finish(name, obj.to_store(writer))
 
 
-def _read_object(folder: Path, options: Mapping[str, Any]) -> Any:
-    reader = FolderReader(folder, options)
-    if reader.class_name not in _classes:
-        raise DamagedModelError(f"{folder} holds a {reader.class_name!r}, which this version does not know")
+def _read_object(folder: Path, options: Mapping[str, Any], expected: str | None = None) -> Any:
+    reader = FolderReader(folder, options, expected)
     try:
-        return _classes[reader.class_name].from_store(reader)
+        cls = registered_class(reader.class_name)
+    except LookupError as error:
+        raise DamagedModelError(
+            f"{folder} holds a {reader.class_name!r}, which this version does not know"
+        ) from error
+    try:
+        return cls.from_store(reader)
     except (KeyError, IndexError) as error:
         raise DamagedModelError(f"{folder} lacks {error} of a {reader.class_name}") from error
     except (TypeError, AttributeError, RecursionError) as error:
@@ -251,11 +250,16 @@ def _read_object(folder: Path, options: Mapping[str, Any]) -> Any:
         raise DamagedModelError(f"{folder} does not describe a {reader.class_name}: {error}") from error
 
 
-def _parse_manifest(folder: Path) -> dict[str, Any]:
-    """A manifest as it stands there: a mapping that states its format, and no more is known."""
+def _parse_manifest(folder: Path, expected: str | None = None) -> dict[str, Any]:
+    """A manifest as it stands there: a mapping that states its format, and no more is known. `expected` is the
+    SHA-256 that the folder above states of it.
+    """
     path = folder / MANIFEST
     try:
-        manifest = json.loads(path.read_bytes())
+        data = path.read_bytes()
+        if expected is not None and hashlib.sha256(data).hexdigest() != expected:
+            raise DamagedModelError(f"{path} was altered: its checksum does not fit")
+        manifest = json.loads(data)
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
         raise DamagedModelError(f"{folder} is no saved model: it has no {MANIFEST}") from error
     except (ValueError, RecursionError) as error:
@@ -265,9 +269,9 @@ def _parse_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def _read_manifest(folder: Path) -> dict[str, Any]:
+def _read_manifest(folder: Path, expected: str | None = None) -> dict[str, Any]:
     path = folder / MANIFEST
-    manifest = _parse_manifest(folder)
+    manifest = _parse_manifest(folder, expected)
     version = manifest["format"]
     # Before the checksum: a later format may compute it otherwise.
     if version > FORMAT_VERSION:
@@ -290,7 +294,8 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def _verify(folder: Path, name: str, expected: Mapping[str, Any]) -> None:
+def _check_place(folder: Path, name: str, expected: Mapping[str, Any]) -> None:
+    """A file lies inside the folder and has the size that was written. Its bytes are verified when read."""
     path = folder / name
     parts = Path(name).parts
     if (
@@ -304,12 +309,6 @@ def _verify(folder: Path, name: str, expected: Mapping[str, Any]) -> None:
     size = path.stat().st_size
     if size != expected["bytes"]:
         raise DamagedModelError(f"{path} has {size} bytes, but {expected['bytes']} were written")
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    if digest.hexdigest() != expected["sha256"]:
-        raise DamagedModelError(f"{path} was altered: its checksum does not fit")
 
 
 def _checksum(manifest: Mapping[str, Any]) -> str:
@@ -360,13 +359,13 @@ def _foreign(target: Path) -> list[str] | None:
 
 
 def _take_place(fresh: Path, target: Path) -> None:
-    """Give `fresh` the name `target`. A folder cannot replace a full one, so an earlier model steps aside
-    first.
-    """
+    """Give `fresh` the name `target`; what bore it is removed."""
     if not target.exists():
         os.rename(fresh, target)
         return
-    aside = fresh.with_suffix(".old")
+    if exchange(fresh, target):
+        return  # the earlier model is now at `fresh`, which the caller removes
+    aside = fresh.with_suffix(_ASIDE)
     try:
         os.rename(target, aside)
         os.rename(fresh, target)
@@ -375,6 +374,14 @@ def _take_place(fresh: Path, target: Path) -> None:
         if not target.exists():
             os.rename(aside, target)
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def _recover(target: Path) -> None:
+    """Where a process was killed between two renames, the earlier model stands aside: it takes its name back."""
+    left = sorted(target.parent.glob(f".{glob.escape(target.name)}.*{_ASIDE}"), key=os.path.getmtime)
+    for aside in reversed(left):
+        if not os.path.lexists(target) and (aside / MANIFEST).is_file():
+            os.rename(aside, target)
 
 
 def _safetensors() -> Any:

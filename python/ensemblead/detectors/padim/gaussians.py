@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
@@ -114,6 +116,7 @@ class Moments:
         return self.count, self._mean, scatter
 
 
+@dataclass(frozen=True)
 class Gaussians:
     """Fitted: a mean and a regularised covariance at each of P positions, of `count` rows.
 
@@ -122,11 +125,24 @@ class Gaussians:
     Covariances come back from them (`moments`), so that nothing else has to be stored to learn on.
     """
 
-    def __init__(self, count: int, mean: torch.Tensor, whitening: BlockRows) -> None:
-        self.count = count
-        self.mean = mean
-        self.whitening = whitening
-        self._center = mean.float()
+    count: int
+    mean: torch.Tensor
+    whitening: tuple[torch.Tensor, ...]
+
+    def __post_init__(self) -> None:
+        whole_number("count", self.count, 1)
+        if self.mean.ndim != 2:
+            raise ValueError(f"mean must be [P, D], got shape {tuple(self.mean.shape)}")
+        _require("mean", self.mean, self.mean.shape, torch.float64)
+        spans = block_spans(self.num_dimensions)
+        if len(self.whitening) != len(spans):
+            raise ValueError(f"whitening must have {len(spans)} blocks, got {len(self.whitening)}")
+        for i, (block, (start, end)) in enumerate(zip(self.whitening, spans, strict=True)):
+            _require(f"whitening {i}", block, (self.num_positions, end - start, end), torch.float32)
+
+    @cached_property
+    def _center(self) -> torch.Tensor:
+        return self.mean.float()
 
     @property
     def num_positions(self) -> int:
@@ -157,7 +173,7 @@ class Gaussians:
                 visit(where, mean[where], square)
             factor = factor_covariance(square, count - 1)
             into_block_rows(invert_triangles(factor), scatter, where)
-        return cls(count, mean, scatter)
+        return cls(count, mean, tuple(scatter))
 
     def moments(self) -> Moments:
         """The moments that these came from, up to the rounding of `whitening`."""
@@ -187,41 +203,6 @@ class Gaussians:
                     total += torch.bmm(deviations[:, :, :end], block[where].mT).square_().sum(2)
         return out.T.contiguous()
 
-    def to(self, device: torch.device) -> Gaussians:
-        """The same on a device."""
-        return Gaussians(self.count, self.mean.to(device), [block.to(device) for block in self.whitening])
-
-    def state(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Name and array of what makes these again with `from_state`, one at a time: the triangles are packed
-        as they are asked for, row-major, without the zeros that block rows hold.
-        """
-        yield "mean", self.mean
-        for i, block in enumerate(self.whitening):
-            yield f"whitening{i}", block[:, _lower(block)]
-
-    @classmethod
-    def from_state(
-        cls, count: int, positions: int, dims: int | None, arrays: Callable[[str], torch.Tensor]
-    ) -> Gaussians:
-        """From the numbers of rows, of positions and of dimensions (None: as many as there are), and a
-        function that gives the arrays of `state` by name.
-
-        Raises ValueError for arrays that do not fit. Memory goes to blocks whose values are there only: a
-        mean that claims a million dimensions would otherwise ask for terabytes.
-        """
-        mean = arrays("mean")
-        dims = mean.shape[-1] if dims is None else dims
-        _require("mean", mean, (positions, dims), torch.float64)
-        whitening = []
-        for i, (start, end) in enumerate(block_spans(dims)):
-            packed = arrays(f"whitening{i}")
-            values = (end * (end + 1) - start * (start + 1)) // 2
-            _require(f"whitening{i}", packed, (positions, values), torch.float32)
-            block = packed.new_zeros(positions, end - start, end)
-            block[:, _lower(block)] = packed
-            whitening.append(block)
-        return cls(whole_number("count", count, 1), mean, whitening)
-
 
 class LeftOut:
     """How images score against the Gaussians of all images but them: handed to `Gaussians.from_moments`, it
@@ -230,7 +211,9 @@ class LeftOut:
     Args:
         rows: number of an image and one observation `[P, D]` of it; those of one number (tiles of one image)
             are left out together.
-        count: how many rows there are in all.
+        counts: how many observations there are of each number in all: images that equal one another have one
+            number, and those that are not among `rows` are left out with the others.
+        count: how many observations there are in all.
         positions: P.
         progress: called with "calibrate", positions done and positions.
     """
@@ -238,18 +221,20 @@ class LeftOut:
     def __init__(
         self,
         rows: Sequence[tuple[int, torch.Tensor]],
+        counts: Mapping[int, int],
         count: int,
         positions: int,
-        progress: Callable[[str, int, int], None] | None = None,
+        progress: Callable[[str, int, int], None],
     ) -> None:
         places: dict[int, list[int]] = {}
         for place, (number, _) in enumerate(rows):
             places.setdefault(number, []).append(place)
-        # Images of equally many rows go together; without tiles, that is all of them.
-        self._groups: dict[int, list[int]] = {}
-        for own in places.values():
-            self._groups.setdefault(len(own), []).extend(own)
-        self.fair = all(k < count for k in self._groups)
+        # Images of equally many rows, and of as many copies, go together: mostly that is all of them.
+        self._groups: dict[tuple[int, int], list[int]] = {}
+        for number, own in places.items():
+            copies = max(1, counts[number] // len(own))
+            self._groups.setdefault((len(own), copies), []).extend(own)
+        self.fair = all(k * copies < count for k, copies in self._groups)
         self._rows = [observation for _, observation in rows]
         self._count, self._progress = count, progress
         device = self._rows[0].device if rows else None
@@ -257,13 +242,15 @@ class LeftOut:
 
     def __call__(self, where: slice, mean: torch.Tensor, scatter: torch.Tensor) -> None:
         """Fills `squared`, float32 `[rows, P]`, for some positions."""
-        for k, places in self._groups.items():
+        for (k, copies), places in self._groups.items():
             deviations = torch.stack([self._rows[place][where] for place in places], 2).double()
             deviations -= mean[:, :, None]
             grouped = deviations.reshape(*deviations.shape[:2], -1, k)
-            self.squared[places, where] = leave_out(self._count, scatter, grouped).flatten(1).T.float()
-        if self._progress is not None:
-            self._progress("calibrate", where.stop, self.squared.shape[1])
+            if copies > 1:
+                grouped = grouped.repeat(1, 1, 1, copies)
+            distances = leave_out(self._count, scatter, grouped)[:, :, :k]
+            self.squared[places, where] = distances.flatten(1).T.float()
+        self._progress("calibrate", where.stop, self.squared.shape[1])
 
 
 def leave_out(count: int, scatter: torch.Tensor, deviations: torch.Tensor) -> torch.Tensor:
@@ -390,9 +377,3 @@ def _require(name: str, array: torch.Tensor, shape: tuple[int, ...], dtype: torc
             f"{name} of the Gaussians must be {dtype} of shape {shape}, got {array.dtype} of shape "
             f"{tuple(array.shape)}"
         )
-
-
-def _lower(block: torch.Tensor) -> torch.Tensor:
-    """Which values of a block row belong to the triangle: bool `[height, end]`."""
-    height, end = block.shape[1:]
-    return torch.ones(height, end, dtype=torch.bool, device=block.device).tril(end - height)
