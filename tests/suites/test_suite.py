@@ -23,7 +23,7 @@ pytest.importorskip("torch")
 pytest.importorskip("yaml")
 
 import ensemblead as ead
-from ensemblead.common.resources import peak_memory_mb, reset_peak_memory
+from ensemblead.common.memory import peak_memory_mb, reset_peak_memory
 from ensemblead.evaluation import CellResult, ScoredImage, SuiteResults, evaluate, run
 from ensemblead.evaluation.results import COLUMNS, TYPE_COLUMNS
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from ensemblead.common.files import write_atomically
 from ensemblead.images import Geometry
 
 # A heat map covers an image up to so much.
@@ -84,22 +82,9 @@ def _inferno() -> npt.NDArray[np.float32]:
 def save_png(path: Path, pixels: Pixels) -> None:
     """8-bit RGB `[H, W, 3]`."""
     # Little compression: it is four times as quick, and heat maps do not compress well anyway.
-    write_whole(path, lambda file: Image.fromarray(pixels).save(file, format="PNG", compress_level=3))
+    write_atomically(path, lambda file: Image.fromarray(pixels).save(file, format="PNG", compress_level=3))
 
 
 def save_map(path: Path, values: Values) -> None:
     """float32 `[H, W]` as an uncompressed TIFF."""
-    write_whole(path, lambda file: Image.fromarray(values).save(file, format="TIFF"))
-
-
-def write_whole(path: Path, write: Callable[[Any], None]) -> None:
-    """Write a file under a temporary name, then rename it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            write(file)
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    write_atomically(path, lambda file: Image.fromarray(values).save(file, format="TIFF"))

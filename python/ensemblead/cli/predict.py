@@ -18,6 +18,7 @@ from rich.console import Console
 from ensemblead.cli.console import Bars, Clock, print_json, told_warnings
 from ensemblead.cli.models import load_model
 from ensemblead.common.extras import require
+from ensemblead.common.files import write_atomically
 
 if TYPE_CHECKING:
     from ensemblead.detectors.base import Detector, Predictions
@@ -88,7 +89,6 @@ class PredictRun:
 
     def execute(self) -> dict[str, Any]:
         require("torch", "ensemblead predict")
-        from ensemblead.cli.pictures import write_whole
         from ensemblead.evaluation.gallery import color_scale
         from ensemblead.images import open_images
 
@@ -115,7 +115,7 @@ class PredictRun:
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows([COLUMNS, *rows])
         scores = self.out / "scores.csv"
-        write_whole(scores, lambda file: file.write(text.getvalue().encode()))
+        write_atomically(scores, text.getvalue())
         return {
             "scores": str(scores),
             "images": len(rows),

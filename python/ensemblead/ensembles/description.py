@@ -17,6 +17,7 @@ from inspect import isclass
 from typing import Any, TypeAlias, get_args, get_origin
 
 from ensemblead import store
+from ensemblead.common.validation import did_you_mean
 from ensemblead.config.schema import (
     KeyPath,
     Parameter,
@@ -24,7 +25,6 @@ from ensemblead.config.schema import (
     Source,
     check_keys,
     check_value,
-    did_you_mean,
     parameters,
 )
 from ensemblead.detectors.base import Detector

@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from ensemblead.common.resources import peak_memory_mb
+from ensemblead.common.memory import peak_memory_mb
 from ensemblead.datasets.categories import Category, Dataset, Sample
 from ensemblead.evaluation.by_type import type_rows
 from ensemblead.evaluation.gallery import PictureKeeper, describe_threshold

@@ -6,7 +6,6 @@ import csv
 import io
 import json
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -15,12 +14,12 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from ensemblead.common.files import StrPath, write_atomically
 from ensemblead.metrics import Interval
 
 if TYPE_CHECKING:
     from ensemblead.evaluation.gallery import Pictures
 
-StrPath: TypeAlias = str | os.PathLike[str]
 Curve: TypeAlias = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 NAN = math.nan
@@ -204,7 +203,7 @@ class Report:
         writer.writerow(COLUMNS)
         for row in self._all_rows():
             writer.writerow(csv_cell(getattr(row, column)) for column in COLUMNS)
-        write_text(path, text.getvalue())
+        write_atomically(path, text.getvalue())
 
     def to_json(self, path: StrPath) -> None:
         """Everything but the curves: rows, intervals, error bounds, image scores, warnings, settings."""
@@ -229,7 +228,7 @@ class Report:
             "warnings": list(self.warnings),
             "settings": self.settings,
         }
-        write_text(path, json.dumps(without_nan(document), indent=1, allow_nan=False) + "\n")
+        write_atomically(path, json.dumps(without_nan(document), indent=1, allow_nan=False) + "\n")
 
     def to_html(self, path: StrPath, *, max_images: int = 300) -> None:
         """One file that loads nothing: tables, curves, and a gallery that sorts and filters.
@@ -277,7 +276,7 @@ class Report:
             lines += ["", *(f"- {warning}" for warning in self.warnings)]
         text = "\n".join(lines) + "\n"
         if path is not None:
-            write_text(path, text)
+            write_atomically(path, text)
         return text
 
 
@@ -335,7 +334,7 @@ def write_types(path: StrPath, names: Sequence[str], found: Iterable[tuple[Seque
     for where, details in found:
         for row in details.types:
             writer.writerow([*where, *(csv_cell(getattr(row, column)) for column in TYPE_COLUMNS)])
-    write_text(path, text.getvalue())
+    write_atomically(path, text.getvalue())
 
 
 def csv_cell(value: Any) -> str:
@@ -366,17 +365,3 @@ def without_nan(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [without_nan(item) for item in value]
     return value
-
-
-def write_text(path: StrPath, text: str) -> None:
-    """Write whole or not at all: to a temporary name beside `path`, then renamed."""
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8", newline="") as file:
-            file.write(text)
-        os.replace(temporary, target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import math
-import os
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ensemblead.common.errors import MissingExtraError
+from ensemblead.common.files import StrPath, write_atomically
 from ensemblead.datasets.categories import NORMAL
 from ensemblead.evaluation.evaluate import ScoredImage
 from ensemblead.evaluation.results import Details, Report, Row
 from ensemblead.images import read_image
 from ensemblead.report.charts import score_edges
-
-StrPath: TypeAlias = str | os.PathLike[str]
 
 _NORMAL_COLOR, _ANOMALOUS_COLOR, _LINE = "#4c78a8", "#d1495b", "#222222"
 _OPACITY = 0.8  # of the last colour of a heat map
@@ -43,15 +41,7 @@ def _figure(width: float, height: float) -> Any:
 
 
 def _save(figure: Any, path: StrPath) -> None:
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        figure.savefig(temporary, format="png", dpi=110)
-        os.replace(temporary, target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=110))
 
 
 def save_curves(report: Report, folder: StrPath) -> list[Path]:

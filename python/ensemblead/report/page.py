@@ -11,7 +11,6 @@ import base64
 import hashlib
 import json
 import math
-import os
 import re
 import warnings
 from collections.abc import Iterator, Sequence
@@ -21,8 +20,9 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from ensemblead.common.files import StrPath, valid_text, write_atomically
 from ensemblead.evaluation.gallery import Pictures
-from ensemblead.evaluation.results import Details, Report, StrPath
+from ensemblead.evaluation.results import Details, Report
 from ensemblead.kernels.build import __version__
 from ensemblead.report.charts import charts
 from ensemblead.report.pictures import COLORS, describe_item
@@ -52,17 +52,8 @@ def write_page(report: Report, path: StrPath, max_images: int) -> None:
     if max_images < 0:
         raise ValueError(f"max_images must be at least 0, got {max_images}")
     missing: list[str] = []
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8", newline="") as file:
-            for part in _parts(report, max_images, missing):
-                file.write(part)
-        os.replace(temporary, target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    parts = _parts(report, max_images, missing)
+    target = write_atomically(path, lambda file: file.writelines(valid_text(one).encode() for one in parts))
     if missing:
         warnings.warn(
             f"{len(missing)} image(s) or mask(s) could not be read for {target.name}, "

@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from ensemblead.common.files import as_file_name, sha256_of, write_atomically
 from ensemblead.datasets.categories import Category, Errors, file_fact
-from ensemblead.datasets.files import as_file_name
 from ensemblead.evaluation.gallery import Pictures
 from ensemblead.evaluation.results import (
     COLUMNS,
@@ -28,7 +28,6 @@ from ensemblead.evaluation.results import (
     Row,
     TypeRow,
     without_nan,
-    write_text,
 )
 from ensemblead.kernels.build import __version__
 from ensemblead.suites.suite import Cell, Settings, model_for, settings_dict
@@ -73,8 +72,7 @@ def _identity(cell: Cell, value: Any) -> Any:
     """A description in which the files that it names stand with their size and time."""
     if isinstance(value, Mapping):
         if "model" in value:
-            manifest = (model_for(cell.entry, cell.category) / "model.json").read_bytes()
-            return {**value, "model": hashlib.sha256(manifest).hexdigest()}
+            return {**value, "model": sha256_of(model_for(cell.entry, cell.category) / "model.json")}
         known = {name: _identity(cell, item) for name, item in value.items()}
         weights = value.get("weights")
         if isinstance(weights, str) and os.path.isfile(weights):
@@ -119,7 +117,7 @@ class CellStore:
 
     def path(self, cell: Cell, key: str) -> Path:
         """Where a cell is kept; the name in front is for people, the key alone counts."""
-        name = as_file_name(f"{cell.entry.name}-{cell.category.name}")
+        name = as_file_name(f"{cell.entry.name}-{cell.category.name}", limit=80, plain=True)
         known = list(self.folder.glob(f"*.{key[:24]}.json")) if self.folder.is_dir() else []
         return known[0] if known else self.folder / f"{name}.{key[:24]}.json"
 
@@ -139,7 +137,7 @@ class CellStore:
             "description": cell.entry.description,
             **_written(finished),
         }
-        write_text(self.path(cell, key), json.dumps(without_nan(document), allow_nan=False) + "\n")
+        write_atomically(self.path(cell, key), json.dumps(without_nan(document), allow_nan=False) + "\n")
 
 
 def _written(finished: Finished) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ensemblead.datasets.files import as_file_name
+from ensemblead.common.files import as_file_name, write_atomically
 from ensemblead.evaluation.results import (
     COLUMNS,
     MARKDOWN,
@@ -21,7 +21,6 @@ from ensemblead.evaluation.results import (
     markdown_cell,
     markdown_name,
     without_nan,
-    write_text,
     write_types,
 )
 from ensemblead.kernels.build import __version__
@@ -145,7 +144,7 @@ class SuiteResults:
         self.to_csv(out / "results.csv")
         self.types_to_csv(out / "types.csv")
         self.to_json(out / "results.json")
-        write_text(out / "results.md", self.to_markdown())
+        write_atomically(out / "results.md", self.to_markdown())
 
     def write_pages(self, out: Path) -> list[Path]:
         """`reports/<detector>-<dataset>.html` in a folder for every detector on every data set, in the order
@@ -153,7 +152,7 @@ class SuiteResults:
         """
         paths: list[Path] = []
         for (detector, dataset), report in self.reports().items():
-            name = as_file_name(f"{detector}-{dataset}")
+            name = as_file_name(f"{detector}-{dataset}", limit=80, plain=True)
             path = out / "reports" / f"{name}.html"
             if path in paths:
                 path = path.with_name(f"{name}.{len(paths)}.html")
@@ -176,7 +175,7 @@ class SuiteResults:
             if error:
                 counts = [row.category] + [""] * (len(COLUMNS) - 1)
             writer.writerow([detector, dataset, *counts, error])
-        write_text(path, text.getvalue())
+        write_atomically(path, text.getvalue())
 
     def types_to_csv(self, path: Path) -> None:
         """Types of defects: the columns `detector`, `dataset`, `category` and those of `TypeRow`."""
@@ -208,7 +207,7 @@ class SuiteResults:
             "cells": [_cell_document(cell) for cell in self.cells],
             "means": means,
         }
-        write_text(path, json.dumps(without_nan(document), indent=1, allow_nan=False) + "\n")
+        write_atomically(path, json.dumps(without_nan(document), indent=1, allow_nan=False) + "\n")
 
     def to_markdown(self) -> str:
         """A table of means where there are several, one of all rows, and what there is to say about them."""

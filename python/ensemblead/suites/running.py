@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ensemblead.common.errors import UnreadableImageError
-from ensemblead.common.resources import reset_peak_memory
+from ensemblead.common.files import StrPath
+from ensemblead.common.memory import reset_peak_memory
 from ensemblead.common.warnings import ThresholdWarning
 from ensemblead.config.schema import Source
 from ensemblead.datasets.categories import Category
@@ -19,7 +20,7 @@ from ensemblead.evaluation.evaluate import ScoredImage, evaluate
 from ensemblead.evaluation.results import Report
 from ensemblead.suites.cells import CellStore, Finished, cell_key
 from ensemblead.suites.results import CellResult, Failure, SuiteResults
-from ensemblead.suites.suite import GALLERY, Cell, StrPath, Suite, model_for
+from ensemblead.suites.suite import GALLERY, Cell, Suite, model_for
 
 if TYPE_CHECKING:
     from ensemblead.detectors.base import Detector

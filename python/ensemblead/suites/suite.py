@@ -28,13 +28,14 @@ that was no file, and on the command line, to the working directory.
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal
 
+from ensemblead.common.files import StrPath
+from ensemblead.common.validation import did_you_mean
 from ensemblead.config.schema import (
     KeyPath,
     Parameter,
@@ -42,14 +43,11 @@ from ensemblead.config.schema import (
     Source,
     check_keys,
     check_value,
-    did_you_mean,
     parameters,
     read_source,
 )
 from ensemblead.datasets.categories import Category, Dataset
 from ensemblead.datasets.layouts import Folder, MVTecAD, VisA
-
-StrPath: TypeAlias = str | os.PathLike[str]
 
 DATASETS: Mapping[str, Callable[..., Dataset]] = {"MVTecAD": MVTecAD, "VisA": VisA, "Folder": Folder}
 
