@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from ensemblead.common.errors import MissingExtraError
 from ensemblead.common.files import StrPath, write_atomically
 from ensemblead.datasets.categories import NORMAL
-from ensemblead.evaluation.evaluate import ScoredImage
-from ensemblead.evaluation.results import Details, Report, Row
+from ensemblead.evaluation.measure import ScoredImage
+from ensemblead.evaluation.results import Details, Results, Row
 from ensemblead.images import read_image
 from ensemblead.report.charts import score_edges
 
@@ -44,7 +44,7 @@ def _save(figure: Any, path: StrPath) -> None:
     write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=110))
 
 
-def save_curves(report: Report, folder: StrPath) -> list[Path]:
+def save_curves(report: Results, folder: StrPath) -> list[Path]:
     """One PNG per category: ROC, precision-recall and PRO curves, and a histogram of the scores.
 
     Returns:
@@ -52,7 +52,7 @@ def save_curves(report: Report, folder: StrPath) -> list[Path]:
     """
     paths = []
     for row in report.rows:
-        details = report.details[row.category]
+        details = report.details_of(row)
         figure = _figure(10.5, 8.0)
         axes = figure.subplots(2, 2)
         figure.suptitle(row.category, parse_math=False)  # a name is no formula, whatever its dollar signs
