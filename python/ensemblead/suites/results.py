@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ensemblead.common.files import as_file_name, csv_line, unique_names, write_atomically
+from ensemblead.common.files import csv_line, file_names, write_atomically
 from ensemblead.evaluation.results import COLUMNS, CategoryResult, Row
 from ensemblead.kernels.build import __version__
 from ensemblead.report.page import page_cells
@@ -149,8 +149,8 @@ class SuiteResults:
         of `reports`; see `Report.to_html`. One that is there and shows these very cells is left as it is.
         """
         reports = self.reports()
-        names = [as_file_name(f"{one}-{dataset}", limit=80, plain=True) for one, dataset in reports]
-        paths = [out / "reports" / f"{name}.html" for name in unique_names(names)]
+        names = file_names([f"{one}-{dataset}" for one, dataset in reports], limit=80, plain=True)
+        paths = [out / "reports" / f"{name}.html" for name in names]
         gallery = self.suite.settings.gallery
         for path, ((detector, dataset), report) in zip(paths, reports.items(), strict=True):
             own = self._cells_of(detector, dataset)
