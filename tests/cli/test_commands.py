@@ -512,7 +512,7 @@ def test_brackets_in_names_are_no_markup(
 
     from ensemblead.cli.console import Bars
     from ensemblead.cli.evaluate import report_table
-    from ensemblead.evaluation.results import Report, Row
+    from ensemblead.evaluation import Report, Row
 
     Console(width=200).print(report_table(Report([Row("screw [red]")], {}, [])))
     assert "screw [red]" in capsys.readouterr().out

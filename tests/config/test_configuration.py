@@ -17,7 +17,6 @@ from ensemblead.config.schema import (
     Source,
     check_keys,
     check_value,
-    did_you_mean,
     fitted_to,
     key_text,
     parameters,
@@ -187,6 +186,3 @@ def test_one_problem_is_told_alone_and_none_not_at_all(tmp_path: Path) -> None:
 
 def test_texts() -> None:
     assert key_text(("detectors", 0, "members", 1, "seed")) == "detectors[0].members[1].seed"
-    assert did_you_mean("sed", ["seed", "score"]) == "did you mean seed?"
-    assert did_you_mean("xyz", ["seed", "score"]) == "there are: seed, score"
-    assert did_you_mean("xyz", []) == "there are: none"

@@ -9,7 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
-from ensemblead.config.schema import Problems, Source, did_you_mean, read_source
+from ensemblead.common.validation import did_you_mean
+from ensemblead.config.schema import Problems, Source, read_source
 
 if TYPE_CHECKING:
     from ensemblead.detectors import Detector

@@ -6,17 +6,17 @@ hints say what a value may be, and a default makes a key optional. So a new clas
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import json
 import os
 import types
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeAlias, Union, get_args, get_origin, get_type_hints
 
 from ensemblead.common.extras import require
+from ensemblead.common.validation import did_you_mean
 
 # Where a value stands: keys of mappings and places in lists, from the outside in.
 KeyPath: TypeAlias = tuple[str | int, ...]
@@ -88,13 +88,6 @@ class Problems:
             own = (line.removeprefix(self.source.name).lstrip(",: ") for line in self.lines)
             listed = "\n".join(f"{number}) {line}" for number, line in enumerate(own, 1))
             raise ValueError(f"{self.source.name} has {len(self.lines)} problems:\n{listed}")
-
-
-def did_you_mean(wrong: object, known: Iterable[str]) -> str:
-    """Near matches among known names, or all of them."""
-    names = list(known)
-    near = difflib.get_close_matches(str(wrong), names, n=3)
-    return f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(names) or 'none'}"
 
 
 # Reading

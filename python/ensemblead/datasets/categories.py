@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -10,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias, TypeVar
 
 from ensemblead.common.errors import UnreadableImageError
+from ensemblead.common.files import sha256_of
 from ensemblead.images import upright_size
 
 T = TypeVar("T")
@@ -65,9 +65,9 @@ class Category:
                 by_size[size].append(path)
         sized = [(sample, file_fact(os.path.getsize, sample.path, errors)) for sample in self.test]
         shared = [(sample, size) for sample, size in sized if size in by_size]
-        hashed = [(sample, file_fact(_sha256, sample.path, errors)) for sample, _ in shared]
+        hashed = [(sample, file_fact(sha256_of, sample.path, errors)) for sample, _ in shared]
         known = [path for size in {size for _, size in shared if size is not None} for path in by_size[size]]
-        by_hash = {file_fact(_sha256, path, errors): path for path in reversed(known)}
+        by_hash = {file_fact(sha256_of, path, errors): path for path in reversed(known)}
         by_hash.pop(None, None)
         pairs = ((by_hash.get(digest), sample) for sample, digest in hashed)
         return [(path, sample) for path, sample in pairs if path is not None]
@@ -171,11 +171,3 @@ def _has_header(path: str) -> bool:
     except (UnreadableImageError, FileNotFoundError):
         return False
     return True
-
-
-def _sha256(path: str) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import csv
-import difflib
 import os
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal, TypeAlias
 
+from ensemblead.common.files import StrPath
+from ensemblead.common.validation import did_you_mean, some_of
 from ensemblead.datasets.categories import Sample
 from ensemblead.images import IMAGE_SUFFIXES
 
-StrPath: TypeAlias = str | os.PathLike[str]
 MissingMasks: TypeAlias = Literal["raise", "exclude"]
-
-_NAMED = 5  # how many files an error names
 
 
 class MaskFolder:
@@ -100,9 +97,7 @@ def child(base: Path, category: str, known: Sequence[str]) -> Path:
 
 
 def no_such_category(category: str, known: Sequence[str], where: Path) -> str:
-    near = difflib.get_close_matches(category, known, n=3)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(known) or 'none'}"
-    return f"category {category!r} is not in {where}; {hint}"
+    return f"category {category!r} is not in {where}; {did_you_mean(category, known)}"
 
 
 def folders_in(base: Path, given: StrPath | Sequence[StrPath]) -> list[Path]:
@@ -140,16 +135,3 @@ def read_csv(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
         if absent:
             raise ValueError(f"{path} must have the columns {', '.join(columns)}, got {reader.fieldnames}")
         return [{column: row[column] or "" for column in columns} for row in reader]
-
-
-def as_file_name(text: str) -> str:
-    """A name that any file system takes, for people to read: it need not be unique. Cut by bytes, of which a
-    letter may have four.
-    """
-    return re.sub(r"[^\w.-]+", "-", text).encode()[:80].decode(errors="ignore")
-
-
-def some_of(names: Sequence[str]) -> str:
-    """The first few names, and how many more there are."""
-    shown = ", ".join(names[:_NAMED])
-    return shown if len(names) <= _NAMED else f"{shown} and {len(names) - _NAMED} more"

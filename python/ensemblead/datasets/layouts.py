@@ -8,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
+from ensemblead.common.files import StrPath
+from ensemblead.common.validation import some_of
 from ensemblead.datasets.categories import NORMAL, Category, Dataset, Sample
 from ensemblead.datasets.files import (
     MissingMasks,
-    StrPath,
     check_missing_masks,
     child,
     existing_folder,
@@ -22,7 +23,6 @@ from ensemblead.datasets.files import (
     read_csv,
     scan,
     scan_all,
-    some_of,
     subfolders,
 )
 

@@ -16,6 +16,7 @@ from dataclasses import replace
 from inspect import isclass
 from typing import Any, TypeAlias, get_args, get_origin
 
+from ensemblead.common.validation import did_you_mean
 from ensemblead.config import registry as store
 from ensemblead.config.schema import (
     KeyPath,
@@ -24,7 +25,6 @@ from ensemblead.config.schema import (
     Source,
     check_keys,
     check_value,
-    did_you_mean,
     parameters,
 )
 from ensemblead.detectors import Detector

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import difflib
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ensemblead.common.validation import near_names
 from ensemblead.networks.backbones import BackboneInfo, Weights, load_backbone, module_configuration
 from ensemblead.networks.compiled import CompiledPass
 from ensemblead.networks.folding import fold_batch_norms
@@ -356,7 +356,7 @@ def _checked_layers(module: nn.Module, layers: Sequence[str]) -> tuple[str, ...]
     names = [name for name, _ in module.named_modules() if name]
     for layer in layers:
         if layer not in names:
-            near = difflib.get_close_matches(str(layer), names, n=5)
+            near = near_names(layer, names, most=5)
             top = ", ".join(near or [name for name, _ in module.named_children()][:20])
             raise ValueError(
                 f"layers: {type(module).__name__} has no layer {layer!r}; did you mean one of {top}?"

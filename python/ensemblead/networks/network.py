@@ -15,12 +15,12 @@ import torch
 from torch import nn
 
 from ensemblead.common.errors import BackboneUnavailableError
+from ensemblead.common.files import sha256_of
 from ensemblead.common.warnings import warn
 from ensemblead.images import Geometry
 from ensemblead.kernels.build import __version__, cuda_available, has_cuda_kernels
 from ensemblead.networks import FeatureExtractor
 from ensemblead.networks.transfer import check_finite
-from ensemblead.networks.weights import file_sha256
 from ensemblead.store import FolderReader, FolderWriter
 
 _PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -272,7 +272,7 @@ def _weights_of(reader: FolderReader, source: Mapping[str, Any], stored: bool, g
             f"the weights of {source['name']} are no longer at {path}; "
             f"pass ead.load({str(reader.folder)!r}, weights=...) with where they are now"
         )
-    if file_sha256(path) != source["sha256"]:
+    if sha256_of(path) != source["sha256"]:
         raise BackboneUnavailableError(
             f"the weights file {path} has changed since the model was fitted; "
             f"pass ead.load({str(reader.folder)!r}, weights=...) with the ones it was fitted with"
@@ -282,7 +282,7 @@ def _weights_of(reader: FolderReader, source: Mapping[str, Any], stored: bool, g
 
 def _warn_if_other_file(source: Mapping[str, Any], given: Any) -> None:
     is_file = isinstance(given, (str, os.PathLike)) and os.path.isfile(given)
-    if source["kind"] == "file" and is_file and file_sha256(str(given)) != source["sha256"]:
+    if source["kind"] == "file" and is_file and sha256_of(str(given)) != source["sha256"]:
         warn(
             f"{given} is not the weights file that the model was fitted with, by its hash: scores may be off"
         )
