@@ -12,8 +12,8 @@ def cuda_available() -> bool: ...
 def instruction_set() -> str: ...
 def openmp_threads() -> int: ...
 
-# Every operation ends with `num_threads` (0: default of OpenMP), `stream` (a cudaStream_t) and `scratch`: memory
-# on the device of the arrays (uint8), as much as `..._scratch` of the operation asks for; None on the CPU.
+# Every operation ends with `num_threads` (0: the default of OpenMP), `stream` (a cudaStream_t) and `scratch`:
+# uint8 memory on the device of the arrays, as much as `..._scratch` of the operation asks for, or None.
 
 def select_coreset(
     features: Any,
