@@ -1,4 +1,4 @@
-"""Kernels in a process that was forked after they had been used: one thread works there, with the same result.
+"""Kernels in a process that was forked after they had been used: one thread works there, to the same result.
 
 OpenMP's threads do not survive a fork, and a team in the child would wait for them for ever.
 """
