@@ -567,7 +567,7 @@ def test_options_of_load_that_do_not_fit(tmp_path: Path, fitted: ead.PatchCore) 
 
 
 def test_a_gpu_without_kernels_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ensemblead.networks.network.has_cuda_kernels", lambda: False)
+    monkeypatch.setattr("ensemblead.networks.placement.has_cuda_kernels", lambda: False)
     with pytest.raises(ValueError, match="device is 'cuda:1', but the CUDA kernels are not part of"):
         ead.PatchCore("gabor", ("layer1",), device="cuda:1")
 

@@ -144,7 +144,11 @@ def test_the_same_images_are_known_wherever_they_lie_and_whatever_their_size(tmp
         Image.fromarray(image).save(tmp_path / f"{i}.png")
     first, second = _gabor("layer2").fit(images), _gabor("layer1", resize=(48, 48)).fit(tmp_path)
     other = _gabor("layer2").fit(images[::-1].copy())
-    assert first.calibration_.images_sha256 == second.calibration_.images_sha256 != other.calibration_.images_sha256
+    assert (
+        first.calibration_.images_sha256
+        == second.calibration_.images_sha256
+        != other.calibration_.images_sha256
+    )
 
 
 @pytest.mark.parametrize("fusion", ["calibrated", "mean", "max", "rank"])

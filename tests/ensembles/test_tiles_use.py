@@ -118,7 +118,9 @@ def test_it_may_be_a_member(tmp_path: Path) -> None:
         parts.predict(BAD).anomaly_map, alone.predict(BAD).anomaly_map, rtol=1e-3, atol=1e-3
     )
     np.testing.assert_allclose(parts.calibration_.scores, alone.calibration_.scores, rtol=1e-3, atol=1e-3)
-    assert parts.calibration_.images_sha256 == whole.calibration_.images_sha256  # so that they are fused image by image
+    assert (
+        parts.calibration_.images_sha256 == whole.calibration_.images_sha256
+    )  # so that they are fused image by image
     ensemble.extend(normal_images(3, seed=8, side=SIDE))
     assert len(ensemble.calibration_.scores) == 10
     fresh = normal_images(20, seed=9, side=SIDE)

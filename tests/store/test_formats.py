@@ -41,7 +41,9 @@ def test_old_models_say_what_they_said(form: str, name: str, tmp_path: Path) -> 
     detector = load(form, name)
     for _ in range(2):  # as it was saved, and saved again
         found = detector.predict(expected["images"])
-        np.testing.assert_allclose(found.anomaly_score, expected[f"{name}.anomaly_score"], rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(
+            found.anomaly_score, expected[f"{name}.anomaly_score"], rtol=1e-3, atol=1e-4
+        )
         maps = found.anomaly_map[:, ::4, ::4]
         np.testing.assert_allclose(maps, expected[f"{name}.anomaly_map"], rtol=1e-3, atol=1e-3)
         assert detector.threshold_ == pytest.approx(float(expected[f"{name}.threshold"]), rel=1e-3)

@@ -1,6 +1,12 @@
 """Statistics of normal images, thresholds, fingerprints."""
 
-from ensemblead.calibration.fingerprints import MAX_IMAGES, Originals, known_images, sampled_positions, set_digest
+from ensemblead.calibration.fingerprints import (
+    MAX_IMAGES,
+    Originals,
+    known_images,
+    sampled_positions,
+    set_digest,
+)
 from ensemblead.calibration.sample import NormalSample
 from ensemblead.calibration.statistics import (
     DEFAULT_RATE,

@@ -59,7 +59,9 @@ class Calibration:
             if type(value) not in (int, float) or not math.isfinite(value):
                 raise ValueError(f"{name} must be a finite number, got {value!r}")
         if self.map_std < 0 or self.rounding < 0:
-            raise ValueError(f"map_std and rounding must not be negative, got {self.map_std}, {self.rounding}")
+            raise ValueError(
+                f"map_std and rounding must not be negative, got {self.map_std}, {self.rounding}"
+            )
         if not (isinstance(self.requested_rate, float) and 0 < self.requested_rate < 1):
             raise ValueError(f"requested_rate must be between 0 and 1, got {self.requested_rate!r}")
         if self.origin not in get_args(Origin):

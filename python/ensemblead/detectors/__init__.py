@@ -1,7 +1,16 @@
 """Detectors: images in, `Predictions` out. A folder per published method; `method.py` is the page for authors."""
 
 from ensemblead.detectors.detector import Detector
-from ensemblead.detectors.method import Accumulator, Fitted, Method, NormalSample, Run, Scores, Seen, TrainingData
+from ensemblead.detectors.method import (
+    Accumulator,
+    Fitted,
+    Method,
+    NormalSample,
+    Run,
+    Scores,
+    Seen,
+    TrainingData,
+)
 from ensemblead.detectors.padim import PaDiM
 from ensemblead.detectors.patchcore import PatchCore
 from ensemblead.detectors.predictions import Predictions

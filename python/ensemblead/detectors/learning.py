@@ -30,9 +30,7 @@ from ensemblead.images import Images, ImageSet, open_images
 _NAMED = 3
 
 
-def fit(
-    detector: Tree, images: Any, errors: Any, progress: Progress | None, *, extending: bool
-) -> None:
+def fit(detector: Tree, images: Any, errors: Any, progress: Progress | None, *, extending: bool) -> None:
     """Learn from images, and give the detector what came of it at the very end."""
     source = open_images(images)
     parts = detector._parts()

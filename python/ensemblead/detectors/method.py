@@ -76,7 +76,14 @@ class Method(Detector):
             raise TypeError(f"{cls.__name__} must define either start or train")
 
     def __init__(self, arguments: Mapping[str, Any]) -> None:
-        given = {"image_size": None, "resize": None, "batch_size": 16, "seed": 0, "device": "auto", **arguments}
+        given = {
+            "image_size": None,
+            "resize": None,
+            "batch_size": 16,
+            "seed": 0,
+            "device": "auto",
+            **arguments,
+        }
         self._geometry = Geometry(given["resize"], given["image_size"])  # checks both
         self.image_size, self.resize = _plain_size(given["image_size"]), _plain_size(given["resize"])
         self.batch_size = whole_number("batch_size", given["batch_size"], 1)
@@ -120,7 +127,9 @@ class Method(Detector):
 
     def parameters(self) -> dict[str, Any]:
         """The constructor's arguments but for the network's: `backbone`, `layers`, `weights`."""
-        return {name: value for name, value in saving.arguments(self).items() if name not in saving.OF_THE_NETWORK}
+        return {
+            name: value for name, value in saving.arguments(self).items() if name not in saving.OF_THE_NETWORK
+        }
 
     @property
     def is_fitted(self) -> bool:

@@ -48,9 +48,7 @@ def seen_batches(
     return verified(images.batches(geometries, batch_size, pin_memory=pinned), see)
 
 
-def predict(
-    detector: Tree, images: Any, errors: Any, progress: Progress | None
-) -> Iterator[Predictions]:
+def predict(detector: Tree, images: Any, errors: Any, progress: Progress | None) -> Iterator[Predictions]:
     """See `Detector.predict_batches`."""
     calibration = detector.calibration_
     coming: deque[tuple[FiniteChecks, HostCopy, list[str | None]]] = deque()
@@ -58,7 +56,9 @@ def predict(
         # Some embed only now, as a tiled ensemble does.
         with deferred_checks() as checks:
             scores, maps = detector._combine(detector._results(seen))
-        coming.append((checks.start(), HostCopy([scores, maps, calibration.is_anomalous(scores)]), batch.paths))
+        coming.append(
+            (checks.start(), HostCopy([scores, maps, calibration.is_anomalous(scores)]), batch.paths)
+        )
         # A GPU's results are read when those of the next batch are queued behind them.
         if not is_asynchronous(scores.device) or len(coming) > 1:
             yield _arrived(*coming.popleft())

@@ -40,7 +40,10 @@ def write_statistics(detector: Any, writer: FolderWriter) -> dict[str, Any]:
     calibration = detector.calibration_
     writer.tensors("images.safetensors", {"fingerprints": detector._fingerprints.view(np.int64)})
     # For the reader of the file; computed again from the scores on loading.
-    summary = {name: getattr(calibration, name) for name in ("threshold", "false_alarm_rate", "score_mean", "score_std")}
+    summary = {
+        name: getattr(calibration, name)
+        for name in ("threshold", "false_alarm_rate", "score_mean", "score_std")
+    }
     return {"calibration": save_state(writer, "calibration", calibration, Calibration), "summary": summary}
 
 

@@ -189,9 +189,7 @@ class BackboneEnsemble(Detector):
             results = zip(self._member_results(seen), calibrations, strict=True)
             tensors = [(scores, maps, own.is_anomalous(scores)) for (scores, maps), own in results]
             arrays = HostCopy([tensor for triple in tensors for tensor in triple]).wait()
-            yield [
-                Predictions(*arrays[start : start + 3], batch.paths) for start in range(0, len(arrays), 3)
-            ]
+            yield [Predictions(*arrays[start : start + 3], batch.paths) for start in range(0, len(arrays), 3)]
 
     def _parts(self) -> Sequence[Part]:
         return [part for member in self.members for part in member._parts()]

@@ -63,9 +63,7 @@ class TiledState:
 class TiledLearning:
     """A fit by a plan, or, given what it knows, its extension; location after location."""
 
-    def __init__(
-        self, plan: TilePlan, images: ImageSet, run: Run, known: TiledState | None = None
-    ) -> None:
+    def __init__(self, plan: TilePlan, images: ImageSet, run: Run, known: TiledState | None = None) -> None:
         if not isinstance(images, Images):
             raise TypeError("tiles are cut from images, not from tiles")
         self._plan, self._images, self._known = plan, images, known
@@ -90,7 +88,9 @@ class TiledLearning:
         else:
             for number in range(count):
                 progress = _one_of_many(self._run.progress, number, count)
-                self._learn(self._view([self._frame.window(number)]), replace(self._run, progress=progress), number)
+                self._learn(
+                    self._view([self._frame.window(number)]), replace(self._run, progress=progress), number
+                )
         statistics, sample = self._merged_statistics()
         origin: Origin = "held_out" if "held_out" in self._origins else "leave_one_out"
         state = TiledState(tuple(self._members), self._frame, statistics)
@@ -133,12 +133,12 @@ class TiledLearning:
     def _learn(self, view: Tiles, run: Run, number: int) -> None:
         source = self._plan.member if self._known is None else self._known.members[number]
         member = source._clone()
-        fitted = learn(source if self._known is not None else member, view, run, extending=self._known is not None)
+        fitted = learn(
+            source if self._known is not None else member, view, run, extending=self._known is not None
+        )
         member._take([one.state for one in fitted], no_fingerprints())
         if self._known is None:
-            member._accept(
-                [one.sample.calibration(DEFAULT_RATE, one.origin, self._digest) for one in fitted]
-            )
+            member._accept([one.sample.calibration(DEFAULT_RATE, one.origin, self._digest) for one in fitted])
         else:
             member._accept([part.calibration_ for part in source._parts()])
         for part, one in enumerate(fitted):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Sequence
 from itertools import groupby
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +18,6 @@ from ensemblead.calibration import Calibration
 from ensemblead.common.errors import DamagedModelError, NotFittedError
 from ensemblead.common.validation import whole_number
 from ensemblead.config.registry import register
-from ensemblead.detectors import format1
 from ensemblead.detectors.detector import Detector
 from ensemblead.detectors.frozen import FrozenNetwork, share_networks
 from ensemblead.detectors.learning import no_fingerprints

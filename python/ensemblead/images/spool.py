@@ -164,7 +164,9 @@ class Images:
                 self.sizes += batch.sizes
                 for geometry in self._kept:
                     for pixels in batch.images[geometry]:
-                        self._stored[geometry].append(self._store(pixels.numpy(), copy=len(batch) > 1 or pin_memory))
+                        self._stored[geometry].append(
+                            self._store(pixels.numpy(), copy=len(batch) > 1 or pin_memory)
+                        )
                 yield batch
                 del batch
         self._complete = True

@@ -42,7 +42,9 @@ class Tiles:
     Whatever geometry is asked for, a tile stays as it is.
     """
 
-    def __init__(self, images: Images, geometry: Geometry, windows: Sequence[Window], size: tuple[int, int]) -> None:
+    def __init__(
+        self, images: Images, geometry: Geometry, windows: Sequence[Window], size: tuple[int, int]
+    ) -> None:
         self._images = images
         self._geometry = geometry
         self._windows = list(windows)

@@ -85,7 +85,8 @@ class MemoryBank:
         self._buffer = Buffer()
         self._kept = Buffer()  # what groups that left the buffer have kept
         self._num_added = 0
-        self._squares = 0.0; self._count = 0
+        self._squares = 0.0
+        self._count = 0
         self._num_groups = 0
         self._home: torch.device | None = None  # where rows come from, and are selected and searched
         self._on_host = False  # rows of a GPU wait on the host
@@ -137,7 +138,8 @@ class MemoryBank:
         self._home = rows.device
         self._buffer.append(self._waiting(rows), numbers.expand(len(rows)))
         self._num_added += len(rows)
-        self._squares += float(rows.double().square().sum()); self._count += len(rows)
+        self._squares += float(rows.double().square().sum())
+        self._count += len(rows)
         # After the first overflow groups are a quarter as large: the peak stays at that first buffer.
         limit = self.max_buffer_bytes if self._num_groups == 0 else self.max_buffer_bytes // 4
         if self._bytes(self._buffer.num_rows) > limit:
@@ -152,7 +154,12 @@ class MemoryBank:
         return to_host(rows) if self._on_host else rows
 
     def fit(
-        self, *, projection: Any = None, start_indices: Any = None, progress: Progress | None = None, noise_floor: float = 0.0
+        self,
+        *,
+        projection: Any = None,
+        start_indices: Any = None,
+        progress: Progress | None = None,
+        noise_floor: float = 0.0,
     ) -> MemoryBank:
         """Select the coreset among the rows added, and make it searchable.
 
@@ -182,7 +189,14 @@ class MemoryBank:
         home = self._require_home()
         size = max(1, int(self._num_added * self.coreset_fraction))
         projected = project_chunks(chunks, mapping, home)
-        picks = _select(projected, size=size, seed=self.seed, start_indices=start_indices, progress=progress, **({'radius': noise_floor} if noise_floor else {}))
+        picks = _select(
+            projected,
+            size=size,
+            seed=self.seed,
+            start_indices=start_indices,
+            progress=progress,
+            **({"radius": noise_floor} if noise_floor else {}),
+        )
         rows, owners = take(chunks, picks, home), torch.cat(images).numpy()[picks]
         chosen = projected[torch.from_numpy(picks).to(home)]
         radius = nearest_squared(projected, chosen).max().clamp_min(0).sqrt()
@@ -287,14 +301,26 @@ class MemoryBank:
 
     def state(self):
         from ensemblead.memory.state import BankState
+
         rows, _, index = self._fitted()
-        return BankState(rows, torch.from_numpy(self._owners), self.projection_, self.radius_, self._num_added, index.to_bytes() if isinstance(index, FaissIndex) else None)
+        return BankState(
+            rows,
+            torch.from_numpy(self._owners),
+            self.projection_,
+            self.radius_,
+            self._num_added,
+            index.to_bytes() if isinstance(index, FaissIndex) else None,
+        )
 
     @classmethod
     def from_state(cls, parameters, state):
         bank = cls(**parameters)
         rows = state.rows.cpu()
-        search = flat_index(rows) if state.index is None else FaissIndex.from_bytes(bank.index, rows, state.index, bank.seed)
+        search = (
+            flat_index(rows)
+            if state.index is None
+            else FaissIndex.from_bytes(bank.index, rows, state.index, bank.seed)
+        )
         bank._set(rows, state.images.numpy(), search)
         bank._home = rows.device
         bank.projection_ = state.projection

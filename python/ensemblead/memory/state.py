@@ -1,7 +1,12 @@
 """Temporary."""
+
 from __future__ import annotations
+
 from dataclasses import dataclass
+
 import torch
+
+
 @dataclass(frozen=True)
 class BankState:
     rows: torch.Tensor

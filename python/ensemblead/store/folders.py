@@ -24,9 +24,9 @@ import torch
 
 from ensemblead.common.errors import DamagedModelError, NewerFormatError
 from ensemblead.common.extras import require
-from ensemblead.store.exchange import exchange
 from ensemblead.config.registry import registered_class, registered_name
 from ensemblead.kernels.build import __version__
+from ensemblead.store.exchange import exchange
 
 FORMAT_VERSION = 2
 MANIFEST = "model.json"

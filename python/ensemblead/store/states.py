@@ -85,11 +85,17 @@ def _dump(value: Any, hint: Any, path: str, tensors: dict[str, Any], files: dict
     return value
 
 
-def _read(hint: Any, value: Any, path: str, tensors: dict[str, torch.Tensor], file: Callable[[str], bytes]) -> Any:
+def _read(
+    hint: Any, value: Any, path: str, tensors: dict[str, torch.Tensor], file: Callable[[str], bytes]
+) -> Any:
     options = _options(hint)
     if path in tensors:
         tensor = _finite(tensors[path], path)
-        return tensor.numpy() if any((get_origin(option) or option) is np.ndarray for option in options) else tensor
+        return (
+            tensor.numpy()
+            if any((get_origin(option) or option) is np.ndarray for option in options)
+            else tensor
+        )
     if value is None and type(None) in options:
         return None
     for option in options:
@@ -145,7 +151,9 @@ def _fits(value: Any, hint: Any) -> bool:
         elif origin is float:
             if type(value) in (int, float):
                 return True
-        elif isclass(origin) and (type(value) is origin or (origin not in _PLAIN and isinstance(value, origin))):
+        elif isclass(origin) and (
+            type(value) is origin or (origin not in _PLAIN and isinstance(value, origin))
+        ):
             return True
     return False
 

@@ -192,7 +192,6 @@ class PatchCore(Method):
         distances = torch.linalg.vector_norm(bank.rows_[around] - patches[:, None], dim=2)
         return 1.0 - torch.softmax(distances, dim=1)[:, 0]
 
-
     # Saving: the bank's rows, without the structures that are searched
 
     def _state_to_save(self) -> BankState:

@@ -1,4 +1,4 @@
-"""Networks by name: which library has them, with which weights. The only module that imports a model zoo."""
+"""Networks by name: which library has them, with which weights. The only file that imports a model zoo."""
 
 from __future__ import annotations
 

@@ -1,75 +1,80 @@
-"""Batch normalisation folded into the convolution before it: a frozen network computes the same with one pass
-over memory less for each.
-"""
+"""Batch normalisation folded into the convolution before it: the same features with less memory traffic."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Iterator, Mapping
+import threading
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-# How far the folded network's outputs may lie from the original's, relative to the largest: some rounding.
-_TOLERANCE = 1e-4
-
-Run = Callable[[nn.Module], Mapping[str, Any]]
+from ensemblead.networks.engines.eager import EagerEngine
+from ensemblead.networks.engines.engine import EngineKind, Part
 
 
-def fold_batch_norms(module: nn.Module, run: Run, keep: Collection[str] = ()) -> nn.Module | None:
+def fold_batch_norms(
+    module: nn.Module, run: Callable[[], object], keep: Collection[str] = ()
+) -> nn.Module | None:
     """A twin of `module` whose batch norms are folded into the convolutions before them, which then put out
     what their batch norm did; None where there is nothing to fold.
 
-    `run(module)` passes one fixed batch of images through a network and gives outputs by name. Such a pass
-    shows which batch norm reads which convolution, and a second one that the twin's outputs are the
-    original's, so no structure of the network is taken for granted. All other tensors are shared with the
-    original, which stays as it is. Convolutions named in `keep` put out what they did.
+    `run()` passes some images through `module`. That shows which batch norm reads which convolution, so no
+    structure of the network is taken for granted; whether the twin computes the same is for the caller to
+    see. All other tensors are shared with the original, which stays as it is. Convolutions named in `keep`
+    put out what they did.
     """
-    with torch.no_grad():
-        names = {part: name for name, part in module.named_modules()}
-        pairs, expected = _watch(module, run)
-        pairs = [pair for pair in pairs if names[pair[0]] not in keep]
-        if not pairs:
-            return None
-        tensors = [*module.parameters(), *module.buffers()]
-        twin = copy.deepcopy(module, {id(tensor): tensor for tensor in tensors})
-        for convolution, norm in pairs:
-            first = _fused(convolution, norm)
-            first.training = False
-            _replace(twin, names[convolution], first)
-            _replace(twin, names[norm], _without_norm(twin.get_submodule(names[norm])))
-        found = run(twin)
-        same = all(_is_close(found[name], output) for name, output in expected.items())
-    return twin if same else None
+    names = {part: name for name, part in module.named_modules()}
+    pairs = [pair for pair in _pairs(module, run) if names[pair[0]] not in keep]
+    if not pairs:
+        return None
+    tensors = [*module.parameters(), *module.buffers()]
+    twin = copy.deepcopy(module, {id(tensor): tensor for tensor in tensors})
+    for convolution, norm in pairs:
+        first = _fused(convolution, norm)
+        first.training = False
+        _replace(twin, names[convolution], first)
+        _replace(twin, names[norm], _without_norm(twin.get_submodule(names[norm])))
+    return twin
 
 
-def _watch(module: nn.Module, run: Run) -> tuple[list[tuple[nn.Conv2d, nn.BatchNorm2d]], Mapping[str, Any]]:
+def _build(part: Part, sample: Tensor) -> EagerEngine | None:
+    eager = EagerEngine(part)
+    twin = fold_batch_norms(part.module, lambda: eager.run(sample), part.layers)
+    return None if twin is None else EagerEngine(part, twin)
+
+
+def _pairs(module: nn.Module, run: Callable[[], object]) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
     """Every convolution, called once, whose output itself is what a batch norm, called once, reads."""
+    caller = threading.get_ident()
     calls: dict[nn.Module, int] = {}
     # The outputs are kept, so that no later tensor can take the place in memory by which they are known.
     outputs: dict[int, tuple[nn.Conv2d, Tensor, int]] = {}
     pairs: list[tuple[nn.Conv2d, nn.BatchNorm2d]] = []
 
     def after(convolution: nn.Module, _inputs: Any, output: Any) -> None:
+        if threading.get_ident() != caller:
+            return
         calls[convolution] = calls.get(convolution, 0) + 1
         if isinstance(convolution, nn.Conv2d) and isinstance(output, Tensor):
             outputs[id(output)] = (convolution, output, output._version)
 
     def before(norm: nn.Module, inputs: Any) -> None:
+        if threading.get_ident() != caller:
+            return
         calls[norm] = calls.get(norm, 0) + 1
         source = outputs.get(id(inputs[0])) if len(inputs) == 1 else None
         if source is not None and isinstance(norm, nn.BatchNorm2d) and source[1]._version == source[2]:
             pairs.append((source[0], norm))
 
     with _hooked(module, after, before):
-        expected = {name: _cloned(output) for name, output in run(module).items()}
+        run()
     read: dict[nn.Module, int] = {}
     for convolution, _ in pairs:
         read[convolution] = read.get(convolution, 0) + 1
-    single = [pair for pair in pairs if calls[pair[0]] == calls[pair[1]] == read[pair[0]] == 1]
-    return single, expected
+    return [pair for pair in pairs if calls[pair[0]] == calls[pair[1]] == read[pair[0]] == 1]
 
 
 @contextmanager
@@ -131,12 +136,10 @@ def _replace(module: nn.Module, name: str, part: nn.Module) -> None:
     setattr(module.get_submodule(owner), last, part)
 
 
-def _cloned(output: Any) -> Any:
-    return output.clone() if isinstance(output, Tensor) else output
-
-
-def _is_close(found: Any, expected: Any) -> bool:
-    if not isinstance(found, Tensor) or not isinstance(expected, Tensor) or found.shape != expected.shape:
-        return False
-    scale = float(expected.abs().max())
-    return bool((found - expected).abs().max() <= _TOLERANCE * max(scale, 1e-30))
+FOLDED = EngineKind(
+    name="folded",
+    build=_build,
+    precisions=("float32",),
+    device_types=("cpu", "cuda"),
+    tolerance=lambda _part: 1e-4,  # some rounding
+)

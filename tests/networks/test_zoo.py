@@ -13,9 +13,9 @@ pytest.importorskip("timm")
 pytest.importorskip("torchvision")
 
 from ensemblead.common.errors import WeightsUnavailableError  # noqa: E402
-from ensemblead.networks import backbones  # noqa: E402
-from ensemblead.networks.backbones import load_backbone  # noqa: E402
+from ensemblead.networks import zoo  # noqa: E402
 from ensemblead.networks.extractor import FeatureExtractor  # noqa: E402
+from ensemblead.networks.zoo import load_backbone  # noqa: E402
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
@@ -40,8 +40,8 @@ def images_of(*shape: int) -> torch.Tensor:
     ],
 )
 def test_names(name, library, found, tag):
-    zoo = backbones._look_up(name)
-    assert (zoo.library, zoo.name, zoo.tag) == (library, found, tag)
+    entry = zoo._look_up(name)
+    assert (entry.library, entry.name, entry.tag) == (library, found, tag)
 
 
 def test_unknown_names_and_tags():
@@ -220,7 +220,7 @@ def test_default_weights_in_the_hubs_offline_mode(tmp_path):
     import sys
 
     code = (
-        "from ensemblead.networks.backbones import load_backbone\n"
+        "from ensemblead.networks.zoo import load_backbone\n"
         "from ensemblead.common.errors import WeightsUnavailableError\n"
         "try: load_backbone('resnet10t.c3_in1k')\n"
         "except WeightsUnavailableError as error: print(error)\n"
@@ -256,7 +256,7 @@ def test_names_without_published_weights_say_so():
     with pytest.raises(
         WeightsUnavailableError, match=r"no weights are published for resnet14t_none; pass weights=PATH"
     ):
-        backbones._build_pretrained(backbones._Zoo("timm", "resnet14t_none", ""))
+        zoo._build_pretrained(zoo._Zoo("timm", "resnet14t_none", ""))
 
 
 # Real weights, where a path is given --------------------------------------------------------------
