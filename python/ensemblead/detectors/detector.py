@@ -14,10 +14,11 @@ from ensemblead import store
 from ensemblead.calibration import DEFAULT_RATE, Calibration
 from ensemblead.common.errors import NotFittedError
 from ensemblead.config.registry import describe
-from ensemblead.detectors import learning, running
 from ensemblead.detectors.frozen import FrozenNetwork
+from ensemblead.detectors.learning import calibrate, fit
 from ensemblead.detectors.parts import Part, Progress, Result
 from ensemblead.detectors.predictions import Predictions
+from ensemblead.detectors.running import predict
 from ensemblead.images import Geometry, ImageBatch, SkippedImage
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ class Detector(ABC):
         the images keeps them, resized, in memory, and beyond 256 MiB in a temporary file (see
         `ensemblead.images.Images`).
         """
-        learning.fit(self, images, errors, progress, extending=False)
+        fit(self, images, errors, progress, extending=False)
         return self
 
     def extend(self, images: Any, *, errors: Errors = "raise", progress: Progress | None = None) -> Self:
@@ -82,7 +83,7 @@ class Detector(ABC):
         Raises ValueError for methods that learn in many passes: they are fitted again.
         """
         self._require_fitted("extend")
-        learning.fit(self, images, errors, progress, extending=True)
+        fit(self, images, errors, progress, extending=True)
         return self
 
     def predict(
@@ -97,7 +98,7 @@ class Detector(ABC):
         """Score images batch by batch, in order; memory does not grow with their number."""
         self._require_fitted("predict")
         self._require_single_image_scores()
-        return running.predict(self, images, errors, progress)
+        return predict(self, images, errors, progress)
 
     def calibrate(
         self,
@@ -121,7 +122,7 @@ class Detector(ABC):
         self._require_fitted("calibrate")
         if not 0 < false_alarm_rate < 1:
             raise ValueError(f"false_alarm_rate must be between 0 and 1, got {false_alarm_rate}")
-        self._accept(learning.calibrate(self, images, float(false_alarm_rate), errors, progress))
+        self._accept(calibrate(self, images, float(false_alarm_rate), errors, progress))
         return self
 
     def save(self, path: str | os.PathLike[str], include_backbone: bool = False) -> None:
@@ -134,6 +135,15 @@ class Detector(ABC):
         """
         self._require_fitted("save")
         store.save(self, path, include_backbone=include_backbone)
+
+    def load_networks(self) -> Self:
+        """Load all networks now; they are loaded at their first use otherwise.
+
+        Raises what loading raises: WeightsUnavailableError, ValueError for a network or layers that are not there.
+        """
+        for network in self._networks():
+            _ = network.network
+        return self
 
     def describe(self) -> dict[str, Any]:
         """The detector as plain values, from which `ead.create` makes an unfitted one like it.

@@ -9,7 +9,7 @@ from ensemblead.store import FolderReader
 _ROUNDING, _ROOT_ROUNDING, _MAHALANOBIS_ROUNDING = 1e-12, 1e-6, 1e-4
 
 
-def calibration(reader: FolderReader, rounding: float | None = None) -> Calibration:
+def calibration_of_format1(reader: FolderReader, rounding: float | None = None) -> Calibration:
     """The statistics of a detector; `rounding` of an ensemble, whose parts know theirs."""
     with reader.as_damage():
         values = dict(reader.state["calibration"])

@@ -1,4 +1,4 @@
-"""Learning: the passes over the images that the parts of a detector need, and the statistics that come of it."""
+"""Learning: the passes over the images that parts of a detector need, and the statistics that follow."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def fit(detector: Tree, images: Any, errors: Any, progress: Progress | None, *, 
     trained = [part for part in parts if part.passes == "held_out"]
     if extending and trained:
         raise ValueError(
-            f"{type(trained[0]).__name__} cannot be extended, since it learns in many passes: fit it again, on "
-            "all images together"
+            f"{type(trained[0]).__name__} cannot be extended, since it learns in many passes: fit it again, "
+            "on all images together"
         )
     sampled = sampled_positions(len(source), held_out=bool(trained))
     run = Run(progress or (lambda stage, done, total: None), len(source), sampled)
@@ -87,12 +87,11 @@ def learn(detector: Tree, images: ImageSet, run: Run, *, extending: bool = False
             run.progress("embed", done, len(images))
     fitted = []
     for i, part in enumerate(parts):
-        accumulator = started.pop(i, None)
-        if accumulator is None:
-            fitted.append(part._learn(images, run, extending=extending))
-        else:
-            fitted.append(accumulator.finish(run))
-        del accumulator
+        # An accumulator goes with its last use: what it holds of the images is large.
+        one_pass = i in started
+        fitted.append(
+            started.pop(i).finish(run) if one_pass else part._learn(images, run, extending=extending)
+        )
     return fitted
 
 
@@ -170,8 +169,8 @@ def calibrate(
     if fitted:
         some = ", ".join(fitted[:_NAMED]) + (", ..." if len(fitted) > _NAMED else "")
         raise ValueError(
-            f"images: the detector was fitted on {len(fitted)} of them ({some}), so that no false-alarm rate could be "
-            "guaranteed; give images that it has not seen"
+            f"images: the detector was fitted on {len(fitted)} of them ({some}), so that no false-alarm rate "
+            "could be guaranteed; give images that it has not seen"
         )
     digest = set_digest(positions, sizes, fingerprints)
     calibrations = [sample.calibration(rate, "calibrated", digest) for sample in samples]

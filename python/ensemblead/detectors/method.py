@@ -29,11 +29,11 @@ from torch import nn
 from ensemblead.calibration import Calibration, NormalSample
 from ensemblead.common.errors import NotExportableError, NotFittedError
 from ensemblead.common.validation import whole_number
-from ensemblead.detectors import saving
 from ensemblead.detectors.detector import Detector
 from ensemblead.detectors.frozen import FrozenNetwork
 from ensemblead.detectors.learning import TrainingData, no_fingerprints
 from ensemblead.detectors.parts import Accumulator, Features, Fitted, Passes, Result, Run, Scores, Seen
+from ensemblead.detectors.saving import OF_THE_NETWORK, arguments, read_method, write_method
 from ensemblead.images import Geometry, ImageSet
 from ensemblead.images.spool import MEMORY_BYTES
 from ensemblead.kernels.maps import SIGMA, render_maps
@@ -127,9 +127,7 @@ class Method(Detector):
 
     def parameters(self) -> dict[str, Any]:
         """The constructor's arguments but for the network's: `backbone`, `layers`, `weights`."""
-        return {
-            name: value for name, value in saving.arguments(self).items() if name not in saving.OF_THE_NETWORK
-        }
+        return {name: value for name, value in arguments(self).items() if name not in OF_THE_NETWORK}
 
     @property
     def is_fitted(self) -> bool:
@@ -228,7 +226,7 @@ class Method(Detector):
         return self._learned
 
     def _clone(self) -> Self:
-        twin = type(self)(**saving.arguments(self))
+        twin = type(self)(**arguments(self))
         twin._frozen = self._frozen
         return twin
 
@@ -246,11 +244,12 @@ class Method(Detector):
         raise ValueError(f"{cls.__name__} has no models of format 1")
 
     def to_store(self, writer: FolderWriter) -> dict[str, Any]:
-        return saving.write_method(self, writer)
+        return write_method(self, writer)
 
     @classmethod
     def from_store(cls, reader: FolderReader) -> Self:
-        return saving.read_method(cls, reader)
+        method: Self = read_method(cls, reader)
+        return method
 
 
 _NETWORK_DEFAULTS = {"weights": "default", "precision": "auto", "compile": False}

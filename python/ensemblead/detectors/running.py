@@ -68,7 +68,8 @@ def predict(detector: Tree, images: Any, errors: Any, progress: Progress | None)
 
 def _arrived(checks: FiniteChecks, copy: HostCopy, paths: list[str | None]) -> Predictions:
     checks.verify()
-    return Predictions(*copy.wait(), paths)
+    scores, maps, anomalous = copy.wait()
+    return Predictions(scores, maps, anomalous, paths)
 
 
 def scored_batches(

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ensemblead.calibration import Calibration
-from ensemblead.detectors import format1
+from ensemblead.detectors.format1 import calibration_of_format1
 from ensemblead.detectors.frozen import per_network
 from ensemblead.networks.network import check_device, network_from_store, resolve_device
 from ensemblead.store import FolderReader, FolderWriter, load_state, move_state, save_state
@@ -19,7 +19,7 @@ OF_THE_NETWORK = ("backbone", "layers", "weights")
 
 
 def arguments(detector: Any) -> dict[str, Any]:
-    """The arguments that made a detector: for every parameter of its constructor the attribute of that name."""
+    """What made a detector: for every parameter of its constructor the attribute of that name."""
     names = inspect.signature(type(detector)).parameters
     return {name: getattr(detector, name) for name in names}
 
@@ -50,7 +50,7 @@ def write_statistics(detector: Any, writer: FolderWriter) -> dict[str, Any]:
 def read_statistics(detector: Any, reader: FolderReader, rounding: float | None = None) -> None:
     """What `write_statistics` wrote. `rounding`: of a tiled ensemble's members, for format 1."""
     if reader.format == 1:
-        detector._calibration = format1.calibration(reader, rounding)
+        detector._calibration = calibration_of_format1(reader, rounding)
         return
     with reader.as_damage():
         detector._calibration = load_state(reader, "calibration", reader.state["calibration"], Calibration)

@@ -189,7 +189,8 @@ class BackboneEnsemble(Detector):
             results = zip(self._member_results(seen), calibrations, strict=True)
             tensors = [(scores, maps, own.is_anomalous(scores)) for (scores, maps), own in results]
             arrays = HostCopy([tensor for triple in tensors for tensor in triple]).wait()
-            yield [Predictions(*arrays[start : start + 3], batch.paths) for start in range(0, len(arrays), 3)]
+            triples = zip(arrays[::3], arrays[1::3], arrays[2::3], strict=True)
+            yield [Predictions(scores, maps, called, batch.paths) for scores, maps, called in triples]
 
     def _parts(self) -> Sequence[Part]:
         return [part for member in self.members for part in member._parts()]

@@ -197,7 +197,8 @@ class TiledLearning:
         if self._plan.shared:
             roundings *= len(self._frame)
         least = statistics.values[:, (1, 3)].amin(1).tolist()
-        return max(rounding / deviation for rounding, deviation in zip(roundings, least, strict=True))
+        moved = [rounding / deviation for rounding, deviation in zip(roundings, least, strict=True)]
+        return float(max(moved))
 
     def _num_results(self) -> int:
         """Images that are scored without having been learned."""

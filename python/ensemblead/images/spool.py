@@ -228,7 +228,7 @@ class _File:
         self._end = 0
 
     def append(self, planes: Planes) -> _Place:
-        data = memoryview(np.ascontiguousarray(planes)).cast("B")
+        data = memoryview(np.ascontiguousarray(planes).data).cast("B")
         place = _Place(self._end, planes.shape)
         try:
             while data:
@@ -244,7 +244,7 @@ class _File:
         first, last, _ = (rows or slice(None)).indices(height)
         out = np.empty((channels, last - first, width), dtype=np.uint8)
         for channel in range(channels):
-            target = memoryview(out[channel]).cast("B")
+            target = memoryview(out[channel].data).cast("B")
             offset = place.offset + (channel * height + first) * width
             while target:
                 got = os.preadv(self._file.fileno(), [target], offset)

@@ -108,8 +108,8 @@ class FolderReader:
         self.format: int = manifest["format"]
         self.state: dict[str, Any] = manifest["state"]
         self._files: dict[str, dict[str, Any]] = manifest["files"]
-        for name, expected in self._files.items():
-            _check_place(folder, name, expected)
+        for name, entry in self._files.items():
+            _check_place(folder, name, entry)
 
     def has(self, name: str) -> bool:
         """Whether the folder was written with a file (or child) of that name."""

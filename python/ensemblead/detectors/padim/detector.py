@@ -211,7 +211,7 @@ class MomentsAccumulator:
         norms = [float(rows.double().square().sum(1).mean()) for _, rows in self._held]
         norm = (sum(norms) / max(1, len(norms))) ** 0.5
         floor = relative_noise(self._detector.network_.dtype) * norm
-        return 2.0 * floor / REGULARIZATION**0.5
+        return float(2.0 * floor / REGULARIZATION**0.5)
 
 
 def choose_dimensions(

@@ -282,7 +282,7 @@ class BankAccumulator:
         """How far rounding moves scores like these, where it moves an embedding by `floor`."""
         if self._detector.score == "reweighted":
             return floor
-        return 2.0 * floor * max(largest, 0.0) ** 0.5 + floor**2
+        return float(2.0 * floor * max(largest, 0.0) ** 0.5 + floor**2)
 
     def _warnings(self, fair: int, few: bool) -> dict[str, str]:
         """Why the threshold says little: few images could be scored without themselves, or few rows."""
