@@ -10,6 +10,7 @@ from ensemblead.common.extras import EXTRAS, missing_extra
 from ensemblead.kernels.build import __version__, cuda_available
 
 if TYPE_CHECKING:
+    from ensemblead.config.registry import create, register
     from ensemblead.datasets import Folder, MVTecAD, VisA
     from ensemblead.detectors.base import Predictions
     from ensemblead.detectors.padim import PaDiM
@@ -43,9 +44,11 @@ __all__ = [
     "aggregate_patches",
     "aupro",
     "auroc",
+    "create",
     "cuda_available",
     "evaluate",
     "load",
+    "register",
     "select_coreset",
     "smooth_seams",
     "tile",
@@ -68,8 +71,10 @@ _LAZY = {
     "aggregate_patches": "ensemblead.kernels.patches",
     "aupro": "ensemblead.metrics",
     "auroc": "ensemblead.metrics",
+    "create": "ensemblead.config.registry",
     "evaluate": "ensemblead.evaluation.evaluate",
     "load": "ensemblead.ensembles.loading",
+    "register": "ensemblead.config.registry",
     "select_coreset": "ensemblead.kernels.coreset",
     "smooth_seams": "ensemblead.kernels.tiling",
     "tile": "ensemblead.kernels.tiling",

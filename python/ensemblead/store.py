@@ -13,16 +13,17 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
 from ensemblead.common.errors import DamagedModelError, NewerFormatError
 from ensemblead.common.extras import require
+from ensemblead.config.names import is_registered, registered_class, registered_name
 from ensemblead.kernels.build import __version__
 
 FORMAT_VERSION = 1
@@ -40,29 +41,6 @@ class Storable(Protocol):
     @classmethod
     def from_store(cls, reader: FolderReader) -> Any:
         """The object again."""
-
-
-_Class = TypeVar("_Class", bound=type)
-_classes: dict[str, Any] = {}
-_names: dict[type, str] = {}
-
-
-def register(name: str) -> Callable[[_Class], _Class]:
-    """Make a class known under `name`, which its saved models carry."""
-
-    def enter(cls: _Class) -> _Class:
-        if name in _classes:
-            raise ValueError(f"a class is registered as {name!r} already: {_classes[name].__name__}")
-        _classes[name] = cls
-        _names[cls] = name
-        return cls
-
-    return enter
-
-
-def registered() -> dict[str, Any]:
-    """Classes by the names that they registered under; those whose modules have been imported."""
-    return dict(_classes)
 
 
 class FolderWriter:
@@ -229,19 +207,22 @@ def load(path: str | os.PathLike[str], **options: Any) -> Any:
 
 
 def _write_object(folder: Path, obj: Storable, options: Mapping[str, Any]) -> bytes:
-    name = _names.get(type(obj))
-    if name is None:
+    if not is_registered(type(obj)):
         raise TypeError(f"{type(obj).__name__} is not registered with the store and cannot be saved")
     writer = FolderWriter(folder, options)
-    return writer.finish(name, obj.to_store(writer))
+    return writer.finish(registered_name(type(obj)), obj.to_store(writer))
 
 
 def _read_object(folder: Path, options: Mapping[str, Any]) -> Any:
     reader = FolderReader(folder, options)
-    if reader.class_name not in _classes:
-        raise DamagedModelError(f"{folder} holds a {reader.class_name!r}, which this version does not know")
     try:
-        return _classes[reader.class_name].from_store(reader)
+        cls = registered_class(reader.class_name)
+    except LookupError:
+        raise DamagedModelError(
+            f"{folder} holds a {reader.class_name!r}, which this version does not know"
+        ) from None
+    try:
+        return cls.from_store(reader)
     except (KeyError, IndexError) as error:
         raise DamagedModelError(f"{folder} lacks {error} of a {reader.class_name}") from error
     except (TypeError, AttributeError, RecursionError) as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import glob
 import io
 import os
 from collections import Counter, deque
@@ -15,7 +16,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from ensemblead.cli.console import Bars, Clock, print_json, told_warnings
+from ensemblead.cli.bars import Bars
+from ensemblead.cli.console import Clock, print_json, reported_warnings
 from ensemblead.cli.models import load_model
 from ensemblead.common.extras import require
 
@@ -29,7 +31,10 @@ COLUMNS = ("path", "anomaly_score", "is_anomalous", "threshold")
 
 def command(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="A folder that fit wrote.")],
-    images: Annotated[Path, typer.Argument(metavar="IMAGES", help="A folder of images, or one image.")],
+    images: Annotated[
+        list[Path],
+        typer.Argument(metavar="IMAGES...", help="Folders, images, or patterns such as 'a/*.png'."),
+    ],
     out: Annotated[Path, typer.Option("--out", help="The folder to write to.")],
     heat_maps: Annotated[
         bool, typer.Option("--heat-maps/--no-heat-maps", help="Write heat maps over the images (PNG).")
@@ -59,9 +64,9 @@ def command(
     same on all images: they run from the median of the model's normal pixels to six times as far above it
     as their 99.9th percentile. What lies outside the crop is grey in heat maps and NaN in raw maps.
     """
-    with told_warnings() as warned:
+    with reported_warnings() as warned, Bars() as bars:
         run = PredictRun(model, images, out, heat_maps, maps, scale, weights or (), device, skip_unreadable)
-        summary = run.execute()
+        summary = run.execute(bars)
     if as_json:
         print_json({**summary, "warnings": warned})
         return
@@ -77,7 +82,7 @@ class PredictRun:
     """One call of `predict`; `execute` does it and returns its summary."""
 
     model: Path
-    images: Path
+    images: Sequence[Path]
     out: Path
     heat_maps: bool = True
     maps: bool = True
@@ -86,7 +91,7 @@ class PredictRun:
     device: str | None = None
     skip_unreadable: bool = False
 
-    def execute(self) -> dict[str, Any]:
+    def execute(self, bars: Bars) -> dict[str, Any]:
         require("torch", "ensemblead predict")
         from ensemblead.cli.pictures import write_whole
         from ensemblead.evaluation.gallery import color_scale
@@ -101,17 +106,22 @@ class PredictRun:
         if self.scale is not None and not self.scale[0] < self.scale[1]:
             raise ValueError(f"scale must rise, got {self.scale[0]:g} {self.scale[1]:g}")
         clock = Clock()
-        source = open_images(self.images)
+        images, root = chosen_images(self.images)
+        source = open_images(images)
+        bars.step("loading the model")
         detector = load_model(self.model, self.weights, self.device)
         colors = color_scale(detector) if self.scale is None else self.scale
-        names = dict(zip(source.paths, picture_names(source, self.images), strict=True))
+        names = dict(zip(source.paths, picture_names(source, root), strict=True))
         rows: list[tuple[str, str, bool, str]] = []
-        with Bars() as bars, _PictureWriter(self, detector, colors) as writer:
+        verdicts: list[dict[str, Any]] = []
+        with _PictureWriter(self, detector, colors) as writer:
             errors: Any = "skip" if self.skip_unreadable else "raise"
             for batch in detector.predict_batches(source, errors=errors, progress=bars):
                 rows += self._rows(batch, detector.threshold_)
+                verdicts += _verdicts(batch)
                 for path, anomaly_map in zip(batch.paths, batch.anomaly_map, strict=True):
                     writer.put(str(path), names[path], anomaly_map)
+            bars.step("writing pictures")
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows([COLUMNS, *rows])
         scores = self.out / "scores.csv"
@@ -128,12 +138,48 @@ class PredictRun:
             "ignored_files": source.ignored,
             "skipped": [{"path": image.path, "reason": image.reason} for image in detector.skipped_],
             "seconds": round(clock(), 3),
+            "predictions": verdicts,
         }
 
     def _rows(self, batch: Predictions, threshold: float) -> list[tuple[str, str, bool, str]]:
         rows = zip(batch.paths, batch.anomaly_score, batch.is_anomalous, strict=True)
         # Nine digits are a float32 to the last bit: whoever compares again comes to the same verdict.
         return [(str(p), f"{score:.9g}", bool(called), f"{threshold:.17g}") for p, score, called in rows]
+
+
+def _verdicts(batch: Predictions) -> list[dict[str, Any]]:
+    """Scores and verdicts in JSON's types."""
+    found = zip(batch.paths, batch.anomaly_score.tolist(), batch.is_anomalous.tolist(), strict=True)
+    return [
+        {"path": str(path), "anomaly_score": score, "is_anomalous": called} for path, score, called in found
+    ]
+
+
+def chosen_images(given: Sequence[Path]) -> tuple[Path | list[str], Path]:
+    """The images that paths and patterns name, and the folder that they are named below.
+
+    Raises FileNotFoundError for a path that does not exist, and for a pattern without a match.
+    """
+    from ensemblead.images import open_images
+
+    paths: list[Path] = []
+    for path in given:
+        found = [path] if path.exists() or not glob.has_magic(str(path)) else _matches(path)
+        paths += found
+    if len(paths) == 1:
+        return paths[0], paths[0]
+    files: dict[str, None] = {}
+    for path in paths:
+        files |= dict.fromkeys(map(str, open_images(path).paths))
+    root = os.path.commonpath([os.path.dirname(os.path.abspath(file)) for file in files])
+    return list(files), Path(root)
+
+
+def _matches(pattern: Path) -> list[Path]:
+    found = sorted(glob.glob(str(pattern), recursive=True))
+    if not found:
+        raise FileNotFoundError(f"images: nothing matches {pattern}")
+    return [Path(path) for path in found]
 
 
 def picture_names(source: ImageSource, root: Path) -> list[Path]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import operator
+from collections.abc import Iterable
 from typing import Any
 
 
@@ -21,3 +23,10 @@ def whole_number(name: str, value: Any, minimum: int | None = None) -> int:
     if minimum is not None and number < minimum:
         raise ValueError(f"{name} must be at least {minimum}, got {number}")
     return number
+
+
+def did_you_mean(wrong: object, known: Iterable[str]) -> str:
+    """Near matches among known names, or all of them."""
+    names = list(known)
+    near = difflib.get_close_matches(str(wrong), names, n=3)
+    return f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(names) or 'none'}"

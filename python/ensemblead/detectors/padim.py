@@ -19,13 +19,14 @@ from torch import nn
 from ensemblead.calibration.statistics import MAX_IMAGES, NormalSample
 from ensemblead.common.errors import NotFittedError
 from ensemblead.common.validation import whole_number
+from ensemblead.config.registry import register
 from ensemblead.detectors.base import Embedded, Fitting, Progress
 from ensemblead.detectors.gaussians import GROUP, Gaussians, LeftOut, Moments, block_spans
 from ensemblead.detectors.leaf import NetworkDetector
 from ensemblead.kernels.maps import render_maps
 from ensemblead.kernels.patches import aggregate_patches
 from ensemblead.networks.network import require_finite
-from ensemblead.store import FolderReader, FolderWriter, register
+from ensemblead.store import FolderReader, FolderWriter
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -124,6 +125,12 @@ class PaDiM(NetworkDetector):
     def gaussians_(self) -> Gaussians:
         """The fitted Gaussians, one per position of the grid, row by row."""
         return self._fitted().gaussians
+
+    @property
+    def learned_(self) -> dict[str, int]:
+        """How much was learned, by name."""
+        known = self.gaussians_
+        return {"gaussians": known.num_positions, "dimensions": known.num_dimensions}
 
     def _fitted(self) -> Model:
         if self._model is None:

@@ -18,13 +18,14 @@ from torch import nn
 from ensemblead.calibration.statistics import MAX_IMAGES, ROOT_ROUNDING, ROUNDING, NormalSample
 from ensemblead.common.errors import NotFittedError
 from ensemblead.common.validation import whole_number
+from ensemblead.config.registry import register
 from ensemblead.detectors.base import Embedded, Fitting, Progress
 from ensemblead.detectors.leaf import NetworkDetector
 from ensemblead.kernels.maps import render_maps
 from ensemblead.kernels.patches import aggregate_patches
 from ensemblead.memory import MemoryBank
 from ensemblead.networks.network import require_finite
-from ensemblead.store import FolderReader, FolderWriter, register
+from ensemblead.store import FolderReader, FolderWriter
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -149,6 +150,12 @@ class PatchCore(NetworkDetector):
         if self._bank is None:
             raise NotFittedError("this PatchCore is not fitted; call fit first")
         return self._bank
+
+    @property
+    def learned_(self) -> dict[str, int]:
+        """How much was learned, by name."""
+        bank = self.memory_bank_
+        return {"bank_rows": len(bank), "dimensions": int(bank.rows_.shape[1])}
 
     # The protocol of detectors
 

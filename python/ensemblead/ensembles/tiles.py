@@ -15,6 +15,7 @@ import torch
 from ensemblead.calibration.statistics import Calibration
 from ensemblead.common.errors import DamagedModelError, NotFittedError
 from ensemblead.common.validation import whole_number
+from ensemblead.config.registry import register
 from ensemblead.detectors.base import (
     Detector,
     Embedded,
@@ -31,7 +32,7 @@ from ensemblead.ensembles.tile_network import TileNetwork
 from ensemblead.images import Geometry
 from ensemblead.kernels.tiling import tile_grid
 from ensemblead.networks.network import FeaturePool
-from ensemblead.store import FolderReader, FolderWriter, register
+from ensemblead.store import FolderReader, FolderWriter
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from ensemblead.common.errors import UnreadableImageError
 from ensemblead.common.resources import reset_peak_memory
 from ensemblead.common.warnings import ThresholdWarning
-from ensemblead.config.schema import Source
+from ensemblead.config.documents import Source
 from ensemblead.datasets.categories import Category
 from ensemblead.evaluation.evaluate import ScoredImage, evaluate
 from ensemblead.evaluation.results import Report
@@ -122,9 +122,10 @@ def _check_networks(cells: list[Cell]) -> None:
 
 
 def _new(cell: Cell) -> Detector:
-    from ensemblead.ensembles.description import construct
+    from ensemblead.config.registry import construct
 
-    return construct(dict(cell.entry.description))
+    detector: Detector = construct(dict(cell.entry.description))
+    return detector
 
 
 class _HookError(Exception):

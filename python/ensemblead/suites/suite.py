@@ -13,8 +13,8 @@ detectors:
     members:
       - {type: PatchCore, backbone: resnet18}
       - {type: PatchCore, backbone: densenet169, layers: [features.denseblock2, features.denseblock3]}
-  - name: mission              # an ensemble that is known to be good
-    preset: mission
+  - name: large                # an ensemble that is known to be good
+    preset: patchcore-large
   - name: from the line
     model: models/line3        # a saved model, or a folder of one per category
 datasets:
@@ -35,17 +35,9 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from ensemblead.config.schema import (
-    KeyPath,
-    Parameter,
-    Problems,
-    Source,
-    check_keys,
-    check_value,
-    did_you_mean,
-    parameters,
-    read_source,
-)
+from ensemblead.common.validation import did_you_mean
+from ensemblead.config.documents import KeyPath, Problems, Source, read_source
+from ensemblead.config.signatures import Parameter, check_keys, check_value, parameters
 from ensemblead.datasets.categories import Category, Dataset
 from ensemblead.datasets.layouts import Folder, MVTecAD, VisA
 
@@ -253,7 +245,7 @@ def _usual_name(given: Mapping[str, Any]) -> str:
 def _described(
     given: Mapping[str, Any], path: KeyPath, settings: Settings, problems: Problems
 ) -> Mapping[str, Any]:
-    from ensemblead.ensembles.description import resolve
+    from ensemblead.config.registry import resolve
 
     return resolve(given, path, problems, {"seed": settings.seed, "device": settings.device})
 
