@@ -13,8 +13,8 @@ detectors:
     members:
       - {type: PatchCore, backbone: resnet18}
       - {type: PatchCore, backbone: densenet169, layers: [features.denseblock2, features.denseblock3]}
-  - name: mission              # an ensemble that is known to be good
-    preset: mission
+  - name: large                # an ensemble that is known to be good
+    preset: patchcore-large
   - name: from the line
     model: models/line3        # a saved model, or a folder of one per category
 datasets:
@@ -36,16 +36,8 @@ from typing import Any, Literal
 
 from ensemblead.common.files import StrPath, as_file_name
 from ensemblead.common.validation import did_you_mean
-from ensemblead.config.schema import (
-    KeyPath,
-    Parameter,
-    Problems,
-    Source,
-    check_keys,
-    check_value,
-    parameters,
-    read_source,
-)
+from ensemblead.config.documents import KeyPath, Problems, Source, read_source
+from ensemblead.config.signatures import Parameter, check_keys, check_value, parameters
 from ensemblead.datasets.categories import Category, Dataset
 from ensemblead.datasets.layouts import Folder, MVTecAD, VisA
 from ensemblead.evaluation.measure import Options, check_category
@@ -249,7 +241,7 @@ def _usual_name(given: Mapping[str, Any]) -> str:
 def _described(
     given: Mapping[str, Any], path: KeyPath, settings: Settings, problems: Problems
 ) -> Mapping[str, Any]:
-    from ensemblead.ensembles.description import resolve
+    from ensemblead.config.registry import resolve
 
     return resolve(given, path, problems, {"seed": settings.seed, "device": settings.device})
 
