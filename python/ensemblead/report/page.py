@@ -55,9 +55,8 @@ def write_page(report: Results, path: StrPath, max_images: int) -> None:
     parts = _parts(report, max_images, missing)
     target = write_atomically(path, lambda file: file.writelines(valid_text(one).encode() for one in parts))
     if missing:
-        warn(
-            f"{len(missing)} image(s) or mask(s) could not be read for {target.name}, the first is {missing[0]}"
-        )
+        files = f"{len(missing)} image(s) or mask(s)"
+        warn(f"{files} could not be read for {target.name}, the first is {missing[0]}")
 
 
 def _parts(report: Results, max_images: int, missing: list[str]) -> Iterator[str]:
