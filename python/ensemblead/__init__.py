@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ensemblead import evaluation as evaluation
     from ensemblead import metrics as metrics
     from ensemblead.datasets import Folder, MVTecAD, VisA
-    from ensemblead.detectors.base import Predictions
+    from ensemblead.detectors import Predictions
     from ensemblead.detectors.padim import PaDiM
     from ensemblead.detectors.patchcore import PatchCore
     from ensemblead.ensembles.backbones import BackboneEnsemble
@@ -66,7 +66,7 @@ _LAZY = {
     "MemoryBank": "ensemblead.memory",
     "PaDiM": "ensemblead.detectors.padim",
     "PatchCore": "ensemblead.detectors.patchcore",
-    "Predictions": "ensemblead.detectors.base",
+    "Predictions": "ensemblead.detectors",
     "Report": "ensemblead.report.report",
     "TiledEnsemble": "ensemblead.ensembles.tiles",
     "VisA": "ensemblead.datasets",

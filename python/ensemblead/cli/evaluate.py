@@ -20,7 +20,7 @@ from ensemblead.common.files import as_file_name, file_names
 from ensemblead.config.schema import read_source
 
 if TYPE_CHECKING:
-    from ensemblead.detectors.base import Errors
+    from ensemblead.detectors.detector import Errors
     from ensemblead.evaluation import Category, Dataset, Report, ScoredImage
 
 _BY_TYPE = ("image_auroc", "pixel_auroc", "aupro")

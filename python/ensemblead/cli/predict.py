@@ -25,7 +25,7 @@ from ensemblead.common.files import NAME_BYTES, as_file_name, csv_line, file_nam
 from ensemblead.common.warnings import warn
 
 if TYPE_CHECKING:
-    from ensemblead.detectors.base import Detector, Predictions
+    from ensemblead.detectors import Detector, Predictions
     from ensemblead.images import ImageSource
 
 _WRITERS = 2

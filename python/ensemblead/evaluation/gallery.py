@@ -161,9 +161,10 @@ def describe_threshold(detector: Any) -> str:
     if calibration is None:
         return "set by the detector"
     images, rate = len(calibration.scores), f"{calibration.false_alarm_rate:.2g}"
-    if calibration.fresh:
+    if calibration.is_guaranteed:
         return f"from {images} fresh normal images: false alarms at most {rate} (split conformal)"
-    return f"from {images} training images, leave-one-out: false alarms about {rate} (estimated)"
+    how = "held out" if calibration.origin == "held_out" else "leave-one-out"
+    return f"from {images} training images, {how}: false alarms about {rate} (estimated)"
 
 
 def _reduced(index: int, values: NDArray[Any]) -> Picture:

@@ -23,7 +23,7 @@ from ensemblead.suites.results import CellResult, Failure, SuiteResults
 from ensemblead.suites.suite import GALLERY, Cell, Suite, model_for
 
 if TYPE_CHECKING:
-    from ensemblead.detectors.base import Detector
+    from ensemblead.detectors import Detector
 
 # Hooks.
 OnImage: TypeAlias = Callable[[CellResult, ScoredImage], None]
@@ -122,8 +122,7 @@ def _check_networks(cells: list[Cell]) -> None:
             # On the device that the cell is run on: the one of the fit need not be there.
             device = cell.entry.description["device"] if cell.entry.is_saved else None
             detector = load(place, device=device) if cell.entry.is_saved else _new(cell)
-            for leaf in detector._network_leaves():
-                leaf._network()
+            detector.load_networks()
         except ValueError as error:
             raise ValueError(f"detector {cell.entry.name!r}: {error}") from error
 
