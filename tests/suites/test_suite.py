@@ -352,7 +352,7 @@ class TestFailures:
         again = run(config, tmp_path / "out")
         assert [cell.reused for cell in again.cells] == [False, False, True, True]
 
-    def test_a_mean_over_fewer_categories_is_said(self, config: Config, tmp_path: Path) -> None:
+    def test_a_mean_over_fewer_categories_is_reported(self, config: Config, tmp_path: Path) -> None:
         for index, name in enumerate(("a", "b")):
             draw_category(tmp_path / "data" / name, 100 * index)
         (tmp_path / "data/a/test/good/0.png").write_bytes(b"\x89PNG no more")
@@ -427,7 +427,7 @@ class TestCommand:
         assert (found["reused"], found["failed"], len(found["cells"])) == (2, 0, 4)
         assert signal.SIGINT  # what the first run was sent
 
-    def test_the_exit_code_tells_of_failures(self, config: Config, tmp_path: Path) -> None:
+    def test_the_exit_code_shows_failures(self, config: Config, tmp_path: Path) -> None:
         typer_testing = pytest.importorskip("typer.testing")
         from ensemblead.cli.app import app
 

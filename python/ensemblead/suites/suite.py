@@ -1,6 +1,6 @@
 """A suite: which detectors are measured on which data sets, read from a configuration and checked whole.
 
-seed: 0                        # of everything random, where an entry does not say otherwise
+seed: 0                        # of everything random, where an entry has none
 bootstrap: 1000
 gallery: 100                   # images on each page
 detectors:
@@ -44,7 +44,7 @@ from ensemblead.evaluation.measure import Options, check_category
 
 DATASETS: Mapping[str, Callable[..., Dataset]] = {"MVTecAD": MVTecAD, "VisA": VisA, "Folder": Folder}
 
-GALLERY = 300  # pictures that a cell keeps, and those on a page where nothing else is said
+GALLERY = 300  # pictures that a cell keeps, and the default number on a page
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Suite:
-    """What a configuration describes; see the module for its form.
+    """The content of a configuration; see the module for its form.
 
     Attributes:
         detectors: In the order of the configuration.
@@ -316,7 +316,7 @@ def _parse_dataset(given: Any, path: KeyPath, settings: Settings, problems: Prob
 
 
 def _check_categories(dataset: Dataset, settings: Settings) -> None:
-    """What would stop `evaluate` without an image being looked at."""
+    """Refuse what `evaluate` would refuse before it decodes an image."""
     if not dataset.categories:
         raise ValueError("category must name at least one, got none")
     for name, count in Counter(category.name for category in dataset.categories).items():
