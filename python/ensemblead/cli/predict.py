@@ -90,7 +90,7 @@ class PredictRun:
     def execute(self) -> dict[str, Any]:
         require("torch", "ensemblead predict")
         from ensemblead.evaluation.gallery import color_scale
-        from ensemblead.images import open_images
+        from ensemblead.images import check_output_outside, open_images
 
         if self.out.exists() and not self.out.is_dir():
             raise ValueError(f"out must be a folder, got the file {self.out}")
@@ -102,6 +102,7 @@ class PredictRun:
             raise ValueError(f"scale must rise, got {self.scale[0]:g} {self.scale[1]:g}")
         clock = Clock()
         source = open_images(self.images)
+        check_output_outside(self.out, source.folders)
         detector = load_model(self.model, self.weights, self.device)
         colors = color_scale(detector) if self.scale is None else self.scale
         names = dict(zip(source.paths, picture_names(source, self.images), strict=True))

@@ -19,7 +19,7 @@ from ensemblead.evaluation.by_type import type_rows
 from ensemblead.evaluation.gallery import PictureKeeper, describe_threshold
 from ensemblead.evaluation.minmax import Ensemble, SetDetector, fuse_minmax, fused_set
 from ensemblead.evaluation.results import NAN, Details, ImageResult, Report, Row
-from ensemblead.images import read_mask
+from ensemblead.images import examine_mask
 from ensemblead.metrics import (
     PixelScores,
     TypeMetrics,
@@ -253,6 +253,7 @@ class _Run:
         self._options = options
         self._skipped: list[str] = []
         self._emptied: list[str] = []
+        self._remarks: dict[str, list[str]] = {}  # on masks: which there are of each
         self._next = 0
 
     def consume(self, batches: Iterator[Any]) -> float:
@@ -315,7 +316,10 @@ class _Run:
             return np.zeros(anomaly_map.shape, np.bool_)
         if sample.mask_path is None:
             return None
-        mask = self._geometry.apply_mask(read_mask(sample.mask_path))
+        decoded, remarks = examine_mask(sample.mask_path)
+        for remark in remarks:
+            self._remarks.setdefault(remark, []).append(sample.mask_path)
+        mask = self._geometry.apply_mask(decoded)
         if mask.shape != anomaly_map.shape:
             raise ValueError(
                 f"anomaly_map of {sample.path} must be as large as its mask after resize and crop "
@@ -326,8 +330,10 @@ class _Run:
         return mask
 
     def notes(self) -> list[str]:
-        """Remarks on images that were skipped and on defects that were cropped away."""
-        notes = []
+        """Notes on images that were skipped, on suspicious masks and on defects that were cropped away."""
+        notes = [
+            f"{len(paths)} mask(s) {text}; the first is {paths[0]}" for text, paths in self._remarks.items()
+        ]
         if self._skipped:
             notes.append(f"{len(self._skipped)} image(s) were not predicted, the first is {self._skipped[0]}")
         if self._emptied:

@@ -46,8 +46,7 @@ from ensemblead.config.schema import (
     parameters,
     read_source,
 )
-from ensemblead.datasets.categories import Category, Dataset
-from ensemblead.datasets.layouts import Folder, MVTecAD, VisA
+from ensemblead.datasets import Category, Dataset, Folder, MVTecAD, VisA
 
 DATASETS: Mapping[str, Callable[..., Dataset]] = {"MVTecAD": MVTecAD, "VisA": VisA, "Folder": Folder}
 
