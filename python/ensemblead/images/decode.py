@@ -164,7 +164,7 @@ def open_file(path: StrPath, what: str = "image", *, max_pixels: int | None) -> 
     try:
         check_ordinary_file(path, what)
         with open(path, "rb") as file:
-            image = _identify(file, str(path))
+            image = _identify(file)
             pixels = image.width * image.height
             if max_pixels is not None and pixels > max_pixels:
                 raise UnreadableImageError(
@@ -188,7 +188,7 @@ def open_file(path: StrPath, what: str = "image", *, max_pixels: int | None) -> 
         raise UnreadableImageError(f"cannot read {what} {path}: {error}") from error
 
 
-def _identify(file: IO[bytes], name: str) -> ImageFile.ImageFile:
+def _identify(file: IO[bytes]) -> ImageFile.ImageFile:
     """`Image.open` without its limit on pixels, which is one for the whole process, and without the formats
     that start other programs.
     """
@@ -204,7 +204,9 @@ def _identify(file: IO[bytes], name: str) -> ImageFile.ImageFile:
                 continue
             file.seek(0)
             try:
-                return factory(file, name)
+                # Without a name, Pillow does not map the file: a file that shrinks meanwhile would end the
+                # process, and Pillow 13 turns mapped TIFFs wrongly.
+                return factory(file, "")
             except (SyntaxError, IndexError, TypeError, struct.error):
                 continue  # it is of another format
     raise UnidentifiedImageError("it is no image of a known format")

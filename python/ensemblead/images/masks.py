@@ -61,8 +61,10 @@ def examine_mask(path: StrPath) -> tuple[Mask, tuple[str, ...]]:
 def _levels(image: Image.Image, path: StrPath) -> npt.NDArray[Any]:
     """`[H, W]`, 0 where the mask shows black; of colours the largest channel."""
     transparent = is_transparent(image)
-    if image.mode in ("1", "L") and not transparent:
-        grey: npt.NDArray[np.uint8] = np.asarray(image.convert("L"))
+    if image.mode in ("1", "L", "LAB") and not transparent:
+        grey: npt.NDArray[np.uint8] = np.asarray(
+            image.getchannel("L") if image.mode == "LAB" else image.convert("L")
+        )
         return grey
     if image.mode == "F" or image.mode.startswith("I"):
         values: npt.NDArray[Any] = np.asarray(image)
