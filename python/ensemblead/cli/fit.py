@@ -176,12 +176,12 @@ class FitRun:
     def execute(self, bars: Bars) -> dict[str, Any]:
         require("torch", "ensemblead fit")
         from ensemblead.calibration import odd_images
-        from ensemblead.images import open_images
+        from ensemblead.images import check_normal_folder, open_images
 
         clock = Clock()
         # Everything that can be refused at once comes before hours of work.
         self._check_model()
-        refuse_test_images(self.data)
+        check_normal_folder(self.data)
         source = open_images(self.data)
         fresh = None if self.calibrate is None else open_images(self.calibrate)
         detector = build_detector(self.options, self.config)
@@ -228,19 +228,6 @@ class FitRun:
             fresh, rate, errors=errors, progress=lambda _, done, total: bars("calibrating", done, total)
         )
         return list(detector.skipped_)
-
-
-def refuse_test_images(folder: Path) -> None:
-    """Raise ValueError for folders whose layout says that not all of their images are normal."""
-    if (folder / "train").is_dir() and ((folder / "test").is_dir() or (folder / "ground_truth").is_dir()):
-        raise ValueError(
-            f"{folder} holds test images beside the normal ones: fit on {folder / 'train' / 'good'}, "
-            f"or evaluate --config FILE {folder}"
-        )
-    if (folder / "good").is_dir() and folder.name in ("train", "test"):
-        others = sorted(path.name for path in folder.iterdir() if path.is_dir() and path.name != "good")
-        if others:
-            raise ValueError(f"{folder} holds {', '.join(others)} beside good: fit on {folder / 'good'}")
 
 
 def show_summary(summary: dict[str, Any]) -> None:

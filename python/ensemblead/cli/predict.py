@@ -100,7 +100,7 @@ class PredictRun:
     def execute(self, bars: Bars) -> dict[str, Any]:
         require("torch", "ensemblead predict")
         from ensemblead.evaluation.gallery import color_scale
-        from ensemblead.images import open_images
+        from ensemblead.images import check_output_outside, open_images
 
         if self.out.exists() and not self.out.is_dir():
             raise ValueError(f"out must be a folder, got the file {self.out}")
@@ -113,6 +113,7 @@ class PredictRun:
         clock = Clock()
         images, root = chosen_images(self.images)
         source = open_images(images)
+        check_output_outside(self.out, source.folders)
         bars.step("loading the model")
         detector = load_model(self.model, self.weights, self.device)
         threshold = float(detector.threshold_)

@@ -38,8 +38,7 @@ from ensemblead.common.files import StrPath, as_file_name
 from ensemblead.common.validation import did_you_mean
 from ensemblead.config.documents import KeyPath, Problems, Source, read_source
 from ensemblead.config.signatures import Parameter, check_keys, check_value, parameters
-from ensemblead.datasets.categories import Category, Dataset
-from ensemblead.datasets.layouts import Folder, MVTecAD, VisA
+from ensemblead.datasets import Category, Dataset, Folder, MVTecAD, VisA
 from ensemblead.evaluation.measure import Options, check_category
 
 DATASETS: Mapping[str, Callable[..., Dataset]] = {"MVTecAD": MVTecAD, "VisA": VisA, "Folder": Folder}
