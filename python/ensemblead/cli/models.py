@@ -40,7 +40,9 @@ def describe_model(detector: Detector) -> dict[str, Any]:
         "members": list(_members(detector)),
         "threshold": calibration.threshold,
         "false_alarm_rate": calibration.false_alarm_rate,
-        "false_alarm_rate_is": "guaranteed" if calibration.is_guaranteed else "estimated, leaving one image out",
+        "false_alarm_rate_is": "guaranteed"
+        if calibration.is_guaranteed
+        else "estimated, leaving one image out",
     }
 
 

@@ -315,7 +315,11 @@ class _Run:
         return [
             *_counted(self._skipped, "image(s) were not predicted"),
             *_counted(self._empty_masks, "mask(s) are empty after resize and crop"),
-            *(line for remark, own in self._mask_remarks.items() for line in _counted(own, f"mask(s) {remark}")),
+            *(
+                line
+                for remark, own in self._mask_remarks.items()
+                for line in _counted(own, f"mask(s) {remark}")
+            ),
         ]
 
 
