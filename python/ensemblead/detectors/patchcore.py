@@ -22,7 +22,7 @@ from ensemblead.detectors.base import Embedded, Fitting, Progress
 from ensemblead.detectors.leaf import NetworkDetector
 from ensemblead.kernels.maps import render_maps
 from ensemblead.kernels.patches import aggregate_patches
-from ensemblead.memory import MemoryBank
+from ensemblead.memory import BankState, MemoryBank
 from ensemblead.networks.network import require_finite
 from ensemblead.store import FolderReader, FolderWriter, register
 
@@ -236,20 +236,26 @@ class PatchCore(NetworkDetector):
 
     def to_store(self, writer: FolderWriter) -> dict[str, Any]:
         """For `store.save`."""
-        values, arrays, index = self.memory_bank_.state()
-        writer.tensors("bank.safetensors", arrays)
-        if index is not None:
-            writer.data("bank.faiss", index)
+        bank = self.memory_bank_
+        state = bank.state()
+        arrays = {"rows": state.rows, "images": state.images, "projection": state.projection}
+        writer.tensors("bank.safetensors", {name: x for name, x in arrays.items() if x is not None})
+        if state.index is not None:
+            writer.data("bank.faiss", state.index)
+        values = {"parameters": bank.parameters(), "radius": state.radius, "num_added": state.num_added}
         return {**self._common_state(writer), "bank": values}
 
     @classmethod
     def from_store(cls, reader: FolderReader) -> Self:
         """For `store.load`."""
         detector = cls._from_common_state(reader)
-        arrays = {name: tensor.numpy() for name, tensor in reader.tensors("bank.safetensors").items()}
+        arrays = reader.tensors("bank.safetensors")
         index = reader.data("bank.faiss") if reader.has("bank.faiss") else None
+        values = reader.state["bank"]
         with reader.as_damage():
-            detector._bank = MemoryBank.from_state(reader.state["bank"], arrays, index)
+            rows, images, projection = arrays["rows"], arrays["images"], arrays.get("projection")
+            state = BankState(rows, images, projection, values["radius"], values["num_added"], index)
+            detector._bank = MemoryBank.from_state(values["parameters"], state)
         detector._bank.to(detector._network().device)
         return detector
 
