@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ensemblead.datasets.files import as_file_name
 from ensemblead.evaluation import Folder, MVTecAD, VisA
 
 Image = pytest.importorskip("PIL.Image")
@@ -404,11 +403,3 @@ def test_data_sets_need_no_torch(mvtec: Path) -> None:
         "assert not found, found"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
-
-
-def test_file_names_are_cut_by_bytes() -> None:
-    assert as_file_name("a b/c:d") == "a-b-c-d"
-    # A suite's files carry a key behind the name, and 255 bytes is what file systems take.
-    long = as_file_name("検査" * 60)
-    assert long == "検査" * 13
-    assert len(long.encode()) <= 80

@@ -21,7 +21,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from torch.overrides import TorchFunctionMode
 
 import ensemblead as ead
-from ensemblead.calibration.statistics import NormalSample
+from ensemblead.calibration import NormalSample
 from ensemblead.common.errors import NonFiniteFeaturesError
 from ensemblead.detectors import base
 from ensemblead.images import batches, iterate_batches, open_images

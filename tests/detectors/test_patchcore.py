@@ -16,7 +16,7 @@ from support.textures import SIDE, normal_images, with_defects
 from torch import nn
 
 import ensemblead as ead
-from ensemblead.calibration.statistics import conformal_threshold
+from ensemblead.calibration import conformal_threshold
 from ensemblead.common.errors import (
     BackboneUnavailableError,
     DamagedModelError,
@@ -292,7 +292,7 @@ def test_calibrate_takes_over(torch_device: str) -> None:
     scores = detector.predict(fresh).anomaly_score
     assert detector.threshold_ == conformal_threshold(scores, 0.1)[0]
     assert detector.predict(fresh).is_anomalous.sum() == 30 - 28
-    assert detector.calibration_.fresh
+    assert detector.calibration_.is_guaranteed
     assert detector.calibration_.score_mean == pytest.approx(scores.mean(), rel=1e-5)
     with pytest.raises(ValueError, match="false_alarm_rate must be between 0 and 1, got 2"):
         detector.calibrate(fresh, 2)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from ensemblead.calibration.statistics import Calibration, NormalSample
+from ensemblead.calibration import Calibration, NormalSample
 from ensemblead.ensembles.fusion import (
     check_weights,
     combine_calibrations,
@@ -133,6 +133,6 @@ def test_weights() -> None:
         with pytest.raises(ValueError, match=message):
             check_weights(weights, 2, "calibrated")
     with pytest.raises(ValueError, match="weights have no meaning with fusion='max'"):
-        check_weights([1, 1], 2, "max")
+        check_weights([1, 2], 2, "max")
     with pytest.raises(ValueError, match="fusion must be one of calibrated, .*, got 'vote'"):
         check_weights(None, 2, "vote")

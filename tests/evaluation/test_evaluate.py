@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -13,6 +15,7 @@ import numpy as np
 import pytest
 from support.brightness import GEOMETRY, HEIGHT, WIDTH, Brightness, FakePredictions, draw, draw_category
 
+import ensemblead
 from ensemblead.common.errors import UnreadableImageError
 from ensemblead.evaluation import (
     Category,
@@ -45,7 +48,7 @@ def expected_maps(category: Category) -> tuple[np.ndarray, np.ndarray]:
     return maps.astype(np.float32), np.stack(masks)
 
 
-def test_every_column_is_what_the_functions_say(part: MVTecAD) -> None:
+def test_every_column_is_the_result_of_its_function(part: MVTecAD) -> None:
     report = evaluate(Brightness(), part, bootstrap=0)
     maps, masks = expected_maps(part.categories[0])
     scores = maps.max(axis=(1, 2))
@@ -141,7 +144,7 @@ def test_defects_without_a_mask_count_for_the_image_metrics_only(tmp_path: Path)
     assert report.num_anomalous == 6
 
 
-def test_masks_cropped_away_are_said(tmp_path: Path) -> None:
+def test_masks_cropped_away_are_reported(tmp_path: Path) -> None:
     root = draw_category(tmp_path / "part", 0)
     draw(root / "test/dull/edge.png", 99, (0, 0, 130), root / "ground_truth/dull/edge.png")
     mask = np.zeros((HEIGHT, WIDTH), np.uint8)
@@ -151,7 +154,7 @@ def test_masks_cropped_away_are_said(tmp_path: Path) -> None:
         evaluate(Brightness(), MVTecAD(root), bootstrap=0)
 
 
-def test_duplicates_of_training_images_are_said(tmp_path: Path) -> None:
+def test_duplicates_of_training_images_are_reported(tmp_path: Path) -> None:
     root = draw_category(tmp_path / "part", 0)
     (root / "test/good/copy.png").write_bytes((root / "train/good/1.png").read_bytes())
     with pytest.warns(UserWarning, match=r"1 test image\(s\) are also training images.*good/copy\.png"):
@@ -160,7 +163,7 @@ def test_duplicates_of_training_images_are_said(tmp_path: Path) -> None:
     assert (Path(train).name, Path(test).name) == ("1.png", "copy.png")
 
 
-def test_streaming_beyond_the_memory_limit_is_said(part: MVTecAD) -> None:
+def test_streaming_beyond_the_memory_limit_is_reported(part: MVTecAD) -> None:
     exact = evaluate(Brightness(), part, bootstrap=0)
     with pytest.warns(UserWarning, match=r"memory_limit=3000: .* may be off by at most"):
         report = evaluate(Brightness(), part, bootstrap=0, memory_limit=3000)
@@ -197,7 +200,7 @@ def test_several_categories_and_their_mean(tmp_path: Path) -> None:
         _ = report["c"]
 
 
-def test_a_mean_over_fewer_categories_is_said(tmp_path: Path) -> None:
+def test_a_mean_over_fewer_categories_is_reported(tmp_path: Path) -> None:
     for index, name in enumerate(("a", "b")):
         draw_category(tmp_path / name, 100 * index)
     (tmp_path / "b/ground_truth").rename(tmp_path / "elsewhere")
@@ -295,7 +298,7 @@ def test_minmax_needs_the_members(part: MVTecAD) -> None:
         evaluate(detector, part)
 
 
-def test_images_that_the_detector_skips_are_said(part: MVTecAD) -> None:
+def test_images_that_the_detector_skips_are_reported(part: MVTecAD) -> None:
     class Skipping(Brightness):
         def predict_batches(self, images: Sequence[str]) -> Iterator[FakePredictions]:
             return super().predict_batches([path for path in images if Path(path).stem != "2"])
@@ -362,6 +365,23 @@ def test_bad_predictions_are_refused(part: MVTecAD) -> None:
     ):
         with pytest.raises(ValueError, match=message):
             evaluate(kind(), part)
+
+
+def test_a_threshold_of_nan_gives_no_verdicts(part: MVTecAD) -> None:
+    with pytest.warns(UserWarning, match="threshold is NaN: nothing is called normal or anomalous"):
+        report = evaluate(Brightness(threshold=math.nan), part, bootstrap=0)
+    assert all(image.is_anomalous is None for image in report.details["part"].images)
+    assert math.isnan(report.threshold)
+    assert math.isnan(report.false_alarm_rate)
+    assert math.isnan(report.miss_rate)
+    assert report.details["part"].threshold_source == ""
+
+
+def test_the_room_is_an_attribute_and_no_module_hides_a_name() -> None:
+    line = "import ensemblead; ensemblead.evaluation.run; ensemblead.metrics.auroc; ensemblead.datasets.VisA"
+    subprocess.run([sys.executable, "-c", line], check=True)
+    rooms = {path.stem for path in Path(ensemblead.evaluation.__file__).parent.glob("*.py")}
+    assert rooms.isdisjoint(ensemblead.evaluation.__all__)
 
 
 def test_bad_arguments_are_refused_before_anything_is_predicted(part: MVTecAD, tmp_path: Path) -> None:

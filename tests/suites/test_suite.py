@@ -18,19 +18,15 @@ import numpy as np
 import pytest
 from support.brightness import draw, draw_category, draw_two_categories
 from support.report_page import Page
+from support.suites import GABOR, SMALL, SMALL_PADIM, Config, two_by_two
 
 pytest.importorskip("torch")
 pytest.importorskip("yaml")
 
 import ensemblead as ead
-from ensemblead.common.resources import peak_memory_mb, reset_peak_memory
+from ensemblead.common.memory import peak_memory_mb, reset_peak_memory
 from ensemblead.evaluation import CellResult, ScoredImage, SuiteResults, evaluate, run
 from ensemblead.evaluation.results import COLUMNS, TYPE_COLUMNS
-
-Config = dict[str, Any]
-SMALL: Config = {"resize": (24, 28), "image_size": None, "coreset_fraction": 1.0}
-SMALL_PADIM: Config = {"backbone": "gabor", "resize": (24, 28), "image_size": None, "num_dimensions": 8}
-GABOR = {"type": "PatchCore", "backbone": "gabor", **SMALL}
 
 
 @pytest.fixture(scope="module")
@@ -44,20 +40,6 @@ def config(data: Path) -> Config:
     return two_by_two(data)
 
 
-def two_by_two(data: Path) -> Config:
-    """Two detectors on both categories."""
-    return {
-        "seed": 2,
-        "bootstrap": 20,
-        "device": "cpu",
-        "detectors": [
-            {"name": "one", **GABOR, "layers": ["layer1"]},
-            {"name": "two", "type": "BackboneEnsemble", "members": [GABOR, {**GABOR, "layers": ["layer2"]}]},
-        ],
-        "datasets": [{"type": "MVTecAD", "root": str(data), "name": "parts"}],
-    }
-
-
 @pytest.fixture(scope="module")
 def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Config]:
     """A folder in which such a suite has been run, and the suite; tests copy it before they change it."""
@@ -68,8 +50,6 @@ def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
 
 
 def copied(finished: tuple[Path, Config], to: Path) -> tuple[Path, Config]:
-    import shutil
-
     shutil.copytree(finished[0], to / "out")
     return to / "out", copy.deepcopy(finished[1])
 
@@ -202,7 +182,7 @@ class TestRun:
         def fail(*_: object, **__: object) -> None:
             raise AssertionError("run again")
 
-        monkeypatch.setattr("ensemblead.suites.running.evaluate", fail)
+        monkeypatch.setattr("ensemblead.suites.running.measure_category", fail)
         assert all(reused for *_, reused in statuses(run(config, out)))
 
     def test_only_what_changed_is_run(self, finished: tuple[Path, Config], tmp_path: Path) -> None:
@@ -281,9 +261,7 @@ class TestRun:
         assert ("one on parts/nut", "embed") in steps
 
     def test_every_kind_of_detector(self, config: Config, tmp_path: Path) -> None:
-        """Whatever can be described runs as a cell and is found again; presets are for a network each."""
-        from ensemblead.ensembles.description import detector_types
-
+        """Every detector of the library runs as a cell and is found again."""
         size = {"resize": None, "image_size": None}
         pair = {"type": "BackboneEnsemble", "members": [{**GABOR, **size}] * 2}
         kinds: dict[str, Config] = {
@@ -292,7 +270,7 @@ class TestRun:
             "TiledEnsemble": {"member": pair, "tile_size": [24, 32], "stride": [16, 16], "image_size": None},
             "PaDiM": {**SMALL_PADIM},
         }
-        config["detectors"] = [{**kinds[name], "type": name} for name in detector_types()]
+        config["detectors"] = [{**kind, "type": name} for name, kind in kinds.items()]
         config["datasets"][0]["category"] = "nut"
         results = run(config, tmp_path / "out")
         assert [str(cell.failure) for cell in results.failures] == []
@@ -374,7 +352,7 @@ class TestFailures:
         again = run(config, tmp_path / "out")
         assert [cell.reused for cell in again.cells] == [False, False, True, True]
 
-    def test_a_mean_over_fewer_categories_is_said(self, config: Config, tmp_path: Path) -> None:
+    def test_a_mean_over_fewer_categories_is_reported(self, config: Config, tmp_path: Path) -> None:
         for index, name in enumerate(("a", "b")):
             draw_category(tmp_path / "data" / name, 100 * index)
         (tmp_path / "data/a/test/good/0.png").write_bytes(b"\x89PNG no more")
@@ -418,13 +396,13 @@ INTERRUPTED = """
 import os, signal, sys
 from ensemblead.cli import main
 from ensemblead.suites import running
-inner, calls = running.evaluate, []
+inner, calls = running.measure_category, []
 def interrupt(*args, **kwargs):
     calls.append(1)
     if len(calls) == 3:
         os.kill(os.getpid(), signal.SIGINT)
     return inner(*args, **kwargs)
-running.evaluate = interrupt
+running.measure_category = interrupt
 main()
 """
 
@@ -449,7 +427,7 @@ class TestCommand:
         assert (found["reused"], found["failed"], len(found["cells"])) == (2, 0, 4)
         assert signal.SIGINT  # what the first run was sent
 
-    def test_the_exit_code_tells_of_failures(self, config: Config, tmp_path: Path) -> None:
+    def test_the_exit_code_shows_failures(self, config: Config, tmp_path: Path) -> None:
         typer_testing = pytest.importorskip("typer.testing")
         from ensemblead.cli.app import app
 

@@ -1,10 +1,36 @@
-"""Memory of the process that nothing uses any more, and its way back to the system."""
+"""Memory of the process: its peak, and free memory back to the system."""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import gc
+import resource
+import sys
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
+
+
+def peak_memory_mb() -> float:
+    """The peak resident size of this process, since it started or since `reset_peak_memory`."""
+    with contextlib.suppress(OSError, ValueError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return float(line.split()[1]) / 1024.0
+    # Linux counts it in kilobytes, macOS in bytes.
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return float(peak) / (1e6 if sys.platform == "darwin" else 1024.0)
+
+
+def reset_peak_memory() -> bool:
+    """Let the peak begin anew at what is resident now; whether that could be done (on Linux alone)."""
+    gc.collect()
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
 
 
 @cache

@@ -1,8 +1,10 @@
-"""Arguments as plain Python numbers, so that they can be compared, saved and trusted."""
+"""Arguments as plain Python numbers that can be compared, saved and trusted; hints for wrong names."""
 
 from __future__ import annotations
 
+import difflib
 import operator
+from collections.abc import Iterable
 from typing import Any
 
 
@@ -11,13 +13,57 @@ def whole_number(name: str, value: Any, minimum: int | None = None) -> int:
 
     Raises TypeError for anything else, ValueError below `minimum`.
     """
-    try:
-        # NumPy's bool refuses to be an index, Python's does not.
-        number = None if isinstance(value, bool) else operator.index(value)
-    except TypeError:
-        number = None
+    number = _as_int(value)
     if number is None:
         raise TypeError(f"{name} must be a whole number, got {value!r}")
     if minimum is not None and number < minimum:
         raise ValueError(f"{name} must be at least {minimum}, got {number}")
     return number
+
+
+def pair(name: str, value: Any, minimum: int | None = None) -> tuple[int, int]:
+    """`(h, w)` of a pair of integers, or of one that counts for both; errors as for `whole_number`."""
+    size = size_or_pair(name, value, minimum)
+    return size if isinstance(size, tuple) else (size, size)
+
+
+def size_or_pair(name: str, value: Any, minimum: int | None = None) -> int | tuple[int, int]:
+    """`value` as an int or a pair `(h, w)` of them, as it was given; errors as for `whole_number`."""
+    several = isinstance(value, (tuple, list))
+    sides = [_as_int(side) for side in (value if several else (value,))]
+    if any(side is None for side in sides):
+        raise TypeError(f"{name} must be a whole number or a pair (h, w) of them, got {value!r}")
+    known = [side for side in sides if side is not None]
+    if several and len(known) != 2:
+        raise ValueError(f"{name} must be a whole number or a pair (h, w) of them, got {value!r}")
+    if minimum is not None and min(known) < minimum:
+        raise ValueError(f"{name} must be at least {minimum}, got {value!r}")
+    return (known[0], known[1]) if several else known[0]
+
+
+def _as_int(value: Any) -> int | None:
+    """Any integer; None for anything else."""
+    try:
+        # NumPy's bool refuses to be an index, Python's does not.
+        return None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        return None
+
+
+def near_names(wrong: object, known: Iterable[str], most: int = 3) -> list[str]:
+    """Up to `most` of the known names that resemble a wrong one, the nearest first."""
+    return difflib.get_close_matches(str(wrong), list(known), n=most)
+
+
+def did_you_mean(wrong: object, known: Iterable[str]) -> str:
+    """The near matches among known names as a hint, or all of them."""
+    names = list(known)
+    near = near_names(wrong, names)
+    return f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(names) or 'none'}"
+
+
+def some_of(names: Iterable[str], most: int = 5) -> str:
+    """The first few names, and how many more there are."""
+    names = list(names)
+    shown = ", ".join(names[:most])
+    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"

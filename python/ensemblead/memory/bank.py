@@ -310,7 +310,7 @@ class MemoryBank:
         return {name: getattr(self, name) for name in names}
 
     def state(self) -> BankState:
-        """What makes this bank again with `from_state` and `parameters`, as data on the CPU."""
+        """What makes this bank again with `from_state` and `parameters`, as data."""
         rows, _, index = self._fitted()
         return BankState(
             rows=rows,
@@ -323,7 +323,7 @@ class MemoryBank:
 
     @classmethod
     def from_state(cls, parameters: Mapping[str, Any], state: BankState) -> MemoryBank:
-        """A fitted bank, on the CPU, from `parameters` and `state` of another.
+        """A fitted bank from `parameters` and `state` of another, on the device of the state.
 
         Raises ValueError or TypeError where they do not belong together, DamagedModelError for an index that
         is not the rows'.
@@ -332,11 +332,11 @@ class MemoryBank:
         rows = state.rows
         if (state.index is None) != (bank.index == "flat"):
             raise ValueError(f"index={bank.index!r} does not go with a state that has {_which(state.index)}")
+        owners = state.images.cpu().numpy()
         if state.index is None:
-            bank._set(rows, state.images.numpy(), flat_index(rows))
+            bank._set(rows, owners, flat_index(rows))
         else:
-            search = index_from_bytes(bank.index, rows, state.index, bank.seed)
-            bank._set(rows, state.images.numpy(), search)
+            bank._set(rows, owners, index_from_bytes(bank.index, rows, state.index, bank.seed))
         bank._buffer.home = rows.device
         bank.projection_, bank.radius_ = state.projection, float(state.radius)
         bank._num_added = state.num_added

@@ -14,7 +14,7 @@ import torch
 class BankState:
     """The learned part of a `MemoryBank`; `MemoryBank.from_state` makes the bank again.
 
-    Arrays may be given as NumPy's; they are kept as torch tensors on the CPU.
+    Arrays may be given as NumPy's; they are kept as torch tensors, on the device of the rows.
 
     Attributes:
         rows: the coreset, float32 `[M, D]`, finite.
@@ -41,7 +41,7 @@ class BankState:
         if len(images) != len(rows):
             raise ValueError(f"images must be [{len(rows)}] as the rows, got shape {tuple(images.shape)}")
         object.__setattr__(self, "rows", rows)
-        object.__setattr__(self, "images", images)
+        object.__setattr__(self, "images", images.to(rows.device))
         if self.projection is not None:
             projection = _tensor("projection", self.projection, torch.float32, 2)
             _require_finite("projection", projection)
@@ -49,7 +49,7 @@ class BankState:
                 raise ValueError(
                     f"projection must be [d, {rows.shape[1]}], got shape {tuple(projection.shape)}"
                 )
-            object.__setattr__(self, "projection", projection)
+            object.__setattr__(self, "projection", projection.to(rows.device))
         if type(self.radius) not in (int, float):
             raise TypeError(f"radius must be a number, got {self.radius!r}")
         if not 0.0 <= self.radius < math.inf:
@@ -71,7 +71,7 @@ def _tensor(name: str, given: Any, dtype: torch.dtype, axes: int) -> torch.Tenso
         raise TypeError(f"{name} must be {str(dtype).removeprefix('torch.')}, got {given.dtype}")
     if given.ndim != axes or 0 in given.shape:
         raise ValueError(f"{name} must have {axes} axes and not be empty, got shape {tuple(given.shape)}")
-    return given.detach().cpu().contiguous()
+    return given.detach().contiguous()
 
 
 def _require_finite(name: str, values: torch.Tensor) -> None:

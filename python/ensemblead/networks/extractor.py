@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import difflib
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ensemblead.common.validation import near_names
 from ensemblead.networks.engines import ENGINES
 from ensemblead.networks.engines.eager import EagerEngine
 from ensemblead.networks.engines.engine import Engine, Outputs, Part, input_of
@@ -366,7 +366,7 @@ def _checked_layers(module: nn.Module, layers: Sequence[str]) -> tuple[str, ...]
     names = [name for name, _ in module.named_modules() if name]
     for layer in layers:
         if layer not in names and input_of(layer, names) is None:
-            near = difflib.get_close_matches(str(layer), names, n=5)
+            near = near_names(layer, names, most=5)
             top = ", ".join(near or [name for name, _ in module.named_children()][:20])
             raise ValueError(
                 f"layers: {type(module).__name__} has no layer {layer!r}; did you mean one of {top}?"

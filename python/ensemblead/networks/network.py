@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from ensemblead.common.errors import BackboneUnavailableError, DamagedModelError
+from ensemblead.common.files import sha256_of
 from ensemblead.common.warnings import warn
 from ensemblead.images import Geometry
 from ensemblead.networks.engines import default_engine
@@ -24,7 +25,6 @@ from ensemblead.networks.noise import relative_noise
 from ensemblead.networks.placement import check_device, check_precision, resolve_device, resolve_precision
 from ensemblead.networks.transfer import check_finite
 from ensemblead.networks.vectors import POOLINGS
-from ensemblead.networks.weights import file_sha256
 from ensemblead.store import FolderReader, FolderWriter
 
 __all__ = [
@@ -273,7 +273,7 @@ def _weights_of(reader: FolderReader, source: Mapping[str, Any], stored: bool, g
             f"the weights of {source['name']} are no longer at {path}; "
             f"pass ead.load({str(reader.folder)!r}, weights=...) with where they are now"
         )
-    if file_sha256(path) != source["sha256"]:
+    if sha256_of(path) != source["sha256"]:
         raise BackboneUnavailableError(
             f"the weights file {path} has changed since the model was fitted; "
             f"pass ead.load({str(reader.folder)!r}, weights=...) with the ones it was fitted with"
@@ -292,7 +292,7 @@ def _stored_weights(reader: FolderReader) -> dict[str, torch.Tensor]:
 
 def _warn_if_other_file(source: Mapping[str, Any], given: Any) -> None:
     is_file = isinstance(given, (str, os.PathLike)) and os.path.isfile(given)
-    if source["kind"] == "file" and is_file and file_sha256(str(given)) != source["sha256"]:
+    if source["kind"] == "file" and is_file and sha256_of(str(given)) != source["sha256"]:
         warn(
             f"{given} is not the weights file that the model was fitted with, by its hash: scores may be off"
         )

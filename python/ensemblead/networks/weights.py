@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -10,6 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from ensemblead.common.validation import some_of
 
 # What training scripts wrap a state dict in.
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "state_dict_ema")
@@ -72,11 +73,11 @@ def load_weights(module: nn.Module, state: Mapping[str, Tensor], what: str) -> f
         f"{key} {tuple(state[key].shape)} for {tuple(own[key].shape)}" for key in others if key in own
     ]
     if differing:
-        raise ValueError(f"weights: {what} has other shapes than {_class(module)}: {_some(differing)}")
+        raise ValueError(f"weights: {what} has other shapes than {_class(module)}: {some_of(differing, 8)}")
     if unknown:
         raise ValueError(
-            f"weights: {what} has names that {_class(module)} does not know: {_some(unknown)}; "
-            f"it knows names such as {_some(own)}"
+            f"weights: {what} has names that {_class(module)} does not know: {some_of(unknown, 8)}; "
+            f"it knows names such as {some_of(own, 8)}"
         )
     module.load_state_dict(matching, strict=False)
     return frozenset(key for key in own if key not in matching and not key.endswith("num_batches_tracked"))
@@ -88,22 +89,9 @@ def require_loaded(
     """Raise ValueError listing the names that the weights lack though the layers need them."""
     lacking = sorted(needed.intersection(missing))
     if lacking:
-        raise ValueError(f"weights: {what} lacks {len(lacking)} tensors that {layers} need: {_some(lacking)}")
-
-
-def file_sha256(path: str | os.PathLike[str]) -> str:
-    """SHA-256 of a file, as hexadecimal digits."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _some(names: Iterable[str], limit: int = 8) -> str:
-    names = list(names)
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more
+        raise ValueError(
+            f"weights: {what} lacks {len(lacking)} tensors that {layers} need: {some_of(lacking, 8)}"
+        )
 
 
 def _class(module: nn.Module) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,7 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from ensemblead.common.errors import MissingExtraError, WeightsUnavailableError
-from ensemblead.networks.weights import as_state_dict, file_sha256, load_weights, read_weights
+from ensemblead.common.files import sha256_of
+from ensemblead.common.validation import near_names
+from ensemblead.networks.weights import as_state_dict, load_weights, read_weights
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -90,7 +91,7 @@ def load_backbone(
             module = _build(zoo)
         missing = load_weights(module, state, str(weights))
         path = os.path.abspath(weights)
-        source = {"kind": "file", "path": path, "sha256": file_sha256(path)}
+        source = {"kind": "file", "path": path, "sha256": sha256_of(path)}
     elif isinstance(weights, Mapping):
         state = as_state_dict(weights, "the mapping given")
         with _own_generator(seed):
@@ -173,7 +174,7 @@ def _look_up(name: str) -> _Zoo:
             "torchvision", architecture, _choose_tag(name, tag, tags, _PREFERRED_TAG["torchvision"], default)
         )
     known = [*timm.list_models(), *models.list_models(module=models), *ALIASES, "gabor"]
-    near = difflib.get_close_matches(architecture, sorted(set(known)), n=5)
+    near = near_names(architecture, sorted(set(known)), most=5)
     hint = f"; did you mean {', '.join(near)}?" if near else ""
     raise ValueError(f"backbone {name!r} is known neither to timm nor to torchvision{hint}")
 

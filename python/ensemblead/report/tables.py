@@ -1,4 +1,4 @@
-"""The tables and texts of `report.html`, as HTML; what comes from data sets is escaped."""
+"""The tables and texts of `report.html`, as HTML; text from data sets is escaped."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from html import escape
 
-from ensemblead.evaluation.by_type import missed, worst_first
-from ensemblead.evaluation.results import Details, Report, Row
+from ensemblead.evaluation.by_type import count_errors, missed, worst_first
+from ensemblead.evaluation.results import Results, Row
 from ensemblead.report.charts import number
 
 _METRICS = (
@@ -21,7 +21,7 @@ _METRICS = (
 )
 
 
-def tiles(report: Report) -> str:
+def tiles(report: Results) -> str:
     """The numbers that decide, large."""
     row = report.summary
     mean = "mean; " if len(report.rows) > 1 else ""
@@ -39,35 +39,33 @@ def tiles(report: Report) -> str:
     )
 
 
-def warning_list(report: Report) -> str:
-    """What a reader must know, if there is anything."""
+def warning_list(report: Results) -> str:
+    """The report's warnings, if there are any."""
     if not report.warnings:
         return ""
     lines = "".join(f"<li>{escape(line)}</li>" for line in report.warnings)
     return f'<div class="warnings" role="note"><h3>Know before you read on</h3><ul>{lines}</ul></div>'
 
 
-def metrics(report: Report) -> str:
+def metrics(report: Results) -> str:
     """A line per category and the mean; confidence intervals below the values."""
-    head = "".join(f'<th scope="col">{title}</th>' for title, _ in _METRICS)
     lines = []
-    for position, row in enumerate(_rows(report)):
-        found = report.details.get(row.category, Details()).intervals if row in report.rows else {}
+    for position, row in enumerate(report.all_rows):
+        found = report.details_of(row).intervals
         cells = []
         for _, name in _METRICS:
             pair = found.get(name)
             below = "" if pair is None else f"<small>{number(pair[0])}&ndash;{number(pair[1])}</small>"
             cells.append(f"<td>{number(getattr(row, name))}{below}</td>")
         lines.append(_line(report, position, row, cells))
-    return _table(head, lines)
+    return _table(["Category", *(title for title, _ in _METRICS)], lines)
 
 
-def decisions(report: Report) -> str:
+def decisions(report: Results) -> str:
     """A line per category and the mean: the model's threshold and its errors; times and memory."""
-    titles = ("Threshold", "False alarms", "Misses", "Fit, s", "Predict, s", "Images/s", "Peak memory, MB")
-    head = "".join(f'<th scope="col">{title}</th>' for title in titles)
+    titles = ["Threshold", "False alarms", "Misses", "Fit, s", "Predict, s", "Images/s", "Peak memory, MB"]
     lines = []
-    for position, row in enumerate(_rows(report)):
+    for position, row in enumerate(report.all_rows):
         of = [row] if row in report.rows else report.rows
         cells = [
             f"<td>{number(row.threshold)}</td>",
@@ -79,19 +77,17 @@ def decisions(report: Report) -> str:
             f"<td>{_whole(row.peak_memory_mb)}</td>",
         ]
         lines.append(_line(report, position, row, cells))
-    return _table(head, lines)
+    return _table(["Category", *titles], lines)
 
 
-def types(report: Report, position: int) -> str:
+def types(report: Results, position: int) -> str:
     """A line per type of defect of the category at `position`, the worst first, under a title; "" if it has
     fewer than two. The page's script makes titles of columns sort and names of types filter.
     """
     category = report.rows[position].category
-    details = report.details.get(category, Details())
+    details = report.details_of(report.rows[position])
     if len(details.types) < 2:
         return ""
-    titles = ("Type", "Images", "Image AUROC", "Pixel AUROC", "AUPRO 0.3", "Misses")
-    head = "".join(f'<th scope="col">{title}</th>' for title in titles)
     lines = []
     for row in worst_first(details.types):
         place = f'data-category="{position}" data-kind="{escape(row.defect_type)}"'
@@ -104,7 +100,7 @@ def types(report: Report, position: int) -> str:
         ]
         name = escape(row.defect_type).replace("_", "_<wbr>")
         lines.append(f'<tr><th scope="row" {place}>{name}</th>{"".join(cells)}</tr>')
-    table = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
+    table = _table(["Type", "Images", "Image AUROC", "Pixel AUROC", "AUPRO 0.3", "Misses"], lines)
     label = escape(f"Types of defect, {category}")
     return (
         "<h3>By type of defect</h3>"
@@ -112,20 +108,20 @@ def types(report: Report, position: int) -> str:
     )
 
 
-def has_types(report: Report) -> bool:
+def has_types(report: Results) -> bool:
     """Whether some category has a table of types."""
-    return any(len(report.details.get(row.category, Details()).types) > 1 for row in report.rows)
+    return any(len(report.details_of(row).types) > 1 for row in report.rows)
 
 
 def _sortable(value: float, text: str) -> str:
     return f'<td data-value="{"" if math.isnan(value) else value}">{text}</td>'
 
 
-def thresholds(report: Report) -> str:
+def thresholds(report: Results) -> str:
     """Where the thresholds come from: one sentence for all categories that share it."""
     by_source: dict[str, list[str]] = {}
     for row in report.rows:
-        source = report.details.get(row.category, Details()).threshold_source
+        source = report.details_of(row).threshold_source
         by_source.setdefault(source or "none: nothing was called anomalous or normal", []).append(
             row.category
         )
@@ -140,7 +136,7 @@ def thresholds(report: Report) -> str:
     )
 
 
-def exactness(report: Report) -> str:
+def exactness(report: Results) -> str:
     """More to explain: what the intervals are, and how exact the pixel metrics are."""
     terms = ""
     if report.settings.get("bootstrap") and "confidence" in report.settings:
@@ -170,16 +166,12 @@ def exactness(report: Report) -> str:
     return terms
 
 
-def _rows(report: Report) -> Sequence[Row]:
-    return report.rows if len(report.rows) == 1 else (*report.rows, report.summary)
+def _table(titles: Sequence[str], lines: Sequence[str]) -> str:
+    head = "".join(f'<th scope="col">{title}</th>' for title in titles)
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
 
 
-def _table(head: str, lines: Sequence[str]) -> str:
-    head = f'<thead><tr><th scope="col">Category</th>{head}</tr></thead>'
-    return f"<table>{head}<tbody>{''.join(lines)}</tbody></table>"
-
-
-def _line(report: Report, position: int, row: Row, cells: Sequence[str]) -> str:
+def _line(report: Results, position: int, row: Row, cells: Sequence[str]) -> str:
     name = escape(row.category)
     if position >= len(report.rows):
         return f'<tr class="mean"><th scope="row">{name}</th>{"".join(cells)}</tr>'
@@ -188,10 +180,10 @@ def _line(report: Report, position: int, row: Row, cells: Sequence[str]) -> str:
     return f'<tr><th scope="row">{name}</th>{"".join(cells)}</tr>'
 
 
-def _spread(report: Report, row: Row, metric: str) -> str:
+def _spread(report: Results, row: Row, metric: str) -> str:
     if len(report.rows) > 1:
         return f"mean of {sum(not math.isnan(getattr(one, metric)) for one in report.rows)} categories"
-    pair = report.details.get(row.category, Details()).intervals.get(metric)
+    pair = report.details_of(row).intervals.get(metric)
     if pair is None:
         return ""
     confidence = report.settings.get("confidence")
@@ -199,16 +191,12 @@ def _spread(report: Report, row: Row, metric: str) -> str:
     return f"{share}{number(pair[0])}&ndash;{number(pair[1])}"
 
 
-def _share(report: Report, rows: Sequence[Row], label: bool) -> str:
+def _share(report: Results, rows: Sequence[Row], label: bool) -> str:
     """How many of the images with that label were judged wrongly."""
     several = " in all" if len(rows) > 1 else ""
-    judged = [
-        image.is_error
-        for row in rows
-        for image in report.details.get(row.category, Details()).images
-        if image.label is label and image.is_anomalous is not None
-    ]
-    return f"{sum(judged):,} of {len(judged):,}{several}" if judged else ""
+    images = [one for row in rows for one in report.details_of(row).images if one.label is label]
+    share = count_errors(images)
+    return share and share + several
 
 
 def _percent(value: float) -> str:

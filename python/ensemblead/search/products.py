@@ -59,8 +59,9 @@ class ProductSearch:
         unit = torch.finfo(dtype).eps
         lengths = lengths.double()
         # A sum of `dims` products, the sum with the norm, and the rounding of what is taken off the mean.
-        relative = 1.01 * ((dims + 8) * lengths * reach + 2.0 * (lengths + reach).square()) * unit
-        return relative + dims * torch.finfo(dtype).tiny
+        squares = (lengths + reach).square()
+        error = 1.01 * ((dims + 8) * lengths * reach + 2.0 * squares) * unit + dims * torch.finfo(dtype).tiny
+        return torch.where(squares < 0.01 * torch.finfo(dtype).max, error, torch.inf)
 
     @cached_property
     def is_separated(self) -> bool:
@@ -85,18 +86,18 @@ class ProductSearch:
             return self._compared(queries, k, excluded, wait=not self.is_separated)
         values, places = self._ordered(queries, min(k + 1, len(self.rows)), excluded)
         distances, found = sort_by_distance(queries, self.rows, places[:, :k])
-        # With all rows among them nothing more can come.
-        if k < len(self.rows):
-            which = np.flatnonzero(self._unclear(queries, values, k).numpy())
-            self._replace(queries, k, excluded, which, (distances, found), self._compared)
+        which = np.flatnonzero(self._unclear(queries, values, k).numpy())
+        self._replace(queries, k, excluded, which, (distances, found), self._compared)
         return distances, found
 
     def _unclear(self, queries: torch.Tensor, values: torch.Tensor, k: int) -> torch.Tensor:
         """Whether rows behind the last of `values` may be among the k nearest: bool `[Q]`."""
-        lengths = torch.linalg.vector_norm(queries - self.mean, dim=1)
+        error = self._error(torch.linalg.vector_norm(queries - self.mean, dim=1), torch.float32)
+        if values.shape[1] == len(self.rows):
+            return ~torch.isfinite(error)  # no row is behind the last
         gap = values[:, -1].double() - values[:, k - 1].double()
         # Not "<=": NaN is never clear.
-        return ~(gap > 2.0 * self._error(lengths, torch.float32))
+        return ~(gap > 2.0 * error)
 
     def _compared(
         self, queries: torch.Tensor, k: int, excluded: Excluded | None, wait: bool = True
@@ -107,7 +108,7 @@ class ProductSearch:
         count = min(len(self.rows), k + _SPARE)
         values, places = self._ordered(queries, count, excluded)
         distances, found = self._among(queries, places, values, k)
-        if wait and count < len(self.rows):
+        if wait:
             which = np.flatnonzero(self._unclear(queries, values, k).cpu().numpy())
             self._replace(queries, k, excluded, which, (distances, found), self._settled)
         return distances, found
@@ -170,7 +171,9 @@ class ProductSearch:
                 product = torch.addmm(norms, centred[part], rows.T, alpha=-2.0)
                 if excluded is not None:
                     excluded.mask_out(product[:, : len(self.rows[tile])], part, tile)
-                _merge(best[part], found[part], *_smallest(product, best.shape[1]), r)
+                values, columns = _smallest(product, best.shape[1])
+                # Columns that were added to fill a block stand for no row.
+                _merge(best[part], found[part], values, columns.clamp_(max=len(self.rows[tile]) - 1), r)
 
     def _settled(
         self, queries: torch.Tensor, k: int, excluded: Excluded | None

@@ -11,43 +11,21 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ensemblead.common.files import as_file_name, sha256_of
 from ensemblead.datasets.categories import Category, Errors, file_fact
-from ensemblead.datasets.files import as_file_name
 from ensemblead.evaluation.gallery import Pictures
-from ensemblead.evaluation.results import (
-    COLUMNS,
-    NAN,
-    Details,
-    ImageResult,
-    Row,
-    TypeRow,
-    without_nan,
-    write_text,
-)
+from ensemblead.evaluation.results import COLUMNS, NAN, CategoryResult, Details, ImageResult, Row, TypeRow
 from ensemblead.kernels.build import __version__
+from ensemblead.report.text import write_json
 from ensemblead.suites.suite import Cell, Settings, model_for, settings_dict
 
 _FORMAT = 1
-
-
-@dataclass(frozen=True)
-class Finished:
-    """What was measured in a cell, and what there is to say about it."""
-
-    row: Row
-    details: Details
-    warnings: tuple[str, ...]
-
-    def can_show(self, count: int) -> bool:
-        """Whether the pictures of so many images, or of all there are, have been kept."""
-        pictures = self.details.pictures
-        return pictures is None or len(pictures.kept) >= min(count, len(self.details.images))
 
 
 def cell_key(cell: Cell, settings: Settings) -> str:
@@ -61,7 +39,7 @@ def cell_key(cell: Cell, settings: Settings) -> str:
         "format": _FORMAT,
         "version": __version__,
         "detector": _identity(cell, cell.entry.description),
-        # What is shown of a cell is no part of it.
+        # The gallery changes no number.
         "settings": {name: one for name, one in settings_dict(settings).items() if name != "gallery"},
         "category": _category_identity(cell.category, settings.errors),
     }
@@ -70,11 +48,10 @@ def cell_key(cell: Cell, settings: Settings) -> str:
 
 
 def _identity(cell: Cell, value: Any) -> Any:
-    """A description in which the files that it names stand with their size and time."""
+    """A description in which the files that it names have their size and time."""
     if isinstance(value, Mapping):
         if "model" in value:
-            manifest = (model_for(cell.entry, cell.category) / "model.json").read_bytes()
-            return {**value, "model": hashlib.sha256(manifest).hexdigest()}
+            return {**value, "model": sha256_of(model_for(cell.entry, cell.category) / "model.json")}
         known = {name: _identity(cell, item) for name, item in value.items()}
         weights = value.get("weights")
         if isinstance(weights, str) and os.path.isfile(weights):
@@ -112,37 +89,38 @@ def _file_identity(path: str) -> list[Any]:
 
 
 class CellStore:
-    """The folder of finished cells. Files are written whole or not at all."""
+    """The folder of finished cells."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def path(self, cell: Cell, key: str) -> Path:
         """Where a cell is kept; the name in front is for people, the key alone counts."""
-        name = as_file_name(f"{cell.entry.name}-{cell.category.name}")
+        name = as_file_name(f"{cell.entry.name}-{cell.category.name}", limit=80, plain=True)
         known = list(self.folder.glob(f"*.{key[:24]}.json")) if self.folder.is_dir() else []
         return known[0] if known else self.folder / f"{name}.{key[:24]}.json"
 
-    def load(self, cell: Cell, key: str) -> Finished | None:
+    def load(self, cell: Cell, key: str) -> CategoryResult | None:
         """A finished cell; None if it is not there, or not what was written."""
         try:
             document = json.loads(self.path(cell, key).read_text(encoding="utf-8"))
-            return _read(document) if document["key"] == key else None
+            return from_document(document) if document["key"] == key else None
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
-    def save(self, cell: Cell, key: str, finished: Finished) -> None:
+    def save(self, cell: Cell, key: str, finished: CategoryResult) -> None:
         document = {
             "key": key,
             "detector": cell.entry.name,
             "dataset": cell.dataset,
             "description": cell.entry.description,
-            **_written(finished),
+            **as_document(finished),
         }
-        write_text(self.path(cell, key), json.dumps(without_nan(document), allow_nan=False) + "\n")
+        write_json(self.path(cell, key), document, indent=None)
 
 
-def _written(finished: Finished) -> dict[str, Any]:
+def as_document(finished: CategoryResult) -> dict[str, Any]:
+    """The whole result in JSON's types, curves and pictures included."""
     details = finished.details
     return {
         "row": asdict(finished.row),
@@ -159,7 +137,8 @@ def _written(finished: Finished) -> dict[str, Any]:
     }
 
 
-def _read(document: Mapping[str, Any]) -> Finished:
+def from_document(document: Mapping[str, Any]) -> CategoryResult:
+    """The result that `as_document` wrote; ValueError, KeyError or TypeError if it is another thing."""
     values = document["row"]
     if set(values) != set(COLUMNS):
         raise ValueError("the columns are those of another version")
@@ -173,10 +152,10 @@ def _read(document: Mapping[str, Any]) -> Finished:
         {name: (np.array(x, float), np.array(y, float)) for name, (x, y) in document["curves"].items()},
         pictures=None if document["pictures"] is None else Pictures.from_json(document["pictures"]),
         threshold_source=document["threshold_source"],
-        # Not there in what was measured before types were told apart.
+        # Cells of earlier versions have no types.
         types=tuple(TypeRow(**_with_nan(one)) for one in document.get("types", ())),
     )
-    return Finished(row, details, tuple(document["warnings"]))
+    return CategoryResult(row, details, tuple(document["warnings"]))
 
 
 def _with_nan(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """A suite: which detectors are measured on which data sets, read from a configuration and checked whole.
 
-seed: 0                        # of everything random, where an entry does not say otherwise
+seed: 0                        # of everything random, where an entry has none
 bootstrap: 1000
 gallery: 100                   # images on each page
 detectors:
@@ -13,8 +13,8 @@ detectors:
     members:
       - {type: PatchCore, backbone: resnet18}
       - {type: PatchCore, backbone: densenet169, layers: [features.denseblock2, features.denseblock3]}
-  - name: mission              # an ensemble that is known to be good
-    preset: mission
+  - name: large                # an ensemble that is known to be good
+    preset: patchcore-large
   - name: from the line
     model: models/line3        # a saved model, or a folder of one per category
 datasets:
@@ -28,32 +28,22 @@ that was no file, and on the command line, to the working directory.
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal
 
-from ensemblead.config.schema import (
-    KeyPath,
-    Parameter,
-    Problems,
-    Source,
-    check_keys,
-    check_value,
-    did_you_mean,
-    parameters,
-    read_source,
-)
-from ensemblead.datasets.categories import Category, Dataset
-from ensemblead.datasets.layouts import Folder, MVTecAD, VisA
-
-StrPath: TypeAlias = str | os.PathLike[str]
+from ensemblead.common.files import StrPath, as_file_name
+from ensemblead.common.validation import did_you_mean
+from ensemblead.config.documents import KeyPath, Problems, Source, read_source
+from ensemblead.config.signatures import Parameter, check_keys, check_value, parameters
+from ensemblead.datasets import Category, Dataset, Folder, MVTecAD, VisA
+from ensemblead.evaluation.measure import Options, check_category
 
 DATASETS: Mapping[str, Callable[..., Dataset]] = {"MVTecAD": MVTecAD, "VisA": VisA, "Folder": Folder}
 
-GALLERY = 300  # pictures that a cell keeps, and those on a page where nothing else is said
+GALLERY = 300  # pictures that a cell keeps, and the default number on a page
 
 
 @dataclass(frozen=True)
@@ -77,14 +67,11 @@ class Settings:
     gallery: int = GALLERY
 
     def __post_init__(self) -> None:
-        if self.bootstrap < 0:
-            raise ValueError(f"bootstrap must be at least 0, got {self.bootstrap}")
-        if not 0.0 < self.confidence < 1.0:
-            raise ValueError(f"confidence must be in (0, 1), got {self.confidence}")
-        if self.memory_limit < 0:
-            raise ValueError(f"memory_limit must be at least 0, got {self.memory_limit}")
-        if self.gallery < 0:
-            raise ValueError(f"gallery must be at least 0, got {self.gallery}")
+        self.options()  # which checks them
+
+    def options(self) -> Options:
+        """Those of `evaluate`."""
+        return Options(**{one.name: getattr(self, one.name) for one in fields(Options)})
 
 
 @dataclass(frozen=True)
@@ -122,7 +109,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Suite:
-    """What a configuration describes; see the module for its form.
+    """The content of a configuration; see the module for its form.
 
     Attributes:
         detectors: In the order of the configuration.
@@ -253,7 +240,7 @@ def _usual_name(given: Mapping[str, Any]) -> str:
 def _described(
     given: Mapping[str, Any], path: KeyPath, settings: Settings, problems: Problems
 ) -> Mapping[str, Any]:
-    from ensemblead.ensembles.description import resolve
+    from ensemblead.config.registry import resolve
 
     return resolve(given, path, problems, {"seed": settings.seed, "device": settings.device})
 
@@ -277,7 +264,7 @@ def _saved(
 def model_for(entry: Entry, category: Category) -> Path:
     """The folder of the saved model for a category: that of the entry, or the one of its name below it."""
     folder = Path(entry.description["model"])
-    return folder if (folder / "model.json").is_file() else folder / category.name
+    return folder if (folder / "model.json").is_file() else folder / as_file_name(category.name)
 
 
 def _check_models(entry: Entry, datasets: list[Dataset], path: KeyPath, problems: Problems) -> None:
@@ -328,16 +315,14 @@ def _parse_dataset(given: Any, path: KeyPath, settings: Settings, problems: Prob
 
 
 def _check_categories(dataset: Dataset, settings: Settings) -> None:
-    """What would stop `evaluate` without an image being looked at."""
+    """Refuse what `evaluate` would refuse before it decodes an image."""
     if not dataset.categories:
         raise ValueError("category must name at least one, got none")
     for name, count in Counter(category.name for category in dataset.categories).items():
         if count > 1:
             raise ValueError(f"category {name!r} is named {count} times")
     for category in dataset.categories:
-        if not category.test:
-            raise ValueError(f"category {category.name} has no test images")
-        category.check_masks(settings.errors)
+        check_category(category, settings.options())
 
 
 def settings_dict(settings: Settings) -> dict[str, Any]:
