@@ -30,7 +30,7 @@ import ensemblead as ead
 from ensemblead.datasets import MVTecAD
 from ensemblead.datasets.categories import Category
 from ensemblead.ensembles.fusion import fuse_maps, fuse_minmax, fuse_scores
-from ensemblead.evaluation.evaluate import evaluate
+from ensemblead.evaluation import evaluate
 from ensemblead.evaluation.results import Row
 
 CATEGORIES = {"bottle": "mvtec_bottle", "cookies": "aws_cookies", "magnetic tile": "magnetic_tile"}

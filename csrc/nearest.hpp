@@ -6,49 +6,57 @@
 
 #include <cstdint>
 
+#include "core/work.hpp"
+
 namespace ensemblead {
 
-// Rows with what rules most of them out: their sketches along a few orthonormal directions, relative to a
-// point in their middle. Distances in such a projection are never longer than the distances themselves. The
-// first directions, the front, are compared for all pairs by matrix products, the others for what those
-// leave.
+// Rows and their packed sketches. A sketch is a row's coordinates along a few orthonormal directions,
+// relative to a point in the middle of the rows. Distances in such a projection are never longer than the
+// distances themselves, so sketches rule most rows out. The first directions, the front, are compared for all
+// pairs by matrix products, the others for the pairs that remain.
 struct SketchedRows {
-  const float* rows;  // [num_rows, dims]
-  std::int64_t num_rows;
-  std::int64_t dims;
-  const float* middle;  // [dims]
-  std::int64_t num_directions;
-  std::int64_t num_front;
-  const float* packed;  // what pack_rows wrote
+  const float* rows = nullptr;  // [num_rows, dims]
+  std::int64_t num_rows = 0;
+  std::int64_t dims = 0;
+  const float* middle = nullptr;  // [dims]
+  std::int64_t num_directions = 0;
+  std::int64_t num_front = 0;
+  const float* packed = nullptr;  // written by pack_rows
 };
 
-struct NearestQueries {
-  const float* queries;  // [num_queries, dims]
-  std::int64_t num_queries;
-  std::int64_t k;
+// Preparation of rows for nearest_rows. `directions` [num_directions, dims] are orthonormal; principal
+// directions of the rows, the first ones first, rule out most. `rows.packed` is not read.
+struct PackTask {
+  SketchedRows rows;
+  const float* directions = nullptr;
+  float* packed = nullptr;  // [packed_size(rows)], written
+};
+
+// The k nearest rows of every query, nearest first, the lower index first among equals: squared distances
+// and indices [num_queries, k]; infinity and -1 where fewer than k rows are not left out. Every distance is
+// a float32 sum of squared differences. The result is that of comparing all pairs, for any number of threads
+// and however queries are grouped.
+struct NearestTask {
+  SketchedRows rows;
+  const float* queries = nullptr;  // [num_queries, dims]
+  std::int64_t num_queries = 0;
+  std::int64_t k = 0;
   // A row is left out of a query's search where both are of one image. Null: none is.
-  const std::int64_t* row_images;    // [num_rows]
-  const std::int64_t* query_images;  // [num_queries]
+  const std::int64_t* row_images = nullptr;    // [num_rows]
+  const std::int64_t* query_images = nullptr;  // [num_queries]
+  float* distances = nullptr;
+  std::int64_t* indices = nullptr;
 };
 
 namespace cpu {
 
-// How many floats pack_rows writes.
-std::int64_t packed_size(std::int64_t num_rows, std::int64_t dims, std::int64_t num_directions,
-                         std::int64_t num_front);
+// The number of floats that pack_rows writes.
+std::int64_t packed_size(const SketchedRows& rows);
 
-// Prepares rows.rows for nearest_rows: writes `packed`, whatever rows.packed is. `directions`
-// [num_directions, dims] are orthonormal; principal directions of the rows, the first ones first, rule out
-// most.
-void pack_rows(const SketchedRows& rows, const float* directions, int num_threads, float* packed);
+void pack_rows(const PackTask& task, const Work& work);
 
-// The k nearest rows of every query, nearest first, the lower index first among equals: squared distances
-// and indices [num_queries, k]; infinity and -1 where fewer than k rows are not left out. Every distance is
-// a float32 sum of squared differences, and no pair that could be among the k goes without: the result is
-// that of comparing all of them, for any number of threads and however queries are grouped. Returns how many
-// distances were computed.
-std::int64_t nearest_rows(const SketchedRows& rows, const NearestQueries& queries, int num_threads,
-                          float* distances, std::int64_t* indices);
+// Returns how many distances were computed.
+std::int64_t nearest_rows(const NearestTask& task, const Work& work);
 
 }  // namespace cpu
 }  // namespace ensemblead

@@ -6,8 +6,11 @@
 // the inputs.
 #pragma once
 
+#include <cstddef>
+
 #include "core/array.hpp"
 #include "core/tile_geometry.hpp"
+#include "core/work.hpp"
 
 namespace ensemblead {
 
@@ -38,23 +41,21 @@ struct SmoothTask {
   double width = 0.1;
 };
 
-// `num_threads` 0 means OpenMP's default; results do not depend on it.
+// Results do not depend on the number of threads.
 namespace cpu {
-void tile(const TileTask& task, int num_threads);
-void untile(const UntileTask& task, int num_threads);
-void smooth_seams(const SmoothTask& task, int num_threads);
+void tile(const TileTask& task, const Work& work);
+void untile(const UntileTask& task, const Work& work);
+void smooth_seams(const SmoothTask& task, const Work& work);
 }  // namespace cpu
 
-// On the device of the arrays and on `stream` (a cudaStream_t) of it, without waiting. Heights and widths are
-// below 2^29.
+// The kernels do not wait for the stream. Heights and widths are below 2^29.
 namespace cuda {
-void tile(const TileTask& task, std::intptr_t stream);
-void untile(const UntileTask& task, std::intptr_t stream);
+void tile(const TileTask& task, const Work& work);
+void untile(const UntileTask& task, const Work& work);
 
-// How many bytes of `scratch` (aligned to 16) smooth_seams needs for maps of this shape: none for the usual
-// sigmas.
-std::int64_t smooth_seams_scratch(const Shape& maps, DType dtype, double sigma);
-void smooth_seams(const SmoothTask& task, void* scratch, std::intptr_t stream);
+// Bytes of scratch, for the shape and dtype of the maps; 0 for the usual sigmas.
+std::size_t smooth_seams_scratch(const SmoothTask& task);
+void smooth_seams(const SmoothTask& task, const Work& work);
 }  // namespace cuda
 
 }  // namespace ensemblead

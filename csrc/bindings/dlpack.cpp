@@ -4,60 +4,12 @@
 #include <utility>
 
 #include "core/checks.hpp"
+#include "third_party/dlpack/dlpack.h"
 
 namespace py = pybind11;
 
 namespace ensemblead::bindings {
 namespace {
-
-struct DLDevice {
-  std::int32_t device_type;
-  std::int32_t device_id;
-};
-constexpr std::int32_t kDLCPU = 1;
-constexpr std::int32_t kDLCUDA = 2;
-constexpr std::int32_t kDLCUDAHost = 3;
-constexpr std::int32_t kDLCUDAManaged = 13;
-
-struct DLDataType {
-  std::uint8_t code;
-  std::uint8_t bits;
-  std::uint16_t lanes;
-};
-constexpr std::uint8_t kDLInt = 0;
-constexpr std::uint8_t kDLUInt = 1;
-constexpr std::uint8_t kDLFloat = 2;
-constexpr std::uint8_t kDLBfloat = 4;
-
-struct DLTensor {
-  void* data;
-  DLDevice device;
-  std::int32_t ndim;
-  DLDataType dtype;
-  std::int64_t* shape;
-  std::int64_t* strides;  // null: row-major without gaps
-  std::uint64_t byte_offset;
-};
-
-struct DLManagedTensor {
-  DLTensor dl_tensor;
-  void* manager_ctx;
-  void (*deleter)(DLManagedTensor*);
-};
-
-struct DLPackVersion {
-  std::uint32_t major;
-  std::uint32_t minor;
-};
-
-struct DLManagedTensorVersioned {
-  DLPackVersion version;
-  void* manager_ctx;
-  void (*deleter)(DLManagedTensorVersioned*);
-  std::uint64_t flags;
-  DLTensor dl_tensor;
-};
-constexpr std::uint64_t kFlagReadOnly = 1;
 
 constexpr const char* kPlain = "dltensor";
 constexpr const char* kVersioned = "dltensor_versioned";
@@ -133,7 +85,7 @@ py::object export_capsule(const py::handle& object, const char* argument) {
   py::dict options;
   if (on_cuda(object, argument)) options["stream"] = -1;
   try {
-    return method(**options, py::arg("max_version") = py::make_tuple(1, 0));
+    return method(**options, py::arg("max_version") = py::make_tuple(DLPACK_MAJOR_VERSION, 0));
   } catch (py::error_already_set& error) {
     if (!error.matches(PyExc_TypeError)) throw;
   }
@@ -168,10 +120,10 @@ Borrowed::Borrowed(const py::handle& object, const char* argument) {
 void Borrowed::take(const py::object& capsule, const char* argument) {
   if (PyCapsule_IsValid(capsule.ptr(), kVersioned)) {
     auto* managed = static_cast<DLManagedTensorVersioned*>(PyCapsule_GetPointer(capsule.ptr(), kVersioned));
-    if (managed->version.major != 1)
+    if (managed->version.major != DLPACK_MAJOR_VERSION)
       throw TypeError(std::string(argument) + " speaks DLPack " + std::to_string(managed->version.major) +
-                      ".x; this build knows 1.x");
-    array_ = to_array(managed->dl_tensor, (managed->flags & kFlagReadOnly) != 0, argument);
+                      ".x; this build knows " + std::to_string(DLPACK_MAJOR_VERSION) + ".x");
+    array_ = to_array(managed->dl_tensor, (managed->flags & DLPACK_FLAG_BITMASK_READ_ONLY) != 0, argument);
     if (PyCapsule_SetName(capsule.ptr(), "used_dltensor_versioned") != 0) throw py::error_already_set();
     managed_ = managed;
     versioned_ = true;

@@ -1,6 +1,4 @@
 // DLPack, consumer side: borrow any array for the length of a call, without a copy.
-//
-// The structures follow the DLPack 1.0 ABI (https://dmlc.github.io/dlpack/latest/c_api.html).
 #pragma once
 
 #include <pybind11/pybind11.h>

@@ -1,4 +1,3 @@
-#include <omp.h>
 #include <pybind11/pybind11.h>
 
 #include <exception>
@@ -6,6 +5,7 @@
 #include "bindings/bindings.hpp"
 #include "core/checks.hpp"
 #include "cpu/instruction_set.hpp"
+#include "cpu/parallel.hpp"
 #include "cuda/device.hpp"
 
 namespace py = pybind11;
@@ -28,7 +28,7 @@ PYBIND11_MODULE(_core, module) {
   module.attr("compiler") = ENSEMBLEAD_COMPILER;
   module.def("cuda_available", &cuda::available);
   module.def("instruction_set", [] { return cpu::name(cpu::instruction_set()); });
-  module.def("openmp_threads", &omp_get_max_threads);
+  module.def("openmp_threads", [] { return cpu::most_threads(0); });
 
   bindings::bind_coreset(module);
   bindings::bind_nearest(module);

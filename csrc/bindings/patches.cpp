@@ -8,7 +8,7 @@
 
 #include "bindings/bindings.hpp"
 #include "bindings/dlpack.hpp"
-#include "bindings/scratch.hpp"
+#include "bindings/work.hpp"
 #include "core/checks.hpp"
 
 namespace py = pybind11;
@@ -91,49 +91,43 @@ void aggregate_patches(const py::sequence& feature_maps, const py::object& outpu
                        const py::object& scratch) {
   if (py::len(feature_maps) == 0) throw ValueError("feature_maps is empty; pass one map per layer");
   std::vector<Borrowed> borrowed;
-  std::vector<FeatureMap> maps;
+  PatchTask task;
+  std::vector<std::int64_t> channels;
   for (std::size_t i = 0; i < py::len(feature_maps); ++i) {
     const std::string argument = "feature_maps[" + std::to_string(i) + "]";
     borrowed.emplace_back(py::object(feature_maps[i]), argument.c_str());
-    maps.push_back(to_feature_map(borrowed.back().array(), borrowed.front().array(), argument.c_str()));
+    task.maps.push_back(to_feature_map(borrowed.back().array(), borrowed.front().array(), argument.c_str()));
+    channels.push_back(task.maps.back().channels);
   }
-  std::vector<std::int64_t> channels;
-  for (const FeatureMap& map : maps) channels.push_back(map.channels);
-  const PatchOptions options = to_options(channels, patch_size, pretrain_dims, target_dim, mode);
+  task.options = to_options(channels, patch_size, pretrain_dims, target_dim, mode);
   const Array& first = borrowed.front().array();
-  const Borrowed target(output, "output");
-  check_output(target.array(), "output", DType::kFloat32,
-               {first.shape[0], first.shape[2], first.shape[3], output_dim(channels, options)});
-  check_same_device(target.array(), "output", first, "feature_maps[0]");
-  float* const data = target.array().as<float>();
-  const std::int64_t batch = first.shape[0];
-  if (first.device.kind == DeviceKind::kCpu) {
-    const py::gil_scoped_release release;
-    cpu::aggregate_patches(maps, batch, options, data, num_threads);
-    return;
-  }
-  const BorrowedScratch space(scratch, first, "feature_maps[0]",
-                              cuda::aggregate_patches_scratch(maps, batch, options));
-  const py::gil_scoped_release release;
-  cuda::aggregate_patches(maps, batch, options, data, space.data(), first.device.index, stream);
+  task.batch = first.shape[0];
+  const Borrowed borrowed_output(output, "output");
+  check_output(borrowed_output.array(), "output", DType::kFloat32,
+               {task.batch, first.shape[2], first.shape[3], output_dim(channels, task.options)});
+  check_same_device(borrowed_output.array(), "output", first, "feature_maps[0]");
+  task.output = borrowed_output.array().as<float>();
+  const Twins<PatchTask, void> twins{cpu::aggregate_patches, cuda::aggregate_patches,
+                                     cuda::aggregate_patches_scratch};
+  run(twins, task, {first, "feature_maps[0]"}, {num_threads, stream, scratch});
 }
 
-// How many bytes of scratch the CUDA kernels need of the caller for maps of these shapes; the CPU's need
-// none.
-std::int64_t patch_scratch(const std::vector<Shape>& shapes, std::int64_t patch_size,
-                           const std::vector<std::int64_t>& pretrain_dims, std::int64_t target_dim,
-                           const std::string& mode) {
+// Bytes of scratch that aggregate_patches needs on a CUDA device for maps of these shapes.
+std::size_t aggregate_patches_scratch(const std::vector<Shape>& shapes, std::int64_t patch_size,
+                                      const std::vector<std::int64_t>& pretrain_dims, std::int64_t target_dim,
+                                      const std::string& mode) {
+  if (shapes.empty()) throw ValueError("feature_maps is empty; pass one map per layer");
+  PatchTask task;
   std::vector<std::int64_t> channels;
-  std::vector<FeatureMap> maps;
   for (const Shape& shape : shapes) {
     if (shape.size() != 4)
       throw ValueError("feature_maps must be 4-D [B, C, H, W], got shape " + name(shape));
     channels.push_back(shape[1]);
-    maps.push_back({nullptr, DType::kFloat32, shape[1], shape[2], shape[3], false});
+    task.maps.push_back({nullptr, DType::kFloat32, shape[1], shape[2], shape[3], false});
   }
-  if (maps.empty()) throw ValueError("feature_maps is empty; pass one map per layer");
-  const PatchOptions options = to_options(channels, patch_size, pretrain_dims, target_dim, mode);
-  return cuda::aggregate_patches_scratch(maps, shapes.front()[0], options);
+  task.batch = shapes.front()[0];
+  task.options = to_options(channels, patch_size, pretrain_dims, target_dim, mode);
+  return cuda::aggregate_patches_scratch(task);
 }
 
 }  // namespace
@@ -141,11 +135,11 @@ std::int64_t patch_scratch(const std::vector<Shape>& shapes, std::int64_t patch_
 void bind_patches(py::module_& module) {
   module.def("patch_dim", &patch_dim, py::arg("channels"), py::arg("patch_size"), py::arg("pretrain_dims"),
              py::arg("target_dim"), py::arg("mode"));
-  module.def("aggregate_patches", &aggregate_patches, py::arg("feature_maps"), py::arg("output"),
-             py::arg("patch_size"), py::arg("pretrain_dims"), py::arg("target_dim"), py::arg("mode"),
-             py::arg("num_threads"), py::arg("stream"), py::arg("scratch") = py::none());
-  module.def("patch_scratch", &patch_scratch, py::arg("shapes"), py::arg("patch_size"),
-             py::arg("pretrain_dims"), py::arg("target_dim"), py::arg("mode"));
+  define(module, "aggregate_patches", &aggregate_patches, py::arg("feature_maps"), py::arg("output"),
+         py::arg("patch_size"), py::arg("pretrain_dims"), py::arg("target_dim"), py::arg("mode"),
+         py::kw_only());
+  module.def("aggregate_patches_scratch", &aggregate_patches_scratch, py::arg("shapes"),
+             py::arg("patch_size"), py::arg("pretrain_dims"), py::arg("target_dim"), py::arg("mode"));
 }
 
 }  // namespace ensemblead::bindings

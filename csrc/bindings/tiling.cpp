@@ -8,7 +8,7 @@
 
 #include "bindings/bindings.hpp"
 #include "bindings/dlpack.hpp"
-#include "bindings/scratch.hpp"
+#include "bindings/work.hpp"
 #include "core/checks.hpp"
 
 namespace py = pybind11;
@@ -32,7 +32,7 @@ Shape tiles_shape(const Shape& images, const TileGrid& grid) {
 }
 
 void tile(const py::object& images, const py::object& tiles, Pair tile_size, Pair stride, int num_threads,
-          std::intptr_t stream) {
+          std::intptr_t stream, const py::object& scratch) {
   const Borrowed borrowed(images, "images");
   const Borrowed borrowed_out(tiles, "tiles");
   TileTask task{borrowed.array(), borrowed_out.array(), {}};
@@ -41,12 +41,12 @@ void tile(const py::object& images, const py::object& tiles, Pair tile_size, Pai
   task.grid = make_tile_grid(last_two(task.images.shape), size_of(tile_size), size_of(stride));
   check_output(task.tiles, "tiles", task.images.dtype, tiles_shape(task.images.shape, task.grid));
   check_same_device(task.tiles, "tiles", task.images, "images");
-  const py::gil_scoped_release release;
-  task.images.device.kind == DeviceKind::kCpu ? cpu::tile(task, num_threads) : cuda::tile(task, stream);
+  const Twins<TileTask, void> twins{cpu::tile, cuda::tile};
+  run(twins, task, {task.images, "images"}, {num_threads, stream, scratch});
 }
 
 void untile(const py::object& tiles, const py::object& images, Pair stride, int num_threads,
-            std::intptr_t stream) {
+            std::intptr_t stream, const py::object& scratch) {
   const Borrowed borrowed(tiles, "tiles");
   const Borrowed borrowed_out(images, "images");
   UntileTask task{borrowed.array(), borrowed_out.array(), {}};
@@ -57,8 +57,8 @@ void untile(const py::object& tiles, const py::object& images, Pair stride, int 
   task.grid = make_tile_grid(last_two(task.images.shape), last_two(task.tiles.shape), size_of(stride));
   check_shape(task.tiles, "tiles", tiles_shape(task.images.shape, task.grid));
   check_same_device(task.images, "images", task.tiles, "tiles");
-  const py::gil_scoped_release release;
-  task.tiles.device.kind == DeviceKind::kCpu ? cpu::untile(task, num_threads) : cuda::untile(task, stream);
+  const Twins<UntileTask, void> twins{cpu::untile, cuda::untile};
+  run(twins, task, {task.tiles, "tiles"}, {num_threads, stream, scratch});
 }
 
 void smooth_seams(const py::object& maps, const py::object& smoothed, Pair tile_size, Pair stride,
@@ -74,34 +74,29 @@ void smooth_seams(const py::object& maps, const py::object& smoothed, Pair tile_
   check_same_device(task.smoothed, "smoothed", task.maps, "maps");
   check_seam_parameters(sigma, width);
   task.grid = make_tile_grid(last_two(task.maps.shape), size_of(tile_size), size_of(stride));
-  if (task.maps.device.kind == DeviceKind::kCpu) {
-    const py::gil_scoped_release release;
-    cpu::smooth_seams(task, num_threads);
-    return;
-  }
-  const BorrowedScratch space(scratch, task.maps, "maps",
-                              cuda::smooth_seams_scratch(task.maps.shape, task.maps.dtype, sigma));
-  const py::gil_scoped_release release;
-  cuda::smooth_seams(task, space.data(), stream);
+  const Twins<SmoothTask, void> twins{cpu::smooth_seams, cuda::smooth_seams, cuda::smooth_seams_scratch};
+  run(twins, task, {task.maps, "maps"}, {num_threads, stream, scratch});
 }
 
-// How many bytes of scratch smooth_seams needs of the caller; the CPU needs none.
-std::int64_t smooth_seams_scratch(const Shape& maps, const std::string& dtype, double sigma) {
+// Bytes of scratch that smooth_seams needs on a CUDA device.
+std::size_t smooth_seams_scratch(const Shape& maps, const std::string& dtype, double sigma) {
   check_seam_parameters(sigma, 0.0);
-  return cuda::smooth_seams_scratch(maps, dtype == "float64" ? DType::kFloat64 : DType::kFloat32, sigma);
+  SmoothTask task;
+  task.maps.shape = maps;
+  task.maps.dtype = dtype == "float64" ? DType::kFloat64 : DType::kFloat32;
+  task.sigma = sigma;
+  return cuda::smooth_seams_scratch(task);
 }
 
 }  // namespace
 
 void bind_tiling(py::module_& module) {
   module.def("tile_grid", &tile_grid, py::arg("image_size"), py::arg("tile_size"), py::arg("stride"));
-  module.def("tile", &tile, py::arg("images"), py::arg("tiles"), py::arg("tile_size"), py::arg("stride"),
-             py::arg("num_threads"), py::arg("stream"));
-  module.def("untile", &untile, py::arg("tiles"), py::arg("images"), py::arg("stride"),
-             py::arg("num_threads"), py::arg("stream"));
-  module.def("smooth_seams", &smooth_seams, py::arg("maps"), py::arg("smoothed"), py::arg("tile_size"),
-             py::arg("stride"), py::arg("sigma"), py::arg("width"), py::arg("num_threads"), py::arg("stream"),
-             py::arg("scratch") = py::none());
+  define(module, "tile", &tile, py::arg("images"), py::arg("tiles"), py::arg("tile_size"), py::arg("stride"),
+         py::kw_only());
+  define(module, "untile", &untile, py::arg("tiles"), py::arg("images"), py::arg("stride"), py::kw_only());
+  define(module, "smooth_seams", &smooth_seams, py::arg("maps"), py::arg("smoothed"), py::arg("tile_size"),
+         py::arg("stride"), py::arg("sigma"), py::arg("width"), py::kw_only());
   module.def("smooth_seams_scratch", &smooth_seams_scratch, py::arg("shape"), py::arg("dtype"),
              py::arg("sigma"));
 }

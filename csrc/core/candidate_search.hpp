@@ -32,8 +32,8 @@ struct CandidateSearch {
   std::int64_t rows;
   std::int64_t taken;  // rows before the bucket in question
   PickKey threshold;   // the result
-  std::uint32_t
-      top;  // level 0: bits of the largest value; level 1: of the largest in the bucket; then the value
+  // Bits of a value. Level 0: the largest; level 1: the largest in the bucket; then the one in question.
+  std::uint32_t top;
   std::uint32_t first_row;  // from level 2 on: of the bucket in question
   std::int32_t shift;       // from level 2 on: a bucket has 2^shift rows
   std::int32_t level;

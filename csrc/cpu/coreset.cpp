@@ -1,7 +1,5 @@
 #include "coreset.hpp"
 
-#include <omp.h>
-
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -11,24 +9,19 @@
 #include "cpu/coreset_candidates.hpp"
 #include "cpu/coreset_refresh.hpp"
 #include "cpu/coreset_update.hpp"
+#include "cpu/finite.hpp"
+#include "cpu/parallel.hpp"
 
 namespace ensemblead::cpu {
 namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
-// Picks between two looks at the progress callback, and bank rows per pass.
+// Picks between two calls of the progress callback, and bank rows per pass.
 constexpr std::int64_t kBlock = 2048;
 // Many candidates mean few rounds, few mean little work on rows that matter only later.
 constexpr std::int64_t kLeastCandidates = 4096;
 constexpr std::int64_t kCandidateShare = 20;
-
-// No more threads than there is work for: a round over few values is shorter than waking a thread.
-int team_size(int num_threads, std::int64_t values) {
-  constexpr std::int64_t kValuesPerThread = std::int64_t{1} << 17;
-  const int most = num_threads > 0 ? num_threads : omp_get_max_threads();
-  return static_cast<int>(std::clamp<std::int64_t>(values / kValuesPerThread, 1, most));
-}
 
 std::vector<float> scaled(const float* values, std::int64_t size, float scale) {
   std::vector<float> result(values, values + size);
@@ -36,18 +29,17 @@ std::vector<float> scaled(const float* values, std::int64_t size, float scale) {
   return result;
 }
 
-void start_from_mean(Selection& selection, const CoresetOptions& options) {
-#pragma omp parallel for num_threads(selection.num_threads)
-  for (std::int64_t row = 0; row < selection.rows; ++row) {
+void start_from_mean(Selection& selection, const CoresetTask& task) {
+  parallel_for(selection.rows, selection.num_threads, Schedule::kStatic, [&](std::int64_t row, int) {
     double total = 0.0;
-    for (std::int64_t s = 0; s < options.num_start_rows; ++s) {
-      const float* start = selection.row(options.start_rows[s]);
+    for (std::int64_t s = 0; s < task.num_start_rows; ++s) {
+      const float* start = selection.row(task.start_rows[s]);
       total += std::sqrt(
           static_cast<double>(selection.simd.squared_distance(selection.row(row), start, selection.dims)));
     }
-    const double mean = total / static_cast<double>(options.num_start_rows);
+    const double mean = total / static_cast<double>(task.num_start_rows);
     selection.values[row] = static_cast<float>(mean * mean);
-  }
+  });
 }
 
 std::vector<std::int32_t> all_rows(const Selection& selection) {
@@ -56,99 +48,77 @@ std::vector<std::int32_t> all_rows(const Selection& selection) {
   return rows;
 }
 
-void start(Selection& selection, const CoresetOptions& options, Refresh& refresh,
+void start(Selection& selection, const CoresetTask& task, Refresh& refresh,
            std::vector<std::int64_t>& picks) {
-  if (options.start == CoresetStart::kMean) return start_from_mean(selection, options);
+  if (task.start == CoresetStart::kMean) return start_from_mean(selection, task);
   std::fill(selection.values.begin(), selection.values.end(), kInfinity);
   std::vector<std::int32_t> rows = all_rows(selection);
-  if (options.start == CoresetStart::kRow) {
-    picks.push_back(options.start_rows[0]);
-    selection.add_row_as_anchor(static_cast<std::int32_t>(options.start_rows[0]));
+  if (task.start == CoresetStart::kRow) {
+    picks.push_back(task.start_rows[0]);
+    selection.add_row_as_anchor(static_cast<std::int32_t>(task.start_rows[0]));
     return refresh.run(rows);
   }
-  for (std::int64_t i = 0; i < options.bank_rows; ++i) {
-    selection.add_anchor(options.bank + i * selection.dims, -1);
-    if (i + 1 < options.bank_rows && (i + 1) % kBlock != 0) continue;
+  for (std::int64_t i = 0; i < task.bank_rows; ++i) {
+    selection.add_anchor(task.bank + i * selection.dims, -1);
+    if (i + 1 < task.bank_rows && (i + 1) % kBlock != 0) continue;
     refresh.run(rows);
-    if (options.progress) options.progress(0, options.size);
+    if (task.progress) task.progress(0, task.size);
   }
 }
 
-std::vector<std::int64_t> run(Selection& selection, const CoresetOptions& options) {
+std::vector<std::int64_t> run(Selection& selection, const CoresetTask& task) {
   std::vector<std::int64_t> picks;
-  Refresh refresh(selection, options.plain);
-  start(selection, options, refresh, picks);
+  Refresh refresh(selection, task.plain);
+  start(selection, task, refresh, picks);
   const std::int64_t usual = std::max(kLeastCandidates, selection.rows / kCandidateShare);
   const std::int64_t num_candidates =
-      options.plain ? 1 : (options.num_candidates > 0 ? options.num_candidates : usual);
+      task.plain ? 1 : (task.num_candidates > 0 ? task.num_candidates : usual);
   Candidates candidates;
   for (;;) {
     const auto made = static_cast<std::int64_t>(picks.size());
-    if (options.progress) options.progress(made, options.size);
-    if (made >= options.size) return picks;
+    if (task.progress) task.progress(made, task.size);
+    if (made >= task.size) return picks;
     candidates.find(selection, num_candidates);
     refresh.run(candidates.rows());
-    const std::int64_t limit = options.plain ? 1 : std::min(kBlock, options.size - made);
-    const auto stop = candidates.pick(selection, limit, options.radius, picks);
-    ++selection.statistics.blocks;
+    const std::int64_t limit = task.plain ? 1 : std::min(kBlock, task.size - made);
+    const auto stop = candidates.pick(selection, limit, task.radius, picks);
+    ++selection.figures.blocks;
     if (stop == Candidates::Stop::kRadius) return picks;
-    if (stop == Candidates::Stop::kZero) picks.resize(static_cast<std::size_t>(options.size), 0);
+    if (stop == Candidates::Stop::kZero) picks.resize(static_cast<std::size_t>(task.size), 0);
   }
 }
 
 }  // namespace
 
-float check_finite(const float* values, std::int64_t rows, std::int64_t dims, const char* argument,
-                   int num_threads) {
-  const CoresetSimd& simd = coreset_simd();
-  const std::int64_t chunk = std::max<std::int64_t>(1, (std::int64_t{1} << 16) / dims);
-  std::int64_t first_bad = rows * dims;
-  float largest = 0.0f;
-#pragma omp parallel for num_threads(team_size(num_threads, rows* dims)) reduction(min : first_bad) \
-    reduction(max : largest)
-  for (std::int64_t row = 0; row < rows; row += chunk) {
-    const std::int64_t bad = simd.scan(values + row * dims, std::min(chunk, rows - row) * dims, &largest);
-    if (bad >= 0) first_bad = std::min(first_bad, row * dims + bad);
-  }
-  if (first_bad == rows * dims) return largest;
-  refuse_not_finite(argument, first_bad, dims, std::isnan(values[first_bad]));
-}
+CoresetResult select_coreset(const CoresetTask& task, const Work& work) {
+  check_coreset_extents(task.rows, task.bank_rows, task.size);
+  const int threads = team_size(work.threads, task.rows * task.dims, kValuesPerThread);
+  float largest = check_finite(task.features, task.rows, task.dims, "features", threads);
+  if (task.bank != nullptr)
+    largest = std::max(largest, check_finite(task.bank, task.bank_rows, task.dims, "bank", threads));
 
-std::int64_t select_coreset(const float* features, std::int64_t rows, std::int64_t dims,
-                            const CoresetOptions& options, std::int64_t* picks,
-                            CoresetStatistics* statistics) {
-  check_coreset_extents(rows, options.bank_rows, options.size);
-  const int threads = team_size(options.num_threads, rows * dims);
-  float largest = check_finite(features, rows, dims, "features", threads);
-  if (options.bank != nullptr)
-    largest = std::max(largest, check_finite(options.bank, options.bank_rows, dims, "bank", threads));
-
-  CoresetOptions adjusted = options;
+  CoresetTask adjusted = task;
   std::vector<float> scaled_features;
   std::vector<float> scaled_bank;
   const float scale = coreset_scale(largest);
   if (scale != 1.0f) {
-    scaled_features = scaled(features, rows * dims, scale);
-    features = scaled_features.data();
-    if (options.bank != nullptr) {
-      scaled_bank = scaled(options.bank, options.bank_rows * dims, scale);
+    scaled_features = scaled(task.features, task.rows * task.dims, scale);
+    adjusted.features = scaled_features.data();
+    if (task.bank != nullptr) {
+      scaled_bank = scaled(task.bank, task.bank_rows * task.dims, scale);
       adjusted.bank = scaled_bank.data();
     }
     adjusted.radius *= static_cast<double>(scale);
   }
   const CoresetSimd& simd = coreset_simd();
-  const std::int64_t work = options.plain ? 0 : rows * (options.size + options.bank_rows);
-  const Sketch sketch(simd, features, rows, dims, work, threads);
-  Selection selection{
-      simd, features, rows, dims, threads, sketch, {}, {}, {}, {}, PackedAnchors(simd, sketch.dims()),
-      {},   {},       {},   {},   {}};
-  selection.values.resize(static_cast<std::size_t>(rows));
-  selection.nearest.assign(static_cast<std::size_t>(rows), -1);
-  selection.seen.assign(static_cast<std::size_t>(rows), 0);
+  const std::int64_t pairs = task.plain ? 0 : task.rows * (task.size + task.bank_rows);
+  const Sketch sketch(simd, adjusted.features, task.rows, task.dims, pairs, threads);
+  Selection selection(simd, adjusted, sketch, threads);
   const std::vector<std::int64_t> picked = run(selection, adjusted);
-  std::copy(picked.begin(), picked.end(), picks);
-  if (statistics != nullptr) *statistics = selection.statistics;
-  return static_cast<std::int64_t>(picked.size());
+  std::copy(picked.begin(), picked.end(), task.picks);
+  CoresetResult result = selection.figures;
+  result.count = static_cast<std::int64_t>(picked.size());
+  return result;
 }
 
 }  // namespace ensemblead::cpu

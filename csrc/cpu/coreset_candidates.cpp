@@ -1,10 +1,10 @@
 #include "cpu/coreset_candidates.hpp"
 
-#include <omp.h>
-
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+
+#include "cpu/parallel.hpp"
 
 namespace ensemblead::cpu {
 namespace {
@@ -27,8 +27,9 @@ float float_of(std::int32_t bits) {
 
 int bucket(float value, std::int32_t top) { return std::min((top - bits_of(value)) >> 12, kBuckets - 1); }
 
-std::int64_t share(std::int64_t rows, int threads, int thread) {
-  return rows / threads * thread + std::min<std::int64_t>(rows % threads, thread);
+// The first row of share `index` of `shares` of nearly equal size.
+std::int64_t share_begin(std::int64_t rows, int shares, std::int64_t index) {
+  return rows / shares * index + std::min<std::int64_t>(rows % shares, index);
 }
 
 }  // namespace
@@ -40,20 +41,18 @@ void Candidates::count_all(const Selection& selection, std::int32_t& top) {
   std::vector<float> maxima(static_cast<std::size_t>(threads), 0.0f);
   counts_.resize(static_cast<std::size_t>(threads));
   for (auto& counts : counts_) counts.assign(kBuckets, 0);
-#pragma omp parallel num_threads(threads)
-  {
-    // A team may be smaller than was asked for; the shares go by its real size.
-    const int team = omp_get_num_threads();
-    const int thread = omp_get_thread_num();
-    const std::int64_t begin = share(selection.rows, team, thread);
-    const std::int64_t end = share(selection.rows, team, thread + 1);
-    if (end > begin) maxima[thread] = selection.simd.maximum(values + begin, end - begin);
-#pragma omp barrier
-#pragma omp single
-    top = bits_of(*std::max_element(maxima.begin(), maxima.end()));
-    std::int64_t* counts = counts_[thread].data();
-    for (std::int64_t i = begin; i < end; ++i) ++counts[bucket(values[i], top)];
-  }
+  parallel_for(threads, threads, Schedule::kStatic, [&](std::int64_t share, int) {
+    const std::int64_t begin = share_begin(selection.rows, threads, share);
+    const std::int64_t end = share_begin(selection.rows, threads, share + 1);
+    if (end > begin) maxima[share] = selection.simd.maximum(values + begin, end - begin);
+  });
+  top = bits_of(*std::max_element(maxima.begin(), maxima.end()));
+  parallel_for(threads, threads, Schedule::kStatic, [&](std::int64_t share, int) {
+    std::int64_t* counts = counts_[share].data();
+    const std::int64_t end = share_begin(selection.rows, threads, share + 1);
+    for (std::int64_t i = share_begin(selection.rows, threads, share); i < end; ++i)
+      ++counts[bucket(values[i], top)];
+  });
 }
 
 // The same of rows_ alone.
@@ -85,18 +84,16 @@ void Candidates::collect(const Selection& selection, float floor) {
   constexpr std::int64_t kChunk = 4096;
   for (auto& rows : collected_) rows.clear();
   for (auto& rows : collected_) rows.reserve(4 * kChunk);
-#pragma omp parallel num_threads(threads) if (threads > 1)
-  {
-    const int team = omp_get_num_threads();
-    const int thread = omp_get_thread_num();
-    const std::int64_t end = share(selection.rows, team, thread + 1);
+  parallel_for(threads, threads, Schedule::kStatic, [&](std::int64_t share, int) {
+    std::vector<std::int32_t>& rows = collected_[share];
+    const std::int64_t end = share_begin(selection.rows, threads, share + 1);
     std::int32_t chunk[kChunk];
-    for (std::int64_t i = share(selection.rows, team, thread); i < end; i += kChunk) {
+    for (std::int64_t i = share_begin(selection.rows, threads, share); i < end; i += kChunk) {
       const std::int64_t found = selection.simd.collect(
           selection.values.data() + i, std::min(kChunk, end - i), floor, static_cast<std::int32_t>(i), chunk);
-      collected_[thread].insert(collected_[thread].end(), chunk, chunk + found);
+      rows.insert(rows.end(), chunk, chunk + found);
     }
-  }
+  });
   rows_.clear();
   for (const auto& rows : collected_) rows_.insert(rows_.end(), rows.begin(), rows.end());
 }

@@ -1,10 +1,10 @@
 #include "cpu/coreset_clusters.hpp"
 
-#include <omp.h>
-
 #include <algorithm>
 #include <cmath>
 #include <limits>
+
+#include "cpu/parallel.hpp"
 
 namespace ensemblead::cpu {
 namespace {
@@ -80,10 +80,12 @@ void Clusters::run(const std::vector<std::int32_t>& rows) {
   const std::int64_t before = product_pairs();
   const std::int64_t tile = selection_.simd.tile_rows;
   const auto count = static_cast<std::int64_t>(clusters_.size());
-#pragma omp parallel for num_threads(selection_.num_threads) schedule(dynamic, 1)
-  for (std::int64_t begin = 0; begin < count; begin += tile)
-    workers_[omp_get_thread_num()].run(clusters_.data() + begin, std::min(tile, count - begin),
-                                       members_.data());
+  parallel_for((count + tile - 1) / tile, selection_.num_threads, Schedule::kDynamic,
+               [&](std::int64_t item, int thread) {
+                 const std::int64_t begin = item * tile;
+                 workers_[thread].run(clusters_.data() + begin, std::min(tile, count - begin),
+                                      members_.data());
+               });
   if (static_cast<double>(product_pairs() - before) > kWorthwhile * static_cast<double>(plain))
     next_try_ = 2 * selection_.num_anchors();
 }

@@ -1,8 +1,8 @@
 #include "cpu/coreset_refresh.hpp"
 
-#include <omp.h>
-
 #include <algorithm>
+
+#include "cpu/parallel.hpp"
 
 namespace ensemblead::cpu {
 
@@ -29,12 +29,12 @@ void Refresh::run(const std::vector<std::int32_t>& rows) {
 }
 
 void Refresh::run_plainly(const std::vector<std::int32_t>& rows) {
-#pragma omp parallel for num_threads(selection_.num_threads)
-  for (std::size_t i = 0; i < rows.size(); ++i) {
+  const auto count = static_cast<std::int64_t>(rows.size());
+  parallel_for(count, selection_.num_threads, Schedule::kStatic, [&](std::int64_t i, int) {
     float& value = selection_.values[rows[i]];
     for (std::int64_t anchor = selection_.seen[rows[i]]; anchor < selection_.num_anchors(); ++anchor)
       value = std::min(value, selection_.squared_distance(rows[i], anchor));
-  }
+  });
 }
 
 // The rows that are out of date: those that have as much to catch up with together, and within that in order
@@ -53,19 +53,21 @@ void Refresh::sort_by_seen(const std::vector<std::int32_t>& rows) {
 void Refresh::run_by_products(const std::vector<std::int32_t>& rows) {
   const auto count = static_cast<std::int64_t>(rows.size());
   const std::int64_t step = updates_.front().capacity();
-#pragma omp parallel for num_threads(selection_.num_threads) schedule(dynamic, 1)
-  for (std::int64_t begin = 0; begin < count; begin += step)
-    updates_[omp_get_thread_num()].run(selection_.packed, selection_.seen[rows[begin]], rows.data() + begin,
-                                       std::min(step, count - begin));
+  parallel_for((count + step - 1) / step, selection_.num_threads, Schedule::kDynamic,
+               [&](std::int64_t item, int thread) {
+                 const std::int64_t begin = item * step;
+                 updates_[thread].run(selection_.packed, selection_.seen[rows[begin]], rows.data() + begin,
+                                      std::min(step, count - begin));
+               });
 }
 
 void Refresh::count_work() {
-  CoresetStatistics& statistics = selection_.statistics;
-  statistics.product_pairs = clusters_.product_pairs();
-  statistics.direct_pairs = clusters_.direct_pairs();
+  CoresetResult& figures = selection_.figures;
+  figures.product_pairs = clusters_.product_pairs();
+  figures.direct_pairs = clusters_.direct_pairs();
   for (const RowUpdate& update : updates_) {
-    statistics.product_pairs += update.product_pairs();
-    statistics.direct_pairs += update.direct_pairs();
+    figures.product_pairs += update.product_pairs();
+    figures.direct_pairs += update.direct_pairs();
   }
 }
 

@@ -161,7 +161,6 @@ std::int64_t collect(const float* values, std::int64_t size, float floor, std::i
 }  // namespace
 
 namespace ENSEMBLEAD_INSTRUCTION_SET {
-extern const CoresetSimd coreset_simd;
 const CoresetSimd coreset_simd = {kTileRows, kPanelWidth,  tile, row_by_panel, lanes_above, squared_distance,
                                   center,    squared_norm, scan, maximum,      collect};
 }  // namespace ENSEMBLEAD_INSTRUCTION_SET

@@ -4,6 +4,8 @@
 
 #include <cstdint>
 
+#include "cpu/instruction_set.hpp"
+
 namespace ensemblead::cpu {
 
 // No build has taller tiles or wider panels.
@@ -47,7 +49,6 @@ struct CoresetSimd {
                           std::int32_t* indices);
 };
 
-// The table for this processor.
-const CoresetSimd& coreset_simd();
+ENSEMBLEAD_SIMD_TABLE(CoresetSimd, coreset_simd)
 
 }  // namespace ensemblead::cpu

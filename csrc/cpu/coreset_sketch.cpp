@@ -1,13 +1,12 @@
 #include "cpu/coreset_sketch.hpp"
 
-#include <omp.h>
-
 #include <algorithm>
 #include <cmath>
 #include <limits>
 #include <new>
 
 #include "cpu/huge_pages.hpp"
+#include "cpu/parallel.hpp"
 
 namespace ensemblead::cpu {
 namespace {
@@ -127,9 +126,9 @@ void Sketch::sketch_rows(int num_threads) {
   const std::vector<float> initial(static_cast<std::size_t>(width), 0.0f);
   const std::vector<float> always(static_cast<std::size_t>(tile), -std::numeric_limits<float>::infinity());
   std::vector<float> scratch(static_cast<std::size_t>(num_threads * tile * (full_dims_ + width)), 0.0f);
-#pragma omp parallel for num_threads(num_threads) schedule(static)
-  for (std::int64_t first = 0; first < rows_; first += tile) {
-    float* centred = scratch.data() + omp_get_thread_num() * tile * (full_dims_ + width);
+  parallel_for((rows_ + tile - 1) / tile, num_threads, Schedule::kStatic, [&](std::int64_t item, int thread) {
+    const std::int64_t first = item * tile;
+    float* centred = scratch.data() + thread * tile * (full_dims_ + width);
     float* products = centred + tile * full_dims_;
     const std::int64_t count = std::min(tile, rows_ - first);
     for (std::int64_t r = 0; r < count; ++r)
@@ -144,7 +143,7 @@ void Sketch::sketch_rows(int num_threads) {
     for (std::int64_t r = 0; r < count; ++r)
       norms_[first + r].sketch =
           simd_.squared_norm(sketches_.get() + (first + r) * sketch_dims_, sketch_dims_);
-  }
+  });
 }
 
 Sketch::Norms Sketch::row(std::int64_t index, float* out) const {

@@ -53,8 +53,7 @@ class Sketch {
   std::int64_t full_dims_;
   std::int64_t sketch_dims_;
   std::vector<float> middle_;
-  std::vector<float>
-      directions_;  // [sketch_dims_, full_dims_], orthonormal; empty: rows stand for themselves
+  std::vector<float> directions_;  // [sketch_dims_, full_dims_], orthonormal; empty: sketches are the rows
   std::unique_ptr<float[], Free> sketches_;  // [rows_, sketch_dims_]
   std::vector<Norms> norms_;
 };

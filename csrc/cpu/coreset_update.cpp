@@ -37,6 +37,18 @@ void PackedAnchors::add(const float* sketch, float start, std::int32_t anchor) {
   for (std::int64_t d = 0; d < dims_; ++d) to[d * width_] = sketch[d];
 }
 
+Selection::Selection(const CoresetSimd& loops, const CoresetTask& task, const Sketch& row_sketch, int threads)
+    : simd(loops),
+      features(task.features),
+      rows(task.rows),
+      dims(task.dims),
+      num_threads(threads),
+      sketch(row_sketch),
+      values(static_cast<std::size_t>(task.rows)),
+      nearest(static_cast<std::size_t>(task.rows), -1),
+      seen(static_cast<std::size_t>(task.rows), 0),
+      packed(loops, row_sketch.dims()) {}
+
 void Selection::add_anchor(const float* point, std::int32_t near) {
   sketches.resize(sketches.size() + static_cast<std::size_t>(sketch.dims()));
   add_sketched(point, sketch.point(point, sketches.data() + num_anchors() * sketch.dims()), near);

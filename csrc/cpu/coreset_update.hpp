@@ -47,6 +47,8 @@ struct SketchedAnchor {
 // Anchors are the bank rows and then the picks, in the order in which they came. A row's value is brought up
 // to date only when it matters, so each row remembers how many anchors its value takes into account.
 struct Selection {
+  Selection(const CoresetSimd& loops, const CoresetTask& task, const Sketch& row_sketch, int threads);
+
   const CoresetSimd& simd;
   const float* features;
   std::int64_t rows;
@@ -66,7 +68,7 @@ struct Selection {
   static constexpr std::int32_t kRoots = 2048;
   std::vector<std::int32_t> roots;
   std::vector<float> root_distances;  // no less than the distance to it
-  CoresetStatistics statistics;
+  CoresetResult figures;
 
   std::int64_t num_anchors() const { return static_cast<std::int64_t>(anchors.size()); }
   const float* anchor_sketch(std::int64_t anchor) const { return sketches.data() + anchor * sketch.dims(); }

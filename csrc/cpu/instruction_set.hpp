@@ -17,7 +17,7 @@ InstructionSet instruction_set();
 
 const char* name(InstructionSet set);
 
-// The table of the best build. On other processors than x86-64 there is the baseline alone.
+// The table of the best build.
 template <class Table>
 const Table& for_this_cpu(const Table& baseline, const Table& v3, const Table& v4) {
   switch (instruction_set()) {
@@ -31,3 +31,26 @@ const Table& for_this_cpu(const Table& baseline, const Table& v3, const Table& v
 }
 
 }  // namespace ensemblead::cpu
+
+// For the header of a *_simd.cpp file, in namespace ensemblead::cpu: declares the constant `table` of every
+// build, and the function `table()`, which returns the one for this processor. On other processors than
+// x86-64 there is the baseline alone.
+#if defined(__x86_64__)
+#define ENSEMBLEAD_SIMD_TABLE(Table, table) \
+  namespace baseline {                      \
+  extern const Table table;                 \
+  }                                         \
+  namespace v3 {                            \
+  extern const Table table;                 \
+  }                                         \
+  namespace v4 {                            \
+  extern const Table table;                 \
+  }                                         \
+  static inline const Table& table() { return for_this_cpu(baseline::table, v3::table, v4::table); }
+#else
+#define ENSEMBLEAD_SIMD_TABLE(Table, table) \
+  namespace baseline {                      \
+  extern const Table table;                 \
+  }                                         \
+  static inline const Table& table() { return baseline::table; }
+#endif

@@ -1,13 +1,12 @@
 #include "nearest.hpp"
 
-#include <omp.h>
-
 #include <algorithm>
 #include <cmath>
 #include <limits>
 #include <vector>
 
 #include "cpu/nearest_pack.hpp"
+#include "cpu/parallel.hpp"
 
 namespace ensemblead::cpu {
 namespace {
@@ -37,8 +36,7 @@ void prefetch(const float* values, std::int64_t size) {
 // One thread's buffers for a chunk of queries: products of sketches rule rows out, distances decide.
 class ChunkSearch {
  public:
-  ChunkSearch(const CoresetSimd& simd, const SketchedRows& rows, const NearestQueries& queries,
-              float* distances, std::int64_t* indices);
+  ChunkSearch(const CoresetSimd& simd, const NearestTask& task);
 
   // How many queries are best done together: their sketches stay in the second-level cache.
   std::int64_t capacity() const { return capacity_; }
@@ -57,14 +55,14 @@ class ChunkSearch {
     float product;
   };
 
-  const float* point(std::int64_t query) const { return queries_.queries + query * rows_.dims; }
+  const float* point(std::int64_t query) const { return task_.queries + query * rows_.dims; }
   const float* row(std::int64_t index) const { return rows_.rows + index * rows_.dims; }
   float distance(std::int64_t query, std::int64_t index) {
     ++direct_pairs_;
     return simd_.squared_distance(point(query), row(index), rows_.dims);
   }
   bool left_out(std::int64_t query, std::int64_t index) const {
-    return queries_.row_images != nullptr && queries_.row_images[index] == queries_.query_images[query];
+    return task_.row_images != nullptr && task_.row_images[index] == task_.query_images[query];
   }
 
   void begin();
@@ -83,10 +81,8 @@ class ChunkSearch {
   void compare_all(std::int64_t place);
 
   const CoresetSimd& simd_;
-  const SketchedRows& rows_;
-  const NearestQueries& queries_;
-  float* distances_;
-  std::int64_t* indices_;
+  const NearestTask& task_;
+  const SketchedRows& rows_;  // of the task
   PackedLayout layout_;
   float slack_;
   Sketcher sketcher_;
@@ -115,25 +111,22 @@ class ChunkSearch {
   std::int64_t direct_pairs_ = 0;
 };
 
-ChunkSearch::ChunkSearch(const CoresetSimd& simd, const SketchedRows& rows, const NearestQueries& queries,
-                         float* distances, std::int64_t* indices)
+ChunkSearch::ChunkSearch(const CoresetSimd& simd, const NearestTask& task)
     : simd_(simd),
-      rows_(rows),
-      queries_(queries),
-      distances_(distances),
-      indices_(indices),
-      layout_(simd, rows),
-      slack_(sketch_slack(rows.dims, rows.num_directions)),
-      sketcher_(simd, rows, rows.packed) {
+      task_(task),
+      rows_(task.rows),
+      layout_(simd, rows_),
+      slack_(sketch_slack(rows_.dims, rows_.num_directions)),
+      sketcher_(simd, rows_, rows_.packed) {
   const std::int64_t tile = simd.tile_rows;
   capacity_ = std::clamp(kChunkBytes / (layout_.front * 4 * tile), std::int64_t{1}, kMaxTiles) * tile;
   const auto size = static_cast<std::size_t>(capacity_);
   members_.reserve(size);
   points_.resize(size);
-  centred_.resize(size * static_cast<std::size_t>(rows.dims));
-  panel_.resize(static_cast<std::size_t>(rows.dims * layout_.width));
+  centred_.resize(size * static_cast<std::size_t>(rows_.dims));
+  panel_.resize(static_cast<std::size_t>(rows_.dims * layout_.width));
   panel_starts_.resize(static_cast<std::size_t>(layout_.width));
-  panel_rows_.resize(static_cast<std::size_t>(rows.dims * layout_.width));
+  panel_rows_.resize(static_cast<std::size_t>(rows_.dims * layout_.width));
   fronts_.resize(size * static_cast<std::size_t>(layout_.front));
   tails_.resize(size * static_cast<std::size_t>(layout_.tail));
   norms_.resize(size);
@@ -180,9 +173,9 @@ void ChunkSearch::start_from(std::int64_t scouts_first) {
     if (!(norms_[i].full < kTooLong)) continue;
     const std::int64_t query = members_[i];
     const std::int64_t scout = query - (query - scouts_first) % kScouts;
-    for (std::int64_t j = scout * queries_.k; j < (scout + 1) * queries_.k; ++j)
-      if (indices_[j] >= 0 && !left_out(query, indices_[j]))
-        insert(static_cast<std::int64_t>(i), distance(query, indices_[j]), indices_[j]);
+    for (std::int64_t j = scout * task_.k; j < (scout + 1) * task_.k; ++j)
+      if (task_.indices[j] >= 0 && !left_out(query, task_.indices[j]))
+        insert(static_cast<std::int64_t>(i), distance(query, task_.indices[j]), task_.indices[j]);
   }
 }
 
@@ -197,7 +190,7 @@ void ChunkSearch::search() {
   }
   settle();
   for (std::int64_t place = 0; place < count; ++place)
-    if (found_[place] < queries_.k) compare_all(place);
+    if (found_[place] < task_.k) compare_all(place);
 }
 
 // The queries from place `first` with the rows of a panel: pairs that the fronts do not rule out.
@@ -334,9 +327,9 @@ void ChunkSearch::compare_rows() {
 
 // Among the k nearest, in order of distance and then of index, if it belongs there and is not there yet.
 void ChunkSearch::insert(std::int64_t place, float distance, std::int64_t index) {
-  const std::int64_t k = queries_.k;
-  float* distances = distances_ + members_[place] * k;
-  std::int64_t* indices = indices_ + members_[place] * k;
+  const std::int64_t k = task_.k;
+  float* distances = task_.distances + members_[place] * k;
+  std::int64_t* indices = task_.indices + members_[place] * k;
   std::int64_t at = found_[place];
   while (at > 0 &&
          (distance < distances[at - 1] || (distance == distances[at - 1] && index < indices[at - 1])))
@@ -365,33 +358,30 @@ void ChunkSearch::compare_all(std::int64_t place) {
     const float value = distance(query, index);
     insert(place, std::isnan(value) ? kInfinity : value, index);
   }
-  for (std::int64_t j = 0; j < queries_.k; ++j) {
-    const std::int64_t at = query * queries_.k + j;
-    if (j >= found_[place]) indices_[at] = -1;
-    distances_[at] = j < found_[place] ? distance(query, indices_[at]) : kInfinity;
+  for (std::int64_t j = 0; j < task_.k; ++j) {
+    const std::int64_t at = query * task_.k + j;
+    if (j >= found_[place]) task_.indices[at] = -1;
+    task_.distances[at] = j < found_[place] ? distance(query, task_.indices[at]) : kInfinity;
   }
 }
 
 }  // namespace
 
-std::int64_t nearest_rows(const SketchedRows& rows, const NearestQueries& queries, int num_threads,
-                          float* distances, std::int64_t* indices) {
+std::int64_t nearest_rows(const NearestTask& task, const Work& work) {
   const CoresetSimd& simd = coreset_simd();
   const std::int64_t tile = simd.tile_rows;
-  const std::int64_t most = num_threads > 0 ? num_threads : omp_get_max_threads();
-  const auto threads =
-      static_cast<int>(std::clamp((queries.num_queries + tile - 1) / tile, std::int64_t{1}, most));
+  const int threads = team_size(work.threads, (task.num_queries + tile - 1) / tile, 1);
   std::vector<ChunkSearch> searches;
   searches.reserve(static_cast<std::size_t>(threads));
-  for (int thread = 0; thread < threads; ++thread)
-    searches.emplace_back(simd, rows, queries, distances, indices);
-  // Small enough that every thread has a few chunks, and as many as pay for what a chunk does once.
-  const std::int64_t share = queries.num_queries / (4 * threads) / tile * tile;
-  const std::int64_t step =
-      std::clamp(share, std::min(4 * tile, searches.front().capacity()), searches.front().capacity());
-#pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
-  for (std::int64_t first = 0; first < queries.num_queries; first += step)
-    searches[omp_get_thread_num()].run(first, std::min(step, queries.num_queries - first));
+  for (int thread = 0; thread < threads; ++thread) searches.emplace_back(simd, task);
+  // Small enough that every thread has a few chunks, and as many as pay for the work that a chunk does once.
+  const std::int64_t share = task.num_queries / (4 * threads) / tile * tile;
+  const std::int64_t most = searches.front().capacity();
+  const std::int64_t step = std::clamp(share, std::min(4 * tile, most), most);
+  parallel_for((task.num_queries + step - 1) / step, threads, Schedule::kDynamic,
+               [&](std::int64_t item, int thread) {
+                 searches[thread].run(item * step, std::min(step, task.num_queries - item * step));
+               });
   std::int64_t direct_pairs = 0;
   for (const ChunkSearch& search : searches) direct_pairs += search.direct_pairs();
   return direct_pairs;

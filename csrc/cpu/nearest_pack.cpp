@@ -1,9 +1,9 @@
 #include "cpu/nearest_pack.hpp"
 
-#include <omp.h>
-
 #include <algorithm>
 #include <limits>
+
+#include "cpu/parallel.hpp"
 
 namespace ensemblead::cpu {
 
@@ -40,52 +40,77 @@ void Sketcher::run(const float* const* points, std::int64_t count, float* centre
   }
 }
 
-std::int64_t packed_size(std::int64_t num_rows, std::int64_t dims, std::int64_t num_directions,
-                         std::int64_t num_front) {
-  return PackedLayout(coreset_simd(), {nullptr, num_rows, dims, nullptr, num_directions, num_front, nullptr})
-      .size;
-}
+std::int64_t packed_size(const SketchedRows& rows) { return PackedLayout(coreset_simd(), rows).size; }
 
-void pack_rows(const SketchedRows& rows, const float* directions, int num_threads, float* packed) {
-  const CoresetSimd& simd = coreset_simd();
-  const PackedLayout layout(simd, rows);
-  const float slack = sketch_slack(rows.dims, rows.num_directions);
-  const int threads = num_threads > 0 ? num_threads : omp_get_max_threads();
-  std::fill_n(packed, layout.starts_at, 0.0f);
-  float* starts = packed + layout.starts_at;
-  std::fill_n(starts, layout.row_panels * layout.width, -std::numeric_limits<float>::infinity());
-  for (std::int64_t v = 0; v < rows.num_directions; ++v)
-    for (std::int64_t d = 0; d < rows.dims; ++d)
-      packed[(v / layout.width * rows.dims + d) * layout.width + v % layout.width] =
-          directions[v * rows.dims + d];
+namespace {
 
-  const std::int64_t tile = simd.tile_rows;
-  std::vector<Sketcher> sketchers(static_cast<std::size_t>(threads), Sketcher(simd, rows, packed));
-  std::vector<float> centred(static_cast<std::size_t>(threads * tile * rows.dims));
-  std::vector<float> fronts(static_cast<std::size_t>(threads * tile * layout.front));
-  std::vector<SketchNorms> norms(static_cast<std::size_t>(threads * tile));
-  std::vector<const float*> points(static_cast<std::size_t>(threads * tile));
-#pragma omp parallel for num_threads(threads) schedule(static)
-  for (std::int64_t first = 0; first < rows.num_rows; first += tile) {
-    const int thread = omp_get_thread_num();
-    const float** own_points = points.data() + thread * tile;
-    float* own = fronts.data() + thread * tile * layout.front;
-    SketchNorms* own_norms = norms.data() + thread * tile;
-    const std::int64_t count = std::min(tile, rows.num_rows - first);
-    for (std::int64_t i = 0; i < count; ++i) own_points[i] = rows.rows + (first + i) * rows.dims;
-    sketchers[thread].run(own_points, count, centred.data() + thread * tile * rows.dims, own,
-                          packed + layout.tails_at + first * layout.tail, own_norms);
+// One thread's means to pack the rows of one tile at a time.
+class RowPacker {
+ public:
+  RowPacker(const CoresetSimd& simd, const PackTask& task, const PackedLayout& layout)
+      : rows_(task.rows),
+        packed_(task.packed),
+        layout_(layout),
+        slack_(sketch_slack(rows_.dims, rows_.num_directions)),
+        sketcher_(simd, rows_, task.packed),
+        centred_(static_cast<std::size_t>(simd.tile_rows * rows_.dims)),
+        fronts_(static_cast<std::size_t>(simd.tile_rows * layout.front)),
+        norms_(static_cast<std::size_t>(simd.tile_rows)),
+        points_(static_cast<std::size_t>(simd.tile_rows)) {}
+
+  // Rows `first` to `first + count`, at most simd.tile_rows of them.
+  void run(std::int64_t first, std::int64_t count) {
+    for (std::int64_t i = 0; i < count; ++i) points_[i] = rows_.rows + (first + i) * rows_.dims;
+    sketcher_.run(points_.data(), count, centred_.data(), fronts_.data(),
+                  packed_ + layout_.tails_at + first * layout_.tail, norms_.data());
     for (std::int64_t i = 0; i < count; ++i) {
       const std::int64_t row = first + i;
-      // A row that is too long for products starts at infinity: it is always looked at.
-      const bool fits = own_norms[i].full < kTooLong;
-      starts[row] = fits ? product_start(own_norms[i], slack) : std::numeric_limits<float>::infinity();
-      if (!fits) std::fill_n(packed + layout.tails_at + row * layout.tail, layout.tail, 0.0f);
-      float* to = packed + layout.fronts_at + row / layout.width * layout.front * layout.width;
-      for (std::int64_t v = 0; v < layout.front; ++v)
-        to[v * layout.width + row % layout.width] = fits ? own[i * layout.front + v] : 0.0f;
+      // A row that is too long for products starts at infinity: it is always compared.
+      const bool fits = norms_[i].full < kTooLong;
+      packed_[layout_.starts_at + row] =
+          fits ? product_start(norms_[i], slack_) : std::numeric_limits<float>::infinity();
+      if (!fits) std::fill_n(packed_ + layout_.tails_at + row * layout_.tail, layout_.tail, 0.0f);
+      float* to = packed_ + layout_.fronts_at + row / layout_.width * layout_.front * layout_.width;
+      for (std::int64_t v = 0; v < layout_.front; ++v)
+        to[v * layout_.width + row % layout_.width] = fits ? fronts_[i * layout_.front + v] : 0.0f;
     }
   }
+
+ private:
+  const SketchedRows& rows_;
+  float* packed_;
+  const PackedLayout& layout_;
+  float slack_;
+  Sketcher sketcher_;
+  std::vector<float> centred_;
+  std::vector<float> fronts_;
+  std::vector<SketchNorms> norms_;
+  std::vector<const float*> points_;
+};
+
+}  // namespace
+
+void pack_rows(const PackTask& task, const Work& work) {
+  const CoresetSimd& simd = coreset_simd();
+  const SketchedRows& rows = task.rows;
+  const PackedLayout layout(simd, rows);
+  std::fill_n(task.packed, layout.starts_at, 0.0f);
+  std::fill_n(task.packed + layout.starts_at, layout.row_panels * layout.width,
+              -std::numeric_limits<float>::infinity());
+  for (std::int64_t v = 0; v < rows.num_directions; ++v)
+    for (std::int64_t d = 0; d < rows.dims; ++d)
+      task.packed[(v / layout.width * rows.dims + d) * layout.width + v % layout.width] =
+          task.directions[v * rows.dims + d];
+
+  const std::int64_t tile = simd.tile_rows;
+  const int threads = most_threads(work.threads);
+  std::vector<RowPacker> packers;
+  packers.reserve(static_cast<std::size_t>(threads));
+  for (int thread = 0; thread < threads; ++thread) packers.emplace_back(simd, task, layout);
+  parallel_for((rows.num_rows + tile - 1) / tile, threads, Schedule::kStatic,
+               [&](std::int64_t item, int thread) {
+                 packers[thread].run(item * tile, std::min(tile, rows.num_rows - item * tile));
+               });
 }
 
 }  // namespace ensemblead::cpu

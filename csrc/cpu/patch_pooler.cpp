@@ -13,7 +13,7 @@ std::int64_t round_up(std::int64_t value, std::int64_t multiple) {
 
 }  // namespace
 
-Scratch::Scratch(std::int64_t size) : storage_(new float[static_cast<std::size_t>(size + 16)]) {
+PlaneBuffer::PlaneBuffer(std::int64_t size) : storage_(new float[static_cast<std::size_t>(size + 16)]) {
   const auto misalignment = static_cast<std::int64_t>(reinterpret_cast<std::uintptr_t>(storage_.get()) % 64);
   data_ = storage_.get() + (64 - misalignment) % 64 / static_cast<std::int64_t>(sizeof(float));
 }

@@ -13,9 +13,9 @@
 namespace ensemblead::cpu {
 
 // Uninitialised floats that start at a cache line.
-class Scratch {
+class PlaneBuffer {
  public:
-  explicit Scratch(std::int64_t size);
+  explicit PlaneBuffer(std::int64_t size);
   float* data() const { return data_; }
 
  private:
@@ -28,7 +28,7 @@ struct RowRange {
   std::int64_t end = 0;
 };
 
-// One layer's map with its program, and how its planes lie in scratch. In a plane, row y + 1 starts
+// One layer's map with its program, and how its planes lie in the buffers. In a plane, row y + 1 starts
 // `stride()` floats after row y, radius_x more than a row has: these zeros are the right margin of the one
 // and the left one of the other.
 struct PoolLayer {
@@ -45,7 +45,7 @@ struct PoolLayer {
   std::int64_t slots;  // planes of loaded channels that are kept: a multiple of `group`
 };
 
-// Scratch that suffices for every use a Pooler is put to, in floats.
+// Sizes of buffers that suffice for every use of a Pooler, in floats.
 struct PoolExtents {
   std::int64_t inputs = 0;
   std::int64_t box = 0;
@@ -76,10 +76,10 @@ class Pooler {
   }
 
   const PatchLoops& loops_;
-  Scratch inputs_;
-  Scratch box_;
-  Scratch row_;
-  Scratch sums_;
+  PlaneBuffer inputs_;
+  PlaneBuffer box_;
+  PlaneBuffer row_;
+  PlaneBuffer sums_;
   std::vector<PlaneTerm> box_terms_;
   std::vector<PlaneTerm> row_terms_;
   std::vector<PlaneTerm> sum_terms_;

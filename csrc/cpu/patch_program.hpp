@@ -1,11 +1,13 @@
-// The tap lists of patch aggregation arranged for the CPU: windows taken apart into box, rows and single
+// The tap lists of patch aggregation arranged for the CPU: windows taken apart into boxes, rows and single
 // taps.
 //
 // An output dimension is, per layer, a weighted sum over channels and offsets (dy, dx). Three parts add up to
 // it:
 //   boxes    whole windows of one weight: the channels are summed first, then one separable box filter serves
-//   them all; rows     whole window rows of one weight: summed with their vertical offset, then they share
-//   the horizontal pass; singles  what is left, tap by tap.
+//            them all;
+//   rows     whole window rows of one weight: summed with their vertical offset, then they share the
+//            horizontal pass;
+//   singles  the remaining taps, one by one.
 // A part is only split off where every tap under it has a weight, and the remainder is never negative: so an
 // inf in the maps meets no weight that the definition does not give it, and no difference of infinities.
 #pragma once

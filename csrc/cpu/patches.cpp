@@ -3,8 +3,6 @@
 // transposed, and either they are the output rows, or those are interpolated from them.
 #include "patches.hpp"
 
-#include <omp.h>
-
 #include <algorithm>
 #include <cstdint>
 #include <memory>
@@ -12,7 +10,7 @@
 #include <vector>
 
 #include "cpu/huge_pages.hpp"
-#include "cpu/instruction_set.hpp"
+#include "cpu/parallel.hpp"
 #include "cpu/patch_pooler.hpp"
 #include "cpu/patch_program.hpp"
 #include "cpu/patches_simd.hpp"
@@ -26,14 +24,6 @@ constexpr std::int64_t kBandPositions = 1024;
 // Outputs from this size on leave the caches before they are read anyway.
 constexpr std::int64_t kStreamBytes = std::int64_t{4} << 20;
 constexpr std::size_t kCacheLine = 64;
-
-const PatchLoops& patch_loops() {
-#if defined(__x86_64__)
-  return for_this_cpu(baseline::patch_loops, v3::patch_loops, v4::patch_loops);
-#else
-  return baseline::patch_loops;
-#endif
-}
 
 // A layer, and how its grid becomes the output's.
 struct Layer {
@@ -63,8 +53,8 @@ struct Job {
   RowRange band(std::int64_t index) const { return {height * index / bands, height * (index + 1) / bands}; }
 };
 
-// Floats of scratch per thread.
-struct ScratchSizes {
+// Floats of buffers per thread.
+struct BufferSizes {
   PoolExtents pool;
   std::int64_t pooled = 0;
   std::int64_t row = 0;
@@ -73,7 +63,7 @@ struct ScratchSizes {
 // What one thread needs beside the job.
 class Worker {
  public:
-  Worker(const Job& job, const PatchLoops& loops, const ScratchSizes& sizes)
+  Worker(const Job& job, const PatchLoops& loops, const BufferSizes& sizes)
       : job_(job), loops_(loops), pooler_(loops, sizes.pool), pooled_(sizes.pooled), row_(sizes.row) {}
 
   void run(std::int64_t image, RowRange rows, const DimBlock& block) {
@@ -132,8 +122,8 @@ class Worker {
   const Job& job_;
   const PatchLoops& loops_;
   Pooler pooler_;
-  Scratch pooled_;  // a resized layer's pooled rows, channels-last
-  Scratch row_;     // one row between two of them
+  PlaneBuffer pooled_;  // a resized layer's pooled rows, channels-last
+  PlaneBuffer row_;     // one row between two of them
 };
 
 std::vector<LayerGeometry> geometries(const std::vector<FeatureMap>& maps, std::int64_t patch_size) {
@@ -168,14 +158,14 @@ bool streams(const Job& job) {
          reinterpret_cast<std::uintptr_t>(job.output) % kCacheLine == 0;
 }
 
-Job make_job(const std::vector<FeatureMap>& maps, std::int64_t batch, const PatchOptions& options,
-             float* output) {
+Job make_job(const PatchTask& task) {
+  const std::vector<FeatureMap>& maps = task.maps;
   Job job;
-  job.program = patch_program(geometries(maps, options.patch_size), options);
-  job.batch = batch;
+  job.program = patch_program(geometries(maps, task.options.patch_size), task.options);
+  job.batch = task.batch;
   job.height = maps.front().height;
   job.width = maps.front().width;
-  job.output = output;
+  job.output = task.output;
   for (std::size_t i = 0; i < maps.size(); ++i) {
     const FeatureMap& map = maps[i];
     Layer layer{
@@ -191,8 +181,8 @@ Job make_job(const std::vector<FeatureMap>& maps, std::int64_t batch, const Patc
   return job;
 }
 
-ScratchSizes scratch_sizes(const Job& job) {
-  ScratchSizes sizes;
+BufferSizes buffer_sizes(const Job& job) {
+  BufferSizes sizes;
   for (const Layer& layer : job.layers) {
     for (std::int64_t band = 0; band < job.bands; ++band) {
       const RowRange source = layer.source(job.band(band));
@@ -207,31 +197,23 @@ ScratchSizes scratch_sizes(const Job& job) {
 
 }  // namespace
 
-void aggregate_patches(const std::vector<FeatureMap>& maps, std::int64_t batch, const PatchOptions& options,
-                       float* output, int num_threads) {
-  const Job job = make_job(maps, batch, options, output);
+void aggregate_patches(const PatchTask& task, const Work& work) {
+  const Job job = make_job(task);
   const PatchLoops& loops = patch_loops();
-  const ScratchSizes sizes = scratch_sizes(job);
+  const BufferSizes sizes = buffer_sizes(job);
   const std::vector<DimBlock>& blocks = job.program->blocks;
   const auto num_blocks = static_cast<std::int64_t>(blocks.size());
-  const std::int64_t items = batch * job.bands * num_blocks;
-  const auto threads =
-      static_cast<int>(std::min<std::int64_t>(num_threads > 0 ? num_threads : omp_get_max_threads(), items));
-  // Made here, so that running out of memory is an exception and not the end of the process.
+  const std::int64_t items = task.batch * job.bands * num_blocks;
+  const int threads = team_size(work.threads, items, 1);
   std::vector<std::unique_ptr<Worker>> workers;
   for (int i = 0; i < threads; ++i) workers.push_back(std::make_unique<Worker>(job, loops, sizes));
-  prefer_huge_pages(output, batch * job.height * job.width * job.program->dims * std::int64_t{sizeof(float)});
-#pragma omp parallel num_threads(threads)
-  {
-    Worker& worker = *workers[static_cast<std::size_t>(omp_get_thread_num())];
-#pragma omp for schedule(dynamic)
-    for (std::int64_t item = 0; item < items; ++item) {
-      const std::int64_t band = item / num_blocks;
-      worker.run(band / job.bands, job.band(band % job.bands),
-                 blocks[static_cast<std::size_t>(item % num_blocks)]);
-    }
+  prefer_huge_pages(task.output,
+                    task.batch * job.height * job.width * job.program->dims * std::int64_t{sizeof(float)});
+  parallel_for(items, threads, Schedule::kDynamic, [&](std::int64_t item, int thread) {
+    const std::int64_t band = item / num_blocks;
+    workers[thread]->run(band / job.bands, job.band(band % job.bands), blocks[item % num_blocks]);
     loops.finish_streaming();
-  }
+  });
 }
 
 }  // namespace ensemblead::cpu

@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "core/patch_taps.hpp"
+#include "cpu/instruction_set.hpp"
 
 namespace ensemblead::cpu {
 
@@ -59,14 +60,6 @@ struct PatchLoops {
   void (*finish_streaming)();
 };
 
-namespace baseline {
-extern const PatchLoops patch_loops;
-}
-namespace v3 {
-extern const PatchLoops patch_loops;
-}
-namespace v4 {
-extern const PatchLoops patch_loops;
-}
+ENSEMBLEAD_SIMD_TABLE(PatchLoops, patch_loops)
 
 }  // namespace ensemblead::cpu

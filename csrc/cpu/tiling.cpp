@@ -1,7 +1,5 @@
 #include "tiling.hpp"
 
-#include <omp.h>
-
 #include <algorithm>
 #include <cstring>
 #include <string>
@@ -9,27 +7,18 @@
 #include <vector>
 
 #include "core/checks.hpp"
-#include "cpu/instruction_set.hpp"
+#include "cpu/parallel.hpp"
 #include "cpu/tiling_simd.hpp"
 
 namespace ensemblead::cpu {
 namespace {
 
-const TilingTable& table() {
-#if defined(__x86_64__)
-  return for_this_cpu(baseline::tiling_table, v3::tiling_table, v4::tiling_table);
-#else
-  return baseline::tiling_table;
-#endif
-}
-
 // One unit of work: large enough that handing it out costs nothing, small enough to stay in the second-level
 // cache.
 constexpr std::int64_t kBlockBytes = 64 * 1024;
 
-int threads_for(std::int64_t output_bytes, int num_threads) {
-  const std::int64_t wanted = num_threads > 0 ? num_threads : omp_get_max_threads();
-  return static_cast<int>(std::clamp<std::int64_t>(output_bytes / (2 * kBlockBytes), 1, wanted));
+int threads_for(std::int64_t output_bytes, const Work& work) {
+  return team_size(work.threads, output_bytes, 2 * kBlockBytes);
 }
 
 // `planes` of `height` rows cut into blocks of rows, each in one plane; block b starts at row (b % per_plane)
@@ -53,8 +42,7 @@ struct RowBlocks {
   std::int64_t count;
 };
 
-// --- tile: bytes only, whatever the dtype
-// -----------------------------------------------------------------------------
+// --- tile: bytes only, whatever the dtype ---
 
 // Copies rows [y.begin, y.end) of one tile whose first pixel is `source`; `inside` of its pixels lie in the
 // image.
@@ -76,8 +64,7 @@ void copy_tile_rows(const char* source, Interval y, Size2 inside, Size2 tile, st
   std::memset(out + filled * out_row, 0, static_cast<std::size_t>((y.end - filled) * out_row));
 }
 
-// --- untile
-// -----------------------------------------------------------------------------------------------------------
+// --- untile ---
 
 // The tiles first ... last cover every pixel of `pixels` on one axis.
 struct Run {
@@ -99,53 +86,82 @@ std::int64_t largest_count(const std::vector<Run>& runs) {
   return count;
 }
 
+// The tiles of an UntileTask, and where each run of pixels finds its sources in them.
+template <class T>
+struct UntileLayout {
+  explicit UntileLayout(const UntileTask& task)
+      : rows(task.grid.rows),
+        cols(task.grid.cols),
+        planes(task.images.shape[0] * task.images.shape[1]),
+        row_runs(runs_of(rows)),
+        col_runs(runs_of(cols)),
+        tiles(task.tiles.as<const T>()) {}
+
+  // The most tiles that cover a pixel.
+  std::size_t most_sources() const {
+    return static_cast<std::size_t>(largest_count(row_runs) * largest_count(col_runs));
+  }
+
+  // The first pixel of `col_run` in row `row` of a plane, in every tile that covers it; returns how many.
+  std::int64_t find_sources(std::int64_t plane, std::int64_t row, const Run& row_run, const Run& col_run,
+                            const T** sources) const {
+    std::int64_t count = 0;
+    for (std::int64_t i = row_run.first; i <= row_run.last; ++i)
+      for (std::int64_t j = col_run.first; j <= col_run.last; ++j)
+        sources[count++] = tiles + ((i * cols.count + j) * planes + plane) * rows.tile * cols.tile +
+                           (row - i * rows.stride) * cols.tile + (col_run.pixels.begin - j * cols.stride);
+    return count;
+  }
+
+  TileAxis rows;
+  TileAxis cols;
+  std::int64_t planes;
+  std::vector<Run> row_runs;
+  std::vector<Run> col_runs;
+  const T* tiles;
+};
+
+// Row `row` of a plane of images, to `out`.
 template <class T, class A>
-void untile_as(const UntileTask& task, const TilingLoops<T, A>& loops, int num_threads) {
-  const TileAxis rows = task.grid.rows;
-  const TileAxis cols = task.grid.cols;
-  const std::int64_t planes = task.images.shape[0] * task.images.shape[1];
-  const std::int64_t tile_size = rows.tile * cols.tile;
-  const std::vector<Run> row_runs = runs_of(rows);
-  const std::vector<Run> col_runs = runs_of(cols);
-  const auto most = static_cast<std::size_t>(largest_count(row_runs) * largest_count(col_runs));
-  const T* const tiles = task.tiles.as<const T>();
-  T* const images = task.images.as<T>();
-
-  const int threads =
-      threads_for(planes * rows.size * cols.size * static_cast<std::int64_t>(sizeof(T)), num_threads);
-  std::vector<const T*> all_sources(most * static_cast<std::size_t>(threads));
-  const RowBlocks blocks(planes, rows.size, cols.size * static_cast<std::int64_t>(sizeof(T)));
-
-#pragma omp parallel for schedule(static) num_threads(threads)
-  for (std::int64_t block = 0; block < blocks.count; ++block) {
-    const T** const sources = all_sources.data() + most * static_cast<std::size_t>(omp_get_thread_num());
-    const std::int64_t plane = blocks.plane(block);
-    const Interval range = blocks.range(block);
-    for (const Run& rr : row_runs) {
-      const Interval y{std::max(rr.pixels.begin, range.begin), std::min(rr.pixels.end, range.end)};
-      if (y.begin >= y.end) continue;
-      for (std::int64_t row = y.begin; row < y.end; ++row) {
-        for (const Run& cr : col_runs) {
-          std::int64_t count = 0;
-          for (std::int64_t i = rr.first; i <= rr.last; ++i)
-            for (std::int64_t j = cr.first; j <= cr.last; ++j)
-              sources[count++] = tiles + ((i * cols.count + j) * planes + plane) * tile_size +
-                                 (row - i * rows.stride) * cols.tile + (cr.pixels.begin - j * cols.stride);
-          T* const out = images + (plane * rows.size + row) * cols.size + cr.pixels.begin;
-          const std::int64_t length = cr.pixels.end - cr.pixels.begin;
-          if (count == 1) {
-            std::memcpy(out, sources[0], static_cast<std::size_t>(length) * sizeof(T));
-          } else {
-            loops.average(sources, count, A(1) / static_cast<A>(count), length, out);
-          }
-        }
-      }
+void untile_row(const UntileLayout<T>& layout, const TilingLoops<T, A>& loops, std::int64_t plane,
+                std::int64_t row, const Run& row_run, const T** sources, T* out) {
+  for (const Run& col_run : layout.col_runs) {
+    const std::int64_t count = layout.find_sources(plane, row, row_run, col_run, sources);
+    const std::int64_t length = col_run.pixels.end - col_run.pixels.begin;
+    T* const target = out + col_run.pixels.begin;
+    if (count == 1) {
+      std::memcpy(target, sources[0], static_cast<std::size_t>(length) * sizeof(T));
+    } else {
+      loops.average(sources, count, A(1) / static_cast<A>(count), length, target);
     }
   }
 }
 
-// --- smooth_seams
-// -----------------------------------------------------------------------------------------------------
+template <class T, class A>
+void untile_as(const UntileTask& task, const TilingLoops<T, A>& loops, const Work& work) {
+  const UntileLayout<T> layout(task);
+  const std::int64_t height = layout.rows.size;
+  const std::int64_t row_bytes = layout.cols.size * static_cast<std::int64_t>(sizeof(T));
+  const int threads = threads_for(layout.planes * height * row_bytes, work);
+  const std::size_t most = layout.most_sources();
+  std::vector<const T*> all_sources(most * static_cast<std::size_t>(threads));
+  const RowBlocks blocks(layout.planes, height, row_bytes);
+  T* const images = task.images.as<T>();
+
+  parallel_for(blocks.count, threads, Schedule::kStatic, [&](std::int64_t block, int thread) {
+    const T** const sources = all_sources.data() + most * static_cast<std::size_t>(thread);
+    const std::int64_t plane = blocks.plane(block);
+    const Interval range = blocks.range(block);
+    for (const Run& run : layout.row_runs) {
+      const std::int64_t end = std::min(run.pixels.end, range.end);
+      for (std::int64_t row = std::max(run.pixels.begin, range.begin); row < end; ++row)
+        untile_row(layout, loops, plane, row, run, sources,
+                   images + (plane * height + row) * layout.cols.size);
+    }
+  });
+}
+
+// --- smooth_seams ---
 
 // The blur of a call, in the type that sums are made in.
 template <class A>
@@ -180,8 +196,8 @@ struct Blur {
 // What one thread needs: kBlurRows rows blurred across rows with their reflected borders, pointers to the
 // rows around them, and, where maps are stored in 16 bits, the rows of a block as float and one finished row.
 template <class A>
-struct Scratch {
-  Scratch(const Blur<A>& blur, std::int64_t widened_rows)
+struct BlurBuffers {
+  BlurBuffers(const Blur<A>& blur, std::int64_t widened_rows)
       : across_stride(blur.width + 2 * blur.radius),
         across(static_cast<std::size_t>(kBlurRows * across_stride)),
         rows(static_cast<std::size_t>(2 * blur.radius + kBlurRows)),
@@ -205,23 +221,23 @@ struct Rows {
 // Blurs the columns of `band` across rows, for `count` rows (1 or kBlurRows) starting at y, borders included.
 template <class A>
 void blur_across(const Blur<A>& blur, Rows<A> rows, std::int64_t y, std::int64_t count, Interval band,
-                 Scratch<A>* scratch) {
+                 BlurBuffers<A>* buffers) {
   const std::int64_t radius = blur.radius;
   const Interval inner{std::max<std::int64_t>(band.begin - radius, 0),
                        std::min(band.end + radius, blur.width)};
   for (std::int64_t t = 0; t < 2 * radius + count; ++t)
-    scratch->rows[static_cast<std::size_t>(t)] =
+    buffers->rows[static_cast<std::size_t>(t)] =
         rows.data + (reflected(y - radius + t, blur.height) - rows.first) * blur.width + inner.begin;
-  A* const first = scratch->across.data() + radius;  // index 0 is the first column
+  A* const first = buffers->across.data() + radius;  // index 0 is the first column
   if (count == 1) {
-    blur.loops.across_rows(scratch->rows.data(), blur.weights.data(), radius, inner.end - inner.begin,
+    blur.loops.across_rows(buffers->rows.data(), blur.weights.data(), radius, inner.end - inner.begin,
                            first + inner.begin);
   } else {
-    blur.loops.across_many(scratch->rows.data(), blur.weights.data(), radius, inner.end - inner.begin,
-                           first + inner.begin, scratch->across_stride);
+    blur.loops.across_many(buffers->rows.data(), blur.weights.data(), radius, inner.end - inner.begin,
+                           first + inner.begin, buffers->across_stride);
   }
   for (std::int64_t r = 0; r < count; ++r) {
-    A* const across = first + r * scratch->across_stride;
+    A* const across = first + r * buffers->across_stride;
     for (std::int64_t x = band.begin - radius; x < 0; ++x) across[x] = across[reflected(x, blur.width)];
     for (std::int64_t x = blur.width; x < band.end + radius; ++x)
       across[x] = across[reflected(x, blur.width)];
@@ -231,32 +247,32 @@ void blur_across(const Blur<A>& blur, Rows<A> rows, std::int64_t y, std::int64_t
 // The blur of one band in `count` rows of a map, starting at y: across the rows first, as SciPy does.
 template <class T, class A>
 void blur_band(const Blur<A>& blur, const TilingLoops<T, A>& loops, Rows<A> rows, std::int64_t y,
-               std::int64_t count, Interval band, Scratch<A>* scratch, T* out) {
-  blur_across(blur, rows, y, count, band, scratch);
+               std::int64_t count, Interval band, BlurBuffers<A>* buffers, T* out) {
+  blur_across(blur, rows, y, count, band, buffers);
   const std::int64_t length = band.end - band.begin;
   for (std::int64_t r = 0; r < count; ++r) {
-    const A* const across = scratch->across.data() + r * scratch->across_stride + blur.radius + band.begin;
+    const A* const across = buffers->across.data() + r * buffers->across_stride + blur.radius + band.begin;
     T* const target = out + (y + r) * blur.width + band.begin;
     if constexpr (std::is_same_v<T, A>) {
       blur.loops.along_row(across, blur.weights.data(), blur.radius, length, target);
     } else {
-      blur.loops.along_row(across, blur.weights.data(), blur.radius, length, scratch->finished.data());
-      loops.narrow(scratch->finished.data(), length, target);
+      blur.loops.along_row(across, blur.weights.data(), blur.radius, length, buffers->finished.data());
+      loops.narrow(buffers->finished.data(), length, target);
     }
   }
 }
 
 template <class T, class A>
 void smooth_rows(const Blur<A>& blur, const TilingLoops<T, A>& loops, const T* map, Interval range,
-                 Scratch<A>* scratch, T* out) {
+                 BlurBuffers<A>* buffers, T* out) {
   Rows<A> rows;
   if constexpr (std::is_same_v<T, A>) {
     rows = {map, 0};
   } else {
     const std::int64_t first = std::max<std::int64_t>(range.begin - blur.radius, 0);
     const std::int64_t end = std::min(range.end + blur.radius, blur.height);
-    loops.widen(map + first * blur.width, (end - first) * blur.width, scratch->widened.data());
-    rows = {scratch->widened.data(), first};
+    loops.widen(map + first * blur.width, (end - first) * blur.width, buffers->widened.data());
+    rows = {buffers->widened.data(), first};
   }
   const Interval whole{0, blur.width};
   for (std::int64_t y = range.begin; y < range.end;) {
@@ -276,32 +292,30 @@ void smooth_rows(const Blur<A>& blur, const TilingLoops<T, A>& loops, const T* m
       }
     }
     for (const Interval* band = bands; band < bands_end; ++band)
-      blur_band(blur, loops, rows, y, count, *band, scratch, out);
+      blur_band(blur, loops, rows, y, count, *band, buffers, out);
     y += count;
   }
 }
 
 template <class T, class A>
 void smooth_as(const SmoothTask& task, const TilingLoops<T, A>& loops, const BlurLoops<A>& blur_loops,
-               int num_threads) {
+               const Work& work) {
   const Blur<A> blur(task, blur_loops);
   const std::int64_t plane_size = blur.height * blur.width;
   const std::int64_t planes = task.maps.size() / plane_size;
   const T* const maps = task.maps.as<const T>();
   T* const smoothed = task.smoothed.as<T>();
 
-  const int threads = threads_for(task.maps.size() * static_cast<std::int64_t>(sizeof(T)), num_threads);
+  const int threads = threads_for(task.maps.size() * static_cast<std::int64_t>(sizeof(T)), work);
   const RowBlocks blocks(planes, blur.height, blur.width * static_cast<std::int64_t>(sizeof(T)));
   const std::int64_t widened_rows =
       std::is_same_v<T, A> ? 0 : std::min(blocks.rows + 2 * blur.radius, blur.height);
-  std::vector<Scratch<A>> scratch(static_cast<std::size_t>(threads), Scratch<A>(blur, widened_rows));
+  std::vector<BlurBuffers<A>> buffers(static_cast<std::size_t>(threads), BlurBuffers<A>(blur, widened_rows));
 
-#pragma omp parallel for schedule(static) num_threads(threads)
-  for (std::int64_t block = 0; block < blocks.count; ++block) {
+  parallel_for(blocks.count, threads, Schedule::kStatic, [&](std::int64_t block, int thread) {
     const std::int64_t offset = blocks.plane(block) * plane_size;
-    smooth_rows(blur, loops, maps + offset, blocks.range(block),
-                &scratch[static_cast<std::size_t>(omp_get_thread_num())], smoothed + offset);
-  }
+    smooth_rows(blur, loops, maps + offset, blocks.range(block), &buffers[thread], smoothed + offset);
+  });
 }
 
 [[noreturn]] void refuse(const char* argument, DType dtype) {
@@ -310,7 +324,7 @@ void smooth_as(const SmoothTask& task, const TilingLoops<T, A>& loops, const Blu
 
 }  // namespace
 
-void tile(const TileTask& task, int num_threads) {
+void tile(const TileTask& task, const Work& work) {
   const TileAxis rows = task.grid.rows;
   const TileAxis cols = task.grid.cols;
   const std::int64_t images = task.images.shape[0] * task.images.shape[1];
@@ -319,10 +333,9 @@ void tile(const TileTask& task, int num_threads) {
   const char* const source = task.images.as<const char>();
   char* const out = task.tiles.as<char>();
   const RowBlocks blocks(planes, rows.tile, cols.tile * item);
-  const int threads = threads_for(planes * rows.tile * cols.tile * item, num_threads);
+  const int threads = threads_for(planes * rows.tile * cols.tile * item, work);
 
-#pragma omp parallel for schedule(static) num_threads(threads)
-  for (std::int64_t block = 0; block < blocks.count; ++block) {
+  parallel_for(blocks.count, threads, Schedule::kStatic, [&](std::int64_t block, int) {
     const std::int64_t plane = blocks.plane(block);
     const std::int64_t y = plane / images / cols.count * rows.stride;
     const std::int64_t x = plane / images % cols.count * cols.stride;
@@ -330,34 +343,34 @@ void tile(const TileTask& task, int num_threads) {
     copy_tile_rows(source + ((plane % images * rows.size + y) * cols.size + x) * item, blocks.range(block),
                    inside, {rows.tile, cols.tile}, cols.size, item,
                    out + plane * rows.tile * cols.tile * item);
-  }
+  });
 }
 
-void untile(const UntileTask& task, int num_threads) {
+void untile(const UntileTask& task, const Work& work) {
   switch (task.tiles.dtype) {
     case DType::kFloat16:
-      return untile_as<Float16, float>(task, table().float16, num_threads);
+      return untile_as<Float16, float>(task, tiling_table().float16, work);
     case DType::kBFloat16:
-      return untile_as<BFloat16, float>(task, table().bfloat16, num_threads);
+      return untile_as<BFloat16, float>(task, tiling_table().bfloat16, work);
     case DType::kFloat32:
-      return untile_as<float, float>(task, table().float32, num_threads);
+      return untile_as<float, float>(task, tiling_table().float32, work);
     case DType::kFloat64:
-      return untile_as<double, double>(task, table().float64, num_threads);
+      return untile_as<double, double>(task, tiling_table().float64, work);
     default:
       refuse("tiles", task.tiles.dtype);
   }
 }
 
-void smooth_seams(const SmoothTask& task, int num_threads) {
+void smooth_seams(const SmoothTask& task, const Work& work) {
   switch (task.maps.dtype) {
     case DType::kFloat16:
-      return smooth_as<Float16, float>(task, table().float16, table().blur32, num_threads);
+      return smooth_as<Float16, float>(task, tiling_table().float16, tiling_table().blur32, work);
     case DType::kBFloat16:
-      return smooth_as<BFloat16, float>(task, table().bfloat16, table().blur32, num_threads);
+      return smooth_as<BFloat16, float>(task, tiling_table().bfloat16, tiling_table().blur32, work);
     case DType::kFloat32:
-      return smooth_as<float, float>(task, table().float32, table().blur32, num_threads);
+      return smooth_as<float, float>(task, tiling_table().float32, tiling_table().blur32, work);
     case DType::kFloat64:
-      return smooth_as<double, double>(task, table().float64, table().blur64, num_threads);
+      return smooth_as<double, double>(task, tiling_table().float64, tiling_table().blur64, work);
     default:
       refuse("maps", task.maps.dtype);
   }

@@ -1,52 +1,46 @@
 #include "cpu/tiling_simd.hpp"
 
-#if defined(__F16C__)
-#include <immintrin.h>
-#endif
+#include <type_traits>
 
-namespace ensemblead::cpu::ENSEMBLEAD_INSTRUCTION_SET {
+#include "cpu/simd.hpp"
+
+namespace ensemblead::cpu {
 namespace {
 
-// --- averages: plain loops, which the compiler vectorises
-// -----------------------------------------------------------
+// --- averages: plain loops, which the compiler vectorises ---
 
-inline float wide(Float16 value) { return to_float(value); }
-inline float wide(BFloat16 value) { return to_float(value); }
-inline float wide(float value) { return value; }
+// An element in the type of sums, and back.
+template <class T>
+inline auto wide(T value) {
+  return to_float(value);
+}
 inline double wide(double value) { return value; }
 
-inline void store(float value, Float16* out) { from_float(value, out); }
-inline void store(float value, BFloat16* out) { from_float(value, out); }
-inline void store(float value, float* out) { *out = value; }
-inline void store(double value, double* out) { *out = value; }
+template <class T>
+inline void put(float value, T* out) {
+  from_float(value, out);
+}
+inline void put(double value, double* out) { *out = value; }
+
+// The processor converts float16 by itself, several times as fast as the portable code.
+template <class T>
+constexpr bool kConvertsVectors = std::is_same_v<T, Float16> && kLanes > 4;
 
 template <class T, class A>
-inline void widen_loop(const T* values, std::int64_t length, A* __restrict out) {
-  for (std::int64_t x = 0; x < length; ++x) out[x] = wide(values[x]);
-}
-
-template <class T, class A>
-inline void narrow_loop(const A* values, std::int64_t length, T* __restrict out) {
-  for (std::int64_t x = 0; x < length; ++x) store(values[x], &out[x]);
-}
-
-#if defined(__F16C__)
-// The processor's own conversions, several times as fast as the portable ones.
-inline void widen_loop(const Float16* values, std::int64_t length, float* __restrict out) {
+void widen(const T* values, std::int64_t length, A* __restrict out) {
   std::int64_t x = 0;
-  for (; x + 8 <= length; x += 8)
-    _mm256_storeu_ps(out + x, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(values + x))));
+  if constexpr (kConvertsVectors<T>)
+    for (; x + kLanes <= length; x += kLanes) store(out + x, load_converted(values + x));
   for (; x < length; ++x) out[x] = wide(values[x]);
 }
 
-inline void narrow_loop(const float* values, std::int64_t length, Float16* __restrict out) {
+template <class T, class A>
+void narrow(const A* values, std::int64_t length, T* __restrict out) {
   std::int64_t x = 0;
-  for (; x + 8 <= length; x += 8)
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(out + x),
-                     _mm256_cvtps_ph(_mm256_loadu_ps(values + x), _MM_FROUND_TO_NEAREST_INT));
-  for (; x < length; ++x) store(values[x], &out[x]);
+  if constexpr (kConvertsVectors<T>)
+    for (; x + kLanes <= length; x += kLanes) store_converted(out + x, load(values + x));
+  for (; x < length; ++x) put(values[x], &out[x]);
 }
-#endif
 
 template <class T, class A, class Out>
 void average_few(const T* const* sources, std::int64_t count, A scale, std::int64_t begin,
@@ -57,37 +51,36 @@ void average_few(const T* const* sources, std::int64_t count, A scale, std::int6
   const T* const d = sources[count > 3 ? 3 : 0] + begin;
   switch (count) {
     case 1:
-      for (std::int64_t x = 0; x < length; ++x) store(scale * wide(a[x]), &out[x]);
+      for (std::int64_t x = 0; x < length; ++x) put(scale * wide(a[x]), &out[x]);
       break;
     case 2:
-      for (std::int64_t x = 0; x < length; ++x) store(scale * (wide(a[x]) + wide(b[x])), &out[x]);
+      for (std::int64_t x = 0; x < length; ++x) put(scale * (wide(a[x]) + wide(b[x])), &out[x]);
       break;
     case 3:
       for (std::int64_t x = 0; x < length; ++x)
-        store(scale * ((wide(a[x]) + wide(b[x])) + wide(c[x])), &out[x]);
+        put(scale * ((wide(a[x]) + wide(b[x])) + wide(c[x])), &out[x]);
       break;
     default:
       for (std::int64_t x = 0; x < length; ++x)
-        store(scale * ((wide(a[x]) + wide(b[x])) + (wide(c[x]) + wide(d[x]))), &out[x]);
+        put(scale * ((wide(a[x]) + wide(b[x])) + (wide(c[x]) + wide(d[x]))), &out[x]);
   }
 }
 
-#if defined(__F16C__)
+// The same of vectors that the processor converts.
 template <class Out>
 void average_few(const Float16* const* sources, std::int64_t count, float scale, std::int64_t begin,
                  std::int64_t length, Out* __restrict out) {
-  constexpr std::int64_t kLanes = 64;
-  float values[4][kLanes];
-  float mean[kLanes];
+  constexpr std::int64_t kBlock = 64;
+  float values[4][kBlock];
+  float mean[kBlock];
   const float* const widened[] = {values[0], values[1], values[2], values[3]};
-  for (std::int64_t x = 0; x < length; x += kLanes) {
-    const std::int64_t lanes = length - x < kLanes ? length - x : kLanes;
-    for (std::int64_t s = 0; s < count; ++s) widen_loop(sources[s] + begin + x, lanes, values[s]);
-    average_few(widened, count, scale, 0, lanes, mean);
-    narrow_loop(mean, lanes, out + x);
+  for (std::int64_t x = 0; x < length; x += kBlock) {
+    const std::int64_t block = length - x < kBlock ? length - x : kBlock;
+    for (std::int64_t s = 0; s < count; ++s) widen(sources[s] + begin + x, block, values[s]);
+    average_few(widened, count, scale, 0, block, mean);
+    narrow(mean, block, out + x);
   }
 }
-#endif
 
 // Pairwise summation as a binary counter: levels[k] holds the sum of 4 * 2^k sources when bit k of `leaves`
 // is set. Equal values in 2^k tiles thus only ever double, which is exact, and the error grows with the
@@ -95,26 +88,26 @@ void average_few(const Float16* const* sources, std::int64_t count, float scale,
 template <class T, class A>
 void average_many(const T* const* sources, std::int64_t count, A scale, std::int64_t begin,
                   std::int64_t length, T* out) {
-  constexpr int kLanes = 64;
-  A levels[32][kLanes];
-  for (std::int64_t x = 0; x < length; x += kLanes) {
-    const std::int64_t lanes = length - x < kLanes ? length - x : kLanes;
+  constexpr int kBlock = 64;
+  A levels[32][kBlock];
+  for (std::int64_t x = 0; x < length; x += kBlock) {
+    const std::int64_t block = length - x < kBlock ? length - x : kBlock;
     std::int64_t leaves = 0;
-    A sum[kLanes];
+    A sum[kBlock];
     for (std::int64_t s = 0; s < count; s += 4, ++leaves) {
-      average_few(sources + s, count - s < 4 ? count - s : 4, A(1), begin + x, lanes, sum);
+      average_few(sources + s, count - s < 4 ? count - s : 4, A(1), begin + x, block, sum);
       int level = 0;
       for (; ((leaves >> level) & 1) != 0; ++level)
-        for (std::int64_t l = 0; l < lanes; ++l) sum[l] += levels[level][l];
-      for (std::int64_t l = 0; l < lanes; ++l) levels[level][l] = sum[l];
+        for (std::int64_t l = 0; l < block; ++l) sum[l] += levels[level][l];
+      for (std::int64_t l = 0; l < block; ++l) levels[level][l] = sum[l];
     }
     bool first = true;
     for (int level = 0; (leaves >> level) != 0; ++level) {
       if (((leaves >> level) & 1) == 0) continue;
-      for (std::int64_t l = 0; l < lanes; ++l) sum[l] = first ? levels[level][l] : sum[l] + levels[level][l];
+      for (std::int64_t l = 0; l < block; ++l) sum[l] = first ? levels[level][l] : sum[l] + levels[level][l];
       first = false;
     }
-    for (std::int64_t l = 0; l < lanes; ++l) store(scale * sum[l], &out[x + l]);
+    for (std::int64_t l = 0; l < block; ++l) put(scale * sum[l], &out[x + l]);
   }
 }
 
@@ -127,28 +120,11 @@ void average(const T* const* sources, std::int64_t count, A scale, std::int64_t 
   }
 }
 
-template <class T, class A>
-void widen(const T* values, std::int64_t length, A* out) {
-  widen_loop(values, length, out);
-}
-
-template <class T, class A>
-void narrow(const A* values, std::int64_t length, T* out) {
-  narrow_loop(values, length, out);
-}
-
-// --- blurs: explicit vectors, several sums at once so that the additions of one hide behind the others
-// ----------------
-
-template <class A>
-struct Vector {
-  typedef A Type __attribute__((vector_size(64), aligned(alignof(A)), may_alias));
-  static constexpr int kLanes = 64 / sizeof(A);
-};
+// --- blurs: explicit vectors, several sums at once so that the additions of one hide behind the others ---
 
 #if defined(__AVX512F__)
 constexpr int kSums = 4;
-#elif defined(__AVX__)
+#elif defined(__AVX2__)
 constexpr int kSums = 2;
 #else
 constexpr int kSums = 1;
@@ -174,33 +150,32 @@ struct AlongRow {
 
 template <class V, int sums, class A, class Taps>
 inline void blur_block(const Taps& taps, const A* weights, std::int64_t radius, std::int64_t x, A* out) {
-  constexpr int kLanes = sizeof(V) / sizeof(A);
+  constexpr int kWide = sizeof(V) / sizeof(A);
   V sum[sums];
   for (int n = 0; n < sums; ++n)
-    sum[n] = weights[radius] * *reinterpret_cast<const V*>(taps.centre() + x + n * kLanes);
+    sum[n] = weights[radius] * *reinterpret_cast<const V*>(taps.centre() + x + n * kWide);
   for (std::int64_t k = 1; k <= radius; ++k) {
     const A weight = weights[radius + k];
     const A* const before = taps.before(k) + x;
     const A* const after = taps.after(k) + x;
     for (int n = 0; n < sums; ++n)
-      sum[n] += weight * (*reinterpret_cast<const V*>(before + n * kLanes) +
-                          *reinterpret_cast<const V*>(after + n * kLanes));
+      sum[n] += weight * (*reinterpret_cast<const V*>(before + n * kWide) +
+                          *reinterpret_cast<const V*>(after + n * kWide));
   }
-  for (int n = 0; n < sums; ++n) *reinterpret_cast<V*>(out + x + n * kLanes) = sum[n];
+  for (int n = 0; n < sums; ++n) *reinterpret_cast<V*>(out + x + n * kWide) = sum[n];
 }
 
 // Many sums at once, then one at a time; what is left overlaps the block before it.
 template <class A, class Taps>
 inline void blur(const Taps& taps, const A* weights, std::int64_t radius, std::int64_t length, A* out) {
-  using V = typename Vector<A>::Type;
-  constexpr std::int64_t kLanes = Vector<A>::kLanes;
+  using V = typename WideVector<A>::Type;
+  constexpr std::int64_t kWide = WideVector<A>::kLanes;
   std::int64_t x = 0;
-  for (; x + kSums * kLanes <= length; x += kSums * kLanes)
-    blur_block<V, kSums>(taps, weights, radius, x, out);
-  for (; x + kLanes <= length; x += kLanes) blur_block<V, 1>(taps, weights, radius, x, out);
+  for (; x + kSums * kWide <= length; x += kSums * kWide) blur_block<V, kSums>(taps, weights, radius, x, out);
+  for (; x + kWide <= length; x += kWide) blur_block<V, 1>(taps, weights, radius, x, out);
   if (x == length) return;
-  if (length >= kLanes) {
-    blur_block<V, 1>(taps, weights, radius, length - kLanes, out);
+  if (length >= kWide) {
+    blur_block<V, 1>(taps, weights, radius, length - kWide, out);
     return;
   }
   for (; x < length; ++x) {
@@ -221,7 +196,7 @@ template <class V, int vectors, class A>
 inline void add_row(const A* row, const A* weights, std::int64_t first, std::int64_t last,
                     V (*sum)[vectors]) {
   V value[vectors];
-  for (int n = 0; n < vectors; ++n) value[n] = *reinterpret_cast<const V*>(row + n * Vector<A>::kLanes);
+  for (int n = 0; n < vectors; ++n) value[n] = *reinterpret_cast<const V*>(row + n * WideVector<A>::kLanes);
   // Constant bounds, so that the sums stay in registers.
   for (int r = 0; r < kBlurRows; ++r) {
     if (r < first || r > last) continue;
@@ -234,7 +209,7 @@ inline void add_row(const A* row, const A* weights, std::int64_t first, std::int
 template <int vectors, class A>
 inline void blur_many_block(const A* const* rows, const A* weights, std::int64_t radius, std::int64_t x,
                             A* out, std::int64_t out_stride) {
-  using V = typename Vector<A>::Type;
+  using V = typename WideVector<A>::Type;
   V sum[kBlurRows][vectors];
   for (int r = 0; r < kBlurRows; ++r)
     for (int n = 0; n < vectors; ++n) sum[r][n] = V{};
@@ -246,24 +221,24 @@ inline void blur_many_block(const A* const* rows, const A* weights, std::int64_t
     add_row<V, vectors>(rows[t] + x, weights + t, t - taps + 1, kBlurRows - 1, sum);
   for (int r = 0; r < kBlurRows; ++r)
     for (int n = 0; n < vectors; ++n)
-      *reinterpret_cast<V*>(out + r * out_stride + x + n * Vector<A>::kLanes) = sum[r][n];
+      *reinterpret_cast<V*>(out + r * out_stride + x + n * WideVector<A>::kLanes) = sum[r][n];
 }
 
 template <class A>
 void across_many(const A* const* rows, const A* weights, std::int64_t radius, std::int64_t length, A* out,
                  std::int64_t out_stride) {
-  constexpr std::int64_t kLanes = Vector<A>::kLanes;
+  constexpr std::int64_t kWide = WideVector<A>::kLanes;
   constexpr int kVectors = kSums > 1 ? kSums / 2 : 1;
-  if (length < kLanes || 2 * radius + 1 < kBlurRows) {
+  if (length < kWide || 2 * radius + 1 < kBlurRows) {
     for (std::int64_t r = 0; r < kBlurRows; ++r)
       across_rows(rows + r, weights, radius, length, out + r * out_stride);
     return;
   }
   std::int64_t x = 0;
-  for (; x + kVectors * kLanes <= length; x += kVectors * kLanes)
+  for (; x + kVectors * kWide <= length; x += kVectors * kWide)
     blur_many_block<kVectors>(rows, weights, radius, x, out, out_stride);
-  for (; x + kLanes <= length; x += kLanes) blur_many_block<1>(rows, weights, radius, x, out, out_stride);
-  if (x < length) blur_many_block<1>(rows, weights, radius, length - kLanes, out, out_stride);
+  for (; x + kWide <= length; x += kWide) blur_many_block<1>(rows, weights, radius, x, out, out_stride);
+  if (x < length) blur_many_block<1>(rows, weights, radius, length - kWide, out, out_stride);
 }
 
 template <class A>
@@ -278,6 +253,7 @@ constexpr TilingLoops<T, A> loops() {
 
 }  // namespace
 
+namespace ENSEMBLEAD_INSTRUCTION_SET {
 const TilingTable tiling_table = {
     loops<Float16, float>(),
     loops<BFloat16, float>(),
@@ -286,5 +262,5 @@ const TilingTable tiling_table = {
     {across_rows<float>, across_many<float>, along_row<float>},
     {across_rows<double>, across_many<double>, along_row<double>},
 };
-
-}  // namespace ensemblead::cpu::ENSEMBLEAD_INSTRUCTION_SET
+}  // namespace ENSEMBLEAD_INSTRUCTION_SET
+}  // namespace ensemblead::cpu

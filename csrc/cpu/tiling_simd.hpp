@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "core/half.hpp"
+#include "cpu/instruction_set.hpp"
 
 namespace ensemblead::cpu {
 
@@ -41,16 +42,6 @@ struct TilingTable {
   BlurLoops<double> blur64;
 };
 
-namespace baseline {
-extern const TilingTable tiling_table;
-}
-#if defined(__x86_64__)
-namespace v3 {
-extern const TilingTable tiling_table;
-}
-namespace v4 {
-extern const TilingTable tiling_table;
-}
-#endif
+ENSEMBLEAD_SIMD_TABLE(TilingTable, tiling_table)
 
 }  // namespace ensemblead::cpu

@@ -72,13 +72,6 @@ void check_columns(std::int64_t dims, const char* argument) {
                      " columns on a CUDA device, got " + std::to_string(dims));
 }
 
-void check_scratch(const CudaWork& work, std::size_t needed) {
-  if (work.scratch_bytes >= needed && reinterpret_cast<std::uintptr_t>(work.scratch) % sizeof(float4) == 0)
-    return;
-  throw std::logic_error("the scratch memory has " + std::to_string(work.scratch_bytes) + " bytes, " +
-                         std::to_string(needed) + " are needed, aligned to 16");
-}
-
 // The products' errors relative to the sum of both squared norms: one unit in the last place per dimension of
 // the product and per 32 dimensions of the norms (a lane's share), a few for centring and what follows; and a
 // little for squares of all that. A distance that decides has as many, relative to itself.
@@ -86,24 +79,24 @@ double rounding_slack(std::int64_t dims) { return (1.0625 * static_cast<double>(
 
 class Selection {
  public:
-  Selection(const float* features, std::int64_t rows, std::int64_t dims, const CoresetOptions& options,
-            const CudaWork& work, std::int64_t* picks)
-      : scope_(work.device), options_(options), picks_(picks) {
-    rows_.data = features;
+  Selection(const CoresetTask& task, const Work& work) : scope_(work.device.index), task_(task) {
+    const std::int64_t rows = task.rows;
+    const std::int64_t dims = task.dims;
+    rows_.data = task.features;
     rows_.rows = rows;
     rows_.dims = dims;
     rows_.scale = 1.0f;
     rows_.slack = static_cast<float>(std::min(rounding_slack(dims), kMostSlack));
-    rows_.filter = !options.plain && rounding_slack(dims) < kMostSlack;
-    rows_.vector = dims % 4 == 0 && aligned(features);
-    rows_.capacity = candidate_capacity(rows, dims, options.num_candidates);
-    rows_.stream = reinterpret_cast<cudaStream_t>(work.stream);
-    check_scratch(work, lay_out(work_, work.scratch, rows, dims, rows_.capacity));
-    limit_ = options.plain ? 1 : rows_.capacity;
-    if (options.num_candidates > 0) limit_ = std::min<std::int64_t>(limit_, options.num_candidates);
+    rows_.filter = !task.plain && rounding_slack(dims) < kMostSlack;
+    rows_.vector = dims % 4 == 0 && aligned(task.features);
+    rows_.capacity = candidate_capacity(rows, dims, task.num_candidates);
+    rows_.stream = to_stream(work);
+    lay_out(work_, work.scratch.data, rows, dims, rows_.capacity);
+    limit_ = task.plain ? 1 : rows_.capacity;
+    if (task.num_candidates > 0) limit_ = std::min<std::int64_t>(limit_, task.num_candidates);
   }
 
-  std::int64_t run(CoresetStatistics* statistics) {
+  CoresetResult run() {
     begin();
     start();
     SelectionState state = copy_to_host(work_.state, rows_.stream);
@@ -118,58 +111,54 @@ class Selection {
       if (made == 0 && state.finished == 0) throw std::logic_error("a round of the selection made no pick");
       rounds = made >= rounds * kLongRound ? 1 : kShortRounds;
     }
-    if (statistics != nullptr) {
-      statistics->blocks = static_cast<std::int64_t>(state.blocks);
-      statistics->product_pairs = static_cast<std::int64_t>(state.product_pairs);
-      statistics->direct_pairs = static_cast<std::int64_t>(state.direct_pairs);
-    }
-    return state.made;
+    return {state.made, static_cast<std::int64_t>(state.blocks),
+            static_cast<std::int64_t>(state.product_pairs), static_cast<std::int64_t>(state.direct_pairs)};
   }
 
  private:
   // Refuses what is not finite, and finds the scale.
   void begin() {
     SelectionState state{};
-    state.made = options_.start == CoresetStart::kRow ? 1 : 0;
-    state.finished = state.made >= options_.size ? 1 : 0;
+    state.made = task_.start == CoresetStart::kRow ? 1 : 0;
+    state.finished = state.made >= task_.size ? 1 : 0;
     state.features = state.bank = {kNoneBad, 0};
     copy_to_device(work_.state, state, rows_.stream);
     check(
         cudaMemsetAsync(work_.histogram, 0, CandidateSearch::kBuckets * sizeof(std::uint32_t), rows_.stream),
         "clearing the histogram");
-    const std::int64_t bank_values = options_.bank_rows * rows_.dims;
+    const std::int64_t bank_values = task_.bank_rows * rows_.dims;
     scan_values(rows_.data, rows_.rows * rows_.dims, &work_.state->features, rows_.stream);
-    if (options_.bank != nullptr) scan_values(options_.bank, bank_values, &work_.state->bank, rows_.stream);
+    if (task_.bank != nullptr) scan_values(task_.bank, bank_values, &work_.state->bank, rows_.stream);
     state = copy_to_host(work_.state, rows_.stream);
     refuse_bad(rows_.data, rows_.dims, state.features, "features", rows_.stream);
-    refuse_bad(options_.bank, rows_.dims, state.bank, "bank", rows_.stream);
+    refuse_bad(task_.bank, rows_.dims, state.bank, "bank", rows_.stream);
     rows_.scale = coreset_scale(value_of(std::max(state.features.largest, state.bank.largest)));
-    radius_ = squared_radius(options_.radius * static_cast<double>(rows_.scale));
+    radius_ = squared_radius(task_.radius * static_cast<double>(rows_.scale));
   }
 
   void start() {
     find_centre(rows_, work_);
     find_norms(rows_, work_);
-    if (options_.start == CoresetStart::kMean)
-      return start_from_mean(rows_, work_, options_.start_rows, options_.num_start_rows);
+    if (task_.start == CoresetStart::kMean)
+      return start_from_mean(rows_, work_, task_.start_rows, task_.num_start_rows);
     start_from_nowhere(rows_, work_);
-    if (options_.start == CoresetStart::kRow) {
-      copy_to_device(picks_, options_.start_rows[0], rows_.stream);
-      return add_anchors(rows_.data, options_.start_rows[0], 1, rows_.vector);
+    if (task_.start == CoresetStart::kRow) {
+      copy_to_device(task_.picks, task_.start_rows[0], rows_.stream);
+      return add_anchors(rows_.data, task_.start_rows[0], 1, rows_.vector);
     }
-    const bool vector = rows_.dims % 4 == 0 && aligned(options_.bank);
+    const bool vector = rows_.dims % 4 == 0 && aligned(task_.bank);
     const std::int64_t step = std::min(rows_.capacity, kMostAnchors);
-    for (std::int64_t first = 0; first < options_.bank_rows; first += step) {
-      add_anchors(options_.bank, first, static_cast<int>(std::min(step, options_.bank_rows - first)), vector);
-      if (!options_.progress) continue;
+    for (std::int64_t first = 0; first < task_.bank_rows; first += step) {
+      add_anchors(task_.bank, first, static_cast<int>(std::min(step, task_.bank_rows - first)), vector);
+      if (!task_.progress) continue;
       check(cudaStreamSynchronize(rows_.stream), "waiting for the device");
       report(0);
     }
   }
 
   void report(std::int64_t made) {
-    if (!options_.progress) return;
-    options_.progress(made, options_.size);
+    if (!task_.progress) return;
+    task_.progress(made, task_.size);
     scope_.enter_again();  // a callback may well work on another GPU, and stay there
   }
 
@@ -181,13 +170,12 @@ class Selection {
   void enqueue_round() {
     find_candidates(rows_, work_, limit_);
     find_distances(rows_, work_);
-    pick(rows_, work_, picks_, options_.size, std::min(rows_.capacity, kMostAnchors), radius_);
+    pick(rows_, work_, task_.picks, task_.size, std::min(rows_.capacity, kMostAnchors), radius_);
     update_values(rows_, work_, {rows_.data, work_.candidate_rows, rows_.vector});
   }
 
   DeviceScope scope_;
-  const CoresetOptions& options_;
-  std::int64_t* picks_;
+  const CoresetTask& task_;
   CoresetRows rows_{};
   Workspace work_{};
   std::int64_t limit_ = 0;
@@ -234,42 +222,40 @@ int candidate_capacity(std::int64_t rows, std::int64_t dims, std::int64_t most) 
   return capacity;
 }
 
-std::size_t coreset_scratch(std::int64_t rows, std::int64_t dims, std::int64_t num_candidates) {
+std::size_t select_coreset_scratch(const CoresetTask& task) {
   Workspace unused{};
-  return lay_out(unused, nullptr, rows, dims, candidate_capacity(rows, dims, num_candidates));
+  const int capacity = candidate_capacity(task.rows, task.dims, task.num_candidates);
+  return lay_out(unused, nullptr, task.rows, task.dims, capacity);
 }
 
-std::int64_t select_coreset(const float* features, std::int64_t rows, std::int64_t dims,
-                            const CoresetOptions& options, const CudaWork& work, std::int64_t* picks,
-                            CoresetStatistics* statistics) {
-  check_coreset_extents(rows, options.bank_rows, options.size);
-  check_columns(dims, "features");
-  return Selection(features, rows, dims, options, work, picks).run(statistics);
+CoresetResult select_coreset(const CoresetTask& task, const Work& work) {
+  check_coreset_extents(task.rows, task.bank_rows, task.size);
+  check_columns(task.dims, "features");
+  return Selection(task, work).run();
 }
 
-std::size_t project_scratch() { return sizeof(ScanResult); }
+std::size_t project_rows_scratch(const ProjectTask&) { return sizeof(ScanResult); }
 
-void project_rows(const float* features, std::int64_t rows, std::int64_t dims, const float* projection,
-                  std::int64_t out_dims, const char* argument, const CudaWork& work, float* projected) {
-  check_scratch(work, project_scratch());
-  check_columns(dims, argument);
-  const DeviceScope scope(work.device);
-  const auto stream = reinterpret_cast<cudaStream_t>(work.stream);
-  auto* const result = static_cast<ScanResult*>(work.scratch);
+void project_rows(const ProjectTask& task, const Work& work) {
+  check_columns(task.dims, task.argument);
+  const DeviceScope scope(work.device.index);
+  const cudaStream_t stream = to_stream(work);
+  auto* const result = static_cast<ScanResult*>(work.scratch.data);
   const auto scan = [&](const float* values, std::int64_t count) {
     const ScanResult none{kNoneBad, 0};  // lives until the device has been waited for
     copy_to_device(result, none, stream);
     scan_values(values, count, result, stream);
     return copy_to_host(result, stream);
   };
-  launch_project(features, rows, dims, projection, out_dims, projected, stream);
-  // Whatever is not finite in an input is not finite in the result either, so this one look is enough when
+  launch_project(task, stream);
+  // Whatever is not finite in an input is not finite in the result either, so this one scan is enough when
   // all is well.
-  const ScanResult found = scan(projected, rows * out_dims);
+  const ScanResult found = scan(task.projected, task.rows * task.out_dims);
   if (found.first_bad == kNoneBad) return;
-  refuse_bad(features, dims, scan(features, rows * dims), argument, stream);
-  refuse_bad(projection, dims, scan(projection, out_dims * dims), "projection", stream);
-  refuse_bad(projected, out_dims, found, "the projection of features", stream);
+  refuse_bad(task.features, task.dims, scan(task.features, task.rows * task.dims), task.argument, stream);
+  refuse_bad(task.projection, task.dims, scan(task.projection, task.out_dims * task.dims), "projection",
+             stream);
+  refuse_bad(task.projected, task.out_dims, found, "the projection of features", stream);
 }
 
 }  // namespace ensemblead::cuda

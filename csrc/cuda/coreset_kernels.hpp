@@ -5,6 +5,7 @@
 
 #include <cstdint>
 
+#include "coreset.hpp"
 #include "cuda/coreset_state.hpp"
 
 namespace ensemblead::cuda {
@@ -57,8 +58,6 @@ void pick(const CoresetRows& rows, const Workspace& work, std::int64_t* picks, s
 void update_values(const CoresetRows& rows, const Workspace& work, const AnchorSource& anchors);
 
 // --- projection (coreset_project.cu) ---
-// projected [rows, out_dims] = features [rows, dims] * projection [out_dims, dims]^T.
-void launch_project(const float* features, std::int64_t rows, std::int64_t dims, const float* projection,
-                    std::int64_t out_dims, float* projected, cudaStream_t stream);
+void launch_project(const ProjectTask& task, cudaStream_t stream);
 
 }  // namespace ensemblead::cuda

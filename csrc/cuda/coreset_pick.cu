@@ -17,8 +17,7 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / kWarp;
 
-// --- distances between candidates
-// ---------------------------------------------------------------------------------
+// --- distances between candidates ---
 
 constexpr int kSide = 64;  // candidates along a tile
 constexpr int kDeep = 16;  // dimensions at a time
@@ -81,8 +80,7 @@ __global__ void __launch_bounds__(kThreads) distances_kernel(CoresetRows rows, W
   }
 }
 
-// --- picks
-// ----------------------------------------------------------------------------------------------------------
+// --- picks ---
 
 struct PickTask {
   Workspace work;

@@ -13,7 +13,8 @@
 namespace ensemblead::cuda {
 namespace {
 
-struct ProjectTask {
+// A ProjectTask as the kernel sees it.
+struct Projection {
   const float* features;
   std::int64_t rows;
   std::int64_t dims;
@@ -33,7 +34,7 @@ struct PlainRow {
 };
 
 template <int kWide, bool kVector>
-__device__ __forceinline__ void project_tile(const ProjectTask& task, TileMemory& memory,
+__device__ __forceinline__ void project_tile(const Projection& task, TileMemory& memory,
                                              const TilePlace& place, std::int64_t first_row,
                                              std::int64_t first_column) {
   const int line = Brought().line;
@@ -57,7 +58,7 @@ __device__ __forceinline__ void project_tile(const ProjectTask& task, TileMemory
 }
 
 template <bool kVector>
-__global__ void __launch_bounds__(kTileThreads, kVector ? 2 : 1) project_kernel(ProjectTask task) {
+__global__ void __launch_bounds__(kTileThreads, kVector ? 2 : 1) project_kernel(Projection task) {
   __shared__ __align__(16) TileMemory memory;
   const TilePlace place;
   const std::int64_t first_row = std::int64_t{blockIdx.x} * kTileRows;
@@ -80,12 +81,12 @@ bool aligned(const float* memory) { return reinterpret_cast<std::uintptr_t>(memo
 
 }  // namespace
 
-void launch_project(const float* features, std::int64_t rows, std::int64_t dims, const float* projection,
-                    std::int64_t out_dims, float* projected, cudaStream_t stream) {
-  const ProjectTask task{features, rows, dims, padded_dims(dims), projection, out_dims, projected};
-  const bool vector = dims % 4 == 0 && aligned(features) && aligned(projection);
-  const LaunchShape shape{dim3(grid_size(rows, kTileRows)), dim3(kTileThreads), 0, stream};
-  launch("project_kernel", vector ? project_kernel<true> : project_kernel<false>, shape, task);
+void launch_project(const ProjectTask& task, cudaStream_t stream) {
+  const Projection projection{task.features,   task.rows,     task.dims,     padded_dims(task.dims),
+                              task.projection, task.out_dims, task.projected};
+  const bool vector = task.dims % 4 == 0 && aligned(task.features) && aligned(task.projection);
+  const LaunchShape shape{dim3(grid_size(task.rows, kTileRows)), dim3(kTileThreads), 0, stream};
+  launch("project_kernel", vector ? project_kernel<true> : project_kernel<false>, shape, projection);
 }
 
 }  // namespace ensemblead::cuda

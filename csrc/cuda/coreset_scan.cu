@@ -14,8 +14,7 @@ constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / kWarp;
 constexpr std::uint32_t kInfinityBits = 0x7f800000u;
 
-// --- finite?
-// --------------------------------------------------------------------------------------------------------
+// --- finite? ---
 
 struct Seen {
   std::uint32_t largest = 0;
@@ -51,8 +50,7 @@ __global__ void __launch_bounds__(kThreads)
   if (seen.first_bad != kNoneBad) atomicMin(&result->first_bad, seen.first_bad);
 }
 
-// --- the middle, norms
-// ----------------------------------------------------------------------------------------------
+// --- the middle, norms ---
 
 constexpr int kColumns = 32;  // of a block
 constexpr int kGroups = kThreads / kColumns;
@@ -94,8 +92,7 @@ __global__ void __launch_bounds__(kThreads) norms_kernel(CoresetRows rows, Works
   if (threadIdx.x % kWarp == 0) work.norms[row] = norm;
 }
 
-// --- start values
-// ---------------------------------------------------------------------------------------------------
+// --- start values ---
 
 __global__ void __launch_bounds__(kThreads) fill_kernel(float* values, std::int64_t count, float value) {
   for (std::int64_t i = std::int64_t{blockIdx.x} * kThreads + threadIdx.x; i < count;

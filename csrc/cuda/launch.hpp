@@ -9,6 +9,8 @@
 #include <stdexcept>
 #include <string>
 
+#include "core/work.hpp"
+
 namespace ensemblead::cuda {
 
 // A call of the CUDA runtime failed, or a launch did: RuntimeError in Python.
@@ -36,6 +38,8 @@ class DeviceScope {
   int device_;
   int previous_;
 };
+
+inline cudaStream_t to_stream(const Work& work) { return reinterpret_cast<cudaStream_t>(work.stream); }
 
 // Of the current device.
 int multiprocessors();

@@ -17,8 +17,7 @@ namespace {
 // Floats that a block stages; several blocks fit a multiprocessor.
 constexpr int kSlabFloats = 7 * 1024;
 
-// --- resizing
-// ------------------------------------------------------------------------------------------------------
+// --- resizing ---
 
 constexpr int kResizeThreads = 128;
 constexpr int kResizeRun = 32;  // output columns that a thread makes, one after another
@@ -112,8 +111,7 @@ __global__ void __launch_bounds__(kResizeThreads)
   }
 }
 
-// --- host
-// ----------------------------------------------------------------------------------------------------------
+// --- host ---
 
 // What both modes are: layer l pooled to dims[l], and their concatenation to `target`. The average over
 // windows (kConcat) is the one with as many bins as channels.
@@ -369,39 +367,42 @@ void check_extents(const std::vector<FeatureMap>& maps, const Bins& bins) {
 
 }  // namespace
 
-std::int64_t aggregate_patches_scratch(const std::vector<FeatureMap>& maps, std::int64_t batch,
-                                       const PatchOptions& options) {
-  const std::vector<Part> parts = parts_of(Bins(maps, options));
+std::size_t aggregate_patches_scratch(const PatchTask& task) {
+  const std::vector<FeatureMap>& maps = task.maps;
+  const std::vector<Part> parts = parts_of(Bins(maps, task.options));
   std::int64_t floats = 0;  // layers follow each other on one stream, so they share it
-  for (std::size_t l = 0; l < maps.size(); ++l)
-    if (!same_grid(maps[l], maps.front()))
-      floats =
-          std::max(floats, batch * maps[l].height * maps[l].width * (parts[l].end_dim - parts[l].first_dim));
-  return floats * static_cast<std::int64_t>(sizeof(float));
+  for (std::size_t l = 0; l < maps.size(); ++l) {
+    if (same_grid(maps[l], maps.front())) continue;
+    const std::int64_t dims = parts[l].end_dim - parts[l].first_dim;
+    floats = std::max(floats, task.batch * maps[l].height * maps[l].width * dims);
+  }
+  return static_cast<std::size_t>(floats) * sizeof(float);
 }
 
-void aggregate_patches(const std::vector<FeatureMap>& maps, std::int64_t batch, const PatchOptions& options,
-                       float* output, void* scratch, int device, std::intptr_t stream) {
-  const Bins bins(maps, options);
+void aggregate_patches(const PatchTask& task, const Work& work) {
+  const std::vector<FeatureMap>& maps = task.maps;
+  float* const output = task.output;
+  const Bins bins(maps, task.options);
   check_extents(maps, bins);
-  const DeviceScope scope(device);
+  const DeviceScope scope(work.device.index);
   const std::vector<Part> parts = parts_of(bins);
-  const cudaStream_t on = to_stream(stream);
+  const cudaStream_t on = to_stream(work);
   for (std::size_t l = 0; l < maps.size(); ++l) {
     const Part& part = parts[l];
     if (same_grid(maps[l], maps.front())) {
-      pool_any({maps[l], batch, bins, bins.dims[l], part, {output, bins.target, 0, part.shared_dims}, on});
+      pool_any(
+          {maps[l], task.batch, bins, bins.dims[l], part, {output, bins.target, 0, part.shared_dims}, on});
       continue;
     }
-    float* const pooled = static_cast<float*>(scratch);
+    float* const pooled = static_cast<float*>(work.scratch.data);
     const std::int64_t dims = part.end_dim - part.first_dim;
-    pool_any({maps[l], batch, bins, bins.dims[l], part, {pooled, dims, part.first_dim, 0}, on});
+    pool_any({maps[l], task.batch, bins, bins.dims[l], part, {pooled, dims, part.first_dim, 0}, on});
     const bool packs = common_alignment({reinterpret_cast<std::uintptr_t>(output),
                                          static_cast<std::uintptr_t>(dims) * sizeof(float),
                                          static_cast<std::uintptr_t>(part.first_dim) * sizeof(float),
                                          static_cast<std::uintptr_t>(bins.target) * sizeof(float)}) == 16;
     const auto resize_packs = packs ? resize<4> : resize<1>;
-    resize_packs(pooled, maps[l], maps.front(), batch, part, bins.target, output, on);
+    resize_packs(pooled, maps[l], maps.front(), task.batch, part, bins.target, output, on);
   }
 }
 

@@ -97,8 +97,7 @@ ENSEMBLEAD_HD inline ChannelRange channels_of(const PoolLayout<Divide>& layout, 
           static_cast<int>(layout.by_window(layout.bins.end(high.end - 1) - 1)) + 1};
 }
 
-// --- reading the map
-// -----------------------------------------------------------------------------------------------
+// --- reading the map ---
 
 // Channels [channel, channel + count) of the block's rectangle and its margin into shared memory. What lies
 // outside the map was set to 0 before and is not touched. kWide values are read at once, along x or along the
@@ -255,8 +254,7 @@ __device__ __forceinline__ void sum_taps(const TapsType& taps, const PoolLayout<
   }
 }
 
-// --- the kernel
-// ----------------------------------------------------------------------------------------------------
+// --- the kernel ---
 
 template <class Divide>
 __device__ PoolBlock pool_block(const PoolLayout<Divide>& layout) {

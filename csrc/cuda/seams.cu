@@ -249,8 +249,7 @@ __global__ void __launch_bounds__(kBlockThreads<A>, 3)
   }
 }
 
-// --- a wide Gaussian: two passes through scratch
-// -------------------------------------------------------------------
+// --- a wide Gaussian: two passes through scratch ---
 
 constexpr int kThreads = 256;
 
@@ -316,8 +315,7 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// --- host
-// ----------------------------------------------------------------------------------------------------------
+// --- host ---
 
 template <class A>
 SeamLayout<A> layout_of(const SmoothTask& task) {
@@ -357,9 +355,9 @@ void smooth_in_blocks(const SmoothTask& task, const SeamLayout<A>& layout, cudaS
 }
 
 template <class T, class A>
-void smooth_through_scratch(const SmoothTask& task, const SeamLayout<A>& layout, void* scratch,
-                            cudaStream_t stream) {
-  A* const across = static_cast<A*>(scratch);
+void smooth_through_scratch(const SmoothTask& task, const SeamLayout<A>& layout, const Work& work) {
+  const cudaStream_t stream = to_stream(work);
+  A* const across = static_cast<A*>(work.scratch.data);
   A* const weights = across + task.maps.size();
   const LaunchShape all{grid_size(task.maps.size(), kThreads), kThreads, 0, stream};
   launch("gaussian_weights_kernel", gaussian_weights_kernel<A>, {1, kThreads, 0, stream}, weights,
@@ -370,39 +368,37 @@ void smooth_through_scratch(const SmoothTask& task, const SeamLayout<A>& layout,
 }
 
 template <class T>
-void smooth_as(const SmoothTask& task, void* scratch, cudaStream_t stream) {
+void smooth_as(const SmoothTask& task, const Work& work) {
   using A = typename Accumulator<T>::Type;
   const SeamLayout<A> layout = layout_of<A>(task);
   if (layout.radius <= kLargestRadius) {
-    smooth_in_blocks<T, A>(task, layout, stream);
+    smooth_in_blocks<T, A>(task, layout, to_stream(work));
   } else {
-    smooth_through_scratch<T, A>(task, layout, scratch, stream);
+    smooth_through_scratch<T, A>(task, layout, work);
   }
 }
 
 }  // namespace
 
-std::int64_t smooth_seams_scratch(const Shape& maps, DType dtype, double sigma) {
-  const std::int64_t radius = gaussian_radius(sigma);
+std::size_t smooth_seams_scratch(const SmoothTask& task) {
+  const std::int64_t radius = gaussian_radius(task.sigma);
   if (radius <= kLargestRadius) return 0;
-  std::int64_t pixels = 1;
-  for (const std::int64_t extent : maps) pixels *= extent;
-  const std::size_t item = dtype == DType::kFloat64 ? sizeof(double) : sizeof(float);
-  return (pixels + radius + 1) * static_cast<std::int64_t>(item);
+  const std::size_t item = task.maps.dtype == DType::kFloat64 ? sizeof(double) : sizeof(float);
+  return static_cast<std::size_t>(task.maps.size() + radius + 1) * item;
 }
 
-void smooth_seams(const SmoothTask& task, void* scratch, std::intptr_t stream) {
+void smooth_seams(const SmoothTask& task, const Work& work) {
   check_extents(task.grid, "maps");
-  const DeviceScope scope(task.maps.device.index);
+  const DeviceScope scope(work.device.index);
   switch (task.maps.dtype) {
     case DType::kFloat16:
-      return smooth_as<Float16>(task, scratch, to_stream(stream));
+      return smooth_as<Float16>(task, work);
     case DType::kBFloat16:
-      return smooth_as<BFloat16>(task, scratch, to_stream(stream));
+      return smooth_as<BFloat16>(task, work);
     case DType::kFloat64:
-      return smooth_as<double>(task, scratch, to_stream(stream));
+      return smooth_as<double>(task, work);
     default:
-      return smooth_as<float>(task, scratch, to_stream(stream));
+      return smooth_as<float>(task, work);
   }
 }
 

@@ -18,8 +18,7 @@ constexpr int kThreads = 256;
 constexpr int kWordsPerThread = 4;
 constexpr int kWordsPerBlock = kThreads * kWordsPerThread;
 
-// --- tile
-// ----------------------------------------------------------------------------------------------------------
+// --- tile ---
 
 // Widths and columns are counted in words.
 template <class Divide>
@@ -73,7 +72,7 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 template <class Word, class Divide>
-void tile_words(const TileTask& task, std::intptr_t stream) {
+void tile_words(const TileTask& task, const Work& work) {
   using Index = typename Divide::Index;
   const TileAxis& rows = task.grid.rows;
   const TileAxis& cols = task.grid.cols;
@@ -96,17 +95,17 @@ void tile_words(const TileTask& task, std::intptr_t stream) {
   layout.by_tile_width = Divide(layout.tile_width);
   const dim3 grid(grid_size(static_cast<std::int64_t>(layout.tile_words), kWordsPerBlock),
                   grid_size(rows.count * cols.count, 1, kMaxGridYZ));
-  launch("tile_kernel", tile_kernel<Word, Divide>, {grid, kThreads, 0, to_stream(stream)},
+  launch("tile_kernel", tile_kernel<Word, Divide>, {grid, kThreads, 0, to_stream(work)},
          task.images.as<const Word>(), task.tiles.as<Word>(), layout);
 }
 
 template <class Word>
-void tile_with(const TileTask& task, std::intptr_t stream) {
+void tile_with(const TileTask& task, const Work& work) {
   const std::int64_t words = task.images.shape[0] * task.images.shape[1] * task.grid.rows.tile *
                              task.grid.cols.tile * static_cast<std::int64_t>(item_size(task.images.dtype)) /
                              static_cast<std::int64_t>(sizeof(Word));
   const bool fast = words < kFastLimit && task.grid.rows.count * task.grid.cols.count < kFastLimit;
-  fast ? tile_words<Word, FastDivide>(task, stream) : tile_words<Word, PlainDivide>(task, stream);
+  fast ? tile_words<Word, FastDivide>(task, work) : tile_words<Word, PlainDivide>(task, work);
 }
 
 // The widest word that rows, tiles and starts of tiles are whole multiples of.
@@ -118,8 +117,7 @@ int word_bytes(const Array& images, const Array& tiles, const TileGrid& grid) {
                            bytes(grid.cols.tile), bytes(grid.cols.count > 1 ? grid.cols.stride : 0)});
 }
 
-// --- untile
-// --------------------------------------------------------------------------------------------------------
+// --- untile ---
 
 template <class Divide>
 struct UntileLayout {
@@ -238,7 +236,7 @@ __global__ void __launch_bounds__(kThreads, 4)
 }
 
 template <class T, int kPack, class Divide>
-void untile_packs(const UntileTask& task, std::intptr_t stream) {
+void untile_packs(const UntileTask& task, const Work& work) {
   using Index = typename Divide::Index;
   UntileLayout<Divide> layout;
   layout.packs = static_cast<Index>(task.images.size() / kPack);
@@ -250,62 +248,62 @@ void untile_packs(const UntileTask& task, std::intptr_t stream) {
   layout.by_image_height = Divide(layout.image_height);
   layout.by_image_width = Divide(layout.image_width);
   launch("untile_kernel", untile_kernel<T, kPack, Divide>,
-         {grid_size(task.images.size() / kPack, kWordsPerBlock), kThreads, 0, to_stream(stream)},
+         {grid_size(task.images.size() / kPack, kWordsPerBlock), kThreads, 0, to_stream(work)},
          task.tiles.as<const T>(), task.images.as<T>(), layout);
 }
 
 template <class T, int kPack>
-void untile_with(const UntileTask& task, std::intptr_t stream) {
-  task.images.size() / kPack < kFastLimit ? untile_packs<T, kPack, FastDivide>(task, stream)
-                                          : untile_packs<T, kPack, PlainDivide>(task, stream);
+void untile_with(const UntileTask& task, const Work& work) {
+  task.images.size() / kPack < kFastLimit ? untile_packs<T, kPack, FastDivide>(task, work)
+                                          : untile_packs<T, kPack, PlainDivide>(task, work);
 }
 
 // Packs as wide as the layout allows.
 template <class T>
-void untile_as(const UntileTask& task, std::intptr_t stream) {
+void untile_as(const UntileTask& task, const Work& work) {
   constexpr int kWide = 16 / static_cast<int>(sizeof(T));
   const int bytes = word_bytes(task.images, task.tiles, task.grid);
-  if (bytes == 16) return untile_with<T, kWide>(task, stream);
+  if (bytes == 16) return untile_with<T, kWide>(task, work);
   if constexpr (kWide >= 4) {
-    if (bytes == 8) return untile_with<T, kWide / 2>(task, stream);
+    if (bytes == 8) return untile_with<T, kWide / 2>(task, work);
   }
   if constexpr (kWide >= 8) {
-    if (bytes == 4) return untile_with<T, kWide / 4>(task, stream);
+    if (bytes == 4) return untile_with<T, kWide / 4>(task, work);
   }
-  untile_with<T, 1>(task, stream);
+  untile_with<T, 1>(task, work);
 }
 
 }  // namespace
 
-void tile(const TileTask& task, std::intptr_t stream) {
+void tile(const TileTask& task, const Work& work) {
   check_extents(task.grid, "images");
-  const DeviceScope scope(task.images.device.index);
+  const DeviceScope scope(work.device.index);
   switch (word_bytes(task.images, task.tiles, task.grid)) {
     case 16:
-      return tile_with<uint4>(task, stream);
+      return tile_with<uint4>(task, work);
     case 8:
-      return tile_with<uint2>(task, stream);
+      return tile_with<uint2>(task, work);
     case 4:
-      return tile_with<unsigned>(task, stream);
+      return tile_with<unsigned>(task, work);
     case 2:
-      return tile_with<unsigned short>(task, stream);
+      return tile_with<unsigned short>(task, work);
     default:
-      return tile_with<unsigned char>(task, stream);
+      return tile_with<unsigned char>(task, work);
   }
 }
 
-void untile(const UntileTask& task, std::intptr_t stream) {
+void untile(const UntileTask& task, const Work& work) {
   check_extents(task.grid, "images");
-  const DeviceScope scope(task.tiles.device.index);
+  const DeviceScope scope(work.device.index);
   switch (task.tiles.dtype) {
     case DType::kFloat16:
-      return untile_as<Float16>(task, stream);
+      return untile_as<Float16>(task, work);
     case DType::kBFloat16:
-      return untile_as<BFloat16>(task, stream);
+      return untile_as<BFloat16>(task, work);
     case DType::kFloat64:
-      return untile_as<double>(task, stream);
+      return untile_as<double>(task, work);
     default:
-      return untile_as<float>(task, stream);
+      return untile_as<float>(task, work);
   }
 }
 

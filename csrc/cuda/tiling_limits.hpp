@@ -23,6 +23,4 @@ inline void check_extents(const TileGrid& grid, const char* argument) {
                    std::to_string(grid.cols.size));
 }
 
-inline cudaStream_t to_stream(std::intptr_t stream) { return reinterpret_cast<cudaStream_t>(stream); }
-
 }  // namespace ensemblead::cuda

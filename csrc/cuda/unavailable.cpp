@@ -19,30 +19,19 @@ namespace {
 
 bool available() { return false; }
 
-std::size_t coreset_scratch(std::int64_t, std::int64_t, std::int64_t) {
-  unavailable("select_coreset", "features");
-}
-std::int64_t select_coreset(const float*, std::int64_t, std::int64_t, const CoresetOptions&, const CudaWork&,
-                            std::int64_t*, CoresetStatistics*) {
-  unavailable("select_coreset", "features");
-}
-std::size_t project_scratch() { unavailable("project", "features"); }
-void project_rows(const float*, std::int64_t, std::int64_t, const float*, std::int64_t, const char* argument,
-                  const CudaWork&, float*) {
-  unavailable("project", argument);
-}
+std::size_t select_coreset_scratch(const CoresetTask&) { unavailable("select_coreset", "features"); }
+CoresetResult select_coreset(const CoresetTask&, const Work&) { unavailable("select_coreset", "features"); }
 
-std::int64_t aggregate_patches_scratch(const std::vector<FeatureMap>&, std::int64_t, const PatchOptions&) {
-  return 0;
-}
-void aggregate_patches(const std::vector<FeatureMap>&, std::int64_t, const PatchOptions&, float*, void*, int,
-                       std::intptr_t) {
-  unavailable("aggregate_patches", "feature_maps");
-}
+std::size_t project_rows_scratch(const ProjectTask& task) { unavailable("project", task.argument); }
+void project_rows(const ProjectTask& task, const Work&) { unavailable("project", task.argument); }
 
-void tile(const TileTask&, std::intptr_t) { unavailable("tile", "images"); }
-void untile(const UntileTask&, std::intptr_t) { unavailable("untile", "tiles"); }
-std::int64_t smooth_seams_scratch(const Shape&, DType, double) { return 0; }
-void smooth_seams(const SmoothTask&, void*, std::intptr_t) { unavailable("smooth_seams", "maps"); }
+std::size_t aggregate_patches_scratch(const PatchTask&) { unavailable("aggregate_patches", "feature_maps"); }
+void aggregate_patches(const PatchTask&, const Work&) { unavailable("aggregate_patches", "feature_maps"); }
+
+void tile(const TileTask&, const Work&) { unavailable("tile", "images"); }
+void untile(const UntileTask&, const Work&) { unavailable("untile", "tiles"); }
+
+std::size_t smooth_seams_scratch(const SmoothTask&) { unavailable("smooth_seams", "maps"); }
+void smooth_seams(const SmoothTask&, const Work&) { unavailable("smooth_seams", "maps"); }
 
 }  // namespace ensemblead::cuda

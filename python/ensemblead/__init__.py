@@ -10,21 +10,23 @@ from ensemblead.common.extras import EXTRAS, missing_extra
 from ensemblead.kernels.build import __version__, cuda_available
 
 if TYPE_CHECKING:
+    from ensemblead import datasets as datasets
+    from ensemblead import evaluation as evaluation
+    from ensemblead import metrics as metrics
     from ensemblead.datasets import Folder, MVTecAD, VisA
-    from ensemblead.detectors.base import Predictions
+    from ensemblead.detectors import Predictions
     from ensemblead.detectors.padim import PaDiM
     from ensemblead.detectors.patchcore import PatchCore
     from ensemblead.ensembles.backbones import BackboneEnsemble
     from ensemblead.ensembles.loading import load
     from ensemblead.ensembles.tiles import TiledEnsemble
-    from ensemblead.evaluation.evaluate import evaluate
-    from ensemblead.evaluation.results import Report
     from ensemblead.kernels.coreset import select_coreset
     from ensemblead.kernels.patches import aggregate_patches
     from ensemblead.kernels.tiling import smooth_seams, tile, untile
     from ensemblead.memory import MemoryBank
     from ensemblead.metrics import aupro, auroc
     from ensemblead.networks import FeatureExtractor
+    from ensemblead.report.report import Report, evaluate
 
 __all__ = [
     "BackboneEnsemble",
@@ -52,6 +54,9 @@ __all__ = [
     "untile",
 ]
 
+# Rooms that are attributes after `import ensemblead`.
+_ROOMS = ("datasets", "evaluation", "metrics")
+
 # Name -> module. Loaded when first asked for, so that `import ensemblead` stays quick and needs no extra.
 _LAZY = {
     "BackboneEnsemble": "ensemblead.ensembles.backbones",
@@ -61,14 +66,14 @@ _LAZY = {
     "MemoryBank": "ensemblead.memory",
     "PaDiM": "ensemblead.detectors.padim",
     "PatchCore": "ensemblead.detectors.patchcore",
-    "Predictions": "ensemblead.detectors.base",
-    "Report": "ensemblead.evaluation.results",
+    "Predictions": "ensemblead.detectors",
+    "Report": "ensemblead.report.report",
     "TiledEnsemble": "ensemblead.ensembles.tiles",
     "VisA": "ensemblead.datasets",
     "aggregate_patches": "ensemblead.kernels.patches",
     "aupro": "ensemblead.metrics",
     "auroc": "ensemblead.metrics",
-    "evaluate": "ensemblead.evaluation.evaluate",
+    "evaluate": "ensemblead.report.report",
     "load": "ensemblead.ensembles.loading",
     "select_coreset": "ensemblead.kernels.coreset",
     "smooth_seams": "ensemblead.kernels.tiling",
@@ -78,10 +83,11 @@ _LAZY = {
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
+    if name not in _LAZY and name not in _ROOMS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:
-        value = getattr(importlib.import_module(_LAZY[name]), name)
+        room = importlib.import_module(_LAZY.get(name, f"{__name__}.{name}"))
+        value = room if name in _ROOMS else getattr(room, name)
     except ModuleNotFoundError as error:
         if error.name not in EXTRAS:
             raise
@@ -91,4 +97,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_LAZY})
+    return sorted({*globals(), *_LAZY, *_ROOMS})

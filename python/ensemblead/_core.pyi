@@ -11,6 +11,10 @@ compiler: str
 def cuda_available() -> bool: ...
 def instruction_set() -> str: ...
 def openmp_threads() -> int: ...
+
+# Every operation ends with `num_threads` (0: the default of OpenMP), `stream` (a cudaStream_t) and `scratch`:
+# uint8 memory on the device of the arrays, as much as `..._scratch` of the operation asks for, or None.
+
 def select_coreset(
     features: Any,
     picks: Any,
@@ -19,25 +23,25 @@ def select_coreset(
     start_rows: Any,
     bank: Any,
     radius: float,
-    num_threads: int,
     plain: bool,
     progress: Callable[[int, int], object] | None,
-    scratch: Any = None,
-    stream: int = 0,
     num_candidates: int = 0,
+    num_threads: int = 0,
+    stream: int = 0,
+    scratch: Any = None,
 ) -> tuple[int, dict[str, int]]: ...
-def coreset_scratch(rows: int, dims: int, num_candidates: int = 0) -> int: ...
+def select_coreset_scratch(rows: int, dims: int, num_candidates: int = 0) -> int: ...
 def project_rows(
     features: Any,
     projection: Any,
     projected: Any,
     *,
-    num_threads: int,
     argument: str = "features",
-    scratch: Any = None,
+    num_threads: int = 0,
     stream: int = 0,
+    scratch: Any = None,
 ) -> None: ...
-def project_scratch() -> int: ...
+def project_rows_scratch() -> int: ...
 def patch_dim(
     channels: Sequence[int], patch_size: int, pretrain_dims: Sequence[int], target_dim: int, mode: str
 ) -> int: ...
@@ -48,11 +52,12 @@ def aggregate_patches(
     pretrain_dims: Sequence[int],
     target_dim: int,
     mode: str,
-    num_threads: int,
-    stream: int,
+    *,
+    num_threads: int = 0,
+    stream: int = 0,
     scratch: Any = None,
 ) -> None: ...
-def patch_scratch(
+def aggregate_patches_scratch(
     shapes: Sequence[Sequence[int]],
     patch_size: int,
     pretrain_dims: Sequence[int],
@@ -67,10 +72,20 @@ def tile(
     tiles: Any,
     tile_size: tuple[int, int],
     stride: tuple[int, int],
-    num_threads: int,
-    stream: int,
+    *,
+    num_threads: int = 0,
+    stream: int = 0,
+    scratch: Any = None,
 ) -> None: ...
-def untile(tiles: Any, images: Any, stride: tuple[int, int], num_threads: int, stream: int) -> None: ...
+def untile(
+    tiles: Any,
+    images: Any,
+    stride: tuple[int, int],
+    *,
+    num_threads: int = 0,
+    stream: int = 0,
+    scratch: Any = None,
+) -> None: ...
 def smooth_seams(
     maps: Any,
     smoothed: Any,
@@ -78,14 +93,23 @@ def smooth_seams(
     stride: tuple[int, int],
     sigma: float,
     width: float,
-    num_threads: int,
-    stream: int,
+    *,
+    num_threads: int = 0,
+    stream: int = 0,
     scratch: Any = None,
 ) -> None: ...
 def smooth_seams_scratch(shape: Sequence[int], dtype: str, sigma: float) -> int: ...
 def packed_size(num_rows: int, dims: int, num_directions: int, num_front: int) -> int: ...
 def pack_rows(
-    rows: Any, middle: Any, directions: Any, packed: Any, num_front: int, num_threads: int
+    rows: Any,
+    middle: Any,
+    directions: Any,
+    packed: Any,
+    num_front: int,
+    *,
+    num_threads: int = 0,
+    stream: int = 0,
+    scratch: Any = None,
 ) -> None: ...
 def nearest_rows(
     queries: Any,
@@ -99,5 +123,7 @@ def nearest_rows(
     indices: Any,
     row_images: Any,
     query_images: Any,
-    num_threads: int,
+    num_threads: int = 0,
+    stream: int = 0,
+    scratch: Any = None,
 ) -> int: ...

@@ -12,7 +12,7 @@ import torch
 from support.textures import normal_images
 
 import ensemblead as ead
-from ensemblead.calibration.statistics import (
+from ensemblead.calibration import (
     Calibration,
     ImageDigest,
     NormalSample,

@@ -14,8 +14,8 @@ from ensemblead.common.files import (
     NAME_BYTES,
     as_file_name,
     csv_line,
+    file_names,
     sha256_of,
-    unique_names,
     valid_text,
     write_atomically,
 )
@@ -94,11 +94,13 @@ def test_names_are_cut_by_bytes() -> None:
 
 
 def test_names_are_made_unique() -> None:
-    assert unique_names(["x", "y", "x", "x"]) == ["x", "y", "x-2", "x-3"]
-    # A name that was there from the start keeps it.
-    assert unique_names(["x", "x", "x-2"]) == ["x", "x-3", "x-2"]
-    assert unique_names(["x", "y"], taken=["x"]) == ["x-2", "y"]
-    long = unique_names(["検" * 4] * 12, limit=12)
+    assert file_names(["x", "y", "x", "x"]) == ["x", "y", "x-2", "x-3"]
+    # Harmless names keep what they are.
+    assert file_names(["x", "x", "x-2"]) == ["x", "x-3", "x-2"]
+    assert file_names(["a/b", "a-b", "a\nb"]) == ["a-b-2", "a-b", "a-b-3"]
+    assert file_names(["a b", "a-b"], plain=True) == ["a-b-2", "a-b"]
+    assert file_names(["x", "y"], taken=["x"]) == ["x-2", "y"]
+    long = file_names(["検" * 4] * 12, limit=12)
     assert len(set(long)) == 12
     assert max(len(name.encode()) for name in long) <= 12
     assert long[-1] == "検検検-12"

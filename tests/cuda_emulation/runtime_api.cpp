@@ -187,8 +187,7 @@ cudaError_t emulatedLaunch(const cudaLaunchConfig_t& config, const void* kernel,
   return cudaSuccess;
 }
 
-// --- what tests turn and read, through ctypes
-// ---------------------------------------------------------------------
+// --- what tests turn and read, through ctypes ---
 
 #define ENSEMBLEAD_FOR_TESTS extern "C" __attribute__((visibility("default")))
 

@@ -95,8 +95,7 @@ Segment static_shared_memory() {
   return segment;
 }
 
-// --- one block
-// ----------------------------------------------------------------------------------------------------
+// --- one block ---
 
 class Block {
  public:

@@ -31,7 +31,7 @@ def on_device(values: Array, **where: int) -> DeviceArray:
 
 def core_select(features: DeviceArray, picks: DeviceArray, **options: Any) -> tuple[int, dict[str, int]]:
     """_core.select_coreset with what a call needs, unless `options` say otherwise."""
-    bytes_needed = _core.coreset_scratch(*features.values.shape, options.get("num_candidates", 0))
+    bytes_needed = _core.select_coreset_scratch(*features.values.shape, options.get("num_candidates", 0))
     defaults: dict[str, Any] = {
         "start": "mean",
         "start_rows": np.zeros(1, np.int64),
@@ -284,7 +284,7 @@ def test_integers_in_clusters_far_from_the_middle_are_exact() -> None:
 
 def device_project(features: Array, weights: Array, *, offset: int = 0, device: int = 0) -> Array:
     out = DeviceArray.empty((len(features), len(weights)), "float32", device=device, offset=offset)
-    scratch = DeviceArray.empty((_core.project_scratch(),), "uint8", device=device)
+    scratch = DeviceArray.empty((_core.project_rows_scratch(),), "uint8", device=device)
     rows, projection = (on_device(array, offset=offset, device=device) for array in (features, weights))
     _core.project_rows(rows, projection, out, num_threads=0, scratch=scratch, stream=STREAM)
     scratch.numpy()
@@ -445,12 +445,12 @@ def test_what_is_not_finite_is_refused(offset: int) -> None:
 
 def test_scratch_is_checked() -> None:
     rows, picks = on_device(cluttered(50, 4)), DeviceArray.empty((5,), "int64")
-    needed = _core.coreset_scratch(50, 4)
+    needed = _core.select_coreset_scratch(50, 4)
     for scratch, error, message in [
-        (None, ValueError, "features is on cuda:0, where scratch is needed"),
+        (None, ValueError, f"scratch must have {needed} bytes, got None"),
         (DeviceArray.empty((needed - 1,), "uint8"), ValueError, f"scratch must have {needed} bytes"),
         (DeviceArray.empty((needed,), "float32"), TypeError, "scratch must be uint8, got float32"),
-        (DeviceArray.empty((needed, 1), "uint8"), ValueError, r"scratch must be 1-D \[B\]"),
+        (DeviceArray.empty((needed, 1), "uint8"), ValueError, r"scratch must be 1-D \[bytes\]"),
         (
             DeviceArray.empty((needed,), "uint8", device=1),
             ValueError,
@@ -469,4 +469,4 @@ def test_scratch_is_checked() -> None:
 )
 def test_scratch_is_small(rows: int, dims: int) -> None:
     """At most a tenth of the features, or 8 MiB."""
-    assert _core.coreset_scratch(rows, dims) <= max(rows * dims * 4 // 10, 8 << 20)
+    assert _core.select_coreset_scratch(rows, dims) <= max(rows * dims * 4 // 10, 8 << 20)

@@ -33,9 +33,9 @@ def aggregate(maps, patch_size=3, pretrain_dim=1024, target_dim=1024, mode="adap
     batch, _, height, width = shapes[0]
     device = maps[0].device
     output = DeviceArray.empty((batch, height, width, dim), "float32", device=device, offset=offset)
-    needed = _core.patch_scratch(shapes, patch_size, dims, target_dim, mode)
+    needed = _core.aggregate_patches_scratch(shapes, patch_size, dims, target_dim, mode)
     scratch = DeviceArray.empty((needed,), "uint8", device=device) if needed else None
-    _core.aggregate_patches(maps, output, patch_size, dims, target_dim, mode, 0, STREAM, scratch)
+    _core.aggregate_patches(maps, output, patch_size, dims, target_dim, mode, stream=STREAM, scratch=scratch)
     if scratch is not None:
         scratch.numpy()
     return output.numpy()
@@ -200,24 +200,27 @@ def test_work_goes_to_the_stream_and_device_of_the_maps():
 
 def test_scratch_is_what_other_grids_are_pooled_to():
     shapes = [(2, 512, 28, 28), (2, 1024, 14, 14), (2, 64, 28, 28), (2, 16, 7, 7)]
-    assert _core.patch_scratch(shapes[:1], 3, [1024], 1024, "adaptive") == 0
-    assert _core.patch_scratch(shapes[:2], 3, [1024, 1024], 1024, "adaptive") == 2 * 14 * 14 * 512 * 4
-    assert _core.patch_scratch(shapes, 3, [1] * 4, 1, "concat") == 2 * 14 * 14 * 1024 * 4
+    assert _core.aggregate_patches_scratch(shapes[:1], 3, [1024], 1024, "adaptive") == 0
+    assert (
+        _core.aggregate_patches_scratch(shapes[:2], 3, [1024, 1024], 1024, "adaptive")
+        == 2 * 14 * 14 * 512 * 4
+    )
+    assert _core.aggregate_patches_scratch(shapes, 3, [1] * 4, 1, "concat") == 2 * 14 * 14 * 1024 * 4
 
 
 def test_scratch_is_checked():
     maps = [feature_map(normal((1, 8, 8, 8))), feature_map(normal((1, 8, 4, 4)))]
     output = DeviceArray.empty((1, 8, 8, 8), "float32")
     with pytest.raises(ValueError, match="scratch must have 256 bytes, got None"):
-        _core.aggregate_patches(maps, output, 3, [8, 8], 8, "adaptive", 0, 0, None)
+        _core.aggregate_patches(maps, output, 3, [8, 8], 8, "adaptive")
     scratch = DeviceArray.empty((255,), "uint8")
     with pytest.raises(ValueError, match="scratch must have 256 bytes, got 255"):
-        _core.aggregate_patches(maps, output, 3, [8, 8], 8, "adaptive", 0, 0, scratch)
+        _core.aggregate_patches(maps, output, 3, [8, 8], 8, "adaptive", scratch=scratch)
 
 
 def test_empty_maps_are_refused():
     output = DeviceArray.empty((0, 2, 2, 4), "float32")
     with pytest.raises(ValueError, match=r"feature_maps\[0\] is empty, got shape \(0, 3, 2, 2\)"):
         _core.aggregate_patches(
-            [DeviceArray(np.zeros((0, 3, 2, 2)), "float32")], output, 3, [4], 4, "adaptive", 0, 0
+            [DeviceArray(np.zeros((0, 3, 2, 2)), "float32")], output, 3, [4], 4, "adaptive"
         )

@@ -49,14 +49,14 @@ def tile(images, tile_size, stride, *, offset=0):
     rows, cols = _core.tile_grid(tuple(size), tile_size, stride)
     shape = (rows, cols, batch, channels, *tile_size)
     tiles = DeviceArray.empty(shape, images.dtype, device=images.device, offset=offset)
-    _core.tile(images, tiles, tile_size, stride, 0, STREAM)
+    _core.tile(images, tiles, tile_size, stride, stream=STREAM)
     return tiles
 
 
 def untile(tiles, size, stride, *, offset=0):
     shape = (*tiles.values.shape[2:4], *size)
     images = DeviceArray.empty(shape, tiles.dtype, device=tiles.device, offset=offset)
-    _core.untile(tiles, images, stride, 0, STREAM)
+    _core.untile(tiles, images, stride, stream=STREAM)
     return images
 
 
@@ -65,7 +65,7 @@ def smooth_seams(maps, tile_size, stride, sigma=2.0, width=0.1, *, offset=0):
     smoothed = DeviceArray.empty(shape, maps.dtype, device=maps.device, offset=offset)
     needed = _core.smooth_seams_scratch(shape, maps.dtype, sigma)
     scratch = DeviceArray.empty((needed,), "uint8", device=maps.device) if needed else None
-    _core.smooth_seams(maps, smoothed, tile_size, stride, sigma, width, 0, STREAM, scratch)
+    _core.smooth_seams(maps, smoothed, tile_size, stride, sigma, width, stream=STREAM, scratch=scratch)
     if scratch is not None:
         scratch.numpy()
     return smoothed
@@ -308,7 +308,7 @@ def test_scratch_is_checked():
 
     def call(scratch):
         out = DeviceArray.empty((64, 64), "float32")
-        _core.smooth_seams(maps, out, (32, 32), (32, 32), 10.0, 0.1, 0, 0, scratch)
+        _core.smooth_seams(maps, out, (32, 32), (32, 32), 10.0, 0.1, scratch=scratch)
 
     with pytest.raises(ValueError, match=f"scratch must have {needed} bytes, got None"):
         call(None)
@@ -326,4 +326,4 @@ def test_arrays_of_two_places_are_refused():
     images = DeviceArray(np.zeros((1, 1, 8, 8), np.float32))
     on_host = np.zeros((2, 2, 1, 1, 4, 4), np.float32)
     with pytest.raises(ValueError, match="tiles is on cpu but images is on cuda:0"):
-        _core.tile(images, on_host, (4, 4), (4, 4), 0, 0)
+        _core.tile(images, on_host, (4, 4), (4, 4))

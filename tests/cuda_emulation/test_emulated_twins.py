@@ -86,7 +86,9 @@ def test_aggregate_patches(seed):
 
     result, maps = run(0)
     expected = np.empty_like(result)
-    _core.aggregate_patches([OnHost(m) for m in maps], expected, patch_size, dims, target, mode, 1, 0)
+    _core.aggregate_patches(
+        [OnHost(m) for m in maps], expected, patch_size, dims, target, mode, num_threads=1
+    )
     check_same(result, expected, 1e-5 * largest)
     np.testing.assert_array_equal(run(1)[0], result)
     np.testing.assert_array_equal(run(7, other_layouts=True)[0], result)
@@ -113,7 +115,7 @@ def test_smooth_seams(seed):
         emulated.set_attribute(16, multiprocessors)  # which decides how many maps a block smooths
         results.append(smooth_seams(maps, tile_size, stride, sigma, width, offset=offset).numpy())
     expected = DeviceArray.empty(values.shape, dtype)
-    _core.smooth_seams(OnHost(maps), OnHost(expected), tile_size, stride, sigma, width, 1, 0)
+    _core.smooth_seams(OnHost(maps), OnHost(expected), tile_size, stride, sigma, width, num_threads=1)
     check_same(results[0], expected.numpy(), 2.1 * tolerance(dtype, largest))
     np.testing.assert_array_equal(results[1], results[0])
     np.testing.assert_array_equal(results[2], results[0])

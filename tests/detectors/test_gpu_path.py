@@ -21,14 +21,14 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from torch.overrides import TorchFunctionMode
 
 import ensemblead as ead
-from ensemblead.calibration.statistics import NormalSample
+from ensemblead.calibration import NormalSample
 from ensemblead.common.errors import NonFiniteFeaturesError
 from ensemblead.detectors import base
 from ensemblead.images import batches, iterate_batches, open_images
 from ensemblead.kernels import maps
 from ensemblead.memory import bank as bank_module
 from ensemblead.memory.buffer import take, waits_on_host
-from ensemblead.networks import network, transfer
+from ensemblead.networks import placement, transfer
 from ensemblead.networks.network import resolve_device, resolve_precision
 
 NATIVE: dict[str, Any] = {"image_size": None, "resize": None, "device": "cpu"}
@@ -76,7 +76,7 @@ def test_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_gpu_that_torch_sees_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """As with a driver that is older than the CUDA of the kernels."""
     _pretend_gpus(monkeypatch, 2, True)
-    monkeypatch.setattr(network, "cuda_available", lambda: False)
+    monkeypatch.setattr(placement, "cuda_available", lambda: False)
     with pytest.warns(RuntimeWarning, match="this torch sees 2 GPUs, but the CUDA kernels can use none"):
         assert resolve_device("auto") == torch.device("cpu")
     with pytest.raises(
@@ -87,8 +87,8 @@ def test_a_gpu_that_torch_sees_alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _pretend_gpus(monkeypatch: pytest.MonkeyPatch, count: int, kernels: bool) -> None:
     """So many GPUs, the second of them the current one."""
-    monkeypatch.setattr(network, "has_cuda_kernels", lambda: kernels)
-    monkeypatch.setattr(network, "cuda_available", lambda: kernels and count > 0)
+    monkeypatch.setattr(placement, "has_cuda_kernels", lambda: kernels)
+    monkeypatch.setattr(placement, "cuda_available", lambda: kernels and count > 0)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)

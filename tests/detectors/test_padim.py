@@ -18,8 +18,8 @@ from test_patchcore import NATIVE, TinyNet, _Interrupting
 from torch import nn
 
 import ensemblead as ead
-from ensemblead.calibration.statistics import conformal_threshold
-from ensemblead.detectors.padim import choose_dimensions
+from ensemblead.calibration import conformal_threshold
+from ensemblead.detectors.padim.detector import choose_dimensions
 
 Array = np.ndarray[Any, Any]
 GRID = (SIDE // 4, SIDE // 4)  # of the Gabor bank's layer1
@@ -138,7 +138,7 @@ def test_a_hundred_sampled_images_stand_for_all(known: int) -> None:
 
 def test_wide_embeddings_in_several_blocks_and_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """67 dimensions make two block rows; chunks of a few positions, the last one shorter."""
-    monkeypatch.setattr("ensemblead.detectors.gaussians._CPU_CHUNK", 8 * 67 * 67 * 7)
+    monkeypatch.setattr("ensemblead.detectors.padim.gaussians._CPU_CHUNK", 8 * 67 * 67 * 7)
     options: dict[str, Any] = {"num_dimensions": 67, "batch_size": 16}
     train, probe = normal_images(20), with_defects(normal_images(6, 3))[0]
     detector = _gabor(**options).fit(train)
@@ -368,7 +368,7 @@ def test_calibrate_takes_over() -> None:
     detector.calibrate(fresh, 0.1)
     scores = detector.predict(fresh).anomaly_score
     assert detector.threshold_ == conformal_threshold(scores, 0.1)[0]
-    assert detector.calibration_.fresh
+    assert detector.calibration_.is_guaranteed
 
 
 @pytest.mark.parametrize("action", ["fit", "extend"])

@@ -225,11 +225,11 @@ def test_extend_ends_the_guarantee_of_calibrate(form: str) -> None:
         detector = ead.BackboneEnsemble([bank, padim], weights=[0, 1])
     detector.fit(noisy[0]).calibrate(noisy[1], 0.1)
     before, threshold = detector.predict(noisy[1]).anomaly_score, detector.threshold_
-    assert detector.calibration_.fresh
+    assert detector.calibration_.is_guaranteed
     with pytest.warns(UserWarning, match="what calibrate guaranteed does not hold after extend"):
         detector.extend(alike)
     after = detector.predict(noisy[1]).anomaly_score
     assert np.median(after) > np.median(before)
     assert (after > threshold).mean() > 0.1
-    assert not detector.calibration_.fresh
+    assert not detector.calibration_.is_guaranteed
     assert len(detector.calibration_.scores) == 40

@@ -16,7 +16,7 @@ from support.textures import SIDE, normal_images, with_defects
 from torch import nn
 
 import ensemblead as ead
-from ensemblead.calibration.statistics import conformal_threshold
+from ensemblead.calibration import conformal_threshold
 from ensemblead.common.errors import (
     BackboneUnavailableError,
     DamagedModelError,
@@ -292,7 +292,7 @@ def test_calibrate_takes_over(torch_device: str) -> None:
     scores = detector.predict(fresh).anomaly_score
     assert detector.threshold_ == conformal_threshold(scores, 0.1)[0]
     assert detector.predict(fresh).is_anomalous.sum() == 30 - 28
-    assert detector.calibration_.fresh
+    assert detector.calibration_.is_guaranteed
     assert detector.calibration_.score_mean == pytest.approx(scores.mean(), rel=1e-5)
     with pytest.raises(ValueError, match="false_alarm_rate must be between 0 and 1, got 2"):
         detector.calibrate(fresh, 2)
@@ -567,7 +567,7 @@ def test_options_of_load_that_do_not_fit(tmp_path: Path, fitted: ead.PatchCore) 
 
 
 def test_a_gpu_without_kernels_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ensemblead.networks.network.has_cuda_kernels", lambda: False)
+    monkeypatch.setattr("ensemblead.networks.placement.has_cuda_kernels", lambda: False)
     with pytest.raises(ValueError, match="device is 'cuda:1', but the CUDA kernels are not part of"):
         ead.PatchCore("gabor", ("layer1",), device="cuda:1")
 

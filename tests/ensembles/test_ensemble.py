@@ -15,7 +15,7 @@ from support.textures import SIDE, normal_images, with_defects
 from test_patchcore import TinyNet
 
 import ensemblead as ead
-from ensemblead.calibration.statistics import conformal_threshold
+from ensemblead.calibration import conformal_threshold
 from ensemblead.common.errors import DamagedModelError, NotFittedError
 from ensemblead.networks import FeatureExtractor
 
@@ -135,7 +135,7 @@ def test_members_fitted_apart_can_be_combined(tmp_path: Path) -> None:
     assert predictions.anomaly_map.shape == (8, SIDE, SIDE)
     assert predictions.is_anomalous[4:].all()
     assert not predictions.is_anomalous[:4].any()
-    assert not ensemble.calibration_.fresh
+    assert not ensemble.calibration_.is_guaranteed
 
 
 def test_the_same_images_are_known_wherever_they_lie_and_whatever_their_size(tmp_path: Path) -> None:
@@ -144,7 +144,11 @@ def test_the_same_images_are_known_wherever_they_lie_and_whatever_their_size(tmp
         Image.fromarray(image).save(tmp_path / f"{i}.png")
     first, second = _gabor("layer2").fit(images), _gabor("layer1", resize=(48, 48)).fit(tmp_path)
     other = _gabor("layer2").fit(images[::-1].copy())
-    assert first.calibration_.images == second.calibration_.images != other.calibration_.images
+    assert (
+        first.calibration_.images_sha256
+        == second.calibration_.images_sha256
+        != other.calibration_.images_sha256
+    )
 
 
 @pytest.mark.parametrize("fusion", ["calibrated", "mean", "max", "rank"])
@@ -188,7 +192,7 @@ def test_calibrate_sets_the_fused_threshold() -> None:
     scores = ensemble.predict(fresh).anomaly_score
     assert ensemble.threshold_ == pytest.approx(conformal_threshold(scores, 0.1)[0], rel=1e-3)
     assert ensemble.threshold_ != estimate
-    assert ensemble.calibration_.fresh
+    assert ensemble.calibration_.is_guaranteed
     assert scores.mean() == pytest.approx(0, abs=1e-3)
 
 

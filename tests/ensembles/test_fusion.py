@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from ensemblead.calibration.statistics import Calibration, NormalSample
+from ensemblead.calibration import Calibration, NormalSample
 from ensemblead.ensembles.fusion import (
     check_weights,
     combine_calibrations,

@@ -12,8 +12,8 @@ from support.textures import normal_images, with_defects
 from test_patchcore import TinyNet
 
 import ensemblead as ead
-from ensemblead.ensembles import tile_frame
-from ensemblead.ensembles.tile_frame import FLOOR, TileFrame
+from ensemblead.ensembles import tile_merging
+from ensemblead.ensembles.tile_merging import FLOOR, TileFrame
 from ensemblead.images import replay
 from ensemblead.networks import FeatureExtractor
 
@@ -313,15 +313,15 @@ def test_members_without_any_variation_are_fused_in_their_unit(fusion: str) -> N
 
 def test_the_floor_is_a_share_of_the_pooled_deviation() -> None:
     given = torch.tensor([[1.0, 0.0, 2.0, 3.0], [1.0, 4.0, 2.0, 3.0]])
-    values = tile_frame.Units.floored(given).values
+    values = tile_merging.TileStatistics.floored(given).values
     assert values[:, 1].tolist() == pytest.approx([FLOOR * 8**0.5, 4.0])
     assert values[:, 3].tolist() == [3.0, 3.0]
     # Of the mean a thousandth at least, and where that is more than all there is, 1.
     given = torch.tensor([[3000.0, 0.0, 2.0, 1e-4], [1.0, 4.0, 2.0, 0.0]])
-    values = tile_frame.Units.floored(given).values
+    values = tile_merging.TileStatistics.floored(given).values
     assert values[:, 1].tolist() == pytest.approx([3.0, 4.0])
     assert values[:, 3].tolist() == [1.0, 1.0]
-    assert tile_frame.unvaried(given) == ["maps"]
+    assert tile_merging.unvaried(given) == ["maps"]
 
 
 # One member for all locations

@@ -16,7 +16,7 @@ from test_patchcore import TinyNet
 from test_tiles import BAD, BOTH, GOOD, SIDE, TRAIN, Counted, patchcore, tiled
 
 import ensemblead as ead
-from ensemblead.calibration.statistics import conformal_threshold
+from ensemblead.calibration import conformal_threshold
 from ensemblead.cli.pictures import overlay, place_back
 from ensemblead.common.errors import (
     BackboneUnavailableError,
@@ -118,12 +118,14 @@ def test_it_may_be_a_member(tmp_path: Path) -> None:
         parts.predict(BAD).anomaly_map, alone.predict(BAD).anomaly_map, rtol=1e-3, atol=1e-3
     )
     np.testing.assert_allclose(parts.calibration_.scores, alone.calibration_.scores, rtol=1e-3, atol=1e-3)
-    assert parts.calibration_.images == whole.calibration_.images  # so that they are fused image by image
+    assert (
+        parts.calibration_.images_sha256 == whole.calibration_.images_sha256
+    )  # so that they are fused image by image
     ensemble.extend(normal_images(3, seed=8, side=SIDE))
     assert len(ensemble.calibration_.scores) == 10
     fresh = normal_images(20, seed=9, side=SIDE)
     ensemble.calibrate(fresh, 0.1)
-    assert ensemble.calibration_.fresh
+    assert ensemble.calibration_.is_guaranteed
     assert ensemble.threshold_ == pytest.approx(
         conformal_threshold(ensemble.predict(fresh).anomaly_score, 0.1)[0], rel=1e-3
     )
@@ -271,7 +273,7 @@ def test_calibrate_takes_the_threshold_of_the_joined_score(normalization: str) -
     fresh = normal_images(30, seed=8, side=SIDE)
     scores = ensemble.predict(fresh).anomaly_score
     ensemble.calibrate(fresh, 0.1)
-    assert ensemble.calibration_.fresh
+    assert ensemble.calibration_.is_guaranteed
     np.testing.assert_allclose(ensemble.calibration_.scores, scores, rtol=1e-3, atol=1e-5)
     assert ensemble.threshold_ == pytest.approx(conformal_threshold(scores, 0.1)[0], rel=1e-3)
     # Scores are what they were: the guarantee is exact.

@@ -38,9 +38,10 @@ from ensemblead.evaluation import (
     evaluate,
 )
 from ensemblead.evaluation.by_type import missed, worst_first
-from ensemblead.evaluation.results import TYPE_COLUMNS, without_nan
+from ensemblead.evaluation.results import TYPE_COLUMNS, CategoryResult
 from ensemblead.images import read_image, read_mask
-from ensemblead.suites.cells import Finished, _read, _written
+from ensemblead.report.text import without_nan
+from ensemblead.suites.cells import as_document, from_document
 
 pytest.importorskip("PIL")
 sklearn_metrics = pytest.importorskip("sklearn.metrics")
@@ -231,11 +232,11 @@ def test_what_was_stored_without_types_still_loads(part: Path) -> None:
     nothing = TypeRow("dark", 2, miss_rate=0.5)
     details = replace(report.details["part"], pictures=None)
     details = replace(details, types=(*details.types, nothing))
-    document = json.loads(json.dumps(without_nan(_written(Finished(report.rows[0], details, ())))))
-    assert _read(document).details.types[:2] == details.types[:2]
-    assert asdict(_read(document).details.types[2]) == pytest.approx(asdict(nothing), nan_ok=True)
+    document = json.loads(json.dumps(without_nan(as_document(CategoryResult(report.rows[0], details, ())))))
+    assert from_document(document).details.types[:2] == details.types[:2]
+    assert asdict(from_document(document).details.types[2]) == pytest.approx(asdict(nothing), nan_ok=True)
     del document["types"]  # as it was written before
-    old = _read(document)
+    old = from_document(document)
     assert old.details.types == ()
     assert old.row.aupro == report.aupro
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -13,6 +15,7 @@ import numpy as np
 import pytest
 from support.brightness import GEOMETRY, HEIGHT, WIDTH, Brightness, FakePredictions, draw, draw_category
 
+import ensemblead
 from ensemblead.common.errors import UnreadableImageError
 from ensemblead.evaluation import (
     Category,
@@ -362,6 +365,23 @@ def test_bad_predictions_are_refused(part: MVTecAD) -> None:
     ):
         with pytest.raises(ValueError, match=message):
             evaluate(kind(), part)
+
+
+def test_a_threshold_of_nan_gives_no_verdicts(part: MVTecAD) -> None:
+    with pytest.warns(UserWarning, match="threshold is NaN: nothing is called normal or anomalous"):
+        report = evaluate(Brightness(threshold=math.nan), part, bootstrap=0)
+    assert all(image.is_anomalous is None for image in report.details["part"].images)
+    assert math.isnan(report.threshold)
+    assert math.isnan(report.false_alarm_rate)
+    assert math.isnan(report.miss_rate)
+    assert report.details["part"].threshold_source == ""
+
+
+def test_the_room_is_an_attribute_and_no_module_hides_a_name() -> None:
+    line = "import ensemblead; ensemblead.evaluation.run; ensemblead.metrics.auroc; ensemblead.datasets.VisA"
+    subprocess.run([sys.executable, "-c", line], check=True)
+    rooms = {path.stem for path in Path(ensemblead.evaluation.__file__).parent.glob("*.py")}
+    assert rooms.isdisjoint(ensemblead.evaluation.__all__)
 
 
 def test_bad_arguments_are_refused_before_anything_is_predicted(part: MVTecAD, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from PIL import Image
 from support.textures import normal_images, with_defects
 from typer.testing import CliRunner
 
-from ensemblead.calibration.statistics import Calibration, calibration_positions, odd_images
+from ensemblead.calibration import Calibration, calibration_positions, odd_images
 from ensemblead.cli.app import app
 
 GABOR = {"type": "PatchCore", "backbone": "gabor", "coreset_fraction": 0.1}

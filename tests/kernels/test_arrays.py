@@ -30,7 +30,7 @@ def empty_tiles(dtype: str = "float32") -> np.ndarray[Any, Any]:
 
 
 def tile(images: Any, tiles: Any, tile_size: tuple[int, int] = SIZE) -> None:
-    _core.tile(images, tiles, tile_size, tile_size, 1, 0)
+    _core.tile(images, tiles, tile_size, tile_size, num_threads=1)
 
 
 # --- what is taken --------------------------------------------------------------------------------
@@ -341,7 +341,7 @@ def test_memory_is_given_back_after_the_last_read(versioned: bool) -> None:
     for _ in range(20):
         producer = ByHand(values.copy(), versioned=versioned, poison=True)
         tiles = np.empty((1, 1, 2, 3, 200, 300), np.float32)
-        _core.tile(producer, tiles, (200, 300), (200, 300), 2, 0)
+        _core.tile(producer, tiles, (200, 300), (200, 300), num_threads=2)
         assert producer.deleted == 1
         np.testing.assert_array_equal(tiles, expected)
 

@@ -40,7 +40,7 @@ def core_picks(device: Any, features: Array, size: int, **options: Any) -> Array
     if given["bank"] is not None:
         given["bank"] = device.array(given["bank"])
     if device.is_cuda:
-        needed = _core.coreset_scratch(*features.shape, given.get("num_candidates", 0))
+        needed = _core.select_coreset_scratch(*features.shape, given.get("num_candidates", 0))
         given["scratch"] = framework.empty((needed,), "uint8", rows)
         given["stream"] = framework.stream(rows)
     picks = framework.empty((size,), "int64", rows)

@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from support import reference
 
 from ensemblead import _core
-from ensemblead.kernels import patches
 from ensemblead.kernels.patches import aggregate_patches
 
 Shapes = Sequence[tuple[int, int, int, int]]
@@ -299,7 +298,7 @@ def test_maps_that_start_anywhere() -> None:
             memory[offset:] = x.ravel()
             moved.append(memory[offset:].reshape(x.shape))
         output = np.empty(expected.size + offset, dtype=np.float32)[offset:].reshape(expected.shape)
-        _core.aggregate_patches(moved, output, 3, [1024, 1024], 64, "adaptive", 1, 0)
+        _core.aggregate_patches(moved, output, 3, [1024, 1024], 64, "adaptive", num_threads=1)
         np.testing.assert_array_equal(output, expected)
 
 
@@ -311,7 +310,7 @@ def test_only_the_output_is_written() -> None:
         memory = np.full(size + 128, 7.0, dtype=np.float32)
         start = 64 - memory.ctypes.data % 64 // 4
         output = memory[start : start + size].reshape(3, 28, 28, dims)
-        _core.aggregate_patches(maps, output, 3, [512, 512], dims, "adaptive", 2, 0)
+        _core.aggregate_patches(maps, output, 3, [512, 512], dims, "adaptive", num_threads=2)
         assert (memory[:start] == 7).all()
         assert (memory[start + size :] == 7).all()
         expected = reference.aggregate_patches(maps, 3, [512, 512], dims, "adaptive")
@@ -326,7 +325,7 @@ def test_any_number_of_threads_gives_the_same_bits(order: Any, monkeypatch: pyte
     maps = [order(x) for x in make_maps([(3, 70, 45, 31), (3, 90, 20, 17)])]
     results = []
     for threads in (1, 2, 3, 8):
-        monkeypatch.setattr(patches, "num_threads", lambda count=threads: count)
+        monkeypatch.setattr("ensemblead.kernels.arrays.num_threads", lambda count=threads: count)
         results.append(aggregate_patches(maps, patch_size=5, pretrain_dim=100, target_dim=90))
     for result in results[1:]:
         np.testing.assert_array_equal(result, results[0])
@@ -531,11 +530,11 @@ def test_maps_that_require_grad_are_refused() -> None:
 )
 def test_the_core_checks_its_output(output: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
-        _core.aggregate_patches([a_map(1, 2, 3, 3)], output, 3, [8], 4, "adaptive", 1, 0)
+        _core.aggregate_patches([a_map(1, 2, 3, 3)], output, 3, [8], 4, "adaptive", num_threads=1)
 
 
 def test_the_core_refuses_a_read_only_output() -> None:
     output = a_map(1, 3, 3, 4)
     output.flags.writeable = False
     with pytest.raises(ValueError, match="output is read-only"):
-        _core.aggregate_patches([a_map(1, 2, 3, 3)], output, 3, [8], 4, "adaptive", 1, 0)
+        _core.aggregate_patches([a_map(1, 2, 3, 3)], output, 3, [8], 4, "adaptive", num_threads=1)

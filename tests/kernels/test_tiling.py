@@ -277,9 +277,9 @@ def run_all(num_threads, images):
     rows, cols = _core.tile_grid(images.shape[2:], tile_size, stride)
     tiles = np.empty((rows, cols, *images.shape[:2], *tile_size), images.dtype)
     back, smoothed = np.empty_like(images), np.empty_like(images)
-    _core.tile(images, tiles, tile_size, stride, num_threads, 0)
-    _core.untile(tiles, back, stride, num_threads, 0)
-    _core.smooth_seams(images, smoothed, tile_size, stride, 2.0, 0.1, num_threads, 0)
+    _core.tile(images, tiles, tile_size, stride, num_threads=num_threads)
+    _core.untile(tiles, back, stride, num_threads=num_threads)
+    _core.smooth_seams(images, smoothed, tile_size, stride, 2.0, 0.1, num_threads=num_threads)
     return [result.tobytes() for result in (tiles, back, smoothed)]
 
 
@@ -475,7 +475,7 @@ def test_the_core_refuses_a_wrong_output():
         (np.empty((4, *shape[1:]), np.float32)[::2], ValueError, "tiles is not contiguous"),
     ]:
         with pytest.raises(error, match=message):
-            _core.tile(IMAGES, tiles, (8, 8), (8, 8), 1, 0)
+            _core.tile(IMAGES, tiles, (8, 8), (8, 8), num_threads=1)
 
 
 def test_a_tensor_that_requires_grad_is_refused():

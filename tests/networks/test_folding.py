@@ -10,7 +10,8 @@ import torchvision
 from torch import nn
 
 from ensemblead.networks import FeatureExtractor
-from ensemblead.networks.folding import fold_batch_norms
+from ensemblead.networks.engines.eager import EagerEngine
+from ensemblead.networks.engines.folded import fold_batch_norms
 
 timm = pytest.importorskip("timm")
 SEED = 3
@@ -34,6 +35,13 @@ def _trained(module: nn.Module) -> nn.Module:
 
 def _images(side: int = 64) -> torch.Tensor:
     return torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(SEED))
+
+
+def _made(extractor: FeatureExtractor) -> nn.Module:
+    """The network that runs in place of the extractor's, or that one itself."""
+    (engine,) = extractor._engines._made.values()
+    assert isinstance(engine, EagerEngine)
+    return engine.module
 
 
 def _num_norms(module: nn.Module) -> int:
@@ -62,8 +70,7 @@ def test_outputs_are_the_networks_own(name: str, layers: tuple[str, ...], folded
     twin = FeatureExtractor(module, layers).fold()
     for ours, theirs in zip(twin(_images()), expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4 * float(theirs.abs().max()))
-    assert twin._folded is not None
-    made = twin._folded[layers]
+    made = _made(twin)
     assert made is not module
     if folded is not None:
         assert _num_norms(module) - _num_norms(made) == folded
@@ -111,8 +118,7 @@ def test_what_cannot_be_folded_is_left_alone(kind: str) -> None:
     plain, extractor = FeatureExtractor(module, ("last",)), FeatureExtractor(module, ("last",)).fold()
     expected: Any = plain(_images(16))
     torch.testing.assert_close(extractor(_images(16)), expected, rtol=1e-5, atol=1e-5)
-    assert extractor._folded is not None
-    assert (extractor._folded[("last",)] is module) == (kind != "plain")
+    assert (_made(extractor) is module) == (kind != "plain")
 
 
 def test_half_precision_and_a_move() -> None:
@@ -120,14 +126,14 @@ def test_half_precision_and_a_move() -> None:
     extractor = FeatureExtractor(module, ("layer1",)).fold()
     first = extractor(_images())[0]
     extractor.to("cpu", torch.bfloat16)
-    assert extractor._folded == {}
+    assert extractor._engines._made == {}
     assert extractor(_images())[0].dtype == torch.bfloat16
-    assert extractor._folded == {}
+    assert extractor._engines._made == {}
     extractor.to("cpu", torch.float32)
     assert float((extractor(_images())[0] - first).abs().max()) < 0.1 * float(first.abs().max())
-    assert len(extractor._folded) == 1
+    assert _made(extractor) is not module
 
 
 def test_nothing_to_fold() -> None:
     module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
-    assert fold_batch_norms(module, lambda part: {"out": part(_images(16))}) is None
+    assert fold_batch_norms(module, lambda: module(_images(16))) is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -55,6 +56,16 @@ def test_curves_are_drawn_per_category(tmp_path: Path) -> None:
     assert not differs[:height].any()
     empty = pixels(report(curves=False).figures(tmp_path)[0])
     assert (empty != drawn)[:height, :width].any()
+
+
+def test_names_of_categories_are_no_paths(tmp_path: Path) -> None:
+    names = ["../../x", "a/b", "a-b", "..", os.fsdecode(b"pr\xfcf")]
+    one = report(curves=False)
+    rows = [replace(one.rows[0], category=name) for name in names]
+    several = Report(rows, dict.fromkeys(names, one.details["bolt"]))
+    paths = several.figures(tmp_path / "out/figures")
+    assert [path.name for path in paths] == ["-..-x.png", "a-b-2.png", "a-b.png", "unnamed.png", "pr-f.png"]
+    assert sorted(tmp_path.rglob("*.png")) == sorted(paths)
 
 
 def scored(tmp_path: Path, index: int, kind: str, *, masked: bool = True) -> ScoredImage:

@@ -21,6 +21,7 @@ from support.report_page import Page
 
 from ensemblead.evaluation import Category, Details, MVTecAD, Report, Row, evaluate
 from ensemblead.evaluation.gallery import MAP_SIDE, PictureKeeper, describe_threshold
+from ensemblead.evaluation.results import CategoryResult
 from ensemblead.report.charts import number, score_edges
 from ensemblead.report.pictures import COLORS, MASK_SIDE, PHOTO_SIDE
 from ensemblead.suites import cells
@@ -235,8 +236,8 @@ def test_the_keeper_keeps_the_same_as_sorting_everything() -> None:
 
 def test_a_kept_cell_makes_the_same_page(part: Path, tmp_path: Path) -> None:
     report = evaluate(Brightness(), MVTecAD(part), bootstrap=20)
-    kept = json.loads(json.dumps(cells._written(cells.Finished(report.rows[0], report.details["part"], ()))))
-    again = cells._read(kept)
+    kept = json.loads(json.dumps(cells.as_document(CategoryResult(report.rows[0], report.details["part"]))))
+    again = cells.from_document(kept)
     assert again.details.threshold_source == "set by the detector"
     second = Report([again.row], {"part": again.details}, (), report.settings)
     assert page(second, tmp_path).data == page(report, tmp_path).data
@@ -286,7 +287,7 @@ def test_where_a_threshold_comes_from() -> None:
     assert told == "from 99 fresh normal images: false alarms at most 0.01 (split conformal)"
     known.fresh = False
     told = describe_threshold(SimpleNamespace(threshold_=1.0, calibration_=known))
-    assert told == "from 99 training images, each scored without itself: false alarms about 0.01 (estimated)"
+    assert told == "from 99 training images, leave-one-out: false alarms about 0.01 (estimated)"
 
 
 def test_tables_say_what_the_report_says(part: Path, tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -107,3 +109,20 @@ def test_report_attributes() -> None:
         _ = report.auroc
     with pytest.raises(ValueError, match="rows must hold at least one category"):
         Report([])
+
+
+def test_names_that_are_not_utf8_are_written_with_escapes(part: MVTecAD, tmp_path: Path) -> None:
+    name = os.fsdecode(b"pr\xfcf\nung\r")
+    category = part.categories[0]
+    test = [replace(one, defect_type=name) if one.defect_type == "dull" else one for one in category.test]
+    report = evaluate(Brightness(), replace(category, name=name, test=tuple(test)), bootstrap=0)
+    report.to_csv(tmp_path / "results.csv")
+    report.to_csv(tmp_path / "types.csv", by_type=True)
+    report.to_markdown(tmp_path / "results.md")
+    report.to_json(tmp_path / "results.json")
+    report.to_html(tmp_path / "report.html")
+    assert [row["category"] for row in read_rows(tmp_path / "results.csv")] == ["pr\\xfcf\nung\r"]
+    assert {row["defect_type"] for row in read_rows(tmp_path / "types.csv")} == {"pr\\xfcf\nung\r", "shiny"}
+    assert r"| pr\xfcf ung |" in (tmp_path / "results.md").read_text(encoding="utf-8")
+    assert r"pr\xfcf" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert json.loads((tmp_path / "results.json").read_text())["categories"][0]["category"] == name

@@ -18,7 +18,7 @@ from support.textures import normal_images
 
 import ensemblead as ead
 from ensemblead import store
-from ensemblead.calibration.statistics import Calibration
+from ensemblead.calibration import Calibration
 from ensemblead.common.errors import DamagedModelError
 
 SMALL: dict[str, Any] = {"image_size": None, "resize": None, "batch_size": 4, "device": "cpu"}

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from support.brightness import draw, draw_category, draw_two_categories
 from support.report_page import Page
+from support.suites import GABOR, SMALL, SMALL_PADIM, Config, two_by_two
 
 pytest.importorskip("torch")
 pytest.importorskip("yaml")
@@ -26,11 +27,6 @@ import ensemblead as ead
 from ensemblead.common.memory import peak_memory_mb, reset_peak_memory
 from ensemblead.evaluation import CellResult, ScoredImage, SuiteResults, evaluate, run
 from ensemblead.evaluation.results import COLUMNS, TYPE_COLUMNS
-
-Config = dict[str, Any]
-SMALL: Config = {"resize": (24, 28), "image_size": None, "coreset_fraction": 1.0}
-SMALL_PADIM: Config = {"backbone": "gabor", "resize": (24, 28), "image_size": None, "num_dimensions": 8}
-GABOR = {"type": "PatchCore", "backbone": "gabor", **SMALL}
 
 
 @pytest.fixture(scope="module")
@@ -44,20 +40,6 @@ def config(data: Path) -> Config:
     return two_by_two(data)
 
 
-def two_by_two(data: Path) -> Config:
-    """Two detectors on both categories."""
-    return {
-        "seed": 2,
-        "bootstrap": 20,
-        "device": "cpu",
-        "detectors": [
-            {"name": "one", **GABOR, "layers": ["layer1"]},
-            {"name": "two", "type": "BackboneEnsemble", "members": [GABOR, {**GABOR, "layers": ["layer2"]}]},
-        ],
-        "datasets": [{"type": "MVTecAD", "root": str(data), "name": "parts"}],
-    }
-
-
 @pytest.fixture(scope="module")
 def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Config]:
     """A folder in which such a suite has been run, and the suite; tests copy it before they change it."""
@@ -68,8 +50,6 @@ def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
 
 
 def copied(finished: tuple[Path, Config], to: Path) -> tuple[Path, Config]:
-    import shutil
-
     shutil.copytree(finished[0], to / "out")
     return to / "out", copy.deepcopy(finished[1])
 
@@ -202,7 +182,7 @@ class TestRun:
         def fail(*_: object, **__: object) -> None:
             raise AssertionError("run again")
 
-        monkeypatch.setattr("ensemblead.suites.running.evaluate", fail)
+        monkeypatch.setattr("ensemblead.suites.running.measure_category", fail)
         assert all(reused for *_, reused in statuses(run(config, out)))
 
     def test_only_what_changed_is_run(self, finished: tuple[Path, Config], tmp_path: Path) -> None:
@@ -418,13 +398,13 @@ INTERRUPTED = """
 import os, signal, sys
 from ensemblead.cli import main
 from ensemblead.suites import running
-inner, calls = running.evaluate, []
+inner, calls = running.measure_category, []
 def interrupt(*args, **kwargs):
     calls.append(1)
     if len(calls) == 3:
         os.kill(os.getpid(), signal.SIGINT)
     return inner(*args, **kwargs)
-running.evaluate = interrupt
+running.measure_category = interrupt
 main()
 """
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from support.brightness import draw, draw_category, draw_two_categories
-from test_suite import GABOR, Config, two_by_two
+from support.suites import GABOR, Config, two_by_two
 
 pytest.importorskip("torch")
 pytest.importorskip("yaml")

@@ -42,7 +42,7 @@ def test_the_page_follows_the_setting_without_measuring_anew(
     def fail(*_: object, **__: object) -> None:
         raise AssertionError("run again")
 
-    monkeypatch.setattr(running, "evaluate", fail)
+    monkeypatch.setattr(running, "measure_category", fail)
     for wanted in (4, IMAGES, 1000, 2):
         assert run({**config, "gallery": wanted}, tmp_path).is_complete
         assert shown(tmp_path) == min(wanted, IMAGES)

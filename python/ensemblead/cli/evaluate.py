@@ -16,10 +16,11 @@ from ensemblead.cli.models import load_model
 from ensemblead.cli.options import DetectorOptions, build_detector, options_of
 from ensemblead.cli.suite import run_suite
 from ensemblead.common.extras import require
+from ensemblead.common.files import as_file_name, file_names
 from ensemblead.config.schema import read_source
 
 if TYPE_CHECKING:
-    from ensemblead.detectors.base import Errors
+    from ensemblead.detectors.detector import Errors
     from ensemblead.evaluation import Category, Dataset, Report, ScoredImage
 
 _BY_TYPE = ("image_auroc", "pixel_auroc", "aupro")
@@ -125,7 +126,7 @@ def fitter(options: DetectorOptions, bars: Bars, errors: Errors = "raise") -> Ca
 
 def _models(path: Path, dataset: Dataset, weights: list[str], device: str | None) -> Any:
     """The model at `path` for all categories, or, in a folder of models, one for each."""
-    own = {category.name: path / category.name for category in dataset.categories}
+    own = {category.name: path / as_file_name(category.name) for category in dataset.categories}
     if (path / "model.json").exists() or not all((one / "model.json").exists() for one in own.values()):
         return load_model(path, weights, device)
     return {name: load_model(one, weights, device) for name, one in own.items()}
@@ -180,10 +181,10 @@ def measure(
     report.to_markdown(out / "results.md", intervals=True)
     report.to_html(out / "report.html", max_images=gallery)
     report.figures(out / "figures")
-    for name, sheet in sheets.items():
+    for (name, sheet), file in zip(sheets.items(), file_names(list(sheets)), strict=True):
         shown = report.details[name].pictures
         scale = shown.scale if shown is not None else color_scale(used.get(name, detector))
-        sheet.save(out / "contact_sheets" / f"{name}.png", report[name].pixel_f1_threshold, scale)
+        sheet.save(out / "contact_sheets" / f"{file}.png", report[name].pixel_f1_threshold, scale)
     return report
 
 

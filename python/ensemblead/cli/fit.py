@@ -196,7 +196,7 @@ class FitRun:
 
     def execute(self) -> dict[str, Any]:
         require("torch", "ensemblead fit")
-        from ensemblead.calibration.statistics import DEFAULT_RATE, odd_images
+        from ensemblead.calibration import DEFAULT_RATE, odd_images
         from ensemblead.images import check_normal_folder, open_images
         from ensemblead.store import check_target
 

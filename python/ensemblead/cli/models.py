@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ensemblead.cli.options import weights_per_member
 
 if TYPE_CHECKING:
-    from ensemblead.detectors.base import Detector
+    from ensemblead.detectors import Detector
 
 
 def load_model(path: Path, weights: Sequence[str] = (), device: str | None = None) -> Detector:
@@ -32,10 +32,12 @@ def describe_model(detector: Detector) -> dict[str, Any]:
     return {
         "detector": type(detector).__name__,
         "fusion": getattr(detector, "fusion", None),
-        "members": [told for leaf in detector._leaves() for told in _describe(leaf)],
+        "members": [told for leaf in detector._parts() for told in _describe(leaf)],
         "threshold": calibration.threshold,
         "false_alarm_rate": calibration.false_alarm_rate,
-        "false_alarm_rate_is": "guaranteed" if calibration.fresh else "estimated, leaving one image out",
+        "false_alarm_rate_is": "guaranteed"
+        if calibration.is_guaranteed
+        else "estimated, leaving one image out",
     }
 
 
@@ -45,7 +47,7 @@ def _describe(leaf: Any) -> list[dict[str, Any]]:
     if not isinstance(leaf, TiledEnsemble):
         return [{**_describe_leaf(leaf), "tiles": None}]
     tiles = {"grid": list(leaf.tile_grid_), **leaf.parameters()}
-    told = [[_describe_leaf(one) for one in member._leaves()] for member in leaf.members_]
+    told = [[_describe_leaf(one) for one in member._parts()] for member in leaf.members_]
     # The same detector in all locations: what they learned is counted together; geometries they have none.
     return [
         {

@@ -13,7 +13,7 @@ from ensemblead.common.validation import did_you_mean
 from ensemblead.config.schema import Problems, Source, read_source
 
 if TYPE_CHECKING:
-    from ensemblead.detectors.base import Detector
+    from ensemblead.detectors import Detector
 
 _INDEXED = re.compile(r"(\d+)\.(.+)")
 _NO_FILE = ("default", "none")  # instead of a path of weights

@@ -1,7 +1,12 @@
-"""Anomaly maps back on the images they belong to: heat maps to look at, and raw maps as TIFF."""
+"""Anomaly maps back on the images they belong to: heat maps to look at, and raw maps as TIFF.
+
+Images are drawn in blocks, so that a few megabytes are needed beside what is written: 8 bytes per pixel of
+the image for a raw map, 7 for a heat map (the values, and the copy that the encoder makes).
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 
@@ -14,25 +19,48 @@ from ensemblead.images import Geometry
 
 # A heat map covers an image up to so much.
 _OPACITY = 0.8
+# Pixels that are drawn together.
+_BLOCK = 1 << 16
 Pixels = npt.NDArray[np.uint8]
 Values = npt.NDArray[np.float32]
 
 
-def place_back(anomaly_map: Values, geometry: Geometry, size: tuple[int, int]) -> Values:
-    """A map `[h, w]` in the frame of its image: float32 `[H, W]` = `size`, NaN where the network saw nothing.
+class PlacedMap:
+    """A map `[h, w]` in the frame of its image `[H, W]` = `size`, NaN where the network saw nothing.
 
     Bilinear; a pixel's value is the map's at the pixel's centre.
     """
-    height, width = size
-    top, left, bottom, right = geometry.crop_box(height, width)
-    placed = np.full(size, np.nan, dtype=np.float32)
-    y0, y1 = _centres_within(top, bottom, height)
-    x0, x1 = _centres_within(left, right, width)
-    low, high, part = _samples(y0, y1, top, bottom, anomaly_map.shape[0])
-    rows = anomaly_map[low] * (1 - part[:, None]) + anomaly_map[high] * part[:, None]
-    low, high, part = _samples(x0, x1, left, right, anomaly_map.shape[1])
-    placed[y0:y1, x0:x1] = rows[:, low] * (1 - part) + rows[:, high] * part
-    return placed
+
+    def __init__(self, anomaly_map: Values, geometry: Geometry, size: tuple[int, int]) -> None:
+        self.size = size
+        self._map = anomaly_map
+        top, left, bottom, right = geometry.crop_box(*size)
+        self._sides = (top, bottom), (left, right)
+        self._seen = _centres_within(top, bottom, size[0]), _centres_within(left, right, size[1])
+
+    def blocks(self) -> Iterator[tuple[slice, slice]]:
+        """Rows and columns of blocks that cover the image."""
+        height, width = self.size
+        columns = min(width, _BLOCK)
+        rows = max(1, _BLOCK // columns)
+        for y in range(0, height, rows):
+            for x in range(0, width, columns):
+                yield slice(y, min(y + rows, height)), slice(x, min(x + columns, width))
+
+    def values(self, rows: slice, columns: slice) -> Values:
+        """float32 of one block."""
+        placed = np.full((rows.stop - rows.start, columns.stop - columns.start), np.nan, np.float32)
+        (y0, y1), (x0, x1) = (
+            (max(part.start, seen[0]), min(part.stop, seen[1]))
+            for part, seen in zip((rows, columns), self._seen, strict=True)
+        )
+        if y0 < y1 and x0 < x1:
+            low, high, part = _samples(y0, y1, *self._sides[0], self._map.shape[0])
+            lines = self._map[low] * (1 - part[:, None]) + self._map[high] * part[:, None]
+            low, high, part = _samples(x0, x1, *self._sides[1], self._map.shape[1])
+            inside = placed[y0 - rows.start : y1 - rows.start, x0 - columns.start : x1 - columns.start]
+            inside[:] = lines[:, low] * (1 - part) + lines[:, high] * part
+        return placed
 
 
 def _samples(
@@ -54,10 +82,25 @@ def _centres_within(start: float, stop: float, length: int) -> tuple[int, int]:
     return first, min(max(last, first + 1), length)
 
 
+def place_back(anomaly_map: Values, geometry: Geometry, size: tuple[int, int]) -> Values:
+    """The whole of a `PlacedMap`: float32 `[H, W]`."""
+    placed = PlacedMap(anomaly_map, geometry, size)
+    whole = np.empty(size, np.float32)
+    for rows, columns in placed.blocks():
+        whole[rows, columns] = placed.values(rows, columns)
+    return whole
+
+
+def draw_heat_map(image: Pixels, placed: PlacedMap, scale: tuple[float, float]) -> None:
+    """Lay a heat map over an image, in place."""
+    for rows, columns in placed.blocks():
+        image[rows, columns] = overlay(image[rows, columns], placed.values(rows, columns), scale)
+
+
 def overlay(image: Pixels, placed: Values, scale: tuple[float, float]) -> Pixels:
     """A heat map over its image, both `[H, W]`: the stronger the value, the less transparent.
 
-    What the network did not see is greyed.
+    Pixels that the network did not see are greyed.
     """
     low, high = scale
     seen = np.isfinite(placed)

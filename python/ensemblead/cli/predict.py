@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
-import csv
-import io
+import math
 import os
-from collections import Counter, deque
+import threading
+from collections import Counter, defaultdict, deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import numpy as np
 import typer
 from rich.console import Console
 
 from ensemblead.cli.console import Bars, Clock, print_json, told_warnings
 from ensemblead.cli.models import load_model
+from ensemblead.common.errors import EnsembleADError
 from ensemblead.common.extras import require
-from ensemblead.common.files import write_atomically
+from ensemblead.common.files import NAME_BYTES, as_file_name, csv_line, file_names, valid_text
+from ensemblead.common.warnings import warn
 
 if TYPE_CHECKING:
-    from ensemblead.detectors.base import Detector, Predictions
+    from ensemblead.detectors import Detector, Predictions
     from ensemblead.images import ImageSource
 
 _WRITERS = 2
+_LARGE = 1 << 24  # pixels of an image that is drawn while no other large one is
 COLUMNS = ("path", "anomaly_score", "is_anomalous", "threshold")
 
 
@@ -69,7 +74,7 @@ def command(
     console = Console(highlight=False, soft_wrap=True, markup=False)
     console.print(
         f"{summary['images']} images in {summary['seconds']:.1f} s, {summary['anomalous']} anomalous "
-        f"(threshold {summary['threshold']:.4g})\n{summary['scores']}"
+        f"(threshold {summary['threshold']:.4g})\n{valid_text(summary['scores'])}"
     )
 
 
@@ -104,24 +109,24 @@ class PredictRun:
         source = open_images(self.images)
         check_output_outside(self.out, source.folders)
         detector = load_model(self.model, self.weights, self.device)
+        threshold = float(detector.threshold_)
+        if math.isnan(threshold):
+            raise ValueError(f"the threshold of {self.model} is NaN, so that no score is above or below it")
         colors = color_scale(detector) if self.scale is None else self.scale
         names = dict(zip(source.paths, picture_names(source, self.images), strict=True))
-        rows: list[tuple[str, str, bool, str]] = []
-        with Bars() as bars, _PictureWriter(self, detector, colors) as writer:
-            errors: Any = "skip" if self.skip_unreadable else "raise"
+        writer = _PictureWriter(self, detector, colors)
+        errors: Any = "skip" if self.skip_unreadable else "raise"
+        with Bars() as bars, _ScoresFile(self.out) as scores, writer:
             for batch in detector.predict_batches(source, errors=errors, progress=bars):
-                rows += self._rows(batch, detector.threshold_)
+                scores.add(batch, threshold)
                 for path, anomaly_map in zip(batch.paths, batch.anomaly_map, strict=True):
                     writer.put(str(path), names[path], anomaly_map)
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows([COLUMNS, *rows])
-        scores = self.out / "scores.csv"
-        write_atomically(scores, text.getvalue())
+        writer.raise_failures(scores.path)
         return {
-            "scores": str(scores),
-            "images": len(rows),
-            "anomalous": sum(anomalous for _, _, anomalous, _ in rows),
-            "threshold": detector.threshold_,
+            "scores": str(scores.path),
+            "images": scores.images,
+            "anomalous": scores.anomalous,
+            "threshold": threshold,
             "false_alarm_rate": detector.calibration_.false_alarm_rate,
             "heat_maps": str(self.out / "heat_maps") if self.heat_maps else None,
             "maps": str(self.out / "maps") if self.maps else None,
@@ -131,28 +136,90 @@ class PredictRun:
             "seconds": round(clock(), 3),
         }
 
-    def _rows(self, batch: Predictions, threshold: float) -> list[tuple[str, str, bool, str]]:
-        rows = zip(batch.paths, batch.anomaly_score, batch.is_anomalous, strict=True)
-        # Nine digits are a float32 to the last bit: whoever compares again comes to the same verdict.
-        return [(str(p), f"{score:.9g}", bool(called), f"{threshold:.17g}") for p, score, called in rows]
-
 
 def picture_names(source: ImageSource, root: Path) -> list[Path]:
-    """For every image its place below `root`, without the suffix; with it where two would collide."""
+    """For every image its place below `root`, without the suffix; with it where two would collide.
+
+    No two are the same, also where a name had to be cut or changed to be the name of a file.
+    """
     base = root if root.is_dir() else root.parent
-    places = [Path(os.path.relpath(str(path), base)) for path in source.paths]
-    used = Counter(place.with_suffix("") for place in places)
-    return [place if used[place.with_suffix("")] > 1 else place.with_suffix("") for place in places]
+    whole = [Path(os.path.relpath(str(path), base)) for path in source.paths]
+    places = [place.with_suffix("") for place in whole]
+    while True:
+        used = Counter(places)
+        collide = [i for i, place in enumerate(places) if used[place] > 1 and place != whole[i]]
+        if not collide:
+            break
+        for i in collide:
+            places[i] = whole[i]
+    by_folder: dict[Path, list[int]] = defaultdict(list)
+    for i, place in enumerate(places):
+        by_folder[Path(*map(as_file_name, place.parent.parts))].append(i)
+    # A picture and a folder of others may not have one name.
+    folders = {above.as_posix() for folder in by_folder for above in (folder, *folder.parents)}
+    limit = NAME_BYTES - len(".tiff")
+    for folder, own in by_folder.items():
+        inside = [Path(one).name for one in folders if Path(one).parent == folder]
+        taken = [name.removesuffix(suffix) for name in inside for suffix in (".png", ".tiff")]
+        names = file_names([places[i].name for i in own], limit=limit, taken=taken)
+        for i, name in zip(own, names, strict=True):
+            places[i] = folder / name
+    return places
+
+
+class _ScoresFile:
+    """`scores.csv`: its rows are written as they come, to `scores.partial.csv`, which is renamed when all are
+    there. After an error or an interrupt that file has the images that were scored.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "scores.csv"
+        self.images = self.anomalous = 0
+        self._partial = folder / "scores.partial.csv"
+
+    def __enter__(self) -> _ScoresFile:
+        self._partial.parent.mkdir(parents=True, exist_ok=True)
+        self._file = self._partial.open("w", encoding="utf-8", newline="")
+        self._file.write(csv_line(COLUMNS))
+        return self
+
+    def add(self, batch: Predictions, threshold: float) -> None:
+        """Write a batch; ValueError where a score or a map is NaN or infinite, for that has no verdict."""
+        for path, score, anomaly_map in zip(batch.paths, batch.anomaly_score, batch.anomaly_map, strict=True):
+            for name, values in (("anomaly_score", score), ("anomaly_map", anomaly_map)):
+                if not np.isfinite(values).all():
+                    raise ValueError(f"{name} must be finite, got NaN or infinity for {path}")
+        for path, score, called in zip(batch.paths, batch.anomaly_score, batch.is_anomalous, strict=True):
+            # Nine digits are a float32 to the last bit: another comparison comes to the same verdict.
+            cells = valid_text(str(path)), f"{score:.9g}", bool(called), f"{threshold:.17g}"
+            self._file.write(csv_line(cells))
+            self.images += 1
+            self.anomalous += bool(called)
+        self._file.flush()
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._file.close()
+        if kind is None:
+            os.replace(self._partial, self.path)
+        elif self.images:
+            warn(f"{self.images} images were scored before this; they are in {self._partial}")
+        else:
+            self._partial.unlink(missing_ok=True)
 
 
 class _PictureWriter:
-    """Draws and writes pictures in the background; keeps at most a few images waiting."""
+    """Draws and writes pictures in the background; keeps at most a few images waiting.
+
+    A picture that cannot be written does not stop the scoring: see `raise_failures`.
+    """
 
     def __init__(self, run: PredictRun, detector: Detector, colors: tuple[float, float]) -> None:
         self._run = run
         self._geometry = detector.geometry
         self._colors = colors
         self._limit = 2 * detector.batch_size
+        self._large = threading.Lock()
+        self._failures: list[str] = []
         self._waiting: deque[Future[None]] = deque()
         self._pool = ThreadPoolExecutor(_WRITERS, thread_name_prefix="ensemblead-pictures")
 
@@ -167,20 +234,39 @@ class _PictureWriter:
             self._pool.shutdown(wait=True, cancel_futures=True)
 
     def put(self, path: str, name: Path, anomaly_map: Any) -> None:
+        """Have the pictures of one image written."""
         if self._run.heat_maps or self._run.maps:
             self._waiting.append(self._pool.submit(self._write, path, name, anomaly_map))
         while len(self._waiting) > self._limit:
             self._waiting.popleft().result()
 
-    def _write(self, path: str, name: Path, anomaly_map: Any) -> None:
-        from ensemblead.cli.pictures import overlay, place_back, save_map, save_png
-        from ensemblead.images import read_image
+    def raise_failures(self, scores: Path) -> None:
+        """Raise OSError if a picture is missing."""
+        if self._failures:
+            raise OSError(
+                f"the pictures of {len(self._failures)} image(s) could not be written, the first is "
+                f"{self._failures[0]} (all scores are in {scores})"
+            )
 
-        image = read_image(path)
-        placed = place_back(anomaly_map, self._geometry, (image.shape[0], image.shape[1]))
+    def _write(self, path: str, name: Path, anomaly_map: Any) -> None:
+        try:
+            self._draw(path, name, anomaly_map)
+        except (OSError, ValueError, EnsembleADError, MemoryError) as error:
+            reason = "not enough memory" if isinstance(error, MemoryError) else str(error)
+            self._failures.append(f"{path}: {reason}")
+
+    def _draw(self, path: str, name: Path, anomaly_map: Any) -> None:
+        from ensemblead.cli.pictures import PlacedMap, draw_heat_map, place_back, save_map, save_png
+        from ensemblead.images import read_image, upright_size
+
+        height, width = size = upright_size(path)
         out = self._run.out
-        if self._run.maps:
-            save_map(out / "maps" / name.with_name(f"{name.name}.tiff"), placed)
-        if self._run.heat_maps:
-            drawn = overlay(image, placed, self._colors)
-            save_png(out / "heat_maps" / name.with_name(f"{name.name}.png"), drawn)
+        with self._large if height * width > _LARGE else nullcontext():
+            if self._run.maps:
+                placed = place_back(anomaly_map, self._geometry, size)
+                save_map(out / "maps" / name.with_name(f"{name.name}.tiff"), placed)
+                del placed
+            if self._run.heat_maps:
+                image = np.require(read_image(path), requirements="W")
+                draw_heat_map(image, PlacedMap(anomaly_map, self._geometry, size), self._colors)
+                save_png(out / "heat_maps" / name.with_name(f"{name.name}.png"), image)

@@ -33,6 +33,10 @@ class CompilationError(EnsembleADError):
     """`torch.compile` is not to be had here, or not for this network; the message says why."""
 
 
+class NotExportableError(EnsembleADError):
+    """A detector that cannot be written as one graph; the message says why."""
+
+
 class DamagedModelError(EnsembleADError):
     """A saved model that is incomplete or was altered: a file is missing, is not what the manifest says, or
     the manifest states what no detector can have. What depends on the machine (a device, a published network

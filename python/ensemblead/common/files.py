@@ -76,7 +76,7 @@ def as_file_name(text: str, *, limit: int = 200, plain: bool = False) -> str:
     """A name from outside (a csv, a configuration, a folder) as the name of one file, without its suffix.
 
     Names that are no danger stay as they are. Separators of paths and unprintable characters become hyphens,
-    leading dots go, and what is too long is cut. Two names may come to the same: see `unique_names`.
+    leading dots go, and what is too long is cut. Two names may come to the same: see `file_names`.
 
     Args:
         limit: Bytes of UTF-8, of which a letter may have four.
@@ -86,23 +86,26 @@ def as_file_name(text: str, *, limit: int = 200, plain: bool = False) -> str:
     return _cut(_UNSAFE.sub("-", name).lstrip("."), limit) or "unnamed"
 
 
-def unique_names(names: Sequence[str], *, limit: int = 200, taken: Iterable[str] = ()) -> list[str]:
-    """`names`, in their order, where each that occurred before has a number behind it: `x`, `x-2`, `x-3`.
+def file_names(
+    names: Sequence[str], *, limit: int = 200, plain: bool = False, taken: Iterable[str] = ()
+) -> list[str]:
+    """A name of a file for each of several names from outside (see `as_file_name`), all different.
+
+    Where several come to the same, those that are a file's name already keep it, and the others have a number
+    behind them: `x`, `x-2`, `x-3`.
 
     Args:
-        limit: Bytes that a name with its number may have.
         taken: Names that are not to be given.
     """
-    used, given, last = {*names, *taken}, set(taken), dict.fromkeys(names, 1)
-    found = []
-    for name in names:
-        candidate = name
-        while candidate in given or (candidate != name and candidate in used):
-            last[name] += 1
-            ending = f"-{last[name]}"
-            candidate = _cut(name, limit - len(ending)) + ending
-        given.add(candidate)
-        found.append(candidate)
+    cleaned = [as_file_name(name, limit=limit, plain=plain) for name in names]
+    reserved, given, last = {*cleaned, *taken}, set(taken), dict.fromkeys(cleaned, 1)
+    found = list(cleaned)
+    for i in sorted(range(len(names)), key=lambda i: cleaned[i] != names[i]):
+        while found[i] in given or (found[i] != cleaned[i] and found[i] in reserved):
+            last[cleaned[i]] += 1
+            ending = f"-{last[cleaned[i]]}"
+            found[i] = _cut(cleaned[i], limit - len(ending)) + ending
+        given.add(found[i])
     return found
 
 

@@ -1,7 +1,31 @@
-"""Detectors: images in, `Predictions` out. One file per published method."""
+"""Detectors: images in, `Predictions` out. A folder per published method; `method.py` is the page for authors."""
 
-from ensemblead.detectors.base import Detector, Predictions
+from ensemblead.detectors.detector import Detector
+from ensemblead.detectors.method import (
+    Accumulator,
+    Fitted,
+    Method,
+    NormalSample,
+    Run,
+    Scores,
+    Seen,
+    TrainingData,
+)
 from ensemblead.detectors.padim import PaDiM
 from ensemblead.detectors.patchcore import PatchCore
+from ensemblead.detectors.predictions import Predictions
 
-__all__ = ["Detector", "PaDiM", "PatchCore", "Predictions"]
+__all__ = [
+    "Accumulator",
+    "Detector",
+    "Fitted",
+    "Method",
+    "NormalSample",
+    "PaDiM",
+    "PatchCore",
+    "Predictions",
+    "Run",
+    "Scores",
+    "Seen",
+    "TrainingData",
+]

@@ -1,6 +1,4 @@
-"""Ensembles over backbones: several detectors look at the same images, decoded once, and speak with one
-voice.
-"""
+"""Ensembles over backbones: several detectors over the same images, decoded once, fused to one result."""
 
 from __future__ import annotations
 
@@ -10,21 +8,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from ensemblead.calibration.statistics import Calibration, NormalSample
+from ensemblead.calibration import Calibration
 from ensemblead.common.errors import DamagedModelError
-from ensemblead.detectors.base import (
-    Detector,
-    Embedded,
-    Errors,
-    Fitting,
-    Leaf,
-    LeafDetector,
-    Predictions,
-    Progress,
-    Result,
-    share_networks,
-)
+from ensemblead.config.registry import register
+from ensemblead.detectors.detector import Detector, Errors
+from ensemblead.detectors.frozen import FrozenNetwork
+from ensemblead.detectors.parts import Part, Progress, Result, Seen
 from ensemblead.detectors.patchcore import PatchCore
+from ensemblead.detectors.predictions import Predictions
+from ensemblead.detectors.running import scored_batches
 from ensemblead.ensembles.fusion import (
     check_weights,
     combine_calibrations,
@@ -36,9 +28,8 @@ from ensemblead.ensembles.presets import MISSION
 from ensemblead.ensembles.tiles import TiledEnsemble, score_together
 from ensemblead.images import Geometry, ImageBatch
 from ensemblead.kernels.maps import resize_maps
-from ensemblead.networks.network import FeaturePool
 from ensemblead.networks.transfer import HostCopy
-from ensemblead.store import FolderReader, FolderWriter, register
+from ensemblead.store import FolderReader, FolderWriter
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -83,8 +74,8 @@ class BackboneEnsemble(Detector):
         for i, member in enumerate(members):
             if not isinstance(member, Detector):
                 raise TypeError(f"members[{i}] must be a detector, got {type(member).__name__}")
-        leaves = [leaf for member in members for leaf in member._leaves()]
-        if len({id(leaf) for leaf in leaves}) < len(leaves):
+        parts = [part for member in members for part in member._parts()]
+        if len({id(part) for part in parts}) < len(parts):
             raise ValueError("members must be different objects, but one appears twice")
         for i, member in enumerate(members):
             if isinstance(member, BackboneEnsemble) and member.fusion == "minmax":
@@ -122,6 +113,10 @@ class BackboneEnsemble(Detector):
             for backbone, layers, source in zip(MISSION.backbones, MISSION.layers, given, strict=True)
         ]
         return cls(members, fusion=fusion)
+
+    def parameters(self) -> dict[str, Any]:
+        """The constructor's arguments but for `members`."""
+        return {"fusion": self.fusion, "weights": None if self.fusion == "max" else self.weights}
 
     @property
     def is_fitted(self) -> bool:
@@ -161,12 +156,12 @@ class BackboneEnsemble(Detector):
         paths: list[str | None] = []
         anomalous = []
         calibrations = [member.calibration_ for member in self.members]
-        for batch, embedded in self._run(images, errors, progress, "predict"):
+        for batch, seen in scored_batches(self, images, errors, progress, "predict"):
             paths += batch.paths
-            per_member = self._score_members(embedded)
+            per_member = self._member_results(seen)
             fused = fuse_scores("calibrated", [s for s, _ in per_member], calibrations, self.weights)
             above, *arrays = HostCopy(
-                [fused > self.threshold_, *(tensor for pair in per_member for tensor in pair)]
+                [self.calibration_.is_anomalous(fused), *(tensor for pair in per_member for tensor in pair)]
             ).wait()
             anomalous.append(above)
             for i in range(len(self.members)):
@@ -189,39 +184,44 @@ class BackboneEnsemble(Detector):
     def _predict_members(
         self, images: Any, errors: Errors, progress: Progress | None
     ) -> Iterator[list[Predictions]]:
-        thresholds = [member.threshold_ for member in self.members]
-        for batch, embedded in self._run(images, errors, progress, "predict"):
-            results = self._score_members(embedded)
-            arrays = HostCopy([tensor for pair in results for tensor in pair]).wait()
-            yield [
-                Predictions(scores, maps, scores > threshold, batch.paths)
-                for scores, maps, threshold in zip(arrays[::2], arrays[1::2], thresholds, strict=True)
-            ]
+        calibrations = [member.calibration_ for member in self.members]
+        for batch, seen in scored_batches(self, images, errors, progress, "predict"):
+            results = zip(self._member_results(seen), calibrations, strict=True)
+            tensors = [(scores, maps, own.is_anomalous(scores)) for (scores, maps), own in results]
+            arrays = HostCopy([tensor for triple in tensors for tensor in triple]).wait()
+            triples = zip(arrays[::3], arrays[1::3], arrays[2::3], strict=True)
+            yield [Predictions(scores, maps, called, batch.paths) for scores, maps, called in triples]
 
-    def _leaves(self) -> list[Leaf]:
-        return [leaf for member in self.members for leaf in member._leaves()]
+    def _parts(self) -> Sequence[Part]:
+        return [part for member in self.members for part in member._parts()]
 
-    def _network_leaves(self) -> list[LeafDetector]:
-        return [leaf for member in self.members for leaf in member._network_leaves()]
+    def _networks(self) -> list[FrozenNetwork]:
+        return [network for member in self.members for network in member._networks()]
 
     def _spans(self) -> list[slice]:
-        """Which of the leaves belong to each member."""
+        """Which of the parts belong to each member."""
         spans, start = [], 0
         for member in self.members:
-            count = len(member._leaves())
+            count = len(member._parts())
             spans.append(slice(start, start + count))
             start += count
         return spans
 
-    def _pool(self) -> FeaturePool:
-        share_networks(self._network_leaves())
-        return super()._pool()
-
-    def _begin_fit(self) -> Fitting:
-        return _EnsembleFitting(self, [member._begin_fit() for member in self.members])
-
-    def _begin_extension(self) -> Fitting:
-        return _EnsembleFitting(self, [member._begin_extension() for member in self.members])
+    def _results(self, seen: Sequence[Seen]) -> list[Result]:
+        parts, groups = self._parts(), dict[Any, list[TiledEnsemble]]()
+        for part in parts:
+            if isinstance(part, TiledEnsemble):
+                groups.setdefault(part.tiling(), []).append(part)
+        known: dict[int, Result] = {}
+        for part, own in zip(parts, seen, strict=True):
+            if id(part) in known:
+                continue
+            if isinstance(part, TiledEnsemble):
+                group = groups[part.tiling()]
+                known |= zip(map(id, group), score_together(group, own), strict=True)
+            else:
+                known[id(part)] = part._result(own)
+        return [known[id(part)] for part in parts]
 
     def _combine_members(self, results: Sequence[Result]) -> list[Result]:
         """Every member's scores, and its maps in the ensemble's frame, on the first member's device."""
@@ -231,21 +231,8 @@ class BackboneEnsemble(Detector):
         device = combined[0][0].device
         return [(s.to(device), resize_maps(m.to(device), (height, width))) for s, m in combined]
 
-    def _score_leaves(self, embedded: Embedded) -> Iterator[Result]:
-        leaves, parties = self._leaves(), dict[Any, list[TiledEnsemble]]()
-        for leaf in leaves:
-            if isinstance(leaf, TiledEnsemble):
-                parties.setdefault(leaf._tiling(), []).append(leaf)
-        known: dict[int, Result] = {}
-        for i, leaf in enumerate(leaves):
-            own = embedded.leaves(slice(i, i + 1))
-            if isinstance(leaf, TiledEnsemble) and id(leaf) not in known:
-                party = parties[leaf._tiling()]
-                known |= zip(map(id, party), score_together(party, own), strict=True)
-            yield known.pop(id(leaf)) if id(leaf) in known else leaf._score(own)
-
-    def _score_members(self, embedded: Embedded) -> list[Result]:
-        return self._combine_members(list(self._score_leaves(embedded)))
+    def _member_results(self, seen: Sequence[Seen]) -> list[Result]:
+        return self._combine_members(self._results(seen))
 
     def _combine(self, results: Sequence[Result]) -> Result:
         combined = self._combine_members(results)
@@ -253,14 +240,21 @@ class BackboneEnsemble(Detector):
         scores = fuse_scores(self.fusion, [s for s, _ in combined], calibrations, self.weights)
         return scores, fuse_maps(self.fusion, [m for _, m in combined], calibrations, self.weights)
 
+    def _take(self, states: Sequence[Any], fingerprints: npt.NDArray[np.uint64]) -> None:
+        for member, span in zip(self.members, self._spans(), strict=True):
+            member._take(states[span], fingerprints)
+
     def _accept(self, calibrations: Sequence[Calibration]) -> None:
         for member, span in zip(self.members, self._spans(), strict=True):
             member._accept(calibrations[span])
 
+    @property
+    def _fingerprints(self) -> npt.NDArray[np.uint64]:
+        return np.unique(np.concatenate([member._fingerprints for member in self.members]))
+
     def _clone(self) -> Self:
         twins = [member._clone() for member in self.members]
-        weights = None if self.fusion == "max" else self.weights
-        return type(self)(twins, fusion=self.fusion, weights=weights)
+        return type(self)(twins, **self.parameters())
 
     def _require_single_image_scores(self) -> None:
         if self.fusion == "minmax":
@@ -270,11 +264,11 @@ class BackboneEnsemble(Detector):
             )
 
     def _check_batch(self, batch: ImageBatch) -> None:
-        leaves = self._leaves()
+        parts = self._parts()
         for size, path in dict(zip(batch.sizes, batch.paths, strict=True)).items():
-            first = leaves[0].geometry.crop_box(*size)
-            for i, leaf in enumerate(leaves[1:], 1):
-                box = leaf.geometry.crop_box(*size)
+            first = parts[0].geometry.crop_box(*size)
+            for i, part in enumerate(parts[1:], 1):
+                box = part.geometry.crop_box(*size)
                 apart = np.abs(np.subtract(box, first)) / (size * 2)
                 if apart.max() > _FRAME_TOLERANCE:
                     what = path or f"an image of size {size}"
@@ -306,51 +300,6 @@ class BackboneEnsemble(Detector):
         ]
         with reader.as_damage():
             return cls(members, fusion=reader.state["fusion"], weights=reader.state["weights"])
-
-
-class _EnsembleFitting(Fitting):
-    def __init__(self, ensemble: BackboneEnsemble, parts: Sequence[Fitting]) -> None:
-        super().__init__()
-        self._parts = parts
-        self._spans = ensemble._spans()
-        self._looking = [True] * len(parts)
-
-    def expect(self, num_images: int) -> None:
-        for part in self._parts:
-            part.expect(num_images)
-
-    def observe(self, embedded: Embedded, numbers: Sequence[int], sampled: Sequence[bool]) -> None:
-        for part, span, looking in zip(self._parts, self._spans, self._looking, strict=True):
-            if looking:
-                part.observe(embedded.leaves(span), numbers, sampled)
-
-    def passes_left(self) -> list[int]:
-        return [count for part in self._parts for count in part.passes_left()]
-
-    def end_pass(self, progress: Progress | None) -> None:
-        self._looking = [any(part.passes_left()) for part in self._parts]
-        for part, looking in zip(self._parts, self._looking, strict=True):
-            if looking:
-                part.end_pass(progress)
-
-    def replay_bytes(self) -> int | None:
-        # What is kept is kept for all.
-        wanted = [part.replay_bytes() for part in self._parts]
-        return min((least for least in wanted if least is not None), default=None)
-
-    def footprint(self, embedded: Embedded, num_images: int) -> int:
-        spans = zip(self._parts, self._spans, strict=True)
-        return sum(part.footprint(embedded.leaves(span), num_images) for part, span in spans)
-
-    def finish(self, progress: Progress | None) -> list[NormalSample]:
-        samples = [sample for part in self._parts for sample in part.finish(progress)]
-        for i, part in enumerate(self._parts):
-            self.doubts |= {f"{i} {kind}": doubt for kind, doubt in part.doubts.items()}
-        return samples
-
-    def commit(self) -> None:
-        for part in self._parts:
-            part.commit()
 
 
 def _per_member(name: str, given: Any, count: int) -> list[Any]:

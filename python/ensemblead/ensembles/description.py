@@ -16,8 +16,8 @@ from dataclasses import replace
 from inspect import isclass
 from typing import Any, TypeAlias, get_args, get_origin
 
-from ensemblead import store
 from ensemblead.common.validation import did_you_mean
+from ensemblead.config import registry as store
 from ensemblead.config.schema import (
     KeyPath,
     Parameter,
@@ -27,7 +27,7 @@ from ensemblead.config.schema import (
     check_value,
     parameters,
 )
-from ensemblead.detectors.base import Detector
+from ensemblead.detectors import Detector
 from ensemblead.ensembles import loading  # which makes all detectors known to the store
 from ensemblead.ensembles.presets import PRESETS
 

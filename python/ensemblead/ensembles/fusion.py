@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ensemblead.calibration.statistics import ROUNDING, Calibration, floored
+from ensemblead.calibration import Calibration, Origin, floored
 
 FUSIONS = ("calibrated", "minmax", "mean", "max", "rank")
 # Steps of the empirical distribution that map pixels are ranked in.
@@ -80,7 +80,7 @@ def fuse_minmax(
     return total.astype(np.float32)
 
 
-def rank(values: torch.Tensor, normal: npt.NDArray[np.floating], rounding: float = ROUNDING) -> torch.Tensor:
+def rank(values: torch.Tensor, normal: npt.NDArray[np.floating], rounding: float = 0.0) -> torch.Tensor:
     """Where values stand among n normal ones: their distribution function, with open ends.
 
     Linear between the i-th smallest normal value, at `i / (n + 1)`, and the next. Beyond the ends it goes on,
@@ -116,7 +116,7 @@ def combine_calibrations(
     the strangest. That is the coupling with the widest tail of sums, so the estimated threshold errs to the
     high side.
     """
-    together = len({c.images for c in members}) == 1 and len({len(c.scores) for c in members}) == 1
+    together = len({c.images_sha256 for c in members}) == 1 and len({len(c.scores) for c in members}) == 1
     if together:
         scores, pixels = [c.scores for c in members], [c.pixels for c in members]
     else:
@@ -133,10 +133,32 @@ def combine_calibrations(
         map_mean=float(fused_pixels.mean(dtype=np.float64)),
         map_std=float(fused_pixels.std(dtype=np.float64)),
         requested_rate=max(c.requested_rate for c in members),
-        fresh=together and all(c.fresh for c in members),
-        images=members[0].images if together else "+".join(c.images for c in members),
-        rounding=max(c.rounding for c in members),
+        origin=_common_origin(members, together),
+        images_sha256=members[0].images_sha256 if together else "+".join(c.images_sha256 for c in members),
+        rounding=_fused_rounding(fusion, members, weights, len(fused_scores)),
     )
+
+
+def _common_origin(members: Sequence[Calibration], together: bool) -> Origin:
+    """The weakest of the members' origins: a guarantee needs all of them, and the same images."""
+    origins: set[Origin] = {c.origin for c in members}
+    if origins == {"calibrated"} and together:
+        return "calibrated"
+    return "held_out" if "held_out" in origins else "leave_one_out"
+
+
+def _fused_rounding(
+    fusion: str, members: Sequence[Calibration], weights: Sequence[float], count: int
+) -> float:
+    """How far rounding moves the fused score."""
+    if fusion == "mean":
+        return sum(w * c.rounding for c, w in zip(members, weights, strict=True))
+    moved = [c.rounding / min(c.score_scale, c.map_scale) for c in members]
+    if fusion == "max":
+        return max(moved)
+    total = sum(w * one for w, one in zip(weights, moved, strict=True))
+    # A rank rises by at most 1/(n + 1) over a deviation beyond the largest normal score.
+    return total / (count + 1) if fusion == "rank" else total
 
 
 def _tensor(values: npt.NDArray[np.floating]) -> torch.Tensor:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ensemblead import store
-from ensemblead.detectors.base import Detector
+from ensemblead.detectors import Detector
 
 __all__ = ["load"]
 

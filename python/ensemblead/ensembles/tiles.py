@@ -8,30 +8,28 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Sequence
 from itertools import groupby
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
-from ensemblead.calibration.statistics import Calibration
+from ensemblead.calibration import Calibration
 from ensemblead.common.errors import DamagedModelError, NotFittedError
 from ensemblead.common.validation import whole_number
-from ensemblead.detectors.base import (
-    Detector,
-    Embedded,
-    Features,
-    Fitting,
-    Leaf,
-    LeafDetector,
-    Result,
-    share_networks,
-)
-from ensemblead.ensembles.tile_fitting import TiledFitting
-from ensemblead.ensembles.tile_frame import NORMALIZATIONS, SCORES, Joiner, TileFrame, Units
-from ensemblead.ensembles.tile_network import TileNetwork
-from ensemblead.images import Geometry
+from ensemblead.config.registry import register
+from ensemblead.detectors.detector import Detector
+from ensemblead.detectors.frozen import FrozenNetwork, share_networks
+from ensemblead.detectors.learning import no_fingerprints
+from ensemblead.detectors.parts import Accumulator, Features, Fitted, Part, Passes, Result, Run, Seen
+from ensemblead.detectors.saving import arguments, plain_parameters, read_statistics, write_statistics
+from ensemblead.ensembles.tile_learning import TiledLearning, TiledState, TilePlan
+from ensemblead.ensembles.tile_merging import NORMALIZATIONS, SCORES, TileFrame, TileStatistics
+from ensemblead.images import AS_IS, Geometry, ImageSet
+from ensemblead.images.spool import MEMORY_BYTES
 from ensemblead.kernels.tiling import tile_grid
 from ensemblead.networks.network import FeaturePool
-from ensemblead.store import FolderReader, FolderWriter, register
+from ensemblead.store import FolderReader, FolderWriter, load_state, save_state
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -39,25 +37,25 @@ if TYPE_CHECKING:
 Size = int | tuple[int, int]
 # Bytes of embeddings that a fit holds at once, unless it is told otherwise.
 MEMORY_BUDGET = 1_000_000_000
-_PARAMETERS = ("score", "seam_smoothing", "normalization", "shared", "memory_budget")
+# Where several passes are needed, resized images may take this share of the budget.
+_SPOOL_SHARE = 1 / 4
 
 
 @register("TiledEnsemble")
-class TiledEnsemble(Leaf):
+class TiledEnsemble(Detector):
     """One detector per tile location of a large image, joined to one score and one map.
 
     Tiles overhang the image at the bottom and on the right where it does not divide evenly; there they are
     black (the uint8 pixels are 0, before normalisation). Every tile goes through the network once per run, in
     batches of the member's `batch_size` tiles, whatever number of members reads it.
 
-    `fit` holds the embeddings of as many tile locations as fit `memory_budget`, one at least, and passes over
-    the images once per such group; of the resized images, what fits a quarter of the budget (256 MiB at most)
-    is kept in between, the others are decoded again. `predict` decodes once, holds one batch of tiles and the
-    maps of one image (of several where the image has few tiles).
+    `fit` decodes and resizes every image once, keeps the pixels (a quarter of `memory_budget` in memory, 256 MiB at
+    most, the rest in a temporary file), and fits location after location: it holds the embeddings of one. `predict`
+    decodes once, holds one batch of tiles and the maps of one image (of several where the image has few tiles).
 
     Several in one `BackboneEnsemble`, over the same tiles and on the same device, share the passes of equal
     networks in `predict`, in batches of the smallest `batch_size` among their members; in `fit` each makes
-    its own, for its groups of locations differ. A `BackboneEnsemble` as the member shares them in both.
+    its own. A `BackboneEnsemble` as the member shares them in both.
 
     Args:
         member: an unfitted detector, cloned for every location: `PatchCore`, `PaDiM`, or a
@@ -79,9 +77,9 @@ class TiledEnsemble(Leaf):
             the guarantee of `calibrate` is exact.
         shared: one detector for all locations, fitted on the tiles of all of them. Its leave-one-out
             statistics come from as many images as fit a third of `memory_budget`.
-        memory_budget: bytes of embeddings, and of resized images for further passes, held at once in `fit`;
-            besides them there are the network, one batch of tiles, the banks, and some images decoded ahead
-            (three and one per core, at most 11, where an image fills a batch of tiles).
+        memory_budget: bytes; of resized images a quarter of it, 256 MiB at most, is kept in memory in `fit`, and a
+            shared detector holds embeddings of sampled images up to a third. Besides them there are the network, one
+            batch of tiles, the embeddings of one location, the banks, and some images decoded ahead.
 
     Attributes after `fit`: `members_`, a detector per location in row-major order (one if shared);
     `tile_grid_`, their rows and columns; `calibration_`, `threshold_` of the joined scores.
@@ -118,18 +116,17 @@ class TiledEnsemble(Leaf):
         self.score, self.normalization = score, normalization
         self.seam_smoothing, self.shared = seam_smoothing, shared
         self.memory_budget = whole_number("memory_budget", memory_budget, 1)
-        self._frame: TileFrame | None = None
         # Images per batch, about as many as fill a batch of tiles. With None, the first image of the fit
         # decides on the number of tiles.
         self.batch_size = 1 if image_size is None else max(1, member.batch_size // (rows * columns))
-        self._members: list[Detector] = []
-        self._units: Units | None = None
+        self._state: TiledState | None = None
         self._calibration: Calibration | None = None
-        self._tiles: TileNetwork | None = None
+        self._learned = no_fingerprints()
+        self._pool: tuple[list[Part], FeaturePool] | None = None
 
     @property
     def is_fitted(self) -> bool:
-        return bool(self._members) and self._calibration is not None
+        return self._state is not None and self._calibration is not None
 
     @property
     def geometry(self) -> Geometry:
@@ -144,56 +141,105 @@ class TiledEnsemble(Leaf):
     @property
     def members_(self) -> list[Detector]:
         """The fitted detectors, one per tile location in row-major order, or one if shared."""
-        self._require_fitted("give members_")
-        return list(self._members)
+        return list(self._fitted().members)
 
     @property
     def tile_grid_(self) -> tuple[int, int]:
         """Rows and columns of tiles."""
-        return self._fitted_frame().grid
+        return self._fitted().frame.grid
 
     def parameters(self) -> dict[str, Any]:
         """The constructor's arguments but for `member`."""
-        sizes = {name: getattr(self, name) for name in ("tile_size", "stride", "image_size")}
-        return sizes | {name: getattr(self, name) for name in _PARAMETERS}
+        return {name: value for name, value in arguments(self).items() if name != "member"}
 
-    # The protocol of detectors
+    def _fitted(self) -> TiledState:
+        if self._state is None:
+            raise NotFittedError("this TiledEnsemble is not fitted; call fit first")
+        return self._state
 
-    def _network_leaves(self) -> list[LeafDetector]:
-        return [leaf for one in (self.member, *self._members) for leaf in one._network_leaves()]
-
-    def _pool(self) -> FeaturePool:
-        share_networks(self._network_leaves())
-        return super()._pool()
-
-    def _look(self, pixels: torch.Tensor, features: Features) -> torch.Tensor:
-        # The image itself: its tiles are embedded in small batches, and none of them is kept.
-        return pixels
+    # A part of a detector
 
     @property
-    def _rounding(self) -> float:
-        # Where it counts, values are in the members' unit.
-        return max(leaf._rounding for leaf in self.member._leaves())
+    def passes(self) -> Passes:
+        """Every location makes a pass of its own."""
+        held_out = any(part.passes == "held_out" for part in self.member._parts())
+        return "held_out" if held_out else "many"
 
-    def _extending_lowers_scores(self) -> bool:
-        return all(leaf._extending_lowers_scores() for leaf in self.member._leaves())
+    @property
+    def spool_bytes(self) -> int:
+        return min(MEMORY_BYTES, int(self.memory_budget * _SPOOL_SHARE))
 
-    def _begin_fit(self) -> Fitting:
-        return TiledFitting(self)
+    @property
+    def extending_lowers_scores(self) -> bool:
+        return all(part.extending_lowers_scores for part in self.member._parts())
 
-    def _begin_extension(self) -> Fitting:
-        return TiledFitting(self, self._members)
+    def _parts(self) -> Sequence[Part]:
+        return [self]
+
+    def _networks(self) -> list[FrozenNetwork]:
+        members = () if self._state is None else self._state.members
+        return [network for one in (self.member, *members) for network in one._networks()]
+
+    def _own_networks(self) -> list[FrozenNetwork]:
+        return []  # none looks at whole images
+
+    def _combine(self, results: Sequence[Result]) -> Result:
+        (result,) = results
+        return result
+
+    def _start(self, *, extending: bool) -> Accumulator:
+        raise NotImplementedError("a tiled ensemble learns in passes of its own")
+
+    def _learn(self, images: ImageSet, run: Run, *, extending: bool) -> Fitted:
+        return TiledLearning(self.plan(), images, run, self._state if extending else None).fitted()
+
+    def _seen(self, pixels: torch.Tensor, geometry: Geometry, features: Features) -> Seen:
+        # The images themselves: their tiles are embedded in small batches, and none of them is kept.
+        return Seen((pixels,), (pixels.shape[2], pixels.shape[3]))
+
+    def _result(self, seen: Seen) -> Result:
+        (result,) = score_together([self], seen)
+        return result
+
+    def _take(self, states: Sequence[Any], fingerprints: npt.NDArray[np.uint64]) -> None:
+        (self._state,), self._learned = states, fingerprints
+        self._pool = None
 
     def _accept(self, calibrations: Sequence[Calibration]) -> None:
         (self._calibration,) = calibrations
 
-    def _score(self, embedded: Embedded) -> Result:
-        (result,) = score_together([self], embedded)
-        return result
+    @property
+    def _fingerprints(self) -> npt.NDArray[np.uint64]:
+        return self._learned
+
+    def _clone(self) -> Self:
+        return type(self)(self.member._clone(), **self.parameters())
+
+    def plan(self) -> TilePlan:
+        """The parameters, for learning and merging."""
+        return TilePlan(
+            self.member,
+            self._geometry,
+            self.tile_size,
+            self.stride,
+            self.score,
+            self.seam_smoothing,
+            self.normalization,
+            self.shared,
+            self.memory_budget,
+        )
+
+    def tiling(self) -> Hashable:
+        """Fitted ensembles for which this is equal look at the same tiles, on the same device."""
+        return self.geometry, self._fitted().frame, self._device()
+
+    def _device(self) -> torch.device:
+        networks = self.member._networks()
+        return networks[0].network.device if networks else torch.device("cpu")
 
     def _frame_of(self, size: tuple[int, int]) -> TileFrame:
         """That of the fit, if images of this size are what it was fitted for."""
-        frame = self._fitted_frame()
+        frame = self._fitted().frame
         if size != frame.image_size:
             raise ValueError(
                 f"images must have the size that the ensemble was fitted for, {frame.image_size} with "
@@ -201,122 +247,100 @@ class TiledEnsemble(Leaf):
             )
         return frame
 
-    def _tiling(self) -> Hashable:
-        """Fitted ensembles for which this is equal look at the same tiles, on the same device."""
-        return self.geometry, self._fitted_frame(), self._network_leaves()[0]._network().device
-
-    def _tile_network(self, others: Sequence[TiledEnsemble] = ()) -> TileNetwork:
-        """For one's own members and those of others, in this order."""
-        party = (self, *others)
-        readers = [one._members[0] if one._members else one.member for one in party]
-        if self._tiles is None or not self._tiles.serves(readers):
-            share_networks([leaf for one in party for leaf in one._network_leaves()])
-            self._tiles = TileNetwork(readers)
-        return self._tiles
-
-    def _frame_for(self, size: tuple[int, int]) -> TileFrame:
-        frame = TileFrame(size, self.tile_size, self.stride)
-        _ = frame.grid  # raises where they do not go together
-        return frame
-
-    def _fitted_frame(self) -> TileFrame:
-        if self._frame is None:
-            raise NotFittedError("this TiledEnsemble is not fitted; call fit first")
-        return self._frame
-
-    def _joiner(self, frame: TileFrame, units: Units | None) -> Joiner:
-        return Joiner(frame, self.score, self.seam_smoothing, self.normalization, units)
-
-    def _clone(self) -> Self:
-        return type(self)(self.member._clone(), **self.parameters())
+    def _pool_for(self, parts: list[Part]) -> FeaturePool:
+        """Forward passes over tiles for these parts, kept from batch to batch."""
+        if self._pool is None or self._pool[0] != parts:
+            share_networks([network for part in parts for network in part._networks()])
+            readers = [(network.network, AS_IS) for part in parts for network in part._own_networks()]
+            self._pool = parts, FeaturePool(readers)
+        return self._pool[1]
 
     # Saving
 
     def to_store(self, writer: FolderWriter) -> dict[str, Any]:
         """For `store.save`: a folder per location; the first has the network, the others borrow it."""
-        frame = self._fitted_frame()
-        for number, member in enumerate(self._members):
+        state = self._fitted()
+        for number, member in enumerate(state.members):
             borrowed = {"borrowed": True} if number else {}
-            writer.child(self._folder(number, frame), member, **borrowed)
-        calibration, samples = self.calibration_.state()
-        writer.tensors("calibration.safetensors", samples)
-        if self._units is not None:
-            writer.tensors("units.safetensors", {"units": self._units.values})
-        return {
-            "parameters": self.parameters(),
-            "image_size": list(frame.image_size),
-            "tiles": list(frame.grid),
-            "calibration": calibration,
-        }
+            writer.child(self._folder(number, state.frame), member, **borrowed)
+        kept: dict[str, Any] = {"parameters": self.parameters(), "image_size": list(state.frame.image_size)}
+        kept["tiles"] = list(state.frame.grid)
+        if state.statistics is not None:
+            kept["statistics"] = save_state(writer, "statistics", state.statistics, TileStatistics)
+        return {**kept, **write_statistics(self, writer)}
 
     @classmethod
     def from_store(cls, reader: FolderReader) -> Self:
         """For `store.load`; there, `weights` and `backbone` are those of one member."""
         state = reader.state
         with reader.as_damage():
-            parameters = {
-                name: tuple(value) if isinstance(value, list) else value
-                for name, value in state["parameters"].items()
-            }
-            frame = TileFrame(tuple(state["image_size"]), parameters["tile_size"], parameters["stride"])
+            own = plain_parameters(state["parameters"])
+            frame = TileFrame(tuple(state["image_size"]), own["tile_size"], own["stride"])
             grid = frame.grid
         if list(grid) != state["tiles"]:
             raise DamagedModelError(f"{reader.folder} states {state['tiles']} tiles, its sizes give {grid}")
-        folder = "member" if parameters["shared"] else _tile_name(0, frame)
-        members = [reader.child(folder)]
-        for number in range(1, 1 if parameters["shared"] else len(frame)):
-            lent = iter([leaf._network() for leaf in members[0]._network_leaves()])
+        members = [reader.child("member" if own["shared"] else _tile_name(0, frame))]
+        for number in range(1, 1 if own["shared"] else len(frame)):
+            lent = iter([network.network for network in members[0]._networks()])
             members.append(reader.child(_tile_name(number, frame), networks=lent))
-        member = members[0]._clone()
         with reader.as_damage():
-            ensemble = cls(member, **cast("dict[str, Any]", parameters))
-        ensemble._members, ensemble._frame = members, frame
-        if reader.has("units.safetensors"):
-            ensemble._units = Units(reader.tensors("units.safetensors")["units"])
-        samples = {name: t.numpy() for name, t in reader.tensors("calibration.safetensors").items()}
-        with reader.as_damage():
-            known = Calibration.from_state(state["calibration"], samples, ensemble._rounding)
-        ensemble._calibration = known
+            ensemble = cls(members[0]._clone(), **own)
+            statistics = cls._read_tile_statistics(reader)
+        ensemble._state = TiledState(tuple(members), frame, statistics)
+        read_statistics(ensemble, reader, max(member.calibration_.rounding for member in members))
         return ensemble
+
+    @classmethod
+    def _read_tile_statistics(cls, reader: FolderReader) -> TileStatistics | None:
+        if reader.format == 1:
+            known = reader.has("units.safetensors")
+            return TileStatistics(reader.tensors("units.safetensors")["units"]) if known else None
+        known = "statistics" in reader.state
+        return load_state(reader, "statistics", reader.state["statistics"], TileStatistics) if known else None
 
     def _folder(self, number: int, frame: TileFrame) -> str:
         return "member" if self.shared else _tile_name(number, frame)
 
 
-def score_together(ensembles: Sequence[TiledEnsemble], embedded: Embedded) -> list[Result]:
-    """What ensembles over the same tiles say of images that are given as for one of them: a batch of tiles
+def score_together(ensembles: Sequence[TiledEnsemble], seen: Seen) -> list[Result]:
+    """Results of ensembles over the same tiles for images that are given as for one of them: a batch of tiles
     goes through a network once for all.
     """
-    (pixels,), (size,) = embedded.parts, embedded.sizes
-    first, *others = ensembles
-    frame, network = first._frame_of(size), first._tile_network(others)
+    first = ensembles[0]
+    states, frame = [one._fitted() for one in ensembles], first._frame_of(seen.size)
+    # Networks are shared by all members of an ensemble, so those of the first look at the tiles of all.
+    parts = [part for state in states for part in state.members[0]._parts()]
+    pool = first._pool_for(parts)
     # Whole images go up once, as bytes; the tiles are cut there.
-    pixels = pixels.to(network.device, non_blocking=True)
-    canvases = [one._joiner(frame, one._units).canvas(len(pixels)) for one in ensembles]
+    pixels = seen.pixels.to(first._device(), non_blocking=True)
+    pairs = zip(ensembles, states, strict=True)
+    buffers = [one.plan().merger(frame, state.statistics).buffer(len(pixels)) for one, state in pairs]
     batch_size = min(one.member.batch_size for one in ensembles)
-    for number, images, tiles in _tile_batches(network, pixels, frame, batch_size):
+    for number, images, tiles in _tile_batches(parts, pool, pixels, frame, batch_size):
         start = 0
-        for one, canvas in zip(ensembles, canvases, strict=True):
-            member = one._members[0 if one.shared else number]
-            span = slice(start, start + len(member._leaves()))
-            canvas.put(number, images, member._score(tiles.leaves(span)))
+        for one, state, buffer in zip(ensembles, states, buffers, strict=True):
+            member = state.members[0 if one.shared else number]
+            span = slice(start, start + len(member._parts()))
+            buffer.put(number, images, member._combine(member._results(tiles[span])))
             start = span.stop
-    return [canvas.join() for canvas in canvases]
+    return [buffer.merge() for buffer in buffers]
 
 
 def _tile_batches(
-    network: TileNetwork, pixels: torch.Tensor, frame: TileFrame, batch_size: int
-) -> Iterator[tuple[int, slice, Embedded]]:
-    """All tiles of images `[B, 3, H, W]`, embedded: number, whose they are, and what is seen of them."""
+    parts: Sequence[Part], pool: FeaturePool, pixels: torch.Tensor, frame: TileFrame, batch_size: int
+) -> Iterator[tuple[int, slice, list[Seen]]]:
+    """All tiles of images `[B, 3, H, W]`: number, whose they are, and what the parts see of them."""
     places = [(number, image) for number in range(len(frame)) for image in range(len(pixels))]
     for start in range(0, len(places), batch_size):
         chosen = places[start : start + batch_size]
-        embedded = network.embed(torch.stack([frame.cut(pixels[image], n) for n, image in chosen]))
+        cut = torch.stack([frame.cut(pixels[image], number) for number, image in chosen])
+        with pool.batch({AS_IS: cut}) as features:
+            seen = [part._seen(cut, AS_IS, features) for part in parts]
         done = 0
         for number, run in groupby(chosen, lambda place: place[0]):
             images = [image for _, image in run]
-            tiles = embedded.images(slice(done, done + len(images)))
-            yield number, slice(images[0], images[-1] + 1), tiles
+            which = slice(done, done + len(images))
+            yield number, slice(images[0], images[-1] + 1), [one.rows(which) for one in seen]
             done += len(images)
 
 
@@ -328,7 +352,7 @@ def _tile_name(number: int, frame: TileFrame) -> str:
 def _check_member(member: Any) -> None:
     if not isinstance(member, Detector):
         raise TypeError(f"member must be a detector, got {type(member).__name__}")
-    if any(not isinstance(leaf, LeafDetector) for leaf in member._leaves()):
+    if any(isinstance(part, TiledEnsemble) for part in member._parts()):
         raise ValueError(
             "member must not be a TiledEnsemble or contain one; give smaller tiles to a single one"
         )

@@ -7,18 +7,21 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ensemblead.datasets import Category, Dataset, Folder, MVTecAD, Sample, VisA
-    from ensemblead.evaluation.evaluate import ScoredImage, evaluate
-    from ensemblead.evaluation.results import Details, ImageResult, Report, Row, TypeRow
+    from ensemblead.evaluation.measure import ScoredImage
+    from ensemblead.evaluation.results import Details, ImageResult, Row, TypeRow
     from ensemblead.metrics import aupro, auroc, average_precision, f1_max
+    from ensemblead.report.report import Report, evaluate
     from ensemblead.suites.results import CellResult, SuiteResults
     from ensemblead.suites.running import run
     from ensemblead.suites.suite import Suite
 
-# Name -> module. Loaded when first asked for: suites stand above this room.
+# Name -> module. Loaded when first asked for: reports and suites stand above this room.
+# No module of this room may have one of these names, for an import of the module would hide what is shown.
 _PLACES = {
     **dict.fromkeys(("Category", "Dataset", "Folder", "MVTecAD", "Sample", "VisA"), "ensemblead.datasets"),
-    **dict.fromkeys(("ScoredImage", "evaluate"), "ensemblead.evaluation.evaluate"),
-    **dict.fromkeys(("Details", "ImageResult", "Report", "Row", "TypeRow"), "ensemblead.evaluation.results"),
+    "ScoredImage": "ensemblead.evaluation.measure",
+    **dict.fromkeys(("Details", "ImageResult", "Row", "TypeRow"), "ensemblead.evaluation.results"),
+    **dict.fromkeys(("Report", "evaluate"), "ensemblead.report.report"),
     **dict.fromkeys(("aupro", "auroc", "average_precision", "f1_max"), "ensemblead.metrics"),
     **dict.fromkeys(("CellResult", "SuiteResults"), "ensemblead.suites.results"),
     "run": "ensemblead.suites.running",

@@ -154,15 +154,17 @@ def color_scale(detector: Any) -> tuple[float, float]:
 
 def describe_threshold(detector: Any) -> str:
     """Where the detector's threshold comes from, in a sentence; "" if it has none."""
-    if getattr(detector, "fusion", None) == "minmax" or getattr(detector, "threshold_", None) is None:
+    threshold = getattr(detector, "threshold_", None)
+    if getattr(detector, "fusion", None) == "minmax" or threshold is None or np.isnan(threshold):
         return ""
     calibration = getattr(detector, "calibration_", None)
     if calibration is None:
         return "set by the detector"
     images, rate = len(calibration.scores), f"{calibration.false_alarm_rate:.2g}"
-    if calibration.fresh:
+    if calibration.is_guaranteed:
         return f"from {images} fresh normal images: false alarms at most {rate} (split conformal)"
-    return f"from {images} training images, each scored without itself: false alarms about {rate} (estimated)"
+    how = "held out" if calibration.origin == "held_out" else "leave-one-out"
+    return f"from {images} training images, {how}: false alarms about {rate} (estimated)"
 
 
 def _reduced(index: int, values: NDArray[Any]) -> Picture:

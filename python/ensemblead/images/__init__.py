@@ -1,4 +1,4 @@
-"""Files and arrays in, uint8 network input out: decode, resize, crop, batch with prefetch."""
+"""Files and arrays in, uint8 network input out: decode, resize, crop, batch, read again."""
 
 from ensemblead.images.batches import BatchIterator, ImageBatch, SkippedImage, iterate_batches
 from ensemblead.images.decode import IMAGE_SUFFIXES, MAX_PIXELS, read_image, upright_size
@@ -6,10 +6,12 @@ from ensemblead.images.depth import BIT_DEPTHS, BitDepthWarning
 from ensemblead.images.folders import check_normal_folder, check_output_outside
 from ensemblead.images.geometry import Geometry
 from ensemblead.images.masks import examine_mask, read_mask
-from ensemblead.images.replay import Replay
 from ensemblead.images.sources import ImageSource, detect_bits, open_images
+from ensemblead.images.spool import Images, ImageSet
+from ensemblead.images.tiles import AS_IS, Tiles, Window
 
 __all__ = [
+    "AS_IS",
     "BIT_DEPTHS",
     "IMAGE_SUFFIXES",
     "MAX_PIXELS",
@@ -17,9 +19,12 @@ __all__ = [
     "BitDepthWarning",
     "Geometry",
     "ImageBatch",
+    "ImageSet",
     "ImageSource",
-    "Replay",
+    "Images",
     "SkippedImage",
+    "Tiles",
+    "Window",
     "check_normal_folder",
     "check_output_outside",
     "detect_bits",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -20,9 +20,6 @@ from ensemblead.images.sources import ImageSource, open_images
 
 if TYPE_CHECKING:
     import torch
-
-# Planes `[3, h, w]` in, one `[B, 3, h, w]` out.
-Stack = Callable[[list[npt.NDArray[np.uint8]]], "torch.Tensor"]
 
 
 @dataclass(frozen=True)
@@ -130,7 +127,7 @@ def iterate_batches(
         skipped if errors == "skip" else None,
         workers if source.concurrent else 1,
         prefetch,
-        _pinned if pin_memory else _pageable,
+        pin_memory,
     )
     return BatchIterator(batches, skipped)
 
@@ -168,7 +165,7 @@ def _batches(
     skipped: list[SkippedImage] | None,
     workers: int,
     prefetch: int,
-    stack: Stack,
+    pin_memory: bool,
 ) -> Iterator[ImageBatch]:
     ahead = batch_size * prefetch + max(batch_size, workers)
     pending: deque[tuple[int, Future[_Decoded]]] = deque()
@@ -189,27 +186,25 @@ def _batches(
                     raise
                 skipped.append(SkippedImage(index, source.paths[index], str(error)))
             if len(ready) == batch_size:
-                batch, ready = _assemble(source, geometries, ready, stack), []
+                batch, ready = _assemble(source, geometries, ready, pin_memory), []
                 yield batch
                 del batch
         if ready:
-            yield _assemble(source, geometries, ready, stack)
+            yield _assemble(source, geometries, ready, pin_memory)
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _pageable(planes: list[npt.NDArray[np.uint8]]) -> torch.Tensor:
-    import torch
+def stack_planes(planes: Sequence[npt.NDArray[np.uint8]], pin_memory: bool = False) -> torch.Tensor:
+    """Planes `[3, h, w]` of one size as one tensor `[B, 3, h, w]`, in page-locked memory if that is asked for.
 
-    return torch.from_numpy(np.stack(planes))
-
-
-def _pinned(planes: list[npt.NDArray[np.uint8]]) -> torch.Tensor:
-    """A fresh tensor for every batch: torch keeps page-locked memory that is let go and gives it out again
-    only when the copies queued from it are done, so no batch is overwritten on its way to the GPU.
+    Page-locked memory is a fresh tensor for every batch: torch gives it out again only when the copies queued
+    from it are done, so no batch is overwritten on its way to the GPU.
     """
     import torch
 
+    if not pin_memory:
+        return torch.from_numpy(np.stack(planes))
     target = torch.empty((len(planes), *planes[0].shape), dtype=torch.uint8, pin_memory=True)
     np.stack(planes, out=target.numpy())
     return target
@@ -219,7 +214,7 @@ def _assemble(
     source: ImageSource,
     geometries: tuple[Geometry, ...],
     ready: list[tuple[int, _Decoded]],
-    stack: Stack,
+    pin_memory: bool,
 ) -> ImageBatch:
     first = ready[0][1]
     images = {}
@@ -232,7 +227,7 @@ def _assemble(
                     f"{there} and {source.describe(index)} as {here}; give an exact resize (h, w) or a crop, "
                     "or batch_size=1"
                 )
-        images[geometry] = stack([decoded.planes[g] for _, decoded in ready])
+        images[geometry] = stack_planes([decoded.planes[g] for _, decoded in ready], pin_memory)
     indices = [index for index, _ in ready]
     paths = [source.paths[index] for index in indices]
     sizes = [decoded.size for _, decoded in ready]

@@ -1,4 +1,4 @@
-"""NumPy, CuPy and torch behind one small face; no other module knows all three.
+"""NumPy, CuPy and torch behind one small interface; no other module knows all three.
 
 None of them is imported here: an array's framework is loaded already, or there would be no array.
 """
@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, TypedDict
 
 import numpy as np
 
@@ -153,6 +153,30 @@ def framework_of(array: Array, argument: str) -> Framework:
     if _is(array, "cupy", "ndarray"):
         return _CUPY
     raise TypeError(f"{argument} must be a NumPy, CuPy or torch array, got {type(array).__name__}")
+
+
+class WorkArguments(TypedDict):
+    """The arguments that every operation of the core ends with."""
+
+    num_threads: int
+    stream: int
+    scratch: Array | None
+
+
+def work_arguments(framework: Framework, array: Array, scratch_bytes: Callable[[], int]) -> WorkArguments:
+    """Where and with what an operation works on `array`: threads on the CPU; on a GPU the current stream and
+    as much scratch, allocated here, as `scratch_bytes` asks for.
+    """
+    if not framework.device(array).startswith("cuda"):
+        return {"num_threads": num_threads(), "stream": 0, "scratch": None}
+    needed = scratch_bytes()
+    scratch = framework.empty((needed,), "uint8", array) if needed else None
+    return {"num_threads": 0, "stream": framework.stream(array), "scratch": scratch}
+
+
+def no_scratch() -> int:
+    """For `work_arguments`, of operations that need no scratch."""
+    return 0
 
 
 def num_threads() -> int:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ensemblead import _core
-from ensemblead.kernels.arrays import Array, framework_of, num_threads
+from ensemblead.kernels.arrays import Array, framework_of, work_arguments
 
 
 def select_coreset(
@@ -88,9 +88,8 @@ def select_coreset(
         bank = None if bank is None else _project(bank, weights, "bank")
     with framework.on_device(features):
         picks = framework.empty((limit,), "int64", features)
-        scratch = None
-        if framework.device(features).startswith("cuda"):
-            scratch = framework.empty((_core.coreset_scratch(rows, features.shape[1]),), "uint8", features)
+        dims = int(features.shape[1])  # after the projection
+        work = work_arguments(framework, features, lambda: _core.select_coreset_scratch(rows, dims))
         count, _ = _core.select_coreset(
             features,
             picks,
@@ -98,11 +97,9 @@ def select_coreset(
             start_rows=starts,
             bank=bank,
             radius=-1.0 if radius is None else float(radius),
-            num_threads=num_threads(),
             plain=False,
             progress=progress,
-            scratch=scratch,
-            stream=framework.stream(features),
+            **work,
         )
     return picks[:count]
 
@@ -139,18 +136,8 @@ def _project(features: Array, projection: Array, argument: str) -> Array:
         _same_framework(projection, "projection", framework.name)
     with framework.on_device(features):
         projected = framework.empty((rows, out_dims), "float32", features)
-        scratch = None
-        if framework.device(features).startswith("cuda"):
-            scratch = framework.empty((_core.project_scratch(),), "uint8", features)
-        _core.project_rows(
-            features,
-            projection,
-            projected,
-            num_threads=num_threads(),
-            argument=argument,
-            scratch=scratch,
-            stream=framework.stream(features),
-        )
+        work = work_arguments(framework, features, _core.project_rows_scratch)
+        _core.project_rows(features, projection, projected, argument=argument, **work)
     return projected
 
 

@@ -44,7 +44,7 @@ class SketchedRows:
                 raise ValueError(f"{argument} must be 2-D {layout}, got shape {tuple(array.shape)}")
         size = _core.packed_size(len(rows), rows.shape[-1], len(directions), num_front)
         packed = framework.empty((size,), "float32", rows)
-        _core.pack_rows(rows, middle, directions, packed, num_front, num_threads())
+        _core.pack_rows(rows, middle, directions, packed, num_front, num_threads=num_threads())
         return cls(rows, middle, len(directions), num_front, packed)
 
 

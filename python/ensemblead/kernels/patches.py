@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from ensemblead import _core
-from ensemblead.kernels.arrays import Array, Framework, framework_of, num_threads
+from ensemblead.kernels.arrays import Array, Framework, framework_of, work_arguments
 
 # With pretrain_dim="auto" a layer of fewer channels keeps their number, any other is pooled to 1024.
 _FEW_CHANNELS = 512
@@ -71,23 +71,16 @@ def aggregate_patches(
     dim = _core.patch_dim(channels, patch_size, pretrain_dims, target_dim, mode)
     first = feature_maps[0]
     batch, _, height, width = first.shape
-    scratch = None
+
+    def scratch_bytes() -> int:
+        shapes = [tuple(feature_map.shape) for feature_map in feature_maps]
+        return _core.aggregate_patches_scratch(shapes, patch_size, pretrain_dims, target_dim, mode)
+
     with framework.on_device(first):
-        if framework.device(first) != "cpu":
-            shapes = [tuple(feature_map.shape) for feature_map in feature_maps]
-            needed = _core.patch_scratch(shapes, patch_size, pretrain_dims, target_dim, mode)
-            scratch = framework.empty((needed,), "uint8", first) if needed else None
         output = framework.empty((batch, height, width, dim), "float32", first)
+        work = work_arguments(framework, first, scratch_bytes)
         _core.aggregate_patches(
-            list(feature_maps),
-            output,
-            patch_size,
-            pretrain_dims,
-            target_dim,
-            mode,
-            num_threads(),
-            framework.stream(first),
-            scratch,
+            list(feature_maps), output, patch_size, pretrain_dims, target_dim, mode, **work
         )
     return output
 

@@ -15,7 +15,7 @@ from numbers import Real
 import numpy as np
 
 from ensemblead import _core
-from ensemblead.kernels.arrays import Array, Framework, framework_of, num_threads
+from ensemblead.kernels.arrays import Array, Framework, framework_of, no_scratch, work_arguments
 
 _FLOATS = ("float16", "bfloat16", "float32", "float64")
 
@@ -62,7 +62,7 @@ def tile(
     rows, cols = _core.tile_grid((height, width), size, step)
     with framework.on_device(images):
         tiles = framework.empty((rows, cols, batch, channels, *size), framework.dtype(images), images)
-        _core.tile(images, tiles, size, step, num_threads(), framework.stream(images))
+        _core.tile(images, tiles, size, step, **work_arguments(framework, images, no_scratch))
     return tiles
 
 
@@ -103,7 +103,7 @@ def untile(
         )
     with framework.on_device(tiles):
         images = framework.empty((batch, channels, *size), framework.dtype(tiles), tiles)
-        _core.untile(tiles, images, step, num_threads(), framework.stream(tiles))
+        _core.untile(tiles, images, step, **work_arguments(framework, tiles, no_scratch))
     return images
 
 
@@ -145,14 +145,14 @@ def smooth_seams(
     size = _pair(tile_size, "tile_size")
     step = size if stride is None else _pair(stride, "stride")
     numbers = _real(sigma, "sigma"), _real(width, "width")
+
+    def scratch_bytes() -> int:
+        return _core.smooth_seams_scratch(tuple(maps.shape), framework.dtype(maps), numbers[0])
+
     with framework.on_device(maps):
         smoothed = framework.empty(maps.shape, framework.dtype(maps), maps)
-        scratch = None
-        if framework.device(maps) != "cpu":
-            needed = _core.smooth_seams_scratch(tuple(maps.shape), framework.dtype(maps), numbers[0])
-            scratch = framework.empty((needed,), "uint8", maps) if needed else None
-        stream = framework.stream(maps)
-        _core.smooth_seams(maps, smoothed, size, step, *numbers, num_threads(), stream, scratch)
+        work = work_arguments(framework, maps, scratch_bytes)
+        _core.smooth_seams(maps, smoothed, size, step, *numbers, **work)
     return smoothed
 
 

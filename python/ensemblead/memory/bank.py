@@ -85,6 +85,8 @@ class MemoryBank:
         self._buffer = Buffer()
         self._kept = Buffer()  # what groups that left the buffer have kept
         self._num_added = 0
+        self._squares = 0.0
+        self._count = 0
         self._num_groups = 0
         self._home: torch.device | None = None  # where rows come from, and are selected and searched
         self._on_host = False  # rows of a GPU wait on the host
@@ -136,6 +138,8 @@ class MemoryBank:
         self._home = rows.device
         self._buffer.append(self._waiting(rows), numbers.expand(len(rows)))
         self._num_added += len(rows)
+        self._squares += float(rows.double().square().sum())
+        self._count += len(rows)
         # After the first overflow groups are a quarter as large: the peak stays at that first buffer.
         limit = self.max_buffer_bytes if self._num_groups == 0 else self.max_buffer_bytes // 4
         if self._bytes(self._buffer.num_rows) > limit:
@@ -150,7 +154,12 @@ class MemoryBank:
         return to_host(rows) if self._on_host else rows
 
     def fit(
-        self, *, projection: Any = None, start_indices: Any = None, progress: Progress | None = None
+        self,
+        *,
+        projection: Any = None,
+        start_indices: Any = None,
+        progress: Progress | None = None,
+        noise_floor: float = 0.0,
     ) -> MemoryBank:
         """Select the coreset among the rows added, and make it searchable.
 
@@ -180,7 +189,14 @@ class MemoryBank:
         home = self._require_home()
         size = max(1, int(self._num_added * self.coreset_fraction))
         projected = project_chunks(chunks, mapping, home)
-        picks = _select(projected, size=size, seed=self.seed, start_indices=start_indices, progress=progress)
+        picks = _select(
+            projected,
+            size=size,
+            seed=self.seed,
+            start_indices=start_indices,
+            progress=progress,
+            **({"radius": noise_floor} if noise_floor else {}),
+        )
         rows, owners = take(chunks, picks, home), torch.cat(images).numpy()[picks]
         chosen = projected[torch.from_numpy(picks).to(home)]
         radius = nearest_squared(projected, chosen).max().clamp_min(0).sqrt()
@@ -190,7 +206,7 @@ class MemoryBank:
         self._buffer, self._kept, self._num_groups = Buffer(), Buffer(), 0
         return self
 
-    def extend(self, embeddings: Any = None, images: Any = None) -> MemoryBank:
+    def extend(self, embeddings: Any = None, images: Any = None, *, noise_floor=0.0) -> MemoryBank:
         """Take in the normal rows added since `fit` (and `embeddings`, as `add` takes them).
 
         Existing rows stay. New ones enter by the same greedy rule, farthest first, until every new row lies
@@ -283,32 +299,36 @@ class MemoryBank:
         names = ("coreset_fraction", "index", "num_neighbors", "seed", "projection_dim", "max_buffer_bytes")
         return {name: getattr(self, name) for name in names}
 
-    def state(self) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]], bytes | None]:
-        """What makes this bank again with `from_state`: plain values, arrays, and the FAISS index where there
-        is one.
-        """
+    def state(self):
+        from ensemblead.memory.state import BankState
+
         rows, _, index = self._fitted()
-        arrays = {"rows": rows.cpu().numpy(), "images": self._owners}
-        if self.projection_ is not None:
-            arrays["projection"] = self.projection_.cpu().numpy()
-        values = {"parameters": self.parameters(), "radius": self.radius_, "num_added": self._num_added}
-        return values, arrays, index.to_bytes() if isinstance(index, FaissIndex) else None
+        return BankState(
+            rows,
+            torch.from_numpy(self._owners),
+            self.projection_,
+            self.radius_,
+            self._num_added,
+            index.to_bytes() if isinstance(index, FaissIndex) else None,
+        )
 
     @classmethod
-    def from_state(
-        cls, values: dict[str, Any], arrays: dict[str, npt.NDArray[Any]], index: bytes | None
-    ) -> MemoryBank:
-        """A fitted bank from `state`, on the CPU."""
-        bank = cls(**values["parameters"])
-        rows = torch.from_numpy(arrays["rows"])
+    def from_state(cls, parameters, state):
+        bank = cls(**parameters)
+        rows = state.rows.cpu()
         search = (
-            flat_index(rows) if index is None else FaissIndex.from_bytes(bank.index, rows, index, bank.seed)
+            flat_index(rows)
+            if state.index is None
+            else FaissIndex.from_bytes(bank.index, rows, state.index, bank.seed)
         )
-        bank._set(rows, arrays["images"], search)
+        bank._set(rows, state.images.numpy(), search)
         bank._home = rows.device
-        bank.projection_ = torch.from_numpy(arrays["projection"]) if "projection" in arrays else None
-        bank.radius_, bank._num_added = values["radius"], values["num_added"]
+        bank.projection_ = state.projection
+        bank.radius_, bank._num_added = state.radius, state.num_added
         return bank
+
+    def mean_square_norm(self):
+        return self._squares / max(1, self._count)
 
     def _fitted(self) -> tuple[torch.Tensor, torch.Tensor, ExactIndex | FaissIndex]:
         if self._rows is None or self._images is None or self._search is None:

@@ -1,4 +1,4 @@
-"""Frozen networks: images in, feature maps of named layers out."""
+"""Frozen networks: images in, feature maps of named layers (or vectors) out."""
 
 from ensemblead.networks.extractor import FeatureExtractor
 

@@ -1,4 +1,4 @@
-"""Feature maps of named layers of a frozen network."""
+"""Features of named layers of a frozen network: feature maps, or a vector per image."""
 
 from __future__ import annotations
 
@@ -6,60 +6,111 @@ import copy
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ensemblead.common.validation import near_names
-from ensemblead.networks.backbones import BackboneInfo, Weights, load_backbone, module_configuration
-from ensemblead.networks.compiled import CompiledPass
-from ensemblead.networks.folding import fold_batch_norms
+from ensemblead.networks.engines import ENGINES
+from ensemblead.networks.engines.eager import EagerEngine
+from ensemblead.networks.engines.engine import Engine, Outputs, Part, input_of
 from ensemblead.networks.gabor import GaborBank
 from ensemblead.networks.grids import TokenLayout
+from ensemblead.networks.modes import default_modes
+from ensemblead.networks.needed import needed_tensors
+from ensemblead.networks.vectors import Pooling, check_pooling, head_input, to_vector
 from ensemblead.networks.weights import require_loaded
+from ensemblead.networks.zoo import BackboneInfo, Weights, load_backbone, module_configuration
 
 # The size of the images that a network ran on last, whichever extractor ran it: some networks take no other.
 _ran_at: weakref.WeakKeyDictionary[nn.Module, tuple[int, int]] = weakref.WeakKeyDictionary()
 
 
+class _Engines:
+    """The engines over one network, each made once, whichever thread comes first."""
+
+    def __init__(self) -> None:
+        self._made: dict[tuple[str, tuple[str, ...]], Engine] = {}
+        self.lock = threading.RLock()
+
+    def clear(self) -> None:
+        self._made.clear()
+
+    def engine(self, name: str, part: Part, images: Tensor, check: Callable[[Outputs], object]) -> Engine:
+        """The engine of that name for the part; eager torch where it does not know the precision or device.
+
+        `check` raises for outputs that the layers should not have; it is called before an engine is made.
+        """
+        eager = EagerEngine(part)
+        kind = ENGINES.get(name)
+        if kind is None or part.precision not in kind.precisions or part.device.type not in kind.device_types:
+            return eager
+        key = (kind.name, part.layers)
+        with self.lock:
+            if key not in self._made:
+                sample = images if kind.whole_batch else images[:1]
+                expected = eager.run(sample)
+                check(expected)
+                self._made[key] = kind.make(part, sample, eager, expected)
+            return self._made[key]
+
+
 class FeatureExtractor:
     """Runs a frozen network as far as the layers asked for, and returns what they put out.
+
+    Threads may share an extractor. Its results do not depend on torch's modes around a call: autocast, a
+    default dtype or device, inference mode.
 
     Args:
         backbone: a name (`load_backbone`: timm, then torchvision), "gabor", or any `torch.nn.Module`. A
             module is used as it is, not copied: while it runs here it is in eval mode without gradients and
             has hooks; after every call its training flags and hooks are as before. `to` moves it for good.
         layers: names of submodules at any depth, as `named_modules` gives them, in the order wanted back. A
-            layer that is called several times in one pass gives the output of its first call.
+            layer that is called several times in one pass gives the output of its first call. "NAME:input" is
+            what the layer NAME reads. None, with `pooling`: what the classifier reads.
         weights: for a name, see `load_backbone`: "default", a path, a state dict, or None for random ones.
             It may lack tensors that are not needed to reach the layers. A module and "gabor" bring their own.
         seed: of the random initialisation under `weights=None`.
         mean, std: of the three channels, for RGB in 0..1; by default those the weights were trained with
             (for a module that carries no record of them, ImageNet's).
+        pooling: None for feature maps. "avg", "max" or "gem" (generalised mean, exponent 3) for a vector per
+            image, pooled over the places of a layer; "token" for its class token. Layers that put out vectors
+            are then taken as they are.
 
     Attributes:
-        name: "resnet18", or the module's class. `layers`: a tuple. `mean`, `std`. `input_size`: the side
-            that the weights were trained at, or None. `module`: the network. `source`: where it came from,
-            in JSON's types.
+        name: "resnet18", or the module's class. `layers`: a tuple. `mean`, `std`, `pooling`. `input_size`:
+            the side that the weights were trained at, or None. `module`: the network. `source`: where it came
+            from, in JSON's types.
 
     Raises ValueError for a layer that does not exist (near matches suggested), for weights that lack what the
     layers need or belong to another network, TypeError for the wrong kind of thing; see `load_backbone` as
     well.
+
+    Example:
+        >>> import torch
+        >>> extractor = FeatureExtractor("gabor", ("layer1", "layer2"))
+        >>> [tuple(maps.shape) for maps in extractor(torch.rand(2, 3, 64, 64))]
+        [(2, 42, 16, 16), (2, 66, 8, 8)]
+        >>> pooled = FeatureExtractor("gabor", ("layer2",), pooling="avg")
+        >>> pooled(torch.rand(2, 3, 64, 64))[0].shape
+        torch.Size([2, 66])
     """
 
     def __init__(
         self,
         backbone: str | nn.Module,
-        layers: Sequence[str],
+        layers: Sequence[str] | None,
         *,
         weights: Weights = "default",
         seed: int = 0,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
+        pooling: Pooling | None = None,
     ) -> None:
-        module, info = _load(backbone, weights, seed)
+        self.pooling = check_pooling(pooling)
+        with default_modes():
+            module, info = _load(backbone, weights, seed)
         self.name = info.name
         self.input_size = info.input_size
         self.source: dict[str, Any] = info.source
@@ -69,18 +120,17 @@ class FeatureExtractor:
             raise ValueError(f"std must be positive, got {self.std}")
         self.module = module
         self._scale: Tensor | None = None
-        # Networks with folded batch norms by their layers, shared as the compiled passes are; None: not asked
-        # for.
-        self._folded: dict[tuple[str, ...], nn.Module] | None = None
-        # Compiled passes by their layers, shared by all extractors over this network; None: not asked for.
-        self._compiled: dict[tuple[str, ...], CompiledPass] | None = None
+        self._engine = "eager"
+        self._engines = _Engines()
         self._set_layers(layers)
         if info.missing:
             what = self.source.get("path", "the state dict given")
             require_loaded(info.missing, self._needed_names(), self.layers, what)
 
-    def _set_layers(self, layers: Sequence[str]) -> None:
-        self.layers = _checked_layers(self.module, layers)
+    def _set_layers(self, layers: Sequence[str] | None) -> None:
+        if layers is None and self.pooling is None:
+            raise ValueError("layers=None stands for a vector per image; give pooling= with it, or layers")
+        self.layers = _checked_layers(self.module, [head_input(self.module)] if layers is None else layers)
         self._layout = TokenLayout(self.module)
         self._shapes: dict[tuple[int, int], list[tuple[int, ...]]] = {}
         self._channels_last = False
@@ -97,35 +147,31 @@ class FeatureExtractor:
 
     def copy(self) -> FeatureExtractor:
         """The same over a network of its own."""
-        other = object.__new__(type(self))
-        other.__dict__.update(self.__dict__)
-        other.module = copy.deepcopy(self.module)
+        other = self.with_layers(self.layers)
+        with default_modes():
+            other.module = copy.deepcopy(self.module)
         if self.module in _ran_at:
             _ran_at[other.module] = _ran_at[self.module]
-        other._folded = None if self._folded is None else {}
-        other._compiled = None if self._compiled is None else {}
-        other._set_layers(self.layers)
-        other._channels_last = self._channels_last
+        other._engines = _Engines()
+        other._layout = TokenLayout(other.module)
         return other
 
     def is_at(self, device: torch.device, dtype: torch.dtype) -> bool:
         """Whether `to` would leave the values and places of all parameters and buffers as they are."""
-        tensors = (t for group in (self.module.parameters(), self.module.buffers()) for t in group)
-        return all(t.device == device and (t.dtype == dtype or not t.is_floating_point()) for t in tensors)
+        return all(
+            t.device == device and (t.dtype == dtype or not t.is_floating_point())
+            for t in _tensors(self.module)
+        )
 
     @property
     def device(self) -> torch.device:
         """Where the network's parameters (or buffers) lie."""
-        return self._anchor().device
+        return _anchor(self.module).device
 
     @property
     def dtype(self) -> torch.dtype:
         """What the network computes in."""
-        return self._anchor().dtype
-
-    def _anchor(self) -> Tensor:
-        tensors = (t for group in (self.module.parameters(), self.module.buffers()) for t in group)
-        return next((t for t in tensors if t.is_floating_point()), torch.empty(0))
+        return _anchor(self.module).dtype
 
     def to(
         self,
@@ -142,32 +188,38 @@ class FeatureExtractor:
             if not dtype.is_floating_point:
                 raise TypeError(f"dtype must be a floating-point type, got {dtype}")
             arguments["dtype"] = dtype
-        self.module.to(**arguments)
+        with default_modes(), self._engines.lock:
+            self.module.to(**arguments)
+            self._engines.clear()  # they are of the old place
         self._channels_last = channels_last
-        if self._folded is not None:
-            self._folded.clear()
-        if self._compiled is not None:
-            self._compiled.clear()  # their graphs are of the old place
         return self
 
     def fold(self) -> FeatureExtractor:
         """Run convolutions and the batch norms behind them as one from now on; returns self.
 
         For networks that nobody changes: folded weights are made at the first call, and kept beside the
-        original ones. In float32 only, where the outputs differ by rounding; compiled passes fold themselves.
+        original ones. In float32 only, where the outputs differ by rounding.
         """
-        if self._folded is None:
-            self._folded = {}
-        return self
+        return self.run_by("folded")
 
     def compile(self) -> FeatureExtractor:
         """Run the network through `torch.compile` from now on; returns self.
 
         It is compiled at the first call, which takes long, and again for batches of one image. Call it after
-        `to`. Raises CompilationError, at that first call, where the network cannot be compiled.
+        `to`. Raises CompilationError, at that first call, where the network cannot be compiled, or computes
+        something else when it is.
         """
-        if self._compiled is None:
-            self._compiled = {}
+        return self.run_by("compiled")
+
+    def run_by(self, engine: str) -> FeatureExtractor:
+        """Run the network by the engine of that name from now on; returns self.
+
+        "eager" is torch as it is. The others are made at the first call and compared with it there; where
+        they do not know the network's precision or device, eager torch stays.
+        """
+        if engine != "eager" and engine not in ENGINES:
+            raise ValueError(f"engine must be one of eager, {', '.join(ENGINES)}, got {engine!r}")
+        self._engine = engine
         return self
 
     def normalize(self, images: Tensor) -> Tensor:
@@ -182,15 +234,15 @@ class FeatureExtractor:
         pixels = images.to(self.device, non_blocking=True).float()
         if self._scale is None or self._scale.device != pixels.device:
             # Kept on the device: made anew, it would make every batch wait for a copy.
-            self._scale = torch.tensor([self.mean, self.std]).mul(255.0).to(pixels.device)
+            scale = torch.tensor([self.mean, self.std], dtype=torch.float32, device="cpu")
+            self._scale = scale.mul(255.0).to(pixels.device)
         mean, std = self._scale.view(2, 1, 3, 1, 1)
         layout = torch.channels_last if self._channels_last else torch.contiguous_format
         return pixels.sub_(mean).div_(std).to(self.dtype, memory_format=layout)
 
-    @torch.no_grad()
     def __call__(self, images: Tensor) -> list[Tensor]:
         """Normalised images, float `[B, 3, H, W]` -> one `[B, C_l, H_l, W_l]` per layer, in the order of
-        `layers`.
+        `layers`; with `pooling` one `[B, C_l]` per layer.
 
         The pass ends at the last layer needed. Outputs have the network's dtype and are contiguous
         (channels last after `to(..., channels_last=True)`); tokens are laid back onto the grid they came
@@ -203,12 +255,27 @@ class FeatureExtractor:
         _check_images(images)
         size = (images.shape[2], images.shape[3])
         layout = torch.channels_last if self._channels_last else torch.contiguous_format
-        outputs = self._pass(images.to(self.dtype).contiguous(memory_format=layout), size)
-        grids = [self._layout.to_grid(outputs[layer], layer, size) for layer in self.layers]
-        grids = [grid.contiguous(memory_format=layout) for grid in grids]
-        self._shapes[size] = [tuple(grid.shape[1:]) for grid in grids]
+        with default_modes():
+            if images.is_inference():
+                images = images.clone()  # a network may write into it
+            images = images.to(self.dtype).contiguous(memory_format=layout)
+            engine = self._engines.engine(
+                self._engine, self._part(), images, lambda outputs: self._arranged(outputs, size)
+            )
+            features = self._arranged(engine.run(images), size)
+        self._shapes[size] = [tuple(feature.shape[1:]) for feature in features]
         _ran_at[self.module] = size
-        return grids
+        return features
+
+    def _arranged(self, outputs: Outputs, size: tuple[int, int]) -> list[Tensor]:
+        """Grids, or vectors, out of the layers' outputs, in the order of `layers`."""
+        if self.pooling is not None:
+            pooling = self.pooling
+            vectors = (to_vector(outputs[name], name, size, self._layout, pooling) for name in self.layers)
+            return [vector.contiguous() for vector in vectors]
+        layout = torch.channels_last if self._channels_last else torch.contiguous_format
+        grids = (self._layout.to_grid(outputs[name], name, size) for name in self.layers)
+        return [grid.contiguous(memory_format=layout) for grid in grids]
 
     def channels(self, image_size: int | tuple[int, int]) -> tuple[int, ...]:
         """Channels of each layer for images of `image_size` (a side, or (h, w)); one blank image is run to
@@ -218,6 +285,8 @@ class FeatureExtractor:
 
     def grid(self, image_size: int | tuple[int, int]) -> tuple[int, int]:
         """Rows and columns of the first layer's grid for images of `image_size` (a side, or (h, w))."""
+        if self.pooling is not None:
+            raise ValueError(f"pooling={self.pooling!r} gives vectors, which have no grid")
         _, rows, columns = self._probe(image_size)[0]
         return rows, columns
 
@@ -237,89 +306,16 @@ class FeatureExtractor:
             self(torch.zeros(1, 3, *size, dtype=self.dtype, device=self.device))
         return self._shapes[size]
 
-    def _pass(self, images: Tensor, size: tuple[int, int]) -> dict[str, Tensor]:
-        if self._compiled is None:
-            return self._run(images, self._folded_for(images))
-        if self.layers not in self._compiled:
-            # One image as written, so that what is wrong with the layers is said before anything is compiled.
-            outputs = self._run(images[:1])
-            for layer in self.layers:
-                self._layout.to_grid(outputs[layer], layer, size)
-            self._compiled[self.layers] = CompiledPass(self.module, self.layers, self.name)
-        return self._compiled[self.layers](images)
-
-    def _folded_for(self, images: Tensor) -> nn.Module:
-        if self._folded is None or self.dtype != torch.float32:
-            return self.module
-        if self.layers not in self._folded:
-            probe = images[:1]
-            found = fold_batch_norms(self.module, lambda module: self._run(probe, module), self.layers)
-            self._folded[self.layers] = self.module if found is None else found
-        return self._folded[self.layers]
-
-    def _run(self, images: Tensor, module: nn.Module | None = None) -> dict[str, Tensor]:
-        """One pass, ended by an exception from the hook of the last layer needed; through the network, or a
-        twin of it.
-        """
-        module = self.module if module is None else module
-        outputs: dict[str, Any] = {}
-        caller = threading.get_ident()
-
-        def tap(layer: str) -> Callable[..., None]:
-            def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
-                # Another thread may be running the same network through another extractor.
-                if layer in outputs or threading.get_ident() != caller:
-                    return
-                last = len(outputs) == len(self.layers) - 1
-                # What follows may write into this tensor (ReLU in place); after the last one nothing follows.
-                outputs[layer] = output if last or not isinstance(output, Tensor) else output.clone()
-                if last:
-                    raise _Reached
-
-            return hook
-
-        parts = dict(module.named_modules())
-        with _frozen(module), _eager(module):
-            handles = [parts[layer].register_forward_hook(tap(layer)) for layer in self.layers]
-            try:
-                module(images)
-            except _Reached:
-                return outputs
-            finally:
-                for handle in handles:
-                    handle.remove()
-        unreached = [layer for layer in self.layers if layer not in outputs]
-        raise ValueError(f"layers: {unreached} exist in {self.name} but its forward pass never calls them")
+    def _part(self) -> Part:
+        precision = str(self.dtype).removeprefix("torch.")
+        return Part(self.module, self.layers, self.name, self.device, self.dtype, precision)
 
     def _needed_names(self) -> frozenset[str]:
-        """Names in the state dict that a pass to the layers may read.
-
-        A module's own tensors if it was entered; those of parts that were not, if the module ran to its
-        end, since it may have read them without calling the part (as attention does with its output
-        projection).
-        """
-        entered: set[nn.Module] = set()
-        finished: set[nn.Module] = set()
-        with _watched(self.module, entered, finished):
-            side = self.input_size or 224
-            size = _ran_at.get(self.module, (side, side))
-            self._run(torch.zeros(1, 3, *size, dtype=self.dtype, device=self.device))
-        needed: set[str] = set()
-
-        def visit(module: nn.Module, prefix: str, certain: bool) -> None:
-            run = certain or module in entered
-            if run:
-                own = [*module._parameters, *module._buffers]
-                needed.update(prefix + name for name in own)
-            for name, child in module.named_children():
-                visit(child, f"{prefix}{name}.", (certain or module in finished) and run)
-
-        visit(self.module, "", False)
-        return frozenset(needed.intersection(self.module.state_dict()))
-
-
-class _Reached(BaseException):
-    """Ends a forward pass. No Exception, lest a network that catches those swallows it."""
+        side = self.input_size or 224
+        size = _ran_at.get(self.module, (side, side))
+        with default_modes():
+            blank = torch.zeros(1, 3, *size, dtype=self.dtype, device=self.device)
+            return needed_tensors(self._part(), blank)
 
 
 def _load(backbone: str | nn.Module, weights: Weights, seed: int) -> tuple[nn.Module, BackboneInfo]:
@@ -345,17 +341,31 @@ def _load(backbone: str | nn.Module, weights: Weights, seed: int) -> tuple[nn.Mo
     return load_backbone(backbone, weights, seed=seed)
 
 
+def _tensors(module: nn.Module) -> Iterator[Tensor]:
+    yield from module.parameters()
+    yield from module.buffers()
+
+
+def _anchor(module: nn.Module) -> Tensor:
+    """The tensor by whose device and dtype a network is known."""
+    nothing = torch.empty(0, dtype=torch.float32, device="cpu")
+    return next((tensor for tensor in _tensors(module) if tensor.is_floating_point()), nothing)
+
+
 def _checked_layers(module: nn.Module, layers: Sequence[str]) -> tuple[str, ...]:
     if isinstance(layers, str):
         raise TypeError(f"layers must be a sequence of names, got one string; write ({layers!r},)")
     layers = tuple(layers)
     if not layers:
         raise ValueError("layers must not be empty")
+    strange = [layer for layer in layers if not isinstance(layer, str)]
+    if strange:
+        raise TypeError(f"layers must be names, got {strange[0]!r}")
     if len(set(layers)) != len(layers):
         raise ValueError(f"layers must differ from each other, got {layers}")
     names = [name for name, _ in module.named_modules() if name]
     for layer in layers:
-        if layer not in names:
+        if layer not in names and input_of(layer, names) is None:
             near = near_names(layer, names, most=5)
             top = ", ".join(near or [name for name, _ in module.named_children()][:20])
             raise ValueError(
@@ -376,45 +386,3 @@ def _three(
 def _check_images(images: Tensor) -> None:
     if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape:
         raise ValueError(f"images must be [B, 3, H, W], got shape {tuple(images.shape)}")
-
-
-@contextmanager
-def _frozen(module: nn.Module) -> Iterator[None]:
-    """Eval mode inside, so that no batch norm counts these images; every flag as it was outside."""
-    training = [part for part in module.modules() if part.training]
-    for part in training:
-        part.training = False
-    try:
-        yield
-    finally:
-        for part in training:
-            part.training = True
-
-
-def _eager(module: nn.Module) -> AbstractContextManager[Any]:
-    """Run compiled parts as written: a compiled graph has no hooks on its layers and no way to stop
-    inside.
-    """
-    compiled = any(
-        hasattr(part, "_orig_mod") or getattr(part, "_compiled_call_impl", None) is not None
-        for part in module.modules()
-    )
-    if not compiled:
-        return nullcontext()
-    if not hasattr(torch.compiler, "set_stance"):
-        raise TypeError("backbone must not be compiled: this torch (before 2.6) cannot run it uncompiled")
-    stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
-    return stance
-
-
-@contextmanager
-def _watched(module: nn.Module, entered: set[nn.Module], finished: set[nn.Module]) -> Iterator[None]:
-    handles = []
-    for part in module.modules():
-        handles.append(part.register_forward_pre_hook(lambda m, _: entered.add(m)))
-        handles.append(part.register_forward_hook(lambda m, _i, _o: finished.add(m)))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()

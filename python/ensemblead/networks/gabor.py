@@ -74,7 +74,7 @@ class _Scale(nn.Module):
         # The filters where they were last needed: brought there anew, every batch would wait for the copy.
         self._placed: tuple[Tensor, ...] = (self.even, self.odd, self.coarse_even, self.coarse_odd)
         # Empty, but it follows every cast and every move.
-        self.register_buffer("precision", torch.empty(0), persistent=False)
+        self.register_buffer("precision", torch.empty(0, dtype=torch.float32), persistent=False)
 
     def forward(self, level: Tensor, finer: Tensor | None = None) -> Tensor:
         if self._placed[0].device != level.device:

@@ -42,7 +42,7 @@ class TokenLayout:
             return self._tokens(output, layer, image_size)
         raise ValueError(
             f"layers: {layer!r} gives shape {tuple(output.shape)}, which has no grid; "
-            "it must be [B, C, H, W], [B, H, W, C] or tokens [B, T, C]"
+            "it must be [B, C, H, W], [B, H, W, C] or tokens [B, T, C], or be read as vectors by pooling="
         )
 
     def _four_axes(self, output: Tensor, image_size: tuple[int, int]) -> Tensor:

@@ -1,5 +1,6 @@
-"""The frozen network of a detector: where and in what precision it runs, who shares it, what a saved model
-knows of it.
+"""The frozen network of a detector: on its device, shared between detectors, saved and loaded.
+
+This file also shows what else detectors use of this room.
 """
 
 from __future__ import annotations
@@ -14,91 +15,40 @@ from typing import Any
 import torch
 from torch import nn
 
-from ensemblead.common.errors import BackboneUnavailableError
+from ensemblead.common.errors import BackboneUnavailableError, DamagedModelError
 from ensemblead.common.files import sha256_of
 from ensemblead.common.warnings import warn
 from ensemblead.images import Geometry
-from ensemblead.kernels.build import __version__, cuda_available, has_cuda_kernels
-from ensemblead.networks import FeatureExtractor
+from ensemblead.networks.engines import default_engine
+from ensemblead.networks.extractor import FeatureExtractor
+from ensemblead.networks.noise import relative_noise
+from ensemblead.networks.placement import check_device, check_precision, resolve_device, resolve_precision
 from ensemblead.networks.transfer import check_finite
+from ensemblead.networks.vectors import POOLINGS
 from ensemblead.store import FolderReader, FolderWriter
 
-_PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+__all__ = [
+    "FeaturePool",
+    "Network",
+    "check_device",
+    "check_precision",
+    "network_from_store",
+    "relative_noise",
+    "require_finite",
+    "resolve_device",
+    "resolve_precision",
+]
+
 _FILE = "backbone.safetensors"
-_KINDS = ("zoo", "file", "state", "gabor", "module")
-
-
-def check_device(device: Any) -> str:
-    """The device's name if it is one that this version computes on, or "auto". Whether it is there shows when
-    a network goes there.
-    """
-    if device == "auto":
-        return "auto"
-    try:
-        name = str(torch.device(device))
-    except (RuntimeError, TypeError) as error:
-        raise ValueError(f'device must be "auto" or a torch device, got {device!r}') from error
-    if name.startswith("cuda") and not has_cuda_kernels():
-        raise ValueError(
-            f"device is {name!r}, but the CUDA kernels are not part of this version of ensemblead, "
-            f"{__version__}; use device='auto' or 'cpu'"
-        )
-    return name
-
-
-def check_precision(precision: str) -> str:
-    if not isinstance(precision, str):
-        raise TypeError(f"precision must be a name, got {precision!r}")
-    if precision != "auto" and precision not in _PRECISIONS:
-        raise ValueError(f'precision must be "auto" or one of {", ".join(_PRECISIONS)}, got {precision!r}')
-    return precision
-
-
-def resolve_device(device: str) -> torch.device:
-    """The device itself, a GPU with its number. "auto" is torch's current GPU if there is one and the core's
-    kernels run on it; with a warning, the CPU where there are kernels, but the GPU is torch's alone.
-
-    Raises ValueError for a GPU that torch or the kernels do not see.
-    """
-    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    unusable = (
-        f"this torch sees {gpus} GPU{'s' * (gpus > 1)}, but the CUDA kernels can use none: the driver is "
-        "older than the CUDA they were built with, or they were built for newer architectures"
-    )
-    if device == "auto":
-        if not has_cuda_kernels() or gpus == 0:
-            return torch.device("cpu")
-        if not cuda_available():
-            warn(f"{unusable}; detectors run on the CPU", RuntimeWarning)
-            return torch.device("cpu")
-        return torch.device("cuda", torch.cuda.current_device())
-    place = torch.device(device)
-    if place.type != "cuda":
-        return place
-    if gpus == 0:
-        raise ValueError(f"device is {device!r}, but this torch sees no GPU; use device='auto'")
-    if not cuda_available():
-        raise ValueError(f"device is {device!r}, and {unusable}; use device='cpu'")
-    # With the number, or "cuda" and "cuda:0" would count as two places.
-    index = torch.cuda.current_device() if place.index is None else place.index
-    if index >= gpus:
-        raise ValueError(
-            f"device is {device!r}, but this torch sees {gpus} GPU{'s' * (gpus > 1)}: "
-            f"{', '.join(f'cuda:{i}' for i in range(gpus))}"
-        )
-    return torch.device("cuda", index)
-
-
-def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
-    """ "auto" is float32 on a CPU and half precision on a GPU: bfloat16 where its tensor cores have it
-    (compute capability 8.0), else float16.
-    """
-    if precision != "auto":
-        return _PRECISIONS[precision]
-    if device.type != "cuda":
-        return torch.float32
-    # torch.cuda.is_bf16_supported asks the current device, and says yes to an emulation.
-    return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
+_MOST = 1e6  # a mean or a deviation of pixels in 0..1 is far below
+# What is stored of a network's source, by its kind. A seed is there if the weights were drawn.
+_SOURCES: dict[str, tuple[str, ...]] = {
+    "zoo": ("name", "tag"),
+    "file": ("name", "tag", "path", "sha256"),
+    "state": ("name", "tag"),
+    "gabor": (),
+    "module": (),
+}
 
 
 class Network:
@@ -125,17 +75,20 @@ class Network:
         # Channels last is what a GPU's tensor cores want, and on a CPU it saves ResNets, DenseNets and
         # SqueezeNet a sixth to a half of the pass.
         extractor.to(place, dtype, channels_last=True)
-        if compile:
-            extractor.compile()
-        elif source["kind"] != "module":  # a caller's module may yet be changed
-            extractor.fold()
+        # A caller's module may yet be changed.
+        extractor.run_by(default_engine(dtype, compile=compile, changeable=source["kind"] == "module"))
         self.extractor = extractor
         self.device = place
         # A state dict or a module says nothing about its values: only the very same object is the same
         # network.
         anonymous = source["kind"] == "module" or (source["kind"] == "state" and "seed" not in source)
         known = identity or (id(self._origin) if anonymous else json.dumps(source, sort_keys=True))
-        self.key = (known, extractor.mean, extractor.std, str(place), dtype, compile)
+        self.key = (known, extractor.mean, extractor.std, str(place), dtype, compile, extractor.pooling)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the network computes in; `relative_noise` says how exactly."""
+        return self.extractor.dtype
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -169,6 +122,7 @@ class Network:
             "std": list(extractor.std),
             "stored": stored,
             **({"borrowed": True} if borrowed else {}),
+            **({"pooling": extractor.pooling} if extractor.pooling is not None else {}),
         }
 
 
@@ -179,6 +133,8 @@ def network_from_store(
 
     Borrowed ones come from the option `networks`, an iterator over those of all leaves in their order.
     """
+    with reader.as_damage():
+        _check_flags(state)
     if state.get("borrowed"):
         lent = reader.options.get("networks")
         if lent is None:
@@ -186,54 +142,107 @@ def network_from_store(
                 f"{reader.folder} is a part of the model in {reader.folder.parent}, which has its network: "
                 "load that one"
             )
-        network: Network = next(lent)
+        network: Network | None = next(lent, None)
+        if network is None:
+            raise DamagedModelError(f"{reader.folder} uses a network that the model around it does not have")
         return network
     with reader.as_damage():
-        source, layers = _described(state)
+        source, layers = _source(state["source"], state["stored"]), _layers(state["layers"])
+        mean, std = _channels("mean", state["mean"]), _channels("std", state["std"])
+        if min(std) <= 0:
+            raise ValueError(f"std must be positive, got {std}")
     weights, backbone = (_of_one(name, reader.options.get(name)) for name in ("weights", "backbone"))
     if backbone is not None and source["kind"] != "module":
         raise ValueError(
             f"backbone: the model at {reader.folder} knows its network, "
             f"{source.get('name', source['kind'])}; a module is only taken for one that was fitted with one"
         )
-    if source["kind"] == "module":
-        extractor = _into_module(reader, backbone, layers, state)
-    else:
-        name = "gabor" if source["kind"] == "gabor" else source["name"]
-        chosen = _weights_of(reader, source, bool(state["stored"]), weights)
-        if source["kind"] == "zoo" and isinstance(chosen, str) and chosen == "default" and source["tag"]:
-            name = f"{name}.{source['tag']}"
-        # Whether a published network has these layers depends on the installed version.
-        with reader.as_damage() if name == "gabor" else nullcontext():
-            extractor = FeatureExtractor(name, layers, weights=chosen, mean=state["mean"], std=state["std"])
-        if state["stored"] and weights is None:
-            # Where the weights came from in the first place, for the next save.
-            extractor.source = dict(source)
+    options = {"mean": mean, "std": std, "pooling": state.get("pooling")}
     # Stored weights reach no further than their layers did, so networks are equal only where these files are,
     # whatever source they share. A caller's module is equal to itself alone.
     from_folder = state["stored"] and weights is None and source["kind"] != "module"
+    if source["kind"] == "module":
+        extractor = _into_module(reader, backbone, layers, options)
+    else:
+        extractor = _by_name(reader, source, layers, options, weights, from_folder)
     identity = reader.digest(_FILE) if from_folder else None
     return Network(extractor, device, precision, compile=compile, identity=identity)
 
 
-def _described(state: Mapping[str, Any]) -> tuple[Mapping[str, Any], list[str]]:
-    """Where a network came from, and its layers. Raises TypeError or ValueError for what `to_store` never
-    says.
-    """
-    source, layers = state["source"], state["layers"]
-    if source["kind"] not in _KINDS or type(source.get("name", "")) is not str:
-        raise ValueError(f"source cannot be {dict(source)}")
-    if type(layers) is not list or not layers or any(type(layer) is not str for layer in layers):
-        raise ValueError(f"layers must be names, got {layers!r}")
-    if len(set(layers)) != len(layers):
-        raise ValueError(f"layers must differ from each other, got {layers}")
-    for name in ("mean", "std"):
-        values = state[name]
-        if type(values) is not list or len(values) != 3 or any(type(v) not in (int, float) for v in values):
-            raise ValueError(f"{name} must be three numbers, got {values!r}")
-    if min(state["std"]) <= 0:
-        raise ValueError(f"std must be positive, got {state['std']}")
-    return source, layers
+def _by_name(
+    reader: FolderReader,
+    source: dict[str, Any],
+    layers: list[str],
+    options: dict[str, Any],
+    weights: Any,
+    from_folder: bool,
+) -> FeatureExtractor:
+    """The network of a stored source; `weights` are those that the caller gives instead, or None."""
+    name = "gabor" if source["kind"] == "gabor" else source["name"]
+    chosen = _weights_of(reader, source, from_folder, weights)
+    if source["kind"] == "zoo" and isinstance(chosen, str) and chosen == "default" and source["tag"]:
+        name = f"{name}.{source['tag']}"
+    # Whether a published network has these layers depends on the installed version.
+    with reader.as_damage() if name == "gabor" else nullcontext():
+        try:
+            extractor = FeatureExtractor(name, layers, weights=chosen, **options)
+        except ValueError as error:
+            if from_folder and str(error).startswith("weights"):
+                raise DamagedModelError(f"{reader.folder}/{_FILE} is damaged: {error}") from error
+            raise
+    if from_folder:
+        # Where the weights came from in the first place, for the next save.
+        extractor.source = dict(source)
+    return extractor
+
+
+def _check_flags(state: Mapping[str, Any]) -> None:
+    """Raises TypeError or ValueError for what `to_store` never says; so do the functions below."""
+    if not isinstance(state, Mapping):
+        raise TypeError(f"network must be a mapping, got {type(state).__name__}")
+    for name in ("stored", "borrowed"):
+        if type(state.get(name, False)) is not bool:
+            raise TypeError(f"{name} must be true or false, got {state[name]!r}")
+    if state.get("pooling") not in (None, *POOLINGS):
+        raise ValueError(f"pooling must be one of {', '.join(POOLINGS)}, got {state['pooling']!r}")
+
+
+def _source(given: Any, stored: bool) -> dict[str, Any]:
+    """Where a network came from: the values that its kind has, each of its kind."""
+    kind = given.get("kind") if isinstance(given, Mapping) else None
+    if type(kind) is not str or kind not in _SOURCES:
+        raise ValueError(f"source cannot be {given!r}")
+    source = {"kind": kind, **{name: given[name] for name in _SOURCES[kind]}}
+    wrong = [name for name in source if type(source[name]) is not str]
+    if wrong or source.get("name") in ("", "gabor"):
+        raise ValueError(f"source cannot be {dict(given)}")
+    if kind == "file" and (len(source["sha256"]) != 64 or "\0" in source["path"]):
+        raise ValueError(f"source cannot be {dict(given)}")
+    if kind == "state" and "seed" in given:
+        if type(given["seed"]) is not int:
+            raise ValueError(f"seed must be a whole number, got {given['seed']!r}")
+        source["seed"] = given["seed"]
+    if stored and kind == "gabor":
+        raise ValueError("a gabor network has no weights to store")
+    if not stored and kind in ("state", "module"):
+        raise ValueError(f"the weights of a network of kind {kind!r} must be stored with it")
+    return source
+
+
+def _layers(given: Any) -> list[str]:
+    if type(given) is not list or not given or any(type(layer) is not str for layer in given):
+        raise ValueError(f"layers must be names, got {given!r}")
+    if len(set(given)) != len(given):
+        raise ValueError(f"layers must differ from each other, got {given}")
+    return given
+
+
+def _channels(name: str, given: Any) -> list[float]:
+    """Three finite numbers."""
+    numbers = type(given) is list and len(given) == 3 and all(type(value) in (int, float) for value in given)
+    if not numbers or not all(abs(value) <= _MOST for value in given):
+        raise ValueError(f"{name} must be three numbers, got {given!r}")
+    return [float(value) for value in given]
 
 
 def _of_one(name: str, given: Any) -> Any:
@@ -255,7 +264,7 @@ def _weights_of(reader: FolderReader, source: Mapping[str, Any], stored: bool, g
         _warn_if_other_file(source, given)
         return given
     if stored:
-        return reader.tensors(_FILE)
+        return _stored_weights(reader)
     if source["kind"] == "zoo":
         return "default"
     path = source["path"]
@@ -272,6 +281,15 @@ def _weights_of(reader: FolderReader, source: Mapping[str, Any], stored: bool, g
     return path
 
 
+def _stored_weights(reader: FolderReader) -> dict[str, torch.Tensor]:
+    tensors = reader.tensors(_FILE)
+    for name, tensor in tensors.items():
+        # Infinity may be a network's own, in the mask of an attention.
+        if tensor.is_floating_point() and bool(torch.isnan(tensor).any()):
+            raise DamagedModelError(f"{reader.folder}/{_FILE} is damaged: {name} has NaN")
+    return tensors
+
+
 def _warn_if_other_file(source: Mapping[str, Any], given: Any) -> None:
     is_file = isinstance(given, (str, os.PathLike)) and os.path.isfile(given)
     if source["kind"] == "file" and is_file and sha256_of(str(given)) != source["sha256"]:
@@ -281,14 +299,14 @@ def _warn_if_other_file(source: Mapping[str, Any], given: Any) -> None:
 
 
 def _into_module(
-    reader: FolderReader, module: nn.Module | None, layers: Sequence[str], state: Mapping[str, Any]
+    reader: FolderReader, module: nn.Module | None, layers: Sequence[str], options: dict[str, Any]
 ) -> FeatureExtractor:
     if not isinstance(module, nn.Module):
         raise BackboneUnavailableError(
             "the model was fitted with a torch.nn.Module, which only the caller can build; "
             f"pass ead.load({str(reader.folder)!r}, backbone=module) with one of the same architecture"
         )
-    stored = reader.tensors(_FILE)
+    stored = _stored_weights(reader)
     own = module.state_dict()
     for name, tensor in stored.items():
         if name not in own or own[name].shape != tensor.shape:
@@ -300,7 +318,7 @@ def _into_module(
     # A copy: the caller's module may serve others, with its own weights.
     module = copy.deepcopy(module)
     module.load_state_dict(stored, strict=False)
-    return FeatureExtractor(module, layers, mean=state["mean"], std=state["std"])
+    return FeatureExtractor(module, layers, **options)
 
 
 class FeaturePool:

@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ensemblead.common.errors import MissingExtraError
-from ensemblead.common.files import StrPath, write_atomically
+from ensemblead.common.files import StrPath, file_names, valid_text, write_atomically
 from ensemblead.datasets.categories import NORMAL
-from ensemblead.evaluation.evaluate import ScoredImage
-from ensemblead.evaluation.results import Details, Report, Row
+from ensemblead.evaluation.measure import ScoredImage
+from ensemblead.evaluation.results import Details, Results, Row
 from ensemblead.images import read_image
 from ensemblead.report.charts import score_edges
 
@@ -44,23 +44,26 @@ def _save(figure: Any, path: StrPath) -> None:
     write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=110))
 
 
-def save_curves(report: Report, folder: StrPath) -> list[Path]:
+def save_curves(report: Results, folder: StrPath) -> list[Path]:
     """One PNG per category: ROC, precision-recall and PRO curves, and a histogram of the scores.
 
     Returns:
-        The files `<category>.png` in `folder`, in the order of the report.
+        The files `<category>.png` in `folder`, in the order of the report. Characters of a name that do not
+        belong into a file's become hyphens.
     """
     paths = []
-    for row in report.rows:
-        details = report.details[row.category]
+    for row, name in zip(report.rows, file_names([row.category for row in report.rows]), strict=True):
+        details = report.details_of(row)
         figure = _figure(10.5, 8.0)
         axes = figure.subplots(2, 2)
-        figure.suptitle(row.category, parse_math=False)  # a name is no formula, whatever its dollar signs
+        figure.suptitle(
+            valid_text(row.category), parse_math=False
+        )  # a name is no formula, whatever its dollar signs
         _draw_roc(axes[0, 0], row, details)
         _draw_precision_recall(axes[0, 1], row, details)
         _draw_pro(axes[1, 0], row, details)
         _draw_scores(axes[1, 1], row, details)
-        path = Path(folder) / f"{row.category}.png"
+        path = Path(folder) / f"{name}.png"
         _save(figure, path)
         paths.append(path)
     return paths
@@ -193,7 +196,7 @@ class ContactSheet:
         for axis in axes:
             axis.set(xticks=[], yticks=[])
         verdict = {None: "", True: ", called anomalous", False: ", called normal"}[image.is_anomalous]
-        name = f"{Path(image.sample.path).parent.name}/{Path(image.sample.path).name}"
+        name = valid_text("/".join(Path(image.sample.path).parts[-2:]))
         axes[0].set_ylabel(f"{name}\n{image.score:.3g}{verdict}", fontsize=7, parse_math=False)
         axes[0].imshow(picture)
         if image.mask is None:

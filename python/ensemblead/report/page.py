@@ -22,7 +22,7 @@ from typing import Any
 
 from ensemblead.common.files import StrPath, valid_text, write_atomically
 from ensemblead.evaluation.gallery import Pictures
-from ensemblead.evaluation.results import Details, Report
+from ensemblead.evaluation.results import Results
 from ensemblead.kernels.build import __version__
 from ensemblead.report.charts import charts
 from ensemblead.report.pictures import COLORS, describe_item
@@ -41,7 +41,7 @@ _STYLES = ("page.css",)
 _SCRIPTS = ("overlay.js", "sorting.js", "page.js")
 
 
-def write_page(report: Report, path: StrPath, max_images: int) -> None:
+def write_page(report: Results, path: StrPath, max_images: int) -> None:
     """Write the report as one file, under a temporary name that is then renamed.
 
     One photograph is in memory at a time. A photograph or mask that is gone or cannot be read is left out;
@@ -62,7 +62,7 @@ def write_page(report: Report, path: StrPath, max_images: int) -> None:
         )
 
 
-def _parts(report: Report, max_images: int, missing: list[str]) -> Iterator[str]:
+def _parts(report: Results, max_images: int, missing: list[str]) -> Iterator[str]:
     style = "".join(_asset(name) for name in _STYLES)
     script = "".join(_asset(name) for name in _SCRIPTS)
     chosen = _choose(report, max_images)
@@ -117,21 +117,21 @@ def _hash(text: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
-def _choose(report: Report, most: int) -> list[tuple[int, int]]:
+def _choose(report: Results, most: int) -> list[tuple[int, int]]:
     """Up to `most` (category, place among its kept pictures): errors first, categories taking turns."""
     ranked = []
     for number, row in enumerate(report.rows):
-        details = report.details.get(row.category, Details())
+        details = report.details_of(row)
         for place, picture in enumerate(details.pictures.kept if details.pictures else ()):
             ranked.append((not details.images[picture.index].is_error, place, number))
     return [(number, place) for _, place, number in sorted(ranked)[:most]]
 
 
-def _data(report: Report, chosen: Sequence[tuple[int, int]], missing: list[str]) -> Iterator[str]:
+def _data(report: Results, chosen: Sequence[tuple[int, int]], missing: list[str]) -> Iterator[str]:
     """The JSON that the script reads, piece by piece."""
     categories = []
     for row in report.rows:
-        pictures = report.details.get(row.category, Details()).pictures
+        pictures = report.details_of(row).pictures
         categories.append(
             {
                 "name": row.category,
@@ -144,7 +144,7 @@ def _data(report: Report, chosen: Sequence[tuple[int, int]], missing: list[str])
     yield f'{{"categories":{_json(categories)},"colors":{_json(COLORS)},"items":['
     for position, (number, place) in enumerate(chosen):
         row = report.rows[number]
-        details = report.details[row.category]
+        details = report.details_of(row)
         assert isinstance(details.pictures, Pictures)
         item = describe_item(details, details.pictures.kept[place], missing)
         yield ("," if position else "") + _json({"category": number, **item})
@@ -161,7 +161,7 @@ def _json(value: Any) -> str:
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def _lead(report: Report) -> str:
+def _lead(report: Results) -> str:
     row = report.summary
     parts = [
         f"{len(report.rows)} categories" if len(report.rows) > 1 else "",
@@ -171,10 +171,10 @@ def _lead(report: Report) -> str:
     return " · ".join(part for part in parts if part)
 
 
-def _curves(report: Report) -> str:
+def _curves(report: Results) -> str:
     sections = []
     for number, row in enumerate(report.rows):
-        drawn = charts(row, report.details.get(row.category, Details()))
+        drawn = charts(row, report.details_of(row))
         inner = f'<div class="charts">{drawn}</div>' if drawn else '<p class="muted">No curves were kept.</p>'
         inner = types(report, number) + inner
         if len(report.rows) == 1:
@@ -185,7 +185,7 @@ def _curves(report: Report) -> str:
     return "\n".join(sections)
 
 
-def _selection(report: Report, chosen: Sequence[tuple[int, int]]) -> str:
+def _selection(report: Results, chosen: Sequence[tuple[int, int]]) -> str:
     """Which images are on the page, and how to have more."""
     images = [image for details in report.details.values() for image in details.images]
     if not chosen:
@@ -195,7 +195,7 @@ def _selection(report: Report, chosen: Sequence[tuple[int, int]]) -> str:
     errors = sum(image.is_error for image in images)
     shown = 0
     for number, place in chosen:
-        details = report.details[report.rows[number].category]
+        details = report.details_of(report.rows[number])
         assert details.pictures is not None
         shown += details.images[details.pictures.kept[place].index].is_error
     return (
@@ -206,7 +206,7 @@ def _selection(report: Report, chosen: Sequence[tuple[int, int]]) -> str:
     )
 
 
-def _footer(report: Report) -> str:
+def _footer(report: Results) -> str:
     settings = report.settings
     parts = [f"ensemblead {__version__}", datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")]
     if settings.get("bootstrap") and {"confidence", "seed"} <= set(settings):

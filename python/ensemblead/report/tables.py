@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from html import escape
 
 from ensemblead.evaluation.by_type import missed, worst_first
-from ensemblead.evaluation.results import Details, Report, Row
+from ensemblead.evaluation.results import Results, Row
 from ensemblead.report.charts import number
 
 _METRICS = (
@@ -21,7 +21,7 @@ _METRICS = (
 )
 
 
-def tiles(report: Report) -> str:
+def tiles(report: Results) -> str:
     """The numbers that decide, large."""
     row = report.summary
     mean = "mean; " if len(report.rows) > 1 else ""
@@ -39,7 +39,7 @@ def tiles(report: Report) -> str:
     )
 
 
-def warning_list(report: Report) -> str:
+def warning_list(report: Results) -> str:
     """What a reader must know, if there is anything."""
     if not report.warnings:
         return ""
@@ -47,12 +47,12 @@ def warning_list(report: Report) -> str:
     return f'<div class="warnings" role="note"><h3>Know before you read on</h3><ul>{lines}</ul></div>'
 
 
-def metrics(report: Report) -> str:
+def metrics(report: Results) -> str:
     """A line per category and the mean; confidence intervals below the values."""
     head = "".join(f'<th scope="col">{title}</th>' for title, _ in _METRICS)
     lines = []
-    for position, row in enumerate(_rows(report)):
-        found = report.details.get(row.category, Details()).intervals if row in report.rows else {}
+    for position, row in enumerate(report.all_rows):
+        found = report.details_of(row).intervals
         cells = []
         for _, name in _METRICS:
             pair = found.get(name)
@@ -62,12 +62,12 @@ def metrics(report: Report) -> str:
     return _table(head, lines)
 
 
-def decisions(report: Report) -> str:
+def decisions(report: Results) -> str:
     """A line per category and the mean: the model's threshold and its errors; times and memory."""
     titles = ("Threshold", "False alarms", "Misses", "Fit, s", "Predict, s", "Images/s", "Peak memory, MB")
     head = "".join(f'<th scope="col">{title}</th>' for title in titles)
     lines = []
-    for position, row in enumerate(_rows(report)):
+    for position, row in enumerate(report.all_rows):
         of = [row] if row in report.rows else report.rows
         cells = [
             f"<td>{number(row.threshold)}</td>",
@@ -82,12 +82,12 @@ def decisions(report: Report) -> str:
     return _table(head, lines)
 
 
-def types(report: Report, position: int) -> str:
+def types(report: Results, position: int) -> str:
     """A line per type of defect of the category at `position`, the worst first, under a title; "" if it has
     fewer than two. The page's script makes titles of columns sort and names of types filter.
     """
     category = report.rows[position].category
-    details = report.details.get(category, Details())
+    details = report.details_of(report.rows[position])
     if len(details.types) < 2:
         return ""
     titles = ("Type", "Images", "Image AUROC", "Pixel AUROC", "AUPRO 0.3", "Misses")
@@ -112,20 +112,20 @@ def types(report: Report, position: int) -> str:
     )
 
 
-def has_types(report: Report) -> bool:
+def has_types(report: Results) -> bool:
     """Whether some category has a table of types."""
-    return any(len(report.details.get(row.category, Details()).types) > 1 for row in report.rows)
+    return any(len(report.details_of(row).types) > 1 for row in report.rows)
 
 
 def _sortable(value: float, text: str) -> str:
     return f'<td data-value="{"" if math.isnan(value) else value}">{text}</td>'
 
 
-def thresholds(report: Report) -> str:
+def thresholds(report: Results) -> str:
     """Where the thresholds come from: one sentence for all categories that share it."""
     by_source: dict[str, list[str]] = {}
     for row in report.rows:
-        source = report.details.get(row.category, Details()).threshold_source
+        source = report.details_of(row).threshold_source
         by_source.setdefault(source or "none: nothing was called anomalous or normal", []).append(
             row.category
         )
@@ -140,7 +140,7 @@ def thresholds(report: Report) -> str:
     )
 
 
-def exactness(report: Report) -> str:
+def exactness(report: Results) -> str:
     """More to explain: what the intervals are, and how exact the pixel metrics are."""
     terms = ""
     if report.settings.get("bootstrap") and "confidence" in report.settings:
@@ -170,16 +170,12 @@ def exactness(report: Report) -> str:
     return terms
 
 
-def _rows(report: Report) -> Sequence[Row]:
-    return report.rows if len(report.rows) == 1 else (*report.rows, report.summary)
-
-
 def _table(head: str, lines: Sequence[str]) -> str:
     head = f'<thead><tr><th scope="col">Category</th>{head}</tr></thead>'
     return f"<table>{head}<tbody>{''.join(lines)}</tbody></table>"
 
 
-def _line(report: Report, position: int, row: Row, cells: Sequence[str]) -> str:
+def _line(report: Results, position: int, row: Row, cells: Sequence[str]) -> str:
     name = escape(row.category)
     if position >= len(report.rows):
         return f'<tr class="mean"><th scope="row">{name}</th>{"".join(cells)}</tr>'
@@ -188,10 +184,10 @@ def _line(report: Report, position: int, row: Row, cells: Sequence[str]) -> str:
     return f'<tr><th scope="row">{name}</th>{"".join(cells)}</tr>'
 
 
-def _spread(report: Report, row: Row, metric: str) -> str:
+def _spread(report: Results, row: Row, metric: str) -> str:
     if len(report.rows) > 1:
         return f"mean of {sum(not math.isnan(getattr(one, metric)) for one in report.rows)} categories"
-    pair = report.details.get(row.category, Details()).intervals.get(metric)
+    pair = report.details_of(row).intervals.get(metric)
     if pair is None:
         return ""
     confidence = report.settings.get("confidence")
@@ -199,13 +195,13 @@ def _spread(report: Report, row: Row, metric: str) -> str:
     return f"{share}{number(pair[0])}&ndash;{number(pair[1])}"
 
 
-def _share(report: Report, rows: Sequence[Row], label: bool) -> str:
+def _share(report: Results, rows: Sequence[Row], label: bool) -> str:
     """How many of the images with that label were judged wrongly."""
     several = " in all" if len(rows) > 1 else ""
     judged = [
         image.is_error
         for row in rows
-        for image in report.details.get(row.category, Details()).images
+        for image in report.details_of(row).images
         if image.label is label and image.is_anomalous is not None
     ]
     return f"{sum(judged):,} of {len(judged):,}{several}" if judged else ""

@@ -11,42 +11,21 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ensemblead.common.files import as_file_name, sha256_of, write_atomically
+from ensemblead.common.files import as_file_name, sha256_of
 from ensemblead.datasets.categories import Category, Errors, file_fact
 from ensemblead.evaluation.gallery import Pictures
-from ensemblead.evaluation.results import (
-    COLUMNS,
-    NAN,
-    Details,
-    ImageResult,
-    Row,
-    TypeRow,
-    without_nan,
-)
+from ensemblead.evaluation.results import COLUMNS, NAN, CategoryResult, Details, ImageResult, Row, TypeRow
 from ensemblead.kernels.build import __version__
+from ensemblead.report.text import write_json
 from ensemblead.suites.suite import Cell, Settings, model_for, settings_dict
 
 _FORMAT = 1
-
-
-@dataclass(frozen=True)
-class Finished:
-    """What was measured in a cell, and what there is to say about it."""
-
-    row: Row
-    details: Details
-    warnings: tuple[str, ...]
-
-    def can_show(self, count: int) -> bool:
-        """Whether the pictures of so many images, or of all there are, have been kept."""
-        pictures = self.details.pictures
-        return pictures is None or len(pictures.kept) >= min(count, len(self.details.images))
 
 
 def cell_key(cell: Cell, settings: Settings) -> str:
@@ -110,7 +89,7 @@ def _file_identity(path: str) -> list[Any]:
 
 
 class CellStore:
-    """The folder of finished cells. Files are written whole or not at all."""
+    """The folder of finished cells."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -121,26 +100,27 @@ class CellStore:
         known = list(self.folder.glob(f"*.{key[:24]}.json")) if self.folder.is_dir() else []
         return known[0] if known else self.folder / f"{name}.{key[:24]}.json"
 
-    def load(self, cell: Cell, key: str) -> Finished | None:
+    def load(self, cell: Cell, key: str) -> CategoryResult | None:
         """A finished cell; None if it is not there, or not what was written."""
         try:
             document = json.loads(self.path(cell, key).read_text(encoding="utf-8"))
-            return _read(document) if document["key"] == key else None
+            return from_document(document) if document["key"] == key else None
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
-    def save(self, cell: Cell, key: str, finished: Finished) -> None:
+    def save(self, cell: Cell, key: str, finished: CategoryResult) -> None:
         document = {
             "key": key,
             "detector": cell.entry.name,
             "dataset": cell.dataset,
             "description": cell.entry.description,
-            **_written(finished),
+            **as_document(finished),
         }
-        write_atomically(self.path(cell, key), json.dumps(without_nan(document), allow_nan=False) + "\n")
+        write_json(self.path(cell, key), document, indent=None)
 
 
-def _written(finished: Finished) -> dict[str, Any]:
+def as_document(finished: CategoryResult) -> dict[str, Any]:
+    """The whole result in JSON's types, curves and pictures included."""
     details = finished.details
     return {
         "row": asdict(finished.row),
@@ -157,7 +137,8 @@ def _written(finished: Finished) -> dict[str, Any]:
     }
 
 
-def _read(document: Mapping[str, Any]) -> Finished:
+def from_document(document: Mapping[str, Any]) -> CategoryResult:
+    """The result that `as_document` wrote; ValueError, KeyError or TypeError if it is another thing."""
     values = document["row"]
     if set(values) != set(COLUMNS):
         raise ValueError("the columns are those of another version")
@@ -174,7 +155,7 @@ def _read(document: Mapping[str, Any]) -> Finished:
         # Not there in what was measured before types were told apart.
         types=tuple(TypeRow(**_with_nan(one)) for one in document.get("types", ())),
     )
-    return Finished(row, details, tuple(document["warnings"]))
+    return CategoryResult(row, details, tuple(document["warnings"]))
 
 
 def _with_nan(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ensemblead.common.files import as_file_name, write_atomically
-from ensemblead.evaluation.results import (
-    COLUMNS,
-    MARKDOWN,
-    Report,
-    Row,
-    csv_cell,
-    markdown_cell,
-    markdown_name,
-    without_nan,
-    write_types,
-)
+from ensemblead.common.files import csv_line, file_names, write_atomically
+from ensemblead.evaluation.results import COLUMNS, CategoryResult, Row
 from ensemblead.kernels.build import __version__
 from ensemblead.report.page import page_cells
-from ensemblead.suites.cells import Finished
+from ensemblead.report.report import Report
+from ensemblead.report.text import (
+    MARKDOWN,
+    csv_cells,
+    details_document,
+    markdown_cell,
+    markdown_name,
+    markdown_table,
+    types_csv,
+    write_json,
+)
 from ensemblead.suites.suite import Cell, Suite, settings_dict
 
 
@@ -58,7 +56,7 @@ class CellResult:
     dataset: str
     category: str
     key: str = ""
-    finished: Finished | None = None
+    finished: CategoryResult | None = None
     failure: Failure | None = None
     reused: bool = False
 
@@ -106,7 +104,7 @@ class SuiteResults:
 
         Raises KeyError if none is.
         """
-        found = [cell for cell in self.cells if (cell.detector, cell.dataset) == (detector, dataset)]
+        found = self._cells_of(detector, dataset)
         done = [(cell, cell.finished) for cell in found if cell.finished is not None]
         if not done:
             raise KeyError(f"no results of {detector!r} on {dataset!r}")
@@ -129,7 +127,7 @@ class SuiteResults:
         """
         table = []
         for detector, dataset in dict.fromkeys((cell.detector, cell.dataset) for cell in self.cells):
-            own = [cell for cell in self.cells if (cell.detector, cell.dataset) == (detector, dataset)]
+            own = self._cells_of(detector, dataset)
             for cell in own:
                 if cell.finished is not None:
                     table.append((detector, dataset, cell.finished.row, ""))
@@ -150,32 +148,30 @@ class SuiteResults:
         """`reports/<detector>-<dataset>.html` in a folder for every detector on every data set, in the order
         of `reports`; see `Report.to_html`. One that is there and shows these very cells is left as it is.
         """
-        paths: list[Path] = []
-        for (detector, dataset), report in self.reports().items():
-            name = as_file_name(f"{detector}-{dataset}", limit=80, plain=True)
-            path = out / "reports" / f"{name}.html"
-            if path in paths:
-                path = path.with_name(f"{name}.{len(paths)}.html")
-            own = [cell for cell in self.cells if (cell.detector, cell.dataset) == (detector, dataset)]
+        reports = self.reports()
+        names = file_names([f"{one}-{dataset}" for one, dataset in reports], limit=80, plain=True)
+        paths = [out / "reports" / f"{name}.html" for name in names]
+        gallery = self.suite.settings.gallery
+        for path, ((detector, dataset), report) in zip(paths, reports.items(), strict=True):
+            own = self._cells_of(detector, dataset)
             # Not whether cells are reused: a page may be of another configuration, whose cells are there too.
-            gallery = self.suite.settings.gallery
             report.settings["cells"] = shown = _shown_cells(detector, dataset, own, gallery)
             if not shown or not path.exists() or page_cells(path) != shown:
                 report.to_html(path, max_images=gallery)
-            paths.append(path)
         return paths
+
+    def _cells_of(self, detector: str, dataset: str) -> list[CellResult]:
+        return [cell for cell in self.cells if (cell.detector, cell.dataset) == (detector, dataset)]
 
     def to_csv(self, path: Path) -> None:
         """`rows` with the columns `detector`, `dataset`, those of `Row`, and `error`."""
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["detector", "dataset", *COLUMNS, "error"])
+        lines = [csv_line(["detector", "dataset", *COLUMNS, "error"])]
         for detector, dataset, row, error in self.rows():
-            counts = [csv_cell(getattr(row, name)) for name in COLUMNS]
-            if error:
-                counts = [row.category] + [""] * (len(COLUMNS) - 1)
-            writer.writerow([detector, dataset, *counts, error])
-        write_atomically(path, text.getvalue())
+            unknown = [row.category] + [""] * (len(COLUMNS) - 1)
+            lines.append(
+                csv_line([detector, dataset, *(unknown if error else csv_cells(row, COLUMNS)), error])
+            )
+        write_atomically(path, "".join(lines))
 
     def types_to_csv(self, path: Path) -> None:
         """Types of defects: the columns `detector`, `dataset`, `category` and those of `TypeRow`."""
@@ -184,7 +180,7 @@ class SuiteResults:
             for cell in self.cells
             if cell.finished is not None
         )
-        write_types(path, ("detector", "dataset"), found)
+        write_atomically(path, types_csv(("detector", "dataset"), found))
 
     def to_json(self, path: Path) -> None:
         """The suite with every default filled in, all cells with their intervals and remarks, and the means.
@@ -207,7 +203,7 @@ class SuiteResults:
             "cells": [_cell_document(cell) for cell in self.cells],
             "means": means,
         }
-        write_atomically(path, json.dumps(without_nan(document), indent=1, allow_nan=False) + "\n")
+        write_json(path, document)
 
     def to_markdown(self) -> str:
         """A table of means where there are several, one of all rows, and what there is to say about them."""
@@ -262,15 +258,10 @@ def _cell_document(cell: CellResult) -> dict[str, Any]:
         "status": cell.status,
     }
     if cell.finished is not None:
-        details = cell.finished.details
         document |= {
             "key": cell.key,
             **asdict(cell.finished.row),
-            "intervals": {name: list(pair) for name, pair in details.intervals.items()},
-            "pixel_metrics_exact": details.exact,
-            "error_bounds": dict(details.error_bounds),
-            "duplicates": [list(pair) for pair in details.duplicates],
-            "types": [asdict(row) for row in details.types],
+            **details_document(cell.finished.details),
             "warnings": list(cell.finished.warnings),
         }
     if cell.failure is not None:
@@ -278,28 +269,23 @@ def _cell_document(cell: CellResult) -> dict[str, Any]:
     return document
 
 
-_SECONDS = (("fit, s", "fit_seconds"),)
-
-
-def _columns() -> list[tuple[str, str]]:
-    """The columns of a report's table, with the seconds of the fit before those of the prediction."""
-    place = [name for _, name in MARKDOWN].index("predict_seconds")
-    return [*MARKDOWN[:place], *_SECONDS, *MARKDOWN[place:]]
+# The columns of a report's table, with the seconds of the fit before those of the prediction.
+_PLACE = [name for _, name in MARKDOWN].index("predict_seconds")
+_TABLE = (*MARKDOWN[:_PLACE], ("fit, s", "fit_seconds"), *MARKDOWN[_PLACE:])
 
 
 def _table(rows: Sequence[tuple[str, str, Row, str]], *, categories: bool = True) -> list[str]:
     """Markdown; with the category in the second column, or the data set."""
-    columns = _columns()
-    head = ["detector", "category" if categories else "data set", *(title for title, _ in columns)]
-    lines = [f"| {' | '.join(head)} |", "| --- | --- |" + " ---: |" * len(columns)]
+    lines = []
     for detector, dataset, row, error in rows:
-        cells = [markdown_name(detector), markdown_name(row.category if categories else dataset)]
+        cells = [markdown_cell(getattr(row, name), None, name) for _, name in _TABLE]
         if error:
-            cells += ["failed", *["-"] * (len(columns) - 1)]
-        else:
-            cells += [markdown_cell(getattr(row, name), None, name) for _, name in columns]
-        lines.append(f"| {' | '.join(cells)} |")
-    return lines
+            cells = ["failed", *["-"] * (len(_TABLE) - 1)]
+        lines.append(
+            [markdown_name(detector), markdown_name(row.category if categories else dataset), *cells]
+        )
+    heads = ["detector", "category" if categories else "data set"]
+    return markdown_table(heads, [title for title, _ in _TABLE], lines)
 
 
 def as_documents(cells: Sequence[CellResult]) -> list[Mapping[str, Any]]:

@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from ensemblead.common.errors import UnreadableImageError
 from ensemblead.common.files import StrPath
 from ensemblead.common.memory import reset_peak_memory
-from ensemblead.common.warnings import ThresholdWarning
+from ensemblead.common.warnings import ThresholdWarning, warn
 from ensemblead.config.schema import Source
 from ensemblead.datasets.categories import Category
-from ensemblead.evaluation.evaluate import ScoredImage, evaluate
-from ensemblead.evaluation.results import Report
-from ensemblead.suites.cells import CellStore, Finished, cell_key
+from ensemblead.evaluation.measure import ScoredImage, check_category, measure_category
+from ensemblead.evaluation.results import CategoryResult
+from ensemblead.suites.cells import CellStore, cell_key
 from ensemblead.suites.results import CellResult, Failure, SuiteResults
 from ensemblead.suites.suite import GALLERY, Cell, Suite, model_for
 
 if TYPE_CHECKING:
-    from ensemblead.detectors.base import Detector
+    from ensemblead.detectors import Detector
 
 # What hooks are called with.
 OnImage: TypeAlias = Callable[[CellResult, ScoredImage], None]
@@ -76,7 +76,7 @@ def run(
         if result.finished is not None and result.key:
             store.save(cell, result.key, result.finished)
         results.write(folder)
-        runner.tell()
+        runner.issue_warnings()
         if on_result is not None:
             on_result(result)
     results.write_pages(folder)
@@ -89,10 +89,16 @@ def _results_so_far(suite: Suite, store: CellStore) -> SuiteResults:
     for i, cell in enumerate(suite.cells()):
         key = cell_key(cell, suite.settings)
         found = store.load(cell, key)
-        if found is not None and not found.can_show(suite.settings.gallery):
+        if found is not None and not _can_show(found, suite.settings.gallery):
             found = None
         results.cells[i] = replace(results.cells[i], key=key, finished=found, reused=found is not None)
     return results
+
+
+def _can_show(found: CategoryResult, count: int) -> bool:
+    """Whether the pictures of so many images, or of all there are, have been kept."""
+    pictures = found.details.pictures
+    return pictures is None or len(pictures.kept) >= min(count, len(found.details.images))
 
 
 def _as_suite(configuration: Suite | Source | Mapping[str, Any] | StrPath) -> Suite:
@@ -116,8 +122,7 @@ def _check_networks(cells: list[Cell]) -> None:
             # On the device that the cell is run on: the one of the fit need not be there.
             device = cell.entry.description["device"] if cell.entry.is_saved else None
             detector = load(place, device=device) if cell.entry.is_saved else _new(cell)
-            for leaf in detector._network_leaves():
-                leaf._network()
+            detector.load_networks()
         except ValueError as error:
             raise ValueError(f"detector {cell.entry.name!r}: {error}") from error
 
@@ -158,8 +163,8 @@ class _CellRun:
         self._result = replace(self._result, key=self._key())
         reset_peak_memory()
         try:
-            with self._listening():
-                report = self._evaluate()
+            with self._keeping_warnings():
+                found = self._measure()
         except _HookError as error:
             raise error.raised from None
         except Exception as error:
@@ -169,12 +174,8 @@ class _CellRun:
             # Nobody knows which of the files' states was measured, so it belongs under no key.
             self._result = replace(self._result, key="")
             self._lines.append("files changed while this was measured: it is not kept, run again to keep it")
-        name = self._cell.category.name
-        own = [line.removeprefix(f"{name}: ") for line in report.warnings]
-        # What evaluate warned of is in its report; what is left was said while fitting.
-        others = [line for line in self._lines if line not in report.warnings]
-        remarks = tuple(dict.fromkeys([*others, *own]))
-        return replace(self._result, finished=Finished(report.rows[0], report.details[name], remarks))
+        self._lines = list(dict.fromkeys([*self._lines, *found.warnings]))
+        return replace(self._result, finished=replace(found, warnings=tuple(self._lines)))
 
     def _key(self) -> str:
         """By the files as they are now; "" if one that must be there is not."""
@@ -183,29 +184,22 @@ class _CellRun:
         except (OSError, UnreadableImageError):
             return ""
 
-    def tell(self) -> None:
+    def issue_warnings(self) -> None:
         """Issue the warnings of the cell, its name in front."""
         for one in self._foreign:
             warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
         if self._lines:
-            # The cell's name ends with its category's, which evaluate puts in front of its lines.
-            category = f"{self._cell.category.name}: "
-            said = "\n".join(f"{self._cell}: {line.removeprefix(category)}" for line in self._lines)
-            warnings.warn(said, UserWarning, stacklevel=3)
+            warn("\n".join(f"{self._cell}: {line}" for line in self._lines))
 
-    def _evaluate(self) -> Report:
-        settings = self._settings
-        return evaluate(
+    def _measure(self) -> CategoryResult:
+        options = self._settings.options()
+        check_category(self._cell.category, options)
+        return measure_category(
             self._load() if self._cell.entry.is_saved else self._fit,
             self._cell.category,
-            bootstrap=settings.bootstrap,
-            confidence=settings.confidence,
-            seed=settings.seed,
-            memory_limit=settings.memory_limit,
-            errors=settings.errors,
-            gallery=max(settings.gallery, GALLERY),
-            on_image=None if self._on_image is None else self._see,
-            progress=lambda _, done, total: self._step("evaluate", done, total),
+            replace(options, gallery=max(options.gallery, GALLERY)),
+            None if self._on_image is None else self._see,
+            lambda _, done, total: self._step("evaluate", done, total),
         )
 
     def _fit(self, category: Category) -> Detector:
@@ -228,8 +222,8 @@ class _CellRun:
                 self._progress(self._cell, stage, done, total)
 
     @contextmanager
-    def _listening(self) -> Iterator[None]:
-        """Keep the library's warnings as lines, and others as they are, until `tell`."""
+    def _keeping_warnings(self) -> Iterator[None]:
+        """Keep the library's warnings as lines, and others as they are, until `issue_warnings`."""
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", UserWarning)
             try:

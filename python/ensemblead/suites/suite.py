@@ -34,7 +34,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from ensemblead.common.files import StrPath
+from ensemblead.common.files import StrPath, as_file_name
 from ensemblead.common.validation import did_you_mean
 from ensemblead.config.schema import (
     KeyPath,
@@ -47,6 +47,7 @@ from ensemblead.config.schema import (
     read_source,
 )
 from ensemblead.datasets import Category, Dataset, Folder, MVTecAD, VisA
+from ensemblead.evaluation.measure import Options, check_category
 
 DATASETS: Mapping[str, Callable[..., Dataset]] = {"MVTecAD": MVTecAD, "VisA": VisA, "Folder": Folder}
 
@@ -74,14 +75,11 @@ class Settings:
     gallery: int = GALLERY
 
     def __post_init__(self) -> None:
-        if self.bootstrap < 0:
-            raise ValueError(f"bootstrap must be at least 0, got {self.bootstrap}")
-        if not 0.0 < self.confidence < 1.0:
-            raise ValueError(f"confidence must be in (0, 1), got {self.confidence}")
-        if self.memory_limit < 0:
-            raise ValueError(f"memory_limit must be at least 0, got {self.memory_limit}")
-        if self.gallery < 0:
-            raise ValueError(f"gallery must be at least 0, got {self.gallery}")
+        self.options()  # which checks them
+
+    def options(self) -> Options:
+        """Those of `evaluate`."""
+        return Options(**{one.name: getattr(self, one.name) for one in fields(Options)})
 
 
 @dataclass(frozen=True)
@@ -274,7 +272,7 @@ def _saved(
 def model_for(entry: Entry, category: Category) -> Path:
     """The folder of the saved model for a category: that of the entry, or the one of its name below it."""
     folder = Path(entry.description["model"])
-    return folder if (folder / "model.json").is_file() else folder / category.name
+    return folder if (folder / "model.json").is_file() else folder / as_file_name(category.name)
 
 
 def _check_models(entry: Entry, datasets: list[Dataset], path: KeyPath, problems: Problems) -> None:
@@ -332,9 +330,7 @@ def _check_categories(dataset: Dataset, settings: Settings) -> None:
         if count > 1:
             raise ValueError(f"category {name!r} is named {count} times")
     for category in dataset.categories:
-        if not category.test:
-            raise ValueError(f"category {category.name} has no test images")
-        category.check_masks(settings.errors)
+        check_category(category, settings.options())
 
 
 def settings_dict(settings: Settings) -> dict[str, Any]:

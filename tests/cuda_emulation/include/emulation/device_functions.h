@@ -14,8 +14,7 @@
 #define ENSEMBLEAD_HERE(what) \
   ::cuda_emulation::Place { what, file, line }
 
-// --- barriers, warps
-// ---------------------------------------------------------------------------------------------
+// --- barriers, warps ---
 
 inline void __syncthreads(ENSEMBLEAD_PLACE) {
   cuda_emulation::wait_for_block(ENSEMBLEAD_HERE("__syncthreads"), cuda_emulation::Combine::kNothing, 0);
@@ -150,8 +149,7 @@ ENSEMBLEAD_REDUCE(__reduce_xor_sync, unsigned, a ^ b)
 #undef ENSEMBLEAD_HERE
 #undef ENSEMBLEAD_PLACE
 
-// --- atomics: threads switch at barriers only, so that plain ones are atomic
-// --------------------------------------
+// --- atomics: threads switch at barriers only, so that plain ones are atomic ---
 
 #define ENSEMBLEAD_ATOMIC(name, allowed, expression)              \
   template <class T>                                              \
@@ -187,8 +185,7 @@ inline void __threadfence() {}
 inline void __threadfence_block() {}
 inline void __nanosleep(unsigned) {}
 
-// --- memory with cache hints
-// -------------------------------------------------------------------------------------
+// --- memory with cache hints ---
 
 #define ENSEMBLEAD_LOAD(name) \
   template <class T>          \
@@ -213,8 +210,7 @@ ENSEMBLEAD_STORE(__stcs)
 ENSEMBLEAD_STORE(__stwt)
 #undef ENSEMBLEAD_STORE
 
-// --- numbers
-// -----------------------------------------------------------------------------------------------------
+// --- numbers ---
 
 inline unsigned __float_as_uint(float x) { return cuda_emulation::unpack<unsigned>(cuda_emulation::pack(x)); }
 inline int __float_as_int(float x) { return cuda_emulation::unpack<int>(cuda_emulation::pack(x)); }

@@ -1,0 +1,112 @@
+"""Scores and maps of normal images, gathered one by one, and their statistics."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from ensemblead.calibration.statistics import LATTICE, Calibration, Origin
+from ensemblead.kernels.maps import SIGMA, render_maps
+
+
+class NormalSample:
+    """Scores and maps of normal images that their detector has not learned, or was scored without.
+
+    `rounding`: how far rounding can move such a score, see `Calibration`.
+    """
+
+    def __init__(self, rounding: float = 0.0) -> None:
+        self.rounding = rounding
+        self._parts: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+        self._count = 0
+        self._results: list[tuple[torch.Tensor, torch.Tensor, tuple[int, int], float, bool]] = []
+
+    def __len__(self) -> int:
+        """Images in the statistics."""
+        return self._count
+
+    def add(self, scores: torch.Tensor, maps: torch.Tensor) -> None:
+        """Scores `[B]` and maps `[B, H, W]` of B images; what is kept of them stays on their device."""
+        rows = (torch.arange(LATTICE, device=maps.device) * 2 + 1) * maps.shape[1] // (2 * LATTICE)
+        columns = (torch.arange(LATTICE, device=maps.device) * 2 + 1) * maps.shape[2] // (2 * LATTICE)
+        lattice = maps[:, rows][:, :, columns].reshape(len(maps), -1)
+        flat = maps.reshape(len(maps), -1).double()
+        moments = torch.stack([flat.mean(1), flat.var(1, correction=0)], 1)
+        # A copy: the scores may be a view of something larger.
+        self._parts.append((scores.clone(), lattice, moments))
+        self._count += len(scores)
+
+    def add_grids(
+        self,
+        scores: torch.Tensor | None,
+        grids: torch.Tensor,
+        size: tuple[int, int],
+        *,
+        sigma: float = SIGMA,
+        counted: bool = True,
+    ) -> None:
+        """Scores `[B]` and the maps that `render_maps` makes of grids `[B, h, w]`; `result` gives them again.
+
+        Args:
+            scores: None: each the largest value of its map.
+            sigma: of the blur.
+            counted: False leaves these images out of the statistics (their scores are not fair), but not out
+                of the results.
+        """
+        if counted or scores is None:
+            maps = render_maps(grids, size, sigma=sigma)
+            scores = maps.flatten(1).amax(1) if scores is None else scores
+            if counted:
+                self.add(scores, maps)
+        for score, grid in zip(scores, grids, strict=True):
+            self._results.append((score.clone(), grid.clone(), size, sigma, counted))
+
+    def largest_score(self) -> float:
+        """Of the images in the statistics, in magnitude; 0 of none."""
+        return max((float(scores.abs().max()) for scores, _, _ in self._parts), default=0.0)
+
+    @property
+    def num_results(self) -> int:
+        """Images given to `add_grids`."""
+        return len(self._results)
+
+    def result(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Score `[1]` and map `[1, H, W]` of the image that came as number `index` to `add_grids`. Kept as
+        grids, they take a hundredth of the maps' memory.
+        """
+        score, grid, size, sigma, _ = self._results[index]
+        return score[None], render_maps(grid[None], size, sigma=sigma)
+
+    def is_counted(self, index: int) -> bool:
+        """Whether `add_grids` counted image `index`."""
+        return self._results[index][4]
+
+    def standardized(
+        self, score_mean: float, score_std: float, map_mean: float, map_std: float
+    ) -> NormalSample:
+        """The sample of scores and maps less their mean and divided by their deviation; without results."""
+        other = NormalSample(self.rounding / min(score_std, map_std))
+        other._count = self._count
+        for scores, pixels, moments in self._parts:
+            means, variances = moments.unbind(1)
+            standard = torch.stack([(means - map_mean) / map_std, variances / map_std**2], 1)
+            other._parts.append(((scores - score_mean) / score_std, (pixels - map_mean) / map_std, standard))
+        return other
+
+    def calibration(self, rate: float, origin: Origin, images_sha256: str) -> Calibration:
+        """The statistics of what was added; the arguments as `Calibration` describes them."""
+        if not self._parts:
+            raise ValueError("no normal images to take statistics from")
+        # One copy of each to the host, whatever number of batches there was.
+        scores, pixels, moments = (torch.cat(parts).cpu().numpy() for parts in zip(*self._parts, strict=True))
+        means, variances = moments.T
+        return Calibration(
+            scores=scores.astype(np.float32),
+            pixels=pixels.astype(np.float32),
+            map_mean=float(means.mean()),
+            map_std=float(np.sqrt((variances + (means - means.mean()) ** 2).mean())),
+            requested_rate=rate,
+            origin=origin,
+            images_sha256=images_sha256,
+            rounding=self.rounding,
+        )

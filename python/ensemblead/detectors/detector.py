@@ -1,0 +1,209 @@
+"""The public face of all detectors: images in, `Predictions` out."""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from ensemblead import store
+from ensemblead.calibration import DEFAULT_RATE, Calibration
+from ensemblead.common.errors import NotFittedError
+from ensemblead.config.registry import describe
+from ensemblead.detectors.frozen import FrozenNetwork
+from ensemblead.detectors.learning import calibrate, fit
+from ensemblead.detectors.parts import Part, Progress, Result
+from ensemblead.detectors.predictions import Predictions
+from ensemblead.detectors.running import predict
+from ensemblead.images import Geometry, ImageBatch, SkippedImage
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+Errors = Literal["raise", "skip"]
+
+
+class Detector(ABC):
+    """Base of all detectors: of methods (`Method`) and of ensembles, which are made of detectors.
+
+    Attributes: `batch_size`, images per forward pass; after a run over images `skipped_`, those that it left
+    out under `errors="skip"`.
+    """
+
+    batch_size: int
+    skipped_: list[SkippedImage]
+
+    # For users
+
+    @property
+    @abstractmethod
+    def is_fitted(self) -> bool:
+        """Whether `predict` can be called."""
+
+    @property
+    @abstractmethod
+    def geometry(self) -> Geometry:
+        """How an image becomes the frame of the anomaly map; `geometry.apply_mask` brings a mask into it."""
+
+    @property
+    @abstractmethod
+    def calibration_(self) -> Calibration:
+        """Statistics of normal images; `.threshold` and `.false_alarm_rate` decide `is_anomalous`."""
+
+    @property
+    def threshold_(self) -> float:
+        """Scores above it are anomalous."""
+        return self.calibration_.threshold
+
+    def fit(self, images: Any, *, errors: Errors = "raise", progress: Progress | None = None) -> Self:
+        """Learn what normal looks like.
+
+        Args:
+            images: normal images: a folder, a list of paths, uint8 `[N, H, W, 3]`, or a torch Dataset.
+            errors: "raise" stops at an image that cannot be read; "skip" leaves it out, counts it in a
+                warning, and lists it in `skipped_`.
+            progress: called with a stage's name, how much is done, and how much there is.
+
+        A fit that fails or is interrupted leaves the detector as it was. One that needs several passes over
+        the images keeps them, resized, in memory, and beyond 256 MiB in a temporary file (see
+        `ensemblead.images.Images`).
+        """
+        fit(self, images, errors, progress, extending=False)
+        return self
+
+    def extend(self, images: Any, *, errors: Errors = "raise", progress: Progress | None = None) -> Self:
+        """Learn from more normal images, without starting over; what is known stays.
+
+        Leave-one-out statistics then include the new images. Those of `calibrate` stay, guarantee and all,
+        where more images only lower scores; for `PaDiM` and `score="reweighted"` they become estimates.
+        Raises ValueError for methods that learn in many passes: they are fitted again.
+        """
+        self._require_fitted("extend")
+        fit(self, images, errors, progress, extending=True)
+        return self
+
+    def predict(
+        self, images: Any, *, errors: Errors = "raise", progress: Progress | None = None
+    ) -> Predictions:
+        """Score images (any form that `fit` takes); all maps are held at once, see `predict_batches`."""
+        return Predictions.concatenate(list(self.predict_batches(images, errors=errors, progress=progress)))
+
+    def predict_batches(
+        self, images: Any, *, errors: Errors = "raise", progress: Progress | None = None
+    ) -> Iterator[Predictions]:
+        """Score images batch by batch, in order; memory does not grow with their number."""
+        self._require_fitted("predict")
+        self._require_single_image_scores()
+        return predict(self, images, errors, progress)
+
+    def calibrate(
+        self,
+        images: Any,
+        false_alarm_rate: float = DEFAULT_RATE,
+        *,
+        errors: Errors = "raise",
+        progress: Progress | None = None,
+    ) -> Self:
+        """Take the statistics and the threshold from fresh normal images, in place of those of `fit`.
+
+        A fresh normal image from the same source then scores above the threshold with probability at most
+        `false_alarm_rate` (split conformal prediction); with fewer than `1/rate - 1` images, at most `1/(n +
+        1)`, with a warning. For an ensemble the weights of its members come from the same images, which the
+        theorem leaves out: there the rate holds up to terms of order 1/n. Images that equal one before them
+        count once.
+
+        Raises ValueError, naming some, for images that the detector was fitted on: of those nothing could be
+        guaranteed.
+        """
+        self._require_fitted("calibrate")
+        if not 0 < false_alarm_rate < 1:
+            raise ValueError(f"false_alarm_rate must be between 0 and 1, got {false_alarm_rate}")
+        self._accept(calibrate(self, images, float(false_alarm_rate), errors, progress))
+        return self
+
+    def save(self, path: str | os.PathLike[str], include_backbone: bool = False) -> None:
+        """Write the fitted detector to a folder, whole or not at all; `ead.load(path)` reads it back.
+
+        Args:
+            path: the folder.
+            include_backbone: store the weights of published networks and of weights files too, so that the
+                folder needs nothing else. Others (state dicts, `weights=None`, modules) are stored anyway.
+        """
+        self._require_fitted("save")
+        store.save(self, path, include_backbone=include_backbone)
+
+    def load_networks(self) -> Self:
+        """Load all networks now; they are loaded at their first use otherwise.
+
+        Raises what loading raises: WeightsUnavailableError, ValueError for a network or layers that are not there.
+        """
+        for network in self._networks():
+            _ = network.network
+        return self
+
+    def describe(self) -> dict[str, Any]:
+        """The detector as plain values, from which `ead.create` makes an unfitted one like it.
+
+        Raises ValueError for what has no plain form: a module as backbone, a state dict as weights.
+        """
+        return describe(self)
+
+    # For methods and ensembles
+
+    @abstractmethod
+    def _parts(self) -> Sequence[Part]:
+        """What scores images on its own, in a fixed order."""
+
+    @abstractmethod
+    def _networks(self) -> list[FrozenNetwork]:
+        """All networks, of all parts and of what these are made of."""
+
+    @abstractmethod
+    def _combine(self, results: Sequence[Result]) -> Result:
+        """One result from one per part."""
+
+    @abstractmethod
+    def _clone(self) -> Self:
+        """An unfitted detector of the same parameters, sharing the networks."""
+
+    @abstractmethod
+    def _take(self, states: Sequence[Any], fingerprints: npt.NDArray[np.uint64]) -> None:
+        """Take what was learned: one state per part, and the fingerprints of all images learned so far."""
+
+    @abstractmethod
+    def _accept(self, calibrations: Sequence[Calibration]) -> None:
+        """Take statistics, one per part."""
+
+    @property
+    @abstractmethod
+    def _fingerprints(self) -> npt.NDArray[np.uint64]:
+        """Those of the images that were learned; of models saved before they were kept, none."""
+
+    @abstractmethod
+    def to_store(self, writer: store.FolderWriter) -> dict[str, Any]:
+        """For `store.save`."""
+
+    @classmethod
+    @abstractmethod
+    def from_store(cls, reader: store.FolderReader) -> Self:
+        """For `store.load`."""
+
+    def _results(self, seen: Sequence[Any]) -> list[Result]:
+        """One result per part from what each has seen."""
+        return [part._result(own) for part, own in zip(self._parts(), seen, strict=True)]
+
+    def _require_single_image_scores(self) -> None:
+        """Raises where a score is defined only within a set of images."""
+        return
+
+    def _check_batch(self, batch: ImageBatch) -> None:
+        """Raises where the members cannot agree on a batch."""
+        return
+
+    def _require_fitted(self, action: str) -> None:
+        if not self.is_fitted:
+            raise NotFittedError(f"cannot {action}: this {type(self).__name__} is not fitted; call fit first")

@@ -1,0 +1,79 @@
+"""The frozen network of a method: loaded at the first use, shared with equal ones."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from ensemblead.networks import FeatureExtractor
+from ensemblead.networks.network import Network, check_device, check_precision
+
+
+class FrozenNetwork:
+    """What a method says of its network, and the network once it is needed.
+
+    Args:
+        backbone, layers, weights: as `FeatureExtractor` takes them.
+        device, precision, compile: as `Network` takes them.
+        seed: of random weights.
+    """
+
+    def __init__(
+        self,
+        backbone: str | nn.Module,
+        layers: Sequence[str],
+        *,
+        weights: Any,
+        device: Any,
+        precision: str,
+        compile: bool,
+        seed: int,
+    ) -> None:
+        if isinstance(layers, str):
+            raise TypeError(f"layers must be a sequence of names, got one string; write ({layers!r},)")
+        if not isinstance(compile, bool):
+            raise TypeError(f"compile must be a bool, got {compile!r}")
+        self.backbone, self.layers, self.weights = backbone, tuple(layers), weights
+        self.device, self.precision = check_device(device), check_precision(precision)
+        self.compile, self.seed = compile, seed
+        self._network: Network | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def network(self) -> Network:
+        with self._lock:
+            if self._network is None:
+                extractor = FeatureExtractor(self.backbone, self.layers, weights=self.weights, seed=self.seed)
+                self._network = Network(extractor, self.device, self.precision, compile=self.compile)
+            return self._network
+
+    def replace(self, network: Network) -> None:
+        """Use this network."""
+        with self._lock:
+            self._network = network
+
+    def share(self, other: Network) -> None:
+        """Read the layers off an equal network that is loaded already."""
+        self.replace(self.network.sharing(other))
+
+
+def share_networks(networks: Sequence[FrozenNetwork]) -> None:
+    """Let those that loaded the same network one by one keep one copy of it."""
+    loaded: dict[Any, Network] = {}
+    for one in networks:
+        first = loaded.setdefault(one.network.key, one.network)
+        if first.extractor.module is not one.network.extractor.module:
+            one.share(first)
+
+
+def per_network(option: str, given: Any) -> Any:
+    """An option of `load` for a detector that is no ensemble: the value, or `{0: value}`."""
+    if not isinstance(given, Mapping) or not given or not all(isinstance(key, int) for key in given):
+        return given
+    wrong = [key for key in given if key != 0]
+    if wrong:
+        raise ValueError(f"{option}: the model is one detector, number 0, and no ensemble; got {wrong[0]}")
+    return given[0]

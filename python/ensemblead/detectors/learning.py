@@ -1,0 +1,183 @@
+"""Learning: the passes over the images that parts of a detector need, and the statistics that follow."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ensemblead.calibration import (
+    DEFAULT_RATE,
+    Calibration,
+    NormalSample,
+    Originals,
+    extended,
+    known_images,
+    sampled_positions,
+    set_digest,
+    warn_if_too_few,
+)
+from ensemblead.common.warnings import ThresholdWarning, warn
+from ensemblead.detectors.parts import Fitted, Part, Progress, Run, Seen, Tree
+from ensemblead.detectors.running import open_pool, report_skipped, scored_batches, seen_batches
+from ensemblead.images import Images, ImageSet, open_images
+
+# So many images are named in a message.
+_NAMED = 3
+
+
+def fit(detector: Tree, images: Any, errors: Any, progress: Progress | None, *, extending: bool) -> None:
+    """Learn from images, and give the detector what came of it at the very end."""
+    source = open_images(images)
+    parts = detector._parts()
+    trained = [part for part in parts if part.passes == "held_out"]
+    if extending and trained:
+        raise ValueError(
+            f"{type(trained[0]).__name__} cannot be extended, since it learns in many passes: fit it again, "
+            "on all images together"
+        )
+    sampled = sampled_positions(len(source), held_out=bool(trained))
+    run = Run(progress or (lambda stage, done, total: None), len(source), sampled)
+    kept = [part.geometry for part in parts if part.passes != "one"]
+    memory = min((part.spool_bytes for part in parts), default=0)
+    with Images(source, kept, errors=errors, memory_bytes=memory) as data:
+        if trained:
+            run = replace(run, sampled=_with_equals(run.sampled, data))
+        fitted = learn(detector, data, run, extending=extending)
+        detector.skipped_ = data.skipped
+        report_skipped(data)
+        digest = set_digest(data.positions(), data.sizes, data.fingerprints)
+        fingerprints = np.array(data.fingerprints, dtype=np.uint64)
+    for message in dict.fromkeys(message for one in fitted for message in one.warnings.values()):
+        warn(message, ThresholdWarning)
+    calibrations = [one.sample.calibration(DEFAULT_RATE, one.origin, digest) for one in fitted]
+    if extending:
+        falling = all(part.extending_lowers_scores for part in parts)
+        calibrations = extended([part.calibration_ for part in parts], calibrations, falling)
+        fingerprints = np.concatenate([detector._fingerprints, fingerprints])
+    detector._take([one.state for one in fitted], fingerprints)
+    detector._accept(calibrations)
+
+
+def learn(detector: Tree, images: ImageSet, run: Run, *, extending: bool = False) -> list[Fitted]:
+    """What the parts of a detector learn from images, one per part; the detector stays as it is.
+
+    Parts that learn in one pass share it; the others make passes of their own.
+    """
+    parts = detector._parts()
+    started = {i: part._start(extending=extending) for i, part in enumerate(parts) if part.passes == "one"}
+    if started:
+        originals, done = Originals(), 0
+        sharing = [parts[i] for i in started]
+        # Tiles are what they are; whole images must be seen alike by all members.
+        check = detector._check_batch if isinstance(images, Images) else None
+        batch_size = min(part.batch_size for part in sharing)
+        for batch, seen in seen_batches(sharing, images, batch_size, check):
+            looks = zip(batch.indices, batch.sizes, batch.fingerprints, strict=True)
+            numbers = tuple(originals.of(*look) for look in looks)
+            sampled = tuple(index in run.sampled for index in batch.indices)
+            for accumulator, own in zip(started.values(), seen, strict=True):
+                accumulator.add(replace(own, numbers=numbers, sampled=sampled))
+            done += len(batch)
+            del batch, seen
+            run.progress("embed", done, len(images))
+    fitted = []
+    for i, part in enumerate(parts):
+        # An accumulator goes with its last use: what it holds of the images is large.
+        one_pass = i in started
+        fitted.append(
+            started.pop(i).finish(run) if one_pass else part._learn(images, run, extending=extending)
+        )
+    return fitted
+
+
+def _with_equals(sampled: frozenset[int], images: Images) -> frozenset[int]:
+    """The sampled images, and all that equal one of them: whole groups are held out."""
+    originals, numbers = Originals(), dict[int, int]()
+    for identity in images.identities():
+        numbers[identity[0]] = originals.of(*identity)
+    held = {number for position, number in numbers.items() if position in sampled}
+    return frozenset(position for position, number in numbers.items() if number in held)
+
+
+class TrainingData:
+    """The images that a method trains on, and those that it holds out.
+
+    Images are held out whole, with all that equal them, and all tiles of an image together. Of a single image
+    nothing is held out: it is trained on, and its statistics are those of an image that is known.
+    """
+
+    def __init__(self, part: Part, images: ImageSet, run: Run, seed: int) -> None:
+        self._part, self._images, self._seed = part, images, seed
+        self._pool = open_pool([part], images)
+        held, kept = list[int](), list[int]()
+        for item, position in enumerate(images.positions()):
+            (held if position in run.sampled else kept).append(item)
+        self.holds_out = bool(held and kept)
+        self._kept = kept or held
+        self._held = held or kept
+
+    def __len__(self) -> int:
+        """Images to train on."""
+        return len(self._kept)
+
+    def epoch(self, number: int) -> Iterator[Seen]:
+        """All images once, shuffled by the seed and the number, in batches of the method's `batch_size`."""
+        order = np.random.default_rng([self._seed, number]).permutation(len(self))
+        for start in range(0, len(order), self._part.batch_size):
+            yield self.batch(order[start : start + self._part.batch_size].tolist())
+
+    def batch(self, items: Sequence[int]) -> Seen:
+        """Some of the images to train on, by their number among them."""
+        return self._see([self._kept[item] for item in items])
+
+    def held_out(self) -> Iterator[Seen]:
+        """The images not trained on, in batches."""
+        for start in range(0, len(self._held), self._part.batch_size):
+            yield self._see(self._held[start : start + self._part.batch_size])
+
+    @torch.no_grad()
+    def _see(self, items: Sequence[int]) -> Seen:
+        frame = self._images.frame(self._part.geometry)
+        pixels, numbers = self._images.read(frame, items)
+        with self._pool.batch({frame: pixels}) as features:
+            return replace(self._part._seen(pixels, frame, features), numbers=tuple(numbers))
+
+
+def calibrate(
+    detector: Tree, images: Any, rate: float, errors: Any, progress: Progress | None
+) -> list[Calibration]:
+    """Statistics of fresh images, one per part; images that equal one before them count once."""
+    parts = detector._parts()
+    samples = [NormalSample(part.calibration_.rounding) for part in parts]
+    learned, originals = detector._fingerprints, Originals()
+    positions, sizes, fingerprints, fitted = list[int](), list[tuple[int, int]](), list[int](), list[str]()
+    for batch, seen in scored_batches(detector, images, errors, progress, "calibrate"):
+        known = known_images(batch.fingerprints, learned)
+        fitted += [batch.paths[i] or f"image {batch.indices[i]}" for i in np.flatnonzero(known)]
+        looks = zip(batch.indices, batch.sizes, batch.fingerprints, strict=True)
+        fresh = [i for i, look in enumerate(looks) if originals.of(*look) == look[0]]
+        positions += [batch.indices[i] for i in fresh]
+        sizes += [batch.sizes[i] for i in fresh]
+        fingerprints += [batch.fingerprints[i] for i in fresh]
+        for sample, (scores, maps) in zip(samples, detector._results(seen), strict=True):
+            sample.add(scores[fresh], maps[fresh])
+    if fitted:
+        some = ", ".join(fitted[:_NAMED]) + (", ..." if len(fitted) > _NAMED else "")
+        raise ValueError(
+            f"images: the detector was fitted on {len(fitted)} of them ({some}), so that no false-alarm rate "
+            "could be guaranteed; give images that it has not seen"
+        )
+    digest = set_digest(positions, sizes, fingerprints)
+    calibrations = [sample.calibration(rate, "calibrated", digest) for sample in samples]
+    warn_if_too_few(calibrations[:1])
+    return calibrations
+
+
+def no_fingerprints() -> npt.NDArray[np.uint64]:
+    """Of a detector that has learned nothing."""
+    return np.empty(0, dtype=np.uint64)

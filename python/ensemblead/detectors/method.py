@@ -1,0 +1,266 @@
+"""The page for authors: what a method defines to become a detector.
+
+A method turns what it sees of images into scores. It knows no files, image formats or ensembles: reading, passes
+over the images, thresholds, saving and the membership in ensembles are given. A method defines
+
+- a constructor, whose signature is the one place where its parameters are declared. It begins with
+  `super().__init__(locals())`, and keeps every parameter of its own as an attribute of that name;
+- `State`, the dataclass of what it learns: tensors, numbers, strings, tuples of them, and dataclasses again;
+- `embed`, if it has a network: from the layers' feature maps to embeddings;
+- `start`, if one pass over the images is enough, or `train`, if it takes many;
+- `scores`.
+
+`@register("Name")` makes it known to saved models, configuration files and the command line.
+`ensemblead.check_detector` tests all that is promised. CONTRIBUTING.md has a whole example.
+"""
+
+from __future__ import annotations
+
+import os
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from ensemblead.calibration import Calibration, NormalSample
+from ensemblead.common.errors import NotExportableError, NotFittedError
+from ensemblead.common.validation import whole_number
+from ensemblead.detectors.detector import Detector
+from ensemblead.detectors.frozen import FrozenNetwork
+from ensemblead.detectors.learning import TrainingData, no_fingerprints
+from ensemblead.detectors.parts import Accumulator, Features, Fitted, Passes, Result, Run, Scores, Seen
+from ensemblead.detectors.saving import OF_THE_NETWORK, arguments, read_method, write_method
+from ensemblead.images import Geometry, ImageSet
+from ensemblead.images.spool import MEMORY_BYTES
+from ensemblead.kernels.maps import SIGMA, render_maps
+from ensemblead.networks import FeatureExtractor
+from ensemblead.networks.network import check_device, relative_noise, require_finite, resolve_device
+from ensemblead.store import FolderReader, FolderWriter
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = ["Accumulator", "Fitted", "Method", "NormalSample", "Run", "Scores", "Seen", "TrainingData"]
+
+
+class Method(Detector):
+    """A published method as a detector; the page above says what to define.
+
+    Args:
+        arguments: `locals()` of the subclass's constructor. Taken from it, checked and kept as attributes are
+            the parameters that all methods share: `image_size`, `resize`, `batch_size`, `seed`, `device`, and
+            of methods with a network `backbone`, `layers`, `weights`, `precision`, `compile`.
+    """
+
+    State: ClassVar[type]
+    # The standard deviation, in pixels, of the blur that turns grids into maps.
+    map_sigma: ClassVar[float] = SIGMA
+
+    image_size: int | tuple[int, int] | None
+    resize: int | tuple[int, int] | None
+    device: str
+    seed: int
+    backbone: str | nn.Module
+    layers: tuple[str, ...]
+    weights: str | os.PathLike[str] | Mapping[str, torch.Tensor] | None
+    precision: str
+    compile: bool
+
+    def __init_subclass__(cls, *, abstract: bool = False, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if not abstract and (cls.start is Method.start) == (cls.train is Method.train):
+            raise TypeError(f"{cls.__name__} must define either start or train")
+
+    def __init__(self, arguments: Mapping[str, Any]) -> None:
+        given = {
+            "image_size": None,
+            "resize": None,
+            "batch_size": 16,
+            "seed": 0,
+            "device": "auto",
+            **arguments,
+        }
+        self._geometry = Geometry(given["resize"], given["image_size"])  # checks both
+        self.image_size, self.resize = _plain_size(given["image_size"]), _plain_size(given["resize"])
+        self.batch_size = whole_number("batch_size", given["batch_size"], 1)
+        self.seed = whole_number("seed", given["seed"], 0)
+        self.device = check_device(given["device"])
+        self._frozen: FrozenNetwork | None = None
+        if "backbone" in given:
+            shared = {name: given.get(name, default) for name, default in _NETWORK_DEFAULTS.items()}
+            self._frozen = FrozenNetwork(
+                given["backbone"], given["layers"], device=self.device, seed=self.seed, **shared
+            )
+            for name in ("backbone", "layers", *_NETWORK_DEFAULTS):
+                setattr(self, name, getattr(self._frozen, name))
+        self._state: Any = None
+        self._calibration: Calibration | None = None
+        self._learned = no_fingerprints()
+
+    # For authors
+
+    def embed(self, feature_maps: list[torch.Tensor]) -> torch.Tensor:
+        """Embeddings float32 `[B, h, w, D]` of the layers' feature maps `[B, C_l, H_l, W_l]`."""
+        raise NotImplementedError
+
+    def start(self, state: Any = None) -> Accumulator:
+        """Learning in one pass: from nothing, or, to learn more images, from a state, which stays as it is."""
+        raise NotImplementedError
+
+    def train(self, data: TrainingData, run: Run) -> Any:
+        """Learning in many passes: returns the state."""
+        raise NotImplementedError
+
+    @abstractmethod
+    def scores(self, state: Any, seen: Seen) -> Scores:
+        """How anomalous images are, by what was learned."""
+
+    def graph(self, state: Any) -> nn.Module:
+        """The method as one module, for export; raises NotExportableError where there is none."""
+        raise NotExportableError(f"{type(self).__name__} cannot be exported")
+
+    # For users
+
+    def parameters(self) -> dict[str, Any]:
+        """The constructor's arguments but for the network's: `backbone`, `layers`, `weights`."""
+        return {name: value for name, value in arguments(self).items() if name not in OF_THE_NETWORK}
+
+    @property
+    def is_fitted(self) -> bool:
+        return self._state is not None and self._calibration is not None
+
+    @property
+    def geometry(self) -> Geometry:
+        return self._geometry
+
+    @property
+    def calibration_(self) -> Calibration:
+        if self._calibration is None:
+            raise NotFittedError(f"this {type(self).__name__} is not fitted; call fit first")
+        return self._calibration
+
+    @property
+    def extending_lowers_scores(self) -> bool:
+        """Whether no image scores higher than before once more images have been learned."""
+        return False
+
+    @property
+    def network_(self) -> FeatureExtractor:
+        """The frozen network; loaded at the first use."""
+        if self._frozen is None:
+            raise AttributeError(f"{type(self).__name__} has no network")
+        return self._frozen.network.extractor
+
+    @property
+    def state_(self) -> Any:
+        """What was learned."""
+        if self._state is None:
+            raise NotFittedError(f"this {type(self).__name__} is not fitted; call fit first")
+        return self._state
+
+    # A part of a detector
+
+    spool_bytes: ClassVar[int] = MEMORY_BYTES
+
+    @property
+    def passes(self) -> Passes:
+        return "one" if type(self).train is Method.train else "held_out"
+
+    def _parts(self) -> Sequence[Any]:
+        return [self]
+
+    def _networks(self) -> list[FrozenNetwork]:
+        return [] if self._frozen is None else [self._frozen]
+
+    _own_networks = _networks
+
+    def _combine(self, results: Sequence[Result]) -> Result:
+        (result,) = results
+        return result
+
+    def _start(self, *, extending: bool) -> Accumulator:
+        return self.start(self._state if extending else None)
+
+    def _learn(self, images: ImageSet, run: Run, *, extending: bool) -> Fitted:
+        data = TrainingData(self, images, run, self.seed)
+        state = self.train(data, run)
+        sample = NormalSample()
+        for seen in data.held_out():
+            scores = self.scores(state, seen)
+            sample.add_grids(scores.images, scores.grids, seen.size, sigma=self.map_sigma)
+        dtype = torch.float32 if self._frozen is None else self._frozen.network.dtype
+        sample.rounding = 2.0 * relative_noise(dtype) * sample.largest_score()
+        warnings = {} if data.holds_out else {"known": _KNOWN}
+        return Fitted(state, sample, "held_out", warnings)
+
+    def _seen(self, pixels: torch.Tensor, geometry: Geometry, features: Features) -> Seen:
+        size = (pixels.shape[2], pixels.shape[3])
+        if self._frozen is None:
+            device = resolve_device(self.device)
+            return Seen((pixels.to(device, non_blocking=True),), size)
+        network = self._frozen.network
+        maps = features(network, geometry)
+        if type(self).embed is Method.embed:
+            return Seen(tuple(maps), size)
+        embeddings = self.embed(maps)
+        require_finite(embeddings, network.extractor)
+        return Seen((embeddings,), size)
+
+    def _result(self, seen: Seen) -> Result:
+        scores = self.scores(self._state, seen)
+        maps = render_maps(scores.grids, seen.size, sigma=self.map_sigma)
+        return (maps.flatten(1).amax(1) if scores.images is None else scores.images), maps
+
+    def _take(self, states: Sequence[Any], fingerprints: npt.NDArray[np.uint64]) -> None:
+        (self._state,), self._learned = states, fingerprints
+
+    def _accept(self, calibrations: Sequence[Calibration]) -> None:
+        (self._calibration,) = calibrations
+
+    @property
+    def _fingerprints(self) -> npt.NDArray[np.uint64]:
+        return self._learned
+
+    def _clone(self) -> Self:
+        twin = type(self)(**arguments(self))
+        twin._frozen = self._frozen
+        return twin
+
+    # Saving
+
+    def _state_to_save(self) -> Any:
+        return self._state
+
+    def _state_from_saved(self, saved: Any) -> Any:
+        return saved
+
+    @classmethod
+    def _state_from_format1(cls, reader: FolderReader) -> Any:
+        """What a model of format 1 has learned, as a `State`; methods that came later have none."""
+        raise ValueError(f"{cls.__name__} has no models of format 1")
+
+    def to_store(self, writer: FolderWriter) -> dict[str, Any]:
+        return write_method(self, writer)
+
+    @classmethod
+    def from_store(cls, reader: FolderReader) -> Self:
+        method: Self = read_method(cls, reader)
+        return method
+
+
+_NETWORK_DEFAULTS = {"weights": "default", "precision": "auto", "compile": False}
+_KNOWN = (
+    "a single training image, or copies of one, leave nothing to hold out: the statistics and the threshold are "
+    "of images that were trained on, and too low; give more images, or call calibrate"
+)
+
+
+def _plain_size(size: Any) -> Any:
+    """A size that `Geometry` has taken, in Python's own ints, which JSON knows."""
+    if size is None:
+        return None
+    return tuple(int(side) for side in size) if isinstance(size, (tuple, list)) else int(size)

@@ -1,0 +1,5 @@
+"""PaDiM."""
+
+from ensemblead.detectors.padim.detector import PaDiM
+
+__all__ = ["PaDiM"]

@@ -1,0 +1,266 @@
+"""PaDiM: how far every patch lies from the Gaussian of normal patches at its position.
+
+Defard et al., "PaDiM: a Patch Distribution Modeling Framework for Anomaly Detection and Localization", ICPR
+2021.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from ensemblead.common.validation import whole_number
+from ensemblead.config.registry import register
+from ensemblead.detectors.method import Accumulator, Fitted, Method, NormalSample, Run, Scores, Seen
+from ensemblead.detectors.padim.gaussians import REGULARIZATION, Gaussians, LeftOut, Moments, block_spans
+from ensemblead.kernels.patches import aggregate_patches
+from ensemblead.networks.network import relative_noise
+from ensemblead.store import FolderReader
+
+# Maps rendered at once.
+_RENDERED = 16
+
+
+@dataclass(frozen=True)
+class Positions:
+    """What a fit has learned: the Gaussians, and the rows and columns that their positions make up."""
+
+    gaussians: Gaussians
+    grid: tuple[int, int]
+
+    def __post_init__(self) -> None:
+        height, width = (whole_number("grid", side, 1) for side in self.grid)
+        if height * width != self.gaussians.num_positions:
+            raise ValueError(f"grid {self.grid} must have {self.gaussians.num_positions} positions")
+
+
+@register("PaDiM")
+class PaDiM(Method):
+    """Patch distribution modelling.
+
+    A frozen network turns every image into a grid of embeddings: the channels of all layers at one position,
+    of which a random subset, drawn from the seed, is kept. Every position has a Gaussian of its own: the mean
+    and the covariance (divisor N - 1, plus 0.01 I) of the training images' embeddings there. A position of a
+    new image scores its Mahalanobis distance (the root, not the squared one); the grid of them, upsampled and
+    blurred, is the anomaly map, and the map's maximum the image's score.
+
+    Positions must mean the same in all images: parts lie alike, and all images give one grid (an exact
+    `resize`, or a crop).
+
+    Training images go into running means and covariances, batch by batch. A model has `D + D * (D + 1) / 2`
+    values per position: 84 MB for resnet18 at 256 pixels (64 x 64 positions, D = 100), 2.5 GB for
+    wide_resnet50_2 with `num_dimensions=550`; in memory, where triangles are kept in blocks, 107 MB and
+    2.8 GB.
+    While it is fitted, the embeddings of at most 100 training images, however many there are, are kept too,
+    to be scored without themselves: 160 MB, or 900 MB.
+
+    Args:
+        backbone: a network's name (`FeatureExtractor` says which), "gabor", or a `torch.nn.Module`, which is
+            never changed.
+        layers: the names of its layers; the first sets the grid.
+        num_dimensions: channels to keep of all layers together (the paper: 100 for ResNet18, 550 for
+            WideResNet50); None keeps all.
+        weights: "default" (published), a path, a state dict, or None (random, from the seed).
+        image_size: centre crop after the resize; int = square, `(h, w)`, or None for no crop.
+        resize: int = shorter side, `(h, w)` = exact, None = native.
+        device: "auto" is the GPU if there is one and this version has kernels for it (see `ensemblead info`),
+            else the CPU.
+        precision: of the network: "float32", "bfloat16", "float16", or "auto": float32 on a CPU, half on a
+            GPU (bfloat16 where its tensor cores have it, else float16). Embeddings and all that is done with
+            them are float32 or float64.
+        batch_size: images per forward pass.
+        seed: of everything random.
+        compile: run the network through `torch.compile`. The first batch then takes long; where it cannot be
+            done, a CompilationError at that batch says why.
+
+    Attributes: `gaussians_`, `calibration_`, `threshold_` after `fit`; `network_`, the extractor, once it is
+    needed.
+    """
+
+    State = Positions
+
+    def __init__(
+        self,
+        backbone: str | nn.Module = "resnet18",
+        layers: Sequence[str] = ("layer1", "layer2", "layer3"),
+        *,
+        num_dimensions: int | None = 100,
+        weights: str | os.PathLike[str] | Mapping[str, torch.Tensor] | None = "default",
+        image_size: int | tuple[int, int] | None = 224,
+        resize: int | tuple[int, int] | None = 256,
+        device: str | torch.device = "auto",
+        precision: str = "auto",
+        batch_size: int = 16,
+        seed: int = 0,
+        compile: bool = False,
+    ) -> None:
+        super().__init__(locals())
+        if num_dimensions is not None:
+            num_dimensions = whole_number("num_dimensions", num_dimensions, 1)
+        self.num_dimensions = num_dimensions
+        self._subset: tuple[tuple[Any, ...], list[torch.Tensor]] | None = None
+
+    @property
+    def gaussians_(self) -> Gaussians:
+        """The fitted Gaussians, one per position of the grid, row by row."""
+        gaussians: Gaussians = self.state_.gaussians
+        return gaussians
+
+    # The method
+
+    def embed(self, feature_maps: list[torch.Tensor]) -> torch.Tensor:
+        chosen = self._chosen(feature_maps)
+        # Channels are dropped first: nothing else is resized or stored.
+        kept = [
+            feature_map.permute(0, 2, 3, 1).index_select(3, channels).permute(0, 3, 1, 2)
+            for feature_map, channels in zip(feature_maps, chosen, strict=True)
+            if len(channels)
+        ]
+        sets_grid = len(chosen[0]) > 0
+        if not sets_grid:  # no channel of the first layer is kept, but its grid is the result's
+            kept.insert(0, feature_maps[0][:, :1].contiguous())
+        embedded: torch.Tensor = aggregate_patches(kept, patch_size=1, mode="concat")
+        if not sets_grid:
+            embedded = embedded[..., 1:].contiguous()
+        return embedded
+
+    def _chosen(self, feature_maps: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """For every layer the channels to keep, ascending. They depend on the seed and the channel counts."""
+        channels = tuple(feature_map.shape[1] for feature_map in feature_maps)
+        drawn = (channels, self.num_dimensions, self.seed)
+        if self._subset is None or self._subset[0] != drawn:
+            device = feature_maps[0].device
+            picks = choose_dimensions(*drawn)
+            self._subset = drawn, [torch.from_numpy(own).to(device) for own in picks]
+        return self._subset[1]
+
+    def start(self, state: Positions | None = None) -> Accumulator:
+        return MomentsAccumulator(self, state)
+
+    def scores(self, state: Positions, seen: Seen) -> Scores:
+        check_grid(seen.embeddings, seen.size, state.grid)
+        distances = state.gaussians.squared_distances(seen.embeddings.flatten(1, 2)).sqrt_()
+        return Scores(distances.view(len(seen), *state.grid))
+
+    @classmethod
+    def _state_from_format1(cls, reader: FolderReader) -> Positions:
+        return _positions_of_format1(reader)
+
+
+class MomentsAccumulator:
+    """Gathers the moments of embeddings at every position, and the embeddings of the sampled images."""
+
+    def __init__(self, detector: PaDiM, state: Positions | None) -> None:
+        self._detector = detector
+        self._moments = Moments() if state is None else state.gaussians.moments()
+        self._grid = None if state is None else state.grid
+        self._size = (0, 0)
+        self._counts: Counter[int] = Counter()
+        self._held: list[tuple[int, torch.Tensor]] = []  # number and embedding [P, D] of sampled images
+
+    def add(self, seen: Seen) -> None:
+        patches, self._size = seen.embeddings, seen.size
+        if self._grid is None:
+            self._grid = (patches.shape[1], patches.shape[2])
+        check_grid(patches, seen.size, self._grid)
+        rows = patches.flatten(1, 2)
+        pairs = zip(seen.numbers, rows, seen.sampled, strict=True)
+        # Copies, so that the rest of the batch can go.
+        self._held += [(number, own.clone()) for number, own, chosen in pairs if chosen]
+        self._counts.update(seen.numbers)
+        self._moments.add(rows)
+
+    def finish(self, run: Run) -> Fitted:
+        count, mean, scatter = self._moments.finish()
+        assert self._grid is not None
+        others = LeftOut(self._held, self._counts, count, len(mean), run.progress)
+        warnings = {}
+        if count == 2 and others.fair:
+            warnings["two"] = (
+                "two training images are each scored against the other alone, so that their scores are equal "
+                "and, with the threshold, say nothing of how much normal images differ; give more images, or "
+                "call calibrate"
+            )
+        if others.fair:
+            gaussians = Gaussians.from_moments(count, mean, scatter, others, len(self._held))
+            squared = others.squared
+        else:
+            warnings["one"] = (
+                "a single training image cannot be scored without itself, and leaves every covariance at "
+                "0.01 I: its score, and with it the threshold, are 0; give more images, or call calibrate"
+            )
+            gaussians = Gaussians.from_moments(count, mean, scatter)
+            squared = gaussians.squared_distances(torch.stack([rows for _, rows in self._held]))
+        sample = NormalSample(self._rounding())
+        self._held = []
+        distances = squared.sqrt_().view(len(squared), *self._grid)
+        for some in torch.split(distances, _RENDERED) if len(distances) else ():
+            sample.add_grids(None, some, self._size, sigma=self._detector.map_sigma)
+        return Fitted(Positions(gaussians, self._grid), sample, warnings=warnings)
+
+    def _rounding(self) -> float:
+        """How far rounding moves a distance: what it moves an embedding by, over the least deviation."""
+        norms = [float(rows.double().square().sum(1).mean()) for _, rows in self._held]
+        norm = (sum(norms) / max(1, len(norms))) ** 0.5
+        floor = relative_noise(self._detector.network_.dtype) * norm
+        return float(2.0 * floor / REGULARIZATION**0.5)
+
+
+def choose_dimensions(
+    channels: Sequence[int], num_dimensions: int | None, seed: int
+) -> list[np.ndarray[Any, np.dtype[np.int64]]]:
+    """For every layer, of so many `channels`, the numbers of those to keep, ascending: a random subset of all
+    layers' channels together.
+    """
+    total = sum(channels)
+    wanted = total if num_dimensions is None else num_dimensions
+    if wanted > total:
+        raise ValueError(
+            f"num_dimensions is {wanted}, but the layers have only {total} channels together "
+            f"({' + '.join(map(str, channels))}); None keeps them all"
+        )
+    picks = np.sort(np.random.default_rng(seed).permutation(total)[:wanted])
+    edges = np.cumsum([0, *channels])
+    return [picks[(picks >= a) & (picks < b)] - a for a, b in itertools.pairwise(edges)]
+
+
+def check_grid(patches: torch.Tensor, size: tuple[int, int], grid: tuple[int, int]) -> None:
+    """Raise ValueError for a batch of another grid than the one that has Gaussians."""
+    own = (patches.shape[1], patches.shape[2])
+    if own != grid:
+        raise ValueError(
+            f"images must all give one grid, since PaDiM has a Gaussian for every position: it is {grid}, "
+            f"but images of {size[0]} x {size[1]} pixels give {own}; set resize=(h, w), or an image_size"
+        )
+
+
+def _positions_of_format1(reader: FolderReader) -> Positions:
+    """The state of a model saved by format 1, which packed the triangles."""
+    known = reader.state["gaussians"]
+
+    def array(name: str) -> torch.Tensor:
+        return reader.tensors(f"gaussians.{name}.safetensors")[name]
+
+    mean = array("mean")
+    if mean.ndim != 2:
+        raise ValueError(f"mean must be [P, D], got shape {tuple(mean.shape)}")
+    whitening = []
+    for i, (start, end) in enumerate(block_spans(mean.shape[1])):
+        packed = array(f"whitening{i}")
+        values = (end * (end + 1) - start * (start + 1)) // 2
+        # Memory goes to blocks whose values are there only.
+        if packed.shape != (len(mean), values):
+            raise ValueError(f"whitening{i} must be {(len(mean), values)}, got shape {tuple(packed.shape)}")
+        block = packed.new_zeros(len(mean), end - start, end)
+        lower = torch.ones(end - start, end, dtype=torch.bool).tril(start)
+        block[:, lower] = packed
+        whitening.append(block)
+    return Positions(Gaussians(known["count"], mean, tuple(whitening)), tuple(known["grid"]))

@@ -1,0 +1,198 @@
+"""Parts: what a detector is made of, and what passes between them while it learns and scores.
+
+A detector is a tree. Its parts score images on their own: a method with what it has learned, or a tiled
+ensemble. A backbone ensemble combines the results of its parts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ensemblead.calibration import Calibration, NormalSample, Origin
+from ensemblead.detectors.frozen import FrozenNetwork
+from ensemblead.images import Geometry, ImageBatch, ImageSet, SkippedImage
+from ensemblead.networks.network import Network
+
+# Called with a stage ("embed", "select", "calibrate", "train", "join", "predict"), how much is done, and how
+# much there is.
+Progress = Callable[[str, int, int], None]
+# How a part learns: in one pass, which several share; in many of its own; in many that leave some images out.
+Passes = Literal["one", "many", "held_out"]
+# Scores float32 [B] and maps float32 [B, H, W] of a batch.
+Result = tuple[torch.Tensor, torch.Tensor]
+# A network's feature maps of the batch under way, in a geometry.
+Features = Callable[[Network, Geometry], list[torch.Tensor]]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a part is given of B images.
+
+    Attributes:
+        values: tensors of B rows: the pixels, the layers' feature maps, or their embeddings.
+        size: height and width of the images.
+        numbers: in `fit`, the image of every row; images that are equal have one number, and so have the tiles
+            of one image.
+        sampled: in `fit`, whether the row's leave-one-out score is wanted.
+    """
+
+    values: tuple[torch.Tensor, ...]
+    size: tuple[int, int]
+    numbers: tuple[int, ...] = ()
+    sampled: tuple[bool, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.values[0])
+
+    @property
+    def pixels(self) -> torch.Tensor:
+        """uint8 `[B, 3, H, W]`, of a method without a network."""
+        return self.values[0]
+
+    @property
+    def embeddings(self) -> torch.Tensor:
+        """float32 `[B, h, w, D]`, of a method that defines `embed`."""
+        return self.values[0]
+
+    @property
+    def feature_maps(self) -> tuple[torch.Tensor, ...]:
+        """`[B, C_l, H_l, W_l]`, one per layer, of a method with a network that does not define `embed`."""
+        return self.values
+
+    def rows(self, which: slice) -> Seen:
+        """Some of the images."""
+        values = tuple(value[which] for value in self.values)
+        return Seen(values, self.size, self.numbers[which], self.sampled[which])
+
+
+@dataclass(frozen=True)
+class Scores:
+    """How anomalous B images are.
+
+    Attributes:
+        grids: float32 `[B, h, w]`: upsampled and blurred, they are the anomaly maps.
+        images: float32 `[B]`, the images' scores; None: each the largest value of its map.
+    """
+
+    grids: torch.Tensor
+    images: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Run:
+    """What learning is told.
+
+    Attributes:
+        progress: to be called as `Progress` says.
+        num_images: how many images there are (some may turn out unreadable).
+        sampled: numbers of the images that give the statistics.
+    """
+
+    progress: Progress
+    num_images: int
+    sampled: frozenset[int]
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What a part has learned.
+
+    Attributes:
+        state: what the part scores by.
+        sample: normal images as it scores them without having learned them.
+        origin: of the sample.
+        warnings: why the sample says little of the threshold, by the kind of reason.
+    """
+
+    state: Any
+    sample: NormalSample
+    origin: Origin = "leave_one_out"
+    warnings: Mapping[str, str] = field(default_factory=dict)
+
+
+class Accumulator(Protocol):
+    """Learning under way, in one pass over the images. Nothing of the detector changes before it is whole."""
+
+    def add(self, seen: Seen) -> None:
+        """Take in a batch."""
+
+    def finish(self, run: Run) -> Fitted:
+        """All images are in."""
+
+
+class Part(Protocol):
+    """What scores images on its own: a method, or a tiled ensemble."""
+
+    batch_size: int
+
+    @property
+    def geometry(self) -> Geometry: ...
+
+    @property
+    def calibration_(self) -> Calibration: ...
+
+    @property
+    def passes(self) -> Passes: ...
+
+    @property
+    def extending_lowers_scores(self) -> bool:
+        """Whether no image scores higher than before once more images have been learned."""
+        ...
+
+    @property
+    def spool_bytes(self) -> int:
+        """Of resized images kept in memory for its passes."""
+        ...
+
+    def _networks(self) -> list[FrozenNetwork]:
+        """All that it uses."""
+        ...
+
+    def _own_networks(self) -> list[FrozenNetwork]:
+        """Those that look at the images themselves."""
+        ...
+
+    def _start(self, *, extending: bool) -> Accumulator:
+        """For "one" pass."""
+        ...
+
+    def _learn(self, images: ImageSet, run: Run, *, extending: bool) -> Fitted:
+        """For all others: the passes are made here."""
+        ...
+
+    def _seen(self, pixels: torch.Tensor, geometry: Geometry, features: Features) -> Seen:
+        """What it takes in of images uint8 `[B, 3, h, w]`, which are in `geometry`."""
+        ...
+
+    def _result(self, seen: Seen) -> Result: ...
+
+
+class Tree(Protocol):
+    """A detector as learning and scoring see it: its parts, and how their results become one."""
+
+    batch_size: int
+    skipped_: list[SkippedImage]
+
+    @property
+    def calibration_(self) -> Calibration: ...
+
+    def _parts(self) -> Sequence[Part]: ...
+
+    def _results(self, seen: Sequence[Seen]) -> list[Result]: ...
+
+    def _combine(self, results: Sequence[Result]) -> Result: ...
+
+    def _check_batch(self, batch: ImageBatch) -> None: ...
+
+    @property
+    def _fingerprints(self) -> npt.NDArray[np.uint64]: ...
+
+    def _take(self, states: Sequence[Any], fingerprints: npt.NDArray[np.uint64]) -> None: ...
+
+    def _accept(self, calibrations: Sequence[Calibration]) -> None: ...

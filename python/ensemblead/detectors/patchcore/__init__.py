@@ -1,0 +1,5 @@
+"""PatchCore."""
+
+from ensemblead.detectors.patchcore.detector import PatchCore
+
+__all__ = ["PatchCore"]

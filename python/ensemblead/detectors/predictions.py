@@ -1,0 +1,43 @@
+"""What a detector says of images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+
+@dataclass
+class Predictions:
+    """What a detector says of N images. Larger is more anomalous; the units are the detector's.
+
+    `anomaly_score` float32 `[N]`; `anomaly_map` float32 `[N, H, W]` in the frame that the network saw (see
+    `Detector.geometry`); `is_anomalous` bool `[N]`: the score is above the detector's threshold; `paths`:
+    files, or None.
+    """
+
+    anomaly_score: npt.NDArray[np.float32]
+    anomaly_map: npt.NDArray[np.float32]
+    is_anomalous: npt.NDArray[np.bool_]
+    paths: list[str | None]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[Predictions]) -> Predictions:
+        """All images of all parts. Maps of different sizes have no common array (ValueError)."""
+        sizes = {part.anomaly_map.shape[1:] for part in parts}
+        if len(sizes) > 1:
+            raise ValueError(
+                f"the images' anomaly maps differ in size ({', '.join(map(str, sorted(sizes)))}), so predict "
+                "cannot stack them: use predict_batches, or give an exact resize or a crop"
+            )
+        return cls(
+            np.concatenate([part.anomaly_score for part in parts]),
+            np.concatenate([part.anomaly_map for part in parts]),
+            np.concatenate([part.is_anomalous for part in parts]),
+            [path for part in parts for path in part.paths],
+        )

@@ -1,0 +1,100 @@
+"""Images through networks into parts, batch by batch; predictions out."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from ensemblead.common.warnings import warn
+from ensemblead.detectors.frozen import share_networks
+from ensemblead.detectors.parts import Part, Progress, Seen, Tree
+from ensemblead.detectors.predictions import Predictions
+from ensemblead.images import ImageBatch, Images, ImageSet, open_images
+from ensemblead.networks.network import FeaturePool
+from ensemblead.networks.transfer import FiniteChecks, HostCopy, deferred_checks, is_asynchronous, verified
+
+
+def open_pool(parts: Sequence[Part], images: ImageSet) -> FeaturePool:
+    """Forward passes for parts: one per network and input, whatever number of parts reads it."""
+    share_networks([network for part in parts for network in part._networks()])
+    readers = [
+        (network.network, images.frame(part.geometry)) for part in parts for network in part._own_networks()
+    ]
+    return FeaturePool(readers)
+
+
+def seen_batches(
+    parts: Sequence[Part], images: ImageSet, batch_size: int, check: Any = None
+) -> Iterator[tuple[ImageBatch, list[Seen]]]:
+    """Every batch and what the parts see of it, found finite; decoding goes on in the background.
+
+    A GPU's batch comes when the next one is queued behind it, so that the GPU is not kept waiting.
+    """
+    pool = open_pool(parts, images)
+
+    def see(batch: ImageBatch) -> list[Seen]:
+        if check is not None:
+            check(batch)
+        with pool.batch(batch.images) as features:
+            return [
+                part._seen(batch.images[frame], frame, features)
+                for part, frame in ((part, images.frame(part.geometry)) for part in parts)
+            ]
+
+    networks = [network.network for part in parts for network in part._networks()]
+    pinned = any(is_asynchronous(network.device) for network in networks)
+    geometries = [images.frame(part.geometry) for part in parts]
+    return verified(images.batches(geometries, batch_size, pin_memory=pinned), see)
+
+
+def predict(detector: Tree, images: Any, errors: Any, progress: Progress | None) -> Iterator[Predictions]:
+    """See `Detector.predict_batches`."""
+    calibration = detector.calibration_
+    coming: deque[tuple[FiniteChecks, HostCopy, list[str | None]]] = deque()
+    for batch, seen in scored_batches(detector, images, errors, progress, "predict"):
+        # Some embed only now, as a tiled ensemble does.
+        with deferred_checks() as checks:
+            scores, maps = detector._combine(detector._results(seen))
+        coming.append(
+            (checks.start(), HostCopy([scores, maps, calibration.is_anomalous(scores)]), batch.paths)
+        )
+        # A GPU's results are read when those of the next batch are queued behind them.
+        if not is_asynchronous(scores.device) or len(coming) > 1:
+            yield _arrived(*coming.popleft())
+    while coming:
+        yield _arrived(*coming.popleft())
+
+
+def _arrived(checks: FiniteChecks, copy: HostCopy, paths: list[str | None]) -> Predictions:
+    checks.verify()
+    scores, maps, anomalous = copy.wait()
+    return Predictions(scores, maps, anomalous, paths)
+
+
+def scored_batches(
+    detector: Tree, images: Any, errors: Any, progress: Progress | None, stage: str
+) -> Iterator[tuple[ImageBatch, list[Seen]]]:
+    """Every batch of `images` and what the detector's parts see of it, for a single pass."""
+    source, done = open_images(images), 0
+    with Images(source, errors=errors) as data:
+        for batch, seen in seen_batches(detector._parts(), data, detector.batch_size, detector._check_batch):
+            yield batch, seen
+            done += len(batch)
+            del batch, seen
+            if progress is not None:
+                progress(stage, done + len(data.skipped), len(source))
+            detector.skipped_ = data.skipped
+        detector.skipped_ = data.skipped
+        report_skipped(data)
+
+
+def report_skipped(images: Images) -> None:
+    """Warn of images left out; an error where none could be read."""
+    total = len(images.source)
+    if images.skipped:
+        first, count = images.skipped[0], f"{len(images.skipped)} of {total}"
+        which = first.path or first.index
+        warn(f"left out {count} images that cannot be read; the first: {which}: {first.reason}")
+    if len(images.skipped) == total:
+        raise ValueError(f"images: none of the {total} images can be read")

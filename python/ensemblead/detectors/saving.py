@@ -1,0 +1,106 @@
+"""Methods in folders: parameters, network, what was learned, statistics."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from ensemblead.calibration import Calibration
+from ensemblead.detectors.format1 import calibration_of_format1
+from ensemblead.detectors.frozen import per_network
+from ensemblead.networks.network import check_device, network_from_store, resolve_device
+from ensemblead.store import FolderReader, FolderWriter, load_state, move_state, save_state
+
+# The network describes itself.
+OF_THE_NETWORK = ("backbone", "layers", "weights")
+
+
+def arguments(detector: Any) -> dict[str, Any]:
+    """What made a detector: for every parameter of its constructor the attribute of that name."""
+    names = inspect.signature(type(detector)).parameters
+    return {name: getattr(detector, name) for name in names}
+
+
+def write_method(method: Any, writer: FolderWriter) -> dict[str, Any]:
+    """For `Method.to_store`."""
+    frozen = method._frozen
+    return {
+        "parameters": method.parameters(),
+        "network": None if frozen is None else frozen.network.to_store(writer),
+        "learned": save_state(writer, "learned", method._state_to_save(), type(method).State),
+        **write_statistics(method, writer),
+    }
+
+
+def write_statistics(detector: Any, writer: FolderWriter) -> dict[str, Any]:
+    """The statistics of a part, and the fingerprints of the images that it has learned."""
+    calibration = detector.calibration_
+    writer.tensors("images.safetensors", {"fingerprints": detector._fingerprints.view(np.int64)})
+    # For the reader of the file; computed again from the scores on loading.
+    summary = {
+        name: getattr(calibration, name)
+        for name in ("threshold", "false_alarm_rate", "score_mean", "score_std")
+    }
+    return {"calibration": save_state(writer, "calibration", calibration, Calibration), "summary": summary}
+
+
+def read_statistics(detector: Any, reader: FolderReader, rounding: float | None = None) -> None:
+    """What `write_statistics` wrote. `rounding`: of a tiled ensemble's members, for format 1."""
+    if reader.format == 1:
+        detector._calibration = calibration_of_format1(reader, rounding)
+        return
+    with reader.as_damage():
+        detector._calibration = load_state(reader, "calibration", reader.state["calibration"], Calibration)
+        fingerprints = reader.tensors("images.safetensors")["fingerprints"].numpy()
+        if fingerprints.ndim != 1 or fingerprints.dtype != np.int64:
+            raise ValueError(f"fingerprints must be int64 [N], got {fingerprints.dtype} {fingerprints.shape}")
+        detector._learned = fingerprints.view(np.uint64)
+
+
+def read_method(cls: Any, reader: FolderReader) -> Any:
+    """For `Method.from_store`."""
+    state = reader.state
+    with reader.as_damage():
+        own = plain_parameters(state["parameters"])
+        stored, given = own["device"], reader.options.get("device")
+        own["device"] = "auto"
+        if state["network"] is not None:
+            source = state["network"]["source"]
+            own |= {"backbone": source.get("name", source["kind"]), "layers": state["network"]["layers"]}
+            own["weights"] = None
+        method = cls(**own)
+    # Apart from the rest: whether this machine has the device says nothing of the folder.
+    method.device = check_device(stored if given is None else given)
+    if state["network"] is not None:
+        _open_network(method, reader)
+    with reader.as_damage():
+        if reader.format == 1:
+            saved = cls._state_from_format1(reader)
+        else:
+            saved = load_state(reader, "learned", state["learned"], cls.State)
+        device = resolve_device(method.device) if method._frozen is None else method._frozen.network.device
+        method._state = method._state_from_saved(move_state(saved, device))
+    read_statistics(method, reader)
+    return method
+
+
+def _open_network(method: Any, reader: FolderReader) -> None:
+    frozen = method._frozen
+    assert frozen is not None
+    for option in ("weights", "backbone"):
+        reader.options[option] = per_network(option, reader.options.get(option))
+    frozen.device = method.device
+    network = network_from_store(
+        reader, reader.state["network"], method.device, method.precision, compile=method.compile
+    )
+    frozen.replace(network)
+    if network.extractor.source["kind"] == "module":
+        method.backbone = frozen.backbone = network.extractor.module
+
+
+def plain_parameters(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters as JSON holds them, as constructors take them."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}

@@ -1,0 +1,98 @@
+"""Tiles of images as images of their own: a location of a tiled ensemble learns from a view of the images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ensemblead.images.batches import ImageBatch, stack_planes
+from ensemblead.images.geometry import Geometry
+from ensemblead.images.spool import Images, Planes
+
+if TYPE_CHECKING:
+    import torch
+
+# Tiles are network input as they are.
+AS_IS = Geometry(None, None)
+
+
+@dataclass(frozen=True)
+class Window:
+    """A part of an image: `height` x `width` pixels from (`top`, `left`) on; zeros where it overhangs."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+    def rows(self, height: int) -> slice:
+        return slice(self.top, min(self.top + self.height, height))
+
+    def columns(self, width: int) -> slice:
+        return slice(self.left, min(self.left + self.width, width))
+
+
+class Tiles:
+    """What windows show of images: image by image, all windows of each.
+
+    An `ImageSet`. Its items are tiles, its positions those of their images: a position occurs once per window.
+    Whatever geometry is asked for, a tile stays as it is.
+    """
+
+    def __init__(
+        self, images: Images, geometry: Geometry, windows: Sequence[Window], size: tuple[int, int]
+    ) -> None:
+        self._images = images
+        self._geometry = geometry
+        self._windows = list(windows)
+        self._size = size  # of the images; all are alike
+
+    def __len__(self) -> int:
+        return len(self._images) * len(self._windows)
+
+    def frame(self, geometry: Geometry) -> Geometry:
+        return AS_IS
+
+    def positions(self) -> list[int]:
+        return [position for position in self._images.positions() for _ in self._windows]
+
+    def identities(self) -> list[tuple[int, tuple[int, int], int]]:
+        return [identity for identity in self._images.identities() for _ in self._windows]
+
+    def batches(
+        self, geometries: Sequence[Geometry], batch_size: int, *, pin_memory: bool = False
+    ) -> Iterator[ImageBatch]:
+        count = len(self)
+        for start in range(0, count, batch_size):
+            yield self._batch(range(start, min(start + batch_size, count)), pin_memory)
+
+    def read(self, geometry: Geometry, items: Sequence[int]) -> tuple[torch.Tensor, list[int]]:
+        batch = self._batch(items, False)
+        return batch.images[AS_IS], batch.indices
+
+    def _batch(self, items: Sequence[int], pin_memory: bool) -> ImageBatch:
+        images, tiles = self._images, []
+        owners = [divmod(item, len(self._windows)) for item in items]
+        for image, window in owners:
+            tiles.append(self._cut(image, self._windows[window]))
+        positions = images.positions()
+        indices = [positions[image] for image, _ in owners]
+        return ImageBatch(
+            indices,
+            [images.source.paths[index] for index in indices],
+            [images.sizes[image] for image, _ in owners],
+            [images.fingerprints[image] for image, _ in owners],
+            {AS_IS: stack_planes(tiles, pin_memory)},
+        )
+
+    def _cut(self, image: int, window: Window) -> Planes:
+        height, width = self._size
+        part = self._images.window(self._geometry, image, window.rows(height), window.columns(width))
+        if part.shape[1:] == (window.height, window.width):
+            return part
+        tile = np.zeros((3, window.height, window.width), dtype=np.uint8)
+        tile[:, : part.shape[1], : part.shape[2]] = part
+        return tile

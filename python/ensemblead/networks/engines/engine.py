@@ -1,0 +1,97 @@
+"""An engine runs a network as far as its layers. Each is compared with eager torch when it is made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+# A layer's name with this behind it stands for the input of the layer.
+INPUT_SUFFIX = ":input"
+
+Outputs = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A network as far as some of its layers, in eval mode, where it is and in the dtype that it has.
+
+    Attributes:
+        layers: names of submodules, each with or without `INPUT_SUFFIX`.
+        name: the network's, for errors.
+        precision: the one to compute in. It differs from the module's dtype where an engine rounds by itself,
+            as int8 engines do.
+    """
+
+    module: nn.Module
+    layers: tuple[str, ...]
+    name: str
+    device: torch.device
+    dtype: torch.dtype
+    precision: str
+
+
+class Engine(Protocol):
+    """One way of running one `Part`."""
+
+    def run(self, images: Tensor) -> Outputs:
+        """Normalised images `[B, 3, H, W]`, of the part's device and dtype -> every layer's output by name.
+
+        Tensors have the part's device and dtype, and nothing changes them later.
+        """
+
+
+@dataclass(frozen=True)
+class EngineKind:
+    """What is known of an engine before it is made.
+
+    Attributes:
+        build: makes the engine from a part and a sample of images; None where it would gain nothing.
+        precisions: the names of the precisions that it computes in.
+        device_types: the devices that it runs on.
+        tolerance: the largest deviation from eager torch, relative to the largest absolute value of a layer.
+        whole_batch: the sample is the first batch, not its first image: for engines made per batch size.
+        mismatch: the error for outputs that are not those of eager torch; None: eager torch is used instead.
+    """
+
+    name: str
+    build: Callable[[Part, Tensor], Engine | None]
+    precisions: tuple[str, ...]
+    device_types: tuple[str, ...]
+    tolerance: Callable[[Part], float]
+    whole_batch: bool = False
+    mismatch: Callable[[Part], Exception] | None = None
+
+    def make(self, part: Part, sample: Tensor, eager: Engine, expected: Outputs) -> Engine:
+        """The engine, compared with what eager torch puts out for the sample."""
+        engine = self.build(part, sample)
+        if engine is None:
+            return eager
+        if same_outputs(engine.run(sample), expected, self.tolerance(part)):
+            return engine
+        if self.mismatch is not None:
+            raise self.mismatch(part)
+        return eager
+
+
+def same_outputs(found: Outputs, expected: Outputs, tolerance: float) -> bool:
+    """Whether every layer's output is the expected one. Outputs that are not finite are not compared."""
+    return all(_same(found.get(name), output, tolerance) for name, output in expected.items())
+
+
+def _same(found: Any, expected: Any, tolerance: float) -> bool:
+    if not isinstance(found, Tensor) or not isinstance(expected, Tensor) or found.shape != expected.shape:
+        return False
+    scale = float(expected.abs().max())
+    if not scale < float("inf"):
+        return True  # `require_finite` speaks of it
+    return bool((found - expected).abs().max() <= tolerance * max(scale, 1e-30))
+
+
+def input_of(layer: str, names: Sequence[str] | Mapping[str, Any]) -> str | None:
+    """The submodule whose input `layer` stands for; None where it stands for an output."""
+    base = layer.removesuffix(INPUT_SUFFIX)
+    return base if base != layer and layer not in names and base in names else None

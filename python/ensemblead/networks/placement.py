@@ -1,0 +1,85 @@
+"""Where and in what precision a network runs: names that are checked, and what they stand for here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ensemblead.common.warnings import warn
+from ensemblead.kernels.build import __version__, cuda_available, has_cuda_kernels
+
+_PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def check_device(device: Any) -> str:
+    """The device's name if it is one that this version computes on, or "auto". Whether it is there shows when
+    a network goes there.
+    """
+    if device == "auto":
+        return "auto"
+    try:
+        name = str(torch.device(device))
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f'device must be "auto" or a torch device, got {device!r}') from error
+    if name.startswith("cuda") and not has_cuda_kernels():
+        raise ValueError(
+            f"device is {name!r}, but the CUDA kernels are not part of this version of ensemblead, "
+            f"{__version__}; use device='auto' or 'cpu'"
+        )
+    return name
+
+
+def check_precision(precision: str) -> str:
+    if not isinstance(precision, str):
+        raise TypeError(f"precision must be a name, got {precision!r}")
+    if precision != "auto" and precision not in _PRECISIONS:
+        raise ValueError(f'precision must be "auto" or one of {", ".join(_PRECISIONS)}, got {precision!r}')
+    return precision
+
+
+def resolve_device(device: str) -> torch.device:
+    """The device itself, a GPU with its number. "auto" is torch's current GPU if there is one and the core's
+    kernels run on it; with a warning, the CPU where there are kernels, but the GPU is torch's alone.
+
+    Raises ValueError for a GPU that torch or the kernels do not see.
+    """
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    unusable = (
+        f"this torch sees {gpus} GPU{'s' * (gpus > 1)}, but the CUDA kernels can use none: the driver is "
+        "older than the CUDA they were built with, or they were built for newer architectures"
+    )
+    if device == "auto":
+        if not has_cuda_kernels() or gpus == 0:
+            return torch.device("cpu")
+        if not cuda_available():
+            warn(f"{unusable}; detectors run on the CPU", RuntimeWarning)
+            return torch.device("cpu")
+        return torch.device("cuda", torch.cuda.current_device())
+    place = torch.device(device)
+    if place.type != "cuda":
+        return place
+    if gpus == 0:
+        raise ValueError(f"device is {device!r}, but this torch sees no GPU; use device='auto'")
+    if not cuda_available():
+        raise ValueError(f"device is {device!r}, and {unusable}; use device='cpu'")
+    # With the number, or "cuda" and "cuda:0" would count as two places.
+    index = torch.cuda.current_device() if place.index is None else place.index
+    if index >= gpus:
+        raise ValueError(
+            f"device is {device!r}, but this torch sees {gpus} GPU{'s' * (gpus > 1)}: "
+            f"{', '.join(f'cuda:{i}' for i in range(gpus))}"
+        )
+    return torch.device("cuda", index)
+
+
+def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
+    """ "auto" is float32 on a CPU and half precision on a GPU: bfloat16 where its tensor cores have it
+    (compute capability 8.0), else float16.
+    """
+    if precision != "auto":
+        return _PRECISIONS[precision]
+    if device.type != "cuda":
+        return torch.float32
+    # torch.cuda.is_bf16_supported asks the current device, and says yes to an emulation.
+    return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16

@@ -1,0 +1,16 @@
+"""Saved models: folders, checksums, and one way to save a state."""
+
+from ensemblead.store.folders import MANIFEST, FolderReader, FolderWriter, check_target, load, save
+from ensemblead.store.states import load_state, move_state, save_state
+
+__all__ = [
+    "MANIFEST",
+    "FolderReader",
+    "FolderWriter",
+    "check_target",
+    "load",
+    "load_state",
+    "move_state",
+    "save",
+    "save_state",
+]
