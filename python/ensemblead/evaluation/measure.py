@@ -39,7 +39,7 @@ class Geometry(Protocol):
 
 @runtime_checkable
 class Detector(Protocol):
-    """What is asked of a detector: its geometry, and batches of predictions in the order of the images."""
+    """A detector as `evaluate` needs it: a geometry, and predictions in the order of the images."""
 
     @property
     def geometry(self) -> Geometry: ...
@@ -52,7 +52,7 @@ Detectors: TypeAlias = Detector | Mapping[str, Detector] | Callable[[Category], 
 
 @dataclass(frozen=True)
 class ScoredImage:
-    """What `on_image` is given: a test image with its score, its map [H, W] and, where known, its mask."""
+    """A test image with its score, its map [H, W] and, where known, its mask; for `on_image`."""
 
     category: str
     sample: Sample
