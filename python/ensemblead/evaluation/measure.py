@@ -297,9 +297,9 @@ class _Run:
             return np.zeros(anomaly_map.shape, np.bool_)
         if sample.mask_path is None:
             return None
-        decoded, remarks = examine_mask(sample.mask_path)
-        for remark in remarks:
-            self._suspicious_masks.setdefault(remark, []).append(sample.mask_path)
+        decoded, notes = examine_mask(sample.mask_path)
+        for note in notes:
+            self._suspicious_masks.setdefault(note, []).append(sample.mask_path)
         mask = self._geometry.apply_mask(decoded)
         if mask.shape != anomaly_map.shape:
             raise ValueError(
