@@ -15,7 +15,6 @@ import pytest
 
 pytest.importorskip("torch")
 pytest.importorskip("typer")
-from ensemblead.detectors.base import Detector
 from PIL import Image
 
 import ensemblead as ead
@@ -106,7 +105,7 @@ class Failing:
 
     def __init__(self, change: Callable[[Any], None]) -> None:
         self.change = change
-        self.inner = Detector.predict_batches
+        self.inner = ead.PatchCore.predict_batches
 
     def __call__(self, detector: Any, *arguments: Any, **options: Any) -> Iterator[Any]:
         for number, batch in enumerate(self.inner(detector, *arguments, **options)):
@@ -125,7 +124,7 @@ class TestResultsSurvive:
     def fail(self, monkeypatch: pytest.MonkeyPatch, change: Callable[[Any], None]) -> None:
         failing = Failing(change)
         monkeypatch.setattr(
-            Detector,
+            ead.PatchCore,
             "predict_batches",
             lambda detector, *given, **options: failing(detector, *given, **options),
         )
@@ -182,7 +181,7 @@ class TestResultsSurvive:
     def test_a_threshold_that_is_nan_is_refused(
         self, model: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(Detector, "threshold_", property(lambda _: float("nan")))
+        monkeypatch.setattr(ead.PatchCore, "threshold_", property(lambda _: float("nan")))
         with pytest.raises(ValueError, match="the threshold of .*model is NaN"):
             PredictRun(model, images, tmp_path / "out").execute()
         assert not (tmp_path / "out").exists()
