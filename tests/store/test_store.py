@@ -14,9 +14,10 @@ import torch
 
 from ensemblead import store
 from ensemblead.common.errors import DamagedModelError, EnsembleADError, NewerFormatError
+from ensemblead.config.registry import register
 
 
-@store.register("test-leaf")
+@register("test-leaf")
 class Leaf:
     def __init__(self, values: np.ndarray, note: str = "", index: bytes = b"\0\1") -> None:
         self.values, self.note, self.index = values, note, index
@@ -35,7 +36,7 @@ class Leaf:
         return leaf
 
 
-@store.register("test-tree")
+@register("test-tree")
 class Tree:
     def __init__(self, children: list[Any]) -> None:
         self.children = children
@@ -307,6 +308,6 @@ def test_no_model_at_all(tmp_path: Path) -> None:
 
 def test_registration() -> None:
     with pytest.raises(ValueError, match="registered as 'test-leaf' already"):
-        store.register("test-leaf")(Leaf)
+        register("test-leaf")(Leaf)
     with pytest.raises(TypeError, match="object is not registered"):
         store.save(object(), "never-written")  # type: ignore[arg-type]

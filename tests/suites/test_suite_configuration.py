@@ -142,8 +142,8 @@ def _file(tmp_path: Path, text: str) -> Path:
 def test_the_readmes_suite_is_one(tmp_path: Path) -> None:
     import re
 
-    from ensemblead.config.schema import Problems, read_source
-    from ensemblead.ensembles.description import resolve
+    from ensemblead.config.documents import Problems, read_source
+    from ensemblead.config.registry import resolve
 
     text = (Path(__file__).resolve().parents[2] / "README.md").read_text()
     (block,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)

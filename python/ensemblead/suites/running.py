@@ -14,7 +14,7 @@ from ensemblead.common.errors import UnreadableImageError
 from ensemblead.common.files import StrPath
 from ensemblead.common.memory import reset_peak_memory
 from ensemblead.common.warnings import ThresholdWarning, warn
-from ensemblead.config.schema import Source
+from ensemblead.config.documents import Source
 from ensemblead.datasets.categories import Category
 from ensemblead.evaluation.measure import ScoredImage, check_category, measure_category
 from ensemblead.evaluation.results import CategoryResult
@@ -128,9 +128,10 @@ def _check_networks(cells: list[Cell]) -> None:
 
 
 def _new(cell: Cell) -> Detector:
-    from ensemblead.ensembles.description import construct
+    from ensemblead.config.registry import construct
 
-    return construct(dict(cell.entry.description))
+    detector: Detector = construct(dict(cell.entry.description))
+    return detector
 
 
 class _HookError(Exception):

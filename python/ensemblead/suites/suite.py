@@ -36,18 +36,9 @@ from typing import Any, Literal
 
 from ensemblead.common.files import StrPath, as_file_name
 from ensemblead.common.validation import did_you_mean
-from ensemblead.config.schema import (
-    KeyPath,
-    Parameter,
-    Problems,
-    Source,
-    check_keys,
-    check_value,
-    parameters,
-    read_source,
-)
-from ensemblead.datasets.categories import Category, Dataset
-from ensemblead.datasets.layouts import Folder, MVTecAD, VisA
+from ensemblead.config.documents import KeyPath, Problems, Source, read_source
+from ensemblead.config.signatures import Parameter, check_keys, check_value, parameters
+from ensemblead.datasets import Category, Dataset, Folder, MVTecAD, VisA
 from ensemblead.evaluation.measure import Options, check_category
 
 DATASETS: Mapping[str, Callable[..., Dataset]] = {"MVTecAD": MVTecAD, "VisA": VisA, "Folder": Folder}
@@ -249,7 +240,7 @@ def _usual_name(given: Mapping[str, Any]) -> str:
 def _described(
     given: Mapping[str, Any], path: KeyPath, settings: Settings, problems: Problems
 ) -> Mapping[str, Any]:
-    from ensemblead.ensembles.description import resolve
+    from ensemblead.config.registry import resolve
 
     return resolve(given, path, problems, {"seed": settings.seed, "device": settings.device})
 
