@@ -12,7 +12,7 @@ pytest.importorskip("torch")
 pytest.importorskip("typer")
 pytest.importorskip("matplotlib")
 
-from ensemblead.cli.console import Bars
+from ensemblead.cli.bars import Bars
 from ensemblead.cli.evaluate import measure
 from ensemblead.datasets import MVTecAD
 from ensemblead.datasets.categories import Dataset

@@ -15,13 +15,14 @@ import pytest
 
 pytest.importorskip("torch")
 pytest.importorskip("typer")
-from ensemblead.detectors import Detector
 from PIL import Image
 
 import ensemblead as ead
 from ensemblead.cli import pictures
+from ensemblead.cli.bars import Bars
 from ensemblead.cli.pictures import PlacedMap, draw_heat_map, overlay, place_back
 from ensemblead.cli.predict import PredictRun, picture_names
+from ensemblead.detectors import Detector
 from ensemblead.images import Geometry
 
 
@@ -60,7 +61,7 @@ class TestNames:
         names += ["検".encode() * 80 + b".png", b'quo"te, comma.png']
         for i, name in enumerate(names):
             draw(os.fsdecode(os.fsencode(tmp_path / "in") + b"/" + name), i)
-        summary = PredictRun(model, tmp_path / "in", tmp_path / "out").execute()
+        summary = PredictRun(model, [tmp_path / "in"], tmp_path / "out").execute(Bars())
         assert summary["images"] == len(names)
         found = rows(tmp_path / "out/scores.csv")
         expected = {
@@ -150,7 +151,7 @@ class TestResultsSurvive:
             pytest.warns(UserWarning, match=r"2 images were scored .* in .*scores\.partial\.csv"),
             pytest.raises(type(error)),
         ):
-            PredictRun(model, images, tmp_path / "out").execute()
+            PredictRun(model, [images], tmp_path / "out").execute(Bars())
         assert [Path(row["path"]).name for row in rows(tmp_path / "out/scores.partial.csv")] == [
             "0.png",
             "1.png",
@@ -176,7 +177,7 @@ class TestResultsSurvive:
             pytest.warns(UserWarning, match="2 images were scored"),
             pytest.raises(ValueError, match=rf"{name} must be finite, got NaN or infinity for .*2\.png"),
         ):
-            PredictRun(model, images, tmp_path / "out").execute()
+            PredictRun(model, [images], tmp_path / "out").execute(Bars())
         assert not (tmp_path / "out/scores.csv").exists()
 
     def test_a_threshold_that_is_nan_is_refused(
@@ -184,7 +185,7 @@ class TestResultsSurvive:
     ) -> None:
         monkeypatch.setattr(Detector, "threshold_", property(lambda _: float("nan")))
         with pytest.raises(ValueError, match="the threshold of .*model is NaN"):
-            PredictRun(model, images, tmp_path / "out").execute()
+            PredictRun(model, [images], tmp_path / "out").execute(Bars())
         assert not (tmp_path / "out").exists()
 
     def test_pictures_that_cannot_be_written_do_not_stop_the_scoring(
@@ -195,7 +196,7 @@ class TestResultsSurvive:
         with pytest.raises(
             OSError, match=r"pictures of 5 image\(s\) could not be written.*all scores are in"
         ):
-            PredictRun(model, images, tmp_path / "out").execute()
+            PredictRun(model, [images], tmp_path / "out").execute(Bars())
         assert len(rows(tmp_path / "out/scores.csv")) == 5
         assert len(list((tmp_path / "out/maps").iterdir())) == 5
 

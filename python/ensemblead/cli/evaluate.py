@@ -18,6 +18,7 @@ from ensemblead.cli.options import DetectorOptions, build_detector, options_of, 
 from ensemblead.cli.suite import run_suite, show_suite
 from ensemblead.cli.testsets import good_and_bad, untrained
 from ensemblead.common.extras import require
+from ensemblead.common.files import as_file_name, file_names
 from ensemblead.config.documents import Source, read_source
 
 if TYPE_CHECKING:
@@ -170,7 +171,7 @@ def fitter(
 
 def _models(path: Path, dataset: Dataset, weights: list[str], device: str | None) -> Any:
     """The model at `path` for all categories, or, in a folder of models, one for each."""
-    own = {category.name: path / category.name for category in dataset.categories}
+    own = {category.name: path / as_file_name(category.name) for category in dataset.categories}
     if (path / "model.json").exists() or not all((one / "model.json").exists() for one in own.values()):
         return load_model(path, weights, device)
     return {name: load_model(one, weights, device) for name, one in own.items()}
@@ -222,11 +223,12 @@ def measure(
         progress=progress,
     )
     _write(report, out, gallery, bars)
-    for number, (name, sheet) in enumerate(sheets.items()):
+    files = file_names(list(sheets))
+    for number, ((name, sheet), file) in enumerate(zip(sheets.items(), files, strict=True)):
         bars("writing contact sheets", number, len(sheets))
         shown = report.details[name].pictures
         scale = shown.scale if shown is not None else color_scale(used.get(name, detector))
-        sheet.save(out / "contact_sheets" / f"{name}.png", report[name].pixel_f1_threshold, scale)
+        sheet.save(out / "contact_sheets" / f"{file}.png", report[name].pixel_f1_threshold, scale)
     return report
 
 
