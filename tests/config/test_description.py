@@ -48,7 +48,7 @@ def test_ensembles_nest() -> None:
     inner = {"type": "BackboneEnsemble", "members": [GABOR, {**GABOR, "layers": ["layer1"]}], "fusion": "max"}
     detector = build({"type": "BackboneEnsemble", "members": [inner, GABOR], "weights": [1, 3]}, seed=7)
     assert isinstance(detector, ead.BackboneEnsemble)
-    assert [leaf.seed for leaf in detector._leaves()] == [7, 7, 7]  # type: ignore[attr-defined]
+    assert [leaf.seed for leaf in detector._parts()] == [7, 7, 7]  # type: ignore[attr-defined]
     first = detector.members[0]
     assert isinstance(first, ead.BackboneEnsemble)
     assert first.fusion == "max"
@@ -58,8 +58,8 @@ def test_a_node_builds_anew_every_time_and_takes_changes() -> None:
     node = resolve({"type": "BackboneEnsemble", "members": [GABOR]}, (), Problems(Source({})), {"seed": 1})
     one, other = construct(node), construct(node)
     assert one is not other
-    assert one._leaves()[0] is not other._leaves()[0]
-    assert construct(changed(node, {"seed": 9}))._leaves()[0].seed == 9  # type: ignore[attr-defined]
+    assert one._parts()[0] is not other._parts()[0]
+    assert construct(changed(node, {"seed": 9}))._parts()[0].seed == 9  # type: ignore[attr-defined]
     assert node["members"][0]["seed"] == 1
 
 
@@ -74,7 +74,7 @@ def test_a_preset_is_what_its_class_method_makes() -> None:
     mine = build({"preset": "mission", "fusion": "rank", "weights": [None, "b", "c"], "batch_size": 2})
     assert isinstance(mine, ead.BackboneEnsemble)
     assert mine.fusion == "rank"
-    assert [leaf.weights for leaf in mine._leaves()] == [None, "b", "c"]  # type: ignore[attr-defined]
+    assert [leaf.weights for leaf in mine._parts()] == [None, "b", "c"]  # type: ignore[attr-defined]
     assert mine.batch_size == 2
 
 
@@ -138,10 +138,10 @@ class TestOptions:
         detector = build_detector(found)
         assert isinstance(detector, ead.BackboneEnsemble)
         assert detector.fusion == "max"
-        assert [leaf.seed for leaf in detector._leaves()] == [3, 0]  # type: ignore[attr-defined]
+        assert [leaf.seed for leaf in detector._parts()] == [3, 0]  # type: ignore[attr-defined]
         # The command line goes first, where it means the whole detector.
         detector = build_detector(DetectorOptions(seed=7, device="cpu").over(found))
-        assert [leaf.seed for leaf in detector._leaves()] == [7, 7]  # type: ignore[attr-defined]
+        assert [leaf.seed for leaf in detector._parts()] == [7, 7]  # type: ignore[attr-defined]
         with pytest.raises(ValueError, match=r"describes all of the detector: leave out coreset_fraction"):
             build_detector(DetectorOptions(coreset_fraction=0.1).over(found))
 

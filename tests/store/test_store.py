@@ -11,12 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from support.tampering import edit
 
 from ensemblead import store
 from ensemblead.common.errors import DamagedModelError, EnsembleADError, NewerFormatError
+from ensemblead.config.registry import register
+from ensemblead.store.folders import FORMAT_VERSION
 
 
-@store.register("test-leaf")
+@register("test-leaf")
 class Leaf:
     def __init__(self, values: np.ndarray, note: str = "", index: bytes = b"\0\1") -> None:
         self.values, self.note, self.index = values, note, index
@@ -35,7 +38,7 @@ class Leaf:
         return leaf
 
 
-@store.register("test-tree")
+@register("test-tree")
 class Tree:
     def __init__(self, children: list[Any]) -> None:
         self.children = children
@@ -54,15 +57,6 @@ def _leaf(note: str = "a") -> Leaf:
     return Leaf(np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32), note)
 
 
-def _edit(folder: Path, **changes: Any) -> None:
-    """Change the manifest as someone would who knows how the checksum is made."""
-    manifest = json.loads((folder / "model.json").read_text())
-    del manifest["checksum"]
-    manifest.update(changes)
-    manifest["checksum"] = store._checksum(manifest)
-    (folder / "model.json").write_text(json.dumps(manifest))
-
-
 def test_there_and_back(tmp_path: Path) -> None:
     leaf = _leaf()
     store.save(leaf, tmp_path / "new" / "model", include_backbone=True)
@@ -72,7 +66,7 @@ def test_there_and_back(tmp_path: Path) -> None:
     assert again.options == {"include_backbone": True, "weights": None}
     assert sorted(p.name for p in (tmp_path / "new").iterdir()) == ["model"]
     manifest = json.loads((tmp_path / "new" / "model" / "model.json").read_text())
-    assert manifest["format"] == store.FORMAT_VERSION
+    assert manifest["format"] == FORMAT_VERSION
     assert set(manifest["files"]) == {"values.safetensors", "index.bin"}
 
 
@@ -182,7 +176,7 @@ def test_the_target_needs_a_folder_to_lie_in(tmp_path: Path, monkeypatch: pytest
 )
 def test_a_manifest_of_wrong_kinds_is_damaged(tmp_path: Path, changes: dict[str, Any]) -> None:
     store.save(_leaf(), tmp_path / "m")
-    _edit(tmp_path / "m", **changes)
+    edit(tmp_path / "m", **changes)
     with pytest.raises(DamagedModelError):
         store.load(tmp_path / "m")
 
@@ -279,16 +273,16 @@ def test_what_a_hostile_folder_could_try(tmp_path: Path) -> None:
     secret.write_bytes(b"12")
     known = json.loads((tmp_path / "m" / "model.json").read_text())["files"]
     for name in ("../secret", str(secret)):
-        _edit(tmp_path / "m", files={**known, name: {"bytes": 2, "sha256": "0"}})
+        edit(tmp_path / "m", files={**known, name: {"bytes": 2, "sha256": "0"}})
         with pytest.raises(DamagedModelError, match="outside of itself"):
             store.load(tmp_path / "m")
-    _edit(tmp_path / "m", files=known)
+    edit(tmp_path / "m", files=known)
     (tmp_path / "m" / "index.bin").unlink()
     (tmp_path / "m" / "index.bin").symlink_to(secret)
     with pytest.raises(DamagedModelError, match="outside of itself"):
         store.load(tmp_path / "m")
     store.save(_leaf(), tmp_path / "n")
-    _edit(tmp_path / "n", **{"class": "os.system"})
+    edit(tmp_path / "n", **{"class": "os.system"})
     with pytest.raises(DamagedModelError, match=r"'os\.system', which this version does not know"):
         store.load(tmp_path / "n")
 
@@ -307,6 +301,6 @@ def test_no_model_at_all(tmp_path: Path) -> None:
 
 def test_registration() -> None:
     with pytest.raises(ValueError, match="registered as 'test-leaf' already"):
-        store.register("test-leaf")(Leaf)
+        register("test-leaf")(Leaf)
     with pytest.raises(TypeError, match="object is not registered"):
         store.save(object(), "never-written")  # type: ignore[arg-type]
