@@ -194,8 +194,9 @@ class MomentsAccumulator:
             squared = others.squared
         else:
             warnings["one"] = (
-                "a single training image cannot be scored without itself, and leaves every covariance at "
-                "0.01 I: its score, and with it the threshold, are 0; give more images, or call calibrate"
+                "a single training image, or copies of one, cannot be scored without itself, and leaves every "
+                "covariance at 0.01 I: its score, and with it the threshold, are 0; give more images, or call "
+                "calibrate"
             )
             gaussians = Gaussians.from_moments(count, mean, scatter)
             squared = gaussians.squared_distances(torch.stack([rows for _, rows in self._held]))
