@@ -27,8 +27,8 @@ from common import PeakMemory, in_child
 from record import FiguresOf
 
 import ensemblead as ead
+from ensemblead.datasets import MVTecAD
 from ensemblead.datasets.categories import Category
-from ensemblead.datasets.layouts import MVTecAD
 from ensemblead.ensembles.fusion import fuse_maps, fuse_minmax, fuse_scores
 from ensemblead.evaluation import evaluate
 from ensemblead.evaluation.results import Row

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 import ensemblead as ead
-from ensemblead.datasets.layouts import MVTecAD
+from ensemblead.datasets import MVTecAD
 from ensemblead.images import Geometry, iterate_batches, open_images
 
 LAYERS = ("layer2", "layer3")

@@ -15,8 +15,9 @@ import torch
 from common import PeakMemory, in_child
 
 import ensemblead as ead
+from ensemblead.datasets import MVTecAD
 from ensemblead.datasets.categories import Category
-from ensemblead.datasets.layouts import MVTecAD
+from ensemblead.datasets import MVTecAD
 from ensemblead.evaluation import evaluate
 from ensemblead.images import read_image
 

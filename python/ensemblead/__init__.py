@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from ensemblead import datasets as datasets
     from ensemblead import evaluation as evaluation
     from ensemblead import metrics as metrics
+    from ensemblead.config.registry import create, register
     from ensemblead.datasets import Folder, MVTecAD, VisA
     from ensemblead.detectors import Predictions
     from ensemblead.detectors.padim import PaDiM
@@ -45,9 +46,11 @@ __all__ = [
     "aggregate_patches",
     "aupro",
     "auroc",
+    "create",
     "cuda_available",
     "evaluate",
     "load",
+    "register",
     "select_coreset",
     "smooth_seams",
     "tile",
@@ -73,8 +76,10 @@ _LAZY = {
     "aggregate_patches": "ensemblead.kernels.patches",
     "aupro": "ensemblead.metrics",
     "auroc": "ensemblead.metrics",
+    "create": "ensemblead.config.registry",
     "evaluate": "ensemblead.report.report",
     "load": "ensemblead.ensembles.loading",
+    "register": "ensemblead.config.registry",
     "select_coreset": "ensemblead.kernels.coreset",
     "smooth_seams": "ensemblead.kernels.tiling",
     "tile": "ensemblead.kernels.tiling",

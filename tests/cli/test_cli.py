@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import json
 import subprocess
 import sys
@@ -30,7 +30,7 @@ def test_a_missing_package_is_named_with_its_extra(module: str) -> None:
     outcome = run_script("info", before=f"import sys; sys.modules[{module!r}] = None")
     assert outcome.returncode == 1
     assert f"needs {module}" in outcome.stderr
-    assert 'pip install "ensemblead[cpu]"' in outcome.stderr
+    assert 'pip install ".[cpu]"' in outcome.stderr
     assert "Traceback" not in outcome.stderr
     assert outcome.stdout == ""
 
@@ -49,6 +49,23 @@ class TestWithTyper:
         outcome = run_script()
         assert "info" in outcome.stdout
         assert outcome.returncode in (0, 2)  # click changed its mind about this
+
+    @pytest.mark.parametrize("command", [[], ["fit"], ["predict"], ["evaluate"], ["demo"], ["info"]])
+    def test_help_by_its_letter(self, command: list[str]) -> None:
+        from support.commands import call
+
+        outcome = call(*command, "-h")
+        assert outcome.exit_code == 0, outcome.stderr
+        assert outcome.stdout == call(*command, "--help").stdout
+        assert "Usage" in outcome.stdout
+
+    def test_what_is_installed_is_not_missing(self) -> None:
+        """Whatever an import finds has a distribution, of whatever name."""
+        from ensemblead.cli import info
+        from ensemblead.common.extras import EXTRAS
+
+        found = {module for module in EXTRAS if importlib.util.find_spec(module) is not None}
+        assert {module for module in EXTRAS if info.installed(module)} == found
 
     def test_info_json(self) -> None:
         outcome = run_script("info", "--json")
@@ -76,7 +93,7 @@ class TestWithTyper:
             for name, version in found.items():
                 assert f"{name} {version}" in outcome.stdout
         for extras in described["missing"].values():
-            assert f'pip install "ensemblead[{extras[0]}]"' in outcome.stdout
+            assert f'pip install ".[{extras[0]}]"' in outcome.stdout
         assert described["core"]["cuda"] in outcome.stdout
         for engines in described["search"].values():
             assert all(engine in outcome.stdout for engine in engines.values())
@@ -128,7 +145,7 @@ def test_require_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     for module, extras in EXTRAS.items():
         monkeypatch.setattr(importlib, "import_module", refuse(module))
         with pytest.raises(
-            MissingExtraError, match=rf"the index needs {module}, .*\[{extras[-1]}\]"
+            MissingExtraError, match=rf"the index needs {module}, .*\.\[{extras[-1]}\]"
         ) as caught:
             require(module, "the index")
         assert isinstance(caught.value, ensemblead.EnsembleADError)

@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 import ensemblead as ead
 from ensemblead.cli import demo
 from ensemblead.cli.app import app
+from ensemblead.cli.bars import Bars
 from ensemblead.cli.console import print_json
 from ensemblead.cli.parts import DEFECTS, draw_data_set, draw_part
 
@@ -65,7 +66,7 @@ def test_the_data_set_is_in_mvtec_layout(tmp_path: Path) -> None:
 def outcome(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], ead.Report]:
     numbers = {"num_train": 10, "num_fresh": 6, "num_good": 4, "per_defect": 1}
     with pytest.warns(UserWarning, match="6 images cannot guarantee"):
-        return demo.run(tmp_path_factory.mktemp("demo"), 0, 128, numbers)
+        return demo.run(tmp_path_factory.mktemp("demo"), 0, 128, numbers, Bars())
 
 
 def test_demo_goes_the_whole_way(

@@ -15,7 +15,7 @@ import pytest
 
 pytest.importorskip("torch")
 pytest.importorskip("typer")
-from ensemblead.detectors.base import Detector
+from ensemblead.detectors import Detector
 from PIL import Image
 
 import ensemblead as ead

@@ -1,8 +1,7 @@
-"""PaDiM where others use it: in tiled ensembles, on the command line, in configuration files."""
+"""PaDiM where others use it: in tiled ensembles and in ensembles of backbones."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +9,12 @@ import numpy as np
 import pytest
 
 pytest.importorskip("torch")
-pytest.importorskip("typer")
 
-from PIL import Image
 from support.textures import normal_images, with_defects
-from test_commands import call, call_json
 
 import ensemblead as ead
-from ensemblead.cli.options import DetectorOptions, build_detector, read_config
 
 NATIVE: dict[str, Any] = {"image_size": None, "resize": None, "device": "cpu"}
-GABOR = ["--method", "padim", "-b", "gabor", "--num-dimensions", "12", "--device", "cpu"]
-GABOR += ["--resize", "none", "--image-size", "none"]
 
 
 def _gabor(**options: Any) -> ead.PaDiM:
@@ -123,89 +116,6 @@ def test_tiles_of_an_ensemble_of_both_methods() -> None:
     predictions = tiled.predict(bad)
     assert predictions.anomaly_map.shape == (3, 64, 64)
     assert predictions.anomaly_score.min() > tiled.predict(normal_images(4, seed=9)).anomaly_score.max()
-
-
-# On the command line
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("padim")
-    for kind, pictures in (("good", normal_images(8)), ("bad", with_defects(normal_images(2, seed=3))[0])):
-        (folder / kind).mkdir()
-        for i, picture in enumerate(pictures):
-            Image.fromarray(picture).save(folder / kind / f"{i}.png")
-    return folder
-
-
-def test_fit_and_predict(images: Path, tmp_path: Path) -> None:
-    summary = call_json("fit", images / "good", "--model", tmp_path / "m", *GABOR, "--seed", "3")
-    detector = ead.load(tmp_path / "m")
-    assert isinstance(detector, ead.PaDiM)
-    assert detector.layers == ("layer1", "layer2", "layer3")
-    assert detector.parameters()["seed"] == 3
-    (member,) = summary["members"]
-    assert (summary["detector"], member["gaussians"], member["dimensions"]) == ("PaDiM", 256, 12)
-    assert "bank_rows" not in member
-    told = call_json("predict", tmp_path / "m", images / "bad", "--out", tmp_path / "o")
-    assert told["images"] == told["anomalous"] == 2
-
-
-@pytest.mark.parametrize("tiles", [False, True])
-def test_the_table_counts_gaussians(images: Path, tmp_path: Path, tiles: bool) -> None:
-    options = [*GABOR[:-4], "--tile-size", "32", "--image-size", "64"] if tiles else GABOR
-    outcome = call("fit", images / "good", "--model", tmp_path / "m", *options)
-    assert outcome.exit_code == 0, outcome.stderr
-    assert f"{576 if tiles else 256} Gaussians" in outcome.stdout
-
-
-def test_defaults_of_the_methods() -> None:
-    padim, patchcore = build_detector(DetectorOptions(method="padim")), build_detector(DetectorOptions())
-    assert isinstance(padim, ead.PaDiM)
-    assert (padim.backbone, padim.layers) == ("resnet18", ("layer1", "layer2", "layer3"))
-    assert padim.num_dimensions == 100
-    assert isinstance(patchcore, ead.PatchCore)
-    assert isinstance(build_detector(DetectorOptions(method="patchcore")), ead.PatchCore)
-    compiled = build_detector(DetectorOptions(method="padim", compile=True))
-    assert isinstance(compiled, ead.PaDiM)
-    assert compiled.compile
-    several = build_detector(DetectorOptions(method="padim", backbone=["gabor", "resnet18"]))
-    assert isinstance(several, ead.BackboneEnsemble)
-    assert all(isinstance(member, ead.PaDiM) for member in several.members)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"method": "pandim"}, "method must be one of patchcore, padim, got 'pandim'"),
-        ({"method": "padim", "coreset_fraction": 0.1}, "coreset_fraction is an option of patchcore, not of"),
-        ({"method": "padim", "target_dim": 9}, "target_dim is an option of patchcore, not of padim"),
-        ({"num_dimensions": 9}, "num_dimensions is an option of padim, not of patchcore"),
-        ({"method": "padim", "preset": "mission"}, "the preset 'mission' is of patchcore, got method"),
-        ({"method": "padim", "fusion": "max"}, "fusion is for several backbones"),
-    ],
-)
-def test_options_that_do_not_go_together(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        build_detector(DetectorOptions(**options))
-
-
-@pytest.mark.parametrize(
-    "document",
-    [
-        {"method": "padim", "backbone": "gabor", "num_dimensions": 12},
-        {"type": "PaDiM", "backbone": "gabor", "num_dimensions": 12},
-    ],
-)
-def test_in_a_configuration_file(tmp_path: Path, document: dict[str, Any]) -> None:
-    file = tmp_path / "c.json"
-    file.write_text(json.dumps(document))
-    detector = build_detector(read_config(file))
-    assert isinstance(detector, ead.PaDiM)
-    assert detector.parameters() == ead.PaDiM("gabor", num_dimensions=12).parameters()
-    file.write_text(json.dumps({**document, "num_dimensions": "many"}))
-    with pytest.raises(ValueError, match="num_dimensions"):
-        read_config(file)
 
 
 @pytest.mark.parametrize("form", ["alone", "tiles", "backbones"])

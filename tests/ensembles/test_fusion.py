@@ -133,6 +133,6 @@ def test_weights() -> None:
         with pytest.raises(ValueError, match=message):
             check_weights(weights, 2, "calibrated")
     with pytest.raises(ValueError, match="weights have no meaning with fusion='max'"):
-        check_weights([1, 1], 2, "max")
+        check_weights([1, 2], 2, "max")
     with pytest.raises(ValueError, match="fusion must be one of calibrated, .*, got 'vote'"):
         check_weights(None, 2, "vote")

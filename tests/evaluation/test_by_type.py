@@ -131,24 +131,24 @@ def test_no_threshold_no_misses(part: Path) -> None:
     assert missed(details, "dull") == ""
 
 
-def test_streaming_says_how_far_types_can_be_off(part: Path) -> None:
+def test_streaming_bounds_the_error_of_types(part: Path) -> None:
     exact = evaluate(Brightness(), MVTecAD(part), bootstrap=0).details["part"].types
-    with pytest.warns(UserWarning, match=r"may be off by at most .*, those of a type of defect by") as said:
+    with pytest.warns(UserWarning, match=r"may be off by at most .*, those of a type of defect by") as caught:
         report = evaluate(Brightness(), MVTecAD(part), bootstrap=0, memory_limit=3000)
     bounds = []
     for row, other in zip(report.details["part"].types, exact, strict=True):
         assert abs(row.aupro - other.aupro) <= row.error_bound + 1e-9
         assert abs(row.pixel_auroc - other.pixel_auroc) <= row.error_bound + 1e-9
         bounds.append(row.error_bound)
-    assert f"by {max(bounds):.2g}" in str(said[0].message)
+    assert f"by {max(bounds):.2g}" in str(caught[0].message)
     # The first type has no defective pixels, so nothing of it can be off.
     for mask in (part / "ground_truth/dull").iterdir():
         Image.new("L", (WIDTH, HEIGHT)).save(mask)
-    with pytest.warns(UserWarning, match="may be off by at most") as said:
+    with pytest.warns(UserWarning, match="may be off by at most") as caught:
         report = evaluate(Brightness(), MVTecAD(part), bootstrap=0, memory_limit=3000)
     dull, shiny = report.details["part"].types
     assert math.isnan(dull.error_bound)
-    assert f"those of a type of defect by {shiny.error_bound:.2g}" in str(said[0].message)
+    assert f"those of a type of defect by {shiny.error_bound:.2g}" in str(caught[0].message)
 
 
 def test_data_without_types_have_one(tmp_path: Path, part: Path) -> None:

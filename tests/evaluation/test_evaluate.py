@@ -48,7 +48,7 @@ def expected_maps(category: Category) -> tuple[np.ndarray, np.ndarray]:
     return maps.astype(np.float32), np.stack(masks)
 
 
-def test_every_column_is_what_the_functions_say(part: MVTecAD) -> None:
+def test_every_column_is_the_result_of_its_function(part: MVTecAD) -> None:
     report = evaluate(Brightness(), part, bootstrap=0)
     maps, masks = expected_maps(part.categories[0])
     scores = maps.max(axis=(1, 2))
@@ -144,7 +144,7 @@ def test_defects_without_a_mask_count_for_the_image_metrics_only(tmp_path: Path)
     assert report.num_anomalous == 6
 
 
-def test_masks_cropped_away_are_said(tmp_path: Path) -> None:
+def test_masks_cropped_away_are_reported(tmp_path: Path) -> None:
     root = draw_category(tmp_path / "part", 0)
     draw(root / "test/dull/edge.png", 99, (0, 0, 130), root / "ground_truth/dull/edge.png")
     mask = np.zeros((HEIGHT, WIDTH), np.uint8)
@@ -154,7 +154,7 @@ def test_masks_cropped_away_are_said(tmp_path: Path) -> None:
         evaluate(Brightness(), MVTecAD(root), bootstrap=0)
 
 
-def test_duplicates_of_training_images_are_said(tmp_path: Path) -> None:
+def test_duplicates_of_training_images_are_reported(tmp_path: Path) -> None:
     root = draw_category(tmp_path / "part", 0)
     (root / "test/good/copy.png").write_bytes((root / "train/good/1.png").read_bytes())
     with pytest.warns(UserWarning, match=r"1 test image\(s\) are also training images.*good/copy\.png"):
@@ -163,7 +163,7 @@ def test_duplicates_of_training_images_are_said(tmp_path: Path) -> None:
     assert (Path(train).name, Path(test).name) == ("1.png", "copy.png")
 
 
-def test_streaming_beyond_the_memory_limit_is_said(part: MVTecAD) -> None:
+def test_streaming_beyond_the_memory_limit_is_reported(part: MVTecAD) -> None:
     exact = evaluate(Brightness(), part, bootstrap=0)
     with pytest.warns(UserWarning, match=r"memory_limit=3000: .* may be off by at most"):
         report = evaluate(Brightness(), part, bootstrap=0, memory_limit=3000)
@@ -200,7 +200,7 @@ def test_several_categories_and_their_mean(tmp_path: Path) -> None:
         _ = report["c"]
 
 
-def test_a_mean_over_fewer_categories_is_said(tmp_path: Path) -> None:
+def test_a_mean_over_fewer_categories_is_reported(tmp_path: Path) -> None:
     for index, name in enumerate(("a", "b")):
         draw_category(tmp_path / name, 100 * index)
     (tmp_path / "b/ground_truth").rename(tmp_path / "elsewhere")
@@ -298,7 +298,7 @@ def test_minmax_needs_the_members(part: MVTecAD) -> None:
         evaluate(detector, part)
 
 
-def test_images_that_the_detector_skips_are_said(part: MVTecAD) -> None:
+def test_images_that_the_detector_skips_are_reported(part: MVTecAD) -> None:
     class Skipping(Brightness):
         def predict_batches(self, images: Sequence[str]) -> Iterator[FakePredictions]:
             return super().predict_batches([path for path in images if Path(path).stem != "2"])

@@ -173,7 +173,7 @@ def test_pixel_scores_agree_with_scikit_learn(case: Case) -> None:
 
 @given(mapped(), st.sampled_from([10, 12, 22]))
 @settings(max_examples=75, deadline=None)
-def test_streaming_is_off_by_no_more_than_it_says(case: Case, bits: int) -> None:
+def test_streaming_is_off_by_no_more_than_its_bound(case: Case, bits: int) -> None:
     maps, masks = case
     exact, streaming = PixelScores(), PixelScores(memory_limit=0, bits=bits)
     for values, mask in zip(maps, masks, strict=True):

@@ -69,7 +69,7 @@ def test_types_are_the_plain_metrics_of_their_images(images: list[Image]) -> Non
 
 @given(typed(), st.sampled_from([10, 12, 22]))
 @settings(max_examples=75, deadline=None)
-def test_streamed_types_are_off_by_no_more_than_they_say(images: list[Image], bits: int) -> None:
+def test_streamed_types_are_off_by_no_more_than_their_bound(images: list[Image], bits: int) -> None:
     exact, found = computed(images), computed(images, memory_limit=0, bits=bits)
     assert list(found.types) == list(exact.types)
     for kind, expected in exact.types.items():
@@ -82,7 +82,7 @@ def test_streamed_types_are_off_by_no_more_than_they_say(images: list[Image], bi
 
 @given(typed(), st.sampled_from([2 << 30, 0, 60]))
 @settings(max_examples=75, deadline=None)
-def test_telling_types_apart_changes_nothing_else(images: list[Image], memory_limit: int) -> None:
+def test_metrics_by_type_change_nothing_else(images: list[Image], memory_limit: int) -> None:
     found = computed(images, memory_limit=memory_limit, bits=14)
     plain = computed([(values, mask, None) for values, mask, _ in images], memory_limit=memory_limit, bits=14)
     assert plain.types == {}

@@ -283,14 +283,14 @@ def test_where_a_threshold_comes_from() -> None:
     assert describe_threshold(SimpleNamespace(threshold_=1.0, fusion="minmax")) == ""
     assert describe_threshold(SimpleNamespace(threshold_=1.0)) == "set by the detector"
     known = SimpleNamespace(scores=np.zeros(99), false_alarm_rate=0.01, fresh=True)
-    told = describe_threshold(SimpleNamespace(threshold_=1.0, calibration_=known))
-    assert told == "from 99 fresh normal images: false alarms at most 0.01 (split conformal)"
+    text = describe_threshold(SimpleNamespace(threshold_=1.0, calibration_=known))
+    assert text == "from 99 fresh normal images: false alarms at most 0.01 (split conformal)"
     known.fresh = False
-    told = describe_threshold(SimpleNamespace(threshold_=1.0, calibration_=known))
-    assert told == "from 99 training images, leave-one-out: false alarms about 0.01 (estimated)"
+    text = describe_threshold(SimpleNamespace(threshold_=1.0, calibration_=known))
+    assert text == "from 99 training images, leave-one-out: false alarms about 0.01 (estimated)"
 
 
-def test_tables_say_what_the_report_says(part: Path, tmp_path: Path) -> None:
+def test_tables_have_the_numbers_of_the_report(part: Path, tmp_path: Path) -> None:
     report = evaluate(Brightness(), MVTecAD(part), bootstrap=50, confidence=0.9)
     found = page(report, tmp_path)
     for name in ("image_auroc", "image_ap", "image_f1_max", "pixel_auroc", "pixel_ap", "aupro", "aupro_005"):
@@ -326,7 +326,7 @@ def test_what_is_not_known_is_not_drawn(part: Path, tmp_path: Path) -> None:
     assert "off by at most 0.02" in page(Report([Row("part")], {"part": rough}), tmp_path).words
 
 
-def test_photographs_that_are_gone_are_said(part: Path, tmp_path: Path) -> None:
+def test_photographs_that_are_gone_are_reported(part: Path, tmp_path: Path) -> None:
     report = evaluate(Brightness(), MVTecAD(part), bootstrap=0)
     (part / "test/dull/0.png").unlink()
     (part / "ground_truth/shiny/1.png").write_bytes(b"no image")

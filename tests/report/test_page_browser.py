@@ -374,7 +374,7 @@ def test_the_detail_view_by_keyboard(page: Browser) -> None:
         page.press("ArrowRight")
     page.press("Escape")
     assert page.run("document.getElementById('detail').open") is False
-    # The browser gives the focus back to where it was; told of the closing a moment later, the page moves it.
+    # The browser gives the focus back to where it was; a moment later the page moves it.
     page.wait(f"document.activeElement.getAttribute('aria-label') === 'Look closer: {names[3]}'")
     page.click(".card:nth-child(3) .open")
     assert title() == names[2]

@@ -261,9 +261,7 @@ class TestRun:
         assert ("one on parts/nut", "embed") in steps
 
     def test_every_kind_of_detector(self, config: Config, tmp_path: Path) -> None:
-        """Whatever can be described runs as a cell and is found again; presets are for a network each."""
-        from ensemblead.ensembles.description import detector_types
-
+        """Every detector of the library runs as a cell and is found again."""
         size = {"resize": None, "image_size": None}
         pair = {"type": "BackboneEnsemble", "members": [{**GABOR, **size}] * 2}
         kinds: dict[str, Config] = {
@@ -272,7 +270,7 @@ class TestRun:
             "TiledEnsemble": {"member": pair, "tile_size": [24, 32], "stride": [16, 16], "image_size": None},
             "PaDiM": {**SMALL_PADIM},
         }
-        config["detectors"] = [{**kinds[name], "type": name} for name in detector_types()]
+        config["detectors"] = [{**kind, "type": name} for name, kind in kinds.items()]
         config["datasets"][0]["category"] = "nut"
         results = run(config, tmp_path / "out")
         assert [str(cell.failure) for cell in results.failures] == []
@@ -354,7 +352,7 @@ class TestFailures:
         again = run(config, tmp_path / "out")
         assert [cell.reused for cell in again.cells] == [False, False, True, True]
 
-    def test_a_mean_over_fewer_categories_is_said(self, config: Config, tmp_path: Path) -> None:
+    def test_a_mean_over_fewer_categories_is_reported(self, config: Config, tmp_path: Path) -> None:
         for index, name in enumerate(("a", "b")):
             draw_category(tmp_path / "data" / name, 100 * index)
         (tmp_path / "data/a/test/good/0.png").write_bytes(b"\x89PNG no more")
@@ -429,7 +427,7 @@ class TestCommand:
         assert (found["reused"], found["failed"], len(found["cells"])) == (2, 0, 4)
         assert signal.SIGINT  # what the first run was sent
 
-    def test_the_exit_code_tells_of_failures(self, config: Config, tmp_path: Path) -> None:
+    def test_the_exit_code_shows_failures(self, config: Config, tmp_path: Path) -> None:
         typer_testing = pytest.importorskip("typer.testing")
         from ensemblead.cli.app import app
 

@@ -1,4 +1,4 @@
-"""What the configuration of a suite may say, and how it is told what is wrong with it."""
+"""The configuration of a suite: its form, and the errors of a wrong one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from support.suites import GABOR, Config, two_by_two
 pytest.importorskip("torch")
 pytest.importorskip("yaml")
 
-from ensemblead.evaluation import Suite, run
+from ensemblead.evaluation import Category, Suite, run
+from ensemblead.suites.suite import Entry, model_for
 
 
 @pytest.fixture(scope="module")
@@ -141,8 +142,8 @@ def _file(tmp_path: Path, text: str) -> Path:
 def test_the_readmes_suite_is_one(tmp_path: Path) -> None:
     import re
 
-    from ensemblead.config.schema import Problems, read_source
-    from ensemblead.ensembles.description import resolve
+    from ensemblead.config.documents import Problems, read_source
+    from ensemblead.config.registry import resolve
 
     text = (Path(__file__).resolve().parents[2] / "README.md").read_text()
     (block,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
@@ -156,3 +157,11 @@ def test_the_readmes_suite_is_one(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="has 3 problems") as caught:  # none of its folders is here
         Suite.read(tmp_path / "suite.yaml")
     assert str(caught.value).count("no such folder") == 3
+
+
+def test_the_name_of_a_category_does_not_lead_out_of_the_models_folder(tmp_path: Path) -> None:
+    models = Entry("saved", {"model": str(tmp_path / "models")})
+    for name in ("../../secret", "/etc", "..", "a/b"):
+        folder = model_for(models, Category(name, (), ()))
+        assert folder.parent == tmp_path / "models"
+    assert model_for(models, Category("metal nut", (), ())) == tmp_path / "models/metal nut"

@@ -1,13 +1,18 @@
-"""The typer application: the commands, and what is common to all."""
+"""The typer application: the commands, and the options that all share."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from ensemblead.cli import demo, evaluate, fit, info, predict
 from ensemblead.cli.console import guarded, report_error, show_tracebacks
+from ensemblead.cli.demo import command as demo
+from ensemblead.cli.evaluate import command as evaluate
+from ensemblead.cli.fit import command as fit
+from ensemblead.cli.info import command as info
+from ensemblead.cli.predict import command as predict
+from ensemblead.cli.shorthands import ShorthandCommand
 from ensemblead.common.errors import EnsembleADError
 from ensemblead.kernels.build import __version__
 
@@ -15,6 +20,7 @@ _EPILOG = (
     "Exit codes: 0 done; 2 bad input (options, files, images); 1 anything else that went wrong "
     "(weights that cannot be had, a damaged model, a full disk); 130 interrupted."
 )
+_SETTINGS: dict[str, Any] = {"help_option_names": ["-h", "--help"]}
 
 app = typer.Typer(
     name="ensemblead",
@@ -23,15 +29,11 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    context_settings=_SETTINGS,
 )
-for _name, _command in (
-    ("fit", fit.command),
-    ("predict", predict.command),
-    ("evaluate", evaluate.command),
-    ("demo", demo.command),
-    ("info", info.command),
-):
-    app.command(_name)(guarded(_command))
+for _name, _command in (("predict", predict), ("evaluate", evaluate), ("demo", demo), ("info", info)):
+    app.command(_name, context_settings=_SETTINGS)(guarded(_command))
+app.command("fit", context_settings=_SETTINGS, cls=ShorthandCommand)(guarded(fit))
 
 
 def _print_version(wanted: bool) -> None:
@@ -55,7 +57,7 @@ def options(
 
 
 def run() -> None:
-    """Runs the application."""
+    """Run the application."""
     try:
         app()
     except (KeyboardInterrupt, EnsembleADError, OSError, ValueError, TypeError) as error:

@@ -1,4 +1,4 @@
-"""How commands speak: results on stdout, everything else on stderr, one line per error, and exit codes."""
+"""Output of commands: results on stdout, everything else on stderr, one line per error, and exit codes."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import functools
 import json
 import os
+import re
 import sys
 import time
 import warnings
@@ -13,21 +14,12 @@ from collections.abc import Callable, Iterator
 from typing import Any, ParamSpec
 
 import typer
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-from rich.text import Text
 
-from ensemblead.common.errors import EnsembleADError, WeightsUnavailableError
+from ensemblead.common.errors import (
+    BackboneUnavailableError,
+    EnsembleADError,
+    WeightsUnavailableError,
+)
 from ensemblead.common.extras import EXTRAS, missing_extra
 from ensemblead.common.warnings import ThresholdWarning
 
@@ -37,6 +29,19 @@ FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 _TRACEBACK = "ENSEMBLEAD_TRACEBACK"
 _P = ParamSpec("_P")
 
+# Arguments in messages of the library, and the options that stand for them.
+_OPTIONS = (
+    (re.compile(r"pass ead\.load\([^)]*\bweights=\.\.\.\) with"), "give --weights PATH with"),
+    (re.compile(r"\bpass weights=PATH\b"), "give --weights PATH"),
+    (re.compile(r"\bweights=None\b"), "--weights none"),
+    (re.compile(r'\bbackbone="gabor"'), "-b gabor"),
+    (re.compile(r"""\berrors=["']skip["']"""), "--skip-unreadable"),
+    (re.compile(r"""\bmissing_masks=["']exclude["']"""), "--missing-masks exclude"),
+    (re.compile(r"\binclude_backbone=True\b"), "--include-backbone"),
+    (re.compile(r"\bimage_size=\(h, w\)"), "--image-size HxW"),
+)
+_STORE_WEIGHTS = "; fit --include-backbone stores a network's weights with its model"
+
 
 def show_tracebacks(wanted: bool) -> None:
     """`--debug`, for this process and those it starts."""
@@ -45,7 +50,7 @@ def show_tracebacks(wanted: bool) -> None:
 
 
 def report_error(error: BaseException) -> int:
-    """Tell of an error in one line on stderr; the exit code that it means. What is not ours is raised again.
+    """Print an error as one line on stderr; return the exit code that it means. Others are raised again.
 
     ENSEMBLEAD_TRACEBACK=1 (or --debug) raises everything.
     """
@@ -56,12 +61,21 @@ def report_error(error: BaseException) -> int:
         raise error
     if not isinstance(error, (EnsembleADError, OSError, ValueError, TypeError)):
         raise error
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    if isinstance(error, WeightsUnavailableError):
-        lines.append("(on the command line: --weights PATH)")
-    print(f"ensemblead: {' '.join(lines) or type(error).__name__}", file=sys.stderr)
+    print(f"ensemblead: {error_line(error)}", file=sys.stderr)
     inputs = (ValueError, TypeError, FileNotFoundError, NotADirectoryError, IsADirectoryError)
     return BAD_INPUT if isinstance(error, inputs) else FAILED
+
+
+def error_line(error: BaseException) -> str:
+    """An error's message in one line, with options of the command line in place of arguments."""
+    line = " ".join(line.strip() for line in str(error).splitlines() if line.strip())
+    for pattern, option in _OPTIONS:
+        line = pattern.sub(option, line)
+    if isinstance(error, WeightsUnavailableError) and "--weights" not in line:
+        line += " (--weights PATH takes a file)"
+    if isinstance(error, (WeightsUnavailableError, BackboneUnavailableError)):
+        line += _STORE_WEIGHTS
+    return line or type(error).__name__
 
 
 def guarded(command: Callable[_P, None]) -> Callable[_P, None]:
@@ -72,7 +86,7 @@ def guarded(command: Callable[_P, None]) -> Callable[_P, None]:
         try:
             command(*args, **kwargs)
         except BrokenPipeError:
-            raise  # whoever read stdout has gone: typer ends quietly
+            raise  # the reader of stdout has gone: typer ends quietly
         except ModuleNotFoundError as error:
             if error.name not in EXTRAS:
                 raise
@@ -99,7 +113,7 @@ def _plain(value: Any) -> Any:
 
 
 @contextlib.contextmanager
-def told_warnings() -> Iterator[list[str]]:
+def reported_warnings() -> Iterator[list[str]]:
     """Warnings of the library become a line each on stderr, and are kept for the JSON summary."""
     lines: list[str] = []
     with warnings.catch_warnings():
@@ -120,68 +134,11 @@ def told_warnings() -> Iterator[list[str]]:
 
 
 @contextlib.contextmanager
-def threshold_to_come() -> Iterator[None]:
-    """Around a `fit` that `calibrate` follows: nobody will see the threshold that `fit` would warn of."""
+def without_threshold_warnings() -> Iterator[None]:
+    """Around a `fit` that `calibrate` follows: its threshold is replaced, so warnings of it are too."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ThresholdWarning)
         yield
-
-
-class _Rate(ProgressColumn):
-    """Items per second."""
-
-    def render(self, task: Task) -> Text:
-        speed = task.finished_speed or task.speed
-        return Text("" if speed is None else f"{speed:.1f}/s", style="progress.data.speed")
-
-
-_WORDS = {
-    "embed": "reading images",
-    "select": "selecting the coreset",
-    "calibrate": "scoring without themselves",
-    "join": "joining tiles",
-    "predict": "predicting",
-}
-
-
-class Bars:
-    """Progress bars on stderr, one per stage; on a terminal only. `Bars()` is a `progress` callback."""
-
-    def __init__(self, prefix: str = "") -> None:
-        console = Console(stderr=True)
-        self._progress = Progress(
-            TextColumn("{task.description}", markup=False),  # names of categories and detectors are in it
-            BarColumn(),
-            MofNCompleteColumn(),
-            _Rate(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            console=console,
-            disable=not console.is_terminal,
-        )
-        self._prefix = prefix
-        self._tasks: dict[str, tuple[TaskID, int]] = {}  # by stage, with how much was done
-
-    def __enter__(self) -> Bars:
-        self._progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
-
-    def prefix(self, text: str) -> None:
-        """What to say before the stage from now on, such as a category's name."""
-        self._prefix, self._tasks = text, {}
-
-    def __call__(self, stage: str, done: int, total: int) -> None:
-        # A stage that starts over belongs to the next member of an ensemble. Stages may take turns: tiles are
-        # fitted group by group.
-        task, before = self._tasks.get(stage, (None, 0))
-        if task is None or done < before:
-            words = f"{self._prefix} {_WORDS.get(stage, stage)}".strip()
-            task = self._progress.add_task(words, total=total)
-        self._tasks[stage] = task, done
-        self._progress.update(task, completed=done, total=total)
 
 
 class Clock:

@@ -11,7 +11,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from ensemblead.cli.console import Bars, Clock, print_json, threshold_to_come, told_warnings
+from ensemblead.cli.bars import Bars
+from ensemblead.cli.console import Clock, print_json, reported_warnings, without_threshold_warnings
 from ensemblead.cli.evaluate import measure, report_table, results
 from ensemblead.cli.models import describe_model
 from ensemblead.common.extras import require
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 # The filter bank has few channels, so neighbourhoods are averaged and channels kept; with so few images a
 # larger memory bank is affordable.
 _DETECTOR: dict[str, Any] = {
+    "type": "PatchCore",
     "backbone": "gabor",
     "resize": None,
     "image_size": None,
@@ -48,44 +50,50 @@ def command(
 
     Needs no network connection: the backbone is a fixed bank of Gabor filters. Takes well under a minute.
     """
-    require("torch", "ensemblead demo")
-    require("scipy", "ensemblead demo")
     if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"out must be a new or an empty folder, got {out}")
     folder = Path(tempfile.mkdtemp(prefix="ensemblead-demo-")) if out is None else out
-    with told_warnings() as warned:
+    with reported_warnings() as warned, Bars() as bars:
+        require("torch", "ensemblead demo")
+        require("scipy", "ensemblead demo")
         numbers = {"num_train": num_train, "num_fresh": num_fresh, "num_good": num_good}
-        summary, report = run(folder, seed, size, {**numbers, "per_defect": per_defect})
+        summary, report = run(folder, seed, size, {**numbers, "per_defect": per_defect}, bars)
     if as_json:
         print_json({**summary, "warnings": warned})
     else:
         _show(summary, report)
 
 
-def run(folder: Path, seed: int, size: int, numbers: dict[str, int]) -> tuple[dict[str, Any], Report]:
+def run(
+    folder: Path, seed: int, size: int, numbers: dict[str, int], bars: Bars
+) -> tuple[dict[str, Any], Report]:
     """Draw, fit, calibrate, save, evaluate; a summary in JSON's types, and the report. `numbers` are those of
     `draw_data_set`.
     """
     from ensemblead.cli.parts import DEFECTS, draw_data_set
-    from ensemblead.detectors import PatchCore
+    from ensemblead.config.registry import create
     from ensemblead.evaluation import MVTecAD
 
     data, model, out = folder / "plates", folder / "model", folder / "results"
     total = sum(numbers.values()) + numbers["per_defect"] * (len(DEFECTS) - 1)
     seconds = {}
-    with Bars() as bars:
-        clock = Clock()
-        for done, _ in enumerate(draw_data_set(data, seed, size=size, **numbers), 1):
-            bars("drawing", done, total)
-        seconds["draw"], clock = clock(), Clock()
-        detector = PatchCore(**_DETECTOR, seed=seed)
-        with threshold_to_come():
-            detector.fit(data / "train" / "good", progress=bars)
-        detector.calibrate(data / "calibration", _FALSE_ALARMS)
-        detector.save(model)
-        seconds["fit"], clock = clock(), Clock()
-        report = measure(detector, MVTecAD(data), out, bars, bootstrap=_REPLICATES, per_type=2)
-        seconds["evaluate"] = clock()
+    clock = Clock()
+    for done, _ in enumerate(draw_data_set(data, seed, size=size, **numbers), 1):
+        bars("drawing", done, total)
+    seconds["draw"], clock = clock(), Clock()
+    detector = create(_DETECTOR, seed=seed)
+    with without_threshold_warnings():
+        detector.fit(data / "train" / "good", progress=bars)
+    detector.calibrate(
+        data / "calibration",
+        _FALSE_ALARMS,
+        progress=lambda _, done, total: bars("calibrating", done, total),
+    )
+    bars.step("saving")
+    detector.save(model)
+    seconds["fit"], clock = clock(), Clock()
+    report = measure(detector, MVTecAD(data), out, bars, bootstrap=_REPLICATES, per_type=2)
+    seconds["evaluate"] = clock()
     summary = {
         "data": str(data),
         "model": str(model),
@@ -125,8 +133,8 @@ def _show(summary: dict[str, Any], report: Report) -> None:
         f"Drew {counts.num_train} whole plates to fit on, {fresh} to set the threshold, "
         f"{counts.num_normal} whole and {counts.num_anomalous} defective ones to test on "
         f"({seconds['draw']:.1f} s).",
-        f"Fitted PatchCore on Gabor features: {member['bank_rows']} patches of {member['dimensions']} "
-        f"dimensions in the memory bank ({seconds['fit']:.1f} s).",
+        f"Fitted {member['method']} on Gabor features: {member['bank_rows']} patches of "
+        f"{member['dimensions']} dimensions in the memory bank ({seconds['fit']:.1f} s).",
         f"Called anomalous: scores above {summary['threshold']:.4g}, which whole plates alone have set "
         f"(false alarms at most {summary['false_alarm_rate']:.2g}, {summary['false_alarm_rate_is']}).",
         "",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,13 +11,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ensemblead.cli.console import Bars, print_json, told_warnings
+from ensemblead.cli.bars import Bars
+from ensemblead.cli.console import print_json, reported_warnings
 from ensemblead.cli.models import load_model
-from ensemblead.cli.options import DetectorOptions, build_detector, options_of
-from ensemblead.cli.suite import run_suite
+from ensemblead.cli.options import DetectorOptions, build_detector, options_of, typed_options
+from ensemblead.cli.suite import run_suite, show_suite
+from ensemblead.cli.testsets import good_and_bad, untrained
 from ensemblead.common.extras import require
-from ensemblead.common.files import as_file_name, file_names
-from ensemblead.config.schema import read_source
+from ensemblead.config.documents import Source, read_source
 
 if TYPE_CHECKING:
     from ensemblead.detectors.detector import Errors
@@ -35,8 +36,15 @@ def command(
         typer.Argument(
             metavar="[MODEL] [DATA]",
             help="MODEL (a folder that fit wrote, or a folder of one per category; none with --config) and "
-            "DATA (a category in MVTec layout, or a root of several; none with a suite).",
+            "DATA (a category in MVTec layout, or a root of several; none with a suite or --good).",
         ),
+    ] = None,
+    good: Annotated[
+        Path | None, typer.Option("--good", help="Instead of DATA: normal images to test MODEL on.")
+    ] = None,
+    bad: Annotated[Path | None, typer.Option("--bad", help="With --good: anomalous images.")] = None,
+    masks: Annotated[
+        Path | None, typer.Option("--masks", help="With --bad: masks, named as the images are.")
     ] = None,
     config: Annotated[
         Path | None,
@@ -77,48 +85,84 @@ def command(
     (detectors and datasets in FILE) writes the four tables, OUT/reports/*.html, and each finished part to
     OUT/cells.
     """
-    require("torch", "ensemblead evaluate")
-    from ensemblead.evaluation import MVTecAD, VisA
-    from ensemblead.suites.suite import is_suite
+    paths = places or []
+    suite: Any = None
+    with reported_warnings() as warned, Bars() as bars:
+        require("torch", "ensemblead evaluate")
+        from ensemblead.suites.suite import is_suite
 
-    source = None if config is None else read_source(config)
-    places = places or []
-    if source is not None and is_suite(source.value):
-        run_suite(context, source, places, out, as_json, gallery)
-        return
-    if len(places) != (1 if config else 2):
-        wanted = "DATA alone" if config else "MODEL and DATA (or --config FILE and DATA)"
-        raise ValueError(f"evaluate takes {wanted}, got {len(places)} paths")
-    layouts: dict[str, Callable[..., Dataset]] = {"mvtec": MVTecAD, "visa": VisA}
-    if layout not in layouts:
-        raise ValueError(f"layout must be one of {', '.join(layouts)}, got {layout!r}")
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"out must be a folder, got the file {out}")
-    errors: Errors = "skip" if skip_unreadable else "raise"
-    with told_warnings() as warned:
-        dataset = layouts[layout](places[-1], category, missing_masks=missing_masks)
-        with Bars() as bars:
-            if source is not None:
-                given = DetectorOptions(weights=weights or None, device=device)
-                detector: Any = fitter(given.over(options_of(source)), bars, errors)
+        source = None if config is None else read_source(config)
+        if source is not None and is_suite(source.value):
+            suite = run_suite(context, source, ["DATA"] if paths else [], out, gallery, bars)
+        else:
+            _check_paths(paths, source, good, bad, masks)
+            if out.exists() and not out.is_dir():
+                raise ValueError(f"out must be a folder, got the file {out}")
+            if good is not None:
+                dataset = good_and_bad(good, bad, masks, missing_masks)
             else:
-                detector = _models(places[0], dataset, weights or [], device)
+                dataset = _dataset(paths[-1], layout, category, missing_masks, fitting=source is not None)
+            errors: Errors = "skip" if skip_unreadable else "raise"
+            detector: Any
+            if source is None:
+                bars.step("loading the model")
+                detector = _models(paths[0], dataset, weights or [], device)
+            else:
+                given = typed_options({"device": device}, weights=weights)
+                detector = fitter(given, options_of(source), bars, errors)
             options: dict[str, Any] = {"bootstrap": bootstrap, "seed": seed, "gallery": gallery}
             report = measure(detector, dataset, out, bars, **options, errors=errors)
-    if as_json:
+    if suite is not None:
+        show_suite(suite, out, warned if as_json else None)
+    elif as_json:
         print_json({**results(report, out), "warnings": warned})
     else:
         show_report(report, out)
 
 
-def fitter(options: DetectorOptions, bars: Bars, errors: Errors = "raise") -> Callable[[Category], Any]:
+def _check_paths(
+    paths: Sequence[Path], source: Source | None, good: Path | None, bad: Path | None, masks: Path | None
+) -> None:
+    """Raise ValueError for paths that do not go together."""
+    if good is None and (bad is not None or masks is not None):
+        raise ValueError(f"--{'bad' if bad is not None else 'masks'} goes with --good FOLDER")
+    if masks is not None and bad is None:
+        raise ValueError("--masks goes with --bad FOLDER")
+    if good is not None and source is not None:
+        raise ValueError("--good tests a saved MODEL: leave out --config, or give DATA with training images")
+    if good is not None:
+        number, wanted = 1, "MODEL alone with --good"
+    elif source is not None:
+        number, wanted = 1, "DATA alone"
+    else:
+        number, wanted = 2, "MODEL and DATA (or --config FILE and DATA, or MODEL and --good FOLDER)"
+    if len(paths) != number:
+        raise ValueError(f"evaluate takes {wanted}, got {len(paths)} paths")
+
+
+def _dataset(root: Path, layout: str, category: str | None, missing_masks: str, *, fitting: bool) -> Dataset:
+    from ensemblead.evaluation import MVTecAD, VisA
+
+    layouts: dict[str, Callable[..., Dataset]] = {"mvtec": MVTecAD, "visa": VisA}
+    if layout not in layouts:
+        raise ValueError(f"layout must be one of {', '.join(layouts)}, got {layout!r}")
+    if layout == "mvtec" and not fitting:
+        found = untrained(root, category, missing_masks)
+        if found is not None:
+            return found
+    return layouts[layout](root, category, missing_masks=missing_masks)
+
+
+def fitter(
+    options: DetectorOptions, config: DetectorOptions, bars: Bars, errors: Errors = "raise"
+) -> Callable[[Category], Any]:
     """A function that fits a new detector on a category's training images."""
-    build_detector(options)  # so that wrong options show before anything is run
+    build_detector(options, config)  # so that wrong options show before anything is run
 
     def fit(category: Category) -> Any:
         bars.prefix(f"{category.name}:")
-        detector = build_detector(options).fit(list(category.train), errors=errors, progress=bars)
-        bars.prefix("")  # who evaluates says the name
+        detector = build_detector(options, config).fit(list(category.train), errors=errors, progress=bars)
+        bars.prefix("")  # evaluate gives the name itself
         return detector
 
     return fit
@@ -126,7 +170,7 @@ def fitter(options: DetectorOptions, bars: Bars, errors: Errors = "raise") -> Ca
 
 def _models(path: Path, dataset: Dataset, weights: list[str], device: str | None) -> Any:
     """The model at `path` for all categories, or, in a folder of models, one for each."""
-    own = {category.name: path / as_file_name(category.name) for category in dataset.categories}
+    own = {category.name: path / category.name for category in dataset.categories}
     if (path / "model.json").exists() or not all((one / "model.json").exists() for one in own.values()):
         return load_model(path, weights, device)
     return {name: load_model(one, weights, device) for name, one in own.items()}
@@ -163,6 +207,8 @@ def measure(
 
     def progress(name: str, done: int, total: int) -> None:
         bars(f"{name}: evaluating", done, total)
+        if done >= total:
+            bars.step(f"{name}: computing metrics")
 
     bars.prefix("")
     report = evaluate(
@@ -175,17 +221,29 @@ def measure(
         on_image=draw,
         progress=progress,
     )
-    report.to_csv(out / "results.csv")
-    report.to_csv(out / "types.csv", by_type=True)
-    report.to_json(out / "results.json")
-    report.to_markdown(out / "results.md", intervals=True)
-    report.to_html(out / "report.html", max_images=gallery)
-    report.figures(out / "figures")
-    for (name, sheet), file in zip(sheets.items(), file_names(list(sheets)), strict=True):
+    _write(report, out, gallery, bars)
+    for number, (name, sheet) in enumerate(sheets.items()):
+        bars("writing contact sheets", number, len(sheets))
         shown = report.details[name].pictures
         scale = shown.scale if shown is not None else color_scale(used.get(name, detector))
-        sheet.save(out / "contact_sheets" / f"{file}.png", report[name].pixel_f1_threshold, scale)
+        sheet.save(out / "contact_sheets" / f"{name}.png", report[name].pixel_f1_threshold, scale)
     return report
+
+
+def _write(report: Report, out: Path, gallery: int, bars: Bars) -> None:
+    """Write every form of a report."""
+    steps: list[Callable[[], Any]] = [
+        lambda: report.to_csv(out / "results.csv"),
+        lambda: report.to_csv(out / "types.csv", by_type=True),
+        lambda: report.to_json(out / "results.json"),
+        lambda: report.to_markdown(out / "results.md", intervals=True),
+        lambda: report.to_html(out / "report.html", max_images=gallery),
+        lambda: report.figures(out / "figures"),
+    ]
+    for number, step in enumerate(steps):
+        bars("writing results", number, len(steps))
+        step()
+    bars("writing results", len(steps), len(steps))
 
 
 def results(report: Report, out: Path) -> dict[str, Any]:

@@ -13,11 +13,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ensemblead.common.extras import EXTRAS
+from ensemblead.cli.bars import Bars
+from ensemblead.common.extras import EXTRAS, install_command
 from ensemblead.kernels.build import build
 
 # Import name -> distribution name, where the two differ.
-_DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn"}
+_DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn", "yaml": "PyYAML"}
 # Several distributions provide these, each overwriting the files of the others.
 _FAMILIES = {
     "faiss": ("faiss", "faiss-cpu", "faiss-gpu"),
@@ -112,7 +113,8 @@ def command(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
     """Versions, devices, what was compiled in."""
-    description = describe()
+    with Bars("looking at packages and devices"):
+        description = describe()
     if as_json:
         typer.echo(json.dumps(description, indent=2))
         return
@@ -133,7 +135,7 @@ def _sections(description: dict[str, Any]) -> dict[str, list[tuple[str, str]]]:
     packages = []
     for module, found in description["packages"].items():
         extras = description["missing"].get(module, [])
-        install = " or ".join(f'pip install "ensemblead[{extra}]"' for extra in extras)
+        install = " or ".join(map(install_command, extras))
         versions = ", ".join(f"{name} {version}" for name, version in found.items())
         packages.append((module, versions or f"not installed ({install})"))
     shown = []

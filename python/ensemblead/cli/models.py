@@ -1,8 +1,8 @@
-"""Saved models on the command line: reading them, and saying what they are."""
+"""Saved models on the command line: loading them, and describing what they have learned."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +10,11 @@ from ensemblead.cli.options import weights_per_member
 
 if TYPE_CHECKING:
     from ensemblead.detectors import Detector
+
+# Names of counts in `learned_` that are written otherwise.
+_WORDS = {"gaussians": "Gaussians"}
+# The number of values that describe a patch: not counted together over tiles.
+_DIMENSIONS = "dimensions"
 
 
 def load_model(path: Path, weights: Sequence[str] = (), device: str | None = None) -> Detector:
@@ -21,18 +26,18 @@ def load_model(path: Path, weights: Sequence[str] = (), device: str | None = Non
     indexed = any(text.split(".", 1)[0].isdecimal() and not Path(text).exists() for text in weights)
     if len(weights) == 1 and not indexed:
         return load(path, weights=weights_per_member(weights, 1)[0], device=device)
-    # How many members there are is for the model to say; it refuses a number that it does not have.
+    # The number of members is not known here; the model refuses a number that it does not have.
     numbered = weights_per_member(weights, 1 << 16)
     return load(path, weights=numbered, device=device)
 
 
 def describe_model(detector: Detector) -> dict[str, Any]:
-    """What a fitted detector is, in JSON's types."""
+    """A fitted detector in JSON's types."""
     calibration = detector.calibration_
     return {
         "detector": type(detector).__name__,
         "fusion": getattr(detector, "fusion", None),
-        "members": [told for leaf in detector._parts() for told in _describe(leaf)],
+        "members": list(_members(detector)),
         "threshold": calibration.threshold,
         "false_alarm_rate": calibration.false_alarm_rate,
         "false_alarm_rate_is": "guaranteed"
@@ -41,53 +46,60 @@ def describe_model(detector: Detector) -> dict[str, Any]:
     }
 
 
-def _describe(leaf: Any) -> list[dict[str, Any]]:
-    from ensemblead.ensembles import TiledEnsemble
+def reads_weights_elsewhere(detector: Detector) -> bool:
+    """Whether a network's weights are published ones or in a file, which a saved model only names."""
+    sources = [member["weights"] for member in _members(detector)]
+    return any(source is not None and source.get("kind") in ("zoo", "file") for source in sources)
 
-    if not isinstance(leaf, TiledEnsemble):
-        return [{**_describe_leaf(leaf), "tiles": None}]
-    tiles = {"grid": list(leaf.tile_grid_), **leaf.parameters()}
-    told = [[_describe_leaf(one) for one in member._parts()] for member in leaf.members_]
-    # The same detector in all locations: what they learned is counted together; geometries they have none.
-    return [
-        {
+
+def _members(detector: Any) -> Iterator[dict[str, Any]]:
+    """A description of every fitted detector at the ends of the tree."""
+    if hasattr(detector, "tile_grid_"):
+        yield from _tiled_members(detector)
+    elif hasattr(detector, "members"):
+        for member in detector.members:
+            yield from _members(member)
+    else:
+        yield {**_describe_leaf(detector), "tiles": None}
+
+
+def _tiled_members(ensemble: Any) -> Iterator[dict[str, Any]]:
+    from ensemblead.config.registry import describe
+
+    parameters = {name: value for name, value in describe(ensemble).items() if name not in ("type", "member")}
+    tiles = {"grid": list(ensemble.tile_grid_), **parameters}
+    described = [list(_members(member)) for member in ensemble.members_]
+    # The same detector at every location: counts are summed over them.
+    for same in zip(*described, strict=True):
+        counts = [name for name in same[0]["learned"] if name != _DIMENSIONS]
+        summed = {name: sum(one["learned"][name] for one in same) for name in counts}
+        yield {
             **same[0],
             "resize": None,
-            "image_size": leaf.image_size,
-            **{name: sum(one[name] for one in same) for name in _LEARNED if name in same[0]},
+            "image_size": parameters["image_size"],
+            **summed,
+            "learned": {**same[0]["learned"], **summed},
             "tiles": tiles,
         }
-        for same in zip(*told, strict=True)
-    ]
 
 
 def _describe_leaf(leaf: Any) -> dict[str, Any]:
-    extractor = leaf.network_
+    network = getattr(leaf, "network_", None)  # a method may do without one
+    learned: dict[str, int] = dict(getattr(leaf, "learned_", {}))
     return {
-        "backbone": extractor.name,
-        "layers": list(extractor.layers),
-        "weights": extractor.source,
-        "resize": leaf.resize,
-        "image_size": leaf.image_size,
-        **_learned(leaf),
-        "device": str(leaf._network().device),
+        "method": type(leaf).__name__,
+        "backbone": None if network is None else network.name,
+        "layers": [] if network is None else list(network.layers),
+        "weights": None if network is None else network.source,
+        "resize": getattr(leaf, "resize", None),
+        "image_size": getattr(leaf, "image_size", None),
+        **learned,
+        "learned": learned,
+        "device": str(getattr(leaf, "device", "cpu") if network is None else network.device),
     }
-
-
-# What a method's model has many of, and what to call it.
-_LEARNED = {"bank_rows": "bank rows", "gaussians": "Gaussians"}
-
-
-def _learned(leaf: Any) -> dict[str, Any]:
-    from ensemblead.detectors import PaDiM
-
-    if isinstance(leaf, PaDiM):
-        known = leaf.gaussians_
-        return {"gaussians": known.num_positions, "dimensions": known.num_dimensions}
-    bank = leaf.memory_bank_
-    return {"bank_rows": len(bank), "dimensions": int(bank.rows_.shape[1])}
 
 
 def describe_learned(member: Mapping[str, Any]) -> str:
     """How much a member of `describe_model` has learned, in words."""
-    return ", ".join(f"{member[name]} {words}" for name, words in _LEARNED.items() if name in member)
+    counts = {name: count for name, count in member["learned"].items() if name != _DIMENSIONS}
+    return ", ".join(f"{count} {_WORDS.get(name, name.replace('_', ' '))}" for name, count in counts.items())

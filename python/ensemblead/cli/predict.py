@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import math
 import os
 import threading
@@ -17,7 +18,8 @@ import numpy as np
 import typer
 from rich.console import Console
 
-from ensemblead.cli.console import Bars, Clock, print_json, told_warnings
+from ensemblead.cli.bars import Bars
+from ensemblead.cli.console import Clock, print_json, reported_warnings
 from ensemblead.cli.models import load_model
 from ensemblead.common.errors import EnsembleADError
 from ensemblead.common.extras import require
@@ -35,7 +37,10 @@ COLUMNS = ("path", "anomaly_score", "is_anomalous", "threshold")
 
 def command(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="A folder that fit wrote.")],
-    images: Annotated[Path, typer.Argument(metavar="IMAGES", help="A folder of images, or one image.")],
+    images: Annotated[
+        list[Path],
+        typer.Argument(metavar="IMAGES...", help="Folders, images, or patterns such as 'a/*.png'."),
+    ],
     out: Annotated[Path, typer.Option("--out", help="The folder to write to.")],
     heat_maps: Annotated[
         bool, typer.Option("--heat-maps/--no-heat-maps", help="Write heat maps over the images (PNG).")
@@ -63,11 +68,11 @@ def command(
 
     Writes OUT/scores.csv, OUT/heat_maps/*.png and OUT/maps/*.tiff, named as the images are. Colours mean the
     same on all images: they run from the median of the model's normal pixels to six times as far above it
-    as their 99.9th percentile. What lies outside the crop is grey in heat maps and NaN in raw maps.
+    as their 99.9th percentile. Outside the crop heat maps are grey and raw maps NaN.
     """
-    with told_warnings() as warned:
+    with reported_warnings() as warned, Bars() as bars:
         run = PredictRun(model, images, out, heat_maps, maps, scale, weights or (), device, skip_unreadable)
-        summary = run.execute()
+        summary = run.execute(bars)
     if as_json:
         print_json({**summary, "warnings": warned})
         return
@@ -83,7 +88,7 @@ class PredictRun:
     """One call of `predict`; `execute` does it and returns its summary."""
 
     model: Path
-    images: Path
+    images: Sequence[Path]
     out: Path
     heat_maps: bool = True
     maps: bool = True
@@ -92,10 +97,10 @@ class PredictRun:
     device: str | None = None
     skip_unreadable: bool = False
 
-    def execute(self) -> dict[str, Any]:
+    def execute(self, bars: Bars) -> dict[str, Any]:
         require("torch", "ensemblead predict")
         from ensemblead.evaluation.gallery import color_scale
-        from ensemblead.images import open_images
+        from ensemblead.images import check_output_outside, open_images
 
         if self.out.exists() and not self.out.is_dir():
             raise ValueError(f"out must be a folder, got the file {self.out}")
@@ -106,20 +111,26 @@ class PredictRun:
         if self.scale is not None and not self.scale[0] < self.scale[1]:
             raise ValueError(f"scale must rise, got {self.scale[0]:g} {self.scale[1]:g}")
         clock = Clock()
-        source = open_images(self.images)
+        images, root = chosen_images(self.images)
+        source = open_images(images)
+        check_output_outside(self.out, source.folders)
+        bars.step("loading the model")
         detector = load_model(self.model, self.weights, self.device)
         threshold = float(detector.threshold_)
         if math.isnan(threshold):
             raise ValueError(f"the threshold of {self.model} is NaN, so that no score is above or below it")
         colors = color_scale(detector) if self.scale is None else self.scale
-        names = dict(zip(source.paths, picture_names(source, self.images), strict=True))
+        names = dict(zip(source.paths, picture_names(source, root), strict=True))
+        verdicts: list[dict[str, Any]] = []
         writer = _PictureWriter(self, detector, colors)
         errors: Any = "skip" if self.skip_unreadable else "raise"
-        with Bars() as bars, _ScoresFile(self.out) as scores, writer:
+        with _ScoresFile(self.out) as scores, writer:
             for batch in detector.predict_batches(source, errors=errors, progress=bars):
                 scores.add(batch, threshold)
+                verdicts += _verdicts(batch)
                 for path, anomaly_map in zip(batch.paths, batch.anomaly_map, strict=True):
                     writer.put(str(path), names[path], anomaly_map)
+            bars.step("writing pictures")
         writer.raise_failures(scores.path)
         return {
             "scores": str(scores.path),
@@ -133,7 +144,43 @@ class PredictRun:
             "ignored_files": source.ignored,
             "skipped": [{"path": image.path, "reason": image.reason} for image in detector.skipped_],
             "seconds": round(clock(), 3),
+            "predictions": verdicts,
         }
+
+
+def _verdicts(batch: Predictions) -> list[dict[str, Any]]:
+    """Scores and verdicts in JSON's types."""
+    found = zip(batch.paths, batch.anomaly_score.tolist(), batch.is_anomalous.tolist(), strict=True)
+    return [
+        {"path": str(path), "anomaly_score": score, "is_anomalous": called} for path, score, called in found
+    ]
+
+
+def chosen_images(given: Sequence[Path]) -> tuple[Path | list[str], Path]:
+    """The images that paths and patterns name, and the folder that they are named below.
+
+    Raises FileNotFoundError for a path that does not exist, and for a pattern without a match.
+    """
+    from ensemblead.images import open_images
+
+    paths: list[Path] = []
+    for path in given:
+        found = [path] if path.exists() or not glob.has_magic(str(path)) else _matches(path)
+        paths += found
+    if len(paths) == 1:
+        return paths[0], paths[0]
+    files: dict[str, None] = {}
+    for path in paths:
+        files |= dict.fromkeys(map(str, open_images(path).paths))
+    root = os.path.commonpath([os.path.dirname(os.path.abspath(file)) for file in files])
+    return list(files), Path(root)
+
+
+def _matches(pattern: Path) -> list[Path]:
+    found = sorted(glob.glob(str(pattern), recursive=True))
+    if not found:
+        raise FileNotFoundError(f"images: nothing matches {pattern}")
+    return [Path(path) for path in found]
 
 
 def picture_names(source: ImageSource, root: Path) -> list[Path]:

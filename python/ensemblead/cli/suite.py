@@ -12,16 +12,20 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ensemblead.cli.console import FAILED, Bars, print_json, told_warnings
-from ensemblead.config.schema import Source
+from ensemblead.cli.bars import Bars
+from ensemblead.cli.console import FAILED, print_json
+from ensemblead.config.documents import Source
 
 if TYPE_CHECKING:
     from ensemblead.suites.results import CellResult, SuiteResults
     from ensemblead.suites.suite import Cell
 
 _SHOWN = ("image_auroc", "pixel_auroc", "aupro", "false_alarm_rate", "miss_rate", "images_per_second")
-# What a suite says for itself.
+# Options that a suite states itself.
 _OTHERS = (
+    "good",
+    "bad",
+    "masks",
     "category",
     "layout",
     "missing_masks",
@@ -34,10 +38,15 @@ _OTHERS = (
 
 
 def run_suite(
-    context: typer.Context, source: Source, places: Sequence[Path], out: Path, as_json: bool, gallery: int
-) -> None:
-    """Run the suite, with `gallery` in place of its own if that was given on the command line; exit with 1 if
-    a cell failed, after the others are done.
+    context: typer.Context,
+    source: Source,
+    given: Sequence[str],
+    out: Path,
+    gallery: int,
+    bars: Bars,
+) -> SuiteResults:
+    """Run a suite, with `gallery` in place of its own if that is on the command line. `given` are arguments
+    beside the file, which a suite has no use for.
     """
     from ensemblead.suites.running import run
     from ensemblead.suites.suite import Suite
@@ -45,35 +54,39 @@ def run_suite(
     def is_given(name: str) -> bool:
         return getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
 
-    given = ["DATA"] if places else []
-    given += [f"--{name.replace('_', '-')}" for name in _OTHERS if is_given(name)]
-    if given:
+    beside = [*given, *(f"--{name.replace('_', '-')}" for name in _OTHERS if is_given(name))]
+    if beside:
         raise ValueError(
             f"{source.name} holds a suite, which names its data sets and settings itself: "
-            f"leave out {', '.join(given)}"
+            f"leave out {', '.join(beside)}"
         )
-    with told_warnings() as warned, Bars() as bars:
-        seen: list[Cell] = []
+    suite = Suite.parse(source)
+    if is_given("gallery"):
+        suite = replace(suite, settings=replace(suite.settings, gallery=gallery))
+    cells = [str(cell) for cell in suite.cells()]
+    current: list[str] = []
 
-        def progress(cell: Cell, stage: str, done: int, total: int) -> None:
-            if seen != [cell]:
-                seen[:] = [cell]
-                bars.prefix(f"{cell}:")
-            bars("evaluating" if stage == "evaluate" else stage, done, total)
+    def progress(cell: Cell, stage: str, done: int, total: int) -> None:
+        if current != [str(cell)]:
+            current[:] = [str(cell)]
+            bars.prefix(f"{cell}:")
+            bars.overall("all cells", cells.index(str(cell)), len(cells))
+        bars(stage, done, total)
 
-        suite = Suite.parse(source)
-        if is_given("gallery"):
-            suite = replace(suite, settings=replace(suite.settings, gallery=gallery))
-        results = run(suite, out, progress=progress, on_result=_tell_failure)
-    if as_json:
-        print_json({**_document(results, out), "warnings": warned})
-    else:
+    return run(suite, out, progress=progress, on_result=_report_failure)
+
+
+def show_suite(results: SuiteResults, out: Path, warned: Sequence[str] | None) -> None:
+    """Print the results: as JSON with the warnings, or as a table for None. Exit with 1 if a cell failed."""
+    if warned is None:
         _show(results, out)
+    else:
+        print_json({**_document(results, out), "warnings": list(warned)})
     if results.failures:
         raise typer.Exit(FAILED)
 
 
-def _tell_failure(cell: CellResult) -> None:
+def _report_failure(cell: CellResult) -> None:
     if cell.failure is not None:
         typer.echo(f"ensemblead: {cell} failed: {cell.failure}", err=True)
 

@@ -27,8 +27,15 @@ EXTRAS: dict[str, tuple[str, ...]] = {
 
 def missing_extra(module: str, purpose: str) -> MissingExtraError:
     """The error for a missing module: which package, what for, and what to install."""
-    commands = " or ".join(f'pip install "ensemblead[{extra}]"' for extra in EXTRAS[module])
-    return MissingExtraError(f"{purpose} needs {module}, which is not installed: {commands}", name=module)
+    commands = " or ".join(map(install_command, EXTRAS[module]))
+    return MissingExtraError(
+        f"{purpose} needs {module}, which is not installed: in a clone of ensemblead, {commands}", name=module
+    )
+
+
+def install_command(extra: str) -> str:
+    """The command that installs an extra, in a clone of the repository."""
+    return f'pip install ".[{extra}]"'
 
 
 def require(module: str, purpose: str) -> ModuleType:

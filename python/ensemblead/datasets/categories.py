@@ -1,4 +1,4 @@
-"""What a data set is: categories of images to fit on and to test on."""
+"""Categories of images to fit on and to test on, of which data sets consist."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import Literal, TypeAlias, TypeVar
 
 from ensemblead.common.errors import UnreadableImageError
 from ensemblead.common.files import sha256_of
-from ensemblead.images import upright_size
+from ensemblead.images import read_image, upright_size
+from ensemblead.images.decode import check_ordinary_file
 
 T = TypeVar("T")
 Errors: TypeAlias = Literal["raise", "skip"]
@@ -34,10 +35,10 @@ class Category:
 
     Attributes:
         name: The category's name, as it appears in results.
-        train: Paths of normal images, sorted.
+        train: Paths of normal images, sorted; none in a data set to test on alone.
         test: The test images, sorted by path.
-        ignored: How many files beside the images were left out because they are no images by their suffix.
-        notes: What a reader of the results should know, one line each.
+        ignored: How many files beside the images were left out: of other types, hidden, no ordinary files.
+        notes: Lines that a reader of the results should know.
     """
 
     name: str
@@ -82,7 +83,7 @@ class Category:
         """Read the headers of all test images that have a mask, and of the masks.
 
         Args:
-            errors: "skip" passes over test images whose header cannot be read.
+            errors: "skip" passes over test images that cannot be read.
 
         Raises:
             ValueError: A mask is not as large as its image, turned upright as EXIF says; both are named.
@@ -98,7 +99,8 @@ class Category:
                 if errors == "raise":
                     raise
                 continue
-            if size != expected:
+            # A damaged header may state any size.
+            if size != expected and (errors == "raise" or _is_readable(sample.path)):
                 raise ValueError(
                     f"mask {sample.mask_path} must be as large as its image: "
                     f"it is {size[0]} x {size[1]}, {sample.path} is {expected[0]} x {expected[1]} (H x W)"
@@ -156,10 +158,13 @@ def file_fact(find: Callable[[str], T], path: str, errors: Errors, what: str = "
     file what it is ("mask").
     """
     try:
+        check_ordinary_file(path, what)
         return find(path)
-    except OSError as error:
+    except (OSError, UnreadableImageError) as error:
         if errors == "skip":
             return None
+        if isinstance(error, UnreadableImageError):
+            raise
         if isinstance(error, FileNotFoundError):
             raise FileNotFoundError(f"no such {what}: {path}") from None
         raise UnreadableImageError(f"cannot read {what} {path}: {error}") from error
@@ -168,6 +173,14 @@ def file_fact(find: Callable[[str], T], path: str, errors: Errors, what: str = "
 def _has_header(path: str) -> bool:
     try:
         upright_size(path)
-    except (UnreadableImageError, FileNotFoundError):
+    except (UnreadableImageError, FileNotFoundError, MemoryError):
+        return False
+    return True
+
+
+def _is_readable(path: str) -> bool:
+    try:
+        read_image(path, bits=16)
+    except (UnreadableImageError, FileNotFoundError, MemoryError):
         return False
     return True

@@ -1,103 +1,24 @@
-"""Folders, csv files and masks found by name: what the data sets are put together from."""
+"""Folders and csv files of data sets, and which of their images are held out to test on."""
 
 from __future__ import annotations
 
 import csv
 import os
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from pathlib import Path
-from typing import Literal, TypeAlias
+from collections.abc import Collection, Iterable, Sequence
+from pathlib import Path, PurePosixPath
+
+import numpy as np
 
 from ensemblead.common.files import StrPath
-from ensemblead.common.validation import did_you_mean, some_of
-from ensemblead.datasets.categories import Sample
-from ensemblead.images import IMAGE_SUFFIXES
-
-MissingMasks: TypeAlias = Literal["raise", "exclude"]
-
-
-class MaskFolder:
-    """The masks in one folder, by name: never by their place in a sorted list."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._by_stem: dict[str, list[Path]] = defaultdict(list)
-        self._used: set[Path] = set()
-        if folder.is_dir():
-            for path in sorted(folder.iterdir()):
-                if is_image(path):
-                    self._by_stem[path.stem].append(path)
-
-    def find(self, stem: str) -> str | None:
-        """The mask of the image with this stem; None if there is none."""
-        found = [path for name in (f"{stem}_mask", stem) for path in self._by_stem.get(name, ())]
-        if len(found) > 1:
-            raise ValueError(
-                f"image {stem!r} must have one mask, got {some_of([str(path) for path in found])}"
-            )
-        self._used.update(found)
-        return str(found[0]) if found else None
-
-    def notes(self) -> list[str]:
-        unused = [path for paths in self._by_stem.values() for path in paths if path not in self._used]
-        if not unused:
-            return []
-        names = some_of([path.name for path in unused])
-        return [f"{len(unused)} mask(s) in {self._folder} belong to no test image: {names}"]
-
-
-def pair_masks(
-    images: Sequence[Path], folder: Path, truth: Path | None
-) -> tuple[list[str | None], list[str]]:
-    """For each image below `folder` the mask of its name in the same place below `truth`; and remarks."""
-    if truth is None:
-        return [None] * len(images), []
-    known: dict[Path, MaskFolder] = {}
-    masks = []
-    for path in images:
-        below = path.relative_to(folder).parent
-        if below not in known:
-            known[below] = MaskFolder(truth / below)
-        masks.append(known[below].find(path.stem))
-    return masks, [note for found in known.values() for note in found.notes()]
-
-
-def missing_mask_notes(
-    samples: Sequence[Sample], where: str, expected: bool, policy: MissingMasks
-) -> list[str]:
-    """Remarks on defective images without a mask, or the error that `policy` asks for."""
-    lacking = [sample.path for sample in samples if sample.mask_path is None]
-    if not lacking:
-        return []
-    if not expected:
-        return [f"there are no masks ({where}): pixel metrics are not defined"]
-    message = f"{len(lacking)} defective image(s) have no mask in {where}: {some_of(lacking)}"
-    if policy == "raise":
-        raise ValueError(f'{message} (missing_masks="exclude" leaves them out of the pixel metrics)')
-    return [f"{message}; left out of the pixel metrics"]
-
-
-def check_missing_masks(policy: str) -> None:
-    if policy not in ("raise", "exclude"):
-        raise ValueError(f'missing_masks must be "raise" or "exclude", got {policy!r}')
+from ensemblead.common.validation import did_you_mean
+from ensemblead.images.folders import is_image, scan_folder
 
 
 def existing_folder(root: StrPath) -> Path:
     base = Path(root).absolute()
     if not base.is_dir():
         raise FileNotFoundError(f"no such folder: {base}")
-    return base
-
-
-def child(base: Path, category: str, known: Sequence[str]) -> Path:
-    if category not in known:
-        raise ValueError(no_such_category(category, known, base))
-    return base / category
-
-
-def no_such_category(category: str, known: Sequence[str], where: Path) -> str:
-    return f"category {category!r} is not in {where}; {did_you_mean(category, known)}"
+    return base.resolve() if ".." in base.parts else base
 
 
 def folders_in(base: Path, given: StrPath | Sequence[StrPath]) -> list[Path]:
@@ -105,33 +26,72 @@ def folders_in(base: Path, given: StrPath | Sequence[StrPath]) -> list[Path]:
     return [existing_folder(base / folder) for folder in several]
 
 
-def subfolders(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+def chosen_categories(category: str | None, known: Sequence[str], where: Path) -> list[str]:
+    """All known categories, or the one asked for. ValueError, with near matches, if it is unknown."""
+    if category is None:
+        return list(known)
+    if category not in known:
+        raise ValueError(f"category {category!r} is not in {where}; {did_you_mean(category, known)}")
+    return [category]
 
 
-def is_image(path: Path) -> bool:
-    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
+def scan(folder: Path, exclude: Collection[Path] = ()) -> tuple[list[Path], list[str]]:
+    """The images in a folder and below it, sorted, and its other files; none if there is no folder."""
+    if not folder.is_dir():
+        return [], []
+    found = scan_folder(folder, exclude)
+    return sorted(map(Path, found.images)), list(found.ignored)
 
 
-def scan(folder: Path) -> tuple[list[Path], int]:
-    """The images in a folder and below it, sorted, and how many other files there are."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    images = [path for path in files if is_image(path)]
-    return images, len(files) - len(images)
-
-
-def scan_all(folders: Iterable[Path]) -> tuple[list[Path], int]:
-    scanned = [scan(folder) for folder in folders]
+def scan_all(folders: Iterable[Path], exclude: Collection[Path] = ()) -> tuple[list[Path], list[str]]:
+    scanned = [scan(folder, exclude) for folder in folders]
     images = sorted({path for found, _ in scanned for path in found})
-    return images, sum(ignored for _, ignored in scanned)
+    return images, [path for _, ignored in scanned for path in ignored]
+
+
+def stray_images(folder: Path) -> list[str]:
+    """Images that lie in a folder of folders itself, where a layout has none."""
+    return sorted(str(path) for path in folder.iterdir() if is_image(path)) if folder.is_dir() else []
+
+
+def check_holdout(holdout: float) -> None:
+    if not 0.0 < holdout < 1.0:
+        raise ValueError(f"holdout must be in (0, 1), got {holdout}")
+
+
+def hold_out(paths: list[Path], share: float, seed: int) -> tuple[list[Path], list[Path]]:
+    """Images to fit on, and a share of them, chosen by the seed, to test on; at least one of each."""
+    count = min(max(1, round(share * len(paths))), len(paths) - 1)
+    chosen = set(np.random.default_rng(seed).permutation(len(paths))[:count].tolist())
+    kept = [path for position, path in enumerate(paths) if position not in chosen]
+    return kept, [path for position, path in enumerate(paths) if position in chosen]
 
 
 def read_csv(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
     if not path.is_file():
         raise FileNotFoundError(f"no such file: {path}")
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        absent = [column for column in columns if column not in (reader.fieldnames or ())]
-        if absent:
-            raise ValueError(f"{path} must have the columns {', '.join(columns)}, got {reader.fieldnames}")
-        return [{column: row[column] or "" for column in columns} for row in reader]
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            names = reader.fieldnames or ()
+            rows = list(reader)
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ValueError(f"cannot read {path} as csv: {error}") from error
+    if any(column not in names for column in columns):
+        raise ValueError(f"{path} must have the columns {', '.join(columns)}, got {list(names)}")
+    return [{column: row[column] or "" for column in columns} for row in rows]
+
+
+def folder_name(text: str, table: Path) -> str:
+    """A category's name out of a csv, which becomes a part of file names. ValueError if it is a path."""
+    if text in ("", ".", "..") or any(sign in text for sign in ("/", os.sep, "\0")):
+        raise ValueError(f"{table} must name categories by their folders, got {text!r}")
+    return text
+
+
+def relative_path(text: str, table: Path) -> str:
+    """A path out of a csv, relative to the data set. ValueError if it leads out of it."""
+    place = PurePosixPath(text)
+    if not text or "\0" in text or place.is_absolute() or ".." in place.parts or Path(text).is_absolute():
+        raise ValueError(f"{table} must name files inside of the data set, got {text!r}")
+    return text

@@ -162,6 +162,11 @@ class Method(Detector):
             raise NotFittedError(f"this {type(self).__name__} is not fitted; call fit first")
         return self._state
 
+    @property
+    def learned_(self) -> dict[str, int]:
+        """How much was learned, by name; of most methods nothing can be counted."""
+        return {}
+
     # A part of a detector
 
     spool_bytes: ClassVar[int] = MEMORY_BYTES

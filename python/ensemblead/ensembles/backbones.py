@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from ensemblead.calibration import Calibration
 from ensemblead.common.errors import DamagedModelError
+from ensemblead.config.presets import PRESETS
 from ensemblead.config.registry import register
 from ensemblead.detectors.detector import Detector, Errors
 from ensemblead.detectors.frozen import FrozenNetwork
@@ -24,7 +25,6 @@ from ensemblead.ensembles.fusion import (
     fuse_minmax,
     fuse_scores,
 )
-from ensemblead.ensembles.presets import MISSION
 from ensemblead.ensembles.tiles import TiledEnsemble, score_together
 from ensemblead.images import Geometry, ImageBatch
 from ensemblead.kernels.maps import resize_maps
@@ -87,14 +87,15 @@ class BackboneEnsemble(Detector):
         self._known: tuple[tuple[Any, ...], list[Calibration], Calibration] | None = None
 
     @classmethod
-    def mission(
+    def patchcore_large(
         cls,
         *,
         weights: Sequence[Any] | None = None,
         fusion: str = "calibrated",
         **changes: Any,
     ) -> Self:
-        """The PatchCore ensemble of three large backbones at 320 pixels, unfitted.
+        """The PatchCore ensemble of three large backbones at 320 pixels, unfitted: the preset
+        `patchcore-large`.
 
         WideResNet101 and ResNeXt101 (layer2, layer3) and DenseNet201 (denseblock2, denseblock3); images are
         resized to 366 and cropped to 320, embeddings have 384 dimensions, the coreset keeps 1 %.
@@ -105,14 +106,17 @@ class BackboneEnsemble(Detector):
             fusion: see the class.
             **changes: arguments of `PatchCore` to set for all members, such as `device` or `batch_size`.
         """
-        given = ["default"] * len(MISSION.backbones) if weights is None else list(weights)
-        if len(given) != len(MISSION.backbones):
-            raise ValueError(f"weights must be one per backbone ({len(MISSION.backbones)}), got {len(given)}")
-        members = [
-            PatchCore(backbone, layers, weights=source, **{**MISSION.common, **changes})
-            for backbone, layers, source in zip(MISSION.backbones, MISSION.layers, given, strict=True)
-        ]
+        described = PRESETS["patchcore-large"]["members"]
+        given = ["default"] * len(described) if weights is None else list(weights)
+        if len(given) != len(described):
+            raise ValueError(f"weights must be one per backbone ({len(described)}), got {len(given)}")
+        members = []
+        for one, source in zip(described, given, strict=True):
+            arguments = {name: value for name, value in one.items() if name != "type"}
+            members.append(PatchCore(**{**arguments, "weights": source, **changes}))
         return cls(members, fusion=fusion)
+
+    mission = patchcore_large  # its former name
 
     def parameters(self) -> dict[str, Any]:
         """The constructor's arguments but for `members`."""

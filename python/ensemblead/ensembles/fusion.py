@@ -5,6 +5,7 @@ All kinds but "minmax" look at one image alone, against statistics of normal ima
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -24,14 +25,16 @@ def check_weights(weights: Sequence[float] | None, members: int, fusion: str) ->
         raise ValueError(f"fusion must be one of {', '.join(FUSIONS)}, got {fusion!r}")
     if weights is None:
         return (1.0 / members,) * members
-    if fusion == "max":
-        raise ValueError("weights have no meaning with fusion='max'")
     given = tuple(float(weight) for weight in weights)
+    if fusion == "max" and len(set(given)) > 1:
+        raise ValueError("weights have no meaning with fusion='max'")
     if len(given) != members:
         raise ValueError(f"weights must be one per member ({members}), got {len(given)}")
     if not all(0 <= weight < float("inf") for weight in given) or sum(given) == 0:
         raise ValueError(f"weights must be finite, not negative and not all zero, got {given}")
-    return tuple(weight / sum(given) for weight in given)
+    # Weights that sum to 1 stay as they are to the last bit.
+    total = 1.0 if math.isclose(sum(given), 1.0, rel_tol=1e-12) else sum(given)
+    return tuple(weight / total for weight in given)
 
 
 def fuse_scores(

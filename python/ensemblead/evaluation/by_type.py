@@ -47,9 +47,10 @@ def worst_first(types: Iterable[TypeRow]) -> list[TypeRow]:
 
 def missed(details: Details, kind: str) -> str:
     """How many images of a type were called normal, of how many that were judged; "" if none was."""
-    judged = [
-        image.is_error
-        for image in details.images
-        if image.label and image.defect_type == kind and image.is_anomalous is not None
-    ]
-    return f"{sum(judged):,} of {len(judged):,}" if judged else ""
+    return count_errors(one for one in details.images if one.label and one.defect_type == kind)
+
+
+def count_errors(images: Iterable[ImageResult]) -> str:
+    """How many images got the wrong verdict, of how many that got one; "" if none did."""
+    errors = [image.is_error for image in images if image.is_anomalous is not None]
+    return f"{sum(errors):,} of {len(errors):,}" if errors else ""

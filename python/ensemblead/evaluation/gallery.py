@@ -1,4 +1,4 @@
-"""Which anomaly maps a report shows, kept small while predictions stream by, and what their colours mean."""
+"""The anomaly maps that a report shows, kept small while predictions stream by, and their colours."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ class Picture:
     Attributes:
         index: Which of the category's test images it belongs to.
         heat: The map as a PNG of 8-bit grey, its longer side at most `MAP_SIDE`; reduced by averaging.
-        low: What grey 0 stands for, in the map's units.
-        high: What grey 255 stands for.
+        low: The map's value at grey 0.
+        high: The map's value at grey 255.
     """
 
     index: int
@@ -48,12 +48,12 @@ class Picture:
 
 @dataclass(frozen=True)
 class Pictures:
-    """What a report can show of one category.
+    """The anomaly maps of one category that a report can show.
 
     Attributes:
         kept: In the order in which they matter: errors, the worst first; then, taking turns, normal images
             from the highest score down and every defect type from the lowest score up.
-        frame: Where maps lie on their images; None if the detector's geometry cannot say, then they are
+        frame: Where maps lie on their images; None if the detector's geometry does not know, then they are
             taken to cover them.
         scale: The map values of the first and the last colour, one pair for all images.
     """
@@ -72,7 +72,7 @@ class Pictures:
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> Pictures:
-        """What `to_json` wrote."""
+        """The pictures that `to_json` wrote."""
         kept = [Picture(i, base64.b64decode(heat), low, high) for i, heat, low, high in document["kept"]]
         sizes = {name: tuple(v) if isinstance(v, list) else v for name, v in document["frame"].items()}
         low, high = document["scale"]
@@ -80,7 +80,7 @@ class Pictures:
 
 
 class PictureKeeper:
-    """Takes in scored images one by one and keeps what is most worth looking at.
+    """Keeps the maps that matter most, of scored images that are added one by one.
 
     Memory does not grow with the number of images: of every defect type at most `limit` errors and `limit`
     others are kept (about 6 KB each) until `pictures` leaves `limit` in all.
@@ -96,7 +96,7 @@ class PictureKeeper:
     def add(
         self, index: int, values: NDArray[Any], score: float, verdict: bool | None, label: bool, kind: str
     ) -> None:
-        """Take in the map [H, W] of the image at `index` of its category."""
+        """Add the map [H, W] of the image at `index` of its category."""
         if self._limit == 0:
             return
         self._medians.append(float(np.median(values)))
@@ -113,7 +113,7 @@ class PictureKeeper:
             heapq.heapreplace(heap, entry)
 
     def pictures(self) -> Pictures | None:
-        """What is left to show; None if nothing was to be kept."""
+        """The most important maps of all; None if none were to be kept."""
         if not self._heaps:
             return None
         queues: dict[bool, list[list[Picture]]] = {True: [], False: []}
@@ -138,7 +138,7 @@ class PictureKeeper:
 
 
 def color_scale(detector: Any) -> tuple[float, float]:
-    """The range of map values that colours stand for: one for all images, known before the first of them.
+    """The map values of the first and the last colour: one range for all images, known before the first.
 
     It comes from the model's own normal images: from the median of their pixels, to six times as far above
     it as their 99.9th percentile lies. Larger values have the last colour.

@@ -18,7 +18,7 @@ from ensemblead.evaluation.by_type import type_rows
 from ensemblead.evaluation.gallery import PictureKeeper, describe_threshold
 from ensemblead.evaluation.minmax import Ensemble, SetDetector, fuse_minmax, fused_set
 from ensemblead.evaluation.results import NAN, CategoryResult, Curve, Details, ImageResult, Results, Row
-from ensemblead.images import read_mask
+from ensemblead.images import examine_mask
 from ensemblead.metrics import (
     Interval,
     PixelScores,
@@ -39,7 +39,7 @@ class Geometry(Protocol):
 
 @runtime_checkable
 class Detector(Protocol):
-    """What is asked of a detector: its geometry, and batches of predictions in the order of the images."""
+    """A detector as `evaluate` needs it: a geometry, and predictions in the order of the images."""
 
     @property
     def geometry(self) -> Geometry: ...
@@ -52,7 +52,7 @@ Detectors: TypeAlias = Detector | Mapping[str, Detector] | Callable[[Category], 
 
 @dataclass(frozen=True)
 class ScoredImage:
-    """What `on_image` is given: a test image with its score, its map [H, W] and, where known, its mask."""
+    """A test image with its score, its map [H, W] and, where known, its mask; for `on_image`."""
 
     category: str
     sample: Sample
@@ -236,6 +236,7 @@ class _Run:
         self._on_image, self._progress = on_image, progress
         self._skipped: list[str] = []
         self._empty_masks: list[str] = []
+        self._mask_remarks: dict[str, list[str]] = {}  # remark -> masks
         self._next = 0
 
     def consume(self, batches: Iterator[Any]) -> float:
@@ -296,7 +297,10 @@ class _Run:
             return np.zeros(anomaly_map.shape, np.bool_)
         if sample.mask_path is None:
             return None
-        mask = self._geometry.apply_mask(read_mask(sample.mask_path))
+        decoded, remarks = examine_mask(sample.mask_path)
+        for remark in remarks:
+            self._mask_remarks.setdefault(remark, []).append(sample.mask_path)
+        mask = self._geometry.apply_mask(decoded)
         if mask.shape != anomaly_map.shape:
             raise ValueError(
                 f"anomaly_map of {sample.path} must be as large as its mask after resize and crop "
@@ -311,6 +315,11 @@ class _Run:
         return [
             *_counted(self._skipped, "image(s) were not predicted"),
             *_counted(self._empty_masks, "mask(s) are empty after resize and crop"),
+            *(
+                line
+                for remark, own in self._mask_remarks.items()
+                for line in _counted(own, f"mask(s) {remark}")
+            ),
         ]
 
 

@@ -1,6 +1,6 @@
 """Min-max fusion of an ensemble's members over a test set, as the reference does it.
 
-It looks at the whole test set before it scores one image, so it exists here only, for comparison with
+It needs the whole test set before it scores one image, so it exists here only, for comparison with
 published tables, and not in the ensembles themselves.
 """
 
@@ -19,7 +19,7 @@ from ensemblead.metrics.inputs import as_floats
 
 @runtime_checkable
 class Ensemble(Protocol):
-    """What min-max fusion needs: for every batch of images, each member's own predictions."""
+    """An ensemble as min-max fusion needs it: for every batch, each member's own predictions."""
 
     def predict_members(self, images: Any) -> Iterable[Sequence[Any]]:
         """Batches in the order of `images`; a batch is one Predictions per member."""
@@ -47,7 +47,7 @@ class _Range:
     def __init__(self) -> None:
         self.low, self.high = np.inf, -np.inf
 
-    def take_in(self, values: NDArray[np.float32]) -> None:
+    def add(self, values: NDArray[np.float32]) -> None:
         self.low, self.high = min(self.low, float(values.min())), max(self.high, float(values.max()))
 
     def scale(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -92,8 +92,8 @@ def fuse_minmax(
                     score = as_floats(member.anomaly_score[index], f"anomaly_score of {name}")
                     values = as_floats(member.anomaly_map[index], f"anomaly_map of {name}")
                     pixels = np.ascontiguousarray(values, np.float32)
-                    scored.take_in(score.astype(np.float32))
-                    mapped.take_in(pixels)
+                    scored.add(score.astype(np.float32))
+                    mapped.add(pixels)
                     scores.append(float(score))
                     store.write(pixels.tobytes())
                 waiting.append((path, scores, (pixels.shape[0], pixels.shape[1])))

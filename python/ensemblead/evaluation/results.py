@@ -1,4 +1,4 @@
-"""What an evaluation found, as data: a row per category, and what lies behind it."""
+"""The results of an evaluation as data: a row per category, and its details."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ NAN = math.nan
 class Row:
     """One row of `results.csv`: one category, or the summary of several.
 
-    Metrics and rates are in [0, 1], larger is better for metrics; NaN (an empty cell, `null` in JSON) is what
-    is not defined or not known. `..._threshold` are the thresholds of the best F1, found with the labels in
-    sight; `threshold` is the detector's own, which has never seen a label, and `false_alarm_rate` (normal
-    images called anomalous) and `miss_rate` (anomalous ones called normal) are taken at it. `aupro` is up to
-    a false-positive rate of 0.3, `aupro_005` up to 0.05; `aupro_image...` average per image instead of per
-    component. `peak_memory_mb` is the peak resident size of the whole process so far (in a suite: since
-    the cell began).
+    Metrics and rates are in [0, 1], and of metrics larger is better. NaN (an empty cell, `null` in JSON)
+    stands for values that are not defined or not known. `..._threshold` are the thresholds of the best
+    F1, which the labels decide. `threshold` is the detector's own, which no label has touched;
+    `false_alarm_rate` (normal images called anomalous) and `miss_rate` (anomalous ones called normal) are
+    those at it. `aupro` is up to a false-positive rate of 0.3, `aupro_005` up to 0.05; `aupro_image...`
+    average per image instead of per component. `peak_memory_mb` is the peak resident size of the whole
+    process so far (in a suite: since the cell began).
     """
 
     category: str
@@ -131,7 +131,7 @@ class Details:
 
 @dataclass(frozen=True)
 class CategoryResult:
-    """One category: its row, what lies behind it, and what a reader must know, one line each."""
+    """One category: its row, its details, and warnings for the reader, one line each."""
 
     row: Row
     details: Details
@@ -139,7 +139,7 @@ class CategoryResult:
 
 
 class Results:
-    """Rows, their summary, and what lies behind them; see `Report`, which makes files of them."""
+    """Rows, their summary and their details; see `Report`, which makes files of them."""
 
     def __init__(
         self,
@@ -179,7 +179,7 @@ class Results:
         return f"{type(self).__name__}({count}, {values})"
 
     def details_of(self, row: Row) -> Details:
-        """What lies behind a row; empty for the summary of several, and where it was not kept."""
+        """The details of a row; empty for the summary of several, and where they were not kept."""
         is_own = any(row is one for one in self.rows)
         return self.details.get(row.category, Details()) if is_own else Details()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import zlib
 from collections import deque
@@ -16,7 +17,7 @@ import numpy.typing as npt
 from ensemblead.common.errors import UnreadableImageError
 from ensemblead.common.validation import whole_number
 from ensemblead.images.geometry import Geometry
-from ensemblead.images.sources import ImageSource
+from ensemblead.images.sources import ImageSource, open_images
 
 if TYPE_CHECKING:
     import torch
@@ -33,8 +34,8 @@ class SkippedImage:
 
 @dataclass
 class ImageBatch:
-    """B images: `indices` into the source, `paths`, `sizes` as decoded (H, W), `fingerprints` (a checksum
-    over every 7th pixel of every 7th row as decoded), `images[geometry]` `[B, 3, h, w]`.
+    """B images: `indices` into the source, `paths`, `sizes` as decoded (H, W), `fingerprints` (see
+    `fingerprint`), `images[geometry]` `[B, 3, h, w]`.
     """
 
     indices: list[int]
@@ -80,6 +81,7 @@ def iterate_batches(
     workers: int | None = None,
     prefetch: int = 2,
     pin_memory: bool = False,
+    bits: int | None = None,
 ) -> BatchIterator:
     """Decode every image once, in order, and apply every distinct geometry to it once.
 
@@ -87,13 +89,15 @@ def iterate_batches(
         source: from `open_images`.
         geometries: one or more; repeats cost nothing.
         batch_size: images per batch; the last batch may be smaller.
-        errors: "raise" stops at the first image that cannot be read; "skip" leaves it out, fills the batch
-            with the next one, and records it in `.skipped` of the iterator.
+        errors: "raise" stops at the first image that cannot be read, or for which there is not enough memory;
+            "skip" leaves it out, fills the batch with the next one, and records it in `.skipped` of the
+            iterator.
         workers: decoding threads, by default as many as there are cores, at most 8.
         prefetch: batches decoded ahead of the one being consumed; with the batch itself this bounds the
             memory.
         pin_memory: put the batches into page-locked memory, which a GPU reads while the program goes on
             (`to(device, non_blocking=True)`). It needs a GPU.
+        bits: used bits of 16-bit files, as for `open_images`; None leaves it to the source.
 
     The images of one batch must come out in one size per geometry (ValueError naming two that do not): give
     an exact `resize` or a `crop`, or a batch size of 1. Threads start with the first `next` and end with
@@ -113,6 +117,7 @@ def iterate_batches(
         raise ValueError(f"prefetch must not be negative, got {prefetch}")
     if workers is None:
         workers = min(8, _available_cores())
+    source = open_images(source, bits=bits)
     skipped: list[SkippedImage] = []
     # A plain function's generator, not a method's: no reference cycle keeps it alive when the iterator is
     # dropped.
@@ -136,15 +141,30 @@ class _Decoded:
 
 
 def _decode(source: ImageSource, index: int, geometries: tuple[Geometry, ...]) -> _Decoded:
-    image = source.read(index)
+    try:
+        image = source.read(index)
+    except MemoryError as error:
+        raise MemoryError(f"not enough memory to read {source.describe(index)}") from error
     try:
         resized = [geometry.apply(image) for geometry in geometries]
+        # Transposed here, in the threads, so that the consumer only stacks.
+        planes = [np.ascontiguousarray(pixels.transpose(2, 0, 1)) for pixels in resized]
+    except UnreadableImageError as error:
+        raise UnreadableImageError(f"cannot use image {source.describe(index)}: {error}") from error
     except ValueError as error:
         raise ValueError(f"{source.describe(index)}: {error}") from error
-    # Transposed here, in the threads, so that the consumer only stacks.
-    planes = [np.ascontiguousarray(pixels.transpose(2, 0, 1)) for pixels in resized]
-    fingerprint = zlib.crc32(image[::7, ::7].tobytes())
-    return _Decoded((image.shape[0], image.shape[1]), fingerprint, planes)
+    except MemoryError as error:
+        raise MemoryError(f"not enough memory to resize {source.describe(index)}") from error
+    return _Decoded((image.shape[0], image.shape[1]), fingerprint(image), planes)
+
+
+def fingerprint(image: npt.NDArray[np.uint8]) -> int:
+    """64 bits that tell images apart: a checksum of all pixels, and 32 bits of a hash of every 7th of every 7th
+    row.
+    """
+    checksum = zlib.crc32(np.ascontiguousarray(image).data)
+    sample = hashlib.sha256(image[::7, ::7].tobytes()).digest()
+    return checksum << 32 | int.from_bytes(sample[:4], "little")
 
 
 def _batches(
@@ -170,7 +190,7 @@ def _batches(
             index, future = pending.popleft()
             try:
                 ready.append((index, future.result()))
-            except (UnreadableImageError, FileNotFoundError) as error:
+            except (UnreadableImageError, FileNotFoundError, MemoryError) as error:
                 if skipped is None:
                     raise
                 skipped.append(SkippedImage(index, source.paths[index], str(error)))

@@ -10,6 +10,14 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from ensemblead.common.errors import UnreadableImageError
+
+# A resized image above the first size that is more than `_ENLARGED` times its original is one of an extreme
+# aspect ratio: only its crop is resized. Without a crop the second size is the most.
+_RESIZED_PIXELS = 1 << 22
+_MOST_RESIZED_PIXELS = 1 << 26
+_ENLARGED = 16
+
 
 @dataclass(frozen=True)
 class Geometry:
@@ -18,7 +26,8 @@ class Geometry:
     `resize`: an int makes the shorter side that long and keeps the aspect ratio (the longer side is
     `int(resize * long / short)`), `(h, w)` is an exact size, None keeps the native size. `crop`: an int is
     a square, `(h, w)` a rectangle, None keeps everything. Unlike torchvision, a crop larger than the image
-    is an error instead of a black border. Hashable, and equal when the sizes are.
+    is an error instead of a black border, and so is an aspect ratio so extreme that a resized image without a
+    crop would have more than 67 million pixels. Hashable, and equal when the sizes are.
     """
 
     resize: int | tuple[int, int] | None = 256
@@ -83,6 +92,15 @@ class Geometry:
             raise ValueError(f"image must not be empty, got shape {image.shape}")
         size = self.resized_size(*native)
         top, left, bottom, right = self._crop_in_resized(size)
+        pixels = size[0] * size[1]
+        if pixels > max(_RESIZED_PIXELS, _ENLARGED * native[0] * native[1]):
+            box = (top, left, bottom, right)
+            if (bottom - top) * (right - left) > _MOST_RESIZED_PIXELS:
+                raise UnreadableImageError(
+                    f"the aspect ratio of {native[0]} x {native[1]} pixels (H x W) is too extreme for "
+                    f"resize={self.resize}: the image would have {size[0]} x {size[1]} pixels"
+                )
+            return _resize_box(image, size, box, resample)
         if size != native:
             resized = Image.fromarray(np.ascontiguousarray(image)).resize((size[1], size[0]), resample)
             image = np.asarray(resized)
@@ -100,6 +118,23 @@ class Geometry:
         crop = self.crop
         if isinstance(crop, tuple) and (crop[0] > size[0] or crop[1] > size[1]):
             raise ValueError(f"crop {crop} does not fit into the {what}image of size {size}")
+
+
+def _resize_box(
+    image: npt.NDArray[np.uint8],
+    size: tuple[int, int],
+    box: tuple[int, int, int, int],
+    resample: Image.Resampling,
+) -> npt.NDArray[np.uint8]:
+    """The box `(top, left, bottom, right)` of an image resized to `size`, without the rest of it.
+
+    Equal to the crop of the whole but for the rounding of single values.
+    """
+    top, left, bottom, right = box
+    scale_y, scale_x = image.shape[0] / size[0], image.shape[1] / size[1]
+    original = (left * scale_x, top * scale_y, right * scale_x, bottom * scale_y)
+    source = Image.fromarray(np.ascontiguousarray(image))
+    return np.array(source.resize((right - left, bottom - top), resample, box=original))
 
 
 def _checked(name: str, size: Any) -> int | tuple[int, int] | None:

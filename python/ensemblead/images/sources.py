@@ -4,29 +4,53 @@ RGB.
 
 from __future__ import annotations
 
+import copy
 import os
-import re
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from ensemblead.images.decode import IMAGE_SUFFIXES, read_image, to_rgb
+from ensemblead.common.errors import UnreadableImageError
+from ensemblead.common.warnings import warn
+from ensemblead.images.decode import check_ordinary_file, largest_value, pixel_limit, read_image, to_rgb
+from ensemblead.images.depth import BitDepthWarning, checked_bits, depth_of
+from ensemblead.images.folders import describe_ignored, describe_unread, scan_folder
 
 
 class ImageSource(ABC):
     """Images in a fixed order. `paths[i]` is the file of image i, or None; `read(i)` gives uint8 `[H, W,
     3]`.
+
+    Attributes:
+        ignored_files: Files of a folder that are not read: hidden, masks, of other types, no ordinary files.
+        folders: Real paths of the folders in which images were looked for.
+        concurrent: Whether several threads may read at once.
+        bits: Used bits of 16-bit files, see `read_image`.
+        max_pixels: The most pixels of an image, see `read_image`.
     """
 
     paths: list[str | None]
-    ignored: int = 0  # files of a folder that are no images by their suffix, or hidden
-    concurrent: bool = True  # may several threads read at once
+    ignored_files: tuple[str, ...] = ()
+    folders: frozenset[str] = frozenset()
+    concurrent: bool = True
+    bits: int | None = None
+    max_pixels: int | None = None
+
+    @property
+    def ignored(self) -> int:
+        """How many files of a folder are not read."""
+        return len(self.ignored_files)
+
+    def describe_ignored(self) -> str:
+        """A sentence for people: how many files were ignored, which, and what is read; may be empty."""
+        return describe_ignored(self.ignored_files)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -35,26 +59,83 @@ class ImageSource(ABC):
     def read(self, index: int) -> npt.NDArray[np.uint8]:
         """Image `index` as RGB, uint8 `[H, W, 3]`."""
 
+    def largest_value(self, index: int) -> int | None:
+        """The largest 16-bit value of image `index`; None if it has none, or its file states their range."""
+        return None
+
     def describe(self, index: int) -> str:
         """What to call image `index` in a message: its path, or its place."""
         return self.paths[index] or f"image {index}"
 
 
-def open_images(images: Any) -> ImageSource:
+def open_images(images: Any, *, bits: int | None = None, max_pixels: int | None = None) -> ImageSource:
     """Accept images in any of the forms that `fit` and `predict` take; nothing is decoded yet.
 
-    A folder: all image files in it and in the folders below (by suffix, `IMAGE_SUFFIXES`; links are
-    followed; hidden files are left out), in the natural order of their relative
-    paths (`2.png` before `10.png`); what else
-    lies there is counted in `.ignored`. One image file. A list or tuple of paths, kept in its order. An
+    A folder: all image files in it and in the folders below, as `scan_folder` finds them, in the natural
+    order of their relative paths (`2.png` before `10.png`); other files are counted in `.ignored`, with a
+    warning if there are pictures of a type that is not read. One image file. A list or tuple of paths, kept
+    in its order. An
     array uint8 `[N, H, W, 3]` or, grey, `[N, H, W]`. A torch `Dataset` with a length, whose items are an
     image or a tuple that begins with one: a PIL image, an array uint8 `[H, W, 3]` or `[H, W]`, a tensor
     uint8 or float in 0..1 `[C, H, W]`, C = 1 or 3.
-    A Dataset is read by one thread only. An `ImageSource` is returned as it is.
+    A Dataset is read by one thread only. An `ImageSource` is returned as it is, or, where `bits` or
+    `max_pixels` are given, as a copy with those.
 
-    Raises FileNotFoundError for a missing folder, ValueError for no images at all or a wrong shape,
-    TypeError for anything else.
+    Args:
+        bits: Used bits of 16-bit files, see `read_image` and `detect_bits`.
+        max_pixels: The most pixels of an image, see `read_image`.
+
+    Raises FileNotFoundError for a missing folder, ValueError for no images at all, a folder of masks or a
+    wrong shape, TypeError for anything else.
     """
+    bits = checked_bits(bits)
+    if max_pixels is not None:
+        pixel_limit(max_pixels)
+    source = _open(images)
+    if bits is None and max_pixels is None:
+        return source
+    source = copy.copy(source)
+    source.bits = source.bits if bits is None else bits
+    source.max_pixels = source.max_pixels if max_pixels is None else max_pixels
+    return source
+
+
+def detect_bits(source: ImageSource, *, errors: Literal["raise", "skip"] = "raise") -> int | None:
+    """How many bits the 16-bit files among images use; None if there are no such files.
+
+    That is the fewest of 8, 10, 12, 14 and 16 whose range holds the largest value of all images.
+
+    Files of 16 bits are decoded for that, of all others only the header is read. Fewer bits than 16 are told
+    in a `BitDepthWarning`. Give the result to `open_images(..., bits=...)` for the same images and for all
+    that are compared with them.
+
+    Args:
+        errors: "skip" passes over files that cannot be read.
+    """
+
+    def largest(index: int) -> int | None:
+        try:
+            return source.largest_value(index)
+        except (UnreadableImageError, FileNotFoundError, MemoryError):
+            if errors == "raise":
+                raise
+            return None
+
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="ensemblead-depth") as pool:
+        found = [value for value in pool.map(largest, range(len(source))) if value is not None]
+    if not found:
+        return None
+    bits = depth_of(max(found))
+    if bits < 16:
+        warn(
+            f"{len(found)} images have 16-bit pixels with values up to {max(found)}: they are read as {bits} "
+            f"bits, 0..{(1 << bits) - 1}, and so are all images that are compared with them",
+            BitDepthWarning,
+        )
+    return bits
+
+
+def _open(images: Any) -> ImageSource:
     if isinstance(images, ImageSource):
         return images
     if isinstance(images, (str, os.PathLike)):
@@ -82,22 +163,23 @@ def open_images(images: Any) -> ImageSource:
 
 
 class _Files(ImageSource):
-    def __init__(self, paths: Sequence[str], ignored: int = 0) -> None:
+    def __init__(self, paths: Sequence[str]) -> None:
+        self._files = list(paths)
         self.paths = list(paths)
-        self.ignored = ignored
 
     def read(self, index: int) -> npt.NDArray[np.uint8]:
-        path = self.paths[index]
-        assert path is not None
-        return read_image(path)
+        return read_image(self._files[index], bits=self.bits, max_pixels=self.max_pixels)
+
+    def largest_value(self, index: int) -> int | None:
+        return largest_value(self._files[index], max_pixels=self.max_pixels)
 
 
 class _Array(ImageSource):
     def __init__(self, array: npt.NDArray[Any]) -> None:
         if array.dtype != np.uint8:
             raise TypeError(
-                f"images must be uint8, got {array.dtype}; "
-                "for floats in 0..1 pass (images * 255).round().astype(np.uint8)"
+                f"images must be uint8, got {array.dtype}; for floats in 0..1 pass "
+                "(images * 255).round().astype(np.uint8), for 12 bits images >> 4"
             )
         if array.ndim == 3 and array.shape[2] != 3:
             array = array[..., None]
@@ -128,17 +210,17 @@ class _Dataset(ImageSource):
     def read(self, index: int) -> npt.NDArray[np.uint8]:
         item = self._dataset[index]
         image = item[0] if isinstance(item, (tuple, list)) and item else item
-        return _item_to_rgb(image, f"item {index} of the Dataset")
+        return _item_to_rgb(image, f"item {index} of the Dataset", self.bits)
 
 
-def _item_to_rgb(image: Any, what: str) -> npt.NDArray[np.uint8]:
+def _item_to_rgb(image: Any, what: str, bits: int | None) -> npt.NDArray[np.uint8]:
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(image, torch.Tensor):
         pixels = _tensor_to_array(image, what)
     elif isinstance(image, np.ndarray):
         pixels = image
     elif isinstance(image, Image.Image):
-        pixels = to_rgb(image, what)
+        pixels = to_rgb(image, what, bits)
     else:
         raise TypeError(f"{what} must be a PIL image, an array or a tensor, got {type(image).__name__}")
     if pixels.dtype != np.uint8:
@@ -182,37 +264,24 @@ def _checked_paths(paths: Sequence[Any]) -> list[str]:
 
 
 def _open_path(path: Path) -> ImageSource:
-    if path.is_file():
-        return _Files([str(path)])
-    if not path.is_dir():
+    if path.is_dir():
+        return _open_folder(path)
+    if not path.exists():
         raise FileNotFoundError(f"no such folder of images: {path}")
-    found, ignored = [], 0
-    for name in _walk(path):
-        hidden = any(part.startswith(".") for part in Path(name).parts)
-        if hidden or Path(name).suffix.lower() not in IMAGE_SUFFIXES:
-            ignored += 1
-        else:
-            found.append(name)
-    if not found:
-        raise ValueError(f"images: no image files in {path} ({ignored} other files ignored)")
-    found.sort(key=_natural)
-    return _Files([str(path / name) for name in found], ignored)
+    check_ordinary_file(path)
+    return _Files([str(path)])
 
 
-def _walk(root: Path) -> Iterator[str]:
-    """All files below `root`, relative to it; linked folders too, each real folder once."""
-    seen = set()
-    for folder, subfolders, files in os.walk(root, followlinks=True):
-        real = os.path.realpath(folder)
-        if real in seen:
-            subfolders.clear()
-            continue
-        seen.add(real)
-        subfolders.sort()
-        yield from (os.path.relpath(os.path.join(folder, name), root) for name in files)
-
-
-def _natural(name: str) -> tuple[list[tuple[bool, int, str]], str]:
-    # Digits compare as numbers; the name itself breaks ties such as 1.png and 01.png.
-    parts = re.split(r"([0-9]+)", name)
-    return [(False, int(part), "") if part.isdecimal() else (True, 0, part) for part in parts if part], name
+def _open_folder(path: Path) -> ImageSource:
+    parts = Path(os.path.abspath(path)).parts
+    if "ground_truth" in map(str.lower, parts[-2:]):
+        raise ValueError(f"images: {path} holds masks (ground_truth), no photographs")
+    found = scan_folder(path)
+    if not found.images:
+        said = describe_ignored(found.ignored) or "it has no files at all"
+        raise ValueError(f"images: no image files in {path}: {said}")
+    if unread := describe_unread(found.ignored):
+        warn(unread)
+    source = _Files(found.images)
+    source.ignored_files, source.folders = found.ignored, found.folders
+    return source

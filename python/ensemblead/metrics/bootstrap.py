@@ -71,7 +71,7 @@ def _binned(thresholds: Floats, positives: Doubles, negatives: Doubles) -> Ranki
 
 
 def bin_edges(images: Sequence[ImagePixels], size: int = 1024) -> Floats:
-    """About three times `size` values at quantiles of the pixels, closer where the metrics look closely.
+    """About three times `size` values at quantiles of the pixels, closer where the metrics depend on them.
 
     A third of them at even ranks of the negatives, a third at even ranks within their highest tenth (below
     the usual limits of the false-positive rate) and to the very top, a third at even ranks of the positives.

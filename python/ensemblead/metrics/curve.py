@@ -112,8 +112,8 @@ class Negatives:
         """Those of some of the values."""
         return Negatives(self.above[places], self.at[places], self.total)
 
-    def take_in(self, more: Negatives) -> Negatives:
-        """Add to these in place; `more`, as it was."""
+    def add(self, more: Negatives) -> Negatives:
+        """Add `more` to these in place, and return it."""
         self.above += more.above
         self.at += more.at
         self.total += more.total

@@ -1,4 +1,4 @@
-"""What the metrics accept, brought to plain NumPy, and the errors that say what was wrong."""
+"""Arguments of the metrics as plain NumPy, and the errors of wrong ones."""
 
 from __future__ import annotations
 

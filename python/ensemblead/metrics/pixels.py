@@ -48,7 +48,7 @@ class TypeMetrics:
 
 @dataclass(frozen=True)
 class PixelMetrics:
-    """What `PixelScores.compute` found.
+    """The result of `PixelScores.compute`.
 
     Attributes:
         values: By name: `pixel_auroc`, `anomaly_pixel_auroc` (over images with a defect only; missing if
@@ -60,7 +60,7 @@ class PixelMetrics:
         ranking: The counts behind the curves.
         component_weights: [K] the rises of the per-region-overlap curve at `ranking.thresholds`.
         intervals: By the same names, bootstrap confidence intervals over images; empty if not asked for.
-        types: By type of defect, for every type that `PixelScores.add` was told of, sorted.
+        types: By type of defect, for every type that `PixelScores.add` was given, sorted.
     """
 
     values: dict[str, float]
@@ -74,7 +74,7 @@ class PixelMetrics:
 
 
 class PixelScores:
-    """Anomaly maps and their masks, taken in one by one; all pixel metrics at once.
+    """All pixel metrics at once, of anomaly maps and masks that are added one by one.
 
     Exact as long as the pixels fit into `memory_limit`: 4 bytes a pixel (8 for float64 maps) and 8 more for
     every defective one; beyond it, counts over bins of float bits, in memory that does not grow with the
@@ -83,7 +83,7 @@ class PixelScores:
 
     Args:
         memory_limit: Bytes of pixels held before the streaming mode takes over.
-        bits: Leading float32 bits that tell the streaming mode's bins apart.
+        bits: Leading float32 bits that make a bin of the streaming mode.
         dtype: float32, or float64 to rank maps by all of their 64 bits.
     """
 
@@ -106,7 +106,7 @@ class PixelScores:
         self.num_defective_images = 0
 
     def add(self, anomaly_map: Any, mask: Any = None, kind: str | None = None) -> None:
-        """Take in one image.
+        """Add one image.
 
         Args:
             anomaly_map: [H, W], finite, larger is more anomalous.
@@ -158,7 +158,7 @@ class PixelScores:
         self._binned.add(pixels)
 
     def compute(self, *, replicates: int = 0, confidence: float = 0.95, seed: int = 0) -> PixelMetrics:
-        """All metrics of the images taken in so far.
+        """All metrics of the images added so far.
 
         Args:
             replicates: Bootstrap replicates for the confidence intervals; 0 for none.
@@ -200,7 +200,7 @@ class PixelScores:
 def _exact_rankings(
     images: Sequence[ImagePixels], by_kind: bool = True
 ) -> tuple[Rankings, dict[str, TypeMetrics]]:
-    """Of all images; and what is read off those of the types, if they are to be told apart."""
+    """The rankings of all images, and the metrics of the types, if these are wanted (`by_kind`)."""
     by_type: dict[str | None, list[ImagePixels]] = {None: []}  # good images first
     for pixels in images:
         by_type.setdefault(pixels.kind if by_kind else None, []).append(pixels)
@@ -208,7 +208,7 @@ def _exact_rankings(
     values = PositiveValues(np.concatenate([pixels.positives for pixels in defective]))
     weights = np.concatenate([pixels.component_weights() for pixels in defective])
     within, everywhere, types = _count_negatives(values, weights, by_type)
-    everywhere.take_in(within)
+    everywhere.add(within)
     component = values.sums(weights)
     image = values.sums(np.concatenate([pixels.image_weights() for pixels in defective]))
     return (values.ranking(everywhere), values.ranking(within), component, image), types
@@ -235,14 +235,14 @@ def _count_negatives(
         else:
             part, places = values.part(first, last)
             own = good[places]
-            own.take_in(within.take_in(values.count_negatives(_sorted_chunks(with_defect)))[places])
+            own.add(within.add(values.count_negatives(_sorted_chunks(with_defect)))[places])
             if without:
-                own.take_in(hidden.take_in(values.count_negatives(_sorted_chunks(without)))[places])
+                own.add(hidden.add(values.count_negatives(_sorted_chunks(without)))[places])
             if last > first:
                 ranking = part.ranking(own)
                 types |= _read_off_types([(kind, ranking, part.sums(weights))], bounds=False)
         first = last
-    good.take_in(hidden)
+    good.add(hidden)
     return within, good, types
 
 

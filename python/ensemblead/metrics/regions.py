@@ -20,7 +20,7 @@ class ImagePixels:
         positives: [p] the values inside the mask.
         component: [p] int32, which connected component (from 0) each positive belongs to.
         sizes: [c] the number of pixels of each component.
-        kind: The type of defect; None for a good image, or where types are not told apart.
+        kind: The type of defect; None for a good image, or where types do not matter.
     """
 
     negatives: Floats

@@ -43,8 +43,8 @@ def average_precision(scores: Any, labels: Any) -> float:
 def f1_max(scores: Any, labels: Any) -> tuple[float, float]:
     """The best F1 score over all thresholds, and the highest threshold that has it.
 
-    An item is called anomalous where score >= threshold. The threshold is chosen with the labels in sight, so
-    it says how well scores *can* be cut, not how well a detector's own threshold does.
+    An item is called anomalous where score >= threshold. The threshold is chosen by the labels: it shows how
+    well scores *can* be separated, not how well a detector's own threshold does.
     Arguments and errors as for `auroc`.
     """
     return rank_scores(scores, labels).f1_max()

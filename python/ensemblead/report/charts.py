@@ -33,70 +33,74 @@ class _Axes:
 
 
 @dataclass(frozen=True)
-class _Line:
-    """A curve, the name of its style, what it shows and its number."""
+class Chart:
+    """One or two curves in common axes: their names in `Details.curves`, labels and columns of `Row`."""
 
-    curve: str
-    style: str
-    label: str
-    value: float
+    title: str
+    x: str
+    y: str
+    curves: tuple[tuple[str, str, str], ...]
+
+
+ROC = Chart(
+    "ROC",
+    "false-positive rate",
+    "true-positive rate",
+    (("roc", "images, AUROC", "image_auroc"), ("pixel_roc", "pixels, AUROC", "pixel_auroc")),
+)
+PRECISION_RECALL = Chart(
+    "Precision and recall",
+    "recall",
+    "precision",
+    (("precision_recall", "images, AP", "image_ap"), ("pixel_precision_recall", "pixels, AP", "pixel_ap")),
+)
+PRO = Chart(
+    "Overlap per region (PRO)",
+    "false-positive rate",
+    "mean overlap",
+    (("pro", "area up to 0.3:", "aupro"),),
+)
 
 
 def charts(row: Row, details: Details) -> str:
     """Figures of a category: ROC, precision-recall, PRO and the scores; those that are defined."""
-    figures = [_roc(row, details), _precision_recall(row, details), _pro(row, details), _scores(row, details)]
-    return "\n".join(figure for figure in figures if figure)
+    curves = [_curves(ROC, row, details), _curves(PRECISION_RECALL, row, details)]
+    return "\n".join(figure for figure in (*curves, _pro(row, details), _scores(row, details)) if figure)
 
 
-def _roc(row: Row, details: Details) -> str:
-    lines = (
-        _Line("roc", "first", "images, AUROC", row.image_auroc),
-        _Line("pixel_roc", "second", "pixels, AUROC", row.pixel_auroc),
-    )
-    return _curves("ROC", "false-positive rate", "true-positive rate", lines, details)
-
-
-def _precision_recall(row: Row, details: Details) -> str:
-    lines = (
-        _Line("precision_recall", "first", "images, AP", row.image_ap),
-        _Line("pixel_precision_recall", "second", "pixels, AP", row.pixel_ap),
-    )
-    return _curves("Precision and recall", "recall", "precision", lines, details)
+def _curves(chart: Chart, row: Row, details: Details) -> str:
+    axes = _Axes()
+    body, legend = "", []
+    for (name, label, column), style in zip(chart.curves, ("first", "second"), strict=False):
+        if name in details.curves:
+            body = _path(axes, details.curves[name], style) + body  # the first above the second
+            legend.append(f"{_sample(style)} {label} <b>{number(getattr(row, column))}</b>")
+    ticks = (0.0, 0.5, 1.0)
+    axis = _frame(axes, ticks, ticks, chart.x, chart.y)
+    return _figure(chart.title, axis + body, legend) if legend else ""
 
 
 def _pro(row: Row, details: Details) -> str:
+    """The curve up to 0.3 alone, with a mark at 0.05."""
     if "pro" not in details.curves:
         return ""
     axes = _Axes(x=(0.0, 0.3))
     x = axes.place_x(0.05)
     mark = f'<path class="guide" d="M{x:.1f} {_TOP}V{_HEIGHT - _BOTTOM}"/>'
-    body = mark + _path(axes, details.curves["pro"], "first")
     legend = (
         f"{_sample('first')} area up to 0.3: <b>{number(row.aupro)}</b>",
         f"{_sample('guide')} up to 0.05: <b>{number(row.aupro_005)}</b>",
     )
-    axis = _frame(axes, (0.0, 0.1, 0.2, 0.3), (0.0, 0.5, 1.0), "false-positive rate", "mean overlap")
-    return _figure("Overlap per region (PRO)", axis + body, legend)
-
-
-def _curves(title: str, x: str, y: str, lines: Sequence[_Line], details: Details) -> str:
-    known = [line for line in lines if line.curve in details.curves]
-    if not known:
-        return ""
-    axes = _Axes()
-    body = "".join(_path(axes, details.curves[line.curve], line.style) for line in reversed(known))
-    legend = [f"{_sample(line.style)} {line.label} <b>{number(line.value)}</b>" for line in known]
-    ticks = (0.0, 0.5, 1.0)
-    return _figure(title, _frame(axes, ticks, ticks, x, y) + body, legend)
+    axis = _frame(axes, (0.0, 0.1, 0.2, 0.3), (0.0, 0.5, 1.0), PRO.x, PRO.y)
+    return _figure(PRO.title, axis + mark + _path(axes, details.curves["pro"], "first"), legend)
 
 
 def _scores(row: Row, details: Details) -> str:
-    """Normal images upwards, defective ones downwards, so that they are told apart without colours."""
-    scores = {label: [i.score for i in details.images if i.label is label] for label in (False, True)}
-    everything = scores[False] + scores[True]
-    if not everything:
+    """Normal images upwards, defective ones downwards, so that they differ without colours."""
+    scores = scores_by_label(details)
+    if not details.images:
         return ""
-    edges = score_edges(everything, row.threshold)
+    edges = score_edges(scores[False] + scores[True], row.threshold)
     counts = {label: np.histogram(found, edges)[0] for label, found in scores.items()}
     up, down = (max(1, int(counts[label].max())) for label in (False, True))
     span = float(edges[-1] - edges[0])
@@ -114,6 +118,11 @@ def _scores(row: Row, details: Details) -> str:
     ticks = [(float(-down), str(down)), (0.0, "0"), (float(up), str(up))]
     axis = _x_ticks(axes, _round_numbers(*axes.x), "anomaly score") + _y_ticks(axes, ticks, "images")
     return _figure("Scores", axis + body, legend)
+
+
+def scores_by_label(details: Details) -> dict[bool, list[float]]:
+    """The scores of normal and of anomalous images."""
+    return {label: [one.score for one in details.images if one.label is label] for label in (False, True)}
 
 
 def score_edges(scores: Sequence[float], threshold: float = math.nan) -> NDArray[np.float64]:

@@ -17,7 +17,7 @@ from ensemblead.datasets.categories import NORMAL
 from ensemblead.evaluation.measure import ScoredImage
 from ensemblead.evaluation.results import Details, Results, Row
 from ensemblead.images import read_image
-from ensemblead.report.charts import score_edges
+from ensemblead.report.charts import PRECISION_RECALL, PRO, ROC, Chart, score_edges, scores_by_label
 
 _NORMAL_COLOR, _ANOMALOUS_COLOR, _LINE = "#4c78a8", "#d1495b", "#222222"
 _OPACITY = 0.8  # of the last colour of a heat map
@@ -56,12 +56,15 @@ def save_curves(report: Results, folder: StrPath) -> list[Path]:
         details = report.details_of(row)
         figure = _figure(10.5, 8.0)
         axes = figure.subplots(2, 2)
-        figure.suptitle(
-            valid_text(row.category), parse_math=False
-        )  # a name is no formula, whatever its dollar signs
-        _draw_roc(axes[0, 0], row, details)
-        _draw_precision_recall(axes[0, 1], row, details)
-        _draw_pro(axes[1, 0], row, details)
+        # A name is no formula, whatever its dollar signs.
+        figure.suptitle(valid_text(row.category), parse_math=False)
+        axes[0, 0].plot([0, 1], [0, 1], ":", color="0.7")
+        _draw_curves(axes[0, 0], ROC, row, details, "lower right")
+        _draw_curves(axes[0, 1], PRECISION_RECALL, row, details, "lower left")
+        if "pro" in details.curves:
+            axes[1, 0].axvspan(0, 0.3, color="0.93")
+            axes[1, 0].axvline(0.05, color="0.7", ls=":", label=f"area up to 0.05: {row.aupro_005:.4f}")
+        _draw_curves(axes[1, 0], PRO, row, details, "lower right")
         _draw_scores(axes[1, 1], row, details)
         path = Path(folder) / f"{name}.png"
         _save(figure, path)
@@ -69,54 +72,27 @@ def save_curves(report: Results, folder: StrPath) -> list[Path]:
     return paths
 
 
-def _prepare(axis: Any, title: str, x: str, y: str) -> None:
-    axis.set(title=title, xlabel=x, ylabel=y, xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
+def _draw_curves(axis: Any, chart: Chart, row: Row, details: Details, place: str) -> None:
+    axis.set(title=chart.title, xlabel=chart.x, ylabel=chart.y, xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
     axis.grid(alpha=0.25)
+    for (name, label, column), style in zip(chart.curves, ("-", "--"), strict=False):
+        if name in details.curves:
+            text = f"{label} {getattr(row, column):.4f}"
+            axis.plot(*details.curves[name], style, color=_LINE, label=text)
+    _add_legend(axis, place)
 
 
-def _finish(axis: Any, place: str) -> None:
+def _add_legend(axis: Any, place: str) -> None:
     if axis.get_legend_handles_labels()[0]:
         axis.legend(loc=place, frameon=False)
     else:
         axis.text(0.5, 0.5, "not defined", ha="center", va="center", transform=axis.transAxes)
 
 
-def _draw_roc(axis: Any, row: Row, details: Details) -> None:
-    _prepare(axis, "ROC", "false-positive rate", "true-positive rate")
-    curves = (("roc", "images", row.image_auroc, "-"), ("pixel_roc", "pixels", row.pixel_auroc, "--"))
-    for name, label, value, style in curves:
-        if name in details.curves:
-            axis.plot(*details.curves[name], style, color=_LINE, label=f"{label}, area {value:.4f}")
-    axis.plot([0, 1], [0, 1], ":", color="0.7")
-    _finish(axis, "lower right")
-
-
-def _draw_precision_recall(axis: Any, row: Row, details: Details) -> None:
-    _prepare(axis, "Precision and recall", "recall", "precision")
-    curves = (
-        ("precision_recall", "images", row.image_ap, "-"),
-        ("pixel_precision_recall", "pixels", row.pixel_ap, "--"),
-    )
-    for name, label, value, style in curves:
-        if name in details.curves:
-            axis.plot(*details.curves[name], style, color=_LINE, label=f"{label}, AP {value:.4f}")
-    _finish(axis, "lower left")
-
-
-def _draw_pro(axis: Any, row: Row, details: Details) -> None:
-    _prepare(axis, "Per-region overlap", "false-positive rate", "mean overlap")
-    if "pro" in details.curves:
-        axis.plot(*details.curves["pro"], color=_LINE, label=f"area up to 0.3: {row.aupro:.4f}")
-        axis.axvspan(0, 0.3, color="0.93")
-        axis.axvline(0.05, color="0.7", ls=":", label=f"area up to 0.05: {row.aupro_005:.4f}")
-    _finish(axis, "lower right")
-
-
 def _draw_scores(axis: Any, row: Row, details: Details) -> None:
     axis.set(title="Scores", xlabel="anomaly score", ylabel="images")
-    scores = {label: [i.score for i in details.images if i.label is label] for label in (False, True)}
-    everything = scores[False] + scores[True]
-    edges = score_edges(everything, row.threshold)
+    scores = scores_by_label(details)
+    edges = score_edges(scores[False] + scores[True], row.threshold)
     kinds = ((False, "normal", _NORMAL_COLOR), (True, "anomalous", _ANOMALOUS_COLOR))
     for label, name, color in kinds:
         if scores[label]:
@@ -124,7 +100,7 @@ def _draw_scores(axis: Any, row: Row, details: Details) -> None:
     if not math.isnan(row.threshold):
         axis.axvline(row.threshold, color=_LINE, label="threshold")
     axis.set_ylim(0, 1.35 * axis.get_ylim()[1])  # room for the legend
-    _finish(axis, "upper right")
+    _add_legend(axis, "upper right")
 
 
 class ContactSheet:
@@ -151,7 +127,7 @@ class ContactSheet:
             kept.append(image)
 
     def images(self) -> list[ScoredImage]:
-        """What was kept: by category, defects before normal images, then by type."""
+        """The kept images: by category, defects before normal images, then by type."""
         keys = sorted(self._kept, key=lambda key: (key[0], key[1] == NORMAL, key[1]))
         return [image for key in keys for image in self._kept[key]]
 
@@ -178,7 +154,7 @@ class ContactSheet:
         maps = [image.anomaly_map for image in images]
         low, high = _common_scale(maps) if scale is None else scale
         figure = _figure(8.6, 1.75 * len(images) + 0.7)
-        figure.get_layout_engine().set(w_pad=0.1)  # the labels of the lines stand at the very edge
+        figure.get_layout_engine().set(w_pad=0.1)  # the labels of the lines are at the very edge
         axes = figure.subplots(len(images), 4, squeeze=False)
         for title, axis in zip(("image", "mask", "heat map", "decision"), axes[0], strict=True):
             axis.set_title(title)

@@ -1,7 +1,7 @@
 """`report.html`: everything that was measured, and the images, in one file that loads nothing.
 
 Tables and curves are written here and read without scripts; the images are data that the page's script shows,
-sorts and filters. Whatever comes from file names is escaped, and the page's policy (Content-Security-Policy)
+sorts and filters. Text from file names is escaped, and the page's policy (Content-Security-Policy)
 lets no other script or style run than its own two, by their hashes.
 """
 
@@ -12,7 +12,6 @@ import hashlib
 import json
 import math
 import re
-import warnings
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from html import escape
@@ -21,11 +20,12 @@ from pathlib import Path
 from typing import Any
 
 from ensemblead.common.files import StrPath, valid_text, write_atomically
+from ensemblead.common.warnings import warn
 from ensemblead.evaluation.gallery import Pictures
 from ensemblead.evaluation.results import Results
 from ensemblead.kernels.build import __version__
 from ensemblead.report.charts import charts
-from ensemblead.report.pictures import COLORS, describe_item
+from ensemblead.report.pictures import COLORS, common_folder, describe_item
 from ensemblead.report.tables import (
     decisions,
     exactness,
@@ -55,11 +55,8 @@ def write_page(report: Results, path: StrPath, max_images: int) -> None:
     parts = _parts(report, max_images, missing)
     target = write_atomically(path, lambda file: file.writelines(valid_text(one).encode() for one in parts))
     if missing:
-        warnings.warn(
-            f"{len(missing)} image(s) or mask(s) could not be read for {target.name}, "
-            f"the first is {missing[0]}",
-            stacklevel=3,
-        )
+        files = f"{len(missing)} image(s) or mask(s)"
+        warn(f"{files} could not be read for {target.name}, the first is {missing[0]}")
 
 
 def _parts(report: Results, max_images: int, missing: list[str]) -> Iterator[str]:
@@ -102,7 +99,7 @@ def _parts(report: Results, max_images: int, missing: list[str]) -> Iterator[str
 
 
 def page_cells(path: Path) -> str | None:
-    """What the setting "cells" was of the report that a page shows; None for a file that does not say."""
+    """The setting "cells" of the report that a page shows; None for a file without one."""
     with path.open("rb") as file:
         found = re.search(rb'<meta name="cells" content="(\w*)">', file.read(4096))
     return None if found is None else found[1].decode()
@@ -142,11 +139,14 @@ def _data(report: Results, chosen: Sequence[tuple[int, int]], missing: list[str]
             }
         )
     yield f'{{"categories":{_json(categories)},"colors":{_json(COLORS)},"items":['
+    bases = {
+        number: common_folder(report.details_of(report.rows[number]))
+        for number in {number for number, _ in chosen}
+    }
     for position, (number, place) in enumerate(chosen):
-        row = report.rows[number]
-        details = report.details_of(row)
+        details = report.details_of(report.rows[number])
         assert isinstance(details.pictures, Pictures)
-        item = describe_item(details, details.pictures.kept[place], missing)
+        item = describe_item(details, details.pictures.kept[place], bases[number], missing)
         yield ("," if position else "") + _json({"category": number, **item})
     yield "]}"
 

@@ -28,11 +28,18 @@ COLORS = (
 )
 
 
-def describe_item(details: Details, picture: Picture, missing: list[str]) -> dict[str, Any]:
-    """What the page is told of an image; files that cannot be read are appended to `missing`."""
+def common_folder(details: Details) -> str:
+    """The folder that all images of a category lie in or below."""
+    return os.path.commonpath([os.path.abspath(os.path.dirname(one.path)) for one in details.images])
+
+
+def describe_item(details: Details, picture: Picture, base: str, missing: list[str]) -> dict[str, Any]:
+    """One image as the page's script reads it; named as it lies below `base`.
+
+    Files that cannot be read are appended to `missing`.
+    """
     assert details.pictures is not None
     image = details.images[picture.index]
-    base = os.path.commonpath([os.path.dirname(other.path) for other in details.images])
     item: dict[str, Any] = {
         "name": Path(os.path.relpath(image.path, base)).as_posix(),
         "kind": image.defect_type,
@@ -43,7 +50,7 @@ def describe_item(details: Details, picture: Picture, missing: list[str]) -> dic
     }
     try:
         photo = read_image(image.path)
-    except (OSError, ValueError):
+    except (OSError, ValueError, MemoryError):
         missing.append(image.path)
         return item
     height, width = photo.shape[:2]
@@ -54,7 +61,7 @@ def describe_item(details: Details, picture: Picture, missing: list[str]) -> dic
     if image.mask_path is not None:
         try:
             item["mask"] = _mask(read_mask(image.mask_path))
-        except (OSError, ValueError):
+        except (OSError, ValueError, MemoryError):
             missing.append(image.mask_path)
     return item
 

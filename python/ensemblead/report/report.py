@@ -30,8 +30,8 @@ class Report(Results):
         rows: One `Row` per category.
         summary: The only row, or a row "mean": means of metrics and rates over the categories where they are
             defined, sums of counts and seconds.
-        details: By category, what lies behind its row.
-        warnings: What a reader must know to trust the numbers, one line each.
+        details: By category, the `Details` of its row.
+        warnings: Warnings for the reader of the numbers, one line each.
         settings: How the evaluation was made.
     """
 
@@ -108,17 +108,17 @@ def evaluate(
     """Predict all test images of every category and compute all metrics (see `Row` for their names).
 
     A mask is resized (nearest neighbour) and cropped as the detector does with the image, and binarised at
-    > 0. What cannot be computed, because the test set has one class only or no masks, is NaN, with a line in
-    `Report.warnings` (all lines are issued as one warning as well); the rest is still given. A detector whose
-    `fusion` is "minmax" is fused over the test set and has no threshold then. `Report.details` has the types
-    of defects one by one (`TypeRow`).
+    > 0. Metrics that are not defined, because the test set has one class only or no masks, are NaN, with a
+    line in `Report.warnings` (all lines are issued as one warning as well); the rest is still given. A
+    detector whose `fusion` is "minmax" is fused over the test set and has no threshold then.
+    `Report.details` has the types of defects one by one (`TypeRow`).
 
     Args:
         detector: A fitted detector, used for every category; or one per category, as a mapping by name; or a
             function that is given a `Category` and returns its fitted detector (its time is `fit_seconds`).
         dataset: `MVTecAD`, `VisA`, `Folder`, or one `Category`.
         bootstrap: Replicates for the confidence intervals over images; 0 for none.
-        confidence: What the intervals are to hold, in (0, 1).
+        confidence: The probability that an interval is to hold, in (0, 1).
         seed: Of the bootstrap.
         memory_limit: Bytes of pixels per category up to which the pixel metrics are exact (4 bytes a pixel).
             Beyond it their error is bounded and stated in `Report.details`, and a warning says so.

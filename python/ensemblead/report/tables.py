@@ -1,4 +1,4 @@
-"""The tables and texts of `report.html`, as HTML; what comes from data sets is escaped."""
+"""The tables and texts of `report.html`, as HTML; text from data sets is escaped."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from html import escape
 
-from ensemblead.evaluation.by_type import missed, worst_first
+from ensemblead.evaluation.by_type import count_errors, missed, worst_first
 from ensemblead.evaluation.results import Results, Row
 from ensemblead.report.charts import number
 
@@ -40,7 +40,7 @@ def tiles(report: Results) -> str:
 
 
 def warning_list(report: Results) -> str:
-    """What a reader must know, if there is anything."""
+    """The report's warnings, if there are any."""
     if not report.warnings:
         return ""
     lines = "".join(f"<li>{escape(line)}</li>" for line in report.warnings)
@@ -49,7 +49,6 @@ def warning_list(report: Results) -> str:
 
 def metrics(report: Results) -> str:
     """A line per category and the mean; confidence intervals below the values."""
-    head = "".join(f'<th scope="col">{title}</th>' for title, _ in _METRICS)
     lines = []
     for position, row in enumerate(report.all_rows):
         found = report.details_of(row).intervals
@@ -59,13 +58,12 @@ def metrics(report: Results) -> str:
             below = "" if pair is None else f"<small>{number(pair[0])}&ndash;{number(pair[1])}</small>"
             cells.append(f"<td>{number(getattr(row, name))}{below}</td>")
         lines.append(_line(report, position, row, cells))
-    return _table(head, lines)
+    return _table(["Category", *(title for title, _ in _METRICS)], lines)
 
 
 def decisions(report: Results) -> str:
     """A line per category and the mean: the model's threshold and its errors; times and memory."""
-    titles = ("Threshold", "False alarms", "Misses", "Fit, s", "Predict, s", "Images/s", "Peak memory, MB")
-    head = "".join(f'<th scope="col">{title}</th>' for title in titles)
+    titles = ["Threshold", "False alarms", "Misses", "Fit, s", "Predict, s", "Images/s", "Peak memory, MB"]
     lines = []
     for position, row in enumerate(report.all_rows):
         of = [row] if row in report.rows else report.rows
@@ -79,7 +77,7 @@ def decisions(report: Results) -> str:
             f"<td>{_whole(row.peak_memory_mb)}</td>",
         ]
         lines.append(_line(report, position, row, cells))
-    return _table(head, lines)
+    return _table(["Category", *titles], lines)
 
 
 def types(report: Results, position: int) -> str:
@@ -90,8 +88,6 @@ def types(report: Results, position: int) -> str:
     details = report.details_of(report.rows[position])
     if len(details.types) < 2:
         return ""
-    titles = ("Type", "Images", "Image AUROC", "Pixel AUROC", "AUPRO 0.3", "Misses")
-    head = "".join(f'<th scope="col">{title}</th>' for title in titles)
     lines = []
     for row in worst_first(details.types):
         place = f'data-category="{position}" data-kind="{escape(row.defect_type)}"'
@@ -104,7 +100,7 @@ def types(report: Results, position: int) -> str:
         ]
         name = escape(row.defect_type).replace("_", "_<wbr>")
         lines.append(f'<tr><th scope="row" {place}>{name}</th>{"".join(cells)}</tr>')
-    table = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
+    table = _table(["Type", "Images", "Image AUROC", "Pixel AUROC", "AUPRO 0.3", "Misses"], lines)
     label = escape(f"Types of defect, {category}")
     return (
         "<h3>By type of defect</h3>"
@@ -170,9 +166,9 @@ def exactness(report: Results) -> str:
     return terms
 
 
-def _table(head: str, lines: Sequence[str]) -> str:
-    head = f'<thead><tr><th scope="col">Category</th>{head}</tr></thead>'
-    return f"<table>{head}<tbody>{''.join(lines)}</tbody></table>"
+def _table(titles: Sequence[str], lines: Sequence[str]) -> str:
+    head = "".join(f'<th scope="col">{title}</th>' for title in titles)
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
 
 
 def _line(report: Results, position: int, row: Row, cells: Sequence[str]) -> str:
@@ -198,13 +194,9 @@ def _spread(report: Results, row: Row, metric: str) -> str:
 def _share(report: Results, rows: Sequence[Row], label: bool) -> str:
     """How many of the images with that label were judged wrongly."""
     several = " in all" if len(rows) > 1 else ""
-    judged = [
-        image.is_error
-        for row in rows
-        for image in report.details_of(row).images
-        if image.label is label and image.is_anomalous is not None
-    ]
-    return f"{sum(judged):,} of {len(judged):,}{several}" if judged else ""
+    images = [one for row in rows for one in report.details_of(row).images if one.label is label]
+    share = count_errors(images)
+    return share and share + several
 
 
 def _percent(value: float) -> str:

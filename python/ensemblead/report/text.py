@@ -56,7 +56,7 @@ def types_csv(names: Sequence[str], found: Iterable[tuple[Sequence[str], Details
 
     Args:
         names: Of the columns before `category`.
-        found: What stands in those and in `category`, and the details whose types are written.
+        found: The values of those and of `category`, and the details whose types are written.
     """
     lines = [csv_line([*names, "category", *TYPE_COLUMNS])]
     for where, details in found:

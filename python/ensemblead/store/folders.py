@@ -24,7 +24,7 @@ import torch
 
 from ensemblead.common.errors import DamagedModelError, NewerFormatError
 from ensemblead.common.extras import require
-from ensemblead.config.registry import registered_class, registered_name
+from ensemblead.config.names import is_registered, registered_class, registered_name
 from ensemblead.kernels.build import __version__
 from ensemblead.store.exchange import exchange
 
@@ -223,12 +223,10 @@ def load(path: str | os.PathLike[str], **options: Any) -> Any:
 
 
 def _write_object(folder: Path, obj: Storable, options: Mapping[str, Any]) -> bytes:
-    try:
-        name = registered_name(type(obj))
-    except LookupError:
-        raise TypeError(f"{type(obj).__name__} is not registered and cannot be saved") from None
+    if not is_registered(type(obj)):
+        raise TypeError(f"{type(obj).__name__} is not registered with the store and cannot be saved")
     writer = FolderWriter(folder, options)
-    return writer.finish(name, obj.to_store(writer))
+    return writer.finish(registered_name(type(obj)), obj.to_store(writer))
 
 
 def _read_object(folder: Path, options: Mapping[str, Any], expected: str | None = None) -> Any:

@@ -39,7 +39,7 @@ def cell_key(cell: Cell, settings: Settings) -> str:
         "format": _FORMAT,
         "version": __version__,
         "detector": _identity(cell, cell.entry.description),
-        # What is shown of a cell is no part of it.
+        # The gallery changes no number.
         "settings": {name: one for name, one in settings_dict(settings).items() if name != "gallery"},
         "category": _category_identity(cell.category, settings.errors),
     }
@@ -48,7 +48,7 @@ def cell_key(cell: Cell, settings: Settings) -> str:
 
 
 def _identity(cell: Cell, value: Any) -> Any:
-    """A description in which the files that it names stand with their size and time."""
+    """A description in which the files that it names have their size and time."""
     if isinstance(value, Mapping):
         if "model" in value:
             return {**value, "model": sha256_of(model_for(cell.entry, cell.category) / "model.json")}
@@ -152,7 +152,7 @@ def from_document(document: Mapping[str, Any]) -> CategoryResult:
         {name: (np.array(x, float), np.array(y, float)) for name, (x, y) in document["curves"].items()},
         pictures=None if document["pictures"] is None else Pictures.from_json(document["pictures"]),
         threshold_source=document["threshold_source"],
-        # Not there in what was measured before types were told apart.
+        # Cells of earlier versions have no types.
         types=tuple(TypeRow(**_with_nan(one)) for one in document.get("types", ())),
     )
     return CategoryResult(row, details, tuple(document["warnings"]))

@@ -1,4 +1,4 @@
-"""What a run of a suite found: reports by detector and data set, and the tables made of them."""
+"""The results of a suite: reports by detector and data set, and the tables made of them."""
 
 from __future__ import annotations
 
@@ -206,7 +206,7 @@ class SuiteResults:
         write_json(path, document)
 
     def to_markdown(self) -> str:
-        """A table of means where there are several, one of all rows, and what there is to say about them."""
+        """A table of means where there are several, one of all rows, failures and warnings."""
         rows = self.rows()
         lines = ["# Results", ""]
         means = [one for one in rows if one[2].category == "mean"]
@@ -214,9 +214,9 @@ class SuiteResults:
             lines += ["## Means over categories", "", *_table(means, categories=False), ""]
         for name in self.suite.datasets:
             lines += [f"## {name}", "", *_table([one for one in rows if one[1] == name]), ""]
-        said = [f"- {cell}: {cell.failure}" for cell in self.failures]
-        if said:
-            lines += ["## Failed", "", *said, ""]
+        failed = [f"- {cell}: {cell.failure}" for cell in self.failures]
+        if failed:
+            lines += ["## Failed", "", *failed, ""]
         left = sum(cell.status == "pending" for cell in self.cells)
         if left:
             lines += [f"{left} of {len(self.cells)} cells are not done yet.", ""]
@@ -233,7 +233,7 @@ class SuiteResults:
 
 def _shown_cells(detector: str, dataset: str, cells: Sequence[CellResult], gallery: int) -> str:
     """A hash of what a page shows: which cells there are, which of them are done, under which keys, and how
-    many images. "" if one of them has no key: nothing tells it from the next.
+    many images. "" if one of them has no key, which would distinguish it.
     """
     if any(cell.finished is not None and not cell.key for cell in cells):
         return ""

@@ -1,4 +1,4 @@
-"""Running a suite: every detector on every category, what is done already left alone, failures kept apart."""
+"""Running a suite: every detector on every category, without those that are done; failures do not end it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ensemblead.common.errors import UnreadableImageError
 from ensemblead.common.files import StrPath
 from ensemblead.common.memory import reset_peak_memory
 from ensemblead.common.warnings import ThresholdWarning, warn
-from ensemblead.config.schema import Source
+from ensemblead.config.documents import Source
 from ensemblead.datasets.categories import Category
 from ensemblead.evaluation.measure import ScoredImage, check_category, measure_category
 from ensemblead.evaluation.results import CategoryResult
@@ -25,7 +25,7 @@ from ensemblead.suites.suite import GALLERY, Cell, Suite, model_for
 if TYPE_CHECKING:
     from ensemblead.detectors import Detector
 
-# What hooks are called with.
+# Hooks.
 OnImage: TypeAlias = Callable[[CellResult, ScoredImage], None]
 OnResult: TypeAlias = Callable[[CellResult], None]
 Progress: TypeAlias = Callable[[Cell, str, int, int], None]
@@ -50,9 +50,9 @@ def run(
     of the configuration, the data sets' folders and networks that cannot be had come before the first cell.
 
     Args:
-        configuration: A `Suite`, a mapping of its form, or a YAML or JSON file; see `evaluation.suite`.
+        configuration: A `Suite`, a mapping of its form, or a YAML or JSON file; see `suites.suite`.
         out: The folder to write to.
-        on_image: Called with the cell and each test image as it is scored. What the hooks raise ends the run.
+        on_image: Called with the cell and each test image as it is scored. Errors of hooks end the run.
         on_result: Called with each `CellResult` as it is done or has failed; not for those of earlier runs.
         progress: Called with the cell, what is being done, how much of it is done, and how much there is.
 
@@ -110,7 +110,7 @@ def _as_suite(configuration: Suite | Source | Mapping[str, Any] | StrPath) -> Su
 
 
 def _check_networks(cells: list[Cell]) -> None:
-    """Load what the cells need, one after the other: what cannot be had shows before hours of work."""
+    """Load the networks of the cells, one after the other, so that an error comes before hours of work."""
     from ensemblead.ensembles.loading import load
 
     described: dict[str, Cell] = {}
@@ -128,9 +128,10 @@ def _check_networks(cells: list[Cell]) -> None:
 
 
 def _new(cell: Cell) -> Detector:
-    from ensemblead.ensembles.description import construct
+    from ensemblead.config.registry import construct
 
-    return construct(dict(cell.entry.description))
+    detector: Detector = construct(dict(cell.entry.description))
+    return detector
 
 
 class _HookError(Exception):
@@ -171,7 +172,7 @@ class _CellRun:
             trace = "".join(traceback.format_exception(error))
             return replace(self._result, failure=Failure(type(error).__name__, str(error), trace))
         if not self._result.key or self._key() != self._result.key:
-            # Nobody knows which of the files' states was measured, so it belongs under no key.
+            # Which state of the files was measured is unknown, so it belongs under no key.
             self._result = replace(self._result, key="")
             self._lines.append("files changed while this was measured: it is not kept, run again to keep it")
         self._lines = list(dict.fromkeys([*self._lines, *found.warnings]))
@@ -213,12 +214,12 @@ class _CellRun:
 
     def _see(self, image: ScoredImage) -> None:
         assert self._on_image is not None
-        with _apart():
+        with _hook_errors():
             self._on_image(self._result, image)
 
     def _step(self, stage: str, done: int, total: int) -> None:
         if self._progress is not None:
-            with _apart():
+            with _hook_errors():
                 self._progress(self._cell, stage, done, total)
 
     @contextmanager
@@ -239,8 +240,8 @@ class _CellRun:
 
 
 @contextmanager
-def _apart() -> Iterator[None]:
-    """Around a hook: what it raises is not the cell's failure."""
+def _hook_errors() -> Iterator[None]:
+    """Around a hook, whose errors are not the cell's failure."""
     try:
         yield
     except Exception as error:

@@ -1,6 +1,6 @@
 """A suite: which detectors are measured on which data sets, read from a configuration and checked whole.
 
-seed: 0                        # of everything random, where an entry does not say otherwise
+seed: 0                        # of everything random, where an entry has none
 bootstrap: 1000
 gallery: 100                   # images on each page
 detectors:
@@ -13,8 +13,8 @@ detectors:
     members:
       - {type: PatchCore, backbone: resnet18}
       - {type: PatchCore, backbone: densenet169, layers: [features.denseblock2, features.denseblock3]}
-  - name: mission              # an ensemble that is known to be good
-    preset: mission
+  - name: large                # an ensemble that is known to be good
+    preset: patchcore-large
   - name: from the line
     model: models/line3        # a saved model, or a folder of one per category
 datasets:
@@ -36,23 +36,14 @@ from typing import Any, Literal
 
 from ensemblead.common.files import StrPath, as_file_name
 from ensemblead.common.validation import did_you_mean
-from ensemblead.config.schema import (
-    KeyPath,
-    Parameter,
-    Problems,
-    Source,
-    check_keys,
-    check_value,
-    parameters,
-    read_source,
-)
-from ensemblead.datasets.categories import Category, Dataset
-from ensemblead.datasets.layouts import Folder, MVTecAD, VisA
+from ensemblead.config.documents import KeyPath, Problems, Source, read_source
+from ensemblead.config.signatures import Parameter, check_keys, check_value, parameters
+from ensemblead.datasets import Category, Dataset, Folder, MVTecAD, VisA
 from ensemblead.evaluation.measure import Options, check_category
 
 DATASETS: Mapping[str, Callable[..., Dataset]] = {"MVTecAD": MVTecAD, "VisA": VisA, "Folder": Folder}
 
-GALLERY = 300  # pictures that a cell keeps, and those on a page where nothing else is said
+GALLERY = 300  # pictures that a cell keeps, and the default number on a page
 
 
 @dataclass(frozen=True)
@@ -118,7 +109,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Suite:
-    """What a configuration describes; see the module for its form.
+    """The content of a configuration; see the module for its form.
 
     Attributes:
         detectors: In the order of the configuration.
@@ -249,7 +240,7 @@ def _usual_name(given: Mapping[str, Any]) -> str:
 def _described(
     given: Mapping[str, Any], path: KeyPath, settings: Settings, problems: Problems
 ) -> Mapping[str, Any]:
-    from ensemblead.ensembles.description import resolve
+    from ensemblead.config.registry import resolve
 
     return resolve(given, path, problems, {"seed": settings.seed, "device": settings.device})
 
@@ -324,7 +315,7 @@ def _parse_dataset(given: Any, path: KeyPath, settings: Settings, problems: Prob
 
 
 def _check_categories(dataset: Dataset, settings: Settings) -> None:
-    """What would stop `evaluate` without an image being looked at."""
+    """Refuse what `evaluate` would refuse before it decodes an image."""
     if not dataset.categories:
         raise ValueError("category must name at least one, got none")
     for name, count in Counter(category.name for category in dataset.categories).items():

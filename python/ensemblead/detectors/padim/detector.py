@@ -114,6 +114,11 @@ class PaDiM(Method):
         gaussians: Gaussians = self.state_.gaussians
         return gaussians
 
+    @property
+    def learned_(self) -> dict[str, int]:
+        known = self.gaussians_
+        return {"gaussians": known.num_positions, "dimensions": known.num_dimensions}
+
     # The method
 
     def embed(self, feature_maps: list[torch.Tensor]) -> torch.Tensor:

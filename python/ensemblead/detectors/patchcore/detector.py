@@ -119,6 +119,11 @@ class PatchCore(Method):
         return bank
 
     @property
+    def learned_(self) -> dict[str, int]:
+        bank = self.memory_bank_
+        return {"bank_rows": len(bank), "dimensions": int(bank.rows_.shape[1])}
+
+    @property
     def extending_lowers_scores(self) -> bool:
         return self.score != "reweighted"  # distances only fall, but the weight may grow
 

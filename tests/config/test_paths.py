@@ -13,7 +13,7 @@ from support.brightness import draw_category
 pytest.importorskip("torch")
 
 import ensemblead as ead
-from ensemblead.config.schema import Source, read_source
+from ensemblead.config.documents import Source, read_source
 from ensemblead.evaluation import Suite, run
 
 SMALL: dict[str, Any] = {"resize": (24, 28), "image_size": None, "coreset_fraction": 0.2}
@@ -74,7 +74,7 @@ def test_weights_of_a_described_detector(bench: Path) -> None:
     config["detectors"] = [
         {"name": "one", **member},
         {"name": "two", "type": "BackboneEnsemble", "members": [member, {**member, "weights": None}]},
-        {"preset": "mission", "weights": ["a.safetensors", "/b.safetensors", "default"]},
+        {"preset": "patchcore-large", "weights": ["a.safetensors", "/b.safetensors", "default"]},
     ]
     (bench / "suites/s.json").write_text(json.dumps(config))
     one, two, three = (entry.description for entry in Suite.read(bench / "suites/s.json").detectors)
@@ -89,9 +89,9 @@ def test_weights_of_a_described_detector(bench: Path) -> None:
 
 
 def test_weights_of_options(bench: Path) -> None:
-    from ensemblead.cli.options import build_detector, read_config
+    from ensemblead.cli.options import DetectorOptions, build_detector, read_config
 
-    def options(*weights: str) -> list[str] | None:
+    def options(*weights: str) -> Any:
         (bench / "c.json").write_text(json.dumps({"backbone": "resnet18", "weights": list(weights)}))
         return read_config(bench / "c.json").weights
 
@@ -108,7 +108,7 @@ def test_weights_of_options(bench: Path) -> None:
     (bench / "18.pt").touch()
     assert options("18.pt") == [str(bench / "18.pt")]
     (bench / "c.json").write_text('{"backbone": "resnet18", "weights": "18.pt"}')
-    detector = build_detector(read_config(bench / "c.json"))
+    detector = build_detector(DetectorOptions(), read_config(bench / "c.json"))
     assert detector.weights == str(bench / "18.pt")  # type: ignore[attr-defined]
 
 

@@ -1,0 +1,112 @@
+"""Progress on stderr, on a terminal only: one bar per stage under way, and a line in between."""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+_WORDS = {
+    "embed": "reading images",
+    "select": "selecting the coreset",
+    "calibrate": "leave-one-out scores",
+    "join": "merging tiles",
+    "predict": "predicting",
+    "evaluate": "evaluating",
+}
+_Stage: TypeAlias = tuple[str, str]  # the prefix and the stage
+
+
+class _Amount(ProgressColumn):
+    """How much is done, how much there is, and how much of it per second."""
+
+    def render(self, task: Task) -> Text:
+        if task.total is None:
+            return Text("")
+        speed = task.finished_speed or task.speed
+        rate = "" if speed is None else f"  {speed:.1f}/s"
+        return Text(f"{int(task.completed)}/{int(task.total)}{rate}", style="progress.download")
+
+
+class Bars:
+    """Progress of one command. `Bars()` is a `progress` callback: `bars(stage, done, total)`.
+
+    A bar disappears when its stage is done. While no stage is under way, a line that moves names the step, so
+    that a terminal never stands still. At most four lines are shown at a time.
+    """
+
+    def __init__(self, step: str = "starting") -> None:
+        console = Console(stderr=True)
+        self._progress = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}", markup=False),  # names of categories and detectors are in it
+            BarColumn(bar_width=24),
+            _Amount(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+            transient=True,
+        )
+        self._prefix = ""
+        self._tasks: dict[_Stage, tuple[TaskID, int]] = {}  # with how much was done
+        self._overall: TaskID | None = None
+        self._step = self._progress.add_task(step, total=None)
+
+    def __enter__(self) -> Bars:
+        self._progress.start()
+        self._progress.refresh()  # the first line, before anything is imported
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def step(self, text: str) -> None:
+        """Name what goes on until the next stage."""
+        self._remove_bars()
+        self._progress.reset(self._step, description=f"{self._prefix} {text}".strip(), visible=True)
+
+    def prefix(self, text: str) -> None:
+        """Put a text before the stages from now on, such as a category's name."""
+        self._prefix = text
+        self._remove_bars()
+
+    def overall(self, text: str, done: int, total: int) -> None:
+        """One bar over everything, with the time that is left; it stays while stages come and go."""
+        if self._overall is None:
+            self._overall = self._progress.add_task(text, total=total)
+        self._progress.update(self._overall, description=text, completed=done, total=total)
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        # A stage that starts over belongs to the next member of an ensemble. Stages may take turns: tiles are
+        # fitted group by group.
+        key = self._prefix, stage
+        words = f"{self._prefix} {_WORDS.get(stage, stage)}".strip()
+        task, before = self._tasks.get(key, (None, 0))
+        if task is None or done < before:
+            if task is not None:
+                self._progress.remove_task(task)
+            task = self._progress.add_task(words, total=total)
+        self._progress.update(task, completed=done, total=total)
+        self._tasks[key] = task, done
+        if done >= total:
+            self._progress.remove_task(task)
+            del self._tasks[key]
+        self._progress.update(self._step, description=words, visible=not self._tasks)
+
+    def _remove_bars(self) -> None:
+        for task, _ in self._tasks.values():
+            self._progress.remove_task(task)
+        self._tasks = {}

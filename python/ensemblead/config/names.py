@@ -1,0 +1,106 @@
+"""Names: classes register under one, and are found by it without being imported by hand."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from ensemblead.common.extras import EXTRAS, missing_extra
+from ensemblead.common.validation import did_you_mean
+
+# Modules of the library's own classes, imported when a name is asked for.
+_MODULES = {
+    "BackboneEnsemble": "ensemblead.ensembles.backbones",
+    "PaDiM": "ensemblead.detectors.padim",
+    "PatchCore": "ensemblead.detectors.patchcore",
+    "TiledEnsemble": "ensemblead.ensembles.tiles",
+}
+# Other packages name their classes in an entry point of this group, so that no import is needed.
+_ENTRY_POINTS = "ensemblead.detectors"
+
+
+class UnknownNameError(LookupError, ValueError):
+    """A name that no class is registered under."""
+
+
+_Class = TypeVar("_Class", bound=type)
+_classes: dict[str, Any] = {}
+_names: dict[type, str] = {}
+
+
+def register(name: str) -> Callable[[_Class], _Class]:
+    """Register a class under `name`: in descriptions, on the command line, and in its saved models.
+
+    The class is known once its module is imported. A package makes it known without that by an entry point of
+    the group `ensemblead.detectors`, of the same name.
+
+    >>> import ensemblead as ead
+    >>> @ead.register("MeanColour")
+    ... class MeanColour:
+    ...     def __init__(self, grid: int = 8) -> None:
+    ...         self.grid = grid
+    >>> ead.create({"type": "MeanColour", "grid": 4}).grid
+    4
+
+    Raises ValueError for a name that another class has, and for a class that has a name.
+    """
+
+    def enter(cls: _Class) -> _Class:
+        own = name in _MODULES and not cls.__module__.startswith("ensemblead.")
+        if name in _classes or own:
+            other = f": {_classes[name].__name__}" if name in _classes else " of ensemblead"
+            raise ValueError(f"a class is registered as {name!r} already{other}")
+        if cls in _names:
+            raise ValueError(f"{cls.__name__} is registered already, as {_names[cls]!r}")
+        _classes[name] = cls
+        _names[cls] = name
+        return cls
+
+    return enter
+
+
+def registered_names() -> list[str]:
+    """Every name that `registered_class` knows, sorted."""
+    found = importlib.metadata.entry_points(group=_ENTRY_POINTS)
+    return sorted({*_classes, *_MODULES, *(one.name for one in found)})
+
+
+def registered_class(name: str) -> Any:
+    """The class of a name; its module is imported if need be.
+
+    Raises UnknownNameError for an unknown name (near matches named), MissingExtraError for a package that is
+    not installed.
+    """
+    if name not in _classes:
+        try:
+            if name in _MODULES:
+                importlib.import_module(_MODULES[name])
+            else:
+                for entry in importlib.metadata.entry_points(group=_ENTRY_POINTS, name=name):
+                    entry.load()
+        except ModuleNotFoundError as error:
+            if error.name not in EXTRAS:
+                raise
+            raise missing_extra(error.name, name) from error
+    if name not in _classes:
+        raise UnknownNameError(f"unknown type {name!r}; {did_you_mean(name, registered_names())}")
+    return _classes[name]
+
+
+def is_registered(cls: type) -> bool:
+    """Whether a class has a name."""
+    return cls in _names
+
+
+def is_base(cls: type) -> bool:
+    """Whether registered classes derive from a class, or are it."""
+    return cls is not object and any(issubclass(one, cls) for one in _names)
+
+
+def registered_name(cls: type) -> str:
+    """The name of a class. Raises TypeError for a class that is not registered."""
+    if cls not in _names:
+        raise TypeError(f"{cls.__name__} is not registered: decorate it with ead.register(NAME)")
+    return _names[cls]

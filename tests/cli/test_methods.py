@@ -1,0 +1,249 @@
+"""Methods on the command line: every registered one, by its signature."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("typer")
+
+from PIL import Image
+from support.commands import call, call_json
+from support.registry import separate_registry
+from support.textures import normal_images, with_defects
+
+import ensemblead as ead
+from ensemblead.cli.options import DetectorOptions, build_detector, read_config, typed_options
+from ensemblead.config.registry import describe
+
+CLI = Path(sys.modules["ensemblead.cli"].__file__ or "").parent
+NATIVE = ["--device", "cpu", "--resize", "none", "--image-size", "none"]
+PADIM = ["--method", "padim", "-b", "gabor", "--num-dimensions", "12", *NATIVE]
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("methods")
+    for kind, pictures in (("good", normal_images(8)), ("bad", with_defects(normal_images(2, seed=3))[0])):
+        (folder / kind).mkdir()
+        for i, picture in enumerate(pictures):
+            Image.fromarray(picture).save(folder / kind / f"{i}.png")
+    return folder
+
+
+def built(*sets: str, **names: Any) -> Any:
+    return build_detector(typed_options({}, sets, **names))
+
+
+class Strict(ead.PaDiM):
+    """A method of another package, with a parameter of its own."""
+
+    def __init__(
+        self,
+        backbone: str = "gabor",
+        layers: Sequence[str] = ("layer1",),
+        *,
+        strictness: float = 1.0,
+        num_dimensions: int | None = 8,
+        weights: str | None = "default",
+        image_size: int | tuple[int, int] | None = None,
+        resize: int | tuple[int, int] | None = None,
+        device: str = "cpu",
+        precision: str = "auto",
+        batch_size: int = 16,
+        seed: int = 0,
+        compile: bool = False,
+    ) -> None:
+        super().__init__(
+            backbone,
+            layers,
+            num_dimensions=num_dimensions,
+            weights=weights,
+            image_size=image_size,
+            resize=resize,
+            device=device,
+            precision=precision,
+            batch_size=batch_size,
+            seed=seed,
+            compile=compile,
+        )
+        self.strictness = float(strictness)
+
+
+class TestANewMethod:
+    """A class that is registered is a method of the command line, without an edit there."""
+
+    @pytest.fixture(autouse=True)
+    def _registered(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        separate_registry(monkeypatch)
+        ead.register("StrictPaDiM")(Strict)
+
+    def test_it_is_fitted_by_its_name(self, images: Path, tmp_path: Path) -> None:
+        method = ["--method", "strict-padim", "--set", "strictness=2", "--set", "num_dimensions=5"]
+        summary = call_json("fit", images / "good", "--model", tmp_path / "m", *method, "--seed", 3)
+        assert summary["detector"] == "Strict"
+        (member,) = summary["members"]
+        assert (member["backbone"], member["layers"], member["dimensions"]) == ("gabor", ["layer1"], 5)
+        predicted = call_json("predict", tmp_path / "m", images / "bad", "--out", tmp_path / "o")
+        assert predicted["images"] == 2
+
+    def test_its_parameters_are_checked(self, images: Path, tmp_path: Path) -> None:
+        fit = ["fit", images / "good", "--model", tmp_path / "m", "--method", "StrictPaDiM"]
+        for text, message in (
+            ("strictnes=2", "strictnes is no parameter of StrictPaDiM; did you mean strictness?"),
+            ("strictness=very", 'strictness must be a number, got "very"'),
+            ("coreset_fraction=0.1", "coreset_fraction is no parameter of StrictPaDiM, but of PatchCore"),
+            ("0.strictness=x", '0.strictness must be a number, got "x"'),
+        ):
+            outcome = call(*fit, "--set", text)
+            assert (outcome.exit_code, outcome.stderr.count("\n")) == (2, 1)
+            assert message in outcome.stderr
+
+    def test_in_ensembles_tiles_and_files(self, tmp_path: Path) -> None:
+        method = "strictpadim"
+        pair = built("strictness=2", "1.strictness=3", method=method, backbone=["gabor", "resnet18"])
+        assert [member.strictness for member in pair.members] == [2.0, 3.0]
+        tiled = built("strictness=2", "tile_size=32", "tile_score=max", method=method)
+        assert (type(tiled), tiled.score, tiled.member.strictness) == (ead.TiledEnsemble, "max", 2.0)
+        (tmp_path / "c.json").write_text(json.dumps({"method": method, "strictness": 2, "seed": 4}))
+        found: Any = build_detector(DetectorOptions(), read_config(tmp_path / "c.json"))
+        assert (found.strictness, found.seed) == (2.0, 4)
+        (tmp_path / "c.json").write_text(json.dumps({"type": "StrictPaDiM", "strictness": 2}))
+        found = build_detector(typed_options({}, ["strictness=5"]), read_config(tmp_path / "c.json"))
+        assert found.strictness == 5.0
+        assert ead.create(describe(found)).strictness == 5.0
+
+
+def test_a_method_without_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    separate_registry(monkeypatch)
+
+    @ead.register("Grey")
+    class Grey:
+        def __init__(self, *, grid: int = 8, seed: int = 0) -> None:
+            self.grid, self.seed = grid, seed
+
+    assert describe(built("grid=3", method="grey")) == {"type": "Grey", "grid": 3, "seed": 0}
+    with pytest.raises(ValueError, match="backbone is no parameter of Grey, got resnet18"):
+        built(method="grey", backbone=["resnet18"])
+
+
+def test_the_command_line_names_no_method() -> None:
+    """But for the method that is fitted if none is named, and the demonstration's."""
+    for path in CLI.glob("*.py"):
+        code = path.read_text()
+        assert "PaDiM" not in code
+        assert "padim" not in code
+        assert code.count('"PatchCore"') == (path.name in ("options.py", "demo.py"))
+
+
+def test_every_parameter_can_be_set() -> None:
+    assert built("precision=float32", "batch_size=4", "compile=true", method="padim").batch_size == 4
+    detector = built("layers=[layer3]", "pretrain_dim=[64]", "score=topk", "reweight_neighbors=3")
+    assert (detector.layers, detector.pretrain_dim, detector.score) == (("layer3",), (64,), "topk")
+    ensemble = built("fusion=max", "0.seed=3", backbone=["gabor", "gabor"])
+    assert (ensemble.fusion, [member.seed for member in ensemble.members]) == ("max", [3, 0])
+
+
+def test_former_options_are_settings(images: Path, tmp_path: Path) -> None:
+    options = ["-b", "gabor", *NATIVE, "-p", 0.2, "--score=topk", "--batch-size", 3, "--no-compile"]
+    call_json("fit", images / "good", "--model", tmp_path / "m", *options, "--aggregation", "concat")
+    detector = ead.load(tmp_path / "m")
+    assert isinstance(detector, ead.PatchCore)
+    assert (detector.score, detector.batch_size, detector.aggregation) == ("topk", 3, "concat")
+    outcome = call("fit", images / "good", "--model", tmp_path / "n", "--fusion")
+    assert outcome.exit_code == 2
+
+
+# PaDiM
+
+
+def test_padim_fits_and_predicts(images: Path, tmp_path: Path) -> None:
+    summary = call_json("fit", images / "good", "--model", tmp_path / "m", *PADIM, "--seed", "3")
+    detector = ead.load(tmp_path / "m")
+    assert isinstance(detector, ead.PaDiM)
+    assert (detector.layers, detector.seed) == (("layer1", "layer2", "layer3"), 3)
+    (member,) = summary["members"]
+    assert (summary["detector"], member["gaussians"], member["dimensions"]) == ("PaDiM", 256, 12)
+    assert "bank_rows" not in member
+    predicted = call_json("predict", tmp_path / "m", images / "bad", "--out", tmp_path / "o")
+    assert predicted["images"] == predicted["anomalous"] == 2
+
+
+@pytest.mark.parametrize("tiles", [False, True])
+def test_the_table_counts_gaussians(images: Path, tmp_path: Path, tiles: bool) -> None:
+    options = [*PADIM[:-4], "--tile-size", "32", "--image-size", "64"] if tiles else PADIM
+    outcome = call("fit", images / "good", "--model", tmp_path / "m", *options)
+    assert outcome.exit_code == 0, outcome.stderr
+    assert f"{576 if tiles else 256} Gaussians" in outcome.stdout
+
+
+def test_defaults_are_those_of_the_signatures() -> None:
+    assert describe(built(method="padim")) == describe(ead.PaDiM())
+    assert describe(built()) == describe(built(method="patchcore")) == describe(ead.PatchCore())
+    several = built(method="padim", backbone=["gabor", "resnet18"])
+    assert isinstance(several, ead.BackboneEnsemble)
+    assert all(isinstance(member, ead.PaDiM) for member in several.members)
+
+
+@pytest.mark.parametrize(
+    ("sets", "names", "message"),
+    [
+        ([], {"method": "pandim"}, "method must be a method's name, got 'pandim'; did you mean padim?"),
+        (["coreset_fraction=0.1"], {"method": "padim"}, "is no parameter of PaDiM, but of PatchCore"),
+        (["num_dimensions=9"], {}, "num_dimensions is no parameter of PatchCore, but of PaDiM"),
+        ([], {"method": "padim", "preset": "patchcore-large"}, "is of PatchCore, got method 'padim'"),
+        (["fusion=max"], {"method": "padim"}, "but of BackboneEnsemble: give several backbones"),
+    ],
+)
+def test_options_that_do_not_go_together(sets: list[str], names: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        built(*sets, **names)
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        {"method": "padim", "backbone": "gabor", "num_dimensions": 12},
+        {"type": "PaDiM", "backbone": "gabor", "num_dimensions": 12},
+    ],
+)
+def test_in_a_configuration_file(tmp_path: Path, document: dict[str, Any]) -> None:
+    file = tmp_path / "c.json"
+    file.write_text(json.dumps(document))
+    detector = build_detector(DetectorOptions(), read_config(file))
+    assert describe(detector) == describe(ead.PaDiM("gabor", num_dimensions=12))
+    file.write_text(json.dumps({**document, "num_dimensions": "many"}))
+    with pytest.raises(ValueError, match="num_dimensions must be a whole number or null"):
+        build_detector(DetectorOptions(), read_config(file))
+
+
+def test_a_package_with_an_entry_point_needs_no_import(images: Path, tmp_path: Path) -> None:
+    """As someone else's package brings a method: found by its name, in a process of its own."""
+    info = tmp_path / "strict_padim-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: strict-padim\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[ensemblead.detectors]\nOther = other_method_of_test\n")
+    (tmp_path / "other_method_of_test.py").write_text(
+        "import ensemblead as ead\n@ead.register('Other')\nclass Other(ead.PatchCore):\n    pass\n"
+    )
+    fit = ["fit", str(images / "good"), "--model", str(tmp_path / "m"), "--method", "other", "-b", "gabor"]
+    for arguments in (
+        [*fit, *NATIVE],
+        ["predict", str(tmp_path / "m"), str(images / "bad"), "--out", str(tmp_path / "o")],
+    ):
+        outcome = subprocess.run(
+            [sys.executable, "-c", "from ensemblead.cli import main; main()", *arguments],
+            capture_output=True,
+            text=True,
+            check=False,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])},
+        )
+        assert outcome.returncode == 0, outcome.stderr
