@@ -187,7 +187,7 @@ def test_state_there_and_back(tmp_path: Path) -> None:
 
 def test_a_standard_deviation_of_zero_can_be_divided_by() -> None:
     assert floored(0.0, 5.0) == pytest.approx(0.005)
-    assert floored(0.0, 0.0) == floored(1e-14, -1e-13) == 1.0
+    assert floored(0.0, 0.0) == floored(1e-14, -1e-13, rounding=1e-12) == 1.0
     assert floored(2.0, 5.0) == 2.0
     assert floored(1e-7, 0.0) == 1e-7  # of squared distances
     assert floored(1e-7, 0.0, rounding=1e-6) == 1.0

@@ -15,13 +15,13 @@ import pytest
 
 pytest.importorskip("torch")
 pytest.importorskip("typer")
-from ensemblead.detectors import Detector
 from PIL import Image
 
 import ensemblead as ead
 from ensemblead.cli import pictures
 from ensemblead.cli.pictures import PlacedMap, draw_heat_map, overlay, place_back
 from ensemblead.cli.predict import PredictRun, picture_names
+from ensemblead.detectors import Detector
 from ensemblead.images import Geometry
 
 

@@ -164,9 +164,9 @@ def test_no_step_of_predict_looks_at_a_value(
     pixels = torch.from_numpy(normal_images(3)).permute(0, 3, 1, 2).contiguous()
     with no_values(), torch.no_grad():
         _placed(detector, PLACE)
-        with transfer.deferred_checks() as checks:
-            with _pool(detector).batch({detector.geometry: pixels}) as features:
-                seen = detector._seen(pixels, detector.geometry, features)
+        batch = _pool(detector).batch({detector.geometry: pixels})
+        with transfer.deferred_checks() as checks, batch as features:
+            seen = detector._seen(pixels, detector.geometry, features)
         scores, heat = detector._result(seen)
         assert (len(checks), checks._flags[0].device) == (1, torch.device(PLACE))
         assert (scores.device, heat.device) == (torch.device(PLACE), torch.device(PLACE))

@@ -16,7 +16,7 @@ from support.tampering import edit
 from ensemblead import store
 from ensemblead.common.errors import DamagedModelError, EnsembleADError, NewerFormatError
 from ensemblead.config.registry import register
-from ensemblead.store.folders import FORMAT_VERSION
+from ensemblead.store import folders
 
 
 @register("test-leaf")
@@ -66,7 +66,7 @@ def test_there_and_back(tmp_path: Path) -> None:
     assert again.options == {"include_backbone": True, "weights": None}
     assert sorted(p.name for p in (tmp_path / "new").iterdir()) == ["model"]
     manifest = json.loads((tmp_path / "new" / "model" / "model.json").read_text())
-    assert manifest["format"] == FORMAT_VERSION
+    assert manifest["format"] == folders.FORMAT_VERSION
     assert set(manifest["files"]) == {"values.safetensors", "index.bin"}
 
 
@@ -90,6 +90,13 @@ def test_saving_again_replaces(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["m"]
 
 
+@pytest.fixture
+def no_exchange(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a file system that cannot exchange two folders in one step."""
+    monkeypatch.setattr(folders, "exchange", lambda first, second: False)
+
+
+@pytest.mark.usefixtures("no_exchange")
 @pytest.mark.parametrize("after", [False, True])
 @pytest.mark.parametrize("number", [1, 2])
 def test_an_interrupt_between_the_renames_leaves_a_whole_model(
@@ -210,6 +217,7 @@ def test_a_failed_save_leaves_the_old_model(
     assert [p.name for p in tmp_path.iterdir()] == ["m"]
 
 
+@pytest.mark.usefixtures("no_exchange")
 def test_a_failed_swap_puts_the_old_model_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store.save(_leaf("old"), tmp_path / "m")
     rename, calls = os.rename, []

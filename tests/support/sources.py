@@ -2,10 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 
 Images = npt.NDArray[np.uint8]
+
+
+class Listed:
+    """A Dataset of images of any sizes."""
+
+    def __init__(self, images: Sequence[Images]) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Images:
+        return self.images[index]
 
 
 class Counted:
