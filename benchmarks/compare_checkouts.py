@@ -1,10 +1,11 @@
-"""Two checkouts of ensemblead against each other: seconds of fit and predict, peak memory, import time, lines.
+"""Two checkouts of ensemblead against each other: seconds of fit and predict, peak memory, import time,
+lines.
 
     python benchmarks/compare_checkouts.py --before ../before --after . --data mvtec_bottle \\
         --weights resnet18.safetensors --out benchmarks/results/house.json
 
-Each measurement runs in a process of its own. The two checkouts take turns, and medians are compared. Both need
-their built core beside their Python files.
+Each measurement runs in a process of its own. The two checkouts take turns, and medians are compared. Both
+need their built core beside their Python files.
 """
 
 from __future__ import annotations
@@ -29,8 +30,10 @@ assert ead.__file__.startswith(os.environ["CHECKOUT"]), ead.__file__
 import numpy as np, torch, warnings
 warnings.simplefilter("ignore")
 kind, data, weights = sys.argv[1:]
-paths = sorted(os.path.join(data, "train/good", name) for name in os.listdir(os.path.join(data, "train/good")))
-test = sorted(os.path.join(data, "test/good", name) for name in os.listdir(os.path.join(data, "test/good")))
+paths, test = (
+    sorted(os.path.join(data, kind, name) for name in os.listdir(os.path.join(data, kind)))
+    for kind in ("train/good", "test/good")
+)
 options = dict(weights=weights, device="cpu", seed=0)
 if kind == "whole":
     detector = ead.PatchCore("resnet18", ("layer2", "layer3"), resize=256, image_size=224, **options)
@@ -48,8 +51,9 @@ before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 start = time.perf_counter()
 found = detector.predict(test)
 predicted = (time.perf_counter() - start) / len(test)
-print(json.dumps({"import_s": imported, "fit_s": fitted, "predict_s_per_image": predicted, "fit_peak_mb": before / 1024,
-                  "images": len(train), "scores": [round(float(s), 4) for s in found.anomaly_score[:4]]}))
+figures = {"import_s": imported, "fit_s": fitted, "predict_s_per_image": predicted, "fit_peak_mb": before / 1024}
+figures |= {"images": len(train), "scores": [round(float(s), 4) for s in found.anomaly_score[:4]]}
+print(json.dumps(figures))
 """
 KINDS = ("whole", "tiled-512", "tiled-2048")
 
@@ -79,8 +83,8 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     arguments = parser.parse_args()
     checkouts = {"before": arguments.before.resolve(), "after": arguments.after.resolve()}
-    results: dict[str, Any] = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()}
-    results["lines"] = {name: lines(path) for name, path in checkouts.items()}
+    results: dict[str, Any] = {"processor": platform.processor() or platform.machine()}
+    results |= {"cores": os.cpu_count(), "lines": {name: lines(path) for name, path in checkouts.items()}}
     for kind in arguments.kinds:
         runs: dict[str, list[dict[str, Any]]] = {name: [] for name in checkouts}
         for _ in range(arguments.rounds):

@@ -158,7 +158,9 @@ def subfolders(folder: Path) -> list[Path]:
 
 
 def describe_ignored(ignored: Sequence[str]) -> str:
-    """A sentence on ignored files for people: how many, which, and the types that are read; empty if there are none."""
+    """A sentence on ignored files for people: how many, which, and the types that are read; empty if there
+    are none.
+    """
     if not ignored:
         return ""
     types = " ".join(sorted(IMAGE_SUFFIXES))

@@ -47,7 +47,9 @@ class ImageSource(ABC):
         return len(self.ignored_files)
 
     def describe_ignored(self) -> str:
-        """A sentence for people: how many files were ignored, which, and the types that are read; may be empty."""
+        """A sentence for people: how many files were ignored, which, and the types that are read; may be
+        empty.
+        """
         return describe_ignored(self.ignored_files)
 
     def __len__(self) -> int:

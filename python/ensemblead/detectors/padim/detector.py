@@ -57,7 +57,8 @@ class PackedPositions:
     def of(cls, known: Positions) -> PackedPositions:
         gaussians = known.gaussians
         spans = block_spans(gaussians.num_dimensions)
-        packed = [block[:, _lower(*span).to(block.device)] for block, span in zip(gaussians.whitening, spans, strict=True)]
+        pairs = zip(gaussians.whitening, spans, strict=True)
+        packed = [block[:, _lower(*span).to(block.device)] for block, span in pairs]
         return cls(gaussians.count, known.grid, gaussians.mean, tuple(packed))
 
     def unpacked(self) -> Positions:
