@@ -51,7 +51,8 @@ before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 start = time.perf_counter()
 found = detector.predict(test)
 predicted = (time.perf_counter() - start) / len(test)
-figures = {"import_s": imported, "fit_s": fitted, "predict_s_per_image": predicted, "fit_peak_mb": before / 1024}
+figures = {"import_s": imported, "fit_s": fitted, "predict_s_per_image": predicted}
+figures |= {"fit_peak_mb": before / 1024}
 figures |= {"images": len(train), "scores": [round(float(s), 4) for s in found.anomaly_score[:4]]}
 print(json.dumps(figures))
 """

@@ -169,8 +169,9 @@ def open_file(path: StrPath, what: str = "image", *, max_pixels: int | None) -> 
             if max_pixels is not None and pixels > max_pixels:
                 raise UnreadableImageError(
                     f"cannot read {what} {path}: it has {image.width} x {image.height} = {pixels} pixels, "
-                    f"more than max_pixels={max_pixels} allows; if the image is meant to be so large, allow it "
-                    f"by open_images(..., max_pixels={pixels}), or {_LIMIT_VARIABLE}={pixels} in the environment"
+                    f"more than max_pixels={max_pixels} allows; if the image is meant to be so large, allow "
+                    f"it by open_images(..., max_pixels={pixels}), or {_LIMIT_VARIABLE}={pixels} in "
+                    "the environment"
                 )
             yield image
     except (UnreadableImageError, BitDepthWarning):

@@ -267,6 +267,6 @@ class _File:
     def _explained(self, error: OSError) -> OSError:
         return OSError(
             error.errno,
-            f"cannot keep resized images in the temporary folder {self._folder}: {error.strerror}; set TMPDIR "
-            f"to a folder with room, or {_VARIABLE}=off to decode the images again for every pass",
+            f"cannot keep resized images in the temporary folder {self._folder}: {error.strerror}; set "
+            f"TMPDIR to a folder with room, or {_VARIABLE}=off to decode the images again for every pass",
         )
