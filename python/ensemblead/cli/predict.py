@@ -151,7 +151,8 @@ def _verdicts(batch: Predictions) -> list[dict[str, Any]]:
     """Scores and verdicts in JSON's types."""
     found = zip(batch.paths, batch.anomaly_score.tolist(), batch.is_anomalous.tolist(), strict=True)
     return [
-        {"path": str(path), "anomaly_score": score, "is_anomalous": called} for path, score, called in found
+        {"path": valid_text(str(path)), "anomaly_score": score, "is_anomalous": called}
+        for path, score, called in found
     ]
 
 
