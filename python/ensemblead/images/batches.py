@@ -49,7 +49,7 @@ class ImageBatch:
 
 
 class BatchIterator(Iterator[ImageBatch]):
-    """What `iterate_batches` returns. `skipped` grows as it goes; `close` (or leaving `with`) stops the
+    """The batches of `iterate_batches`. `skipped` grows as it goes; `close` (or leaving `with`) stops the
     threads.
     """
 
