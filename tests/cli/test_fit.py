@@ -209,3 +209,4 @@ class TestFit:
         assert "--weights PATH" in outcome.stderr
         assert "--include-backbone" in outcome.stderr
         assert "weights=" not in outcome.stderr
+        assert "resnet18.tv_in1k/resolve/main/model.safetensors" in outcome.stderr
