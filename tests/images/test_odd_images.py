@@ -108,7 +108,14 @@ def test_the_summary_names_it_for_people(folder: Path, tmp_path: Path) -> None:
     lines = outcome.stdout.splitlines()
     (head,) = (i for i, line in enumerate(lines) if line.startswith("training images least like the others"))
     assert lines[head + 1].startswith(f"  {folder}/06.png  ")
-    good = [*call, "--calibrate", str(folder)]
+    call += ["--overwrite"]
+    refused = CliRunner().invoke(app, [*call, "--calibrate", str(folder)])
+    assert refused.exit_code == 2
+    assert "images: the detector was fitted on" in refused.stderr
+    (tmp_path / "fresh").mkdir()
+    for i, image in enumerate(normal_images(5, seed=3)):
+        Image.fromarray(image).save(tmp_path / "fresh" / f"{i}.png")
+    good = [*call, "--calibrate", str(tmp_path / "fresh")]
     assert "least like the others" in CliRunner().invoke(app, good).stdout
     for i in (6, 2):
         (folder / f"{i:02d}.png").rename(tmp_path / f"{i}.png")
