@@ -50,6 +50,17 @@ class MemoryBank:
     `[M]`; `projection_` float32 `[d, D]` or None; `radius_`, the largest Euclidean distance, in the projected
     space, from an added row to its nearest bank row (over the groups' own selections where there were
     groups).
+
+    Example:
+        >>> import numpy as np
+        >>> import ensemblead as ead
+        >>> rows = np.random.default_rng(0).random((1000, 16), dtype=np.float32)
+        >>> bank = ead.MemoryBank(0.05)
+        >>> bank.add(rows)
+        >>> _ = bank.fit()
+        >>> distances, found = bank.search(bank.rows_[:3])
+        >>> len(bank), distances.max().item(), found[:, 0].tolist()
+        (50, 0.0, [0, 1, 2])
     """
 
     def __init__(
