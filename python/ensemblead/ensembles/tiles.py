@@ -87,6 +87,18 @@ class TiledEnsemble(Detector):
 
     Attributes after `fit`: `members_`, a detector per location in row-major order (one if shared);
     `tile_grid_`, their rows and columns; `calibration_`, `threshold_` of the joined scores.
+
+    Example:
+        >>> import numpy as np
+        >>> import ensemblead as ead
+        >>> images = np.random.default_rng(0).integers(90, 110, (13, 96, 96, 3), dtype=np.uint8)
+        >>> images[12, 20:40, 20:40] = 200
+        >>> member = ead.PatchCore("gabor", coreset_fraction=0.1, device="cpu")
+        >>> ensemble = ead.TiledEnsemble(member, tile_size=64, stride=32, image_size=96).fit(images[:12])
+        >>> ensemble.tile_grid_, len(ensemble.members_)
+        ((2, 2), 4)
+        >>> ensemble.predict(images[12:]).is_anomalous
+        array([ True])
     """
 
     def __init__(
