@@ -1,4 +1,4 @@
-"""The examples of README.md run, the shapes in their comments are true, and links of documents lead to files."""
+"""The examples of README.md run, the shapes in their comments are true, and links lead to files."""
 
 from __future__ import annotations
 
