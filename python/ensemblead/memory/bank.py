@@ -73,17 +73,6 @@ class MemoryBank:
         >>> distances, found = bank.search(bank.rows_, k=2)
         >>> distances.shape, float(distances[:, 0].max())
         (torch.Size([50, 2]), 0.0)
-
-    Example:
-        >>> import numpy as np
-        >>> import ensemblead as ead
-        >>> rows = np.random.default_rng(0).random((1000, 16), dtype=np.float32)
-        >>> bank = ead.MemoryBank(0.05)
-        >>> bank.add(rows)
-        >>> _ = bank.fit()
-        >>> distances, found = bank.search(bank.rows_[:3])
-        >>> len(bank), distances.max().item(), found[:, 0].tolist()
-        (50, 0.0, [0, 1, 2])
     """
 
     def __init__(
