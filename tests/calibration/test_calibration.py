@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +15,25 @@ from support.textures import normal_images
 import ensemblead as ead
 from ensemblead.calibration import (
     Calibration,
-    ImageDigest,
     NormalSample,
-    calibration_positions,
+    Origin,
     conformal_threshold,
     estimated_threshold,
     floored,
+    sampled_positions,
+    set_digest,
     warn_if_too_few,
 )
+from ensemblead.store import FolderReader, FolderWriter, load_state, save_state
+
+ORIGINS: tuple[Origin, Origin] = ("calibrated", "leave_one_out")
 
 
 def _calibration(scores: list[float], rate: float = 0.01, seed: int = 0) -> Calibration:
     sample, generator = NormalSample(), torch.Generator().manual_seed(seed)
     maps = torch.rand(len(scores), 40, 50, generator=generator)
     sample.add(torch.tensor(scores), maps)
-    return sample.calibration(rate, False, str(seed))
+    return sample.calibration(rate, "leave_one_out", str(seed))
 
 
 @pytest.mark.parametrize(
@@ -101,7 +106,7 @@ def test_fresh_images_keep_their_guarantee() -> None:
     sample = NormalSample()
     scores = np.append(np.random.default_rng(0).normal(7, 0.6, 30), 14.0)
     sample.add(torch.from_numpy(scores.astype(np.float32)), torch.zeros(31, 4, 4))
-    fresh, estimated = (sample.calibration(0.01, kind, "") for kind in (True, False))
+    fresh, estimated = (sample.calibration(0.01, origin, "") for origin in ORIGINS)
     assert (fresh.threshold, fresh.false_alarm_rate) == (14.0, 1 / 32)
     assert (estimated.threshold < 12, estimated.false_alarm_rate) == (True, 2 / 32)
 
@@ -129,7 +134,7 @@ def test_statistics_are_those_of_all_images_and_all_pixels() -> None:
     scores = [rng.random(len(m)).astype(np.float32) for m in maps]
     for s, m in zip(scores, maps, strict=True):
         sample.add(torch.from_numpy(s), torch.from_numpy(m))
-    calibration = sample.calibration(0.2, True, "x")
+    calibration = sample.calibration(0.2, "calibrated", "x")
     pixels = np.concatenate([m.ravel() for m in maps]).astype(np.float64)
     assert calibration.map_mean == pytest.approx(pixels.mean(), rel=1e-9)
     assert calibration.map_std == pytest.approx(pixels.std(), rel=1e-9)
@@ -150,7 +155,7 @@ def test_the_lattice_is_the_same_place_in_maps_of_any_size() -> None:
         ramp = torch.linspace(0, 1, side).expand(side, side).clone()
         sample = NormalSample()
         sample.add(torch.zeros(1), ramp[None])
-        return sample.calibration(0.1, False, "").pixels[0]
+        return sample.calibration(0.1, "leave_one_out", "").pixels[0]
 
     np.testing.assert_allclose(sampled(224), sampled(320), atol=0.005)
     assert sampled(5).shape == (1024,)
@@ -162,24 +167,27 @@ def test_merging_is_adding() -> None:
     for scores, seed in (([1.0, 2.0, 3.0], 0), ([5.0], 1)):
         maps = torch.rand(len(scores), 40, 50, generator=torch.Generator().manual_seed(seed))
         sample.add(torch.tensor(scores), maps)
-    both = sample.calibration(0.01, False, "")
+    both = sample.calibration(0.01, "leave_one_out", "")
     assert merged.map_mean == pytest.approx(both.map_mean)
     assert merged.map_std == pytest.approx(both.map_std)
     np.testing.assert_array_equal(merged.scores, both.scores)
-    assert merged.images not in (a.images, b.images)
+    assert merged.images_sha256 not in (a.images_sha256, b.images_sha256)
 
 
-def test_state_there_and_back() -> None:
+def test_state_there_and_back(tmp_path: Path) -> None:
     calibration = _calibration([0.1, 0.7, 0.3], rate=0.3)
-    values, arrays = calibration.state()
-    again = Calibration.from_state(values, arrays)
-    assert again.state()[0] == values
-    assert values["summary"]["threshold"] == again.threshold == pytest.approx(0.7)
+    writer = FolderWriter(tmp_path, {})
+    state = save_state(writer, "calibration", calibration, Calibration)
+    writer.finish("Calibration", state)
+    again = load_state(FolderReader(tmp_path, {}), "calibration", state, Calibration)
+    for field in fields(Calibration):
+        np.testing.assert_array_equal(getattr(again, field.name), getattr(calibration, field.name))
+    assert again.threshold == calibration.threshold == pytest.approx(0.7)
 
 
 def test_a_standard_deviation_of_zero_can_be_divided_by() -> None:
     assert floored(0.0, 5.0) == pytest.approx(0.005)
-    assert floored(0.0, 0.0) == floored(1e-14, -1e-13) == 1.0
+    assert floored(0.0, 0.0) == floored(1e-14, -1e-13, rounding=1e-12) == 1.0
     assert floored(2.0, 5.0) == 2.0
     assert floored(1e-7, 0.0) == 1e-7  # of squared distances
     assert floored(1e-7, 0.0, rounding=1e-6) == 1.0
@@ -190,25 +198,33 @@ def test_the_rounding_goes_with_the_statistics(tmp_path: Path) -> None:
         sizes: dict[str, Any] = {"image_size": None, "resize": None}
         return ead.PatchCore("gabor", ("layer1",), score=score, coreset_fraction=0.5, device="cpu", **sizes)
 
-    images = normal_images(3)
-    for score, rounding in (("max", 1e-12), ("reweighted", 1e-6)):
+    images, fresh = normal_images(3), normal_images(3, seed=1)
+    largest = []
+    for score in ("max", "reweighted"):
         tiled = ead.TiledEnsemble(member(score), 32, 32, image_size=64, shared=True)
-        ensemble = ead.BackboneEnsemble([tiled, member("max")]).fit(images)
-        assert ensemble.calibration_.rounding == rounding
-        ensemble.extend(images)
-        assert ensemble.calibration_.rounding == rounding
-        ensemble.calibrate(images, 0.5)
+        ensemble: Any = ead.BackboneEnsemble([tiled, member("max")]).fit(images)
+
+        def roundings(one: Any) -> list[float]:
+            return [each.calibration_.rounding for each in (one, *one.members, *one.members[0].members_)]
+
+        before = roundings(ensemble)
+        assert min(before) > 0
+        ensemble.extend(normal_images(2, seed=2))
+        assert all(after >= known for after, known in zip(roundings(ensemble), before, strict=True))
+        before = roundings(ensemble)
+        ensemble.calibrate(fresh, 0.5)
+        assert roundings(ensemble)[1:] == before[1:]  # the fused one depends on the deviations too
         ensemble.save(tmp_path / score)
-        loaded: Any = ead.load(tmp_path / score)
-        for one in (ensemble, loaded):
-            found = [each.calibration_.rounding for each in (one, *one.members, *one.members[0].members_)]
-            assert found == [rounding, rounding, 1e-12, rounding]
+        assert roundings(ead.load(tmp_path / score)) == roundings(ensemble)
+        largest.append(before[3] / ensemble.members[0].members_[0].calibration_.score_mean)
+    # Of squared distances and of their roots.
+    assert all(1e-7 < share < 1e-2 for share in largest)
 
 
 def test_positions_are_spread_over_the_training_set() -> None:
-    assert calibration_positions(1) == {0}
-    assert calibration_positions(7) == set(range(7))
-    many = sorted(calibration_positions(5000))
+    assert sampled_positions(1) == {0}
+    assert sampled_positions(7) == set(range(7))
+    many = sorted(sampled_positions(5000))
     assert len(many) == 100
     assert (many[0], many[-1]) == (0, 4999)
     assert max(np.diff(many)) <= 51
@@ -216,9 +232,7 @@ def test_positions_are_spread_over_the_training_set() -> None:
 
 def test_the_digest_tells_sets_of_images_apart() -> None:
     def digest(value: int, side: int = 8, index: int = 0) -> str:
-        images = ImageDigest()
-        images.add(index, (side, 8), value)
-        return images.hexdigest()
+        return set_digest([index], [(side, 8)], [value])
 
     assert digest(1) == digest(1)
     assert len({digest(1), digest(2), digest(1, 9), digest(1, index=1)}) == 4
@@ -226,6 +240,6 @@ def test_the_digest_tells_sets_of_images_apart() -> None:
 
 def test_nothing_to_take_statistics_from() -> None:
     with pytest.raises(ValueError, match="no normal images"):
-        NormalSample().calibration(0.1, False, "")
+        NormalSample().calibration(0.1, "leave_one_out", "")
     with pytest.raises(ValueError, match="scores must not be empty"):
         conformal_threshold(np.zeros(0), 0.1)

@@ -46,7 +46,7 @@ def test_the_threshold_of_few_rows_misses_what_a_calibrated_one_finds() -> None:
 
 
 def test_enough_rows_and_all_there_are_need_no_warning() -> None:
-    flat = np.full((3, SIDE, SIDE, 3), 99, np.uint8)
+    flat = np.stack([np.full((SIDE, SIDE, 3), grey, np.uint8) for grey in (90, 99, 108)])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         _gabor(50).fit(TRAIN)

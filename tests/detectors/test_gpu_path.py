@@ -15,22 +15,23 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from support.networks import TinyNet
 from support.textures import normal_images, with_defects
-from test_patchcore import TinyNet
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.overrides import TorchFunctionMode
 
 import ensemblead as ead
 from ensemblead.calibration import NormalSample
 from ensemblead.common.errors import NonFiniteFeaturesError
-from ensemblead.detectors import base
+from ensemblead.detectors import running
 from ensemblead.images import batches, iterate_batches, open_images
+from ensemblead.images.batches import stack_planes
 from ensemblead.kernels import maps
 from ensemblead.memory import bank as bank_module
 from ensemblead.memory import buffer
 from ensemblead.memory.buffer import take, waits_on_host
 from ensemblead.networks import placement, transfer
-from ensemblead.networks.network import resolve_device, resolve_precision
+from ensemblead.networks.network import FeaturePool, resolve_device, resolve_precision
 
 NATIVE: dict[str, Any] = {"image_size": None, "resize": None, "device": "cpu"}
 
@@ -122,7 +123,7 @@ def no_values(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], FakeTens
         return torch.empty(grid[0], *grid[2:], min(target_dim, channels), device=feature_maps[0].device)
 
     def mode() -> FakeTensorMode:
-        monkeypatch.setattr("ensemblead.detectors.patchcore.aggregate_patches", aggregate)
+        monkeypatch.setattr("ensemblead.detectors.patchcore.detector.aggregate_patches", aggregate)
         return FakeTensorMode(allow_non_fake_inputs=True)
 
     maps._operator.cache_clear()
@@ -139,7 +140,7 @@ def _placed(detector: ead.PatchCore, device: str) -> None:
         old = getattr(module, name)
         setattr(module, name, type(old)(old.in_channels, old.out_channels, 3, 2, 1, device=device))
     detector.network_.module = module.eval().requires_grad_(False)
-    detector._network().device = torch.device(device)
+    detector._frozen.network.device = torch.device(device)
     fitted = detector.memory_bank_
     fitted._set(torch.empty_like(fitted.rows_, device=device), fitted._owners, fitted._search)
     fitted._images = torch.empty(len(fitted), dtype=torch.int64, device=device)
@@ -147,6 +148,11 @@ def _placed(detector: ead.PatchCore, device: str) -> None:
     fitted._search = bank_module.ExactIndex(fitted.rows_)
     # Seen once per bank, from values that there are none of here.
     fitted._search.products.__dict__["is_separated"] = True
+
+
+def _pool(detector: ead.PatchCore) -> FeaturePool:
+    assert detector._frozen is not None
+    return FeaturePool([(detector._frozen.network, detector.geometry)])
 
 
 @pytest.mark.parametrize("score", ["max", "reweighted", "topk"])
@@ -161,20 +167,21 @@ def test_no_step_of_predict_looks_at_a_value(
     pixels = torch.from_numpy(normal_images(3)).permute(0, 3, 1, 2).contiguous()
     with no_values(), torch.no_grad():
         _placed(detector, PLACE)
-        with transfer.deferred_checks() as checks:
-            embedded = detector._embed({detector.geometry: pixels}, detector._pool())
-        scores, heat = detector._score(embedded)
+        batch = _pool(detector).batch({detector.geometry: pixels})
+        with transfer.deferred_checks() as checks, batch as features:
+            seen = detector._seen(pixels, detector.geometry, features)
+        scores, heat = detector._result(seen)
         assert (len(checks), checks._flags[0].device) == (1, torch.device(PLACE))
         assert (scores.device, heat.device) == (torch.device(PLACE), torch.device(PLACE))
         assert (tuple(scores.shape), tuple(heat.shape)) == ((3,), (3, 64, 64))
-        # Held-out images, as the end of `fit` grades them, and the statistics of what they score.
-        scores, grids = detector._grade(detector.memory_bank_, embedded.parts[0], [0, 1, 1])
-        NormalSample().add(scores, maps.render_maps(grids, (64, 64)))
+        # Held-out images, as the end of `fit` scores them, and the statistics of what they score.
+        found = detector.patch_scores(detector.memory_bank_, seen.embeddings, [0, 1, 1])
+        NormalSample().add_grids(found.images, found.grids, (64, 64))
         # Rows of the next fit, which wait there, or on the host.
         for free, place in ((10**12, PLACE), (0, "cpu")):
             monkeypatch.setattr(buffer, "free_on", lambda device, free=free: free)
             bank = detector.memory_bank_.copy()
-            bank.add(embedded.parts[0].flatten(0, 2), 7, copy=False, known_finite=True)
+            bank.add(seen.embeddings.flatten(0, 2), 7, copy=False, known_finite=True)
             assert bank._buffer.chunks[0].device == torch.device(place)
             picks = np.array([5, 0, 9])
             assert take(bank._buffer.chunks, picks, scores.device).device == scores.device
@@ -182,7 +189,7 @@ def test_no_step_of_predict_looks_at_a_value(
         with pytest.raises(DataDependentOutputException):
             bool(scores.isfinite().all())
         with pytest.raises(DataDependentOutputException):
-            detector.memory_bank_.add(embedded.parts[0].flatten(0, 2), 7)
+            detector.memory_bank_.add(seen.embeddings.flatten(0, 2), 7)
 
 
 def test_gabor_filters_go_to_the_device_once(no_values: Callable[[], FakeTensorMode]) -> None:
@@ -224,15 +231,15 @@ class _Queue:
         self.log: list[str] = []
         self.stacked = 0
 
-        def stack(planes: list[Any]) -> torch.Tensor:
-            self.stacked += 1
-            return batches._pageable(planes)
+        def stack(planes: list[Any], pin_memory: bool = False) -> torch.Tensor:
+            self.stacked += pin_memory
+            return stack_planes(planes)
 
-        for module in (base, transfer):
+        for module in (running, transfer):
             monkeypatch.setattr(module, "is_asynchronous", lambda device: True)
         monkeypatch.setattr(transfer, "_pinned_like", torch.empty_like)
         monkeypatch.setattr(transfer, "_arrival", self._arrival)
-        monkeypatch.setattr(batches, "_pinned", stack)
+        monkeypatch.setattr(batches, "stack_planes", stack)
 
     def _arrival(self, device: torch.device) -> Any:
         number = sum(entry.startswith("queued") for entry in self.log)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import warnings
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -13,39 +12,30 @@ import pytest
 import torch
 from PIL import Image
 from scipy.ndimage import gaussian_filter
+from support.networks import NATIVE, TinyNet
+from support.padim import BAD, MASKS, gabor, tiny
+from support.sources import Interrupting
 from support.textures import SIDE, normal_images, with_defects
-from test_patchcore import NATIVE, TinyNet, _Interrupting
 from torch import nn
 
 import ensemblead as ead
 from ensemblead.calibration import conformal_threshold
+from ensemblead.detectors import Run, Seen
 from ensemblead.detectors.padim.detector import choose_dimensions
 
 Array = np.ndarray[Any, Any]
-GRID = (SIDE // 4, SIDE // 4)  # of the Gabor bank's layer1
-
-
-def _gabor(**options: Any) -> ead.PaDiM:
-    defaults = {**NATIVE, "num_dimensions": 30, "batch_size": 4, "device": "cpu"}
-    return ead.PaDiM("gabor", **(defaults | options))
-
-
-def _tiny(**options: Any) -> ead.PaDiM:
-    defaults = {**NATIVE, "num_dimensions": 9, "device": "cpu"}
-    return ead.PaDiM(TinyNet(), ("first", "second"), **(defaults | options))
 
 
 def _small(count: int, seed: int = 0) -> Array:
-    """What the computation by hand looks at, 16 x 16 positions of `_tiny`."""
+    """What the computation by hand looks at, 16 x 16 positions of `tiny`."""
     return normal_images(count, seed, side=32)
 
 
 @pytest.fixture(scope="module")
 def fitted() -> ead.PaDiM:
-    return _gabor().fit(normal_images(12))
+    return gabor().fit(normal_images(12))
 
 
-BAD, MASKS = with_defects(normal_images(6, seed=5))
 SMALL_BAD = with_defects(_small(1, seed=5))[0]
 
 
@@ -95,7 +85,7 @@ def _grade_by_hand(train: Array, image: Array, size: tuple[int, int]) -> tuple[f
 def test_scores_and_maps_equal_the_computation_by_hand(num_images: int) -> None:
     train = _small(num_images)
     with warned_of_two(num_images):
-        detector = _tiny().fit(train)
+        detector = tiny().fit(train)
     images = np.concatenate([_small(2, 1), with_defects(_small(2, 2))[0]])
     predictions = detector.predict(images)
     known = _embed_by_hand(detector, train)
@@ -110,21 +100,21 @@ def test_leave_one_out_equals_fitting_without_the_image(num_images: int) -> None
     """And the mean of the maps' pixels, which the fused maps of ensembles rest on."""
     train = _small(num_images)
     with warned_of_two(num_images):
-        detector = _tiny(batch_size=3).fit(train)
+        detector = tiny(batch_size=3).fit(train)
     embedded = _embed_by_hand(detector, train)
     found = [_grade_by_hand(np.delete(embedded, i, 0), embedded[i], (32, 32)) for i in range(num_images)]
     calibration = detector.calibration_
     np.testing.assert_allclose(calibration.scores, [score for score, _ in found], rtol=5e-4)
     assert calibration.map_mean == pytest.approx(np.mean([m for _, m in found]), rel=5e-4)
     assert calibration.map_std == pytest.approx(np.std([m for _, m in found]), rel=2e-3)
-    assert not calibration.fresh
+    assert calibration.origin == "leave_one_out"
 
 
 @pytest.mark.parametrize("known", [0, 30])
 def test_a_hundred_sampled_images_stand_for_all(known: int) -> None:
     """More images than are scored, and an extension, whose images are left out of the whole."""
     images = _small(130)
-    detector = _tiny(num_dimensions=4)
+    detector = tiny(num_dimensions=4)
     if known:
         detector.fit(images[:known]).extend(images[known:])
     else:
@@ -141,7 +131,7 @@ def test_wide_embeddings_in_several_blocks_and_chunks(monkeypatch: pytest.Monkey
     monkeypatch.setattr("ensemblead.detectors.padim.gaussians._CPU_CHUNK", 8 * 67 * 67 * 7)
     options: dict[str, Any] = {"num_dimensions": 67, "batch_size": 16}
     train, probe = normal_images(20), with_defects(normal_images(6, 3))[0]
-    detector = _gabor(**options).fit(train)
+    detector = gabor(**options).fit(train)
     known, embedded = (_embed_by_hand(detector, images) for images in (train, probe))
     for few in (1, 6):  # the two ways of multiplying
         predictions = detector.predict(probe[:few])
@@ -192,7 +182,7 @@ def test_the_subset_is_drawn_from_the_seed_over_all_layers() -> None:
 @pytest.mark.parametrize("seed", range(4))
 def test_few_dimensions_may_leave_a_layer_out(seed: int) -> None:
     """One dimension: it is of one layer only, and the grid is the first layer's all the same."""
-    detector = _tiny(num_dimensions=1, seed=seed).fit(_small(8))
+    detector = tiny(num_dimensions=1, seed=seed).fit(_small(8))
     kept = [len(own) for own in choose_dimensions((10, 14), 1, seed)]
     assert sum(kept) == 1
     embedded = _embed_by_hand(detector, _small(8))
@@ -209,10 +199,10 @@ def test_both_layers_are_left_out_by_some_seed() -> None:
 
 def test_same_seed_same_detector() -> None:
     images = normal_images(4)
-    first, second, other = (_gabor(seed=seed).fit(images).predict(BAD) for seed in (0, 0, 1))
+    first, second, other = (gabor(seed=seed).fit(images).predict(BAD) for seed in (0, 0, 1))
     np.testing.assert_array_equal(first.anomaly_map, second.anomaly_map)
     assert not np.allclose(first.anomaly_map, other.anomaly_map)
-    changed = _gabor(seed=0).fit(images)
+    changed = gabor(seed=0).fit(images)
     changed.seed = 1  # a parameter, which the next fit takes up
     np.testing.assert_array_equal(changed.fit(images).predict(BAD).anomaly_map, other.anomaly_map)
 
@@ -223,8 +213,8 @@ def test_same_seed_same_detector() -> None:
 @pytest.mark.parametrize("batch_size", [1, 7, 32, 50])
 def test_batches_do_not_change_what_is_learned(batch_size: int) -> None:
     images = normal_images(70)
-    expected = _gabor(batch_size=16).fit(images)
-    detector = _gabor(batch_size=batch_size).fit(images)
+    expected = gabor(batch_size=16).fit(images)
+    detector = gabor(batch_size=batch_size).fit(images)
     torch.testing.assert_close(detector.gaussians_.mean, expected.gaussians_.mean, rtol=1e-6, atol=1e-6)
     np.testing.assert_allclose(
         detector.predict(BAD).anomaly_map, expected.predict(BAD).anomaly_map, rtol=1e-4
@@ -246,7 +236,7 @@ def test_low_precision_of_products_is_not_taken_over(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(torch.Tensor, "baddbmm_", noted(baddbmm))
     try:
         torch.set_float32_matmul_precision("medium")
-        _gabor().fit(normal_images(3)).predict(BAD)
+        gabor().fit(normal_images(3)).predict(BAD)
         assert torch.get_float32_matmul_precision() == "medium"
     finally:
         torch.set_float32_matmul_precision(before)
@@ -258,7 +248,7 @@ def test_threads_do_not_change_the_result() -> None:
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            found.append(_tiny().fit(_small(9)).predict(SMALL_BAD).anomaly_map)
+            found.append(tiny().fit(_small(9)).predict(SMALL_BAD).anomaly_map)
     finally:
         torch.set_num_threads(before)
     np.testing.assert_allclose(found[1], found[0], rtol=1e-5)
@@ -267,8 +257,8 @@ def test_threads_do_not_change_the_result() -> None:
 
 def test_extending_equals_fitting_on_all(tmp_path: Path) -> None:
     images = normal_images(50)
-    whole = _gabor().fit(images)
-    detector = _gabor().fit(images[:20]).extend(images[20:23])
+    whole = gabor().fit(images)
+    detector = gabor().fit(images[:20]).extend(images[20:23])
     detector.save(tmp_path / "m")
     again = ead.load(tmp_path / "m")
     assert isinstance(again, ead.PaDiM)
@@ -283,11 +273,11 @@ def test_extending_equals_fitting_on_all(tmp_path: Path) -> None:
 def test_extending_a_single_image() -> None:
     images = normal_images(9)
     with pytest.warns(UserWarning, match="a single training image"):
-        detector = _gabor().fit(images[:1])
+        detector = gabor().fit(images[:1])
     with warned_of_two(2):
         detector.extend(images[1:2])
     detector.extend(images[2:])
-    expected = _gabor().fit(images).predict(BAD).anomaly_map
+    expected = gabor().fit(images).predict(BAD).anomaly_map
     np.testing.assert_allclose(detector.predict(BAD).anomaly_map, expected, rtol=1e-4)
 
 
@@ -295,7 +285,7 @@ def test_extending_a_single_image() -> None:
 
 
 def test_defects_are_found_and_placed(torch_device: str) -> None:
-    detector = _gabor(device=torch_device).fit(normal_images(40))
+    detector = gabor(device=torch_device).fit(normal_images(40))
     good, bad = detector.predict(normal_images(6, seed=6)), detector.predict(BAD)
     assert bad.anomaly_score.min() > 1.5 * good.anomaly_score.max()
     assert bad.is_anomalous.all()
@@ -320,7 +310,7 @@ def test_batches_of_predictions(fitted: ead.PaDiM) -> None:
 def test_rectangles_and_paths(tmp_path: Path) -> None:
     for i, image in enumerate(normal_images(4, side=80)):
         Image.fromarray(image).save(tmp_path / f"{i}.png")
-    detector = _gabor(resize=70, image_size=(48, 56)).fit(tmp_path)
+    detector = gabor(resize=70, image_size=(48, 56)).fit(tmp_path)
     assert detector.gaussians_.num_positions == 12 * 14
     predictions = detector.predict([tmp_path / "3.png", str(tmp_path / "0.png")])
     assert predictions.anomaly_map.shape == (2, 48, 56)
@@ -333,7 +323,7 @@ def test_images_of_different_sizes_have_no_common_grid(fitted: ead.PaDiM, tmp_pa
         files.append(str(tmp_path / f"{i}.png"))
         Image.fromarray(normal_images(1, seed=i, side=side)[0]).save(files[-1])
     with pytest.raises(ValueError, match=r"one grid.*: it is \(16, 16\), but images of 80 x 80 pixels give"):
-        _gabor(batch_size=1).fit(files)
+        gabor(batch_size=1).fit(files)
     for action in (fitted.predict, fitted.extend, fitted.calibrate):
         with pytest.raises(
             ValueError, match=r"pixels give \(20, 20\); set resize=\(h, w\), or an image_size"
@@ -343,7 +333,8 @@ def test_images_of_different_sizes_have_no_common_grid(fitted: ead.PaDiM, tmp_pa
 
 def test_constant_images_work() -> None:
     grey = np.full((3, SIDE, SIDE, 3), 99, np.uint8)
-    detector = _gabor().fit(grey)
+    with pytest.warns(UserWarning, match="a single training image, or copies of one, cannot be scored"):
+        detector = gabor().fit(grey)
     predictions = detector.predict(grey)
     np.testing.assert_allclose(predictions.anomaly_score, 0.0, atol=1e-4)
     assert not detector.predict(grey[:1]).anomaly_map.any() or predictions.anomaly_map.max() < 1e-4
@@ -351,8 +342,8 @@ def test_constant_images_work() -> None:
 
 
 def test_one_training_image_works_and_warns() -> None:
-    with pytest.warns(UserWarning, match="a single training image cannot be scored without itself"):
-        detector = _tiny().fit(_small(1))
+    with pytest.warns(UserWarning, match="a single training image, or copies of one, cannot be"):
+        detector = tiny().fit(_small(1))
     embedded = _embed_by_hand(detector, np.concatenate([_small(1), SMALL_BAD]))
     distance = np.linalg.norm(embedded[1] - embedded[0], axis=2) / 0.1
     assert detector.predict(SMALL_BAD).anomaly_score[0] == pytest.approx(
@@ -363,7 +354,7 @@ def test_one_training_image_works_and_warns() -> None:
 
 
 def test_calibrate_takes_over() -> None:
-    detector = _gabor().fit(normal_images(12))
+    detector = gabor().fit(normal_images(12))
     fresh = normal_images(30, seed=8)
     detector.calibrate(fresh, 0.1)
     scores = detector.predict(fresh).anomaly_score
@@ -373,10 +364,10 @@ def test_calibrate_takes_over() -> None:
 
 @pytest.mark.parametrize("action", ["fit", "extend"])
 def test_an_interrupted_run_changes_nothing(action: str) -> None:
-    detector = _gabor().fit(normal_images(5))
+    detector = gabor().fit(normal_images(5))
     before, model, calibration = detector.predict(BAD), detector.gaussians_, detector.calibration_
     with pytest.raises(KeyboardInterrupt):
-        getattr(detector, action)(_Interrupting(255 - normal_images(9), after=6))
+        getattr(detector, action)(Interrupting(255 - normal_images(9), after=6))
     assert detector.gaussians_ is model
     assert detector.calibration_ is calibration
     np.testing.assert_array_equal(detector.predict(BAD).anomaly_map, before.anomaly_map)
@@ -384,7 +375,7 @@ def test_an_interrupted_run_changes_nothing(action: str) -> None:
 
 def test_progress_is_told() -> None:
     told: list[tuple[str, int, int]] = []
-    _gabor().fit(normal_images(6), progress=lambda *what: told.append(what))
+    gabor().fit(normal_images(6), progress=lambda *what: told.append(what))
     stages = [stage for stage, _ in itertools.groupby(told, key=lambda what: what[0])]
     assert stages == ["embed", "calibrate"]
     assert ("embed", 6, 6) in told
@@ -395,25 +386,33 @@ def test_the_global_random_state_is_left_alone() -> None:
     torch.manual_seed(3)
     np.random.seed(3)  # noqa: NPY002
     before = (torch.get_rng_state(), np.random.get_state()[1].tolist())  # noqa: NPY002
-    _gabor().fit(normal_images(3))
+    gabor().fit(normal_images(3))
     assert torch.equal(before[0], torch.get_rng_state())
     assert before[1] == np.random.get_state()[1].tolist()  # noqa: NPY002
+
+
+def _seen(detector: ead.PaDiM, images: Array, numbers: tuple[int, ...], sampled: tuple[bool, ...]) -> Seen:
+    extractor = detector.network_
+    pixels = torch.from_numpy(images).permute(0, 3, 1, 2)
+    embedded = detector.embed(extractor(extractor.normalize(pixels)))
+    return Seen((embedded,), (images.shape[1], images.shape[2]), numbers, sampled)
+
+
+def _quiet(num_images: int) -> Run:
+    return Run(lambda stage, done, total: None, num_images, frozenset(range(num_images)))
 
 
 @pytest.mark.parametrize("tiles", [2, 3])
 def test_rows_of_one_image_are_left_out_together(tiles: int) -> None:
     """Tiles of an image come under its number: an image scores against the other images' tiles."""
-    detector = _tiny()
+    detector = tiny()
     images = _small(tiles * 7)
-    fitting = detector._begin_fit()
-    pixels = torch.from_numpy(images).permute(0, 3, 1, 2)
-    embedded = detector._embed({detector.geometry: pixels}, detector._pool())
-    numbers = [i % 7 for i in range(len(images))]  # location by location
-    fitting.observe(embedded, numbers, [number != 3 for number in numbers])
-    (sample,) = fitting.finish(None)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        scores = sample.calibration(0.01, False, "").scores
+    numbers = tuple(i % 7 for i in range(len(images)))  # location by location
+    accumulator = detector.start()
+    accumulator.add(_seen(detector, images, numbers, tuple(number != 3 for number in numbers)))
+    fitted = accumulator.finish(_quiet(7))
+    assert not fitted.warnings
+    scores = fitted.sample.calibration(0.01, "leave_one_out", "").scores
     rows = _embed_by_hand(detector, images)
     known = [i for i in range(len(images)) if numbers[i] != 3]
     assert len(scores) == len(known)
@@ -424,11 +423,9 @@ def test_rows_of_one_image_are_left_out_together(tiles: int) -> None:
 
 def test_without_a_sampled_image_there_are_no_statistics() -> None:
     """As when just those cannot be read."""
-    detector = _tiny()
-    fitting = detector._begin_fit()
-    pixels = torch.from_numpy(_small(4)).permute(0, 3, 1, 2)
-    embedded = detector._embed({detector.geometry: pixels}, detector._pool())
-    fitting.observe(embedded, range(4), [False] * 4)
-    (sample,) = fitting.finish(None)
+    detector = tiny()
+    accumulator = detector.start()
+    accumulator.add(_seen(detector, _small(4), (0, 1, 2, 3), (False,) * 4))
+    fitted = accumulator.finish(_quiet(4))
     with pytest.raises(ValueError, match="no normal images to take statistics from"):
-        sample.calibration(0.01, False, "")
+        fitted.sample.calibration(0.01, "leave_one_out", "")

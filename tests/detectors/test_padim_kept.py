@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from support.networks import NATIVE, TinyNet
+from support.padim import BAD, GRID, gabor, tiny
 from support.textures import normal_images
-from test_padim import BAD, GRID, _gabor, _tiny
-from test_patchcore import NATIVE, TinyNet
 
 import ensemblead as ead
 from ensemblead.common.errors import (
@@ -26,7 +26,7 @@ from ensemblead.common.errors import (
 
 
 def test_predict_before_fit() -> None:
-    detector = _gabor()
+    detector = gabor()
     for call in (detector.predict, detector.predict_batches, detector.extend, detector.calibrate):
         with pytest.raises(NotFittedError, match="this PaDiM is not fitted; call fit first"):
             call(normal_images(1))
@@ -42,7 +42,7 @@ def test_predict_before_fit() -> None:
     [
         ({"num_dimensions": 0}, "num_dimensions must be at least 1, got 0"),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
-        ({"seed": -1}, "seed must not be negative, got -1"),
+        ({"seed": -1}, "seed must be at least 0, got -1"),
         ({"device": "abacus"}, "device must be \"auto\" or a torch device, got 'abacus'"),
         ({"precision": "int8"}, "precision must be"),
         ({"resize": (40, 40), "image_size": 64}, "crop"),
@@ -50,25 +50,25 @@ def test_predict_before_fit() -> None:
 )
 def test_bad_parameters(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        _gabor(**options)
+        gabor(**options)
 
 
 @pytest.mark.parametrize("name", ["num_dimensions", "batch_size", "seed"])
 @pytest.mark.parametrize("value", [2.5, True, "3"])
 def test_numbers_that_count_are_whole(name: str, value: Any) -> None:
     with pytest.raises(TypeError, match=f"{name} must be a whole number, got {value!r}"):
-        _gabor(**{name: value})
+        gabor(**{name: value})
 
 
 def test_compile_is_a_bool() -> None:
     with pytest.raises(TypeError, match="compile must be a bool, got 1"):
-        _gabor(compile=1)
+        gabor(compile=1)
 
 
 def test_more_dimensions_than_channels() -> None:
     with pytest.raises(ValueError, match=r"num_dimensions is 25, .* only 24 channels together \(10 \+ 14\)"):
-        _tiny(num_dimensions=25).fit(normal_images(2))
-    assert _tiny(num_dimensions=None).fit(normal_images(3)).gaussians_.num_dimensions == 24
+        tiny(num_dimensions=25).fit(normal_images(2))
+    assert tiny(num_dimensions=None).fit(normal_images(3)).gaussians_.num_dimensions == 24
 
 
 def test_layers_that_are_wrong() -> None:
@@ -101,7 +101,7 @@ def test_features_too_large_for_the_covariances() -> None:
 
 @pytest.mark.parametrize("num_dimensions", [7, 61])
 def test_saved_and_loaded_it_is_the_same(tmp_path: Path, num_dimensions: int) -> None:
-    detector = _gabor(seed=2, num_dimensions=num_dimensions).fit(normal_images(8))
+    detector = gabor(seed=2, num_dimensions=num_dimensions).fit(normal_images(8))
     detector.save(tmp_path / "m")
     again = ead.load(tmp_path / "m")
     assert isinstance(again, ead.PaDiM)
@@ -112,14 +112,15 @@ def test_saved_and_loaded_it_is_the_same(tmp_path: Path, num_dimensions: int) ->
     np.testing.assert_array_equal(found.is_anomalous, expected.is_anomalous)
     manifest = json.loads((tmp_path / "m" / "model.json").read_text())
     assert manifest["class"] == "PaDiM"
-    assert manifest["state"]["gaussians"] == {"count": 8, "grid": list(GRID)}
-    # Triangles without the zeros above them.
-    values = sum(len(file.read_bytes()) for file in (tmp_path / "m").glob("gaussians.whitening*"))
-    assert values == pytest.approx(4 * 256 * num_dimensions * (num_dimensions + 1) / 2, rel=0.05)
+    learned = manifest["state"]["learned"]["values"]
+    assert (learned["count"], learned["grid"]) == (8, list(GRID))
+    # Means, and triangles without the zeros above them.
+    values = 8 * num_dimensions + 4 * num_dimensions * (num_dimensions + 1) / 2
+    assert len((tmp_path / "m" / "learned.safetensors").read_bytes()) == pytest.approx(256 * values, rel=0.05)
 
 
 def test_a_module_must_be_brought_along(tmp_path: Path) -> None:
-    detector = _tiny().fit(normal_images(4))
+    detector = tiny().fit(normal_images(4))
     detector.save(tmp_path / "m")
     with pytest.raises(BackboneUnavailableError, match=r"load\(.*backbone=module\)"):
         ead.load(tmp_path / "m")
@@ -128,18 +129,18 @@ def test_a_module_must_be_brought_along(tmp_path: Path) -> None:
 
 
 def test_damaged_gaussians_are_refused(tmp_path: Path) -> None:
-    fitted = _gabor().fit(normal_images(12))
+    fitted = gabor().fit(normal_images(12))
     fitted.save(tmp_path / "m")
-    path = tmp_path / "m" / "gaussians.whitening0.safetensors"
+    path = tmp_path / "m" / "learned.safetensors"
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 0x40
     path.write_bytes(bytes(data))
-    with pytest.raises(DamagedModelError, match=r"gaussians\.whitening0\.safetensors was altered"):
+    with pytest.raises(DamagedModelError, match=r"learned\.safetensors was altered"):
         ead.load(tmp_path / "m")
 
 
 def test_a_clone_is_unfitted_and_shares_the_network() -> None:
-    detector = _tiny().fit(normal_images(4))
+    detector = tiny().fit(normal_images(4))
     twin = detector._clone()
     assert not twin.is_fitted
     assert twin.parameters() == detector.parameters()
@@ -163,7 +164,7 @@ def test_with_patchcore_in_one_ensemble(tmp_path: Path) -> None:
     patchcore = ead.PatchCore(net, ("second",), **NATIVE, coreset_fraction=0.05, device="cpu")
     ensemble = ead.BackboneEnsemble([padim, patchcore]).fit(normal_images(10))
     assert Counting.passes == 1
-    alone = _tiny().fit(normal_images(10))
+    alone = tiny().fit(normal_images(10))
     np.testing.assert_allclose(padim.calibration_.scores, alone.calibration_.scores, rtol=1e-4)
     found = ensemble.predict(BAD)
     assert found.is_anomalous.all()

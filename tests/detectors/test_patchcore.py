@@ -12,6 +12,8 @@ import pytest
 import torch
 from PIL import Image
 from scipy.ndimage import gaussian_filter
+from support.networks import NATIVE, TinyNet
+from support.sources import Interrupting
 from support.textures import SIDE, normal_images, with_defects
 from torch import nn
 
@@ -25,23 +27,7 @@ from ensemblead.common.errors import (
 )
 from ensemblead.kernels.build import has_cuda_kernels
 
-NATIVE: dict[str, Any] = {"image_size": None, "resize": None}
 DEFAULTS: dict[str, Any] = {**NATIVE, "coreset_fraction": 0.01, "precision": "float32"}
-
-
-class TinyNet(nn.Module):
-    """Two strided convolutions with weights from a seed."""
-
-    def __init__(self, seed: int = 0) -> None:
-        super().__init__()
-        generator = torch.Generator().manual_seed(seed)
-        self.first = nn.Conv2d(3, 10, 3, 2, 1)
-        self.second = nn.Conv2d(10, 14, 3, 2, 1)
-        for parameter in self.parameters():
-            parameter.data = torch.rand(parameter.shape, generator=generator) - 0.5
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return torch.relu(self.second(torch.relu(self.first(images))))
 
 
 def _gabor(**options: Any) -> ead.PatchCore:
@@ -138,11 +124,11 @@ def test_the_bank_by_injected_projection_and_start_rows() -> None:
     projection, start = rng.normal(size=(8, 20)), [5, 1000, 2000]
     bank = ead.MemoryBank(0.03)
     per_image = len(rows) // 3
-    embedded = detector._embed(
-        {detector.geometry: torch.from_numpy(images).permute(0, 3, 1, 2)}, detector._pool()
-    )
-    np.testing.assert_allclose(embedded.parts[0].reshape(-1, 20).numpy(), rows, rtol=1e-4, atol=1e-5)
-    bank.add(embedded.parts[0].reshape(-1, 20), np.repeat(range(3), per_image))
+    extractor = detector.network_
+    pixels = torch.from_numpy(images).permute(0, 3, 1, 2)
+    embedded = detector.embed(extractor(extractor.normalize(pixels))).reshape(-1, 20)
+    np.testing.assert_allclose(embedded.numpy(), rows, rtol=1e-4, atol=1e-5)
+    bank.add(embedded, np.repeat(range(3), per_image))
     bank.fit(projection=projection.astype(np.float32), start_indices=start)
     # Replay: in float64 every pick is worth at least (1 - 1e-4) of the best one of its turn.
     short = rows @ projection.T
@@ -173,7 +159,7 @@ def test_leave_one_out_statistics_by_hand(torch_device: str, score: str) -> None
     np.testing.assert_allclose(calibration.scores, scores, rtol=1e-4)
     assert calibration.map_mean == pytest.approx(np.mean(maps), rel=1e-4)
     assert calibration.map_std == pytest.approx(np.std(maps), rel=1e-3)
-    assert not calibration.fresh
+    assert calibration.origin == "leave_one_out"
     # Five images: the largest score, with the rate that it stands for.
     assert detector.threshold_ == pytest.approx(max(scores), rel=1e-4)
     assert calibration.false_alarm_rate == pytest.approx(1 / 6)
@@ -276,7 +262,8 @@ def test_one_training_image_works_and_warns() -> None:
 
 
 def test_constant_images_work() -> None:
-    detector = _gabor().fit(np.full((3, SIDE, SIDE, 3), 99, np.uint8))
+    with pytest.warns(UserWarning, match="no training image can be scored without its own"):
+        detector = _gabor().fit(np.full((3, SIDE, SIDE, 3), 99, np.uint8))
     assert len(detector.memory_bank_) <= 3 * 256 * 0.05
     predictions = detector.predict(np.full((3, SIDE, SIDE, 3), 99, np.uint8))
     np.testing.assert_allclose(predictions.anomaly_score, 0.0, atol=1e-9)
@@ -316,29 +303,13 @@ def test_extend_learns_what_is_new(torch_device: str) -> None:
     assert detector.extend(normal_images(2, seed=5)).threshold_ == threshold
 
 
-class _Interrupting:
-    """A Dataset that is cut off after some items."""
-
-    def __init__(self, images: np.ndarray, after: int) -> None:
-        self._images, self._left = images, after
-
-    def __len__(self) -> int:
-        return len(self._images)
-
-    def __getitem__(self, index: int) -> np.ndarray:
-        self._left -= 1
-        if self._left < 0:
-            raise KeyboardInterrupt
-        return np.asarray(self._images[index])
-
-
 @pytest.mark.parametrize("action", ["fit", "extend"])
 def test_an_interrupted_run_changes_nothing(action: str) -> None:
     detector = _gabor().fit(normal_images(5))
     probe = normal_images(2, seed=1)
     before, bank, calibration = detector.predict(probe), detector.memory_bank_, detector.calibration_
     with pytest.raises(KeyboardInterrupt):
-        getattr(detector, action)(_Interrupting(255 - normal_images(9), after=6))
+        getattr(detector, action)(Interrupting(255 - normal_images(9), after=6))
     assert detector.memory_bank_ is bank
     assert detector.calibration_ is calibration
     np.testing.assert_array_equal(detector.predict(probe).anomaly_map, before.anomaly_map)
@@ -447,7 +418,7 @@ def test_saved_and_loaded_it_is_the_same(tmp_path: Path, index: str) -> None:
     np.testing.assert_array_equal(found.anomaly_score, expected.anomaly_score)
     np.testing.assert_array_equal(found.anomaly_map, expected.anomaly_map)
     np.testing.assert_array_equal(found.is_anomalous, expected.is_anomalous)
-    assert (tmp_path / "m" / "bank.faiss").exists() == (index != "flat")
+    assert (tmp_path / "m" / "learned.index").exists() == (index != "flat")
     again.extend(normal_images(3, 5))
     detector.extend(normal_images(3, 5))
     assert torch.equal(again.memory_bank_.rows_, detector.memory_bank_.rows_)
@@ -574,11 +545,11 @@ def test_a_gpu_without_kernels_is_refused_at_once(monkeypatch: pytest.MonkeyPatc
 
 def test_a_damaged_bank_is_refused(tmp_path: Path, fitted: ead.PatchCore) -> None:
     fitted.save(tmp_path / "m")
-    path = tmp_path / "m" / "bank.safetensors"
+    path = tmp_path / "m" / "learned.safetensors"
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 0x40
     path.write_bytes(bytes(data))
-    with pytest.raises(DamagedModelError, match=r"bank\.safetensors was altered"):
+    with pytest.raises(DamagedModelError, match=r"learned\.safetensors was altered"):
         ead.load(tmp_path / "m")
 
 
@@ -587,5 +558,5 @@ def test_the_manifest_reads_like_one(tmp_path: Path, fitted: ead.PatchCore) -> N
     manifest = json.loads((tmp_path / "m" / "model.json").read_text())
     assert manifest["class"] == "PatchCore"
     assert manifest["state"]["parameters"]["coreset_fraction"] == 0.05
-    assert manifest["state"]["calibration"]["summary"]["threshold"] == fitted.threshold_
+    assert manifest["state"]["summary"]["threshold"] == fitted.threshold_
     assert not [p for p in (tmp_path / "m").rglob("*") if p.suffix in (".pkl", ".pt", ".pth", ".pickle")]

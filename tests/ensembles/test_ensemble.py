@@ -11,15 +11,14 @@ import pytest
 import torch
 import torchvision
 from PIL import Image
+from support.networks import NATIVE, TinyNet
 from support.textures import SIDE, normal_images, with_defects
-from test_patchcore import TinyNet
 
 import ensemblead as ead
 from ensemblead.calibration import conformal_threshold
 from ensemblead.common.errors import DamagedModelError, NotFittedError
 from ensemblead.networks import FeatureExtractor
 
-NATIVE: dict[str, Any] = {"image_size": None, "resize": None}
 BAD, MASKS = with_defects(normal_images(4, seed=5))
 GOOD = normal_images(4, seed=6)
 

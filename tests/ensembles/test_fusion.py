@@ -24,7 +24,7 @@ def _calibration(scale: float, shift: float, seed: int, count: int = 50, images:
         torch.from_numpy((scale * rng.random(count) + shift).astype(np.float32)),
         torch.from_numpy((scale * rng.random((count, 8, 8)) + shift).astype(np.float32)),
     )
-    return sample.calibration(0.05, True, images)
+    return sample.calibration(0.05, "calibrated", images)
 
 
 MEMBERS = [_calibration(1, 0, 0), _calibration(100, 7, 1), _calibration(0.01, -0.03, 2)]
@@ -100,7 +100,7 @@ def test_members_calibrated_together_give_their_images_fused_scores() -> None:
     # Independent members: their mean varies less than either.
     assert combined.score_std == pytest.approx(1 / np.sqrt(2), rel=0.25)
     assert combined.map_std == pytest.approx(1 / np.sqrt(2), rel=0.05)
-    assert combined.fresh
+    assert combined.origin == "calibrated"
     assert combined.requested_rate == 0.05
 
 
@@ -108,7 +108,7 @@ def test_members_calibrated_apart_are_taken_to_agree() -> None:
     apart = [MEMBERS[0], _calibration(100, 7, 1, count=80, images="b")]
     combined = combine_calibrations("calibrated", apart, [0.5, 0.5])
     assert len(combined.scores) == 50
-    assert not combined.fresh
+    assert combined.origin == "leave_one_out"
     together = combine_calibrations("calibrated", MEMBERS[:2], [0.5, 0.5])
     assert combined.threshold > together.threshold
     assert combined.score_std == pytest.approx(1.0, rel=0.05)

@@ -2,42 +2,23 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from support.textures import normal_images, with_defects
-from test_patchcore import TinyNet
+from support.networks import TinyNet
+from support.sources import Counted, Listed
+from support.textures import normal_images
+from support.tiles import BAD, BOTH, GOOD, MASKS, SIDE, TRAIN, crops, patchcore, tiled
 
 import ensemblead as ead
 from ensemblead.ensembles import tile_merging
 from ensemblead.ensembles.tile_merging import FLOOR, TileFrame
-from ensemblead.images import replay
+from ensemblead.images import spool
 from ensemblead.networks import FeatureExtractor
-
-SIDE = 48
-TRAIN = normal_images(7, side=SIDE)
-BAD, MASKS = with_defects(normal_images(3, seed=5, side=SIDE))
-GOOD = normal_images(3, seed=6, side=SIDE)
-BOTH = np.concatenate([GOOD, BAD])
-
-
-def patchcore(net: torch.nn.Module | None = None, **options: Any) -> ead.PatchCore:
-    defaults: dict[str, Any] = {"coreset_fraction": 0.05, "batch_size": 4, "device": "cpu"}
-    return ead.PatchCore(net or TinyNet(), ("first", "second"), **(defaults | options))
-
-
-def tiled(member: Any = None, tile: Any = 24, stride: Any = 12, **options: Any) -> ead.TiledEnsemble:
-    options = {"image_size": SIDE} | options
-    return ead.TiledEnsemble(member or patchcore(), tile, stride, **options)
-
-
-def crops(images: npt.NDArray[np.uint8], tile: Any, stride: Any) -> npt.NDArray[np.uint8]:
-    """`[rows, cols, N, h, w, 3]`, by `ead.tile`."""
-    planes = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
-    return np.asarray(ead.tile(planes, tile, stride)).transpose(0, 1, 2, 4, 5, 3)
 
 
 def _pooled(stds: list[float]) -> float:
@@ -142,22 +123,18 @@ def test_tiles_are_cut_as_the_kernel_does(
 # Memory
 
 
-class Counted:
-    """A Dataset that counts how often it is read."""
-
-    def __init__(self, images: npt.NDArray[np.uint8]) -> None:
-        self.images, self.reads = images, 0
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> npt.NDArray[np.uint8]:
-        self.reads += 1
-        return np.asarray(self.images[index])
-
-
-@pytest.mark.parametrize(("cache", "reads"), [(replay.REPLAY_BYTES, 7), (0, 21), (3 * 3 * SIDE**2, 15)])
-def test_groups_of_locations_give_the_same(cache: int, reads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("memory", "spool_to_disk", "reads"),
+    [
+        (spool.MEMORY_BYTES, True, 7),
+        (0, True, 7),
+        (0, False, 7 + 9 * 7),
+        (3 * 3 * SIDE**2, False, 7 + 9 * 4),
+    ],
+)
+def test_wherever_images_are_kept_the_same_is_learned(
+    memory: int, spool_to_disk: bool, reads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = tiled().fit(TRAIN)
     shown: list[int] = []
     run = FeatureExtractor.__call__
@@ -167,18 +144,18 @@ def test_groups_of_locations_give_the_same(cache: int, reads: int, monkeypatch: 
         return run(self, images)
 
     monkeypatch.setattr(FeatureExtractor, "__call__", counted)
-    monkeypatch.setattr(replay, "REPLAY_BYTES", cache)
-    # What a location holds until it has its coreset: rows, projected rows, sampled images.
-    one = 4 * 7 * 12 * 12 * (24 + 24) + 4 * 7 * 12 * 12 * 24
+    monkeypatch.setattr(spool, "MEMORY_BYTES", memory)
+    if not spool_to_disk:
+        monkeypatch.setenv("ENSEMBLEAD_SPOOL", "off")
     images, stages = Counted(TRAIN), []
-    ensemble = tiled(memory_budget=4 * one)
+    ensemble = tiled()
     ensemble.fit(images, progress=lambda *told: stages.append(told))
-    # 9 locations, at most 4 at once: 3 passes of 3, and every tile seen once.
+    # Nine locations, and every tile seen once.
     assert images.reads == reads
     assert sum(shown) == 7 * 9
     assert max(shown) <= ensemble.member.batch_size
-    read = [done for stage, done, total in stages if stage == "embed" and total == 21]
-    assert read[-1] == 21
+    read = [done for stage, done, total in stages if stage == "embed" and total == 7 * 9]
+    assert read[-1] == 7 * 9
     assert read == sorted(read)
     for member, other in zip(ensemble.members_, whole.members_, strict=True):
         torch.testing.assert_close(member.memory_bank_.rows_, other.memory_bank_.rows_)
@@ -194,12 +171,13 @@ def test_groups_of_locations_give_the_same(cache: int, reads: int, monkeypatch: 
     assert done["join"] == list(range(1, 8))
 
 
-def test_resized_images_count_against_the_budget() -> None:
+def test_resized_images_count_against_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ENSEMBLEAD_SPOOL", "off")
     images = Counted(TRAIN)
-    ensemble = tiled(memory_budget=8 * 3 * SIDE**2)  # less than a location: 9 passes
+    ensemble = tiled(memory_budget=8 * 3 * SIDE**2)
     ensemble.fit(images)
-    # A quarter of the budget, two images, is kept between them.
-    assert images.reads == 7 + 8 * 5
+    # A quarter of the budget, two images, is kept; nine locations decode the others again.
+    assert images.reads == 7 + 9 * 5
     expected = tiled().fit(TRAIN).predict(BAD)
     np.testing.assert_allclose(ensemble.predict(BAD).anomaly_map, expected.anomaly_map, rtol=1e-3, atol=1e-3)
 
@@ -286,12 +264,20 @@ WITHOUT_VARIATION = {
 def test_images_without_any_variation_leave_the_members_unit(
     normalization: str, kind: str, woven: bool
 ) -> None:
-    alike = np.repeat(TRAIN[:1], 5, 0) if woven else np.full((5, SIDE, SIDE, 3), 90, dtype=np.uint8)
+    # Copies of one image, which are left out together; or images that are alike once they are resized.
+    sides = range(SIDE, SIDE + 5)
+    alike = Listed([TRAIN[0]] * 5 if woven else [np.full((s, s, 3), 90, dtype=np.uint8) for s in sides])
     member = WITHOUT_VARIATION[kind]
-    with pytest.warns(UserWarning, match="the scores and maps of the tiles do not vary between the training"):
+    copies = pytest.warns(UserWarning, match="training image(, or copies of one,)? can")
+    with (
+        pytest.warns(UserWarning, match="the scores and maps of the tiles do not vary between the training"),
+        copies if woven else nullcontext(),
+    ):
         ensemble = tiled(member(), normalization=normalization).fit(alike)
     assert not ensemble.predict(alike).is_anomalous.any()
-    found, plain = ensemble.predict(BAD), tiled(member(), normalization="none").fit(alike).predict(BAD)
+    with copies if woven else nullcontext():
+        plain = tiled(member(), normalization="none").fit(alike).predict(BAD)
+    found = ensemble.predict(BAD)
     assert found.is_anomalous.all()
     np.testing.assert_allclose(found.anomaly_score, plain.anomaly_score, rtol=1e-4)
     np.testing.assert_allclose(found.anomaly_map, plain.anomaly_map, rtol=1e-4, atol=1e-4)
@@ -304,10 +290,14 @@ def test_members_without_any_variation_are_fused_in_their_unit(fusion: str) -> N
     flat = np.full((5, SIDE, SIDE, 3), 90, dtype=np.uint8)
     sizes: dict[str, Any] = {"image_size": None, "resize": None}
     members = [_all_rows(score="reweighted", **sizes), _all_rows(1, **sizes)]
-    ensemble = ead.BackboneEnsemble(members, fusion=fusion).fit(flat)
+    copies = "no training image can be scored without its own"
+    with pytest.warns(UserWarning, match=copies):
+        ensemble = ead.BackboneEnsemble(members, fusion=fusion).fit(flat)
+    with pytest.warns(UserWarning, match=copies):
+        alone = _all_rows(**sizes).fit(flat)
     assert ensemble.predict(BAD).is_anomalous.all()
     assert ensemble.predict(BAD).anomaly_score.max() < 1000
-    nested = ead.BackboneEnsemble([ensemble, ead.BackboneEnsemble([_all_rows(**sizes).fit(flat)])])
+    nested = ead.BackboneEnsemble([ensemble, ead.BackboneEnsemble([alone])])
     assert nested.predict(BAD).anomaly_score.max() < 1000
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 from support.textures import normal_images, with_defects
 from typer.testing import CliRunner
 
-from ensemblead.calibration import Calibration, calibration_positions, odd_images
+from ensemblead.calibration import Calibration, Origin, odd_images, sampled_positions
 from ensemblead.cli.app import app
 
 GABOR = {"type": "PatchCore", "backbone": "gabor", "coreset_fraction": 0.1}
@@ -24,9 +24,11 @@ TILES = {"type": "TiledEnsemble", "member": GABOR, "tile_size": 32, "stride": 32
 NATIVE: dict[str, Any] = {"resize": None, "image_size": None}
 
 
-def calibration(scores: Any, fresh: bool = False) -> Calibration:
+def calibration(scores: Any, origin: Origin = "leave_one_out", rounding: float = 0.0) -> Calibration:
     values = np.asarray(scores, np.float32)
-    return Calibration(values, np.zeros((len(values), 1024), np.float32), 0.0, 1.0, 0.01, fresh, "")
+    return Calibration(
+        values, np.zeros((len(values), 1024), np.float32), 0.0, 1.0, 0.01, origin, "", rounding
+    )
 
 
 def test_far_above_the_median_is_odd() -> None:
@@ -38,13 +40,13 @@ def test_far_above_the_median_is_odd() -> None:
     assert [index for index, _ in odd_images(calibration(scores), 41)] == [26, 25, 24, 23, 22]
     assert [index for index, _ in odd_images(calibration(scores), 41, most=2)] == [26, 25]
     # Among images that are all alike the least that is more than rounding is odd.
-    assert odd_images(calibration([*[0.0] * 20, 1e-13, 0.5]), 22) == [(21, 0.5)]
+    assert odd_images(calibration([*[0.0] * 20, 1e-13, 0.5], rounding=1e-12), 22) == [(21, 0.5)]
     # Low scores are as normal as can be.
     assert odd_images(calibration([-50.0, *np.linspace(1, 3, 40)]), 41) == []
 
 
 def test_positions_are_those_of_the_sampled_and_readable() -> None:
-    sampled = sorted(calibration_positions(250))
+    sampled = sorted(sampled_positions(250))
     scores = np.linspace(1, 2, 98)
     scores[60] = 9
     skipped = [sampled[10], sampled[70]]
@@ -59,7 +61,7 @@ def test_nothing_is_told_where_it_would_be_a_guess() -> None:
     assert odd_images(calibration(scores), 10) == [(9, 9.0)]
     assert odd_images(calibration(scores[1:]), 9) == []
     assert odd_images(calibration(scores), 11) == []  # one has no score: which?
-    assert odd_images(calibration(scores, fresh=True), 10) == []
+    assert odd_images(calibration(scores, origin="calibrated"), 10) == []
     # Equal scores but for rounding: the deviation does not shrink to nothing.
     assert odd_images(calibration([1.0] * 11 + [1.001]), 12) == []
     assert odd_images(calibration([1.0] * 11 + [1.01]), 12) == [(11, pytest.approx(1.01))]
@@ -106,7 +108,14 @@ def test_the_summary_names_it_for_people(folder: Path, tmp_path: Path) -> None:
     lines = outcome.stdout.splitlines()
     (head,) = (i for i, line in enumerate(lines) if line.startswith("training images least like the others"))
     assert lines[head + 1].startswith(f"  {folder}/06.png  ")
-    good = [*call, "--calibrate", str(folder)]
+    call += ["--overwrite"]
+    refused = CliRunner().invoke(app, [*call, "--calibrate", str(folder)])
+    assert refused.exit_code == 2
+    assert "images: the detector was fitted on" in refused.stderr
+    (tmp_path / "fresh").mkdir()
+    for i, image in enumerate(normal_images(5, seed=3)):
+        Image.fromarray(image).save(tmp_path / "fresh" / f"{i}.png")
+    good = [*call, "--calibrate", str(tmp_path / "fresh")]
     assert "least like the others" in CliRunner().invoke(app, good).stdout
     for i in (6, 2):
         (folder / f"{i:02d}.png").rename(tmp_path / f"{i}.png")

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from support.networks import TinyNet
 from support.textures import normal_images
-from test_patchcore import TinyNet
 from torch import nn
 
 import ensemblead as ead
@@ -111,7 +111,7 @@ def test_members_share_one_compiled_pass_call_after_call(compiled: list[Any]) ->
     assert len(compiled) == 1
     # One that is compiled and one that is not are two networks.
     plain = ead.PatchCore(module, ("body.first",), **OPTIONS, device="cpu")
-    pool = FeaturePool([(leaf._network(), leaf.geometry) for leaf in (members[0], plain)])
+    pool = FeaturePool([(leaf._frozen.network, leaf.geometry) for leaf in (members[0], plain)])
     assert len(pool._extractors) == 2
 
 

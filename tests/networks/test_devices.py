@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from support.networks import TinyNet
 from support.textures import normal_images, with_defects
-from test_patchcore import TinyNet
 
 import ensemblead as ead
 from ensemblead.networks.network import resolve_device

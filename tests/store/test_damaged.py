@@ -5,19 +5,17 @@ with. Devices and published networks that are not to be had here are no damage.
 from __future__ import annotations
 
 import dataclasses
-import json
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from support.tampering import altered
 from support.textures import normal_images
 
 import ensemblead as ead
-from ensemblead import store
 from ensemblead.calibration import Calibration
 from ensemblead.common.errors import DamagedModelError
 
@@ -46,17 +44,6 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for name, detector in detectors.items():
         detector.fit(images).save(folder / name)
     return {name: folder / name for name in detectors}
-
-
-def _altered(source: Path, target: Path, change: Callable[[dict[str, Any]], None]) -> Path:
-    """A copy with another state, by someone who knows how checksums are made."""
-    shutil.copytree(source, target)
-    manifest = json.loads((target / "model.json").read_text())
-    del manifest["checksum"]
-    change(manifest["state"])
-    manifest["checksum"] = store._checksum(manifest)
-    (target / "model.json").write_text(json.dumps(manifest))
-    return target
 
 
 def _with(state: dict[str, Any], *keys: str, value: Any) -> None:
@@ -131,13 +118,13 @@ def test_a_manifest_that_no_constructor_takes_is_damaged(
     message: str,
     options: dict[str, Any],
 ) -> None:
-    folder = _altered(saved[model], tmp_path / "m", lambda state: _with(state, *keys, value=value))
+    folder = altered(saved[model], tmp_path / "m", lambda state: _with(state, *keys, value=value))
     with pytest.raises(DamagedModelError, match=f"{folder} .*{message}"):
         ead.load(folder, **options)
 
 
 def test_an_unknown_statistic_is_damage(saved: dict[str, Path], tmp_path: Path) -> None:
-    folder = _altered(saved["tiled"], tmp_path / "m", lambda state: state["calibration"].update(median=1))
+    folder = altered(saved["tiled"], tmp_path / "m", lambda state: state["calibration"].update(median=1))
     with pytest.raises(DamagedModelError, match="unexpected keyword argument 'median'"):
         ead.load(folder, device="cpu")
 
@@ -165,7 +152,7 @@ def test_the_callers_errors_and_the_machines_are_no_damage(saved: dict[str, Path
     with pytest.raises(ValueError, match="weights must be one per member"):
         ead.load(saved["ensemble"], weights=[None])
     # A model of a machine with a GPU that this one has not.
-    elsewhere = _altered(
+    elsewhere = altered(
         saved["padim"], tmp_path / "m", lambda state: _with(state, "parameters", "device", value="cuda:99")
     )
     with pytest.raises(ValueError, match="device is 'cuda:99'"):

@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from support.tampering import edit
 
 from ensemblead import store
 from ensemblead.common.errors import DamagedModelError, EnsembleADError, NewerFormatError
 from ensemblead.config.registry import register
+from ensemblead.store import folders
 
 
 @register("test-leaf")
@@ -55,15 +57,6 @@ def _leaf(note: str = "a") -> Leaf:
     return Leaf(np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32), note)
 
 
-def _edit(folder: Path, **changes: Any) -> None:
-    """Change the manifest as someone would who knows how the checksum is made."""
-    manifest = json.loads((folder / "model.json").read_text())
-    del manifest["checksum"]
-    manifest.update(changes)
-    manifest["checksum"] = store._checksum(manifest)
-    (folder / "model.json").write_text(json.dumps(manifest))
-
-
 def test_there_and_back(tmp_path: Path) -> None:
     leaf = _leaf()
     store.save(leaf, tmp_path / "new" / "model", include_backbone=True)
@@ -73,7 +66,7 @@ def test_there_and_back(tmp_path: Path) -> None:
     assert again.options == {"include_backbone": True, "weights": None}
     assert sorted(p.name for p in (tmp_path / "new").iterdir()) == ["model"]
     manifest = json.loads((tmp_path / "new" / "model" / "model.json").read_text())
-    assert manifest["format"] == store.FORMAT_VERSION
+    assert manifest["format"] == folders.FORMAT_VERSION
     assert set(manifest["files"]) == {"values.safetensors", "index.bin"}
 
 
@@ -97,6 +90,13 @@ def test_saving_again_replaces(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["m"]
 
 
+@pytest.fixture
+def no_exchange(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a file system that cannot exchange two folders in one step."""
+    monkeypatch.setattr(folders, "exchange", lambda first, second: False)
+
+
+@pytest.mark.usefixtures("no_exchange")
 @pytest.mark.parametrize("after", [False, True])
 @pytest.mark.parametrize("number", [1, 2])
 def test_an_interrupt_between_the_renames_leaves_a_whole_model(
@@ -183,7 +183,7 @@ def test_the_target_needs_a_folder_to_lie_in(tmp_path: Path, monkeypatch: pytest
 )
 def test_a_manifest_of_wrong_kinds_is_damaged(tmp_path: Path, changes: dict[str, Any]) -> None:
     store.save(_leaf(), tmp_path / "m")
-    _edit(tmp_path / "m", **changes)
+    edit(tmp_path / "m", **changes)
     with pytest.raises(DamagedModelError):
         store.load(tmp_path / "m")
 
@@ -217,6 +217,7 @@ def test_a_failed_save_leaves_the_old_model(
     assert [p.name for p in tmp_path.iterdir()] == ["m"]
 
 
+@pytest.mark.usefixtures("no_exchange")
 def test_a_failed_swap_puts_the_old_model_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store.save(_leaf("old"), tmp_path / "m")
     rename, calls = os.rename, []
@@ -280,16 +281,16 @@ def test_what_a_hostile_folder_could_try(tmp_path: Path) -> None:
     secret.write_bytes(b"12")
     known = json.loads((tmp_path / "m" / "model.json").read_text())["files"]
     for name in ("../secret", str(secret)):
-        _edit(tmp_path / "m", files={**known, name: {"bytes": 2, "sha256": "0"}})
+        edit(tmp_path / "m", files={**known, name: {"bytes": 2, "sha256": "0"}})
         with pytest.raises(DamagedModelError, match="outside of itself"):
             store.load(tmp_path / "m")
-    _edit(tmp_path / "m", files=known)
+    edit(tmp_path / "m", files=known)
     (tmp_path / "m" / "index.bin").unlink()
     (tmp_path / "m" / "index.bin").symlink_to(secret)
     with pytest.raises(DamagedModelError, match="outside of itself"):
         store.load(tmp_path / "m")
     store.save(_leaf(), tmp_path / "n")
-    _edit(tmp_path / "n", **{"class": "os.system"})
+    edit(tmp_path / "n", **{"class": "os.system"})
     with pytest.raises(DamagedModelError, match=r"'os\.system', which this version does not know"):
         store.load(tmp_path / "n")
 

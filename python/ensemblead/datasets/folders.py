@@ -36,7 +36,7 @@ class Folder(Dataset):
             out for that.
         holdout: That share, in (0, 1); at least one image, and one is left to fit on.
         seed: Of the choice of images to hold out.
-        name: What to call it; the name of `root` if None.
+        name: The category's name; the name of `root` if None.
         missing_masks: As for `MVTecAD`.
 
     Raises:

@@ -27,7 +27,7 @@ _NORMAL = "Data/Images/Normal"
 class VisA(Dataset):
     """VisA as it is published: `<category>/Data/Images`, `<category>/Data/Masks`, `split_csv/<split>.csv`.
 
-    The csv says what is trained on and tested on and names every mask. Without it (`split=None`) the folders
+    The csv names the images of training and test, and every mask. Without it (`split=None`) the folders
     do: `Images/Normal`, of which a share is held out to test on, `Images/Anomaly`, and in `Masks/Anomaly` the
     masks by name. Defect types come from `<category>/image_anno.csv` where that exists, otherwise all are
     called "anomaly".

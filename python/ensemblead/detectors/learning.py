@@ -22,6 +22,7 @@ from ensemblead.calibration import (
     warn_if_too_few,
 )
 from ensemblead.common.warnings import ThresholdWarning, warn
+from ensemblead.detectors.frozen import share_networks
 from ensemblead.detectors.parts import Fitted, Part, Progress, Run, Seen, Tree
 from ensemblead.detectors.running import open_pool, report_skipped, scored_batches, seen_batches
 from ensemblead.images import Images, ImageSet, open_images
@@ -40,6 +41,7 @@ def fit(detector: Tree, images: Any, errors: Any, progress: Progress | None, *, 
             f"{type(trained[0]).__name__} cannot be extended, since it learns in many passes: fit it again, "
             "on all images together"
         )
+    share_networks([network for part in parts for network in part._networks()])
     sampled = sampled_positions(len(source), held_out=bool(trained))
     run = Run(progress or (lambda stage, done, total: None), len(source), sampled)
     kept = [part.geometry for part in parts if part.passes != "one"]

@@ -39,7 +39,9 @@ class TilePlan:
     memory_budget: int
 
     def frame_for(self, size: tuple[int, int]) -> TileFrame:
-        """Where the tiles of images of this size lie. Raises ValueError where the sizes do not go together."""
+        """Where the tiles of images of this size lie. Raises ValueError where the sizes do not go
+        together.
+        """
         frame = TileFrame(size, self.tile_size, self.stride)
         _ = frame.grid
         return frame
@@ -51,8 +53,8 @@ class TilePlan:
 
 @dataclass(frozen=True)
 class TiledState:
-    """What a tiled ensemble has learned: a detector per location (one if shared), in row-major order, where the
-    tiles lie, and the statistics that bring their results to one scale.
+    """What a tiled ensemble has learned: a detector per location (one if shared), in row-major order, where
+    the tiles lie, and the statistics that bring their results to one scale.
     """
 
     members: tuple[Detector, ...]
@@ -108,8 +110,8 @@ class TiledLearning:
             size = self._images.size(geometry, item)
             if size != self._frame.image_size:
                 raise ValueError(
-                    f"images must all have one size where image_size is None, here {self._frame.image_size}, but "
-                    f"{self._images.source.describe(position)} has {size}; image_size=(h, w) resizes them"
+                    f"images must all have one size where image_size is None, here {self._frame.image_size}, "
+                    f"but {self._images.source.describe(position)} has {size}; image_size=(h, w) resizes them"
                 )
 
     def _view(self, windows: Sequence[Window]) -> Tiles:

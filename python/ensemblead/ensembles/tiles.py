@@ -49,9 +49,11 @@ class TiledEnsemble(Detector):
     black (the uint8 pixels are 0, before normalisation). Every tile goes through the network once per run, in
     batches of the member's `batch_size` tiles, whatever number of members reads it.
 
-    `fit` decodes and resizes every image once, keeps the pixels (a quarter of `memory_budget` in memory, 256 MiB at
-    most, the rest in a temporary file), and fits location after location: it holds the embeddings of one. `predict`
-    decodes once, holds one batch of tiles and the maps of one image (of several where the image has few tiles).
+    `fit` decodes and resizes every image once, keeps the pixels (a quarter of `memory_budget` in memory,
+    256 MiB at most, the rest in a temporary file), and fits location after location: it holds the
+    embeddings of one.
+    `predict` decodes once, holds one batch of tiles and the maps of one image (of several where the image
+    has few tiles).
 
     Several in one `BackboneEnsemble`, over the same tiles and on the same device, share the passes of equal
     networks in `predict`, in batches of the smallest `batch_size` among their members; in `fit` each makes
@@ -77,9 +79,11 @@ class TiledEnsemble(Detector):
             the guarantee of `calibrate` is exact.
         shared: one detector for all locations, fitted on the tiles of all of them. Its leave-one-out
             statistics come from as many images as fit a third of `memory_budget`.
-        memory_budget: bytes; of resized images a quarter of it, 256 MiB at most, is kept in memory in `fit`, and a
-            shared detector holds embeddings of sampled images up to a third. Besides them there are the network, one
-            batch of tiles, the embeddings of one location, the banks, and some images decoded ahead.
+        memory_budget: bytes; of resized images a quarter of it, 256 MiB at most, is kept in memory in
+        `fit`, and a
+            shared detector holds embeddings of sampled images up to a third. Besides them there are the
+            network, one batch of tiles, the embeddings of one location, the banks, and some images decoded
+            ahead.
 
     Attributes after `fit`: `members_`, a detector per location in row-major order (one if shared);
     `tile_grid_`, their rows and columns; `calibration_`, `threshold_` of the joined scores.

@@ -42,6 +42,50 @@ class Positions:
             raise ValueError(f"grid {self.grid} must have {self.gaussians.num_positions} positions")
 
 
+@dataclass(frozen=True)
+class PackedPositions:
+    """`Positions` as they are saved: of every block row of `Gaussians.whitening`, float32 `[P, values]`, what
+    lies on and below the diagonal, row by row.
+    """
+
+    count: int
+    grid: tuple[int, int]
+    mean: torch.Tensor
+    whitening: tuple[torch.Tensor, ...]
+
+    @classmethod
+    def of(cls, known: Positions) -> PackedPositions:
+        gaussians = known.gaussians
+        spans = block_spans(gaussians.num_dimensions)
+        pairs = zip(gaussians.whitening, spans, strict=True)
+        packed = [block[:, _lower(*span).to(block.device)] for block, span in pairs]
+        return cls(gaussians.count, known.grid, gaussians.mean, tuple(packed))
+
+    def unpacked(self) -> Positions:
+        if self.mean.ndim != 2:
+            raise ValueError(f"mean must be [P, D], got shape {tuple(self.mean.shape)}")
+        spans = block_spans(self.mean.shape[1])
+        if len(self.whitening) != len(spans):
+            raise ValueError(f"whitening must have {len(spans)} blocks, got {len(self.whitening)}")
+        blocks = []
+        for i, (packed, (start, end)) in enumerate(zip(self.whitening, spans, strict=True)):
+            values = (end * (end + 1) - start * (start + 1)) // 2
+            # Memory goes to blocks whose values are there only.
+            if packed.shape != (len(self.mean), values):
+                raise ValueError(
+                    f"whitening{i} must be {(len(self.mean), values)}, got shape {tuple(packed.shape)}"
+                )
+            block = packed.new_zeros(len(self.mean), end - start, end)
+            block[:, _lower(start, end).to(packed.device)] = packed
+            blocks.append(block)
+        return Positions(Gaussians(self.count, self.mean, tuple(blocks)), self.grid)
+
+
+def _lower(start: int, end: int) -> torch.Tensor:
+    """Which values of block row `start .. end` lie on or below the diagonal."""
+    return torch.ones(end - start, end, dtype=torch.bool).tril(start)
+
+
 @register("PaDiM")
 class PaDiM(Method):
     """Patch distribution modelling.
@@ -85,7 +129,7 @@ class PaDiM(Method):
     needed.
     """
 
-    State = Positions
+    State = PackedPositions
 
     def __init__(
         self,
@@ -155,9 +199,23 @@ class PaDiM(Method):
         distances = state.gaussians.squared_distances(seen.embeddings.flatten(1, 2)).sqrt_()
         return Scores(distances.view(len(seen), *state.grid))
 
+    def _state_to_save(self) -> PackedPositions:
+        return PackedPositions.of(self.state_)
+
+    def _state_from_saved(self, saved: PackedPositions) -> Positions:
+        positions = saved.unpacked()
+        dims = positions.gaussians.num_dimensions
+        if self.num_dimensions not in (None, dims):
+            raise ValueError(f"mean must have {self.num_dimensions} dimensions, got {dims}")
+        return positions
+
     @classmethod
-    def _state_from_format1(cls, reader: FolderReader) -> Positions:
-        return _positions_of_format1(reader)
+    def _state_from_format1(cls, reader: FolderReader) -> PackedPositions:
+        known = reader.state["gaussians"]
+        mean = reader.tensors("gaussians.mean.safetensors")["mean"]
+        names = [f"whitening{i}" for i in range(len(block_spans(mean.shape[-1])))]
+        packed = tuple(reader.tensors(f"gaussians.{name}.safetensors")[name] for name in names)
+        return PackedPositions(known["count"], tuple(known["grid"]), mean, packed)
 
 
 class MomentsAccumulator:
@@ -199,8 +257,9 @@ class MomentsAccumulator:
             squared = others.squared
         else:
             warnings["one"] = (
-                "a single training image cannot be scored without itself, and leaves every covariance at "
-                "0.01 I: its score, and with it the threshold, are 0; give more images, or call calibrate"
+                "a single training image, or copies of one, cannot be scored without itself, and leaves "
+                "every covariance at 0.01 I: its score, and with it the threshold, are 0; give more images, "
+                "or call calibrate"
             )
             gaussians = Gaussians.from_moments(count, mean, scatter)
             squared = gaussians.squared_distances(torch.stack([rows for _, rows in self._held]))
@@ -245,27 +304,3 @@ def check_grid(patches: torch.Tensor, size: tuple[int, int], grid: tuple[int, in
             f"images must all give one grid, since PaDiM has a Gaussian for every position: it is {grid}, "
             f"but images of {size[0]} x {size[1]} pixels give {own}; set resize=(h, w), or an image_size"
         )
-
-
-def _positions_of_format1(reader: FolderReader) -> Positions:
-    """The state of a model saved by format 1, which packed the triangles."""
-    known = reader.state["gaussians"]
-
-    def array(name: str) -> torch.Tensor:
-        return reader.tensors(f"gaussians.{name}.safetensors")[name]
-
-    mean = array("mean")
-    if mean.ndim != 2:
-        raise ValueError(f"mean must be [P, D], got shape {tuple(mean.shape)}")
-    whitening = []
-    for i, (start, end) in enumerate(block_spans(mean.shape[1])):
-        packed = array(f"whitening{i}")
-        values = (end * (end + 1) - start * (start + 1)) // 2
-        # Memory goes to blocks whose values are there only.
-        if packed.shape != (len(mean), values):
-            raise ValueError(f"whitening{i} must be {(len(mean), values)}, got shape {tuple(packed.shape)}")
-        block = packed.new_zeros(len(mean), end - start, end)
-        lower = torch.ones(end - start, end, dtype=torch.bool).tril(start)
-        block[:, lower] = packed
-        whitening.append(block)
-    return Positions(Gaussians(known["count"], mean, tuple(whitening)), tuple(known["grid"]))
