@@ -22,7 +22,6 @@ from ensemblead.cli import pictures
 from ensemblead.cli.bars import Bars
 from ensemblead.cli.pictures import PlacedMap, draw_heat_map, overlay, place_back
 from ensemblead.cli.predict import PredictRun, picture_names
-from ensemblead.detectors import Detector
 from ensemblead.images import Geometry
 
 
