@@ -5,18 +5,16 @@ with. Devices and published networks that are not to be had here are no damage.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from support.tampering import altered
+from support.tampering import altered, set_tensors
 from support.textures import normal_images
 
 import ensemblead as ead
-from ensemblead.calibration import Calibration
 from ensemblead.common.errors import DamagedModelError
 
 SMALL: dict[str, Any] = {"image_size": None, "resize": None, "batch_size": 4, "device": "cpu"}
@@ -29,6 +27,9 @@ def _patchcore() -> ead.PatchCore:
 
 def _padim(**options: Any) -> ead.PaDiM:
     return ead.PaDiM("gabor", ("layer1",), **(SMALL | {"num_dimensions": 3} | options))
+
+
+LEARNED, STATISTICS = ("learned", "values"), ("calibration", "values")
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +50,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def _with(state: dict[str, Any], *keys: str, value: Any) -> None:
     for key in keys[:-1]:
         state = state[key]
-    assert keys[-1] in state
+    assert keys[-1] in {*state, "median"}
     state[keys[-1]] = value
 
 
@@ -63,15 +64,15 @@ def _with(state: dict[str, Any], *keys: str, value: Any) -> None:
         ("patchcore", ("parameters", "batch_size"), 0, "batch_size must be at least 1"),
         ("patchcore", ("parameters", "precision"), "float3", "precision must be"),
         ("patchcore", ("parameters", "score"), "most", "score must be one of"),
-        ("patchcore", ("bank", "parameters", "coreset_fraction"), 2, "coreset_fraction must be in"),
-        ("patchcore", ("bank", "parameters", "index"), "tree", "index must be one of"),
+        ("patchcore", ("parameters", "coreset_fraction"), 2, "coreset_fraction must be in"),
+        ("patchcore", ("parameters", "index"), "tree", "index must be one of"),
         ("padim", ("parameters", "image_size"), [[4], 4], "crop must be whole numbers"),
         ("padim", ("parameters", "num_dimensions"), 0, "num_dimensions must be at least 1"),
-        ("padim", ("gaussians", "count"), 0, "count must be at least 1"),
-        ("padim", ("gaussians", "grid"), [16], "not enough values"),
-        ("padim", ("gaussians", "grid"), [16, "16"], "grid must be a whole number"),
-        ("padim", ("gaussians", "grid"), [10**9, 10**9], r"shape \(10{18}, 3\), got .* shape \(256, 3\)"),
-        ("padim", ("parameters", "num_dimensions"), 4, r"shape \(256, 4\), got .* shape \(256, 3\)"),
+        ("padim", (*LEARNED, "count"), 0, "count must be at least 1"),
+        ("padim", (*LEARNED, "grid"), [16], "not enough values"),
+        ("padim", (*LEARNED, "grid"), [16, "16"], "grid must be a whole number"),
+        ("padim", (*LEARNED, "grid"), [10**9, 10**9], "grid .* must have 256 positions"),
+        ("padim", ("parameters", "num_dimensions"), 4, "mean must have 4 dimensions, got 3"),
         ("ensemble", ("fusion",), "sum", "fusion must be one of"),
         ("ensemble", ("weights",), [1], "weights must be one per member"),
         ("ensemble", ("members",), 10**11, "states 100000000000 members"),
@@ -95,18 +96,20 @@ def _with(state: dict[str, Any], *keys: str, value: Any) -> None:
         ("patchcore", ("network", "mean"), [1, 2], "mean must be three numbers"),
         ("patchcore", ("network", "mean"), ["1", 2, 3], "mean must be three numbers"),
         ("patchcore", ("network", "std"), [0, 0, 0], "std must be positive"),
-        ("padim", ("calibration",), {"map_mean": 0.5}, "missing 4 required"),
-        ("padim", ("calibration",), [], "no attribute 'items'"),
-        ("padim", ("calibration", "requested_rate"), 2.0, "requested_rate must be between 0 and 1"),
-        ("padim", ("calibration", "requested_rate"), "x", "requested_rate must be float, got 'x'"),
-        ("padim", ("calibration", "map_mean"), "x", "map_mean must be int or float, got 'x'"),
-        ("padim", ("calibration", "map_std"), -1, "map_mean and map_std cannot be .* -1"),
-        ("padim", ("calibration", "fresh"), 1, "fresh must be bool"),
-        ("padim", ("calibration", "images"), None, "images must be str"),
+        ("padim", ("calibration", "values"), {"map_mean": 0.5}, "missing 6 required"),
+        ("padim", ("calibration",), [], "list indices"),
+        ("padim", ("calibration", "values"), [], "must be a mapping"),
+        ("padim", (*STATISTICS, "requested_rate"), 2.0, "requested_rate must be between 0 and 1"),
+        ("padim", (*STATISTICS, "requested_rate"), "x", "requested_rate must be float, got 'x'"),
+        ("padim", (*STATISTICS, "map_mean"), "x", "map_mean must be float, got 'x'"),
+        ("padim", (*STATISTICS, "map_std"), -1, "map_std and rounding must not be negative, got -1"),
+        ("padim", (*STATISTICS, "rounding"), -1.0, "rounding must not be negative, got .* -1.0"),
+        ("padim", (*STATISTICS, "origin"), "dreamt", "origin must be .*, got 'dreamt'"),
+        ("padim", (*STATISTICS, "images_sha256"), None, "images_sha256 must be str"),
         ("ensemble", ("members",), 1, "states 1 members"),
         ("ensemble", ("members",), 0, "states 0 members"),
         ("tiled", ("parameters",), "x", "no attribute 'items'"),
-        ("tiled", ("calibration", "requested_rate"), 0.0, "requested_rate must be between 0 and 1"),
+        ("tiled", (*STATISTICS, "requested_rate"), 0.0, "requested_rate must be between 0 and 1"),
     ],
 )
 def test_a_manifest_that_no_constructor_takes_is_damaged(
@@ -124,8 +127,10 @@ def test_a_manifest_that_no_constructor_takes_is_damaged(
 
 
 def test_an_unknown_statistic_is_damage(saved: dict[str, Path], tmp_path: Path) -> None:
-    folder = altered(saved["tiled"], tmp_path / "m", lambda state: state["calibration"].update(median=1))
-    with pytest.raises(DamagedModelError, match="unexpected keyword argument 'median'"):
+    folder = altered(
+        saved["tiled"], tmp_path / "m", lambda state: _with(state, *STATISTICS, "median", value=1)
+    )
+    with pytest.raises(DamagedModelError, match=r"unknown fields \['median'\]"):
         ead.load(folder, device="cpu")
 
 
@@ -139,9 +144,9 @@ def test_an_unknown_statistic_is_damage(saved: dict[str, Path], tmp_path: Path) 
     ],
 )
 def test_samples_that_are_none_are_refused(saved: dict[str, Path], arrays: dict[str, Any]) -> None:
-    values, _ = ead.load(saved["padim"]).calibration_.state()
-    with pytest.raises(ValueError, match=r"(scores|pixels) must be finite float32 \("):
-        Calibration.from_state(values, arrays)
+    known = ead.load(saved["padim"]).calibration_
+    with pytest.raises(ValueError, match=r"(scores|pixels) must be finite float32 \["):
+        dataclasses.replace(known, **arrays)
 
 
 def test_the_callers_errors_and_the_machines_are_no_damage(saved: dict[str, Path], tmp_path: Path) -> None:
@@ -164,40 +169,43 @@ def test_the_callers_errors_and_the_machines_are_no_damage(saved: dict[str, Path
 @pytest.mark.parametrize(
     ("name", "array", "message"),
     [
-        ("mean", torch.zeros(1, 3000, dtype=torch.float64), "mean of the Gaussians must be"),
+        ("mean", torch.zeros(1, 3000, dtype=torch.float64), "whitening must have 8 blocks, got 1"),
+        (
+            "mean",
+            torch.zeros(1, 3, dtype=torch.float64),
+            r"must be \(1, 6\), got shape \(256, 6\)",
+        ),
         ("mean", torch.zeros(256, 3), "torch.float64 of shape .* got torch.float32"),
-        ("mean", torch.zeros(256, dtype=torch.float64), "mean of the Gaussians must be"),
-        ("whitening0", torch.zeros(256, 5), "whitening0 of the Gaussians must be"),
-        ("whitening0", torch.zeros(1, 6), "whitening0 of the Gaussians must be"),
+        ("mean", torch.zeros(256, dtype=torch.float64), r"mean must be \[P, D\], got shape \(256,\)"),
+        ("whitening.0", torch.zeros(256, 5), "whitening0 must be"),
+        ("whitening.0", torch.zeros(1, 6), "whitening0 must be"),
+        ("whitening.0", torch.zeros(256, 6, dtype=torch.float64), "whitening 0 of the Gaussians must be"),
+        ("whitening.0", None, "no attribute"),
     ],
 )
 def test_gaussians_that_do_not_fit_are_refused_before_room_is_made_for_them(
-    tmp_path: Path, num_dimensions: int | None, name: str, array: torch.Tensor, message: str
+    saved: dict[str, Path], tmp_path: Path, num_dimensions: int | None, name: str, array: Any, message: str
 ) -> None:
-    detector = _padim().fit(normal_images(4))
-    if num_dimensions is None:
-        detector.num_dimensions = None  # so that only the arrays tell
-    known = detector.gaussians_.state()
-
-    def state() -> Iterator[tuple[str, torch.Tensor]]:
-        for own, value in known:
-            yield own, array if own == name else value
-
-    detector.gaussians_.state = state  # type: ignore[method-assign]
-    detector.save(tmp_path / "m")
-    with pytest.raises(DamagedModelError, match=f"{tmp_path / 'm'} .*{message}"):
-        ead.load(tmp_path / "m")
+    # None: only the arrays tell.
+    parameters = ("parameters", "num_dimensions")
+    folder = altered(
+        saved["padim"], tmp_path / "m", lambda state: _with(state, *parameters, value=num_dimensions)
+    )
+    set_tensors(folder, "learned.safetensors", **{name: array})
+    with pytest.raises(DamagedModelError, match=f"{folder} .*{message}"):
+        ead.load(folder)
 
 
-def test_a_wide_mean_asks_for_no_matrices_of_its_width(tmp_path: Path) -> None:
+def test_a_wide_mean_asks_for_no_matrices_of_its_width(saved: dict[str, Path], tmp_path: Path) -> None:
     """At the one position of its grid; 20 TB of block rows."""
-    detector = _padim().fit(normal_images(4))
-    detector.num_dimensions = None
-    arrays = {"mean": torch.zeros(1, 3_000_000, dtype=torch.float64), "whitening0": torch.zeros(1, 6)}
-    detector.gaussians_.state = lambda: iter(arrays.items())  # type: ignore[method-assign]
-    detector._model = dataclasses.replace(detector._fitted(), grid=(1, 1))
-    detector.save(tmp_path / "m")
-    with pytest.raises(
-        DamagedModelError, match=r"whitening0 of the Gaussians must be .* got .* shape \(1, 6\)"
-    ):
-        ead.load(tmp_path / "m")
+
+    def change(state: dict[str, Any]) -> None:
+        _with(state, "parameters", "num_dimensions", value=None)
+        _with(state, *LEARNED, "grid", value=[1, 1])
+        _with(state, *LEARNED, "whitening", value=[None] * 8)
+
+    folder = altered(saved["padim"], tmp_path / "m", change)
+    packed = {f"whitening.{i}": torch.zeros(1, 6) for i in range(8)}
+    set_tensors(folder, "learned.safetensors", mean=torch.zeros(1, 3_000_000, dtype=torch.float64), **packed)
+    with pytest.raises(DamagedModelError, match=r"whitening0 must be .* got shape \(1, 6\)"):
+        ead.load(folder)

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import load, save
+
 from ensemblead.store import folders
 
 
@@ -57,3 +59,9 @@ def set_state(root: Path, folder: str, change: Callable[[dict[str, Any]], object
     """Change the state of a part of the model at `root` ("" is the root itself)."""
     rewrite(root / folder, lambda manifest: change(manifest["state"]))
     _refresh(root, (Path(folder) / folders.MANIFEST).as_posix())
+
+
+def set_tensors(root: Path, name: str, **changes: Any) -> None:
+    """Other arrays in a safetensors file of the model at `root`; None takes one away."""
+    tensors = {**load((root / name).read_bytes()), **changes}
+    replace_file(root, name, save({key: value for key, value in tensors.items() if value is not None}))

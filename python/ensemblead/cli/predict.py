@@ -67,8 +67,9 @@ def command(
     """Score images and show where they are anomalous.
 
     Writes OUT/scores.csv (OUT/scores.partial.csv until all rows are there), OUT/heat_maps/*.png and
-    OUT/maps/*.tiff, named as the images are. Colours mean the same on all images: they run from the median of the model's normal pixels to six times as far above it
-    as their 99.9th percentile. Outside the crop heat maps are grey and raw maps NaN.
+    OUT/maps/*.tiff, named as the images are. Colours mean the same on all images: they run from the median
+    of the model's normal pixels to six times as far above it as their 99.9th percentile. Outside the crop
+    heat maps are grey and raw maps NaN.
     """
     with reported_warnings() as warned, Bars() as bars:
         run = PredictRun(model, images, out, heat_maps, maps, scale, weights or (), device, skip_unreadable)

@@ -43,6 +43,21 @@ class Folder(Dataset):
         FileNotFoundError: A folder does not exist.
         ValueError: No normal image, an anomalous image among the normal ones, nothing to test on without
             `normal`, masks missing or ambiguous.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> import numpy as np
+        >>> from PIL import Image
+        >>> import ensemblead as ead
+        >>> with tempfile.TemporaryDirectory() as root:
+        ...     for name in ("good", "bad/dent", "checked"):
+        ...         folder = Path(root, name)
+        ...         folder.mkdir(parents=True)
+        ...         Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(folder / "0.png")
+        ...     data = ead.Folder(root, normal="good", anomalous="bad", test_normal="checked")
+        >>> len(data.train), [sample.defect_type for sample in data.test]
+        (1, ['dent', 'good'])
     """
 
     def __init__(

@@ -46,6 +46,21 @@ class VisA(Dataset):
         ValueError: No such category, one without training images, an anomalous training image in the
             one-class split, a csv with other columns or with names that lead out of `root`, masks missing or
             ambiguous.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> import numpy as np
+        >>> from PIL import Image
+        >>> import ensemblead as ead
+        >>> with tempfile.TemporaryDirectory() as root:
+        ...     for name in ("pcb1/Data/Images/Normal", "pcb1/Data/Images/Anomaly"):
+        ...         folder = Path(root, name)
+        ...         folder.mkdir(parents=True)
+        ...         Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(folder / "0.png")
+        ...     data = ead.VisA(root, split=None, missing_masks="exclude")
+        >>> data.categories[0].name
+        'pcb1'
     """
 
     def __init__(

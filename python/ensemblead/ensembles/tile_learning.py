@@ -32,6 +32,7 @@ class TilePlan:
     geometry: Geometry
     tile_size: tuple[int, int]
     stride: tuple[int, int]
+    edge: str
     score: str
     seam_smoothing: bool
     normalization: str
@@ -42,7 +43,7 @@ class TilePlan:
         """Where the tiles of images of this size lie. Raises ValueError where the sizes do not go
         together.
         """
-        frame = TileFrame(size, self.tile_size, self.stride)
+        frame = TileFrame(size, self.tile_size, self.stride, self.edge)
         _ = frame.grid
         return frame
 

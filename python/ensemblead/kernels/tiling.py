@@ -65,6 +65,12 @@ def tile(
             no string.
         ValueError: wrong rank, an empty or non-contiguous array, a stride beyond the tile or below 1, a tile
             beyond the image, another `edge`.
+
+    Example:
+        >>> import numpy as np
+        >>> import ensemblead as ead
+        >>> ead.tile(np.zeros((1, 3, 512, 512), np.uint8), 256, 128).shape
+        (3, 3, 1, 3, 256, 256)
     """
     framework = framework_of(images, "images")
     _check(images, "images", framework, "[B, C, H, W]", ("uint8", *_FLOATS))
@@ -110,6 +116,13 @@ def untile(
         ValueError: wrong rank, an empty or non-contiguous array, a stride beyond the tile or below 1, a tile
             beyond the image, an `image_size` below 1, another `edge`, or numbers of rows and columns that do
             not belong to these sizes.
+
+    Example:
+        >>> import numpy as np
+        >>> import ensemblead as ead
+        >>> maps = np.arange(16, dtype=np.float32).reshape(1, 1, 4, 4)
+        >>> bool((ead.untile(ead.tile(maps, 2), 4) == maps).all())
+        True
     """
     framework = framework_of(tiles, "tiles")
     _check(tiles, "tiles", framework, "[rows, cols, B, C, h, w]", _FLOATS)
@@ -163,6 +176,15 @@ def smooth_seams(
             `width` is no number; `edge` is no string.
         ValueError: wrong rank, an empty or non-contiguous array, a stride beyond the tile or below 1, a tile
             beyond the map, `sigma` or `width` out of range, another `edge`.
+
+    Example:
+        >>> import numpy as np
+        >>> import ensemblead as ead
+        >>> maps = np.zeros((1, 64, 64), np.float32)
+        >>> maps[:, :, 32:] = 1
+        >>> smooth = ead.smooth_seams(maps, 32)  # the seam between two tiles lies at column 32
+        >>> smooth[0, 16, 0].item(), 0 < smooth[0, 16, 31].item() < 1
+        (0.0, True)
     """
     framework = framework_of(maps, "maps")
     _check(maps, "maps", framework, "[..., H, W]", _FLOATS)

@@ -314,6 +314,14 @@ def aupro(anomaly_maps: Any, masks: Any, *, fpr_limit: float = 0.3, average: Ave
         ValueError: Shapes or counts differ, a map is not finite, there is no defective or no defect-free
             pixel, or an option is out of range.
         TypeError: An array does not hold numbers.
+
+    Example:
+        >>> import numpy as np
+        >>> import ensemblead as ead
+        >>> masks = np.zeros((1, 8, 8), bool)
+        >>> masks[0, 2:4, 2:4] = True
+        >>> ead.aupro(masks.astype(np.float32), masks)
+        1.0
     """
     if not 0.0 < fpr_limit <= 1.0:
         raise ValueError(f"fpr_limit must be in (0, 1], got {fpr_limit}")

@@ -68,6 +68,18 @@ class PatchCore(Method):
 
     Attributes: `memory_bank_`, `calibration_`, `threshold_` after `fit`; `network_`, the extractor, once it
     is needed.
+
+    Example:
+        >>> import numpy as np
+        >>> import ensemblead as ead
+        >>> images = np.random.default_rng(0).integers(90, 110, (13, 64, 64, 3), dtype=np.uint8)
+        >>> images[12, 20:40, 20:40] = 200
+        >>> detector = ead.PatchCore(
+        ...     "gabor", resize=None, image_size=None, coreset_fraction=0.1, device="cpu"
+        ... )
+        >>> found = detector.fit(images[:12]).predict(images[12:])
+        >>> found.anomaly_score.shape, found.anomaly_map.shape, found.is_anomalous
+        ((1,), (1, 64, 64), array([ True]))
     """
 
     State = BankState
