@@ -311,7 +311,7 @@ class MemoryBank:
         return {name: getattr(self, name) for name in names}
 
     def state(self) -> BankState:
-        """What makes this bank again with `from_state` and `parameters`, as data."""
+        """The learned part as data; `from_state` makes the bank again from it and `parameters`."""
         rows, _, index = self._fitted()
         return BankState(
             rows=rows,

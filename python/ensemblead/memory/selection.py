@@ -1,4 +1,4 @@
-"""Which of the rows in a buffer a memory bank keeps."""
+"""The selection of the rows that a memory bank keeps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a fitted memory bank is, as data: what is saved, and what is refused when it is read."""
+"""The state of a fitted memory bank, as data that is checked."""
 
 from __future__ import annotations
 
