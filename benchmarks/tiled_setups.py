@@ -17,7 +17,6 @@ from common import PeakMemory, in_child
 import ensemblead as ead
 from ensemblead.datasets import MVTecAD
 from ensemblead.datasets.categories import Category
-from ensemblead.datasets import MVTecAD
 from ensemblead.evaluation import evaluate
 from ensemblead.images import read_image
 

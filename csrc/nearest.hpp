@@ -35,7 +35,8 @@ struct PackTask {
 // The k nearest rows of every query, nearest first, the lower index first among equals: squared distances
 // and indices [num_queries, k]; infinity and -1 where fewer than k rows are not left out. Every distance is
 // a float32 sum of squared differences. The result is that of comparing all pairs, for any number of threads
-// and however queries are grouped.
+// and however queries are grouped. Distances between finite points that are beyond float32 are refused where
+// they would be among the k; points that are not finite get the distances that arithmetic gives.
 struct NearestTask {
   SketchedRows rows;
   const float* queries = nullptr;  // [num_queries, dims]

@@ -1,7 +1,8 @@
 // Cutting images into overlapping tiles, putting tiles back together, and hiding the seams.
 //
-// Tile (i, j) starts at (i * stride.h, j * stride.w); an image that the last tiles overhang is padded with
-// zeros at the bottom and on the right. All arrays are contiguous and on one device; the bindings have
+// Tile (i, j) starts at (i * stride.h, j * stride.w). Where the last row or column of tiles overhangs the
+// image, TileEdge says whether the image is padded with zeros at the bottom and on the right, or those tiles
+// are moved in until they lie flush with it. All arrays are contiguous and on one device; the bindings have
 // checked dtypes and shapes against the grid. Outputs are allocated by the caller and share no memory with
 // the inputs.
 #pragma once

@@ -1,4 +1,4 @@
-"""The examples for experiment trackers run: with those that are installed, and MLflow's also without."""
+"""The examples run: those for experiment trackers with what is installed, MLflow's also without."""
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 from support.brightness import draw_category
+from support.registry import separate_registry
 
 pytest.importorskip("torch")
 
+import ensemblead as ead
 from ensemblead.evaluation import Suite, run
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
@@ -140,3 +143,46 @@ def test_tensorboard(suite: Path, tmp_path: Path) -> None:
     failed = EventAccumulator(str(tmp_path / "logs/bad/part/part"))
     failed.Reload()
     assert failed.Tags()["tensors"] == ["failure/text_summary"]
+
+
+@pytest.fixture
+def mean_colour(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The module, whose class is registered for the length of a test."""
+    separate_registry(monkeypatch)
+    monkeypatch.setitem(sys.modules, "mean_colour", ModuleType("mean_colour"))  # dataclasses look there
+    example = load_example("mean_colour")
+    monkeypatch.setitem(sys.modules, "mean_colour", example)
+    return example
+
+
+def test_mean_colour_finds_another_colour(mean_colour: Any) -> None:
+    good, parts = mean_colour.draw_parts(40), mean_colour.draw_parts(4, seed=1)
+    parts[0, 32:64, 64:96] = (200, 90, 90)
+    detector = mean_colour.MeanColour(device="cpu").fit(good)
+    found = detector.predict(parts)
+    assert found.is_anomalous[0]
+    assert found.anomaly_score[0] > 10 * found.anomaly_score[1:].max()
+    place = divmod(int(found.anomaly_map[0].argmax()), found.anomaly_map.shape[2])
+    assert 64 <= place[0] < 128 <= place[1] < 192  # the map is of 256 x 256 pixels, the part of 128 x 128
+
+
+def test_mean_colour_by_hand(mean_colour: Any) -> None:
+    """Two images of one colour each: by leave-one-out either scores the distance between the colours."""
+    images = np.zeros((2, 32, 32, 3), np.uint8)
+    images[1] = (3, 4, 0)
+    detector = mean_colour.MeanColour(resize=None, device="cpu").fit(images)
+    assert detector.calibration_.scores.tolist() == pytest.approx([5.0, 5.0], abs=1e-4)
+    assert detector.predict(images).anomaly_score.tolist() == pytest.approx([2.5, 2.5], abs=1e-4)
+    assert detector.extend(images[1:]).state_.count == 3
+
+
+def test_mean_colour_is_known_by_its_name(mean_colour: Any) -> None:
+    detector = mean_colour.MeanColour(8, device="cpu")
+    assert ead.create(detector.describe()).patch_size == 8
+    with pytest.raises(ValueError, match="patch_size must be"):
+        mean_colour.MeanColour(0)
+
+
+def test_mean_colour_keeps_all_promises(mean_colour: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    mean_colour.main()
+    assert "check_detector has nothing to object to" in capsys.readouterr().out

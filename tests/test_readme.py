@@ -1,4 +1,4 @@
-"""The examples of README.md run, and the shapes in their comments are true."""
+"""The examples of README.md run, the shapes in their comments are true, and links lead to files."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-README = Path(__file__).resolve().parent.parent / "README.md"
-
+ROOT = Path(__file__).resolve().parent.parent
+README = ROOT / "README.md"
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), ROOT / "benchmarks/README.md"])
 
 EXAMPLES = re.findall(r"<!-- runs -->\n```python\n(.*?)```", README.read_text(), re.DOTALL)
 
@@ -49,3 +50,14 @@ def test_the_commands_exist() -> None:
     known = {command.name for command in app.registered_commands}
     used = set(re.findall(r"^(?:.*&& )?ensemblead ([a-z]+)", README.read_text(), re.MULTILINE))
     assert {"demo", "fit", "predict", "evaluate"} <= used <= known
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_links_lead_to_files(document: Path) -> None:
+    links = re.findall(r"\]\(([^)#\s]+)[^)]*\)", document.read_text())
+    missing = [one for one in links if "://" not in one and not (document.parent / one).exists()]
+    assert missing == []
+
+
+def test_the_page_for_contributors_is_read_in_one_go() -> None:
+    assert len((ROOT / "CONTRIBUTING.md").read_text().splitlines()) <= 150

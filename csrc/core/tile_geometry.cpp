@@ -18,14 +18,20 @@ std::string text(double value) {
   return stream.str();
 }
 
-TileAxis make_axis(std::int64_t size, std::int64_t tile, std::int64_t stride) {
+TileAxis make_axis(std::int64_t size, std::int64_t tile, std::int64_t stride, TileEdge edge) {
+  TileAxis axis;
+  axis.size = size;
+  axis.tile = tile;
+  axis.stride = stride;
   const std::int64_t beyond_first = size - tile;
-  return {size, tile, stride, beyond_first / stride + (beyond_first % stride != 0) + 1};
+  axis.count = beyond_first / stride + (beyond_first % stride != 0) + 1;
+  axis.last_start = edge == TileEdge::kFlush ? beyond_first : (axis.count - 1) * stride;
+  return axis;
 }
 
 }  // namespace
 
-TileGrid make_tile_grid(Size2 image_size, Size2 tile_size, Size2 stride) {
+TileGrid make_tile_grid(Size2 image_size, Size2 tile_size, Size2 stride, TileEdge edge) {
   if (tile_size.h < 1 || tile_size.w < 1)
     throw ValueError("tile_size must be at least 1, got " + text(tile_size));
   if (stride.h < 1 || stride.w < 1) throw ValueError("stride must be at least 1, got " + text(stride));
@@ -35,7 +41,8 @@ TileGrid make_tile_grid(Size2 image_size, Size2 tile_size, Size2 stride) {
   if (tile_size.h > image_size.h || tile_size.w > image_size.w)
     throw ValueError("tile_size must not exceed the image, got tile_size " + text(tile_size) +
                      " and image size " + text(image_size));
-  return {make_axis(image_size.h, tile_size.h, stride.h), make_axis(image_size.w, tile_size.w, stride.w)};
+  return {make_axis(image_size.h, tile_size.h, stride.h, edge),
+          make_axis(image_size.w, tile_size.w, stride.w, edge)};
 }
 
 std::int64_t seam_reach(const TileAxis& axis, double width) {
@@ -48,8 +55,8 @@ std::vector<Interval> seam_bands(const TileAxis& axis, double width) {
   if (reach < 1) return bands;
   std::vector<std::int64_t> edges;
   for (std::int64_t i = 0; i < axis.count; ++i) {
-    edges.push_back(i * axis.stride);
-    edges.push_back(i * axis.stride + axis.tile);
+    edges.push_back(axis.start(i));
+    edges.push_back(axis.start(i) + axis.tile);
   }
   std::sort(edges.begin(), edges.end());
   for (const std::int64_t edge : edges) {
@@ -67,9 +74,9 @@ std::vector<Interval> seam_bands(const TileAxis& axis, double width) {
 std::vector<Interval> covering_runs(const TileAxis& axis) {
   std::vector<Interval> runs;
   for (std::int64_t x = 0; x < axis.size;) {
-    std::int64_t end = axis.first(x) * axis.stride + axis.tile;  // the first covering tile ends
-    const std::int64_t next = axis.last(x) + 1;                  // the next one starts
-    if (next < axis.count) end = std::min(end, next * axis.stride);
+    std::int64_t end = axis.start(axis.first(x)) + axis.tile;  // the first covering tile ends
+    const std::int64_t next = axis.last(x) + 1;                // the next one starts
+    if (next < axis.count) end = std::min(end, axis.start(next));
     end = std::min(end, axis.size);
     runs.push_back({x, end});
     x = end;

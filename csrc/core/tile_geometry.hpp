@@ -10,6 +10,12 @@
 
 namespace ensemblead {
 
+// Where the last row and column of tiles lie that would overhang the image.
+enum class TileEdge {
+  kPad,    // where their number says; the image is padded with zeros at the bottom and on the right
+  kFlush,  // moved in until they lie flush with the image
+};
+
 // The tiles that cover position x of an axis are first ... last of these. 1 <= stride <= tile: there is at
 // least one.
 template <class Index, class Divide>
@@ -17,20 +23,21 @@ ENSEMBLEAD_HD inline Index first_covering(Index x, Index tile, const Divide& by_
   return x < tile ? 0 : by_stride(x - tile) + 1;
 }
 template <class Index, class Divide>
-ENSEMBLEAD_HD inline Index last_covering(Index x, Index count, const Divide& by_stride) {
-  const Index last = by_stride(x);
-  return last < count ? last : count - 1;
+ENSEMBLEAD_HD inline Index last_covering(Index x, Index count, Index last_start, const Divide& by_stride) {
+  return x >= last_start ? count - 1 : by_stride(x);
 }
 
-// Tiles along one axis: tile i covers [i * stride, i * stride + tile), the last one may reach past `size`.
+// Tiles along one axis: tile i covers [start(i), start(i) + tile). The last one may reach past `size`.
 struct TileAxis {
   std::int64_t size = 0;
   std::int64_t tile = 0;
   std::int64_t stride = 0;
-  std::int64_t count = 0;  // ceil((size - tile) / stride) + 1
+  std::int64_t count = 0;       // ceil((size - tile) / stride) + 1
+  std::int64_t last_start = 0;  // of the last tile: (count - 1) * stride, or size - tile where it lies flush
 
+  std::int64_t start(std::int64_t i) const { return i < count - 1 ? i * stride : last_start; }
   std::int64_t first(std::int64_t x) const { return first_covering(x, tile, by_stride()); }
-  std::int64_t last(std::int64_t x) const { return last_covering(x, count, by_stride()); }
+  std::int64_t last(std::int64_t x) const { return last_covering(x, count, last_start, by_stride()); }
 
  private:
   struct Divide {
@@ -50,8 +57,9 @@ struct Size2 {
   std::int64_t w = 0;
 };
 
-// Throws ValueError naming tile_size or stride unless 1 <= stride <= tile <= image on both axes.
-TileGrid make_tile_grid(Size2 image_size, Size2 tile_size, Size2 stride);
+// Throws ValueError naming tile_size or stride unless 1 <= stride <= tile <= image on both axes. The number
+// of tiles is the same for every edge.
+TileGrid make_tile_grid(Size2 image_size, Size2 tile_size, Size2 stride, TileEdge edge = TileEdge::kPad);
 
 // A half-open range of pixels.
 struct Interval {

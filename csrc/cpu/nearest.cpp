@@ -3,8 +3,10 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <sstream>
 #include <vector>
 
+#include "core/checks.hpp"
 #include "cpu/nearest_pack.hpp"
 #include "cpu/parallel.hpp"
 
@@ -365,6 +367,40 @@ void ChunkSearch::compare_all(std::int64_t place) {
   }
 }
 
+float largest_magnitude(const float* values, std::int64_t size) {
+  float largest = 0.0f;
+  for (std::int64_t i = 0; i < size; ++i) largest = std::max(largest, std::abs(values[i]));
+  return largest;
+}
+
+bool all_finite(const float* values, std::int64_t size) {
+  return std::all_of(values, values + size, [](float value) { return std::isfinite(value); });
+}
+
+// Refuses the first query that has, among its nearest rows, one whose distance is beyond float32, though
+// query and row are finite: such rows cannot be told apart.
+void refuse_overflow(const NearestTask& task) {
+  const std::int64_t dims = task.rows.dims;
+  for (std::int64_t at = 0; at < task.num_queries * task.k; ++at) {
+    if (!std::isinf(task.distances[at]) || task.indices[at] < 0) continue;
+    const std::int64_t number = at / task.k;
+    const float* query = task.queries + number * dims;
+    const float* row = task.rows.rows + task.indices[at] * dims;
+    if (!all_finite(query, dims) || !all_finite(row, dims)) continue;
+    const float of_query = largest_magnitude(query, dims);
+    const float of_row = largest_magnitude(row, dims);
+    std::ostringstream message;
+    if (of_query >= of_row) {
+      message << "queries[" << number << "] has the value " << of_query;
+    } else {
+      message << "rows[" << task.indices[at] << "] has the value " << of_row;
+    }
+    message << ", and the squared distance of queries[" << number << "] and rows[" << task.indices[at]
+            << "] is beyond float32; scale queries and rows down";
+    throw ValueError(message.str());
+  }
+}
+
 }  // namespace
 
 std::int64_t nearest_rows(const NearestTask& task, const Work& work) {
@@ -382,6 +418,7 @@ std::int64_t nearest_rows(const NearestTask& task, const Work& work) {
                [&](std::int64_t item, int thread) {
                  searches[thread].run(item * step, std::min(step, task.num_queries - item * step));
                });
+  refuse_overflow(task);
   std::int64_t direct_pairs = 0;
   for (const ChunkSearch& search : searches) direct_pairs += search.direct_pairs();
   return direct_pairs;

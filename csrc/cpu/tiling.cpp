@@ -109,7 +109,7 @@ struct UntileLayout {
     for (std::int64_t i = row_run.first; i <= row_run.last; ++i)
       for (std::int64_t j = col_run.first; j <= col_run.last; ++j)
         sources[count++] = tiles + ((i * cols.count + j) * planes + plane) * rows.tile * cols.tile +
-                           (row - i * rows.stride) * cols.tile + (col_run.pixels.begin - j * cols.stride);
+                           (row - rows.start(i)) * cols.tile + (col_run.pixels.begin - cols.start(j));
     return count;
   }
 
@@ -337,8 +337,8 @@ void tile(const TileTask& task, const Work& work) {
 
   parallel_for(blocks.count, threads, Schedule::kStatic, [&](std::int64_t block, int) {
     const std::int64_t plane = blocks.plane(block);
-    const std::int64_t y = plane / images / cols.count * rows.stride;
-    const std::int64_t x = plane / images % cols.count * cols.stride;
+    const std::int64_t y = rows.start(plane / images / cols.count);
+    const std::int64_t x = cols.start(plane / images % cols.count);
     const Size2 inside{std::min(rows.tile, rows.size - y), std::min(cols.tile, cols.size - x)};
     copy_tile_rows(source + ((plane % images * rows.size + y) * cols.size + x) * item, blocks.range(block),
                    inside, {rows.tile, cols.tile}, cols.size, item,

@@ -111,12 +111,51 @@ void average_many(const T* const* sources, std::int64_t count, A scale, std::int
   }
 }
 
+// Bits of an exponent that are all ones in NaN and infinity, and nowhere else.
+inline bool not_finite(float value) { return (detail::bits_of(value) & 0x7f800000u) == 0x7f800000u; }
+inline bool not_finite(BFloat16 value) { return (value.bits & 0x7f80u) == 0x7f80u; }
+inline bool not_finite(double value) {
+  std::uint64_t bits;
+  __builtin_memcpy(&bits, &value, sizeof bits);
+  return (bits & 0x7ff0000000000000u) == 0x7ff0000000000000u;
+}
+
+template <class T>
+inline bool any_not_finite(const T* values, std::int64_t length) {
+  unsigned found = 0;
+  for (std::int64_t x = 0; x < length; ++x) found |= not_finite(values[x]) ? 1u : 0u;
+  return found != 0;
+}
+
+// The mean of values at `at` whose sum is beyond their range: in float64, or of float64 values divided by a
+// power of two.
+template <class T>
+double mean_of_large(const T* const* sources, std::int64_t count, std::int64_t at) {
+  double shrink = 1.0;
+  if (sizeof(T) == sizeof(double))
+    for (std::int64_t n = 1; n < count; n *= 2) shrink *= 0.5;
+  double sum = 0.0;
+  for (std::int64_t s = 0; s < count; ++s) sum += static_cast<double>(wide(sources[s][at])) * shrink;
+  const double mean = sum / (static_cast<double>(count) * shrink);
+  // Rounding may lift the mean of the largest float64 values beyond them.
+  if (not_finite(mean) && !not_finite(sum)) return mean > 0.0 ? __DBL_MAX__ : -__DBL_MAX__;
+  return mean;
+}
+
 template <class T, class A>
 void average(const T* const* sources, std::int64_t count, A scale, std::int64_t length, T* out) {
   if (count <= 4) {
     average_few(sources, count, scale, 0, length, out);
   } else {
     average_many(sources, count, scale, 0, length, out);
+  }
+  if constexpr (!std::is_same_v<T, Float16>) {  // sums of which are within float32
+    if (!any_not_finite(out, length)) return;
+    for (std::int64_t x = 0; x < length; ++x) {
+      if (!not_finite(out[x])) continue;
+      const double mean = mean_of_large(sources, count, x);
+      if (!not_finite(mean)) put(static_cast<A>(mean), &out[x]);
+    }
   }
 }
 
@@ -165,9 +204,9 @@ inline void blur_block(const Taps& taps, const A* weights, std::int64_t radius, 
   for (int n = 0; n < sums; ++n) *reinterpret_cast<V*>(out + x + n * kWide) = sum[n];
 }
 
-// Many sums at once, then one at a time; what is left overlaps the block before it.
+// Many sums at once, then one at a time; the rest overlaps the block before it.
 template <class A, class Taps>
-inline void blur(const Taps& taps, const A* weights, std::int64_t radius, std::int64_t length, A* out) {
+inline void blur_row(const Taps& taps, const A* weights, std::int64_t radius, std::int64_t length, A* out) {
   using V = typename WideVector<A>::Type;
   constexpr std::int64_t kWide = WideVector<A>::kLanes;
   std::int64_t x = 0;
@@ -183,6 +222,21 @@ inline void blur(const Taps& taps, const A* weights, std::int64_t radius, std::i
     for (std::int64_t k = 1; k <= radius; ++k)
       sum += weights[radius + k] * (taps.before(k)[x] + taps.after(k)[x]);
     out[x] = sum;
+  }
+}
+
+// Two taps together may be beyond the range of their type where their mean is not. Such pixels are computed
+// anew, tap by tap.
+template <class A, class Taps>
+inline void blur(const Taps& taps, const A* weights, std::int64_t radius, std::int64_t length, A* out) {
+  blur_row(taps, weights, radius, length, out);
+  if (!any_not_finite(out, length)) return;
+  for (std::int64_t x = 0; x < length; ++x) {
+    if (!not_finite(out[x])) continue;
+    A sum = weights[radius] * taps.centre()[x];
+    for (std::int64_t k = 1; k <= radius; ++k)
+      sum += weights[radius + k] * taps.before(k)[x] + weights[radius + k] * taps.after(k)[x];
+    if (!not_finite(sum)) out[x] = sum;
   }
 }
 

@@ -270,6 +270,18 @@ __global__ void __launch_bounds__(kThreads) gaussian_weights_kernel(A* weights, 
     weights[k] = static_cast<A>(gaussian(k, sigma) / totals[0]);
 }
 
+// The blur of the pixel at distance 0 of `at`. Two pixels together may be beyond the range of their type where
+// their mean is not; then they are weighted one by one.
+template <class A, class At>
+__device__ __forceinline__ A blur_at(const A* weights, std::int32_t radius, const At& at) {
+  A sum = weights[0] * at(0);
+  for (std::int32_t k = 1; k <= radius; ++k) sum += weights[k] * (at(-k) + at(k));
+  if (sum - sum == A(0)) return sum;
+  sum = weights[0] * at(0);
+  for (std::int32_t k = 1; k <= radius; ++k) sum += weights[k] * at(-k) + weights[k] * at(k);
+  return sum;
+}
+
 // Along rows, wherever a column of a band may read it.
 template <class T, class A>
 __global__ void __launch_bounds__(kThreads)
@@ -283,11 +295,8 @@ __global__ void __launch_bounds__(kThreads)
     const auto y = static_cast<std::int32_t>(line % layout.height);
     if (!layout.rows.near(y, layout.radius) && !layout.cols.near(x, 0)) continue;
     const T* const row = maps + line * layout.width;
-    A sum = weights[0] * load(row + x);
-    for (std::int32_t k = 1; k <= layout.radius; ++k)
-      sum += weights[k] *
-             (load(row + reflected(x - k, layout.width)) + load(row + reflected(x + k, layout.width)));
-    across[n] = sum;
+    across[n] = blur_at(weights, layout.radius,
+                        [&](std::int32_t k) { return load(row + reflected(x + k, layout.width)); });
   }
 }
 
@@ -304,12 +313,10 @@ __global__ void __launch_bounds__(kThreads)
     Pack<T, 1> pixel = Pack<T, 1>::load(maps + n);
     if (layout.rows.near(y, 0) || layout.cols.near(x, 0)) {
       const A* const map = across + (line - y) * layout.width + x;
-      const auto at = [&](std::int32_t row) {
-        return map[static_cast<std::int64_t>(reflected(row, layout.height)) * layout.width];
+      const auto at = [&](std::int32_t k) {
+        return map[static_cast<std::int64_t>(reflected(y + k, layout.height)) * layout.width];
       };
-      A sum = weights[0] * at(y);
-      for (std::int32_t k = 1; k <= layout.radius; ++k) sum += weights[k] * (at(y - k) + at(y + k));
-      narrow(sum, &pixel.values[0]);
+      narrow(blur_at(weights, layout.radius, at), &pixel.values[0]);
     }
     pixel.store(smoothed + n);
   }

@@ -4,6 +4,7 @@
 #include "tiling.hpp"
 
 #include <algorithm>
+#include <cfloat>
 
 #include "core/fast_divide.hpp"
 #include "core/tile_cover.hpp"
@@ -32,6 +33,8 @@ struct TileLayout {
   Index tile_width = 0;
   Index stride_height = 0;
   Index stride_width = 0;
+  Index last_top = 0;  // starts of the last row and column of tiles
+  Index last_left = 0;
   Index tile_count = 0;
   Index cols = 0;
   Divide by_cols;
@@ -46,8 +49,9 @@ __global__ void __launch_bounds__(kThreads)
   const Index first = static_cast<Index>(blockIdx.x) * kWordsPerBlock + threadIdx.x;
   for (Index tile = blockIdx.y; tile < layout.tile_count; tile += gridDim.y) {
     const Index tile_row = layout.by_cols(tile);
-    const Index top = tile_row * layout.stride_height;
-    const Index left = (tile - tile_row * layout.cols) * layout.stride_width;
+    const auto start = [](Index regular, Index last) { return regular < last ? regular : last; };
+    const Index top = start(tile_row * layout.stride_height, layout.last_top);
+    const Index left = start((tile - tile_row * layout.cols) * layout.stride_width, layout.last_left);
     Word* const out = tiles + static_cast<std::uint64_t>(tile) * layout.tile_words;
     Word words[kWordsPerThread];  // all loads before the first store
 #pragma unroll
@@ -88,6 +92,8 @@ void tile_words(const TileTask& task, const Work& work) {
   layout.tile_width = words(cols.tile);
   layout.stride_height = static_cast<Index>(rows.stride);
   layout.stride_width = words(cols.stride);
+  layout.last_top = static_cast<Index>(rows.last_start);
+  layout.last_left = words(cols.last_start);
   layout.tile_count = static_cast<Index>(rows.count * cols.count);
   layout.cols = static_cast<Index>(cols.count);
   layout.by_cols = Divide(layout.cols);
@@ -128,6 +134,8 @@ struct UntileLayout {
   Index image_width = 0;  // in packs, as all widths and columns
   TileCover<Divide> rows;
   TileCover<Divide> cols;
+  Index row_shift = 0;  // TileCover::last_shift of both
+  Index col_shift = 0;
   std::int64_t planes = 0;
   Divide by_image_height;
   Divide by_image_width;
@@ -153,6 +161,19 @@ struct ExactSum {
 template <class T, int kPack>
 using Sums = typename Accumulator<T>::Type[kPack];
 
+// From a pixel in one tile to the same pixel in the next of a row or column of tiles. The step to the last of
+// those that cover the pixel is another one where the last tile of the axis is moved in.
+struct Step {
+  std::int64_t usual;
+  std::int64_t last;
+
+  // Behind tile `i` of `count` that cover the pixel.
+  template <class Index>
+  __device__ __forceinline__ std::int64_t behind(Index i, Index count) const {
+    return i + 2 == count ? last : usual;
+  }
+};
+
 // Up to two by two packs: by pairs, straight away.
 template <class T, int kPack>
 __device__ __forceinline__ void sum_few(const T* tiles, std::int64_t down, std::int64_t right, bool two_rows,
@@ -171,12 +192,12 @@ __device__ __forceinline__ void sum_few(const T* tiles, std::int64_t down, std::
 }
 
 template <class T, int kPack, class Index>
-__device__ __forceinline__ void sum_many(const T* tiles, std::int64_t down, std::int64_t right,
-                                         Index num_rows, Index num_cols, Sums<T, kPack>& sums) {
+__device__ __forceinline__ void sum_many(const T* tiles, const Step& down, const Step& right, Index num_rows,
+                                         Index num_cols, Sums<T, kPack>& sums) {
   ExactSum<typename Accumulator<T>::Type> exact[kPack];
-  for (Index i = 0; i < num_rows; ++i, tiles += down) {
+  for (Index i = 0; i < num_rows; tiles += down.behind(i++, num_rows)) {
     const T* at = tiles;
-    for (Index j = 0; j < num_cols; ++j, at += right) {
+    for (Index j = 0; j < num_cols; at += right.behind(j++, num_cols)) {
       const auto pack = Pack<T, kPack>::load(at);
 #pragma unroll
       for (int v = 0; v < kPack; ++v) exact[v].add(widen(pack.values[v]));
@@ -186,51 +207,100 @@ __device__ __forceinline__ void sum_many(const T* tiles, std::int64_t down, std:
   for (int v = 0; v < kPack; ++v) sums[v] = exact[v].total();
 }
 
+// The mean of one pixel where the sum of its values is beyond their range: in float64, or of float64 values
+// divided by a power of two.
+template <class T, class Index>
+__device__ double mean_of_large(const T* tiles, const Step& down, const Step& right, Index num_rows,
+                                Index num_cols) {
+  double shrink = 1.0;
+  if (sizeof(T) == sizeof(double))
+    for (Index n = 1; n < num_rows * num_cols; n *= 2) shrink *= 0.5;
+  double sum = 0.0;
+  for (Index i = 0; i < num_rows; tiles += down.behind(i++, num_rows)) {
+    const T* at = tiles;
+    for (Index j = 0; j < num_cols; at += right.behind(j++, num_cols))
+      sum += static_cast<double>(widen(*at)) * shrink;
+  }
+  const double mean = sum / (static_cast<double>(num_rows * num_cols) * shrink);
+  // Rounding may lift the mean of the largest float64 values beyond them.
+  return sum - sum == 0.0 ? fmin(fmax(mean, -DBL_MAX), DBL_MAX) : mean;
+}
+
+// What a thread knows of the tiles that cover its pack.
 template <class T, int kPack, class Divide>
-__global__ void __launch_bounds__(kThreads, 4)
-    untile_kernel(const T* __restrict__ tiles, T* __restrict__ images, const UntileLayout<Divide> layout) {
-  using A = typename Accumulator<T>::Type;
+struct CoveringTiles {
   using Index = typename Divide::Index;
-  const std::int64_t tile_row = static_cast<std::int64_t>(layout.cols.tile) * kPack;
-  const std::int64_t plane_size = static_cast<std::int64_t>(layout.rows.tile) * tile_row;
-  const std::int64_t tile_size = layout.planes * plane_size;
-  // From a pixel in one tile to the same pixel in the tile below, or to the right.
-  const std::int64_t down = static_cast<std::int64_t>(layout.cols.count) * tile_size -
-                            static_cast<std::int64_t>(layout.rows.stride) * tile_row;
-  const std::int64_t right = tile_size - static_cast<std::int64_t>(layout.cols.stride) * kPack;
-  const Index first = static_cast<Index>(blockIdx.x) * kWordsPerBlock + threadIdx.x;
-#pragma unroll 1
-  for (int k = 0; k < kWordsPerThread; ++k) {
-    const Index n = first + static_cast<Index>(k * kThreads);
-    if (n >= layout.packs) return;
+
+  __device__ __forceinline__ CoveringTiles(const T* tiles, const UntileLayout<Divide>& layout, Index n) {
+    const std::int64_t tile_row = static_cast<std::int64_t>(layout.cols.tile) * kPack;
+    const std::int64_t plane_size = static_cast<std::int64_t>(layout.rows.tile) * tile_row;
+    const std::int64_t tile_size = layout.planes * plane_size;
     const Index row = layout.by_image_width(n);
     const Index plane = layout.by_image_height(row);
     const Index x = n - row * layout.image_width;
     const Index y = row - plane * layout.image_height;
     const Index top = layout.rows.first(y);
     const Index left = layout.cols.first(x);
-    const Index num_rows = layout.rows.last(y) - top + 1;
-    const Index num_cols = layout.cols.last(x) - left + 1;
-    const T* const from = tiles + static_cast<std::int64_t>(top) * layout.cols.count * tile_size +
-                          static_cast<std::int64_t>(left) * tile_size +
-                          static_cast<std::int64_t>(plane) * plane_size +
-                          static_cast<std::int64_t>(y - top * layout.rows.stride) * tile_row +
-                          static_cast<std::int64_t>(x - left * layout.cols.stride) * kPack;
+    const Index bottom = layout.rows.last(y);
+    const Index right_most = layout.cols.last(x);
+    num_rows = bottom - top + 1;
+    num_cols = right_most - left + 1;
+    down.usual = static_cast<std::int64_t>(layout.cols.count) * tile_size -
+                 static_cast<std::int64_t>(layout.rows.stride) * tile_row;
+    right.usual = tile_size - static_cast<std::int64_t>(layout.cols.stride) * kPack;
+    const bool to_last_row = bottom == layout.rows.count - 1;
+    const bool to_last_col = right_most == layout.cols.count - 1;
+    down.last = down.usual + (to_last_row ? static_cast<std::int64_t>(layout.row_shift) * tile_row : 0);
+    right.last = right.usual + (to_last_col ? static_cast<std::int64_t>(layout.col_shift) * kPack : 0);
+    from = tiles + static_cast<std::int64_t>(top) * layout.cols.count * tile_size +
+           static_cast<std::int64_t>(left) * tile_size + static_cast<std::int64_t>(plane) * plane_size +
+           static_cast<std::int64_t>(y - layout.rows.start(top)) * tile_row +
+           static_cast<std::int64_t>(x - layout.cols.start(left)) * kPack;
+  }
+
+  const T* from;  // in the first of them
+  Index num_rows;
+  Index num_cols;
+  Step down;
+  Step right;
+};
+
+template <class T, int kPack, class Divide>
+__global__ void __launch_bounds__(kThreads, 4)
+    untile_kernel(const T* __restrict__ tiles, T* __restrict__ images, const UntileLayout<Divide> layout) {
+  using A = typename Accumulator<T>::Type;
+  using Index = typename Divide::Index;
+  const Index first = static_cast<Index>(blockIdx.x) * kWordsPerBlock + threadIdx.x;
+#pragma unroll 1
+  for (int k = 0; k < kWordsPerThread; ++k) {
+    const Index n = first + static_cast<Index>(k * kThreads);
+    if (n >= layout.packs) return;
+    const CoveringTiles<T, kPack, Divide> covering(tiles, layout, n);
+    const Index num_rows = covering.num_rows;
+    const Index num_cols = covering.num_cols;
     T* const to = images + static_cast<std::int64_t>(n) * kPack;
     if (num_rows == 1 && num_cols == 1) {
-      Pack<T, kPack>::load(from).store(to);
+      Pack<T, kPack>::load(covering.from).store(to);
       continue;
     }
     Sums<T, kPack> sums;
     if (num_rows <= 2 && num_cols <= 2) {
-      sum_few<T, kPack>(from, down, right, num_rows == 2, num_cols == 2, sums);
+      sum_few<T, kPack>(covering.from, covering.down.last, covering.right.last, num_rows == 2, num_cols == 2,
+                        sums);
     } else {
-      sum_many<T, kPack>(from, down, right, num_rows, num_cols, sums);
+      sum_many<T, kPack>(covering.from, covering.down, covering.right, num_rows, num_cols, sums);
     }
     const A scale = A(1) / static_cast<A>(num_rows * num_cols);
     Pack<T, kPack> mean;
 #pragma unroll
-    for (int v = 0; v < kPack; ++v) narrow(sums[v] * scale, &mean.values[v]);
+    for (int v = 0; v < kPack; ++v) {
+      if (sums[v] - sums[v] != A(0))  // NaN or infinite, or beyond the range
+        sums[v] = static_cast<A>(
+            mean_of_large(covering.from + v, covering.down, covering.right, num_rows, num_cols));
+      else
+        sums[v] *= scale;
+      narrow(sums[v], &mean.values[v]);
+    }
     mean.store(to);
   }
 }
@@ -244,6 +314,8 @@ void untile_packs(const UntileTask& task, const Work& work) {
   layout.image_width = static_cast<Index>(task.grid.cols.size / kPack);
   layout.rows = TileCover<Divide>(task.grid.rows, 1);
   layout.cols = TileCover<Divide>(task.grid.cols, kPack);
+  layout.row_shift = layout.rows.last_shift();
+  layout.col_shift = layout.cols.last_shift();
   layout.planes = task.images.shape[0] * task.images.shape[1];
   layout.by_image_height = Divide(layout.image_height);
   layout.by_image_width = Divide(layout.image_width);

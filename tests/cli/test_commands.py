@@ -181,7 +181,7 @@ main()
 @pytest.mark.parametrize(
     ("module", "cls", "method"),
     [
-        ("ensemblead.detectors", "Detector", "_note"),
+        ("ensemblead.cli.bars", "Bars", "__call__"),
         ("ensemblead.memory.bank", "MemoryBank", "fit"),
         ("ensemblead.store", "FolderWriter", "finish"),
     ],
@@ -211,8 +211,8 @@ def test_ctrl_c_from_outside_keeps_the_earlier_model(category: Path, model: Path
 
     shutil.copytree(model, tmp_path / "m")
     before = (tmp_path / "m/model.json").read_bytes()
-    code = "import time\nfrom ensemblead.detectors import Detector\n"
-    code += "def wait(*_):\n    print('running', flush=True)\n    time.sleep(60)\nDetector._note = wait\n"
+    code = "import time\nfrom ensemblead.cli.bars import Bars\n"
+    code += "def wait(*_):\n    print('running', flush=True)\n    time.sleep(60)\nBars.__call__ = wait\n"
     code += "from ensemblead.cli import main\nmain()"
     arguments = ["fit", str(category / "train/good"), "--model", str(tmp_path / "m"), *GABOR, "--overwrite"]
     with subprocess.Popen(
@@ -231,7 +231,7 @@ def test_brackets_in_names_are_no_markup(capsys: pytest.CaptureFixture[str]) -> 
     from rich.console import Console
 
     from ensemblead.cli.evaluate import report_table
-    from ensemblead.evaluation.results import Report, Row
+    from ensemblead.evaluation import Report, Row
 
     Console(width=200).print(report_table(Report([Row("screw [red]")], {}, [])))
     assert "screw [red]" in capsys.readouterr().out

@@ -198,14 +198,15 @@ class TestFit:
     def test_weights_that_cannot_be_had_are_an_error_of_the_library(
         self, category: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        from ensemblead.networks import backbones
+        from ensemblead.networks import zoo
 
         def offline(*_: Any) -> Any:
             raise OSError("no network")
 
-        monkeypatch.setattr(backbones, "_timm_pretrained", offline)
+        monkeypatch.setattr(zoo, "_timm_pretrained", offline)
         outcome = call("fit", category / "train/good", "--model", tmp_path / "m", "-b", "resnet18")
         assert outcome.exit_code == 1
         assert "--weights PATH" in outcome.stderr
         assert "--include-backbone" in outcome.stderr
         assert "weights=" not in outcome.stderr
+        assert "resnet18.tv_in1k/resolve/main/model.safetensors" in outcome.stderr

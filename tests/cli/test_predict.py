@@ -19,9 +19,9 @@ from PIL import Image
 
 import ensemblead as ead
 from ensemblead.cli import pictures
+from ensemblead.cli.bars import Bars
 from ensemblead.cli.pictures import PlacedMap, draw_heat_map, overlay, place_back
 from ensemblead.cli.predict import PredictRun, picture_names
-from ensemblead.detectors import Detector
 from ensemblead.images import Geometry
 
 
@@ -44,6 +44,11 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "model"
 
 
+def predict(model: Path, images: Path, out: Path) -> dict[str, Any]:
+    with Bars() as bars:
+        return PredictRun(model, [images], out).execute(bars)
+
+
 def rows(path: Path) -> list[dict[str, str]]:
     with path.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
@@ -60,7 +65,7 @@ class TestNames:
         names += ["検".encode() * 80 + b".png", b'quo"te, comma.png']
         for i, name in enumerate(names):
             draw(os.fsdecode(os.fsencode(tmp_path / "in") + b"/" + name), i)
-        summary = PredictRun(model, tmp_path / "in", tmp_path / "out").execute()
+        summary = predict(model, tmp_path / "in", tmp_path / "out")
         assert summary["images"] == len(names)
         found = rows(tmp_path / "out/scores.csv")
         expected = {
@@ -106,7 +111,7 @@ class Failing:
 
     def __init__(self, change: Callable[[Any], None]) -> None:
         self.change = change
-        self.inner = Detector.predict_batches
+        self.inner = ead.PatchCore.predict_batches
 
     def __call__(self, detector: Any, *arguments: Any, **options: Any) -> Iterator[Any]:
         for number, batch in enumerate(self.inner(detector, *arguments, **options)):
@@ -125,7 +130,7 @@ class TestResultsSurvive:
     def fail(self, monkeypatch: pytest.MonkeyPatch, change: Callable[[Any], None]) -> None:
         failing = Failing(change)
         monkeypatch.setattr(
-            Detector,
+            ead.PatchCore,
             "predict_batches",
             lambda detector, *given, **options: failing(detector, *given, **options),
         )
@@ -150,7 +155,7 @@ class TestResultsSurvive:
             pytest.warns(UserWarning, match=r"2 images were scored .* in .*scores\.partial\.csv"),
             pytest.raises(type(error)),
         ):
-            PredictRun(model, images, tmp_path / "out").execute()
+            predict(model, images, tmp_path / "out")
         assert [Path(row["path"]).name for row in rows(tmp_path / "out/scores.partial.csv")] == [
             "0.png",
             "1.png",
@@ -176,15 +181,15 @@ class TestResultsSurvive:
             pytest.warns(UserWarning, match="2 images were scored"),
             pytest.raises(ValueError, match=rf"{name} must be finite, got NaN or infinity for .*2\.png"),
         ):
-            PredictRun(model, images, tmp_path / "out").execute()
+            predict(model, images, tmp_path / "out")
         assert not (tmp_path / "out/scores.csv").exists()
 
     def test_a_threshold_that_is_nan_is_refused(
         self, model: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(Detector, "threshold_", property(lambda _: float("nan")))
+        monkeypatch.setattr(ead.PatchCore, "threshold_", property(lambda _: float("nan")))
         with pytest.raises(ValueError, match="the threshold of .*model is NaN"):
-            PredictRun(model, images, tmp_path / "out").execute()
+            predict(model, images, tmp_path / "out")
         assert not (tmp_path / "out").exists()
 
     def test_pictures_that_cannot_be_written_do_not_stop_the_scoring(
@@ -195,7 +200,7 @@ class TestResultsSurvive:
         with pytest.raises(
             OSError, match=r"pictures of 5 image\(s\) could not be written.*all scores are in"
         ):
-            PredictRun(model, images, tmp_path / "out").execute()
+            predict(model, images, tmp_path / "out")
         assert len(rows(tmp_path / "out/scores.csv")) == 5
         assert len(list((tmp_path / "out/maps").iterdir())) == 5
 

@@ -28,6 +28,8 @@ GEOMETRIES = [
     ((90, 1), (16, 1), (3, 1)),
 ]
 geometry_cases = pytest.mark.parametrize(("size", "tile_size", "stride"), GEOMETRIES)
+EDGES = ["pad", "flush"]
+edge_cases = pytest.mark.parametrize("edge", EDGES)
 STREAM = 77
 
 
@@ -44,28 +46,29 @@ def tolerance(dtype, values):
     return float((ROUNDING[dtype] + SUMMING[dtype]) * np.abs(values.astype(np.float64)).max())
 
 
-def tile(images, tile_size, stride, *, offset=0):
+def tile(images, tile_size, stride, *, offset=0, edge="pad"):
     batch, channels, *size = images.values.shape
     rows, cols = _core.tile_grid(tuple(size), tile_size, stride)
     shape = (rows, cols, batch, channels, *tile_size)
     tiles = DeviceArray.empty(shape, images.dtype, device=images.device, offset=offset)
-    _core.tile(images, tiles, tile_size, stride, stream=STREAM)
+    _core.tile(images, tiles, tile_size, stride, edge=edge, stream=STREAM)
     return tiles
 
 
-def untile(tiles, size, stride, *, offset=0):
+def untile(tiles, size, stride, *, offset=0, edge="pad"):
     shape = (*tiles.values.shape[2:4], *size)
     images = DeviceArray.empty(shape, tiles.dtype, device=tiles.device, offset=offset)
-    _core.untile(tiles, images, stride, stream=STREAM)
+    _core.untile(tiles, images, stride, edge=edge, stream=STREAM)
     return images
 
 
-def smooth_seams(maps, tile_size, stride, sigma=2.0, width=0.1, *, offset=0):
+def smooth_seams(maps, tile_size, stride, sigma=2.0, width=0.1, *, offset=0, edge="pad"):
     shape = maps.values.shape
     smoothed = DeviceArray.empty(shape, maps.dtype, device=maps.device, offset=offset)
     needed = _core.smooth_seams_scratch(shape, maps.dtype, sigma)
     scratch = DeviceArray.empty((needed,), "uint8", device=maps.device) if needed else None
-    _core.smooth_seams(maps, smoothed, tile_size, stride, sigma, width, stream=STREAM, scratch=scratch)
+    options = {"edge": edge, "stream": STREAM, "scratch": scratch}
+    _core.smooth_seams(maps, smoothed, tile_size, stride, sigma, width, **options)
     if scratch is not None:
         scratch.numpy()
     return smoothed
@@ -74,12 +77,13 @@ def smooth_seams(maps, tile_size, stride, sigma=2.0, width=0.1, *, offset=0):
 # --- tile -----------------------------------------------------------------------------------------
 
 
+@edge_cases
 @geometry_cases
-def test_tile(order, size, tile_size, stride):
+def test_tile(order, size, tile_size, stride, edge):
     for dtype in ("uint8", *FLOATS):
         images = DeviceArray(whole_numbers((2, 3, *size)), dtype)
-        tiles = tile(images, tile_size, stride).numpy()
-        np.testing.assert_array_equal(tiles, reference.tile(images.numpy(), tile_size, stride))
+        tiles = tile(images, tile_size, stride, edge=edge).numpy()
+        np.testing.assert_array_equal(tiles, reference.tile(images.numpy(), tile_size, stride, edge))
 
 
 @pytest.mark.parametrize("offset", [1, 2, 3, 4, 8])
@@ -107,12 +111,13 @@ def test_tile_copies_every_bit_and_pads_with_zeros():
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
+@edge_cases
 @geometry_cases
-def test_untile(order, size, tile_size, stride, dtype):
+def test_untile(order, size, tile_size, stride, edge, dtype):
     rows, cols = reference.tile_counts(size, tile_size, stride)
     tiles = DeviceArray(normal((rows, cols, 2, 2, *tile_size), 3), dtype)
-    expected = reference.untile(tiles.numpy(), size, stride)
-    images = untile(tiles, size, stride).numpy()
+    expected = reference.untile(tiles.numpy(), size, stride, edge)
+    images = untile(tiles, size, stride, edge=edge).numpy()
     np.testing.assert_allclose(images, expected, rtol=0, atol=tolerance(dtype, tiles.numpy()))
 
 
@@ -166,6 +171,20 @@ def test_untile_ignores_the_padding():
     np.testing.assert_array_equal(images[0, 0], np.array(top * 4 + bottom * 2))
 
 
+LARGEST = {"bfloat16": 3.3e38, "float32": 3.4e38, "float64": 1.7e308}
+
+
+@pytest.mark.parametrize("edge", EDGES)
+@pytest.mark.parametrize(("tile_size", "stride"), [(32, 16), (30, 7), (48, 36)])
+@pytest.mark.parametrize("dtype", LARGEST)
+def test_untile_of_values_whose_sum_is_beyond_the_dtype(dtype, tile_size, stride, edge):
+    values = LARGEST[dtype] * np.random.default_rng(0).uniform(0.5, 1.0, (1, 2, 75, 90))
+    images = DeviceArray(values, dtype)
+    arguments = (tile_size, tile_size), (stride, stride)
+    back = untile(tile(images, *arguments, edge=edge), (75, 90), arguments[1], edge=edge).numpy()
+    np.testing.assert_allclose(back, images.numpy(), rtol=32 * ROUNDING[dtype], atol=0)
+
+
 # --- smooth_seams ---------------------------------------------------------------------------------
 
 SEAMS = [
@@ -182,14 +201,15 @@ SIGMAS = [2.0, 0.3, 1.0, 3.7, 4.0, 4.2, 15.0]
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
+@edge_cases
 @pytest.mark.parametrize(("size", "tile_size", "stride"), SEAMS)
-def test_smooth_seams(order, size, tile_size, stride, dtype):
+def test_smooth_seams(order, size, tile_size, stride, edge, dtype):
     maps = DeviceArray(normal((3, *size), 4), dtype)
     stored = maps.numpy()
-    expected = reference.smooth_seams(stored, tile_size, stride)
-    smoothed = smooth_seams(maps, tile_size, stride).numpy()
+    expected = reference.smooth_seams(stored, tile_size, stride, edge=edge)
+    smoothed = smooth_seams(maps, tile_size, stride, edge=edge).numpy()
     np.testing.assert_allclose(smoothed, expected, rtol=0, atol=tolerance(dtype, stored))
-    copied = ~reference.seam_mask(size, tile_size, stride, 0.1)
+    copied = ~reference.seam_mask(size, tile_size, stride, 0.1, edge)
     np.testing.assert_array_equal(smoothed[..., copied], stored[..., copied])
 
 
@@ -214,8 +234,10 @@ def test_bands_in_closed_form_are_the_bands():
         stride = int(rng.integers(1, tile_size + 1))
         width = float(rng.choice([0.05, 0.1, 0.25, 0.5]))
         maps = DeviceArray(normal((size, 40), 6))
-        changed = smooth_seams(maps, (tile_size, 40), (stride, 40), 1.0, width).numpy() != maps.numpy()
-        expected = reference.seam_mask((size, 40), (tile_size, 40), (stride, 40), width)
+        edge = str(rng.choice(EDGES))
+        smoothed = smooth_seams(maps, (tile_size, 40), (stride, 40), 1.0, width, edge=edge)
+        changed = smoothed.numpy() != maps.numpy()
+        expected = reference.seam_mask((size, 40), (tile_size, 40), (stride, 40), width, edge)
         np.testing.assert_array_equal(changed, expected)
 
 
@@ -257,6 +279,15 @@ def test_smooth_seams_keeps_nan_and_inf_near_their_places(sigma):
         left &= ~near
     assert np.isnan(smoothed[5, 5])
     assert (smoothed[left] == 0).all()
+
+
+@pytest.mark.parametrize("sigma", [2.0, 3.0, 5.0])
+@pytest.mark.parametrize("dtype", LARGEST)
+def test_smooth_seams_of_values_whose_sum_is_beyond_the_dtype(dtype, sigma):
+    maps = DeviceArray(0.99 * LARGEST[dtype] * np.random.default_rng(1).uniform(0.9, 1.0, (60, 70)), dtype)
+    expected = reference.smooth_seams(maps.numpy() * 2.0**-8, (30, 30), (20, 20), sigma)
+    smoothed = smooth_seams(maps, (30, 30), (20, 20), sigma).numpy() * 2.0**-8
+    np.testing.assert_allclose(smoothed, expected, rtol=ROUNDING[dtype] + SUMMING[dtype], atol=0)
 
 
 def test_more_maps_than_a_grid_is_high(order):

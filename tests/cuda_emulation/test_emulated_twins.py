@@ -104,6 +104,7 @@ def test_smooth_seams(seed):
     stride = tuple(int(random.integers(1, n + 1)) for n in tile_size)
     sigma = float(random.choice([2.0, 2.0, 0.1, 1.0, 3.9, 4.2]))
     width = float(random.choice([0.1, 0.02, 0.5]))
+    edge = str(random.choice(["pad", "flush"]))
     offset = int(random.choice([0, 0, 1, 4]))
     values = random.standard_normal((int(random.integers(1, 6)), *size))
     largest = np.abs(values).max()
@@ -113,9 +114,10 @@ def test_smooth_seams(seed):
     for order, multiprocessors in ((0, 1), (1, 132), (9, 1)):
         emulated.set_order(order)
         emulated.set_attribute(16, multiprocessors)  # which decides how many maps a block smooths
-        results.append(smooth_seams(maps, tile_size, stride, sigma, width, offset=offset).numpy())
+        results.append(smooth_seams(maps, tile_size, stride, sigma, width, offset=offset, edge=edge).numpy())
     expected = DeviceArray.empty(values.shape, dtype)
-    _core.smooth_seams(OnHost(maps), OnHost(expected), tile_size, stride, sigma, width, num_threads=1)
+    options = {"edge": edge, "num_threads": 1}
+    _core.smooth_seams(OnHost(maps), OnHost(expected), tile_size, stride, sigma, width, **options)
     check_same(results[0], expected.numpy(), 2.1 * tolerance(dtype, largest))
     np.testing.assert_array_equal(results[1], results[0])
     np.testing.assert_array_equal(results[2], results[0])

@@ -403,3 +403,72 @@ def test_data_sets_need_no_torch(mvtec: Path) -> None:
         "assert not found, found"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+@pytest.mark.parametrize("name", ["../../x", "/etc", "..", "", "candle/../.."])
+def test_a_csv_names_no_category_outside(visa: Path, name: str) -> None:
+    rewrite(visa / "split_csv/1cls.csv", "pcb1,test,anomaly", f"{name},test,anomaly")
+    with pytest.raises(ValueError, match=r"1cls\.csv must name categories by their folders, got "):
+        VisA(visa)
+
+
+@pytest.mark.parametrize("column", ["Images/Anomaly/000.JPG", "Masks/Anomaly/000.png"])
+@pytest.mark.parametrize("name", ["../../x.png", "/etc/x.png", "candle/../../x.png"])
+def test_a_csv_names_no_file_outside(visa: Path, column: str, name: str) -> None:
+    rewrite(visa / "split_csv/1cls.csv", f"candle/Data/{column}", name)
+    with pytest.raises(ValueError, match=r"1cls\.csv must name files inside of the data set, got "):
+        VisA(visa, "candle")
+
+
+def test_a_csv_that_cannot_be_read_is_named(visa: Path) -> None:
+    (visa / "split_csv/1cls.csv").write_bytes(b"object,split,label,image,mask\n\xff\xfe\x00,\n")
+    with pytest.raises(ValueError, match=r"cannot read .*1cls\.csv as csv"):
+        VisA(visa)
+
+
+def test_a_data_set_to_test_on_alone(own: Path) -> None:
+    data = Folder(own, normal=None, anomalous="bad", masks="masks", test_normal="ok")
+    assert data.train == ()
+    assert [sample.label for sample in data.test].count(False) == 10
+    assert data.categories[0].duplicates() == []
+    assert Folder(own, normal=None, anomalous="bad").train == ()
+    with pytest.raises(ValueError, match="normal must be given, or images to test on"):
+        Folder(own, normal=None)
+
+
+def test_masks_below_the_images_are_no_images(own: Path) -> None:
+    (own / "masks").rename(own / "bad/true")
+    data = Folder(own, normal="ok", anomalous="bad", masks="bad/true")
+    assert sum(sample.label for sample in data.test) == 4
+    assert {sample.defect_type for sample in data.test} == {"good", "bad", "dent", "scratch"}
+
+
+def test_images_beside_their_folders_are_told(mvtec: Path) -> None:
+    draw(mvtec / "nut/test/stray.png")
+    draw(mvtec / "nut/train/stray.png")
+    data = MVTecAD(mvtec, "nut")
+    assert (len(data.train), len(data.test), data.ignored) == (4, 5, 2)
+    assert [note.split(":")[0] for note in data.notes] == [
+        f"1 image(s) lie in {mvtec / 'nut' / name} itself" for name in ("train", "test")
+    ]
+
+
+def test_pictures_that_are_not_read_are_noted(mvtec: Path, own: Path) -> None:
+    for place in ("nut/test/rust/9.dng", "ok/1.cr2"):
+        (mvtec / place).write_bytes(b"")
+    assert "1 pictures are of a type that is not read" in MVTecAD(mvtec, "nut").notes[-1]
+    assert "1 pictures are of a type that is not read" in Folder(own, normal="ok").notes[-1]
+
+
+def test_a_damaged_header_is_skipped_with_its_image(mvtec: Path) -> None:
+    category = MVTecAD(mvtec, "nut").categories[0]
+    sample = next(one for one in category.test if one.label)
+    draw(mvtec / "large.png", size=(9, 10))
+    data = (mvtec / "large.png").read_bytes()
+    Path(sample.path).write_bytes(data[:-40])
+    category.check_masks("skip")
+    with pytest.raises(ValueError, match="must be as large as its image"):
+        category.check_masks("raise")
+    Path(sample.path).write_bytes(data)  # whole, and of another size than its mask
+    with pytest.raises(ValueError, match="must be as large as its image"):
+        category.check_masks("skip")

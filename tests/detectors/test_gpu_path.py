@@ -28,6 +28,7 @@ from ensemblead.images import batches, iterate_batches, open_images
 from ensemblead.images.batches import stack_planes
 from ensemblead.kernels import maps
 from ensemblead.memory import bank as bank_module
+from ensemblead.memory import buffer
 from ensemblead.memory.buffer import take, waits_on_host
 from ensemblead.networks import placement, transfer
 from ensemblead.networks.network import FeaturePool, resolve_device, resolve_precision
@@ -143,8 +144,10 @@ def _placed(detector: ead.PatchCore, device: str) -> None:
     fitted = detector.memory_bank_
     fitted._set(torch.empty_like(fitted.rows_, device=device), fitted._owners, fitted._search)
     fitted._images = torch.empty(len(fitted), dtype=torch.int64, device=device)
-    fitted._home = torch.device(device)
+    fitted._buffer.home = torch.device(device)
     fitted._search = bank_module.ExactIndex(fitted.rows_)
+    # Seen once per bank, from values that there are none of here.
+    fitted._search.products.__dict__["is_separated"] = True
 
 
 def _pool(detector: ead.PatchCore) -> FeaturePool:
@@ -176,7 +179,7 @@ def test_no_step_of_predict_looks_at_a_value(
         NormalSample().add_grids(found.images, found.grids, (64, 64))
         # Rows of the next fit, which wait there, or on the host.
         for free, place in ((10**12, PLACE), (0, "cpu")):
-            monkeypatch.setattr(bank_module, "free_on", lambda device, free=free: free)
+            monkeypatch.setattr(buffer, "free_on", lambda device, free=free: free)
             bank = detector.memory_bank_.copy()
             bank.add(seen.embeddings.flatten(0, 2), 7, copy=False, known_finite=True)
             assert bank._buffer.chunks[0].device == torch.device(place)
@@ -408,7 +411,7 @@ def test_rows_that_wait_on_the_host_give_the_same_bank(
     rows = torch.from_numpy(np.random.default_rng(0).normal(size=(900, 200)).astype(np.float32)).cuda()
 
     def fitted(free: int, buffer_bytes: int) -> ead.MemoryBank:
-        monkeypatch.setattr(bank_module, "free_on", lambda device: free)
+        monkeypatch.setattr(buffer, "free_on", lambda device: free)
         bank = ead.MemoryBank(0.05, max_buffer_bytes=buffer_bytes)
         for i, part in enumerate(rows.split(100)):
             bank.add(part, i)

@@ -83,7 +83,7 @@ def test_one_depth_holds_for_all_images_of_a_model(tmp_path: Path) -> None:
     ) as batches:
         assert [batch.indices for batch in batches] == [[1], [2]]
     assert [one.index for one in batches.skipped] == [0]
-    # What a source was opened with stays where nothing else is asked for.
+    # The depth of a source stays, unless another one is given.
     assert open_images(source).bits == 12
     assert open_images(source, bits=16).bits == 16
     assert source.bits == 12
@@ -105,7 +105,7 @@ def test_fewer_bits_are_never_silent(tmp_path: Path, largest: int, said: int) ->
     with pytest.warns(BitDepthWarning, match=f"no value above {said}"):
         got = read_image(path)
     assert got.max() == round(largest / 257)
-    assert read_image(path, bits=16).max() == got.max()  # asked for, and so not told
+    assert read_image(path, bits=16).max() == got.max()  # given, and so without a warning
 
 
 def test_files_that_state_their_range_are_read_by_it(tmp_path: Path) -> None:

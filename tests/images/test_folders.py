@@ -144,7 +144,7 @@ def test_masks_are_no_photographs(tmp_path: Path) -> None:
             open_images(tmp_path / place)
 
 
-def test_pictures_that_are_not_read_are_told(tmp_path: Path) -> None:
+def test_pictures_that_are_not_read_raise_a_warning(tmp_path: Path) -> None:
     draw(tmp_path / "0.png")
     for name in ("1.HEIC", "2.dng", ".3.heic"):
         (tmp_path / name).write_bytes(b"")
@@ -202,7 +202,9 @@ def test_results_do_not_go_where_images_are_looked_for(tmp_path: Path) -> None:
         (["ok", "NG"], ".", "holds NG beside ok: fit on {}/ok"),
     ],
 )
-def test_fit_is_told_what_to_fit_on(tmp_path: Path, folders: list[str], asked: str, right: str) -> None:
+def test_the_error_names_the_folder_to_fit_on(
+    tmp_path: Path, folders: list[str], asked: str, right: str
+) -> None:
     for place in folders:
         draw(tmp_path / place / "0.png")
     with pytest.raises(ValueError, match=right.format(tmp_path)):

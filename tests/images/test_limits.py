@@ -1,4 +1,4 @@
-"""Hostile and unusual files: what they may cost, and what is said of them."""
+"""Hostile and unusual files: their memory, and their errors."""
 
 from __future__ import annotations
 

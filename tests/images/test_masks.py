@@ -1,4 +1,4 @@
-"""Masks mean what they show; ambiguous ones are refused, suspicious ones are told."""
+"""Masks mean what they show; ambiguous ones are refused, suspicious ones are noted."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ def merged(mode: str, *planes: np.ndarray) -> Image.Image:
     return Image.merge(mode, [Image.fromarray(plane) for plane in planes])
 
 
-def check(path: Path, image: Image.Image, *remarks: str, **options: Any) -> None:
+def check(path: Path, image: Image.Image, *notes: str, **options: Any) -> None:
     image.save(path, **options)
-    mask, told = examine_mask(path)
+    mask, noted = examine_mask(path)
     assert mask.dtype == np.bool_
     np.testing.assert_array_equal(mask, TRUTH)
-    assert told == remarks
+    assert noted == notes
     np.testing.assert_array_equal(read_mask(path), mask)
 
 
@@ -54,21 +54,21 @@ def refused(path: Path, image: Image.Image, why: str, **options: Any) -> None:
 @pytest.mark.parametrize("mode", ["L", "RGB"])
 def test_loss_is_no_defect(tmp_path: Path, name: str, options: dict[str, Any], mode: str) -> None:
     Image.fromarray(PAINT).convert(mode).save(tmp_path / name, **options)
-    mask, told = examine_mask(tmp_path / name)
+    mask, noted = examine_mask(tmp_path / name)
     assert np.count_nonzero(mask ^ TRUTH) <= 12  # corners
     assert mask[21:35, 14:39].all()
     assert not mask[:19].any()
-    if told:
-        assert told == (LOSSY,)
+    if noted:
+        assert noted == (LOSSY,)
     else:
         assert set(np.unique(Image.open(tmp_path / name))) == {0, 255}
 
 
-def test_loss_that_was_saved_without_loss_is_told(tmp_path: Path) -> None:
+def test_loss_that_was_saved_without_loss_is_noted(tmp_path: Path) -> None:
     Image.fromarray(PAINT).save(tmp_path / "a.jpg", quality=60)
     Image.open(tmp_path / "a.jpg").save(tmp_path / "a.png")
-    mask, told = examine_mask(tmp_path / "a.png")
-    assert told == (LOSSY,)
+    mask, noted = examine_mask(tmp_path / "a.png")
+    assert noted == (LOSSY,)
     assert np.count_nonzero(mask ^ TRUTH) <= 4
 
 
@@ -132,15 +132,15 @@ def test_numbers_of_any_kind(tmp_path: Path) -> None:
     refused(tmp_path / "nan.tif", Image.fromarray(broken), "not finite")
 
 
-def test_suspicious_masks_are_told(tmp_path: Path) -> None:
+def test_suspicious_masks_are_noted(tmp_path: Path) -> None:
     soft = np.where(TRUTH, np.arange(64) + 50, 0).astype(np.uint8)
     check(tmp_path / "soft.png", Image.fromarray(soft), GREY)
     specks = PAINT.copy()
     specks[0:18:3, ::10] = 255
-    _, told = examine_mask(save(tmp_path / "specks.png", specks))
-    assert told == (SPECKS,)
-    _, told = examine_mask(save(tmp_path / "inverted.png", np.full((9, 9), 255, np.uint8)))
-    assert told == (INVERTED,)
+    _, noted = examine_mask(save(tmp_path / "specks.png", specks))
+    assert noted == (SPECKS,)
+    _, noted = examine_mask(save(tmp_path / "inverted.png", np.full((9, 9), 255, np.uint8)))
+    assert noted == (INVERTED,)
 
 
 def test_one_mask_of_two_images_is_refused(tmp_path: Path) -> None:

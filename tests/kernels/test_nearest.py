@@ -207,7 +207,7 @@ def test_any_scale(scale: float) -> None:
 
 def test_queries_that_are_not_finite_or_huge() -> None:
     x, q = _low_rank(300, 30)
-    q[3, 5], q[7, 0], q[8], q[20] = np.nan, np.inf, 1e25, 2e18
+    q[3, 5], q[7, 0], q[8, 1], q[20] = np.nan, np.inf, -np.inf, 1e18
     distances, found = nearest_rows(q, _sketched(x), 2)
     assert np.isnan(distances[3]).all()
     assert np.isinf(distances[[7, 8]]).all()

@@ -35,6 +35,8 @@ GEOMETRIES = [
     ((90, 1), (16, 1), (3, 1)),
 ]
 geometry_cases = pytest.mark.parametrize(("size", "tile_size", "stride"), GEOMETRIES)
+EDGES = ["pad", "flush"]
+edge_cases = pytest.mark.parametrize("edge", EDGES)
 
 
 @st.composite
@@ -77,23 +79,25 @@ def made(device, values, dtype):
     st.sampled_from(["uint8", "float16", "float32", "float64"]),
     st.integers(1, 3),
     st.integers(1, 3),
+    st.sampled_from(EDGES),
 )
-def test_tile_is_the_reference(geometry, dtype, batch, channels):
+def test_tile_is_the_reference(geometry, dtype, batch, channels, edge):
     size, tile_size, stride = geometry
     images = whole_numbers((batch, channels, *size)).astype(dtype)
-    tiles = tile(images, tile_size, stride)
+    tiles = tile(images, tile_size, stride, edge=edge)
     assert tiles.dtype == images.dtype
-    np.testing.assert_array_equal(tiles, reference.tile(images, tile_size, stride))
+    np.testing.assert_array_equal(tiles, reference.tile(images, tile_size, stride, edge))
 
 
 @pytest.mark.parametrize("dtype", ["uint8", *FLOATS])
+@edge_cases
 @geometry_cases
-def test_tile_in_every_framework(cpu_device, size, tile_size, stride, dtype):
+def test_tile_in_every_framework(cpu_device, size, tile_size, stride, edge, dtype):
     values = whole_numbers((2, 3, *size))
-    tiles = tile(made(cpu_device, values, dtype), tile_size, stride)
+    tiles = tile(made(cpu_device, values, dtype), tile_size, stride, edge=edge)
     assert cpu_device.is_own(tiles)
     assert cpu_device.dtype(tiles) == dtype
-    np.testing.assert_array_equal(cpu_device.numpy(tiles), reference.tile(values, tile_size, stride))
+    np.testing.assert_array_equal(cpu_device.numpy(tiles), reference.tile(values, tile_size, stride, edge))
 
 
 def test_tile_sizes_are_ints_or_pairs():
@@ -112,56 +116,90 @@ def test_tile_copies_every_bit_and_pads_with_zeros():
     np.testing.assert_array_equal(tile(images, 2, 2).view(np.uint64), expected.view(np.uint64))
 
 
+@pytest.mark.parametrize(
+    ("size", "stride", "pad", "flush"),
+    [
+        (10, 3, [0, 3, 6], [0, 3, 6]),
+        (11, 3, [0, 3, 6, 9], [0, 3, 6, 7]),
+        (4, 2, [0], [0]),
+        (5, 4, [0, 4], [0, 1]),
+    ],
+)
+def test_tiles_start_where_the_edge_says(size, stride, pad, flush):
+    """Tiles of 4; a pixel's value is its place."""
+    images = np.arange(1, size + 1, dtype=np.float32).reshape(1, 1, 1, size)
+    for edge, starts in (("pad", pad), ("flush", flush)):
+        tiles = tile(images, (1, 4), (1, stride), edge=edge)[0, :, 0, 0, 0]
+        np.testing.assert_array_equal(tiles[:, 0], np.array(starts) + 1)
+        assert (tiles == 0).any() == (starts[-1] + 4 > size)
+    np.testing.assert_array_equal(
+        tile(images, (1, 4), (1, stride)), tile(images, (1, 4), (1, stride), edge="pad")
+    )
+
+
 # --- untile ---------------------------------------------------------------------------------------
 
 
-@given(geometries(), st.sampled_from(["float16", "float32", "float64"]), st.integers(0, 2**32 - 1))
-def test_untile_is_the_reference(geometry, dtype, seed):
+@given(
+    geometries(),
+    st.sampled_from(["float16", "float32", "float64"]),
+    st.integers(0, 2**32 - 1),
+    st.sampled_from(EDGES),
+)
+def test_untile_is_the_reference(geometry, dtype, seed, edge):
     size, tile_size, stride = geometry
     rows, cols = reference.tile_counts(size, tile_size, stride)
     assume(rows * cols * tile_size[0] * tile_size[1] < 200_000)
     tiles = normal((rows, cols, 1, 2, *tile_size), dtype, seed)
-    images = untile(tiles, size, stride)
+    images = untile(tiles, size, stride, edge=edge)
     assert images.dtype == tiles.dtype
-    expected = reference.untile(tiles, size, stride)
+    expected = reference.untile(tiles, size, stride, edge)
     np.testing.assert_allclose(images.astype(np.float64), expected, rtol=0, atol=tolerance(dtype, tiles))
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
+@edge_cases
 @geometry_cases
-def test_untile_in_every_framework(cpu_device, size, tile_size, stride, dtype):
+def test_untile_in_every_framework(cpu_device, size, tile_size, stride, edge, dtype):
     rows, cols = reference.tile_counts(size, tile_size, stride)
     tiles = made(cpu_device, normal((rows, cols, 2, 2, *tile_size), seed=3), dtype)
-    images = untile(tiles, size, stride)
+    images = untile(tiles, size, stride, edge=edge)
     assert cpu_device.is_own(images)
     assert cpu_device.dtype(images) == dtype
     stored = cpu_device.numpy(tiles)
-    expected = reference.untile(stored, size, stride)
+    expected = reference.untile(stored, size, stride, edge)
     np.testing.assert_allclose(cpu_device.numpy(images), expected, rtol=0, atol=tolerance(dtype, stored))
 
 
-def assert_round_trip(images, tile_size, stride):
+def assert_round_trip(images, tile_size, stride, edge):
     """Exact where the number of covering tiles is a power of two, else within 1e-6 of the largest value."""
     size = images.shape[2:]
-    back = untile(tile(images, tile_size, stride), size, stride)
-    exact = np.log2(reference.cover_counts(size, tile_size, stride)) % 1 == 0
+    back = untile(tile(images, tile_size, stride, edge=edge), size, stride, edge=edge)
+    exact = np.log2(reference.cover_counts(size, tile_size, stride, edge)) % 1 == 0
     assert exact.any()
     np.testing.assert_array_equal(back[..., exact], images[..., exact])
     np.testing.assert_allclose(back, images, rtol=0, atol=1e-6 * float(np.abs(images).max()))
 
 
-@given(geometries(), st.sampled_from(["float32", "float64"]), st.integers(0, 2**32 - 1))
-def test_round_trip(geometry, dtype, seed):
+@given(
+    geometries(),
+    st.sampled_from(["float32", "float64"]),
+    st.integers(0, 2**32 - 1),
+    st.sampled_from(EDGES),
+)
+def test_round_trip(geometry, dtype, seed, edge):
     size, tile_size, stride = geometry
-    assert_round_trip(normal((1, 2, *size), dtype, seed), tile_size, stride)
+    assert_round_trip(normal((1, 2, *size), dtype, seed), tile_size, stride, edge)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize(
     ("tile_size", "stride"), [(256, 128), (256, 64), (128, 8), (64, 4), (48, 16), (96, 9)]
 )
-def test_round_trip_at_full_size(tile_size, stride, dtype):
-    assert_round_trip(normal((1, 1, 512, 512), dtype, 7), (tile_size, tile_size), (stride, stride))
+@edge_cases
+def test_round_trip_at_full_size(tile_size, stride, dtype, edge):
+    images = normal((1, 1, 512, 512), dtype, 7)
+    assert_round_trip(images, (tile_size, tile_size), (stride, stride), edge)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
@@ -203,28 +241,30 @@ def test_sixteen_bits_are_summed_in_float32():
     st.sampled_from([0.1, 0.3, 1.0, 2.0, 3.7, 15.0]),
     st.sampled_from([0.0, 0.05, 0.1, 0.3, 0.5]),
     st.sampled_from([(), (2,), (2, 1, 3)]),
+    st.sampled_from(EDGES),
 )
-def test_smooth_seams_is_the_reference(geometry, dtype, sigma, width, leading):
+def test_smooth_seams_is_the_reference(geometry, dtype, sigma, width, leading, edge):
     size, tile_size, stride = geometry
     maps = normal((*leading, *size), dtype, 5)
-    smoothed = smooth_seams(maps, tile_size, stride, sigma=sigma, width=width)
+    smoothed = smooth_seams(maps, tile_size, stride, sigma=sigma, width=width, edge=edge)
     assert smoothed.dtype == maps.dtype
     assert smoothed.shape == maps.shape
-    expected = reference.smooth_seams(maps, tile_size, stride, sigma, width)
+    expected = reference.smooth_seams(maps, tile_size, stride, sigma, width, edge)
     np.testing.assert_allclose(smoothed.astype(np.float64), expected, rtol=0, atol=tolerance(dtype, maps))
-    copied = ~reference.seam_mask(size, tile_size, stride, width)
+    copied = ~reference.seam_mask(size, tile_size, stride, width, edge)
     np.testing.assert_array_equal(smoothed[..., copied], maps[..., copied])
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
+@edge_cases
 @geometry_cases
-def test_smooth_seams_in_every_framework(cpu_device, size, tile_size, stride, dtype):
+def test_smooth_seams_in_every_framework(cpu_device, size, tile_size, stride, edge, dtype):
     maps = made(cpu_device, normal((3, *size), seed=4), dtype)
-    smoothed = smooth_seams(maps, tile_size, stride)
+    smoothed = smooth_seams(maps, tile_size, stride, edge=edge)
     assert cpu_device.is_own(smoothed)
     assert cpu_device.dtype(smoothed) == dtype
     stored = cpu_device.numpy(maps)
-    expected = reference.smooth_seams(stored, tile_size, stride)
+    expected = reference.smooth_seams(stored, tile_size, stride, edge=edge)
     np.testing.assert_allclose(cpu_device.numpy(smoothed), expected, rtol=0, atol=tolerance(dtype, stored))
 
 
@@ -462,6 +502,22 @@ def test_untile_refuses(arguments, error, message):
 def test_smooth_seams_refuses(arguments, options, error, message):
     with pytest.raises(error, match=message):
         smooth_seams(*arguments, **options)
+
+
+@pytest.mark.parametrize(
+    ("edge", "error", "message"),
+    [
+        ("crop", ValueError, 'edge must be "pad" or "flush", got "crop"'),
+        ("", ValueError, 'edge must be "pad" or "flush", got ""'),
+        (None, TypeError, 'edge must be "pad" or "flush", got None'),
+    ],
+)
+def test_another_edge_is_refused(edge, error, message):
+    for call in (lambda: tile(IMAGES, 8, edge=edge), lambda: smooth_seams(MAPS, 8, edge=edge)):
+        with pytest.raises(error, match=message):
+            call()
+    with pytest.raises(error, match=message):
+        untile(TILES, (16, 20), edge=edge)
 
 
 def test_the_core_refuses_a_wrong_output():

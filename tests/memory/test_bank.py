@@ -201,7 +201,7 @@ def test_state_there_and_back(index: str) -> None:
     bank = MemoryBank(0.5, index=index, num_neighbors=2, seed=3)
     bank.add(_rows(600, 150))
     bank.fit()
-    again = MemoryBank.from_state(*bank.state())
+    again = MemoryBank.from_state(bank.parameters(), bank.state())
     queries = _rows(20, 150, seed=2)
     for a, b in zip(bank.search(queries), again.search(queries), strict=True):
         np.testing.assert_array_equal(a, b)
@@ -316,7 +316,7 @@ def test_rows_survive_a_failed_selection(monkeypatch: pytest.MonkeyPatch, failin
             raise MemoryError
         return select_coreset(*arguments, **options)
 
-    monkeypatch.setattr("ensemblead.memory.bank.select_coreset", select)
+    monkeypatch.setattr("ensemblead.memory.selection.select_coreset", select)
     with pytest.raises(MemoryError):
         bank.extend()
     bank.extend()

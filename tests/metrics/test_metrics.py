@@ -431,3 +431,15 @@ def test_bins_for_replicates_shift_the_metrics_little() -> None:
     on_bins = binned._metrics(np.ones((1, 10)), PRO_LIMITS)
     for name, value in exact.compute().values.items():
         assert on_bins[name][0] == pytest.approx(value, abs=2e-3), name
+
+
+def test_maps_that_overflow_float32_are_refused() -> None:
+    pixels = PixelScores()
+    with pytest.raises(ValueError, match=r"anomaly_maps must fit into float32, got 1e\+39"):
+        pixels.add(np.array([[0.0, 1e39]]), np.array([[0, 1]]))
+    large = np.array([[-3e38, 3e38]])
+    pixels.add(large, np.array([[0, 1]]))
+    assert pixels.compute(replicates=10).values["pixel_auroc"] == 1.0
+    wide = PixelScores(dtype=np.float64)
+    wide.add(np.array([[0.0, 1e39]]), np.array([[0, 1]]))
+    assert wide.compute().values["pixel_auroc"] == 1.0

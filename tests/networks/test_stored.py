@@ -11,13 +11,14 @@ from torch import nn
 
 from ensemblead import store
 from ensemblead.common.errors import DamagedModelError
+from ensemblead.config.registry import register
 from ensemblead.networks import FeatureExtractor
 from ensemblead.networks.network import Network, network_from_store
 
 pytest.importorskip("timm")
 
 
-@store.register("test_stored.Holder")
+@register("test_stored.Holder")
 class Holder:
     """Saves a network and nothing else, with values of its description replaced."""
 

@@ -210,8 +210,12 @@ def test_default_weights_offline_say_what_to_do(monkeypatch, tmp_path):
     monkeypatch.setattr(huggingface_hub, "get_session", Session)
     monkeypatch.setattr("urllib.request.urlopen", unreachable)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    for name, full in [("resnet18", "resnet18.tv_in1k"), ("squeezenet1_1", "squeezenet1_1.IMAGENET1K_V1")]:
-        with pytest.raises(WeightsUnavailableError, match=rf"{full} .*Name or service.*pass weights=PATH"):
+    for name, full, place in [
+        ("resnet18", "resnet18.tv_in1k", "timm/resnet18.tv_in1k/resolve/main/model.safetensors"),
+        ("squeezenet1_1", "squeezenet1_1.IMAGENET1K_V1", r"models/squeezenet1_1-\w+\.pth"),
+    ]:
+        message = rf"{full} .*Name or service.* from https://\S+{place}, and pass weights=PATH"
+        with pytest.raises(WeightsUnavailableError, match=message):
             load_backbone(name)
 
 

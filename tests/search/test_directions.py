@@ -9,7 +9,8 @@ torch = pytest.importorskip("torch")
 
 from ensemblead.search import exact as exact_module  # noqa: E402
 from ensemblead.search.directions import principal_directions  # noqa: E402
-from ensemblead.search.exact import ExactIndex, Excluded  # noqa: E402
+from ensemblead.search.exact import ExactIndex  # noqa: E402
+from ensemblead.search.neighbors import Excluded  # noqa: E402
 
 
 def _decaying(rows: int, dims: int, seed: int = 0, power: float = 1.0) -> torch.Tensor:

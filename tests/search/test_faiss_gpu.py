@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from ensemblead.search import plan as search_module
-from ensemblead.search.exact import ExactIndex, Excluded
-from ensemblead.search.plan import FaissIndex, GpuFlatIndex, SearchPlan
+from ensemblead.search import faiss as faiss_module
+from ensemblead.search import plan as plan_module
+from ensemblead.search.exact import ExactIndex
+from ensemblead.search.faiss import FaissIndex, GpuProductSearch
+from ensemblead.search.neighbors import Excluded
 
 faiss = pytest.importorskip("faiss")
 
@@ -65,10 +67,10 @@ class Pretended:
 @pytest.fixture
 def pretended(monkeypatch: pytest.MonkeyPatch) -> Pretended:
     stand_in = Pretended()
-    monkeypatch.setattr(search_module, "_faiss", lambda: stand_in)
-    monkeypatch.setattr(search_module, "_cuda_stream", lambda device: 77)
-    plan = search_module.search_plan
-    monkeypatch.setattr(search_module, "search_plan", lambda name, device: plan(name, "cuda:0"))
+    monkeypatch.setattr(faiss_module, "_faiss", lambda: stand_in)
+    monkeypatch.setattr(faiss_module, "_cuda_stream", lambda device: 77)
+    plan = plan_module.search_plan
+    monkeypatch.setattr(plan_module, "search_plan", lambda name, device: plan(name, "cuda:0"))
     return stand_in
 
 
@@ -81,37 +83,37 @@ def _data() -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.mark.parametrize("k", [1, 5])
 def test_flat_through_pointers(pretended: Pretended, k: int) -> None:
     rows, queries = _data()
-    index = search_module.make_index("flat", rows, seed=0)
-    assert isinstance(index, GpuFlatIndex)
+    index = plan_module.make_index("flat", rows, seed=0)
+    assert isinstance(index, ExactIndex)
+    assert isinstance(index.products, GpuProductSearch)
     distances, found = index.search(queries, k, None)
     expected = ExactIndex(rows).search(queries, k, None)
     assert torch.equal(found, expected[1])
     assert torch.equal(distances, expected[0])
     assert pretended.searches == [60]
     assert pretended.streams == [(0, ("stream", 77)), (0, None)] * 2  # adding and searching
-    assert pretended.scratch == [search_module._GPU_SCRATCH]
+    assert pretended.scratch == [faiss_module._GPU_SCRATCH]
 
 
 def test_what_faiss_cannot_do_there_is_left_to_torch(
     pretended: Pretended, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows, queries = _data()
-    index = search_module.make_index("flat", rows, seed=0)
+    index = plan_module.make_index("flat", rows, seed=0)
     own = np.arange(60) % 3
     excluded = Excluded.of(torch.arange(700) % 3, own)
     _, found = index.search(queries, 2, excluded)
     assert bool((found % 3 != torch.from_numpy(own)[:, None]).all())
     assert pretended.searches == []
-    monkeypatch.setattr(search_module, "_GPU_MOST_NEIGHBORS", 4)
+    monkeypatch.setattr(faiss_module, "_GPU_MOST_NEIGHBORS", 4)
     assert index.search(queries, 5, None)[1].shape == (60, 5)
     assert pretended.searches == []
 
 
 def test_inverted_lists(pretended: Pretended) -> None:
     rows, queries = _data()
-    index = search_module.make_index("ivf", rows, seed=0)
+    index = plan_module.make_index("ivf", rows, seed=0)
     assert isinstance(index, FaissIndex)
-    assert index.plan == SearchPlan("faiss-gpu", "cuda:0")
     assert index._gpu_index.nprobe == index._probes() >= 8
     index.faiss_index.nprobe = index._probes()
     distances, found = index.search(queries, 3, None)
@@ -121,11 +123,11 @@ def test_inverted_lists(pretended: Pretended) -> None:
     assert recall > 0.6
     assert pretended.searches == [60]
     # What is saved is the index on the CPU.
-    again = FaissIndex.from_bytes("ivf", rows, index.to_bytes(), 0)
+    again = plan_module.index_from_bytes("ivf", rows, index.to_bytes(), 0)
     assert type(again.faiss_index) is faiss.IndexIVFFlat
 
 
 def test_an_index_of_the_cpu_alone_says_that_it_copies(pretended: Pretended) -> None:
     rows, _ = _data()
     with pytest.warns(UserWarning, match='index="hnsw" is searched on the CPU: the queries of every batch'):
-        search_module.make_index("hnsw", rows, seed=0)
+        plan_module.make_index("hnsw", rows, seed=0)

@@ -10,13 +10,14 @@ import pytest
 import torch
 
 from ensemblead.common.errors import DamagedModelError
-from ensemblead.search import exact as exact_module
-from ensemblead.search.exact import ExactIndex, Excluded, nearest_squared
+from ensemblead.search import neighbors, products
+from ensemblead.search.exact import ExactIndex, nearest_squared
+from ensemblead.search.neighbors import Excluded, Index
 from ensemblead.search.plan import (
     INDEX_NAMES,
-    FaissIndex,
-    Index,
     SearchPlan,
+    extended_index,
+    index_from_bytes,
     make_index,
     search_plan,
 )
@@ -46,10 +47,10 @@ def _brute_force(queries: torch.Tensor, rows: torch.Tensor) -> np.ndarray:
 @pytest.mark.parametrize("k", [1, 2, 7])
 def test_exact_search_over_many_tiles(torch_device: str, k: int, monkeypatch: pytest.MonkeyPatch) -> None:
     # Tiles that divide neither the rows nor the queries, the last one of fewer rows than k.
-    monkeypatch.setattr(exact_module, "_CPU_TILE", (50, 32))
-    monkeypatch.setattr(exact_module, "_CUDA_TILE", (50, 32))
-    monkeypatch.setattr(exact_module, "_CPU_GATHER", 700)
-    monkeypatch.setattr(exact_module, "_CUDA_GATHER", 700)
+    monkeypatch.setattr(products, "_CPU_TILE", (50, 32))
+    monkeypatch.setattr(products, "_CUDA_TILE", (50, 32))
+    monkeypatch.setattr(neighbors, "_CPU_GATHER", 700)
+    monkeypatch.setattr(neighbors, "_CUDA_GATHER", 700)
     rows, queries = (x.to(torch_device) for x in _data(32 * 6 + 3, 24, 127))
     distances, found = ExactIndex(rows).search(queries, k, None)
     expected = np.sort(_brute_force(queries, rows), axis=1)[:, :k]
@@ -61,8 +62,8 @@ def test_exact_search_over_many_tiles(torch_device: str, k: int, monkeypatch: py
 
 @pytest.mark.parametrize("k", [1, 3])
 def test_exact_search_leaves_rows_out(torch_device: str, k: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exact_module, "_CPU_TILE", (64, 16))
-    monkeypatch.setattr(exact_module, "_CUDA_TILE", (64, 16))
+    monkeypatch.setattr(products, "_CPU_TILE", (64, 16))
+    monkeypatch.setattr(products, "_CUDA_TILE", (64, 16))
     rows, queries = (x.to(torch_device) for x in _data(60, 8, 30))
     # Two whole tiles and a part of the third.
     excluded = Excluded.of((torch.arange(60) >= 37).long().to(torch_device), np.array(0))
@@ -76,8 +77,8 @@ def test_exact_search_leaves_rows_out(torch_device: str, k: int, monkeypatch: py
 def test_every_query_leaves_out_rows_of_its_own(
     torch_device: str, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(exact_module, "_CPU_TILE", (16, 24))
-    monkeypatch.setattr(exact_module, "_CUDA_TILE", (16, 24))
+    monkeypatch.setattr(products, "_CPU_TILE", (16, 24))
+    monkeypatch.setattr(products, "_CUDA_TILE", (16, 24))
     rows, queries = _data(90, 8, 40)
     images, own = np.arange(90) % 5, np.arange(40) % 7  # rows of images 5 and 6 there are none
     excluded = Excluded.of(torch.from_numpy(images).to(torch_device), own)
@@ -136,27 +137,27 @@ def test_k_is_kept_when_lists_are_short_and_rows_left_out(name: str) -> None:
 @pytest.mark.parametrize("name", INDEX_NAMES[1:])
 def test_bytes_there_and_back(name: str) -> None:
     rows, queries = _data(600, 16, 40)
-    index = FaissIndex.build(name, rows, seed=3)
-    again = FaissIndex.from_bytes(name, rows, index.to_bytes(), 3)
+    index = make_index(name, rows, seed=3)
+    again = index_from_bytes(name, rows, index.to_bytes(), 3)
     for a, b in zip(index.search(queries, 3, None), again.search(queries, 3, None), strict=True):
         assert torch.equal(a, b)
 
 
 def test_bytes_of_something_else_are_refused() -> None:
     rows, _ = _data(600, 16, 1)
-    data = FaissIndex.build("ivf", rows, seed=0).to_bytes()
+    data = make_index("ivf", rows, seed=0).to_bytes()
     with pytest.raises(DamagedModelError, match="IndexIVFFlat of 600 rows"):
-        FaissIndex.from_bytes("hnsw", rows, data, 0)
+        index_from_bytes("hnsw", rows, data, 0)
     with pytest.raises(DamagedModelError, match=r'"ivf" over \(599, 16\)'):
-        FaissIndex.from_bytes("ivf", rows[1:], data, 0)
+        index_from_bytes("ivf", rows[1:], data, 0)
     with pytest.raises(DamagedModelError, match="cannot be read"):
-        FaissIndex.from_bytes("ivf", rows, data[: len(data) // 2], 0)
+        index_from_bytes("ivf", rows, data[: len(data) // 2], 0)
 
 
 def test_lists_in_another_file_are_never_opened(tmp_path: Path) -> None:
     faiss = pytest.importorskip("faiss")
     rows, queries = _data(600, 16, 40)
-    index = FaissIndex.build("ivf", rows, seed=3)
+    index = make_index("ivf", rows, seed=3)
     secret = tmp_path / "secret"
     lists = faiss.OnDiskInvertedLists(index.faiss_index.nlist, index.faiss_index.code_size, os.fspath(secret))
     own = index.faiss_index.invlists
@@ -168,7 +169,7 @@ def test_lists_in_another_file_are_never_opened(tmp_path: Path) -> None:
     assert os.fspath(secret).encode() in data
     # With the file gone, opening it would be an error.
     secret.unlink()
-    again = FaissIndex.from_bytes("ivf", rows, data, 3)
+    again = index_from_bytes("ivf", rows, data, 3)
     for a, b in zip(expected, again.search(queries, 3, None), strict=True):
         assert torch.equal(a, b)
 
@@ -177,8 +178,8 @@ def test_lists_in_another_file_are_never_opened(tmp_path: Path) -> None:
 def test_more_rows_leave_the_old_index_alone(name: str) -> None:
     rows, _ = _data(600, 16, 1)
     more = torch.cat([rows, rows[:10] + 5.0])
-    old = FaissIndex.build(name, rows, seed=0)
-    new = old.with_rows(more)
+    old = make_index(name, rows, seed=0)
+    new = extended_index(old, more, 600)
     found = new.search(more[600:], 1, None)[1][:, 0]
     # Product quantisation may take one new row for another, but not for an old one.
     assert int(found.min()) >= 600 if name == "ivfpq" else found.tolist() == list(range(600, 610))
@@ -218,9 +219,9 @@ def test_a_copy_for_every_batch_is_told() -> None:
 def test_low_precision_of_products_is_not_taken_over(monkeypatch: pytest.MonkeyPatch) -> None:
     before = torch.get_float32_matmul_precision()
     inside: list[str] = []
-    merge = exact_module._merge
+    merge = products._merge
     monkeypatch.setattr(
-        exact_module,
+        products,
         "_merge",
         lambda *arguments: (inside.append(torch.get_float32_matmul_precision()), merge(*arguments)),
     )

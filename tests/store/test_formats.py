@@ -15,7 +15,9 @@ SAVED = Path(__file__).resolve().parents[1] / "saved_models"
 
 
 class TwoConvolutions(nn.Module):
-    """The architecture of the module that a member of `tiled` was fitted with; its weights come from the folder."""
+    """The architecture of the module that a member of `tiled` was fitted with; its weights come from the
+    folder.
+    """
 
     def __init__(self) -> None:
         super().__init__()

@@ -21,40 +21,52 @@ def tile_counts(
     return rows, cols
 
 
-def tile(images: np.ndarray, tile_size: tuple[int, int], stride: tuple[int, int]) -> np.ndarray:
+def tile_starts(size: int, tile_size: int, stride: int, edge: str) -> list[int]:
+    """Where the tiles of one axis start."""
+    starts = [i * stride for i in range(math.ceil((size - tile_size) / stride) + 1)]
+    return [min(start, size - tile_size) for start in starts] if edge == "flush" else starts
+
+
+def tile_corners(
+    size: tuple[int, int], tile_size: tuple[int, int], stride: tuple[int, int], edge: str
+) -> list[tuple[int, int, int, int]]:
+    """(i, j, y, x) of every tile: its row and column, and its first pixel."""
+    rows, cols = (tile_starts(*axis, edge) for axis in zip(size, tile_size, stride, strict=True))
+    return [(i, j, y, x) for i, y in enumerate(rows) for j, x in enumerate(cols)]
+
+
+def tile(
+    images: np.ndarray, tile_size: tuple[int, int], stride: tuple[int, int], edge: str = "pad"
+) -> np.ndarray:
     """[B, C, H, W] -> [rows, cols, B, C, h, w], dtype kept; zeros at the bottom and on the right."""
     batch, channels, height, width = images.shape
-    (h, w), (sh, sw) = tile_size, stride
-    rows, cols = tile_counts((height, width), tile_size, stride)
-    padded = np.zeros((batch, channels, (rows - 1) * sh + h, (cols - 1) * sw + w), images.dtype)
-    padded[:, :, :height, :width] = images
-    tiles = np.empty((rows, cols, batch, channels, h, w), images.dtype)
-    for i in range(rows):
-        for j in range(cols):
-            tiles[i, j] = padded[:, :, i * sh : i * sh + h, j * sw : j * sw + w]
+    h, w = tile_size
+    tiles = np.zeros((*tile_counts((height, width), tile_size, stride), batch, channels, h, w), images.dtype)
+    for i, j, y, x in tile_corners((height, width), tile_size, stride, edge):
+        pixels = images[:, :, y : y + h, x : x + w]
+        tiles[i, j, :, :, : pixels.shape[2], : pixels.shape[3]] = pixels
     return tiles
 
 
-def cover_counts(size: tuple[int, int], tile_size: tuple[int, int], stride: tuple[int, int]) -> np.ndarray:
+def cover_counts(
+    size: tuple[int, int], tile_size: tuple[int, int], stride: tuple[int, int], edge: str = "pad"
+) -> np.ndarray:
     """[H, W]: how many tiles cover each pixel, counted one by one."""
     counts = np.zeros(size)
-    rows, cols = tile_counts(size, tile_size, stride)
-    for i in range(rows):
-        for j in range(cols):
-            y, x = i * stride[0], j * stride[1]
-            counts[y : y + tile_size[0], x : x + tile_size[1]] += 1
+    for _, _, y, x in tile_corners(size, tile_size, stride, edge):
+        counts[y : y + tile_size[0], x : x + tile_size[1]] += 1
     return counts
 
 
-def untile(tiles: np.ndarray, image_size: tuple[int, int], stride: tuple[int, int]) -> np.ndarray:
+def untile(
+    tiles: np.ndarray, image_size: tuple[int, int], stride: tuple[int, int], edge: str = "pad"
+) -> np.ndarray:
     """[rows, cols, B, C, h, w] -> float64 [B, C, H, W]: the mean over the covering tiles."""
-    rows, cols, batch, channels, h, w = tiles.shape
-    total = np.zeros((batch, channels, (rows - 1) * stride[0] + h, (cols - 1) * stride[1] + w))
-    for i in range(rows):
-        for j in range(cols):
-            y, x = i * stride[0], j * stride[1]
-            total[:, :, y : y + h, x : x + w] += tiles[i, j].astype(np.float64)
-    return total[:, :, : image_size[0], : image_size[1]] / cover_counts(image_size, (h, w), stride)
+    batch, channels, h, w = tiles.shape[2:]
+    total = np.zeros((batch, channels, image_size[0] + h, image_size[1] + w))
+    for i, j, y, x in tile_corners(image_size, (h, w), stride, edge):
+        total[:, :, y : y + h, x : x + w] += tiles[i, j].astype(np.float64)
+    return total[:, :, : image_size[0], : image_size[1]] / cover_counts(image_size, (h, w), stride, edge)
 
 
 def gaussian_blur(maps: np.ndarray, sigma: float) -> np.ndarray:
@@ -75,18 +87,21 @@ def gaussian_blur(maps: np.ndarray, sigma: float) -> np.ndarray:
 
 
 def seam_mask(
-    size: tuple[int, int], tile_size: tuple[int, int], stride: tuple[int, int], width: float
+    size: tuple[int, int],
+    tile_size: tuple[int, int],
+    stride: tuple[int, int],
+    width: float,
+    edge: str = "pad",
 ) -> np.ndarray:
     """[H, W]: the pixels within int(width * tile) of a start or end of a tile inside the image."""
     mask = np.zeros(size, dtype=bool)
-    counts = tile_counts(size, tile_size, stride)
     for axis in (0, 1):
         r = int(width * tile_size[axis])
         lines = np.moveaxis(mask, axis, 0)
-        for i in range(counts[axis]):
-            for edge in (i * stride[axis], i * stride[axis] + tile_size[axis]):
-                if 0 < edge < size[axis]:
-                    lines[max(edge - r, 0) : edge + r] = True
+        for start in tile_starts(size[axis], tile_size[axis], stride[axis], edge):
+            for seam in (start, start + tile_size[axis]):
+                if 0 < seam < size[axis]:
+                    lines[max(seam - r, 0) : seam + r] = True
     return mask
 
 
@@ -96,9 +111,10 @@ def smooth_seams(
     stride: tuple[int, int],
     sigma: float = 2.0,
     width: float = 0.1,
+    edge: str = "pad",
 ) -> np.ndarray:
     """[..., H, W] -> float64, same shape: blurred where seam_mask says so."""
-    mask = seam_mask((maps.shape[-2], maps.shape[-1]), tile_size, stride, width)
+    mask = seam_mask((maps.shape[-2], maps.shape[-1]), tile_size, stride, width, edge)
     return np.where(mask, gaussian_blur(maps, sigma), maps.astype(np.float64))
 
 

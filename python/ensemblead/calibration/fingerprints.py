@@ -42,7 +42,9 @@ class Originals:
 def set_digest(
     positions: Iterable[int], sizes: Iterable[tuple[int, int]], fingerprints: Iterable[int]
 ) -> str:
-    """SHA-256 that identifies images in their order, wherever they lie and whatever size a network sees them in."""
+    """SHA-256 that identifies images in their order, wherever they lie and whatever size a network sees
+    them in.
+    """
     digest = hashlib.sha256()
     for position, size, fingerprint in zip(positions, sizes, fingerprints, strict=True):
         digest.update(f"{position}|{size}|{fingerprint};".encode())

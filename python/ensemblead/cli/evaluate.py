@@ -18,6 +18,7 @@ from ensemblead.cli.options import DetectorOptions, build_detector, options_of, 
 from ensemblead.cli.suite import run_suite, show_suite
 from ensemblead.cli.testsets import good_and_bad, untrained
 from ensemblead.common.extras import require
+from ensemblead.common.files import as_file_name, file_names, valid_text
 from ensemblead.config.documents import Source, read_source
 
 if TYPE_CHECKING:
@@ -170,7 +171,7 @@ def fitter(
 
 def _models(path: Path, dataset: Dataset, weights: list[str], device: str | None) -> Any:
     """The model at `path` for all categories, or, in a folder of models, one for each."""
-    own = {category.name: path / category.name for category in dataset.categories}
+    own = {category.name: path / as_file_name(category.name) for category in dataset.categories}
     if (path / "model.json").exists() or not all((one / "model.json").exists() for one in own.values()):
         return load_model(path, weights, device)
     return {name: load_model(one, weights, device) for name, one in own.items()}
@@ -222,11 +223,12 @@ def measure(
         progress=progress,
     )
     _write(report, out, gallery, bars)
+    files = file_names(list(sheets))
     for number, (name, sheet) in enumerate(sheets.items()):
         bars("writing contact sheets", number, len(sheets))
         shown = report.details[name].pictures
         scale = shown.scale if shown is not None else color_scale(used.get(name, detector))
-        sheet.save(out / "contact_sheets" / f"{name}.png", report[name].pixel_f1_threshold, scale)
+        sheet.save(out / "contact_sheets" / f"{files[number]}.png", report[name].pixel_f1_threshold, scale)
     return report
 
 
@@ -282,7 +284,8 @@ def report_table(report: Report) -> Table:
     rows = [*report.rows, report.summary] if len(report.rows) > 1 else report.rows
     for row in rows:
         values = [getattr(row, name) for name in _SHOWN]
-        table.add_row(escape(row.category), *("-" if value != value else f"{value:.4g}" for value in values))
+        cells = ["-" if value != value else f"{value:.4g}" for value in values]
+        table.add_row(escape(valid_text(row.category)), *cells)
     return table
 
 
@@ -295,7 +298,7 @@ def type_tables(report: Report) -> list[Table]:
         details = report.details.get(row.category)
         if details is None or len(details.types) < 2:
             continue
-        head = f"{escape(row.category)} by type of defect"
+        head = f"{escape(valid_text(row.category))} by type of defect"
         table = Table(
             head, "images", *(name.replace("_", " ") for name in _BY_TYPE), "missed", box=None, pad_edge=False
         )
@@ -303,6 +306,6 @@ def type_tables(report: Report) -> list[Table]:
             values = [getattr(one, name) for name in _BY_TYPE]
             cells = ["-" if value != value else f"{value:.4g}" for value in values]
             number = missed(details, one.defect_type) or "-"
-            table.add_row(escape(one.defect_type), str(one.num_images), *cells, number)
+            table.add_row(escape(valid_text(one.defect_type)), str(one.num_images), *cells, number)
         tables.append(table)
     return tables

@@ -17,6 +17,7 @@ from ensemblead.cli.console import Clock, print_json, reported_warnings, without
 from ensemblead.cli.models import describe_learned, describe_model, reads_weights_elsewhere
 from ensemblead.cli.options import DetectorOptions, build_detector, read_config, typed_options
 from ensemblead.common.extras import require
+from ensemblead.common.files import valid_text
 
 _NETWORK, _BANK, _TILES, _RUN = "Networks", "Memory bank and threshold", "Tiles", "Run"
 
@@ -246,7 +247,9 @@ def show_summary(summary: dict[str, Any]) -> None:
         head = "training images least like the others, with their scores (are these parts good?):"
         console.print(head, soft_wrap=True)
     for odd in summary["odd_images"]:
-        console.print(f"  {escape(odd['path'])}  {odd['score']:.4g}", highlight=False, soft_wrap=True)
+        console.print(
+            f"  {escape(valid_text(odd['path']))}  {odd['score']:.4g}", highlight=False, soft_wrap=True
+        )
     console.print(
         f"{summary['images'] - len(summary['skipped'])} images in {summary['seconds']:.1f} s; "
         f"threshold {summary['threshold']:.4g}, false alarms {summary['false_alarm_rate']:.2g} "

@@ -66,9 +66,10 @@ def command(
 ) -> None:
     """Score images and show where they are anomalous.
 
-    Writes OUT/scores.csv, OUT/heat_maps/*.png and OUT/maps/*.tiff, named as the images are. Colours mean the
-    same on all images: they run from the median of the model's normal pixels to six times as far above it
-    as their 99.9th percentile. Outside the crop heat maps are grey and raw maps NaN.
+    Writes OUT/scores.csv (OUT/scores.partial.csv until all rows are there), OUT/heat_maps/*.png and
+    OUT/maps/*.tiff, named as the images are. Colours mean the same on all images: they run from the median
+    of the model's normal pixels to six times as far above it as their 99.9th percentile. Outside the crop
+    heat maps are grey and raw maps NaN.
     """
     with reported_warnings() as warned, Bars() as bars:
         run = PredictRun(model, images, out, heat_maps, maps, scale, weights or (), device, skip_unreadable)
@@ -100,7 +101,7 @@ class PredictRun:
     def execute(self, bars: Bars) -> dict[str, Any]:
         require("torch", "ensemblead predict")
         from ensemblead.evaluation.gallery import color_scale
-        from ensemblead.images import check_output_outside, open_images
+        from ensemblead.images import check_output_outside
 
         if self.out.exists() and not self.out.is_dir():
             raise ValueError(f"out must be a folder, got the file {self.out}")
@@ -111,8 +112,7 @@ class PredictRun:
         if self.scale is not None and not self.scale[0] < self.scale[1]:
             raise ValueError(f"scale must rise, got {self.scale[0]:g} {self.scale[1]:g}")
         clock = Clock()
-        images, root = chosen_images(self.images)
-        source = open_images(images)
+        source, root = chosen_images(self.images)
         check_output_outside(self.out, source.folders)
         bars.step("loading the model")
         detector = load_model(self.model, self.weights, self.device)
@@ -152,11 +152,12 @@ def _verdicts(batch: Predictions) -> list[dict[str, Any]]:
     """Scores and verdicts in JSON's types."""
     found = zip(batch.paths, batch.anomaly_score.tolist(), batch.is_anomalous.tolist(), strict=True)
     return [
-        {"path": str(path), "anomaly_score": score, "is_anomalous": called} for path, score, called in found
+        {"path": valid_text(str(path)), "anomaly_score": score, "is_anomalous": called}
+        for path, score, called in found
     ]
 
 
-def chosen_images(given: Sequence[Path]) -> tuple[Path | list[str], Path]:
+def chosen_images(given: Sequence[Path]) -> tuple[ImageSource, Path]:
     """The images that paths and patterns name, and the folder that they are named below.
 
     Raises FileNotFoundError for a path that does not exist, and for a pattern without a match.
@@ -168,12 +169,14 @@ def chosen_images(given: Sequence[Path]) -> tuple[Path | list[str], Path]:
         found = [path] if path.exists() or not glob.has_magic(str(path)) else _matches(path)
         paths += found
     if len(paths) == 1:
-        return paths[0], paths[0]
-    files: dict[str, None] = {}
-    for path in paths:
-        files |= dict.fromkeys(map(str, open_images(path).paths))
+        return open_images(paths[0]), paths[0]
+    sources = [open_images(path) for path in paths]
+    files = list(dict.fromkeys(str(file) for one in sources for file in one.paths))
+    source = open_images(files)
+    source.folders = frozenset().union(*(one.folders for one in sources))
+    source.ignored_files = tuple(file for one in sources for file in one.ignored_files)
     root = os.path.commonpath([os.path.dirname(os.path.abspath(file)) for file in files])
-    return list(files), Path(root)
+    return source, Path(root)
 
 
 def _matches(pattern: Path) -> list[Path]:

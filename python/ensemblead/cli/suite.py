@@ -14,6 +14,7 @@ from rich.table import Table
 
 from ensemblead.cli.bars import Bars
 from ensemblead.cli.console import FAILED, print_json
+from ensemblead.common.files import valid_text
 from ensemblead.config.documents import Source
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ def _show(results: SuiteResults, out: Path) -> None:
         values = [getattr(row, name) for name in _SHOWN]
         cells = ["-" if value != value else f"{value:.4g}" for value in values]
         names = (detector, dataset, row.category)
-        table.add_row(*map(escape, names), *(["failed", *cells[1:]] if error else cells))
+        table.add_row(*map(escape, map(valid_text, names)), *(["failed", *cells[1:]] if error else cells))
     console.print(table)
     reused = sum(cell.reused for cell in results.cells)
     earlier = f" ({reused} of {len(results.cells)} cells from an earlier run)" if reused else ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,11 +36,15 @@ def untrained(root: Path, category: str | None, missing_masks: str) -> Dataset |
 def _categories_in(base: Path) -> list[Path]:
     if not base.is_dir() or (base / "train").is_dir():
         return []
-    return sorted(folder for folder in base.iterdir() if (folder / "test").is_dir())
+    from ensemblead.images.folders import subfolders
+
+    return [folder for folder in subfolders(base) if (folder / "test").is_dir()]
 
 
 def _tested_category(folder: Path, missing_masks: str) -> Category:
-    kinds = sorted(path.name for path in (folder / "test").iterdir() if path.is_dir() and path.name != "good")
+    from ensemblead.images.folders import subfolders
+
+    kinds = [path.name for path in subfolders(folder / "test") if path.name != "good"]
     truth = folder / "ground_truth"
     return _tested(
         folder,
@@ -54,9 +57,9 @@ def _tested_category(folder: Path, missing_masks: str) -> Category:
 
 
 def _tested(root: Path, name: str, missing_masks: str, *, normal: Path, **others: Any) -> Category:
-    """The category of a `Folder` whose normal images are all tested, and none fitted on."""
+    """The category of a `Folder` that is tested alone."""
     from ensemblead.datasets import Folder
 
     options: Any = {"name": name, "missing_masks": missing_masks, **others}
-    (category,) = Folder(root, normal=normal, test_normal=normal, **options).categories
-    return replace(category, train=())
+    (category,) = Folder(root, normal=None, test_normal=normal, **options).categories
+    return category

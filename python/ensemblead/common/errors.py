@@ -2,7 +2,16 @@
 
 
 class EnsembleADError(Exception):
-    """Base of the errors that are this library's own."""
+    """Base of the errors that are this library's own.
+
+    Example:
+        >>> import ensemblead as ead
+        >>> try:
+        ...     ead.PatchCore("gabor").predict("images")
+        ... except ead.EnsembleADError as error:
+        ...     print(error)
+        cannot predict: this PatchCore is not fitted; call fit first
+    """
 
 
 class MissingExtraError(EnsembleADError, ImportError):

@@ -25,6 +25,10 @@ class UnknownNameError(LookupError, ValueError):
     """A name that no class is registered under."""
 
 
+class UnregisteredClassError(LookupError, TypeError):
+    """A class that has no name."""
+
+
 _Class = TypeVar("_Class", bound=type)
 _classes: dict[str, Any] = {}
 _names: dict[type, str] = {}
@@ -100,7 +104,7 @@ def is_base(cls: type) -> bool:
 
 
 def registered_name(cls: type) -> str:
-    """The name of a class. Raises TypeError for a class that is not registered."""
+    """The name of a class. Raises UnregisteredClassError for one that is not registered."""
     if cls not in _names:
-        raise TypeError(f"{cls.__name__} is not registered: decorate it with ead.register(NAME)")
+        raise UnregisteredClassError(f"{cls.__name__} is not registered: decorate it with ead.register(NAME)")
     return _names[cls]

@@ -147,15 +147,15 @@ class Dataset:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Remarks on all categories."""
+        """Notes on all categories."""
         return tuple(note for category in self.categories for note in category.notes)
 
 
 def file_fact(find: Callable[[str], T], path: str, errors: Errors, what: str = "image") -> T | None:
     """`find(path)` of an image file; None for one that is gone or cannot be read, if those are skipped.
 
-    Raises FileNotFoundError or UnreadableImageError, as decoding it would, if they are not; they call the
-    file what it is ("mask").
+    Raises FileNotFoundError or UnreadableImageError, as decoding it would, if they are not; `what` names
+    the kind of file in them.
     """
     try:
         check_ordinary_file(path, what)

@@ -36,13 +36,28 @@ class Folder(Dataset):
             out for that.
         holdout: That share, in (0, 1); at least one image, and one is left to fit on.
         seed: Of the choice of images to hold out.
-        name: What to call it; the name of `root` if None.
+        name: The category's name; the name of `root` if None.
         missing_masks: As for `MVTecAD`.
 
     Raises:
         FileNotFoundError: A folder does not exist.
         ValueError: No normal image, an anomalous image among the normal ones, nothing to test on without
             `normal`, masks missing or ambiguous.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> import numpy as np
+        >>> from PIL import Image
+        >>> import ensemblead as ead
+        >>> with tempfile.TemporaryDirectory() as root:
+        ...     for name in ("good", "bad/dent", "checked"):
+        ...         folder = Path(root, name)
+        ...         folder.mkdir(parents=True)
+        ...         Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(folder / "0.png")
+        ...     data = ead.Folder(root, normal="good", anomalous="bad", test_normal="checked")
+        >>> len(data.train), [sample.defect_type for sample in data.test]
+        (1, ['dent', 'good'])
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Masks paired with images by name, and what is said where one is missing."""
+"""Masks paired with images by name, and notes where one is missing."""
 
 from __future__ import annotations
 

@@ -28,6 +28,21 @@ class MVTecAD(Dataset):
         FileNotFoundError: `root` does not exist.
         ValueError: No such category, a category without training or test images, folders beside `good` in
             `train`, masks missing or ambiguous.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> import numpy as np
+        >>> from PIL import Image
+        >>> import ensemblead as ead
+        >>> with tempfile.TemporaryDirectory() as root:
+        ...     for name in ("train/good", "test/good", "test/scratch"):
+        ...         folder = Path(root, name)
+        ...         folder.mkdir(parents=True)
+        ...         Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(folder / "0.png")
+        ...     data = ead.MVTecAD(root)
+        >>> len(data.train), [sample.defect_type for sample in data.test]
+        (1, ['good', 'scratch'])
     """
 
     def __init__(

@@ -27,7 +27,7 @@ _NORMAL = "Data/Images/Normal"
 class VisA(Dataset):
     """VisA as it is published: `<category>/Data/Images`, `<category>/Data/Masks`, `split_csv/<split>.csv`.
 
-    The csv says what is trained on and tested on and names every mask. Without it (`split=None`) the folders
+    The csv names the images of training and test, and every mask. Without it (`split=None`) the folders
     do: `Images/Normal`, of which a share is held out to test on, `Images/Anomaly`, and in `Masks/Anomaly` the
     masks by name. Defect types come from `<category>/image_anno.csv` where that exists, otherwise all are
     called "anomaly".
@@ -46,6 +46,21 @@ class VisA(Dataset):
         ValueError: No such category, one without training images, an anomalous training image in the
             one-class split, a csv with other columns or with names that lead out of `root`, masks missing or
             ambiguous.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> import numpy as np
+        >>> from PIL import Image
+        >>> import ensemblead as ead
+        >>> with tempfile.TemporaryDirectory() as root:
+        ...     for name in ("pcb1/Data/Images/Normal", "pcb1/Data/Images/Anomaly"):
+        ...         folder = Path(root, name)
+        ...         folder.mkdir(parents=True)
+        ...         Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(folder / "0.png")
+        ...     data = ead.VisA(root, split=None, missing_masks="exclude")
+        >>> data.categories[0].name
+        'pcb1'
     """
 
     def __init__(

@@ -1,4 +1,6 @@
-"""Detectors: images in, `Predictions` out. A folder per published method; `method.py` is the page for authors."""
+"""Detectors: images in, `Predictions` out. A folder per published method; `method.py` is the page for
+authors.
+"""
 
 from ensemblead.detectors.detector import Detector
 from ensemblead.detectors.method import (

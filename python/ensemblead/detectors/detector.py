@@ -139,7 +139,8 @@ class Detector(ABC):
     def load_networks(self) -> Self:
         """Load all networks now; they are loaded at their first use otherwise.
 
-        Raises what loading raises: WeightsUnavailableError, ValueError for a network or layers that are not there.
+        Raises what loading raises: WeightsUnavailableError, ValueError for a network or layers that are not
+        there.
         """
         for network in self._networks():
             _ = network.network

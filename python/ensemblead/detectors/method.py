@@ -1,7 +1,7 @@
 """The page for authors: what a method defines to become a detector.
 
-A method turns what it sees of images into scores. It knows no files, image formats or ensembles: reading, passes
-over the images, thresholds, saving and the membership in ensembles are given. A method defines
+A method turns what it sees of images into scores. It knows no files, image formats or ensembles: reading,
+passes over the images, thresholds, saving and the membership in ensembles are given. A method defines
 
 - a constructor, whose signature is the one place where its parameters are declared. It begins with
   `super().__init__(locals())`, and keeps every parameter of its own as an attribute of that name;
@@ -108,7 +108,9 @@ class Method(Detector):
         raise NotImplementedError
 
     def start(self, state: Any = None) -> Accumulator:
-        """Learning in one pass: from nothing, or, to learn more images, from a state, which stays as it is."""
+        """Learning in one pass: from nothing, or, to learn more images, from a state, which stays as it
+        is.
+        """
         raise NotImplementedError
 
     def train(self, data: TrainingData, run: Run) -> Any:
@@ -259,8 +261,8 @@ class Method(Detector):
 
 _NETWORK_DEFAULTS = {"weights": "default", "precision": "auto", "compile": False}
 _KNOWN = (
-    "a single training image, or copies of one, leave nothing to hold out: the statistics and the threshold are "
-    "of images that were trained on, and too low; give more images, or call calibrate"
+    "a single training image, or copies of one, leave nothing to hold out: the statistics and the threshold "
+    "are of images that were trained on, and too low; give more images, or call calibrate"
 )
 
 

@@ -37,7 +37,8 @@ class Seen:
     Attributes:
         values: tensors of B rows: the pixels, the layers' feature maps, or their embeddings.
         size: height and width of the images.
-        numbers: in `fit`, the image of every row; images that are equal have one number, and so have the tiles
+        numbers: in `fit`, the image of every row; images that are equal have one number, and so have the
+        tiles
             of one image.
         sampled: in `fit`, whether the row's leave-one-out score is wanted.
     """

@@ -16,6 +16,16 @@ class Predictions:
     `anomaly_score` float32 `[N]`; `anomaly_map` float32 `[N, H, W]` in the frame that the network saw (see
     `Detector.geometry`); `is_anomalous` bool `[N]`: the score is above the detector's threshold; `paths`:
     files, or None.
+
+    Example:
+        >>> import numpy as np
+        >>> import ensemblead as ead
+        >>> one = ead.Predictions(
+        ...     np.ones(1, np.float32), np.zeros((1, 4, 4), np.float32), np.array([True]), ["a.png"]
+        ... )
+        >>> both = ead.Predictions.concatenate([one, one])
+        >>> len(both), both.anomaly_map.shape, both.paths
+        (2, (2, 4, 4), ['a.png', 'a.png'])
     """
 
     anomaly_score: npt.NDArray[np.float32]

@@ -58,6 +58,17 @@ class BackboneEnsemble(Detector):
             "minmax", the reference implementation's, scales over the set that is evaluated: only
             `predict_set` (and `ead.evaluate`) can do it.
         weights: one per member; only their ratios matter.
+
+    Example:
+        >>> import numpy as np
+        >>> import ensemblead as ead
+        >>> images = np.random.default_rng(0).integers(90, 110, (13, 64, 64, 3), dtype=np.uint8)
+        >>> images[12, 20:40, 20:40] = 200
+        >>> common = {"resize": None, "image_size": None, "coreset_fraction": 0.1, "device": "cpu"}
+        >>> members = [ead.PatchCore("gabor", (layer,), **common) for layer in ("layer1", "layer2")]
+        >>> ensemble = ead.BackboneEnsemble(members).fit(images[:12])
+        >>> ensemble.predict(images[12:]).is_anomalous
+        array([ True])
     """
 
     def __init__(

@@ -38,6 +38,20 @@ def load(
     BackboneUnavailableError for a network that cannot be had from where it was, ValueError for a device that
     this machine lacks, for a published network that the installed packages do not know or know with other
     layers, and for options that do not go with the model.
+
+    Example:
+        >>> import tempfile
+        >>> import numpy as np
+        >>> import ensemblead as ead
+        >>> images = np.random.default_rng(0).integers(90, 110, (12, 64, 64, 3), dtype=np.uint8)
+        >>> detector = ead.PatchCore(
+        ...     "gabor", resize=None, image_size=None, coreset_fraction=0.1, device="cpu"
+        ... ).fit(images)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     detector.save(f"{folder}/model")
+        ...     loaded = ead.load(f"{folder}/model")
+        >>> loaded.threshold_ == detector.threshold_
+        True
     """
     options: dict[str, str | Mapping[int, Any] | Sequence[Any] | None] = {"device": device}
     options |= {"weights": weights, "backbone": backbone}

@@ -32,6 +32,7 @@ class TilePlan:
     geometry: Geometry
     tile_size: tuple[int, int]
     stride: tuple[int, int]
+    edge: str
     score: str
     seam_smoothing: bool
     normalization: str
@@ -39,8 +40,10 @@ class TilePlan:
     memory_budget: int
 
     def frame_for(self, size: tuple[int, int]) -> TileFrame:
-        """Where the tiles of images of this size lie. Raises ValueError where the sizes do not go together."""
-        frame = TileFrame(size, self.tile_size, self.stride)
+        """Where the tiles of images of this size lie. Raises ValueError where the sizes do not go
+        together.
+        """
+        frame = TileFrame(size, self.tile_size, self.stride, self.edge)
         _ = frame.grid
         return frame
 
@@ -51,8 +54,8 @@ class TilePlan:
 
 @dataclass(frozen=True)
 class TiledState:
-    """What a tiled ensemble has learned: a detector per location (one if shared), in row-major order, where the
-    tiles lie, and the statistics that bring their results to one scale.
+    """What a tiled ensemble has learned: a detector per location (one if shared), in row-major order, where
+    the tiles lie, and the statistics that bring their results to one scale.
     """
 
     members: tuple[Detector, ...]
@@ -108,8 +111,8 @@ class TiledLearning:
             size = self._images.size(geometry, item)
             if size != self._frame.image_size:
                 raise ValueError(
-                    f"images must all have one size where image_size is None, here {self._frame.image_size}, but "
-                    f"{self._images.source.describe(position)} has {size}; image_size=(h, w) resizes them"
+                    f"images must all have one size where image_size is None, here {self._frame.image_size}, "
+                    f"but {self._images.source.describe(position)} has {size}; image_size=(h, w) resizes them"
                 )
 
     def _view(self, windows: Sequence[Window]) -> Tiles:

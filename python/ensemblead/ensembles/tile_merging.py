@@ -17,6 +17,7 @@ from ensemblead.kernels.tiling import smooth_seams, tile_grid, untile
 
 NORMALIZATIONS = ("tile", "image", "none")
 SCORES = ("mean", "max")
+EDGES = ("flush", "pad")
 # The least standard deviation of a tile location, as a share of the one pooled over all locations (the root
 # of the mean variance). Where nothing ever varies, in an empty corner, a location's own deviation would turn
 # the least noise into the loudest alarm.
@@ -28,12 +29,14 @@ _QUANTITIES = ((0, 1, "scores"), (2, 3, "maps"))
 @dataclass(frozen=True)
 class TileFrame:
     """Tiles of images of one size; all sizes are (h, w). Tile number `row * columns + column` starts at
-    `(row * stride, column * stride)`.
+    `(row * stride, column * stride)`; with `edge="flush"` the last row and column lie flush with the image
+    instead of overhanging it.
     """
 
     image_size: tuple[int, int]
     tile_size: tuple[int, int]
     stride: tuple[int, int]
+    edge: str = "flush"
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -47,7 +50,10 @@ class TileFrame:
     def window(self, number: int) -> Window:
         """The place of tile `number`."""
         (height, width), columns = self.tile_size, self.grid[1]
-        return Window(number // columns * self.stride[0], number % columns * self.stride[1], height, width)
+        top, left = number // columns * self.stride[0], number % columns * self.stride[1]
+        if self.edge == "flush":
+            top, left = min(top, self.image_size[0] - height), min(left, self.image_size[1] - width)
+        return Window(top, left, height, width)
 
     def cut(self, pixels: torch.Tensor, number: int) -> torch.Tensor:
         """Tile `number` of images `[..., H, W]`: `[..., h, w]`, a copy, zeros where it overhangs."""
@@ -60,9 +66,9 @@ class TileFrame:
     def merge(self, maps: torch.Tensor, smooth: bool) -> torch.Tensor:
         """Maps of all tiles, float32 `[tiles, B, h, w]`, averaged where they overlap: `[B, H, W]`."""
         cut = maps.reshape(*self.grid, *maps.shape[1:])[:, :, :, None].contiguous()
-        merged: torch.Tensor = untile(cut, self.image_size, self.stride)[:, 0]
+        merged: torch.Tensor = untile(cut, self.image_size, self.stride, edge=self.edge)[:, 0]
         if smooth:
-            merged = smooth_seams(merged.contiguous(), self.tile_size, self.stride)
+            merged = smooth_seams(merged.contiguous(), self.tile_size, self.stride, edge=self.edge)
         return merged
 
 

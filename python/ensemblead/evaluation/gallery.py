@@ -175,7 +175,8 @@ def _reduced(index: int, values: NDArray[Any]) -> Picture:
         size = max(1, round(width * shrink)), max(1, round(height * shrink))
         pixels = np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BOX))
     low, high = float(pixels.min()), float(pixels.max())
-    levels = (pixels - low) * (255.0 / (high - low) if high > low else 0.0)
+    # In float64, which the difference of two large float32 fits into.
+    levels = (pixels.astype(np.float64) - low) * (255.0 / (high - low) if high > low else 0.0)
     file = io.BytesIO()
     Image.fromarray(levels.round().astype(np.uint8)).save(file, format="PNG", optimize=True)
     return Picture(index, file.getvalue(), low, high)

@@ -236,7 +236,7 @@ class _Run:
         self._on_image, self._progress = on_image, progress
         self._skipped: list[str] = []
         self._empty_masks: list[str] = []
-        self._mask_remarks: dict[str, list[str]] = {}  # remark -> masks
+        self._suspicious_masks: dict[str, list[str]] = {}  # by what is suspicious
         self._next = 0
 
     def consume(self, batches: Iterator[Any]) -> float:
@@ -297,9 +297,9 @@ class _Run:
             return np.zeros(anomaly_map.shape, np.bool_)
         if sample.mask_path is None:
             return None
-        decoded, remarks = examine_mask(sample.mask_path)
-        for remark in remarks:
-            self._mask_remarks.setdefault(remark, []).append(sample.mask_path)
+        decoded, notes = examine_mask(sample.mask_path)
+        for note in notes:
+            self._suspicious_masks.setdefault(note, []).append(sample.mask_path)
         mask = self._geometry.apply_mask(decoded)
         if mask.shape != anomaly_map.shape:
             raise ValueError(
@@ -311,15 +311,12 @@ class _Run:
         return mask
 
     def warnings(self) -> list[str]:
-        """Images that were skipped, and defects that were cropped away."""
+        """Images that were skipped, defects that were cropped away, and suspicious masks."""
+        suspicious = self._suspicious_masks.items()
         return [
             *_counted(self._skipped, "image(s) were not predicted"),
             *_counted(self._empty_masks, "mask(s) are empty after resize and crop"),
-            *(
-                line
-                for remark, own in self._mask_remarks.items()
-                for line in _counted(own, f"mask(s) {remark}")
-            ),
+            *(line for text, found in suspicious for line in _counted(found, f"mask(s) {text}")),
         ]
 
 

@@ -49,7 +49,7 @@ class ImageBatch:
 
 
 class BatchIterator(Iterator[ImageBatch]):
-    """What `iterate_batches` returns. `skipped` grows as it goes; `close` (or leaving `with`) stops the
+    """The batches of `iterate_batches`. `skipped` grows as it goes; `close` (or leaving `with`) stops the
     threads.
     """
 
@@ -159,8 +159,8 @@ def _decode(source: ImageSource, index: int, geometries: tuple[Geometry, ...]) -
 
 
 def fingerprint(image: npt.NDArray[np.uint8]) -> int:
-    """64 bits that tell images apart: a checksum of all pixels, and 32 bits of a hash of every 7th of every 7th
-    row.
+    """64 bits that tell images apart: a checksum of all pixels, and 32 bits of a hash of every 7th of every
+    7th row.
     """
     checksum = zlib.crc32(np.ascontiguousarray(image).data)
     sample = hashlib.sha256(image[::7, ::7].tobytes()).digest()
@@ -205,7 +205,8 @@ def _batches(
 
 
 def stack_planes(planes: Sequence[npt.NDArray[np.uint8]], pin_memory: bool = False) -> torch.Tensor:
-    """Planes `[3, h, w]` of one size as one tensor `[B, 3, h, w]`, in page-locked memory if that is asked for.
+    """Planes `[3, h, w]` of one size as one tensor `[B, 3, h, w]`, in page-locked memory if that is asked
+    for.
 
     Page-locked memory is a fresh tensor for every batch: torch gives it out again only when the copies queued
     from it are done, so no batch is overwritten on its way to the GPU.

@@ -65,7 +65,7 @@ def read_image(
     """Decode an image file of any mode to RGB, uint8 `[H, W, 3]`, turned upright by its EXIF orientation.
 
     Grey is repeated over the channels; palettes are looked up; CMYK, YCbCr and Lab are converted. Transparent
-    pixels are composited over black, because what lies beneath them is arbitrary. Of several frames or pages
+    pixels are composited over black, because their hidden colours are arbitrary. Of several frames or pages
     the first is read. Colour profiles are ignored.
 
     Args:
@@ -115,7 +115,7 @@ def largest_value(path: StrPath, *, max_pixels: int | None = None) -> int | None
 
 def upright_size(path: StrPath, what: str = "image") -> tuple[int, int]:
     """(H, W) of an image turned upright by its EXIF orientation, from its header alone. Errors as
-    `read_image`; they call the file what it is ("mask").
+    `read_image`; `what` names the kind of file in them.
     """
     with open_file(path, what, max_pixels=None) as image:
         width, height = image.size
@@ -146,7 +146,7 @@ def _describes_itself_late(image: ImageFile.ImageFile) -> bool:
 
 
 def check_ordinary_file(path: StrPath, what: str = "image") -> None:
-    """Raise UnreadableImageError for folders, named pipes and devices, which would block whoever opens them,
+    """Raise UnreadableImageError for folders, named pipes and devices, which block a process that opens them,
     and FileNotFoundError for nothing at all.
     """
     mode = os.stat(path).st_mode
@@ -159,7 +159,7 @@ def check_ordinary_file(path: StrPath, what: str = "image") -> None:
 def open_file(path: StrPath, what: str = "image", *, max_pixels: int | None) -> Iterator[ImageFile.ImageFile]:
     """An image file, identified and not yet decoded. Errors inside become such that name the file.
 
-    `what` is what errors call it. `max_pixels=None` sets no limit, for headers.
+    `what` names the kind of file in errors. `max_pixels=None` sets no limit, for headers.
     """
     try:
         check_ordinary_file(path, what)
@@ -169,8 +169,9 @@ def open_file(path: StrPath, what: str = "image", *, max_pixels: int | None) -> 
             if max_pixels is not None and pixels > max_pixels:
                 raise UnreadableImageError(
                     f"cannot read {what} {path}: it has {image.width} x {image.height} = {pixels} pixels, "
-                    f"more than max_pixels={max_pixels} allows; if it is what it should be, allow more: "
-                    f"open_images(..., max_pixels={pixels}), or {_LIMIT_VARIABLE}={pixels} in the environment"
+                    f"more than max_pixels={max_pixels} allows; if the image is meant to be so large, allow "
+                    f"it by open_images(..., max_pixels={pixels}), or {_LIMIT_VARIABLE}={pixels} in "
+                    "the environment"
                 )
             yield image
     except (UnreadableImageError, BitDepthWarning):

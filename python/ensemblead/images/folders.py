@@ -13,11 +13,11 @@ from ensemblead.common.files import StrPath
 from ensemblead.common.validation import some_of
 from ensemblead.images.decode import IMAGE_SUFFIXES
 
-# Folders that systems make: thumbnails, waste, what a repair found.
+# Folders that systems make: thumbnails, waste, rescued files.
 _SYSTEM_FOLDERS = frozenset({"@eaDir", "$RECYCLE.BIN", "lost+found", "System Volume Information", "__MACOSX"})
 _HEIC = frozenset({".heic", ".heif"})
 _HEIC_HINT = 'HEIC needs pillow-heif: pip install "ensemblead[heic]"'
-# Pictures that are not read: whoever has them in a folder expects that they are.
+# Pictures that are not read, although their owner expects it.
 _UNREAD_SUFFIXES = (
     frozenset(
         {
@@ -158,7 +158,9 @@ def subfolders(folder: Path) -> list[Path]:
 
 
 def describe_ignored(ignored: Sequence[str]) -> str:
-    """A sentence on ignored files for people: how many, which, and what is read; empty if there are none."""
+    """A sentence on ignored files for people: how many, which, and the types that are read; empty if there
+    are none.
+    """
     if not ignored:
         return ""
     types = " ".join(sorted(IMAGE_SUFFIXES))

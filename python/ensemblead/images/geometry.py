@@ -60,8 +60,8 @@ class Geometry:
         return self.crop if isinstance(self.crop, tuple) else self.resized_size(height, width)
 
     def crop_box(self, height: int, width: int) -> tuple[float, float, float, float]:
-        """What the network sees of an image of `height` x `width`: `(top, left, bottom, right)` in its own
-        pixels.
+        """The part that the network sees of an image of `height` x `width`: `(top, left, bottom, right)` in
+        its own pixels.
 
         Fractions of a pixel are kept: an anomaly map stretched over this box lies where the network looked.
         """

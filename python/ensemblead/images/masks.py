@@ -1,4 +1,4 @@
-"""Ground-truth masks: which pixels of an image are defective, by what the mask shows."""
+"""Ground-truth masks: which pixels of an image are defective."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ensemblead.images.decode import is_transparent, open_file, pixel_limit, upr
 
 Mask = npt.NDArray[np.bool_]
 
-# Remarks on suspicious masks: a plural verb, so that they can be counted and told once.
+# Notes on suspicious masks, with a plural verb, so that masks of one note can be counted.
 LOSSY = "have been compressed with loss (JPEG, WebP) and are binarised at half of the range: save them as PNG"
 GREY = "have more than 16 grey levels: every pixel that is not black counts as defective"
 SPECKS = "have more than 20 isolated pixels, each of which counts as a region of its own: are they noise?"
@@ -41,21 +41,21 @@ def read_mask(path: StrPath) -> Mask:
 
 
 def examine_mask(path: StrPath) -> tuple[Mask, tuple[str, ...]]:
-    """`read_mask(path)`, and remarks on a mask that may not mean what it shows (`LOSSY`, `GREY`, `SPECKS`,
+    """`read_mask(path)`, and notes on a suspicious mask (`LOSSY`, `GREY`, `SPECKS`,
     `INVERTED`).
     """
     with open_file(path, "mask", max_pixels=pixel_limit(None)) as image:
         lossy = image.format in _LOSSY_FORMATS
         decoded = upright(image)
         if decoded.mode == "P":
-            mask, remarks = _of_palette(decoded, path), list[str]()
+            mask, notes = _of_palette(decoded, path), list[str]()
         else:
-            mask, remarks = _of_levels(_levels(decoded, path), lossy, path)
+            mask, notes = _of_levels(_levels(decoded, path), lossy, path)
     if _isolated(mask) > _FEW_SPECKS:
-        remarks.append(SPECKS)
+        notes.append(SPECKS)
     if np.count_nonzero(mask) > 0.9 * mask.size:
-        remarks.append(INVERTED)
-    return mask, tuple(remarks)
+        notes.append(INVERTED)
+    return mask, tuple(notes)
 
 
 def _levels(image: Image.Image, path: StrPath) -> npt.NDArray[Any]:

@@ -1,6 +1,4 @@
-"""What `images` may be: a folder, a list of paths, an array, a torch Dataset; read one by one as 8-bit
-RGB.
-"""
+"""Images from a folder, a list of paths, an array or a torch Dataset, read one by one as 8-bit RGB."""
 
 from __future__ import annotations
 
@@ -49,7 +47,9 @@ class ImageSource(ABC):
         return len(self.ignored_files)
 
     def describe_ignored(self) -> str:
-        """A sentence for people: how many files were ignored, which, and what is read; may be empty."""
+        """A sentence for people: how many files were ignored, which, and the types that are read; may be
+        empty.
+        """
         return describe_ignored(self.ignored_files)
 
     def __len__(self) -> int:
@@ -64,7 +64,7 @@ class ImageSource(ABC):
         return None
 
     def describe(self, index: int) -> str:
-        """What to call image `index` in a message: its path, or its place."""
+        """The name of image `index` in messages: its path, or its place."""
         return self.paths[index] or f"image {index}"
 
 
@@ -105,8 +105,8 @@ def detect_bits(source: ImageSource, *, errors: Literal["raise", "skip"] = "rais
 
     That is the fewest of 8, 10, 12, 14 and 16 whose range holds the largest value of all images.
 
-    Files of 16 bits are decoded for that, of all others only the header is read. Fewer bits than 16 are told
-    in a `BitDepthWarning`. Give the result to `open_images(..., bits=...)` for the same images and for all
+    Files of 16 bits are decoded for that, of all others only the header is read. Fewer bits than 16 raise
+    a `BitDepthWarning`. Give the result to `open_images(..., bits=...)` for the same images and for all
     that are compared with them.
 
     Args:

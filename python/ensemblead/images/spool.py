@@ -28,7 +28,9 @@ _FEW = 1
 
 
 class ImageSet(Protocol):
-    """Images that can be read any number of times. `frame` says which geometry stands for the one asked for."""
+    """Images that can be read any number of times. `frame` says which geometry stands for the one asked
+    for.
+    """
 
     def __len__(self) -> int: ...
 
@@ -48,10 +50,10 @@ class ImageSet(Protocol):
 class Images:
     """Images of a source, for a fit that reads them several times.
 
-    The first pass decodes. It keeps the images in the geometries `kept`: in memory up to `memory_bytes`, beyond
-    that in a temporary file, which has no name and vanishes with the process. Later passes, in any order, read
-    what was kept. With `ENSEMBLEAD_SPOOL=off` in the environment nothing is written to disk, and images beyond
-    the memory budget are decoded once more for every pass.
+    The first pass decodes. It keeps the images in the geometries `kept`: in memory up to `memory_bytes`,
+    beyond that in a temporary file, which has no name and vanishes with the process. Later passes, in any
+    order, read what was kept. With `ENSEMBLEAD_SPOOL=off` in the environment nothing is written to disk,
+    and images beyond the memory budget are decoded once more for every pass.
 
     Args:
         source: from `open_images`.
@@ -99,7 +101,9 @@ class Images:
         return geometry
 
     def positions(self) -> list[int]:
-        """The place in the source of every image that could be read. Makes the first pass if there was none."""
+        """The place in the source of every image that could be read. Makes the first pass if there was
+        none.
+        """
         self._ensure_read()
         return list(self._positions)
 
@@ -119,7 +123,9 @@ class Images:
             yield self._batch(geometries, items, pin_memory)
 
     def read(self, geometry: Geometry, items: Sequence[int]) -> tuple[torch.Tensor, list[int]]:
-        """Some images, uint8 `[n, 3, h, w]`, and their places in the source. `items` count the images read."""
+        """Some images, uint8 `[n, 3, h, w]`, and their places in the source. `items` count the images
+        read.
+        """
         self._ensure_read()
         batch = self._batch([geometry], items, False)
         return batch.images[geometry], batch.indices
@@ -193,15 +199,15 @@ class Images:
         return ImageBatch(indices, paths, sizes, [self.fingerprints[item] for item in items], images)
 
     def _decode_again(self, geometry: Geometry, item: int) -> Planes:
-        """An image that was not kept. One that cannot be read any more is an error: parts of the detector have
-        learned it already.
+        """An image that was not kept. One that cannot be read any more is an error: parts of the detector
+        have learned it already.
         """
         try:
             pixels = geometry.apply(self.source.read(self._positions[item]))
         except (FileNotFoundError, UnreadableImageError) as error:
             raise type(error)(
-                f"{error} (an earlier pass of this fit has read it, and parts of the detector have learned it, "
-                "so that it can no longer be left out: fit again)"
+                f"{error} (an earlier pass of this fit has read it, and parts of the detector have learned "
+                "it, so that it can no longer be left out: fit again)"
             ) from error
         return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
@@ -222,7 +228,9 @@ class _File:
         self._folder = tempfile.gettempdir()
         try:
             # The file has no name from the start, or loses it on closing: nothing is left behind.
-            self._file: Any = tempfile.TemporaryFile(prefix="ensemblead-", dir=self._folder, buffering=0)
+            self._file: Any = tempfile.TemporaryFile(  # noqa: SIM115 - closed by `close`
+                prefix="ensemblead-", dir=self._folder, buffering=0
+            )
         except OSError as error:
             raise self._explained(error) from error
         self._end = 0
@@ -259,6 +267,6 @@ class _File:
     def _explained(self, error: OSError) -> OSError:
         return OSError(
             error.errno,
-            f"cannot keep resized images in the temporary folder {self._folder}: {error.strerror}; set TMPDIR to "
-            f"a folder with room, or {_VARIABLE}=off to decode the images again for every pass",
+            f"cannot keep resized images in the temporary folder {self._folder}: {error.strerror}; set "
+            f"TMPDIR to a folder with room, or {_VARIABLE}=off to decode the images again for every pass",
         )

@@ -38,8 +38,8 @@ class Window:
 class Tiles:
     """What windows show of images: image by image, all windows of each.
 
-    An `ImageSet`. Its items are tiles, its positions those of their images: a position occurs once per window.
-    Whatever geometry is asked for, a tile stays as it is.
+    An `ImageSet`. Its items are tiles, its positions those of their images: a position occurs once per
+    window. Whatever geometry is asked for, a tile stays as it is.
     """
 
     def __init__(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ensemblead import _core
-from ensemblead._core import __version__, cuda_available
+from ensemblead._core import __version__
 
 __all__ = ["Build", "__version__", "build", "cuda_available", "has_cuda_kernels"]
 
@@ -21,6 +21,17 @@ class Build:
     compiler: str
     instruction_set: str  # of the SIMD loops, chosen for this processor
     openmp_threads: int  # what the kernels use when nothing else is asked for
+
+
+def cuda_available() -> bool:
+    """Whether the core was built with CUDA kernels and finds a device that they run on.
+
+    Example:
+        >>> import ensemblead as ead
+        >>> ead.cuda_available() in (True, False)
+        True
+    """
+    return _core.cuda_available()
 
 
 def has_cuda_kernels() -> bool:

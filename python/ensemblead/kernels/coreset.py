@@ -69,6 +69,13 @@ def select_coreset(
         Gonzalez, *Clustering to minimize the maximum intercluster distance*, 1985; Roth et al., *Towards
         Total Recall in Industrial Anomaly Detection*, CVPR 2022, whose reference implementation sets the
         defaults.
+
+    Example:
+        >>> import numpy as np
+        >>> import ensemblead as ead
+        >>> rows = np.array([[0, 0], [1, 0], [9, 0], [9, 9]], dtype=np.float32)
+        >>> ead.select_coreset(rows, size=2, start="row", start_indices=np.array([0]))
+        array([0, 3])
     """
     framework = framework_of(features, "features")
     rows, dims = _matrix_shape(features, "features", "[N, D]")

@@ -70,7 +70,8 @@ def nearest_rows(
         distances that arithmetic gives.
 
     Raises:
-        ValueError: a shape, layout or device other than these, or k out of range.
+        ValueError: a shape, layout or device other than these, k out of range, or a squared distance beyond
+            float32 among the k nearest of a query.
         TypeError: another dtype, or no array.
     """
     framework = framework_of(queries, "queries")

@@ -61,6 +61,13 @@ def aggregate_patches(
             unknown `mode`.
         TypeError: something that is no array, maps of several frameworks, a dtype other than those above,
             dtypes that differ, a number that is not an integer.
+
+    Example:
+        >>> import numpy as np
+        >>> import ensemblead as ead
+        >>> layers = [np.ones((2, 8, 28, 28), np.float32), np.ones((2, 16, 14, 14), np.float32)]
+        >>> ead.aggregate_patches(layers, pretrain_dim="auto").shape
+        (2, 28, 28, 24)
     """
     framework = _check_maps(feature_maps)
     patch_size = _integer(patch_size, "patch_size")

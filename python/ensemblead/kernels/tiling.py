@@ -3,19 +3,25 @@
 The geometry is that of the tiled ensemble (Rolih et al., "Divide and Conquer: High-Resolution Industrial
 Anomaly Detection via Memory Efficient Tiled Ensemble", arXiv 2403.04932). Tile `(i, j)` of size `h x w`
 starts at `(i * stride_h, j * stride_w)`; there are `ceil((H - h) / stride_h) + 1` rows of tiles, columns
-alike. Where the last row and column overhang the image they hold zeros (padding at the bottom and on the
-right), which `untile` crops away again.
+alike. Where the last row or column of tiles overhangs the image, `edge` decides:
+
+- `"pad"`: the tiles hold zeros there (padding at the bottom and on the right), which `untile` crops away.
+- `"flush"`: the tiles are moved in until they lie flush with the image: row `i` starts at
+  `min(i * stride_h, H - h)`, columns alike. Nothing is padded.
 """
 
 from __future__ import annotations
 
 import operator
 from numbers import Real
+from typing import Literal
 
 import numpy as np
 
 from ensemblead import _core
 from ensemblead.kernels.arrays import Array, Framework, framework_of, no_scratch, work_arguments
+
+Edge = Literal["pad", "flush"]
 
 _FLOATS = ("float16", "bfloat16", "float32", "float64")
 
@@ -35,7 +41,11 @@ def tile_grid(
 
 
 def tile(
-    images: Array, tile_size: int | tuple[int, int], stride: int | tuple[int, int] | None = None
+    images: Array,
+    tile_size: int | tuple[int, int],
+    stride: int | tuple[int, int] | None = None,
+    *,
+    edge: Edge = "pad",
 ) -> Array:
     """Cuts images into overlapping tiles.
 
@@ -44,15 +54,23 @@ def tile(
         tile_size: `h` for square tiles, or `(h, w)`; no larger than the image.
         stride: distance between the starts of neighbouring tiles, an int or `(rows, columns)`; at most
             `tile_size`, which is also the default (no overlap).
+        edge: `"pad"` or `"flush"`: whether tiles that would overhang the image are padded or moved in.
 
     Returns:
-        `[rows, cols, B, C, h, w]`, dtype, framework and device of `images`. Values are copied as they are,
-        NaN included; pixels outside the image are 0.
+        `[rows, cols, B, C, h, w]`, dtype, framework and device of `images`; the same shape for both edges.
+        Values are copied as they are, NaN included; pixels outside the image are 0.
 
     Raises:
-        TypeError: `images` is no NumPy, CuPy or torch array or has another dtype; a size is no int.
+        TypeError: `images` is no NumPy, CuPy or torch array or has another dtype; a size is no int; `edge` is
+            no string.
         ValueError: wrong rank, an empty or non-contiguous array, a stride beyond the tile or below 1, a tile
-            beyond the image.
+            beyond the image, another `edge`.
+
+    Example:
+        >>> import numpy as np
+        >>> import ensemblead as ead
+        >>> ead.tile(np.zeros((1, 3, 512, 512), np.uint8), 256, 128).shape
+        (3, 3, 1, 3, 256, 256)
     """
     framework = framework_of(images, "images")
     _check(images, "images", framework, "[B, C, H, W]", ("uint8", *_FLOATS))
@@ -62,33 +80,49 @@ def tile(
     rows, cols = _core.tile_grid((height, width), size, step)
     with framework.on_device(images):
         tiles = framework.empty((rows, cols, batch, channels, *size), framework.dtype(images), images)
-        _core.tile(images, tiles, size, step, **work_arguments(framework, images, no_scratch))
+        _core.tile(
+            images, tiles, size, step, edge=_edge(edge), **work_arguments(framework, images, no_scratch)
+        )
     return tiles
 
 
 def untile(
-    tiles: Array, image_size: int | tuple[int, int], stride: int | tuple[int, int] | None = None
+    tiles: Array,
+    image_size: int | tuple[int, int],
+    stride: int | tuple[int, int] | None = None,
+    *,
+    edge: Edge = "pad",
 ) -> Array:
     """Puts tiles back together; every pixel is the mean over the tiles that cover it.
 
     Sums are made pairwise in float32 (in float64 for float64), so `untile(tile(images, t, s), (H, W), s)`
     gives back `images` exactly wherever the number of covering tiles is a power of two, and elsewhere within
-    `1e-6 * max|images|` (float32). NaN and infinity propagate into the pixels they cover.
+    `1e-6 * max|images|` (float32). NaN and infinity propagate into the pixels they cover. The mean of finite
+    values is finite, however large they are.
 
     Args:
         tiles: `[rows, cols, B, C, h, w]` as `tile` returns them, contiguous; float16, bfloat16, float32 or
             float64.
         image_size: the size of the images before tiling, `(H, W)`, or one int for square images.
         stride: the stride they were cut with; default the tile size.
+        edge: the edge they were cut with, `"pad"` or `"flush"`.
 
     Returns:
         `[B, C, H, W]`, dtype, framework and device of `tiles`. The padding is cropped away.
 
     Raises:
-        TypeError: `tiles` is no NumPy, CuPy or torch array or has another dtype; a size is no int.
+        TypeError: `tiles` is no NumPy, CuPy or torch array or has another dtype; a size is no int; `edge` is
+            no string.
         ValueError: wrong rank, an empty or non-contiguous array, a stride beyond the tile or below 1, a tile
-            beyond the image, an `image_size` below 1, or numbers of rows and columns that do not belong to
-            these sizes.
+            beyond the image, an `image_size` below 1, another `edge`, or numbers of rows and columns that do
+            not belong to these sizes.
+
+    Example:
+        >>> import numpy as np
+        >>> import ensemblead as ead
+        >>> maps = np.arange(16, dtype=np.float32).reshape(1, 1, 4, 4)
+        >>> bool((ead.untile(ead.tile(maps, 2), 4) == maps).all())
+        True
     """
     framework = framework_of(tiles, "tiles")
     _check(tiles, "tiles", framework, "[rows, cols, B, C, h, w]", _FLOATS)
@@ -103,7 +137,7 @@ def untile(
         )
     with framework.on_device(tiles):
         images = framework.empty((batch, channels, *size), framework.dtype(tiles), tiles)
-        _core.untile(tiles, images, step, **work_arguments(framework, tiles, no_scratch))
+        _core.untile(tiles, images, step, edge=_edge(edge), **work_arguments(framework, tiles, no_scratch))
     return images
 
 
@@ -114,6 +148,7 @@ def smooth_seams(
     *,
     sigma: float = 2.0,
     width: float = 0.1,
+    edge: Edge = "pad",
 ) -> Array:
     """Blurs maps around the edges of the tiles they were put together from, and nowhere else.
 
@@ -130,15 +165,26 @@ def smooth_seams(
         stride: the stride they were computed with; default the tile size.
         sigma: of the Gaussian, in pixels; in (0, 1000].
         width: half the width of a band as a share of the tile; in [0, 0.5].
+        edge: the edge the tiles were cut with, `"pad"` or `"flush"`. With the latter the last row and column
+            start elsewhere, and so do their seams.
 
     Returns:
         Shape, dtype, framework and device of `maps`.
 
     Raises:
         TypeError: `maps` is no NumPy, CuPy or torch array or has another dtype; a size is no int; `sigma` or
-            `width` is no number.
+            `width` is no number; `edge` is no string.
         ValueError: wrong rank, an empty or non-contiguous array, a stride beyond the tile or below 1, a tile
-            beyond the map, `sigma` or `width` out of range.
+            beyond the map, `sigma` or `width` out of range, another `edge`.
+
+    Example:
+        >>> import numpy as np
+        >>> import ensemblead as ead
+        >>> maps = np.zeros((1, 64, 64), np.float32)
+        >>> maps[:, :, 32:] = 1
+        >>> smooth = ead.smooth_seams(maps, 32)  # the seam between two tiles lies at column 32
+        >>> smooth[0, 16, 0].item(), 0 < smooth[0, 16, 31].item() < 1
+        (0.0, True)
     """
     framework = framework_of(maps, "maps")
     _check(maps, "maps", framework, "[..., H, W]", _FLOATS)
@@ -152,7 +198,7 @@ def smooth_seams(
     with framework.on_device(maps):
         smoothed = framework.empty(maps.shape, framework.dtype(maps), maps)
         work = work_arguments(framework, maps, scratch_bytes)
-        _core.smooth_seams(maps, smoothed, size, step, *numbers, **work)
+        _core.smooth_seams(maps, smoothed, size, step, *numbers, edge=_edge(edge), **work)
     return smoothed
 
 
@@ -168,6 +214,13 @@ def _check(array: Array, argument: str, framework: Framework, layout: str, dtype
         raise TypeError(f"{argument} must be {', '.join(dtypes[:-1])} or {dtypes[-1]}, got {dtype}")
     if 0 in array.shape:
         raise ValueError(f"{argument} is empty, got shape {tuple(array.shape)}")
+
+
+def _edge(edge: str) -> str:
+    """The core knows which edges there are."""
+    if not isinstance(edge, str):
+        raise TypeError(f'edge must be "pad" or "flush", got {edge!r}')
+    return edge
 
 
 def _image_size(value: int | tuple[int, int], tile_size: tuple[int, int]) -> tuple[int, int]:

@@ -1,5 +1,7 @@
-"""What normal looks like: a coreset of patch embeddings, and the search in it."""
+"""Normal embeddings to compare with: what is kept of them, and the nearest of them."""
 
 from ensemblead.memory.bank import MemoryBank
+from ensemblead.memory.selection import start_rows
+from ensemblead.memory.state import BankState
 
-__all__ = ["MemoryBank"]
+__all__ = ["BankState", "MemoryBank", "start_rows"]

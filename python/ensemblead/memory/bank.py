@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,16 +11,27 @@ import torch
 
 from ensemblead.common.errors import NotFittedError
 from ensemblead.common.validation import whole_number
-from ensemblead.kernels.coreset import select_coreset
-from ensemblead.memory.buffer import Buffer, free_on, take, to_host, waits_on_host
+from ensemblead.memory.buffer import AddedRows, Buffer, as_rows, image_numbers, take
 from ensemblead.memory.projection import make_projection, project_chunks
-from ensemblead.search.exact import ExactIndex, Excluded, nearest_squared
-from ensemblead.search.plan import INDEX_NAMES, FaissIndex, flat_index, make_index
+from ensemblead.memory.selection import Progress, select, select_above_noise
+from ensemblead.memory.state import BankState
+from ensemblead.search.exact import ExactIndex
+from ensemblead.search.faiss import FaissIndex
+from ensemblead.search.neighbors import Excluded
+from ensemblead.search.plan import (
+    INDEX_NAMES,
+    extended_index,
+    flat_index,
+    index_from_bytes,
+    make_index,
+    moved_index,
+)
 
 # How much a group of rows keeps of itself, as a multiple of the coreset's fraction, when not all rows fit the
 # buffer.
 _OVERSAMPLING = 2.0
-Progress = Callable[[int, int], None]
+# A row at the radius itself must not enter for the last bit of its distance.
+_ROUNDING = 2e-6
 
 
 class MemoryBank:
@@ -49,7 +60,19 @@ class MemoryBank:
     Attributes after `fit`: `rows_` float32 `[M, D]` without repeats, in selection order; `images_` int64
     `[M]`; `projection_` float32 `[d, D]` or None; `radius_`, the largest Euclidean distance, in the projected
     space, from an added row to its nearest bank row (over the groups' own selections where there were
-    groups).
+    groups), or the noise floor where that is larger.
+
+    Example:
+        >>> import numpy as np
+        >>> rows = np.random.default_rng(0).normal(size=(500, 16)).astype(np.float32)
+        >>> bank = MemoryBank(0.1)
+        >>> bank.add(rows[:250])  # the rows of one image
+        >>> bank.add(rows[250:])
+        >>> len(bank.fit())
+        50
+        >>> distances, found = bank.search(bank.rows_, k=2)
+        >>> distances.shape, float(distances[:, 0].max())
+        (torch.Size([50, 2]), 0.0)
     """
 
     def __init__(
@@ -82,14 +105,8 @@ class MemoryBank:
         self._images: torch.Tensor | None = None
         self._owners = np.empty(0, dtype=np.int64)  # the same as `_images`, on the host
         self._search: ExactIndex | FaissIndex | None = None
-        self._buffer = Buffer()
-        self._kept = Buffer()  # what groups that left the buffer have kept
+        self._buffer = AddedRows()
         self._num_added = 0
-        self._squares = 0.0
-        self._count = 0
-        self._num_groups = 0
-        self._home: torch.device | None = None  # where rows come from, and are selected and searched
-        self._on_host = False  # rows of a GPU wait on the host
 
     @property
     def is_fitted(self) -> bool:
@@ -118,110 +135,105 @@ class MemoryBank:
             copy: False when the caller gives the rows away.
             known_finite: the caller has seen that they are. A GPU is waited for to see it here.
         """
-        rows = _as_rows(embeddings, "embeddings", copy)
-        # Here, where they can be refused alone: found by the selection, they would spoil the whole group. One
-        # pass: a finite sum has finite terms. Where it overflows, every term is asked.
-        if not known_finite and not bool(torch.isfinite(rows.sum())) and not bool(torch.isfinite(rows).all()):
+        rows = as_rows(embeddings, "embeddings", copy)
+        # In one pass: in float64 a sum of squares of float32 is finite exactly if every term is.
+        squares = torch.linalg.vector_norm(rows, dtype=torch.float64).square()
+        # Here, where rows can be refused alone: found by the selection, they would spoil the whole group.
+        if not known_finite and not bool(torch.isfinite(squares)):
             raise ValueError("embeddings must be finite, got NaN or infinity")
         width = self._dims()
         if width is not None and rows.shape[1] != width:
             raise ValueError(f"embeddings must have {width} columns as before, got shape {tuple(rows.shape)}")
-        if self._home is not None and rows.device != self._home:
-            raise ValueError(f"embeddings are on {rows.device}, but those before are on {self._home}")
+        home = self._buffer.home
+        if home is not None and rows.device != home:
+            raise ValueError(f"embeddings are on {rows.device}, but those before are on {home}")
         if images is None:
-            images = self._next_image()
-        numbers = torch.tensor(np.asarray(images), dtype=torch.int64)
-        if numbers.ndim > 1 or (numbers.ndim == 1 and len(numbers) != len(rows)):
-            raise ValueError(f"images must be one int, or [{len(rows)}], got shape {tuple(numbers.shape)}")
+            known = [int(self._owners.max())] if len(self._owners) else []
+            images = 1 + max(self._buffer.last_image(), *known, -1)
+        numbers = image_numbers(images, len(rows))
         if len(rows) == 0:
             return
-        self._home = rows.device
-        self._buffer.append(self._waiting(rows), numbers.expand(len(rows)))
+        self._buffer.add(rows, numbers, squares, self.max_buffer_bytes)
         self._num_added += len(rows)
-        self._squares += float(rows.double().square().sum())
-        self._count += len(rows)
         # After the first overflow groups are a quarter as large: the peak stays at that first buffer.
-        limit = self.max_buffer_bytes if self._num_groups == 0 else self.max_buffer_bytes // 4
+        limit = self.max_buffer_bytes if self._buffer.num_groups == 0 else self.max_buffer_bytes // 4
         if self._bytes(self._buffer.num_rows) > limit:
-            self._leave_buffer()
+            self._leave_buffer(0.0)
 
-    def _waiting(self, rows: torch.Tensor) -> torch.Tensor:
-        """The rows where they wait for the selection."""
-        if not rows.is_cuda:
-            return rows
-        if self._buffer.num_rows == 0:
-            self._on_host = waits_on_host(self.max_buffer_bytes, free_on(rows.device))
-        return to_host(rows) if self._on_host else rows
+    def mean_square_norm(self) -> float:
+        """The mean squared Euclidean norm of the rows added since the last `fit` or `extend`; 0 without any.
+
+        A GPU is waited for here alone.
+        """
+        return self._buffer.mean_square_norm()
 
     def fit(
         self,
         *,
         projection: Any = None,
         start_indices: Any = None,
-        progress: Progress | None = None,
         noise_floor: float = 0.0,
+        progress: Progress | None = None,
     ) -> MemoryBank:
         """Select the coreset among the rows added, and make it searchable.
 
         Args:
             projection: float `[d, D]` in place of the map drawn from the seed.
             start_indices: rows (by order of addition) whose mean distance starts the selection, in place of
-                random ones.
+                random ones; `start_rows` draws some that do not depend on the order of the images.
+            noise_floor: rows that lie within this Euclidean distance of the bank, in the projected space, do
+                not enter it: they may differ from its rows by rounding alone.
             progress: called with the picks made and the picks to make.
 
-        Both injected arguments need all rows in the buffer (ValueError otherwise).
+        The first two need all rows in the buffer (ValueError otherwise).
         """
         if self._rows is not None:
             raise ValueError("the bank is fitted already; extend it, or make a new one")
         if self._num_added == 0:
             raise ValueError("the bank has no rows to fit; add some first")
-        if self._num_groups:
+        floor = _checked_floor(noise_floor)
+        if self._buffer.num_groups:
             if projection is not None or start_indices is not None:
                 raise ValueError(
                     "projection and start_indices need all rows at once, but they outgrew max_buffer_bytes="
                     f"{self.max_buffer_bytes}"
                 )
-            self._leave_buffer()
-            chunks, images, mapping = self._kept.chunks, self._kept.images, self.projection_
+            self._leave_buffer(0.0)
+            kept = self._buffer.kept
+            chunks, images, mapping = kept.chunks, kept.images, self.projection_
         else:
             chunks, images = self._buffer.chunks, self._buffer.images
             mapping = self._projection_for(chunks[0].shape[1], projection)
         home = self._require_home()
         size = max(1, int(self._num_added * self.coreset_fraction))
         projected = project_chunks(chunks, mapping, home)
-        picks = _select(
-            projected,
-            size=size,
-            seed=self.seed,
-            start_indices=start_indices,
-            progress=progress,
-            **({"radius": noise_floor} if noise_floor else {}),
+        picks, reach = select_above_noise(
+            projected, size, floor, progress, seed=self.seed, start_indices=start_indices
         )
         rows, owners = take(chunks, picks, home), torch.cat(images).numpy()[picks]
-        chosen = projected[torch.from_numpy(picks).to(home)]
-        radius = nearest_squared(projected, chosen).max().clamp_min(0).sqrt()
-        search = make_index(self.index, rows, self.seed)
-        self._set(rows, owners, search)
-        self.projection_, self.radius_ = mapping, float(radius)
-        self._buffer, self._kept, self._num_groups = Buffer(), Buffer(), 0
+        self._set(rows, owners, make_index(self.index, rows, self.seed))
+        self.projection_, self.radius_ = mapping, max(reach, floor)
+        self._buffer = AddedRows(self._buffer.home)
         return self
 
-    def extend(self, embeddings: Any = None, images: Any = None, *, noise_floor=0.0) -> MemoryBank:
+    def extend(self, embeddings: Any = None, images: Any = None, *, noise_floor: float = 0.0) -> MemoryBank:
         """Take in the normal rows added since `fit` (and `embeddings`, as `add` takes them).
 
         Existing rows stay. New ones enter by the same greedy rule, farthest first, until every new row lies
-        within `radius_` of the bank, in the projected space.
+        within `radius_` of the bank, or within `noise_floor` if that is larger, in the projected space.
         """
         rows, _, old = self._fitted()
+        floor = _checked_floor(noise_floor)
         if embeddings is not None:
             self.add(embeddings, images)
-        self._leave_buffer()
-        if self._kept.num_rows:
-            rows = torch.cat([rows, *self._kept.chunks])
-            owners = torch.cat([torch.from_numpy(self._owners), *self._kept.images]).numpy()
-            search = old.with_rows(rows) if isinstance(old, FaissIndex) else flat_index(rows)
-            self._set(rows, owners, search)
-        self._kept, self._num_groups = Buffer(), 0
+        self._leave_buffer(floor)
+        kept = self._buffer.kept
+        if kept.num_rows:
+            first_new = len(rows)
+            rows = torch.cat([rows, *kept.chunks])
+            owners = torch.cat([torch.from_numpy(self._owners), *kept.images]).numpy()
+            self._set(rows, owners, extended_index(old, rows, first_new))
+        self._buffer = AddedRows(self._buffer.home)
         return self
 
     def search(
@@ -251,7 +263,7 @@ class MemoryBank:
         available = len(rows) if away is None else self._fewest_without(away)
         if not 1 <= k <= available:
             raise ValueError(f"k must be between 1 and the {available} rows of the bank, got {k}")
-        points = _as_rows(queries, "queries", copy=False)
+        points = as_rows(queries, "queries", copy=False)
         if points.shape[1] != rows.shape[1]:
             raise ValueError(f"queries must have {rows.shape[1]} columns, got shape {tuple(points.shape)}")
         if points.device != rows.device:
@@ -278,10 +290,8 @@ class MemoryBank:
         """Move a fitted bank to another device."""
         rows, _, old = self._fitted()
         rows = rows.to(device)
-        # What FAISS has on the CPU stays there; only its rows move.
-        faiss = FaissIndex(old.name, rows, old.faiss_index) if isinstance(old, FaissIndex) else None
-        self._set(rows, self._owners, faiss or flat_index(rows))
-        self._home = rows.device
+        self._set(rows, self._owners, moved_index(old, rows))
+        self._buffer.home = rows.device
         if self.projection_ is not None:
             self.projection_ = self.projection_.to(device)
         return self
@@ -290,7 +300,7 @@ class MemoryBank:
         """A bank that can be extended without touching this one; the rows are shared until then."""
         other = MemoryBank(**self.parameters())
         other._rows, other._images, other._search = self._fitted()
-        other._owners, other._home = self._owners, self._home
+        other._owners, other._buffer.home = self._owners, self._buffer.home
         other.projection_, other.radius_, other._num_added = self.projection_, self.radius_, self._num_added
         return other
 
@@ -299,36 +309,38 @@ class MemoryBank:
         names = ("coreset_fraction", "index", "num_neighbors", "seed", "projection_dim", "max_buffer_bytes")
         return {name: getattr(self, name) for name in names}
 
-    def state(self):
-        from ensemblead.memory.state import BankState
-
+    def state(self) -> BankState:
+        """What makes this bank again with `from_state` and `parameters`, as data."""
         rows, _, index = self._fitted()
         return BankState(
-            rows,
-            torch.from_numpy(self._owners),
-            self.projection_,
-            self.radius_,
-            self._num_added,
-            index.to_bytes() if isinstance(index, FaissIndex) else None,
+            rows=rows,
+            images=torch.from_numpy(self._owners),
+            projection=self.projection_,
+            radius=self.radius_,
+            num_added=self._num_added,
+            index=index.to_bytes() if isinstance(index, FaissIndex) else None,
         )
 
     @classmethod
-    def from_state(cls, parameters, state):
-        bank = cls(**parameters)
-        rows = state.rows.cpu()
-        search = (
-            flat_index(rows)
-            if state.index is None
-            else FaissIndex.from_bytes(bank.index, rows, state.index, bank.seed)
-        )
-        bank._set(rows, state.images.numpy(), search)
-        bank._home = rows.device
-        bank.projection_ = state.projection
-        bank.radius_, bank._num_added = state.radius, state.num_added
-        return bank
+    def from_state(cls, parameters: Mapping[str, Any], state: BankState) -> MemoryBank:
+        """A fitted bank from `parameters` and `state` of another, on the device of the state.
 
-    def mean_square_norm(self):
-        return self._squares / max(1, self._count)
+        Raises ValueError or TypeError where they do not belong together, DamagedModelError for an index that
+        is not the rows'.
+        """
+        bank = cls(**parameters)
+        rows = state.rows
+        if (state.index is None) != (bank.index == "flat"):
+            raise ValueError(f"index={bank.index!r} does not go with a state that has {_which(state.index)}")
+        owners = state.images.cpu().numpy()
+        if state.index is None:
+            bank._set(rows, owners, flat_index(rows))
+        else:
+            bank._set(rows, owners, index_from_bytes(bank.index, rows, state.index, bank.seed))
+        bank._buffer.home = rows.device
+        bank.projection_, bank.radius_ = state.projection, float(state.radius)
+        bank._num_added = state.num_added
+        return bank
 
     def _fitted(self) -> tuple[torch.Tensor, torch.Tensor, ExactIndex | FaissIndex]:
         if self._rows is None or self._images is None or self._search is None:
@@ -342,19 +354,13 @@ class MemoryBank:
         self._images = torch.from_numpy(owners).to(rows.device)
 
     def _require_home(self) -> torch.device:
-        assert self._home is not None, "rows were added"
-        return self._home
+        assert self._buffer.home is not None, "rows were added"
+        return self._buffer.home
 
     def _dims(self) -> int | None:
-        for chunk in (
-            ([self._rows] if self._rows is not None else []) + self._buffer.chunks + self._kept.chunks
-        ):
-            return int(chunk.shape[1])
-        return None
-
-    def _next_image(self) -> int:
-        known = [torch.from_numpy(self._owners)] if len(self._owners) else []
-        return max((int(n.max()) + 1 for n in known + self._buffer.images + self._kept.images), default=0)
+        bank = [] if self._rows is None else [self._rows]
+        chunks = bank + self._buffer.chunks + self._buffer.kept.chunks
+        return int(chunks[0].shape[1]) if chunks else None
 
     def _bytes(self, num_rows: int) -> int:
         dims = self._dims() or 0
@@ -364,63 +370,43 @@ class MemoryBank:
         mapping = make_projection(given, dims, self.projection_dim, self.seed)
         return None if mapping is None else mapping.to(self._require_home())
 
-    def _leave_buffer(self) -> None:
+    def _leave_buffer(self, noise_floor: float) -> None:
         """Take the buffered rows group by group: their coreset is kept, the rest is let go. Rows leave with
         their group: after a failure those of the groups left are still in the buffer.
         """
         groups = self._buffer.groups(lambda rows: self._bytes(rows) >= self.max_buffer_bytes // 4)
         try:
-            if groups and self._rows is None and self._num_groups == 0:
+            if groups and self._rows is None and self._buffer.num_groups == 0:
                 self.projection_ = self._projection_for(groups[0].chunks[0].shape[1], None)
             while groups:
-                self._keep_of(groups[0])
+                self._keep_of(groups[0], noise_floor)
                 groups.pop(0)
         finally:
             for group in groups:
                 for rows, numbers in zip(group.chunks, group.images, strict=True):
                     self._buffer.append(rows, numbers)
 
-    def _keep_of(self, group: Buffer) -> None:
+    def _keep_of(self, group: Buffer, noise_floor: float) -> None:
         home = self._require_home()
         projected = project_chunks(group.chunks, self.projection_, home)
         if self._rows is None:
             size = max(1, int(group.num_rows * min(1.0, _OVERSAMPLING * self.coreset_fraction)))
-            picks = _select(projected, size=size, seed=self.seed + self._num_groups)
+            picks = select(projected, size=size, seed=self.seed + self._buffer.num_groups)
         else:
-            bank = project_chunks([self._rows, *self._kept.chunks], self.projection_, home)
-            # A hair more: a row at the radius itself must not enter for the last bit of its distance.
-            radius = self.radius_ * (1 + 2e-6)
-            picks = _select(projected, size=len(projected), radius=radius, bank=bank)
+            bank = project_chunks([self._rows, *self._buffer.kept.chunks], self.projection_, home)
+            radius = max(self.radius_, noise_floor) * (1 + _ROUNDING)
+            picks = select(projected, size=len(projected), radius=radius, bank=bank)
         if len(picks):
             numbers = torch.cat(group.images)[torch.from_numpy(picks)]
-            self._kept.append(take(group.chunks, picks, home), numbers)
-        self._num_groups += 1
+            self._buffer.kept.append(take(group.chunks, picks, home), numbers)
+        self._buffer.num_groups += 1
 
 
-def _as_rows(array: Any, name: str, copy: bool) -> torch.Tensor:
-    """float32 `[n, D]` on its own device."""
-    if isinstance(array, np.ndarray):
-        array = torch.from_numpy(np.array(array, order="C") if copy else np.ascontiguousarray(array))
-        copy = False
-    if not isinstance(array, torch.Tensor):
-        raise TypeError(f"{name} must be a NumPy array or a torch tensor, got {type(array).__name__}")
-    if not array.is_floating_point():
-        raise TypeError(f"{name} must be floating point, got {array.dtype}")
-    if array.ndim != 2 or array.shape[1] == 0:
-        raise ValueError(f"{name} must be 2-D [n, D], got shape {tuple(array.shape)}")
-    return array.detach().to(torch.float32, copy=copy).contiguous()
+def _checked_floor(noise_floor: float) -> float:
+    if not 0.0 <= noise_floor < np.inf:
+        raise ValueError(f"noise_floor must be a finite distance of 0 or more, got {noise_floor}")
+    return float(noise_floor)
 
 
-def _select(projected: torch.Tensor, *, start_indices: Any = None, **options: Any) -> npt.NDArray[np.int64]:
-    """`select_coreset` over rows that are projected already, less the repeats it gives when nothing new is
-    left; on the host, where they are sorted out.
-    """
-    if start_indices is not None:
-        options["start_indices"] = torch.as_tensor(np.asarray(start_indices), dtype=torch.int64)
-    picks = select_coreset(projected, projection_dim=None, **options).tolist()
-    distinct = list(dict.fromkeys(picks))
-    # When all values are 0, row 0 stands in; it may not have been picked before, but then an equal row was.
-    place = distinct.index(0) if 0 in distinct else 0
-    if place and bool((projected[distinct[:place]] == projected[0]).all(1).any()):
-        del distinct[place]
-    return np.array(distinct, dtype=np.int64)
+def _which(index: bytes | None) -> str:
+    return "no serialised index" if index is None else "one"

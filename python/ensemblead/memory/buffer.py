@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +32,63 @@ class Buffer:
             groups[-1].append(chunk, images)
         self.chunks, self.images, self.num_rows = [], [], 0
         return groups
+
+
+class AddedRows(Buffer):
+    """The rows added to a bank since its last `fit` or `extend`, all of one device.
+
+    Attributes:
+        kept: what is left of the groups of rows that have left the buffer, and `num_groups` of them.
+        home: where rows come from, and are selected and searched.
+    """
+
+    def __init__(self, home: torch.device | None = None) -> None:
+        super().__init__()
+        self.kept = Buffer()
+        self.num_groups = 0
+        self.home = home
+        self._on_host = False  # rows of a GPU wait on the host
+        self._squares: torch.Tensor | None = None  # of all rows added, summed
+        self._num_squared = 0
+
+    def add(self, rows: torch.Tensor, images: torch.Tensor, squares: torch.Tensor, max_bytes: int) -> None:
+        """Hold rows, whose sum of squares is `squares`, float64 `[]`; `max_bytes` may come to be held."""
+        self.home = rows.device
+        if rows.is_cuda and self.num_rows == 0:
+            self._on_host = waits_on_host(max_bytes, free_on(rows.device))
+        self.append(to_host(rows) if rows.is_cuda and self._on_host else rows, images)
+        self._squares = squares if self._squares is None else self._squares + squares
+        self._num_squared += len(rows)
+
+    def mean_square_norm(self) -> float:
+        """The mean squared Euclidean norm of the rows; 0 without any."""
+        return 0.0 if self._squares is None else float(self._squares) / self._num_squared
+
+    def last_image(self) -> int:
+        """The largest number of an image; -1 without any."""
+        return max((int(numbers.max()) for numbers in self.images + self.kept.images), default=-1)
+
+
+def as_rows(array: Any, name: str, copy: bool) -> torch.Tensor:
+    """float32 `[n, D]` on its own device."""
+    if isinstance(array, np.ndarray):
+        array = torch.from_numpy(np.array(array, order="C") if copy else np.ascontiguousarray(array))
+        copy = False
+    if not isinstance(array, torch.Tensor):
+        raise TypeError(f"{name} must be a NumPy array or a torch tensor, got {type(array).__name__}")
+    if not array.is_floating_point():
+        raise TypeError(f"{name} must be floating point, got {array.dtype}")
+    if array.ndim != 2 or array.shape[1] == 0:
+        raise ValueError(f"{name} must be 2-D [n, D], got shape {tuple(array.shape)}")
+    return array.detach().to(torch.float32, copy=copy).contiguous()
+
+
+def image_numbers(images: Any, count: int) -> torch.Tensor:
+    """int64 `[count]` from one int for all, or one for each."""
+    numbers = torch.tensor(np.asarray(images), dtype=torch.int64)
+    if numbers.ndim > 1 or (numbers.ndim == 1 and len(numbers) != count):
+        raise ValueError(f"images must be one int, or [{count}], got shape {tuple(numbers.shape)}")
+    return numbers.expand(count)
 
 
 def waits_on_host(buffer_bytes: int, free_bytes: int) -> bool:

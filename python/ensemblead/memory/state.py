@@ -1,17 +1,79 @@
-"""Temporary."""
+"""What a fitted memory bank is, as data: what is saved, and what is refused when it is read."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 
 
 @dataclass(frozen=True)
 class BankState:
+    """The learned part of a `MemoryBank`; `MemoryBank.from_state` makes the bank again.
+
+    Arrays may be given as NumPy's; they are kept as torch tensors, on the device of the rows.
+
+    Attributes:
+        rows: the coreset, float32 `[M, D]`, finite.
+        images: the image of every row, int64 `[M]`.
+        projection: the map that the selection used, float32 `[d, D]`, or None.
+        radius: no row added lay farther from the bank than this, in the projected space.
+        num_added: rows that were added, M or more.
+        index: FAISS's index, serialised, or None for an exact search.
+
+    Raises TypeError for another kind or dtype, ValueError for a shape or value that no bank has.
+    """
+
     rows: torch.Tensor
     images: torch.Tensor
     projection: torch.Tensor | None
     radius: float
     num_added: int
-    index: bytes | None
+    index: bytes | None = None
+
+    def __post_init__(self) -> None:
+        rows = _tensor("rows", self.rows, torch.float32, 2)
+        images = _tensor("images", self.images, torch.int64, 1)
+        _require_finite("rows", rows)
+        if len(images) != len(rows):
+            raise ValueError(f"images must be [{len(rows)}] as the rows, got shape {tuple(images.shape)}")
+        object.__setattr__(self, "rows", rows)
+        object.__setattr__(self, "images", images.to(rows.device))
+        if self.projection is not None:
+            projection = _tensor("projection", self.projection, torch.float32, 2)
+            _require_finite("projection", projection)
+            if projection.shape[1] != rows.shape[1] or projection.shape[0] > projection.shape[1]:
+                raise ValueError(
+                    f"projection must be [d, {rows.shape[1]}], got shape {tuple(projection.shape)}"
+                )
+            object.__setattr__(self, "projection", projection.to(rows.device))
+        if type(self.radius) not in (int, float):
+            raise TypeError(f"radius must be a number, got {self.radius!r}")
+        if not 0.0 <= self.radius < math.inf:
+            raise ValueError(f"radius must be a finite distance, got {self.radius}")
+        if type(self.num_added) is not int:
+            raise TypeError(f"num_added must be a whole number, got {self.num_added!r}")
+        if not len(rows) <= self.num_added < 2**63:
+            raise ValueError(f"num_added must be at least the {len(rows)} rows, got {self.num_added}")
+        if self.index is not None and type(self.index) is not bytes:
+            raise TypeError(f"index must be bytes, got {type(self.index).__name__}")
+
+
+def _tensor(name: str, given: Any, dtype: torch.dtype, axes: int) -> torch.Tensor:
+    if isinstance(given, np.ndarray):
+        given = torch.from_numpy(np.ascontiguousarray(given))
+    if not isinstance(given, torch.Tensor):
+        raise TypeError(f"{name} must be an array or a tensor, got {type(given).__name__}")
+    if given.dtype != dtype:
+        raise TypeError(f"{name} must be {str(dtype).removeprefix('torch.')}, got {given.dtype}")
+    if given.ndim != axes or 0 in given.shape:
+        raise ValueError(f"{name} must have {axes} axes and not be empty, got shape {tuple(given.shape)}")
+    return given.detach().contiguous()
+
+
+def _require_finite(name: str, values: torch.Tensor) -> None:
+    if not bool(torch.isfinite(values).all()):
+        raise ValueError(f"{name} must be finite, got NaN or infinity")

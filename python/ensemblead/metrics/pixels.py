@@ -123,7 +123,11 @@ class PixelScores:
         values, truth = map_and_mask(
             anomaly_map, np.zeros(np.shape(anomaly_map), np.bool_) if mask is None else mask
         )
-        pixels = split_pixels(values.astype(self._dtype, copy=False), truth, kind)
+        with np.errstate(over="ignore"):
+            kept = values.astype(self._dtype, copy=False)
+        if kept is not values and not np.isfinite(kept).all():
+            raise ValueError(f"anomaly_maps must fit into {self._dtype}, got {np.abs(values).max():g}")
+        pixels = split_pixels(kept, truth, kind)
         if kind is not None:
             self._types.add(kind)
         self._has_untyped |= kind is None and bool(pixels.sizes.size)
@@ -276,20 +280,18 @@ def _read_off(
     ranking: Ranking, defective: Ranking, component: Doubles, image: Doubles, *, bounds: bool
 ) -> tuple[dict[str, float], dict[str, float], float]:
     """All metrics, the bounds of their errors, and the threshold of the best F1."""
-    f1, threshold = ranking.f1_max()
-    values = {"pixel_auroc": float(ranking.area())}
-    errors = {"pixel_auroc": area_error(ranking) if bounds else 0.0}
+    areas: dict[str, tuple[Ranking, Doubles | None, float]] = {"pixel_auroc": (ranking, None, 1.0)}
     if defective.total_negatives > 0:
-        values["anomaly_pixel_auroc"] = float(defective.area())
-        errors["anomaly_pixel_auroc"] = area_error(defective) if bounds else 0.0
-    values["pixel_ap"] = float(ranking.average_precision())
-    errors["pixel_ap"] = average_precision_error(ranking) if bounds else 0.0
-    values["pixel_f1_max"] = f1
-    errors["pixel_f1_max"] = f1_max_error(ranking) if bounds else 0.0
+        areas["anomaly_pixel_auroc"] = defective, None, 1.0
     for name, limit in PRO_LIMITS.items():
-        weights = image if name.startswith("aupro_image") else component
-        values[name] = float(ranking.area(weights, limit))
-        errors[name] = area_error(ranking, weights, limit) if bounds else 0.0
+        areas[name] = ranking, image if name.startswith("aupro_image") else component, limit
+    f1, threshold = ranking.f1_max()
+    values = {name: float(one.area(weights, limit)) for name, (one, weights, limit) in areas.items()}
+    values |= {"pixel_ap": float(ranking.average_precision()), "pixel_f1_max": f1}
+    if not bounds:
+        return values, dict.fromkeys(values, 0.0), threshold
+    errors = {name: area_error(*area) for name, area in areas.items()}
+    errors |= {"pixel_ap": average_precision_error(ranking), "pixel_f1_max": f1_max_error(ranking)}
     return values, errors, threshold
 
 
@@ -312,6 +314,14 @@ def aupro(anomaly_maps: Any, masks: Any, *, fpr_limit: float = 0.3, average: Ave
         ValueError: Shapes or counts differ, a map is not finite, there is no defective or no defect-free
             pixel, or an option is out of range.
         TypeError: An array does not hold numbers.
+
+    Example:
+        >>> import numpy as np
+        >>> import ensemblead as ead
+        >>> masks = np.zeros((1, 8, 8), bool)
+        >>> masks[0, 2:4, 2:4] = True
+        >>> ead.aupro(masks.astype(np.float32), masks)
+        1.0
     """
     if not 0.0 < fpr_limit <= 1.0:
         raise ValueError(f"fpr_limit must be in (0, 1], got {fpr_limit}")

@@ -27,6 +27,11 @@ def auroc(scores: Any, labels: Any) -> float:
         ValueError: The shapes differ, a score is not finite, a label is neither 0 nor 1, or only one class is
             there (the area is not defined then).
         TypeError: `scores` or `labels` do not hold numbers.
+
+    Example:
+        >>> import ensemblead as ead
+        >>> ead.auroc([0.1, 0.4, 0.35, 0.8], [0, 0, 1, 1])
+        0.75
     """
     return float(rank_scores(scores, labels).area())
 

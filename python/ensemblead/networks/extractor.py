@@ -91,10 +91,10 @@ class FeatureExtractor:
         >>> import torch
         >>> extractor = FeatureExtractor("gabor", ("layer1", "layer2"))
         >>> [tuple(maps.shape) for maps in extractor(torch.rand(2, 3, 64, 64))]
-        [(2, 42, 16, 16), (2, 66, 8, 8)]
+        [(2, 42, 16, 16), (2, 90, 8, 8)]
         >>> pooled = FeatureExtractor("gabor", ("layer2",), pooling="avg")
         >>> pooled(torch.rand(2, 3, 64, 64))[0].shape
-        torch.Size([2, 66])
+        torch.Size([2, 90])
     """
 
     def __init__(

@@ -234,9 +234,22 @@ def _unavailable(zoo: _Zoo, error: Exception) -> WeightsUnavailableError:
     reason = (str(error) or type(error).__name__).strip().splitlines()[0]
     return WeightsUnavailableError(
         f"the weights {zoo.name}.{zoo.tag} are not in the local cache and cannot be downloaded ({reason}). "
-        "Without a network, fetch them elsewhere and pass weights=PATH (safetensors or a state dict); "
-        'backbone="gabor" needs none'
+        f"Without a network, fetch them elsewhere, from {_weights_url(zoo)}, and pass weights=PATH (safetensors "
+        'or a state dict); backbone="gabor" needs none'
     )
+
+
+def _weights_url(zoo: _Zoo) -> str:
+    """The address of published weights."""
+    if zoo.library == "torchvision":
+        return str(_torchvision_models().get_model_weights(zoo.name)[zoo.tag].url)
+    cfg = _timm().get_pretrained_cfg(f"{zoo.name}.{zoo.tag}")
+    if not cfg.hf_hub_id:
+        return str(cfg.url)
+    from huggingface_hub import hf_hub_url
+
+    repository, _, revision = cfg.hf_hub_id.partition("@")
+    return hf_hub_url(repository, cfg.hf_hub_filename or "model.safetensors", revision=revision or None)
 
 
 def _timm_pretrained(zoo: _Zoo) -> nn.Module:

@@ -33,6 +33,15 @@ class Report(Results):
         details: By category, the `Details` of its row.
         warnings: Warnings for the reader of the numbers, one line each.
         settings: How the evaluation was made.
+
+    Example:
+        >>> import ensemblead as ead
+        >>> from ensemblead.evaluation import Row
+        >>> report = ead.Report([Row("bolt", image_auroc=0.75), Row("nut", image_auroc=1.0)])
+        >>> report.image_auroc, report["bolt"].image_auroc
+        (0.875, 0.75)
+        >>> print(report)
+        Report(2 categories, image_auroc=0.8750, pixel_auroc=nan, aupro=nan)
     """
 
     def to_csv(self, path: StrPath, *, by_type: bool = False) -> None:
@@ -135,6 +144,33 @@ def evaluate(
             image or its map, a test image or a mask that cannot be read (UnreadableImageError, naming it;
             masks are not skipped), scores that are not finite, predictions that do not belong to the images
             asked for.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> import numpy as np
+        >>> from PIL import Image
+        >>> import ensemblead as ead
+        >>> images = np.random.default_rng(0).integers(90, 110, (16, 64, 64, 3), dtype=np.uint8)
+        >>> mask = np.zeros((64, 64), np.uint8)
+        >>> mask[20:40, 20:40] = 255
+        >>> images[14:, mask > 0] = 200
+        >>> detector = ead.PatchCore(
+        ...     "gabor", resize=None, image_size=None, coreset_fraction=0.1, device="cpu"
+        ... )
+        >>> def save(image, path):
+        ...     path.parent.mkdir(parents=True, exist_ok=True)
+        ...     Image.fromarray(image).save(path)
+        >>> with tempfile.TemporaryDirectory() as root:
+        ...     for i, image in enumerate(images):
+        ...         kind = "train/good" if i < 12 else "test/good" if i < 14 else "test/dent"
+        ...         save(image, Path(root, kind, f"{i}.png"))
+        ...     for i in (14, 15):
+        ...         save(mask, Path(root, "ground_truth/dent", f"{i}_mask.png"))
+        ...     data = ead.MVTecAD(root)
+        ...     report = ead.evaluate(detector.fit(data.train), data, bootstrap=0)
+        >>> report.image_auroc
+        1.0
     """
     options = Options(bootstrap, confidence, seed, memory_limit, errors, gallery)
     found = measure(detector, dataset, options, on_image=on_image, progress=progress)

@@ -25,7 +25,9 @@ def _renameat2() -> Callable[..., int] | None:
 
 
 def exchange(first: Path, second: Path) -> bool:
-    """Give two existing paths each other's name, at once. False where the file system cannot: nothing is changed."""
+    """Give two existing paths each other's name, at once. False where the file system cannot: nothing is
+    changed.
+    """
     call = _renameat2()
     if call is None:
         return False

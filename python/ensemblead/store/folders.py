@@ -249,8 +249,8 @@ def _read_object(folder: Path, options: Mapping[str, Any], expected: str | None 
 
 
 def _parse_manifest(folder: Path, expected: str | None = None) -> dict[str, Any]:
-    """A manifest as it stands there: a mapping that states its format, and no more is known. `expected` is the
-    SHA-256 that the folder above states of it.
+    """A manifest as it stands there: a mapping that states its format, and no more is known. `expected` is
+    the SHA-256 that the folder above states of it.
     """
     path = folder / MANIFEST
     try:
@@ -375,7 +375,9 @@ def _take_place(fresh: Path, target: Path) -> None:
 
 
 def _recover(target: Path) -> None:
-    """Where a process was killed between two renames, the earlier model stands aside: it takes its name back."""
+    """Where a process was killed between two renames, the earlier model stands aside: it takes its name
+    back.
+    """
     left = sorted(target.parent.glob(f".{glob.escape(target.name)}.*{_ASIDE}"), key=os.path.getmtime)
     for aside in reversed(left):
         if not os.path.lexists(target) and (aside / MANIFEST).is_file():

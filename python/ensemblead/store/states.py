@@ -1,8 +1,8 @@
 """States in folders: dataclasses of tensors and plain values, by one pair of functions for all.
 
-A field may hold a tensor or NumPy array, a number, a string, a bool, bytes, a tuple of numbers or of tensors, another
-such dataclass, or, where its type says so, None. Types of fields are the schema: what does not fit them is refused
-when it is saved, and when it is loaded.
+A field may hold a tensor or NumPy array, a number, a string, a bool, bytes, a tuple of numbers or of
+tensors, another such dataclass, or, where its type says so, None. Types of fields are the schema: what does
+not fit them is refused when it is saved, and when it is loaded.
 """
 
 from __future__ import annotations

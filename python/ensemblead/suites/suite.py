@@ -29,10 +29,10 @@ that was no file, and on the command line, to the working directory.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, TypeVar
 
 from ensemblead.common.files import StrPath, as_file_name
 from ensemblead.common.validation import did_you_mean
@@ -162,55 +162,69 @@ def is_suite(value: Any) -> bool:
 
 
 def _parse(given: Mapping[str, Any], problems: Problems) -> Suite | None:
-    known = parameters(Settings)
     required = Parameter(list, Parameter.NONE)
     lists = {"detectors": required, "datasets": required}
-    check_keys(given, {**lists, **known}, (), problems)
-    values = {
-        name: check_value(given[name], one.hint, (name,), problems)
-        for name, one in known.items()
-        if name in given
-    }
+    values = _checked(given, {**lists, **parameters(Settings)}, (), problems, unchecked=lists)
     settings = Settings()
     if not len(problems):
         try:
             settings = Settings(**values)
         except ValueError as error:
             problems.add((), f"{error}")
-    entries = [
-        _parse_detector(one, ("detectors", i), settings, problems)
-        for i, one in _listed(given, "detectors", problems)
-    ]
-    datasets = [
-        (("datasets", i), _parse_dataset(one, ("datasets", i), settings, problems))
-        for i, one in _listed(given, "datasets", problems)
-    ]
-    found = [(path, one) for path, one in datasets if one is not None]
-    _refuse_repeats(
-        [(("detectors", i), one.name) for i, one in enumerate(entries) if one is not None], problems
-    )
-    _refuse_repeats([(path, one.name) for path, one in found], problems)
-    for entry_number, entry in enumerate(entries):
-        if entry is not None and entry.is_saved:
-            _check_models(entry, [one for _, one in found], ("detectors", entry_number, "model"), problems)
+    entries = _parse_list(given, "detectors", _parse_detector, settings, problems)
+    datasets = _parse_list(given, "datasets", _parse_dataset, settings, problems)
+    for path, entry in entries:
+        if entry.is_saved:
+            _check_models(entry, [dataset for _, dataset in datasets], (*path, "model"), problems)
     if len(problems):
         return None
-    return Suite(tuple(e for e in entries if e is not None), {one.name: one for _, one in found}, settings)
+    return Suite(tuple(one for _, one in entries), {one.name: one for _, one in datasets}, settings)
 
 
-def _listed(given: Mapping[str, Any], key: str, problems: Problems) -> list[tuple[int, Any]]:
+def _checked(
+    given: Mapping[str, Any],
+    known: Mapping[str, Parameter],
+    path: KeyPath,
+    problems: Problems,
+    unchecked: Iterable[str] = (),
+) -> dict[str, Any]:
+    """The values of the known keys that are given, checked."""
+    check_keys(given, known, path, problems)
+    names = [name for name in known if name in given and name not in unchecked]
+    return {name: check_value(given[name], known[name].hint, (*path, name), problems) for name in names}
+
+
+class _Named(Protocol):
+    @property
+    def name(self) -> str: ...
+
+
+_Entry = TypeVar("_Entry", bound=_Named)
+
+
+def _parse_list(
+    given: Mapping[str, Any],
+    key: str,
+    parse: Callable[[Any, KeyPath, Settings, Problems], _Entry | None],
+    settings: Settings,
+    problems: Problems,
+) -> list[tuple[KeyPath, _Entry]]:
+    """What the items of a list describe, each with its place, and each with a name of its own."""
     value = given.get(key)
     if key in given and (not isinstance(value, list) or not value):
         problems.add((key,), f"must be a list of at least one, got {value!r}")
         return []
-    return list(enumerate(value or []))
-
-
-def _refuse_repeats(named: list[tuple[KeyPath, str]], problems: Problems) -> None:
-    counts = Counter(name for _, name in named)
-    for path, name in named:
-        if counts[name] > 1:
-            problems.add(path, f"is called {name!r}, as {counts[name] - 1} more: give each a name of its own")
+    found: list[tuple[KeyPath, _Entry]] = []
+    for i, item in enumerate(value or []):
+        one = parse(item, (key, i), settings, problems)
+        if one is not None:
+            found.append(((key, i), one))
+    counts = Counter(one.name for _, one in found)
+    for path, one in found:
+        if counts[one.name] > 1:
+            more = counts[one.name] - 1
+            problems.add(path, f"is called {one.name!r}, as {more} more: give each a name of its own")
+    return found
 
 
 # Detectors
@@ -249,13 +263,7 @@ def _saved(
     given: Mapping[str, Any], path: KeyPath, settings: Settings, problems: Problems
 ) -> Mapping[str, Any]:
     """{model: path, device: ...}; where the model lies is checked when the categories are known."""
-    known = parameters(SavedModel)
-    check_keys(given, known, path, problems)
-    kept = {
-        name: check_value(given[name], one.hint, (*path, name), problems)
-        for name, one in known.items()
-        if name in given
-    }
+    kept = _checked(given, parameters(SavedModel), path, problems)
     if isinstance(model := kept.get("model"), str):
         kept["model"] = problems.source.place(model)
     return {"device": settings.device, **kept}

@@ -57,7 +57,8 @@ class PackedPositions:
     def of(cls, known: Positions) -> PackedPositions:
         gaussians = known.gaussians
         spans = block_spans(gaussians.num_dimensions)
-        packed = [block[:, _lower(*span).to(block.device)] for block, span in zip(gaussians.whitening, spans, strict=True)]
+        pairs = zip(gaussians.whitening, spans, strict=True)
+        packed = [block[:, _lower(*span).to(block.device)] for block, span in pairs]
         return cls(gaussians.count, known.grid, gaussians.mean, tuple(packed))
 
     def unpacked(self) -> Positions:
@@ -126,6 +127,17 @@ class PaDiM(Method):
 
     Attributes: `gaussians_`, `calibration_`, `threshold_` after `fit`; `network_`, the extractor, once it is
     needed.
+
+    Example:
+        >>> import numpy as np
+        >>> import ensemblead as ead
+        >>> images = np.random.default_rng(0).integers(90, 110, (31, 64, 64, 3), dtype=np.uint8)
+        >>> images[30, 20:40, 20:40] = 200
+        >>> detector = ead.PaDiM(
+        ...     "gabor", num_dimensions=20, resize=None, image_size=None, device="cpu"
+        ... )
+        >>> detector.fit(images[:30]).predict(images[30:]).is_anomalous
+        array([ True])
     """
 
     State = PackedPositions

@@ -68,6 +68,18 @@ class PatchCore(Method):
 
     Attributes: `memory_bank_`, `calibration_`, `threshold_` after `fit`; `network_`, the extractor, once it
     is needed.
+
+    Example:
+        >>> import numpy as np
+        >>> import ensemblead as ead
+        >>> images = np.random.default_rng(0).integers(90, 110, (13, 64, 64, 3), dtype=np.uint8)
+        >>> images[12, 20:40, 20:40] = 200
+        >>> detector = ead.PatchCore(
+        ...     "gabor", resize=None, image_size=None, coreset_fraction=0.1, device="cpu"
+        ... )
+        >>> found = detector.fit(images[:12]).predict(images[12:])
+        >>> found.anomaly_score.shape, found.anomaly_map.shape, found.is_anomalous
+        ((1,), (1, 64, 64), array([ True]))
     """
 
     State = BankState
@@ -293,20 +305,21 @@ class BankAccumulator:
         """Why the threshold says little: few images could be scored without themselves, or few rows."""
         if not fair:
             return {
-                "none": "no training image can be scored without its own memory bank rows (too few are others'), so "
-                "the statistics and the threshold are of images that the bank knows, and too low; give more "
-                "images, or call calibrate"
+                "none": "no training image can be scored without its own memory bank rows (too few are "
+                "others'), so the statistics and the threshold are of images that the bank knows, and too "
+                "low; give more images, or call calibrate"
             }
         if fair == 1:
             return {
-                "one": "a single training image gives the statistics and the threshold, so they say nothing of how "
-                "much normal images differ; give more images, or call calibrate"
+                "one": "a single training image gives the statistics and the threshold, so they say nothing "
+                "of how much normal images differ; give more images, or call calibrate"
             }
         if few:
             return {
-                "few": f"the memory bank has only {len(self._bank)} rows, and an image that is scored without its "
-                "own finds no others in their place: the threshold is probably far too high; set a larger "
-                f"coreset_fraction or give more images, for {_FEW_ROWS} rows at least, or call calibrate"
+                "few": f"the memory bank has only {len(self._bank)} rows, and an image that is scored "
+                "without its own finds no others in their place: the threshold is probably far too high; set "
+                f"a larger coreset_fraction or give more images, for {_FEW_ROWS} rows at least, "
+                "or call calibrate"
             }
         return {}
 
