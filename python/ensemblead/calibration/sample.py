@@ -63,7 +63,8 @@ class NormalSample:
 
     def largest_score(self) -> float:
         """Of the images in the statistics, in magnitude; 0 of none."""
-        return max((float(scores.abs().max()) for scores, _, _ in self._parts), default=0.0)
+        # A GPU is read once.
+        return float(torch.cat([scores for scores, _, _ in self._parts]).abs().max()) if self._parts else 0.0
 
     @property
     def num_results(self) -> int:

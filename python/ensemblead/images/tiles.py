@@ -51,7 +51,7 @@ class Tiles:
         self._size = size  # of the images; all are alike
 
     def __len__(self) -> int:
-        return len(self._images) * len(self._windows)
+        return len(self._images.positions()) * len(self._windows)
 
     def frame(self, geometry: Geometry) -> Geometry:
         return AS_IS
@@ -74,11 +74,9 @@ class Tiles:
         return batch.images[AS_IS], batch.indices
 
     def _batch(self, items: Sequence[int], pin_memory: bool) -> ImageBatch:
-        images, tiles = self._images, []
+        images, positions = self._images, self._images.positions()
         owners = [divmod(item, len(self._windows)) for item in items]
-        for image, window in owners:
-            tiles.append(self._cut(image, self._windows[window]))
-        positions = images.positions()
+        tiles = [self._cut(image, self._windows[window]) for image, window in owners]
         indices = [positions[image] for image, _ in owners]
         return ImageBatch(
             indices,

@@ -253,10 +253,10 @@ class BankAccumulator:
         patches = seen.embeddings
         per_image = patches.shape[1] * patches.shape[2]
         self._num_patches += len(patches) * per_image
-        own = torch.tensor(seen.numbers, dtype=torch.int64) + self._first
+        own = np.array(seen.numbers, dtype=np.int64) + self._first
         self._bank.add(
             patches.reshape(-1, patches.shape[3]),
-            own.repeat_interleave(per_image).numpy(),
+            own.repeat(per_image),
             copy=False,
             known_finite=True,  # or this batch would not have come here
         )
