@@ -53,7 +53,7 @@ class Selected:
         """The image of every selected row, given that of all rows: `SHARED` for a row that has an equal, but
         for rounding, in another image.
         """
-        own = images.numpy()[self.picks].copy()
+        own: npt.NDArray[np.int64] = images.numpy()[self.picks].copy()
         if noise_floor > 0:
             close = (self.squared <= noise_floor**2).cpu().numpy()
             places = self.nearest.cpu().numpy()[close]
