@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from ensemblead.calibration import (
@@ -23,9 +22,9 @@ from ensemblead.calibration import (
 )
 from ensemblead.common.warnings import ThresholdWarning, warn
 from ensemblead.detectors.frozen import share_networks
-from ensemblead.detectors.parts import Fitted, Part, Progress, Run, Seen, Tree
+from ensemblead.detectors.parts import Fitted, Part, Progress, Reading, Run, Seen, Tree
 from ensemblead.detectors.running import open_pool, report_skipped, scored_batches, seen_batches
-from ensemblead.images import Images, ImageSet, open_images
+from ensemblead.images import Images, ImageSet, ImageSource, detect_bits, open_images
 
 # So many images are named in a message.
 _NAMED = 3
@@ -33,8 +32,8 @@ _NAMED = 3
 
 def fit(detector: Tree, images: Any, errors: Any, progress: Progress | None, *, extending: bool) -> None:
     """Learn from images, and give the detector what came of it at the very end."""
-    source = open_images(images)
     parts = detector._parts()
+    source = _open(images, detector.bits_ if extending else None, errors)
     trained = [part for part in parts if part.passes == "held_out"]
     if extending and trained:
         raise ValueError(
@@ -54,6 +53,7 @@ def fit(detector: Tree, images: Any, errors: Any, progress: Progress | None, *, 
         report_skipped(data)
         digest = set_digest(data.positions(), data.sizes, data.fingerprints)
         fingerprints = np.array(data.fingerprints, dtype=np.uint64)
+        geometries = tuple(data.frame(part.geometry) for part in parts)
     for message in dict.fromkeys(message for one in fitted for message in one.warnings.values()):
         warn(message, ThresholdWarning)
     calibrations = [one.sample.calibration(DEFAULT_RATE, one.origin, digest) for one in fitted]
@@ -61,8 +61,16 @@ def fit(detector: Tree, images: Any, errors: Any, progress: Progress | None, *, 
         falling = all(part.extending_lowers_scores for part in parts)
         calibrations = extended([part.calibration_ for part in parts], calibrations, falling)
         fingerprints = np.concatenate([detector._fingerprints, fingerprints])
-    detector._take([one.state for one in fitted], fingerprints)
+    detector._take([one.state for one in fitted], Reading(geometries, fingerprints, source.bits))
     detector._accept(calibrations)
+
+
+def _open(images: Any, bits: int | None, errors: Any) -> ImageSource:
+    """The images of a fit: 16-bit files by the bits that they use, if the caller has not said how many."""
+    source = open_images(images)
+    if source.bits is not None:
+        return source
+    return open_images(source, bits=detect_bits(source, errors=errors) if bits is None else bits)
 
 
 def learn(detector: Tree, images: ImageSet, run: Run, *, extending: bool = False) -> list[Fitted]:
@@ -180,6 +188,6 @@ def calibrate(
     return calibrations
 
 
-def no_fingerprints() -> npt.NDArray[np.uint64]:
-    """Of a detector that has learned nothing."""
-    return np.empty(0, dtype=np.uint64)
+def nothing_read() -> Reading:
+    """Of a detector that has learned nothing, or from images that others read for it."""
+    return Reading((), np.empty(0, dtype=np.uint64))

@@ -41,7 +41,10 @@ class PatchCore(Method):
         layers: names of its layers; the first sets the grid of patches.
         weights: "default" | None | path | state dict; see `FeatureExtractor`.
         image_size: centre crop of the resized image: int = square, `(h, w)`, or None for no crop.
-        resize: int = shorter side, `(h, w)` = exact, None = native.
+        resize: "auto": the whole image at 256 x 256 pixels, or, where the training images' median aspect
+        ratio
+            is beyond 1.5, about as many pixels in that ratio; settled by `fit` and saved. int = shorter side,
+            `(h, w)` = exact, None = native.
         patch_size: side of a patch's neighbourhood in its feature map, odd.
         pretrain_dim: values each layer is pooled to: int, one per layer, or "auto": a layer of fewer than 512
             channels to their number, any other to 1024.
@@ -90,8 +93,8 @@ class PatchCore(Method):
         layers: Sequence[str] = ("layer2", "layer3"),
         *,
         weights: str | os.PathLike[str] | Mapping[str, torch.Tensor] | None = "default",
-        image_size: int | tuple[int, int] | None = 224,
-        resize: int | tuple[int, int] | None = 256,
+        image_size: int | tuple[int, int] | None = None,
+        resize: int | tuple[int, int] | Literal["auto"] | None = "auto",
         patch_size: int = 3,
         pretrain_dim: int | Sequence[int] | Literal["auto"] = "auto",
         target_dim: int = 1024,
