@@ -26,10 +26,10 @@ def _pooled(stds: list[float]) -> float:
 
 
 def _by_hand(
-    images: npt.NDArray[np.uint8], tile: Any, stride: Any, score: str, normalization: str
+    images: npt.NDArray[np.uint8], tile: Any, stride: Any, edge: Any, score: str, normalization: str
 ) -> tuple[Any, Any, Any, list[ead.PatchCore]]:
     """Joined scores and maps of BOTH-like images, joined leave-one-out scores, and the detectors."""
-    train, test = crops(TRAIN_AT[images.shape[1:3]], tile, stride), crops(images, tile, stride)
+    train, test = (crops(each, tile, stride, edge) for each in (TRAIN_AT[images.shape[1:3]], images))
     detectors = [
         patchcore(image_size=None, resize=None).fit(np.ascontiguousarray(tiles))
         for row in train
@@ -52,7 +52,7 @@ def _by_hand(
         left_out.append(out)
     reduce = np.mean if score == "mean" else np.max
     stacked = np.stack(maps).reshape(*train.shape[:2], len(images), 1, *train.shape[3:5]).astype(np.float32)
-    joined = ead.untile(stacked, images.shape[1:3], stride)[:, 0]
+    joined = ead.untile(stacked, images.shape[1:3], stride, edge=edge)[:, 0]
     return reduce(scores, 0), joined, reduce(left_out, 0), detectors
 
 
@@ -61,16 +61,22 @@ TRAIN_AT = {(SIDE, SIDE): TRAIN, (41, 56): WIDE}
 
 
 @pytest.mark.parametrize(
-    ("images", "tile", "stride"),
-    [(BOTH, 24, 12), (BOTH, 24, 24), (BOTH, SIDE, SIDE), (WIDE[:4, ::-1].copy(), (24, 20), (16, 15))],
-    ids=["overlap", "abutting", "one tile", "rectangular and padded"],
+    ("images", "tile", "stride", "edge"),
+    [
+        (BOTH, 24, 12, "flush"),
+        (BOTH, 24, 24, "flush"),
+        (BOTH, SIDE, SIDE, "flush"),
+        (WIDE[:4, ::-1].copy(), (24, 20), (16, 15), "flush"),
+        (WIDE[:4, ::-1].copy(), (24, 20), (16, 15), "pad"),
+    ],
+    ids=["overlap", "abutting", "one tile", "rectangular and flush", "rectangular and padded"],
 )
 @pytest.mark.parametrize(("score", "normalization"), [("mean", "tile"), ("max", "none")])
 def test_it_equals_separate_detectors_joined_by_hand(
-    images: npt.NDArray[np.uint8], tile: Any, stride: Any, score: str, normalization: str
+    images: npt.NDArray[np.uint8], tile: Any, stride: Any, edge: Any, score: str, normalization: str
 ) -> None:
-    scores, maps, left_out, detectors = _by_hand(images, tile, stride, score, normalization)
-    options = {"score": score, "normalization": normalization, "image_size": images.shape[1:3]}
+    scores, maps, left_out, detectors = _by_hand(images, tile, stride, edge, score, normalization)
+    options = {"score": score, "normalization": normalization, "image_size": images.shape[1:3], "edge": edge}
     ensemble = tiled(None, tile, stride, seam_smoothing=False, **options)
     ensemble.fit(TRAIN_AT[images.shape[1:3]])
     assert len(ensemble.members_) == len(detectors) == np.prod(ensemble.tile_grid_)
@@ -82,7 +88,7 @@ def test_it_equals_separate_detectors_joined_by_hand(
     np.testing.assert_allclose(found.anomaly_map, maps, rtol=1e-3, atol=1e-3)
     np.testing.assert_allclose(ensemble.calibration_.scores, left_out, rtol=1e-3, atol=1e-4)
     smooth = tiled(None, tile, stride, **options).fit(TRAIN_AT[images.shape[1:3]]).predict(images)
-    expected = ead.smooth_seams(found.anomaly_map, tile, stride)
+    expected = ead.smooth_seams(found.anomaly_map, tile, stride, edge=edge)
     np.testing.assert_allclose(smooth.anomaly_map, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -107,17 +113,31 @@ def test_it_finds_defects() -> None:
 
 
 @pytest.mark.parametrize(("size", "tile", "stride"), [((7, 9), (3, 4), (2, 3)), ((6, 6), (6, 6), (1, 1))])
+@pytest.mark.parametrize("edge", ["flush", "pad"])
 def test_tiles_are_cut_as_the_kernel_does(
-    size: tuple[int, int], tile: tuple[int, int], stride: tuple[int, int]
+    size: tuple[int, int], tile: tuple[int, int], stride: tuple[int, int], edge: Any
 ) -> None:
     images = torch.randint(
         0, 255, (2, 3, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
     )
-    frame = TileFrame(size, tile, stride)
-    expected = ead.tile(images, tile, stride).flatten(0, 1)
+    frame = TileFrame(size, tile, stride, edge)
+    expected = ead.tile(images, tile, stride, edge=edge).flatten(0, 1)
     assert len(frame) == len(expected)
     for number, tiles in enumerate(expected):
         torch.testing.assert_close(frame.cut(images, number), tiles)
+
+
+def test_a_defect_at_the_edge_is_seen_as_anywhere() -> None:
+    """Tiles that overhang would learn the black edge, beside which all else is small."""
+    wide = normal_images(9, side=60)
+    good, spoiled = wide[:8], wide[8:].copy()
+    spoiled[:, 54:60, 54:60] = 20
+    inside = wide[8:].copy()
+    inside[:, 4:10, 4:10] = 20
+    ensemble = tiled(None, 24, 24, image_size=60).fit(good)
+    assert ensemble.tile_grid_ == (3, 3)
+    at_the_edge, elsewhere = (ensemble.predict(image).anomaly_map.max() for image in (spoiled, inside))
+    assert at_the_edge > 0.2 * elsewhere
 
 
 # Memory

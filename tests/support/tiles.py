@@ -29,7 +29,9 @@ def tiled(member: Any = None, tile: Any = 24, stride: Any = 12, **options: Any) 
     return ead.TiledEnsemble(member or patchcore(), tile, stride, **options)
 
 
-def crops(images: npt.NDArray[np.uint8], tile: Any, stride: Any) -> npt.NDArray[np.uint8]:
+def crops(
+    images: npt.NDArray[np.uint8], tile: Any, stride: Any, edge: Any = "flush"
+) -> npt.NDArray[np.uint8]:
     """`[rows, cols, N, h, w, 3]`, by `ead.tile`."""
     planes = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
-    return np.asarray(ead.tile(planes, tile, stride)).transpose(0, 1, 2, 4, 5, 3)
+    return np.asarray(ead.tile(planes, tile, stride, edge=edge)).transpose(0, 1, 2, 4, 5, 3)

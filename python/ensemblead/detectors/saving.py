@@ -65,8 +65,9 @@ def read_method(cls: Any, reader: FolderReader) -> Any:
     state = reader.state
     with reader.as_damage():
         own = plain_parameters(state["parameters"])
-        stored, given = own["device"], reader.options.get("device")
-        own["device"] = "auto"
+        stored, given = own.get("device", "auto"), reader.options.get("device")
+        if "device" in own:
+            own["device"] = "auto"
         if state["network"] is not None:
             source = state["network"]["source"]
             own |= {"backbone": source.get("name", source["kind"]), "layers": state["network"]["layers"]}
@@ -97,8 +98,15 @@ def _open_network(method: Any, reader: FolderReader) -> None:
         reader, reader.state["network"], method.device, method.precision, compile=method.compile
     )
     frozen.replace(network)
-    if network.extractor.source["kind"] == "module":
-        method.backbone = frozen.backbone = network.extractor.module
+    extractor = network.extractor
+    kind = extractor.source["kind"]
+    if kind == "module":
+        method.backbone = frozen.backbone = extractor.module
+    # The weights as the constructor takes them, so that the detector can be described and cloned.
+    known = {"zoo": "default", "file": extractor.source.get("path"), "gabor": "default"}
+    is_random = kind == "state" and "seed" in extractor.source
+    weights = known.get(kind) if kind in known or is_random or kind == "module" else extractor.state_dict()
+    method.weights = frozen.weights = weights
 
 
 def plain_parameters(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from ensemblead.detectors.detector import Detector
 from ensemblead.detectors.learning import learn, no_fingerprints
 from ensemblead.detectors.parts import Fitted, Progress, Result, Run
 from ensemblead.detectors.running import open_pool
-from ensemblead.ensembles.tile_merging import TileFrame, TileMerger, TileStatistics, unvaried
+from ensemblead.ensembles.tile_merging import Edge, TileFrame, TileMerger, TileStatistics, unvaried
 from ensemblead.images import AS_IS, Geometry, Images, ImageSet, Tiles, Window
 
 # One member for all locations holds the tiles of sampled images as embeddings until it has its bank: they may
@@ -32,7 +32,7 @@ class TilePlan:
     geometry: Geometry
     tile_size: tuple[int, int]
     stride: tuple[int, int]
-    edge: str
+    edge: Edge
     score: str
     seam_smoothing: bool
     normalization: str

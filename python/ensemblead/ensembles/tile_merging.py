@@ -7,6 +7,7 @@ Ensemble", arXiv 2403.04932.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
@@ -17,7 +18,8 @@ from ensemblead.kernels.tiling import smooth_seams, tile_grid, untile
 
 NORMALIZATIONS = ("tile", "image", "none")
 SCORES = ("mean", "max")
-EDGES = ("flush", "pad")
+Edge = Literal["flush", "pad"]
+EDGES: tuple[Edge, ...] = ("flush", "pad")
 # The least standard deviation of a tile location, as a share of the one pooled over all locations (the root
 # of the mean variance). Where nothing ever varies, in an empty corner, a location's own deviation would turn
 # the least noise into the loudest alarm.
@@ -36,7 +38,7 @@ class TileFrame:
     image_size: tuple[int, int]
     tile_size: tuple[int, int]
     stride: tuple[int, int]
-    edge: str = "flush"
+    edge: Edge = "flush"
 
     @property
     def grid(self) -> tuple[int, int]:

@@ -45,14 +45,13 @@ _SPOOL_SHARE = 1 / 4
 class TiledEnsemble(Detector):
     """One detector per tile location of a large image, joined to one score and one map.
 
-    Every tile goes through the network once per run, in
-    batches of the member's `batch_size` tiles, whatever number of members reads it.
+    Every tile goes through the network once per run, in batches of the member's `batch_size` tiles, whatever
+    number of members reads it.
 
     `fit` decodes and resizes every image once, keeps the pixels (a quarter of `memory_budget` in memory,
     256 MiB at most, the rest in a temporary file), and fits location after location: it holds the
-    embeddings of one.
-    `predict` decodes once, holds one batch of tiles and the maps of one image (of several where the image
-    has few tiles).
+    embeddings of one. `predict` decodes once, holds one batch of tiles and the maps of one image (of several
+    where the image has few tiles).
 
     Several in one `BackboneEnsemble`, over the same tiles and on the same device, share the passes of equal
     networks in `predict`, in batches of the smallest `batch_size` among their members; in `fit` each makes
@@ -76,10 +75,10 @@ class TiledEnsemble(Detector):
             which leaves their order alone. "none": values as the members give them. These units are learned
             by `fit` and stay: `extend` and `calibrate` change the threshold only, in the same units, so that
             the guarantee of `calibrate` is exact.
-        edge: "flush": where the image does not divide evenly, the last row and column of tiles are moved in until
-            they lie flush with it. "pad" (the paper's): they overhang it, and are black there (the uint8 pixels
-            are 0, before normalisation). A detector of such a tile learns the black edge, and defects beside it
-            score far lower (measured: 14 instead of 926).
+        edge: "flush": where the image does not divide evenly, the last row and column of tiles are moved in
+            until they lie flush with it. "pad" (the paper's): they overhang it, and are black there (the uint8
+            pixels are 0, before normalisation). A detector of such a tile learns the black edge, and defects
+            beside it score far lower (measured: 14 instead of 926).
         shared: one detector for all locations, fitted on the tiles of all of them. Its leave-one-out
             statistics come from as many images as fit a third of `memory_budget`.
         memory_budget: bytes; of resized images a quarter of it, 256 MiB at most, is kept in memory in

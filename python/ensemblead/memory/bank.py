@@ -182,7 +182,8 @@ class MemoryBank:
             start_indices: rows (by order of addition) whose mean distance starts the selection, in place of
                 random ones; `start_rows` draws some that do not depend on the order of the images.
             noise_floor: rows that lie within this Euclidean distance of the bank, in the projected space, do
-                not enter it: they may differ from its rows by rounding alone.
+                not enter it: they may differ from its rows by rounding alone. A bank row that such rows of
+                other images equal belongs to no image (-1), and is never left out of a search.
             progress: called with the picks made and the picks to make.
 
         The first two need all rows in the buffer (ValueError otherwise).
@@ -207,12 +208,12 @@ class MemoryBank:
         home = self._require_home()
         size = max(1, int(self._num_added * self.coreset_fraction))
         projected = project_chunks(chunks, mapping, home)
-        picks, reach = select_above_noise(
+        selected = select_above_noise(
             projected, size, floor, progress, seed=self.seed, start_indices=start_indices
         )
-        rows, owners = take(chunks, picks, home), torch.cat(images).numpy()[picks]
+        rows, owners = take(chunks, selected.picks, home), selected.images(torch.cat(images), floor)
         self._set(rows, owners, make_index(self.index, rows, self.seed))
-        self.projection_, self.radius_ = mapping, max(reach, floor)
+        self.projection_, self.radius_ = mapping, max(selected.reach, floor)
         self._buffer = AddedRows(self._buffer.home)
         return self
 
@@ -321,7 +322,7 @@ class MemoryBank:
         return {name: getattr(self, name) for name in names}
 
     def state(self) -> BankState:
-        """What makes this bank again with `from_state` and `parameters`, as data."""
+        """The learned part as data; `from_state` makes the bank again from it and `parameters`."""
         rows, _, index = self._fitted()
         return BankState(
             rows=rows,

@@ -93,7 +93,7 @@ def image_numbers(images: Any, count: int) -> torch.Tensor:
 
 def waits_on_host(buffer_bytes: int, free_bytes: int) -> bool:
     """Whether rows of a GPU wait in page-locked memory of the host: where the card has less room than the
-    buffer and as much again, for the network and for the selection. What is selected does not depend on it.
+    buffer and as much again, for the network and for the selection. The selection does not depend on it.
     """
     return free_bytes < 2 * buffer_bytes
 

@@ -1,8 +1,9 @@
-"""Which of the rows in a buffer a memory bank keeps."""
+"""The selection of the rows that a memory bank keeps."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,11 @@ import torch
 
 from ensemblead.common.validation import whole_number
 from ensemblead.kernels.coreset import select_coreset
-from ensemblead.search.exact import nearest_squared
+from ensemblead.search.exact import ExactIndex
 
 Progress = Callable[[int, int], None]
+# The image of a row that several images have.
+SHARED = -1
 
 
 def select(projected: torch.Tensor, *, start_indices: Any = None, **options: Any) -> npt.NDArray[np.int64]:
@@ -31,11 +34,38 @@ def select(projected: torch.Tensor, *, start_indices: Any = None, **options: Any
     return np.array(distinct, dtype=np.int64)
 
 
+@dataclass(frozen=True)
+class Selected:
+    """Rows selected, and how all rows `[N]` lie to them: squared distances float32 `[N]` and places among the
+    selected int64 `[N]`, both of the nearest one.
+    """
+
+    picks: npt.NDArray[np.int64]
+    squared: torch.Tensor
+    nearest: torch.Tensor
+
+    @property
+    def reach(self) -> float:
+        """The largest distance from a row to the selected ones."""
+        return float(self.squared.max().clamp_min(0).sqrt())
+
+    def images(self, images: torch.Tensor, noise_floor: float) -> npt.NDArray[np.int64]:
+        """The image of every selected row, given that of all rows: `SHARED` for a row that has an equal, but
+        for rounding, in another image.
+        """
+        own: npt.NDArray[np.int64] = images.numpy()[self.picks].copy()
+        if noise_floor > 0:
+            close = (self.squared <= noise_floor**2).cpu().numpy()
+            places = self.nearest.cpu().numpy()[close]
+            own_of_close = own[places]
+            own[places[images.numpy()[close] != own_of_close]] = SHARED
+        return own
+
+
 def select_above_noise(
     projected: torch.Tensor, size: int, noise_floor: float, progress: Progress | None, **options: Any
-) -> tuple[npt.NDArray[np.int64], float]:
-    """At most `size` rows, until none lies farther than `noise_floor` from those selected; and the largest
-    distance that is left, in the space of the rows.
+) -> Selected:
+    """At most `size` rows, until none lies farther than `noise_floor` from those selected.
 
     Raises ValueError for rows whose squared distances are beyond float32.
     """
@@ -44,25 +74,24 @@ def select_above_noise(
     picks = select(projected, size=size, progress=progress, **options)
     if len(picks) == 0:
         picks = np.zeros(1, dtype=np.int64)
-    reach = _reach(projected, picks)
+    selected = _covered(projected, picks)
     # Values start as mean distances to the start rows, so rows around those may seem to be covered.
-    if 0 < noise_floor < reach and len(picks) < size:
+    if 0 < noise_floor < selected.reach and len(picks) < size:
         covered = projected[torch.from_numpy(picks).to(projected.device)]
         more = select(projected, size=size - len(picks), radius=noise_floor, bank=covered)
-        picks = np.concatenate([picks, more])
-        reach = _reach(projected, picks)
-    return picks, reach
+        selected = _covered(projected, np.concatenate([picks, more]))
+    return selected
 
 
-def _reach(projected: torch.Tensor, picks: npt.NDArray[np.int64]) -> float:
+def _covered(projected: torch.Tensor, picks: npt.NDArray[np.int64]) -> Selected:
     chosen = projected[torch.from_numpy(picks).to(projected.device)]
     try:
-        squared = nearest_squared(projected, chosen)
+        squared, nearest = ExactIndex(chosen).search(projected, 1, None)
     except ValueError as error:
         raise ValueError(
             "embeddings lie so far from each other that squared distances are beyond float32 (3.4e38)"
         ) from error
-    return float(squared.max().clamp_min(0).sqrt())
+    return Selected(picks, squared[:, 0], nearest[:, 0])
 
 
 def start_rows(

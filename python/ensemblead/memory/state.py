@@ -1,4 +1,4 @@
-"""What a fitted memory bank is, as data: what is saved, and what is refused when it is read."""
+"""The state of a fitted memory bank, as data that is checked."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class BankState:
 
     Attributes:
         rows: the coreset, float32 `[M, D]`, finite.
-        images: the image of every row, int64 `[M]`.
+        images: the image of every row, int64 `[M]`; -1 for one that several images have.
         projection: the map that the selection used, float32 `[d, D]`, or None.
         radius: no row added lay farther from the bank than this, in the projected space.
         num_added: rows that were added, M or more.

@@ -165,12 +165,12 @@ class FeatureExtractor:
 
     @property
     def device(self) -> torch.device:
-        """Where the network's parameters (or buffers) lie."""
+        """The device of the network's parameters (or buffers)."""
         return _anchor(self.module).device
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the network computes in."""
+        """The dtype that the network computes in."""
         return _anchor(self.module).dtype
 
     def to(

@@ -1,6 +1,4 @@
-"""What a layer puts out, as a grid `[B, C, H, W]`: convolutions as they are, tokens laid back onto the
-image.
-"""
+"""Outputs of layers as grids `[B, C, H, W]`: of convolutions as they are, tokens laid back onto the image."""
 
 from __future__ import annotations
 
@@ -13,8 +11,8 @@ _MOST_PREFIX_TOKENS = 16
 
 
 class TokenLayout:
-    """What a network says of its own outputs: leading tokens that belong to no place, and the order of the
-    axes.
+    """The layout of a network's outputs, as far as it tells: leading tokens that belong to no place, and the
+    order of the axes.
     """
 
     def __init__(self, module: nn.Module) -> None:

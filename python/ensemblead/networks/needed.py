@@ -1,4 +1,4 @@
-"""Which of a network's tensors a pass to some of its layers reads."""
+"""The tensors of a network that a pass to some of its layers reads."""
 
 from __future__ import annotations
 

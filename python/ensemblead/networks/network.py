@@ -41,7 +41,7 @@ __all__ = [
 
 _FILE = "backbone.safetensors"
 _MOST = 1e6  # a mean or a deviation of pixels in 0..1 is far below
-# What is stored of a network's source, by its kind. A seed is there if the weights were drawn.
+# Values that are stored of a network's source, by its kind. A seed is there if the weights were drawn.
 _SOURCES: dict[str, tuple[str, ...]] = {
     "zoo": ("name", "tag"),
     "file": ("name", "tag", "path", "sha256"),
@@ -87,7 +87,7 @@ class Network:
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the network computes in; `relative_noise` says how exactly."""
+        """The dtype that the network computes in; `relative_noise` bounds its rounding."""
         return self.extractor.dtype
 
     @property
@@ -208,7 +208,7 @@ def _check_flags(state: Mapping[str, Any]) -> None:
 
 
 def _source(given: Any, stored: bool) -> dict[str, Any]:
-    """Where a network came from: the values that its kind has, each of its kind."""
+    """The source of a network, with the values that its kind has."""
     kind = given.get("kind") if isinstance(given, Mapping) else None
     if type(kind) is not str or kind not in _SOURCES:
         raise ValueError(f"source cannot be {given!r}")

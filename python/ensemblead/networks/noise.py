@@ -1,4 +1,4 @@
-"""How far a network's output for one image depends on the batch that the image comes in."""
+"""The noise of a network: its output for one image depends on the batch that the image comes in."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where and in what precision a network runs: names that are checked, and what they stand for here."""
+"""Device and precision of a network: names are checked, and resolved on this machine."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""From the device to the host without holding the device up: what is on its way, and what is looked at when
-it has arrived.
+"""Copies from the device to the host that avoid synchronisation, and checks of values that arrive later.
 
 A GPU works through a queue while the program goes on. Reading a number from it (`bool`, `item`, `tolist`)
 waits until the queue is empty; nothing in `fit` and `predict` does so for every batch. Results are copied by
@@ -81,9 +80,7 @@ _deferred: ContextVar[FiniteChecks | None] = ContextVar("deferred", default=None
 
 @contextmanager
 def deferred_checks() -> Iterator[FiniteChecks]:
-    """Inside, embeddings on a GPU are not waited for to be checked: their flags are collected in what this
-    gives, and whoever opened it calls `verify`.
-    """
+    """Inside, the checks of embeddings on a GPU are collected; the caller then calls `verify` on them."""
     checks = FiniteChecks()
     token = _deferred.set(checks)
     try:
@@ -93,15 +90,15 @@ def deferred_checks() -> Iterator[FiniteChecks]:
 
 
 def verified(items: Iterator[Item], embed: Callable[[Item], Made]) -> Iterator[tuple[Item, Made]]:
-    """Items and what `embed` makes of them, found finite, in order. What is made on a GPU comes when the next
-    is queued behind it, so that there is work while its flags are waited for.
+    """Items and their embeddings by `embed`, checked to be finite, in order. Those on a GPU come when the
+    next are queued behind them, so that the GPU has work while their flags are waited for.
     """
     queued: deque[tuple[Item, Made, FiniteChecks]] = deque()
     for item in items:
         with deferred_checks() as checks:
             made = embed(item)
         queued.append((item, made, checks.start()))
-        del item, made  # or they would outlive what is made of the next
+        del item, made  # else they would outlive the next ones
         if len(queued) > 1 or not queued[0][2]:
             yield _checked(*queued.popleft())
     while queued:

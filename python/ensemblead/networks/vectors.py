@@ -16,7 +16,7 @@ POOLINGS: tuple[str, ...] = get_args(Pooling)
 # Radenovic, Tolias and Chum, "Fine-tuning CNN image retrieval with no human annotation", 2018: the exponent
 # that generalised means start from, and the floor under what is raised to it.
 _GEM_POWER, _GEM_FLOOR = 3.0, 1e-6
-# What libraries call the part that classifies.
+# The libraries' names of the part that classifies.
 _HEADS = ("fc", "classifier", "head", "heads", "last_linear")
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ensemblead.common.validation import some_of
 
-# What training scripts wrap a state dict in.
+# Keys under which training scripts put a state dict.
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "state_dict_ema")
 # Classifiers: never run for features, and named and sized differently from zoo to zoo and from task to task.
 _HEADS = frozenset(

@@ -38,7 +38,7 @@ Weights = str | os.PathLike[str] | Mapping[str, Tensor] | None
 
 @dataclass(frozen=True)
 class BackboneInfo:
-    """What is known of a loaded backbone.
+    """The properties of a loaded backbone.
 
     `mean` and `std` are for RGB in 0..1. `source` says in JSON's types where the network came from.
     `missing` names the tensors that the weights lacked: fine as long as they are never run.
@@ -226,7 +226,7 @@ def _build_pretrained(zoo: _Zoo) -> nn.Module:
     except WeightsUnavailableError:
         raise
     except Exception as error:
-        # Whatever the hub's client, urllib or a broken cache raise: to the caller it is one thing.
+        # The hub's client, urllib and a broken cache raise many kinds; callers get one.
         raise _unavailable(zoo, error) from error
 
 
@@ -234,8 +234,8 @@ def _unavailable(zoo: _Zoo, error: Exception) -> WeightsUnavailableError:
     reason = (str(error) or type(error).__name__).strip().splitlines()[0]
     return WeightsUnavailableError(
         f"the weights {zoo.name}.{zoo.tag} are not in the local cache and cannot be downloaded ({reason}). "
-        f"Without a network, fetch them elsewhere, from {_weights_url(zoo)}, and pass weights=PATH (safetensors "
-        'or a state dict); backbone="gabor" needs none'
+        f"Without a network, fetch them elsewhere, from {_weights_url(zoo)}, and pass weights=PATH "
+        '(safetensors or a state dict); backbone="gabor" needs none'
     )
 
 

@@ -33,9 +33,8 @@ class ExactIndex:
 
     @cached_property
     def _sketched(self) -> SketchedRows | None:
-        """What the core searches by; None on a GPU, and where it would gain nothing. It depends on the rows
-        alone, so how many queries come changes nothing. It is made when the first search comes, which many
-        indexes never see.
+        """Rows prepared for the core; None on a GPU, and where it would gain nothing. They depend on the rows
+        alone, not on the number of queries. They are made at the first search, which many indexes never see.
         """
         found = None if self._rows.is_cuda else principal_directions(self._rows)
         return None if found is None else SketchedRows.of(self._rows.contiguous(), *found)

@@ -228,7 +228,7 @@ def grown_index(index: Any, rows: torch.Tensor) -> Any:
 
 
 def _contradiction(faiss: Any, name: str, index: Any) -> str | None:
-    """What FAISS does not see when it reads an index, and would follow out of its memory."""
+    """A fault that FAISS does not notice when it reads an index, and by which it would leave its memory."""
     if index.metric_type != faiss.METRIC_L2 or not index.is_trained:
         return "it is not trained for L2 distances"
     if name in ("ivf", "ivfpq"):

@@ -1,4 +1,4 @@
-"""What every search gives: true distances, nearest first; and which rows a query must not find."""
+"""The result of every search: true distances, nearest first. And the rows that a query must not find."""
 
 from __future__ import annotations
 

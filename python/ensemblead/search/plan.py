@@ -1,9 +1,9 @@
-"""Which index searches a bank, and where.
+"""The plan of search: which index searches a bank, and on which device.
 
-`search_plan` says it, and what makes an index goes by it. On a CPU the exact index is the core's (or torch's,
-see `exact.py`), the others are FAISS's. A bank on a GPU is searched there: exactly, by FAISS if its GPU build
-is installed, else by torch; "ivf" by FAISS's GPU build. What FAISS has for the CPU alone is searched there,
-with a copy of the queries for every batch, and a warning says so when such an index is made.
+`search_plan` says it, and all functions that make an index follow it. On a CPU the exact index is the core's
+(or torch's, see `exact.py`), the others are FAISS's. A bank on a GPU is searched there: exactly, by FAISS if
+its GPU build is installed, else by torch; "ivf" by FAISS's GPU build. Indexes that FAISS has for the CPU
+alone are searched there, with a copy of the queries for every batch, and a warning says so when one is made.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ INDEX_NAMES = ("flat", "ivf", "ivfpq", "hnsw", "sq16")
 
 @dataclass(frozen=True)
 class SearchPlan:
-    """How a bank is searched: what compares, where, and whether queries are copied to the host for it."""
+    """How a bank is searched: by which library, where, and whether queries are copied to the host."""
 
     engine: Literal["core", "torch", "faiss-cpu", "faiss-gpu"]
     place: str  # "cpu" or "cuda:0"

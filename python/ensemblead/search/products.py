@@ -200,7 +200,7 @@ class ProductSearch:
         return distances, found
 
     def _open(self, queries: torch.Tensor, k: int, excluded: Excluded | None, part: slice) -> torch.Tensor:
-        """Which rows may be among the k nearest of these queries float64 `[q, D]`, by products: bool
+        """The rows that may be among the k nearest of these queries float64 `[q, D]`, by products: bool
         `[q, M]`.
         """
         mean = self.mean.double()

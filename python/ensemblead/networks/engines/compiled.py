@@ -86,7 +86,7 @@ class _Traced(nn.Module):
 
     def _keep(self, layer: str, output: Any) -> None:
         if layer not in self._found:
-            # What follows may write into this tensor; where nothing does, no copy is made.
+            # Later layers may write into this tensor; where none does, no copy is made.
             self._found[layer] = output.clone() if isinstance(output, Tensor) else output
 
     def forward(self, images: Tensor) -> dict[str, Any]:

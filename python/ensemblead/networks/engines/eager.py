@@ -35,7 +35,7 @@ class EagerEngine:
             if layer in outputs or threading.get_ident() != caller:
                 return
             last = len(outputs) == len(layers) - 1
-            # What follows may write into this tensor (ReLU in place); after the last one nothing follows.
+            # Later layers may write into this tensor (ReLU in place); behind the last one nothing runs.
             outputs[layer] = output if last or not isinstance(output, Tensor) else output.clone()
             if last:
                 raise _Reached

@@ -46,7 +46,7 @@ class Engine(Protocol):
 
 @dataclass(frozen=True)
 class EngineKind:
-    """What is known of an engine before it is made.
+    """The properties of an engine that are known before it is made.
 
     Attributes:
         build: makes the engine from a part and a sample of images; None where it would gain nothing.
