@@ -242,7 +242,7 @@ def test_a_location_where_nothing_varies_does_not_shout() -> None:
 
     ensemble = tiled(None, 24, 24).fit(framed(TRAIN))
     calibrations = [member.calibration_ for member in ensemble.members_]
-    assert calibrations[0].score_std == 0
+    assert calibrations[0].score_std <= calibrations[0].rounding
     assert min(c.score_std for c in calibrations[1:]) > 0
     calm = framed(GOOD)
     found = ensemble.predict(calm)

@@ -20,6 +20,12 @@ class MeanImage:
     mean: torch.Tensor
     epochs: int
 
+    def __post_init__(self) -> None:
+        if self.mean.ndim != 3 or len(self.mean) != 3 or self.mean.dtype != torch.float32:
+            raise ValueError(
+                f"mean must be float32 [3, H, W], got {self.mean.dtype} {tuple(self.mean.shape)}"
+            )
+
 
 @register("test-epochs")
 class Epochs(Method):
@@ -66,6 +72,14 @@ class MeanColours:
 
     total: torch.Tensor
     count: int
+
+    def __post_init__(self) -> None:
+        if self.total.ndim != 3 or len(self.total) != 3 or self.total.dtype != torch.float64:
+            raise ValueError(
+                f"total must be float64 [3, h, w], got {self.total.dtype} {tuple(self.total.shape)}"
+            )
+        if self.count < 1:
+            raise ValueError(f"count must be at least 1, got {self.count}")
 
 
 @register("test-colours")

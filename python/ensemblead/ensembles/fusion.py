@@ -87,9 +87,10 @@ def rank(values: torch.Tensor, normal: npt.NDArray[np.floating], rounding: float
     """Where values stand among n normal ones: their distribution function, with open ends.
 
     Linear between the i-th smallest normal value, at `i / (n + 1)`, and the next. Beyond the ends it goes on,
-    ever flatter, towards 0 and 1, so that two clear defects still differ.
+    ever flatter, towards 0 and 1, so that two clear defects still differ. Normal values within `rounding` of
+    each other count as equal.
     """
-    knots, counts = np.unique(np.asarray(normal, dtype=np.float64), return_counts=True)
+    knots, counts = _distinct(np.asarray(normal, dtype=np.float64), rounding)
     # The middle of the ranks that equal values share.
     places = (np.cumsum(counts) - (counts - 1) / 2) / (counts.sum() + 1)
     scale = floored(float(np.std(normal)), float(np.mean(normal)), rounding)
@@ -107,6 +108,20 @@ def rank(values: torch.Tensor, normal: npt.NDArray[np.floating], rounding: float
     above = 1.0 - (1.0 - ys[-1]) / (1.0 + torch.log1p((x - xs[-1]).clamp_min(0) / scale))
     below = ys[0] / (1.0 + torch.log1p((xs[0] - x).clamp_min(0) / scale))
     return torch.where(x > xs[-1], above, torch.where(x < xs[0], below, inside)).float()
+
+
+def _distinct(
+    values: npt.NDArray[np.float64], rounding: float
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.intp]]:
+    """Values in ascending order, each more than `rounding` above the one before, and how many each stands for."""
+    knots, counts = np.unique(values, return_counts=True)
+    starts, last = [], -np.inf
+    for i, knot in enumerate(knots):
+        if knot - last > rounding:
+            starts.append(i)
+            last = knot
+    totals = np.add.reduceat(counts, starts)
+    return np.add.reduceat(knots * counts, starts) / totals, totals
 
 
 def combine_calibrations(

@@ -314,6 +314,9 @@ class TiledEnsemble(Detector):
         with reader.as_damage():
             ensemble = cls(members[0]._clone(), **own)
             statistics = cls._read_tile_statistics(reader)
+            expected = {"tile": len(frame), "image": 1, "none": 0}[ensemble.normalization]
+            if (0 if statistics is None else len(statistics.values)) != expected:
+                raise ValueError(f"the statistics of tiles must have {expected} rows")
         ensemble._state = TiledState(tuple(members), frame, statistics)
         read_statistics(ensemble, reader, max(member.calibration_.rounding for member in members))
         return ensemble

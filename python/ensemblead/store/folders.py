@@ -15,7 +15,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -364,14 +364,19 @@ def _take_place(fresh: Path, target: Path) -> None:
     if exchange(fresh, target):
         return  # the earlier model is now at `fresh`, which the caller removes
     aside = fresh.with_suffix(_ASIDE)
-    try:
-        os.rename(target, aside)
-        os.rename(fresh, target)
-    finally:
-        # Wherever an interrupt strikes, one of the two stands at `target`.
-        if not target.exists():
-            os.rename(aside, target)
-        shutil.rmtree(aside, ignore_errors=True)
+    while fresh.exists():
+        try:
+            os.rename(target, aside)
+            os.rename(fresh, target)
+        except OSError:
+            # A load that found no model between the two has given the earlier one its name back: once more.
+            if aside.exists() or not target.exists():
+                raise
+        finally:
+            # Wherever an interrupt strikes, one of the two stands at `target`.
+            if not target.exists():
+                os.rename(aside, target)
+            shutil.rmtree(aside, ignore_errors=True)
 
 
 def _recover(target: Path) -> None:
@@ -381,7 +386,8 @@ def _recover(target: Path) -> None:
     left = sorted(target.parent.glob(f".{glob.escape(target.name)}.*{_ASIDE}"), key=os.path.getmtime)
     for aside in reversed(left):
         if not os.path.lexists(target) and (aside / MANIFEST).is_file():
-            os.rename(aside, target)
+            with suppress(OSError):  # a save that goes on has taken the name, or the folder away
+                os.rename(aside, target)
 
 
 def _safetensors() -> Any:
