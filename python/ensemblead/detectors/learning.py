@@ -71,7 +71,7 @@ def learn(detector: Tree, images: ImageSet, run: Run, *, extending: bool = False
     parts = detector._parts()
     started = {i: part._start(extending=extending) for i, part in enumerate(parts) if part.passes == "one"}
     if started:
-        originals, done = Originals(), 0
+        originals, done, total, known = Originals(), 0, len(images), len(images.skipped)
         sharing = [parts[i] for i in started]
         # Tiles are what they are; whole images must be seen alike by all members.
         check = detector._check_batch if isinstance(images, Images) else None
@@ -84,7 +84,9 @@ def learn(detector: Tree, images: ImageSet, run: Run, *, extending: bool = False
                 accumulator.add(replace(own, numbers=numbers, sampled=sampled))
             done += len(batch)
             del batch, seen
-            run.progress("embed", done, len(images))
+            run.progress("embed", done + len(images.skipped) - known, total)
+        if len(images.skipped) > known:
+            run.progress("embed", total, total)  # the last images may be among those left out
     fitted = []
     for i, part in enumerate(parts):
         # An accumulator goes with its last use: what it holds of the images is large.
