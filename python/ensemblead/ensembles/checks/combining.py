@@ -9,7 +9,7 @@ from ensemblead.detectors.method import Method
 from ensemblead.detectors.patchcore import PatchCore
 from ensemblead.detectors.predictions import Predictions
 from ensemblead.ensembles.backbones import BackboneEnsemble
-from ensemblead.ensembles.checks.drawing import Pixels, good_images, with_blots
+from ensemblead.ensembles.checks.drawing import Pixels, darkened, good_images, with_blots
 from ensemblead.ensembles.checks.subject import (
     TEST_IMAGES,
     TRAINING_IMAGES,
@@ -46,15 +46,16 @@ def works_in_tiles(subject: Subject) -> None:
     ensemble.fit(tiles.train)
     if len(ensemble.members_) != tiles.count:
         raise BrokenPromiseError(f"{tiles.count} locations have {len(ensemble.members_)} detectors")
+    tests = [tiles.framed(tiles.test, number) for number in range(tiles.count)]
+    predictions = [member.predict(test) for member, test in zip(ensemble.members_, tests, strict=True)]
     _require_whole(subject, ensemble, tiles.test)
     if not tiles.comparable:
         return
     for number, member in enumerate(ensemble.members_):
         alone = subject.unfitted()
         alone.fit(tiles.framed(tiles.train, number))
-        test = tiles.framed(tiles.test, number)
         what = f"at tile location {number}"
-        require_alike(alone, member.predict(test), alone.predict(test), what, refitted=True)
+        require_alike(alone, predictions[number], alone.predict(tests[number]), what, refitted=True)
         found, wanted = member.calibration_.scores, alone.calibration_.scores
         if found.shape != wanted.shape:
             raise BrokenPromiseError(f"{what} there are statistics of {len(found)} images, not {len(wanted)}")
@@ -114,9 +115,9 @@ def _require_whole(subject: Subject, ensemble: Detector, test: Pixels) -> None:
     found = ensemble.predict(test)
     if not (np.isfinite(found.anomaly_score).all() and np.isfinite(found.anomaly_map).all()):
         raise BrokenPromiseError("the ensemble gives scores that are not finite")
-    good, bad = np.split(found.anomaly_score, 2)
-    if not (np.abs(bad - good) > tolerance(ensemble, found.anomaly_score)).any():
-        raise BrokenPromiseError("scores with and without a defect are equal")
+    good, bad = np.split(found.anomaly_map, 2)
+    if not (np.abs(bad - good) > tolerance(ensemble, found.anomaly_map)).any():
+        raise BrokenPromiseError("the ensemble's maps with and without a defect are equal")
     again = subject.saved_and_loaded(ensemble)
     require_alike(ensemble, again.predict(test), found, "saved and loaded")
 
@@ -138,8 +139,8 @@ class _Tiles:
         height, width = self._tile = self._geometry.output_size(*subject.size)
         self._step = max(1, width // 2)
         self._size = (height, width + self._step)
-        self.train = good_images(TRAINING_IMAGES, self._size, subject.seed + 3)
-        fresh = good_images(TEST_IMAGES, self._size, subject.seed + 4)
+        self.train = darkened(good_images(TRAINING_IMAGES, self._size, subject.seed + 3))
+        fresh = darkened(good_images(TEST_IMAGES, self._size, subject.seed + 4))
         self.test = np.concatenate([fresh, with_blots(fresh)])
 
     def ensemble(self, member: Detector | None = None, *, shared: bool = False) -> TiledEnsemble:

@@ -47,6 +47,13 @@ def good_images(count: int, size: tuple[int, int], seed: int) -> Pixels:
     return drawn
 
 
+def darkened(images: Pixels) -> Pixels:
+    """The same images, ever darker from right to left, so that no tile looks like another."""
+    shade = np.linspace(0.4, 1.0, images.shape[2])[:, None]
+    darker: Pixels = (images * shade).astype(np.uint8)
+    return darker
+
+
 def with_blots(images: Pixels) -> Pixels:
     """The same images, each with a flat dark blot in the middle."""
     height, width = images.shape[1:3]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -207,10 +208,11 @@ def bad_images_are_refused(subject: Subject) -> None:
 
 def unreadable_files_are_skipped(subject: Subject) -> None:
     """With `errors="skip"` files that cannot be read are left out and listed in `skipped_`, and no others."""
-    first, *rest = subject.files(subject.train)
+    # At the end, so that those before it are sampled, or held out, as they are without it.
+    files = [*subject.files(subject.train), subject.unreadable_file()]
     detector = subject.unfitted()
-    detector.fit([first, subject.unreadable_file(), *rest], errors="skip")
-    _require_skipped(detector, [1])
+    detector.fit(files, errors="skip")
+    _require_skipped(detector, [len(subject.train)])
     require_alike(
         subject.shared,
         detector.predict(subject.test),
@@ -223,6 +225,9 @@ def unreadable_files_are_skipped(subject: Subject) -> None:
     _require_skipped(subject.shared, [0])
     if found.paths != paths:
         raise BrokenPromiseError("predictions are not those of the files that can be read")
+    nothing = [subject.unreadable_file()]
+    for name, act in (("fit", subject.unfitted().fit), ("predict", subject.shared.predict)):
+        _require_refused(partial(act, errors="skip"), nothing, f"{name} on unreadable files alone")
     require_alike(subject.shared, found, subject.predictions, "of files, one of them unreadable")
 
 
