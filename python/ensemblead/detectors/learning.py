@@ -41,13 +41,12 @@ def fit(detector: Tree, images: Any, errors: Any, progress: Progress | None, *, 
             "on all images together"
         )
     share_networks([network for part in parts for network in part._networks()])
-    sampled = sampled_positions(len(source), held_out=bool(trained))
-    run = Run(progress or (lambda stage, done, total: None), len(source), sampled)
+    run = Run(progress or (lambda stage, done, total: None), len(source), sampled_positions(len(source)))
     kept = [part.geometry for part in parts if part.passes != "one"]
     memory = min((part.spool_bytes for part in parts), default=0)
     with Images(source, kept, errors=errors, memory_bytes=memory) as data:
         if trained:
-            run = replace(run, sampled=_with_equals(run.sampled, data))
+            run = replace(run, sampled=_held_out(data))
         fitted = learn(detector, data, run, extending=extending)
         detector.skipped_ = data.skipped
         report_skipped(data)
@@ -81,7 +80,7 @@ def learn(detector: Tree, images: ImageSet, run: Run, *, extending: bool = False
     parts = detector._parts()
     started = {i: part._start(extending=extending) for i, part in enumerate(parts) if part.passes == "one"}
     if started:
-        originals, done = Originals(), 0
+        originals, done, total, known = Originals(), 0, len(images), len(images.skipped)
         sharing = [parts[i] for i in started]
         # Tiles are what they are; whole images must be seen alike by all members.
         check = detector._check_batch if isinstance(images, Images) else None
@@ -94,7 +93,11 @@ def learn(detector: Tree, images: ImageSet, run: Run, *, extending: bool = False
                 accumulator.add(replace(own, numbers=numbers, sampled=sampled))
             done += len(batch)
             del batch, seen
-            run.progress("embed", done, len(images))
+            run.progress("embed", done + len(images.skipped) - known, total)
+        if len(images.skipped) > known:
+            run.progress("embed", total, total)  # the last images may be among those left out
+    if isinstance(images, Images) and not images.positions():
+        report_skipped(images)
     fitted = []
     for i, part in enumerate(parts):
         # An accumulator goes with its last use: what it holds of the images is large.
@@ -105,8 +108,11 @@ def learn(detector: Tree, images: ImageSet, run: Run, *, extending: bool = False
     return fitted
 
 
-def _with_equals(sampled: frozenset[int], images: Images) -> frozenset[int]:
-    """The sampled images, and all that equal one of them: whole groups are held out."""
+def _held_out(images: Images) -> frozenset[int]:
+    """Of the images that can be read a tenth, and all that equal one of these: whole groups are held out."""
+    positions = images.positions()
+    chosen = sampled_positions(len(positions), held_out=True) if positions else ()
+    sampled = {positions[item] for item in chosen}
     originals, numbers = Originals(), dict[int, int]()
     for identity in images.identities():
         numbers[identity[0]] = originals.of(*identity)

@@ -88,6 +88,8 @@ def scored_batches(
                 progress(stage, done + len(data.skipped), len(source))
             detector.skipped_ = data.skipped
         detector.skipped_ = data.skipped
+        if data.skipped and progress is not None:
+            progress(stage, len(source), len(source))  # the last images may be among those left out
         report_skipped(data)
 
 

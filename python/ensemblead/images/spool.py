@@ -34,6 +34,11 @@ class ImageSet(Protocol):
     for.
     """
 
+    @property
+    def skipped(self) -> list[SkippedImage]:
+        """Images left out so far."""
+        ...
+
     def __len__(self) -> int: ...
 
     def frame(self, geometry: Geometry) -> Geometry: ...
@@ -77,7 +82,7 @@ class Images:
         memory_bytes: int = MEMORY_BYTES,
     ) -> None:
         self.source = source
-        self.skipped: list[SkippedImage] = []
+        self._skipped: list[SkippedImage] = []
         self.fingerprints: list[int] = []
         self.sizes: list[tuple[int, int]] = []
         self._decided: dict[Geometry, Geometry] = {}
@@ -95,6 +100,10 @@ class Images:
     def __exit__(self, *_: object) -> None:
         if self._file is not None:
             self._file.close()
+
+    @property
+    def skipped(self) -> list[SkippedImage]:
+        return self._skipped
 
     def __len__(self) -> int:
         """Images of the source; after the first pass, those that could be read."""
@@ -187,7 +196,7 @@ class Images:
         with iterate_batches(
             self.source, wanted, batch_size, errors=self._errors, pin_memory=pin_memory
         ) as batches:
-            self.skipped = batches.skipped
+            self._skipped = batches.skipped
             for batch in batches:
                 self._positions += batch.indices
                 self.fingerprints += batch.fingerprints
