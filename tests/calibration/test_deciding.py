@@ -30,7 +30,7 @@ from ensemblead.cli.app import app
 from ensemblead.common.warnings import ThresholdWarning
 
 EVEN = np.linspace(1, 3, 41)
-IMAGES = normal_images(14)
+IMAGES = normal_images(20)
 SPOILED = IMAGES.copy()
 SPOILED[6] = with_defects(IMAGES[6:7])[0][0]
 
@@ -40,10 +40,9 @@ def calibration(scores: Any, origin: Origin = "leave_one_out", **more: Any) -> C
     return Calibration(values, np.zeros((len(values), 1024), np.float32), 0.0, 1.0, 0.01, origin, "", **more)
 
 
-def gabor(score: str = "max") -> ead.PatchCore:
-    return ead.PatchCore(
-        "gabor", ("layer1",), resize=None, image_size=None, coreset_fraction=0.1, score=score, device="cpu"
-    )
+def gabor(score: str = "max", fraction: float = 0.1) -> ead.PatchCore:
+    sizes: dict[str, Any] = {"resize": None, "image_size": None, "coreset_fraction": fraction}
+    return ead.PatchCore("gabor", ("layer1",), score=score, device="cpu", **sizes)
 
 
 # Scores
@@ -75,8 +74,8 @@ def test_a_set_without_odd_images_has_none() -> None:
 
 
 def test_few_scores_and_those_of_unknown_images_tell_nothing() -> None:
-    assert deciding_images(calibration([*EVEN[:11], 99.0]), 12)[0] == [(11, 99.0)]
-    assert deciding_images(calibration([*EVEN[:10], 99.0]), 11)[0] == []
+    assert deciding_images(calibration([*EVEN[:19], 99.0]), 20)[0] == [(19, 99.0)]
+    assert deciding_images(calibration([*EVEN[:18], 99.0]), 19)[0] == []
     assert deciding_images(calibration([*EVEN, 10.0]), 43)[0] == []
     assert deciding_images(calibration([*EVEN, 10.0], "calibrated"), 42)[0] == []
 
@@ -116,7 +115,7 @@ def test_a_sentence() -> None:
 
 
 def test_fit_warns_of_it_and_the_saved_model_knows_it(tmp_path: Path) -> None:
-    with pytest.warns(ThresholdWarning, match="1 of 14 images decides the threshold.* with image 6, and"):
+    with pytest.warns(ThresholdWarning, match="1 of 20 images decides the threshold.* with image 6, and"):
         detector = gabor().fit(SPOILED)
     known = detector.calibration_
     assert (known.deciding, known.deciding_names) == ((6,), ("image 6",))
@@ -133,7 +132,7 @@ def test_good_images_and_other_warnings_are_enough() -> None:
         warnings.simplefilter("error")
         assert gabor().fit(IMAGES).calibration_.deciding_names == ()
     with pytest.warns(ThresholdWarning) as caught:
-        few = ead.PatchCore("gabor", ("layer1",), resize=None, image_size=None, device="cpu").fit(SPOILED)
+        few = gabor(fraction=0.005).fit(SPOILED)
     assert few.calibration_.deciding_names == ("image 6",)
     assert [str(warning.message)[:24] for warning in caught] == ["the memory bank has only"]
 
@@ -161,7 +160,7 @@ def test_an_ensemble_names_what_decides_the_fused_threshold(tmp_path: Path) -> N
 
 @pytest.fixture(scope="module")
 def part(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A category of 14 training images, 06.png spoiled, and four to test on."""
+    """A category of 20 training images, 06.png spoiled, and four to test on."""
     folder = tmp_path_factory.mktemp("data") / "part"
     tests = normal_images(4, seed=9)
     bad, masks = with_defects(tests[2:])
@@ -181,7 +180,7 @@ def test_the_report_says_it(part: Path, tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="decides the threshold"):
         report = ead.evaluate(detector, ead.MVTecAD(part), bootstrap=0)
     (line,) = (line for line in report.warnings if "decides the threshold" in line)
-    assert line.startswith("part: 1 of 14 images")
+    assert line.startswith("part: 1 of 20 images")
     assert str(part / "train/good/06.png") in line
     report.to_json(tmp_path / "results.json")
     assert line in json.loads((tmp_path / "results.json").read_text())["warnings"]

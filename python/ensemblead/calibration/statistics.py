@@ -24,7 +24,7 @@ DEFAULT_RATE = 0.01
 _FEWEST_TO_COMPARE = 10
 # Of the distance from the median to the threshold: one image decides it if it moves it by more, and two
 # images if they move it by more. Among fewer scores, that is what every set does.
-_DECIDING_SHARES, _FEWEST_TO_DECIDE = (0.4, 0.6), 12
+_DECIDING_SHARES, _FEWEST_TO_DECIDE = (0.4, 0.6), 20
 # A standard deviation is taken for at least this share of the mean.
 LEAST_SHARE = 1e-3
 # Pixels kept of a map, as a lattice of this side: positions relative to the frame, so that maps of two sizes
