@@ -54,10 +54,9 @@ class SavedReading:
     resize: tuple[int, ...] | None
 
     def __post_init__(self) -> None:
-        if self.fingerprints.ndim != 1 or self.fingerprints.dtype != torch.int64:
-            raise ValueError(
-                f"fingerprints must be int64 [N], got {self.fingerprints.dtype} {tuple(self.fingerprints.shape)}"
-            )
+        known = self.fingerprints
+        if known.ndim != 1 or known.dtype != torch.int64:
+            raise ValueError(f"fingerprints must be int64 [N], got {known.dtype} {tuple(known.shape)}")
         if self.bits is not None and self.bits not in BIT_DEPTHS:
             raise ValueError(f"bits must be one of {', '.join(map(str, BIT_DEPTHS))}, got {self.bits}")
 

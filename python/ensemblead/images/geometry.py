@@ -20,7 +20,8 @@ _RESIZED_PIXELS = 1 << 22
 _MOST_RESIZED_PIXELS = 1 << 26
 _ENLARGED = 16
 # Of "auto": the side of a square; the aspect ratio up to which images are squashed to it (docs/results.md
-# has the evidence); networks halve sides up to five times. _SIDE, _SQUASHED, _MULTIPLE = 256, 1.5, 32
+# has the evidence); networks halve sides up to five times.
+_SIDE, _SQUASHED, _MULTIPLE = 256, 1.5, 32
 
 
 @dataclass(frozen=True)
