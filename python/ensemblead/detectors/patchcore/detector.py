@@ -54,10 +54,9 @@ class PatchCore(Method):
         coreset_fraction, index: see `MemoryBank`. A bank of fewer than 50 rows gives `fit` a threshold that
             is too high for many defects, and it warns; `calibrate` does not depend on that.
         num_neighbors: a patch's distance is the mean over so many nearest bank rows.
-        score: "max": *squared* L2 distances, the image's score is the largest (the reference implementation).
-            "reweighted": L2 distances, the largest one weighted by how alone its nearest bank row is (the
-            paper's eq. 7). "topk": squared distances, mean over the largest 1 % (at least one): steadier for
-            defects larger than a patch.
+        score: "topk": *squared* L2 distances, the image's score is the mean over the largest 1 % (at least one).
+            "max": squared distances, the largest one (the reference implementation). "reweighted": L2
+            distances, the largest one weighted by how alone its nearest bank row is (the paper's eq. 7).
         reweight_neighbors: bank rows around the nearest one that "reweighted" looks at, itself included.
         device: "auto" is the GPU if there is one and this version has kernels for it (see `ensemblead info`),
             else the CPU.
@@ -101,7 +100,7 @@ class PatchCore(Method):
         aggregation: Literal["adaptive", "concat"] = "adaptive",
         coreset_fraction: float = 0.01,
         num_neighbors: int = 1,
-        score: Literal["max", "reweighted", "topk"] = "max",
+        score: Literal["max", "reweighted", "topk"] = "topk",
         reweight_neighbors: int = 9,
         index: str = "flat",
         device: str | torch.device = "auto",
