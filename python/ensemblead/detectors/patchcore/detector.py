@@ -295,7 +295,7 @@ class BankAccumulator:
         return Fitted(bank, sample, warnings=self._warnings(fair, few))
 
     def _scored(self, bank: MemoryBank, run: Run | None = None) -> list[tuple[list[_Held], bool, Scores]]:
-        """The held images' scores without their own rows, where the bank has enough others, else with them."""
+        """The held images' scores without their own rows; with them where others are too few."""
         scored = []
         done = 0
         for batch, alone in self._batches(bank):
@@ -326,7 +326,8 @@ class BankAccumulator:
             numbers = np.repeat([held.number for held in batch], patches.shape[1] * patches.shape[2])
             distances, found = bank.search(patches.flatten(0, 2), 1, exclude_image=numbers)
             shared.append(found[distances <= floor**2])
-        return torch.cat(shared).unique()
+        rows: torch.Tensor = torch.unique(torch.cat(shared))
+        return rows
 
     def _rounding(self, floor: float, largest: float) -> float:
         """How far rounding moves scores like these, where it moves an embedding by `floor`."""
