@@ -65,7 +65,7 @@ struct ProjectTask {
 };
 
 namespace cpu {
-// The same picks for any number of threads.
+// The picks are the same for any number of threads.
 CoresetResult select_coreset(const CoresetTask& task, const Work& work);
 void project_rows(const ProjectTask& task, const Work& work);
 }  // namespace cpu

@@ -51,7 +51,7 @@ namespace cuda {
 // matter.
 std::size_t aggregate_patches_scratch(const PatchTask& task);
 
-// Does not wait for the stream.
+// Enqueues the kernels and does not wait for the stream.
 void aggregate_patches(const PatchTask& task, const Work& work);
 }  // namespace cuda
 

@@ -44,6 +44,7 @@ PUBLIC_NAMES = [
     "aggregate_patches",
     "aupro",
     "auroc",
+    "check_detector",
     "create",
     "cuda_available",
     "evaluate",

@@ -1,4 +1,4 @@
-// What module.cpp registers: one function per operation, defined in the file of that name.
+// The functions that module.cpp calls: one per operation, defined in the file of that name.
 #pragma once
 
 #include <pybind11/pybind11.h>

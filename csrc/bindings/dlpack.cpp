@@ -103,8 +103,8 @@ Borrowed::Borrowed(const py::handle& object, const char* argument) {
   try {
     capsule = export_capsule(object, argument);
   } catch (py::error_already_set& error) {
-    // What a producer refuses to hand out (a tensor that requires grad, say) is a wrong value, under our name
-    // for it.
+    // A refusal of the producer (of a tensor that requires grad, say) becomes a ValueError or TypeError that
+    // names the argument.
     PyObject* kind = nullptr;
     for (PyObject* refusal : {PyExc_BufferError, PyExc_RuntimeError, PyExc_ValueError})
       if (error.matches(refusal)) kind = PyExc_ValueError;

@@ -27,8 +27,8 @@ struct Leading {
 // A Work whose scratch stays borrowed for the length of the call.
 class BorrowedWork {
  public:
-  // Throws a ValueError unless scratch has `bytes`, is aligned to 16 and lies on the device of `leading`; with
-  // `bytes` = 0 scratch is not looked at.
+  // Throws a ValueError unless scratch has `bytes`, is aligned to 16 and lies on the device of `leading`;
+  // with `bytes` = 0 scratch is not looked at.
   BorrowedWork(const Leading& leading, const WorkArguments& arguments, std::size_t bytes);
 
   const Work& work() const { return work_; }

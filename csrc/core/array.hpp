@@ -1,4 +1,4 @@
-// What the core knows of an array: borrowed memory, an element type, a device, a shape and strides.
+// An array as the core sees it: borrowed memory, an element type, a device, a shape and strides.
 #pragma once
 
 #include <cstddef>
@@ -62,8 +62,8 @@ using Shape = std::vector<std::int64_t>;
 // "(3, 4, 5)", as Python writes a shape.
 std::string name(const Shape& shape);
 
-// A view of somebody else's memory. `data` points at the first element, byte offset included; nothing is
-// assumed of its alignment beyond that of one element.
+// A view of memory that the caller owns. `data` points at the first element, byte offset included, and is
+// aligned to one element; no more is assumed.
 struct Array {
   void* data = nullptr;
   DType dtype = DType::kFloat32;

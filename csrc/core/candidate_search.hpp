@@ -46,7 +46,7 @@ struct CandidateSearch {
   }
   ENSEMBLEAD_HD static int next_shift(int shift) { return shift > kBucketBits ? shift - kBucketBits : 0; }
 
-  // How many levels are enough, whatever the values.
+  // The number of levels that suffices for all values.
   ENSEMBLEAD_HD static int levels(std::int64_t row_count, std::int64_t limit) {
     if (row_count <= limit) return 1;
     int shift = first_shift(row_count);

@@ -1,5 +1,5 @@
-// Checks that name the argument and what was seen. ValueError and TypeError are what the bindings make of
-// them.
+// Checks whose errors name the argument and the value seen. The bindings turn them into Python's ValueError
+// and TypeError.
 #pragma once
 
 #include <initializer_list>

@@ -1,4 +1,4 @@
-// What both twins of select_coreset do in the same words: limits, scaling, the radius, refusals.
+// Rules that both twins of select_coreset share: limits, scaling, the radius, refusals.
 #pragma once
 
 #include <cstdint>
@@ -11,8 +11,8 @@ void check_coreset_extents(std::int64_t rows, std::int64_t bank_rows, std::int64
 // The ValueError for the first value that is not finite: `index` counts along rows of `dims`.
 [[noreturn]] void refuse_not_finite(const char* argument, std::int64_t index, std::int64_t dims, bool is_nan);
 
-// What to multiply features by so that squares neither overflow nor vanish. A power of two: it changes no
-// distance's order and no bit of a mantissa. 1 unless the largest magnitude is extreme.
+// The factor for the features with which squares neither overflow nor vanish. It is a power of two, so it
+// changes neither the order of distances nor a bit of a mantissa. 1 unless the largest magnitude is extreme.
 float coreset_scale(float largest);
 
 // The largest squared distance whose root does not exceed `radius`, so that the kernels compare squares;

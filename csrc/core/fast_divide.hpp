@@ -30,7 +30,7 @@ class FastDivide {
   Index shift_ = 31;
 };
 
-// The same for dividends that may be larger; slow.
+// Division for dividends that may be larger; slow.
 class PlainDivide {
  public:
   using Index = std::uint64_t;

@@ -1,4 +1,4 @@
-// Marks what both twins share: a plain function to a C++ compiler, one for the device as well to nvcc.
+// The mark of functions that both twins share: nvcc compiles them for the device as well.
 #pragma once
 
 #if defined(__CUDACC__)

@@ -1,4 +1,4 @@
-// Which inputs an output dimension of patch aggregation averages, and with what weight: the pooling steps of
+// The inputs that an output dimension of patch aggregation averages, and their weights: the pooling steps of
 // csrc/patches.hpp composed, without the resize. Both twins start from these lists.
 #pragma once
 

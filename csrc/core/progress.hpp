@@ -1,4 +1,4 @@
-// How a long operation reports and can be stopped.
+// The callback with which a long operation reports and can be stopped.
 #pragma once
 
 #include <cstdint>

@@ -10,7 +10,7 @@
 
 namespace ensemblead {
 
-// Which tiles cover a position of an axis; tile and stride may be counted in vectors instead of pixels.
+// The tiles that cover a position of an axis. Tile and stride may be counted in vectors instead of pixels.
 template <class Divide>
 struct TileCover {
   using Index = typename Divide::Index;

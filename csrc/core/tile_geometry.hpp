@@ -1,5 +1,5 @@
-// Where tiles lie, which of them cover a pixel, and what seam smoothing touches. Rows and columns are
-// separable, so everything here speaks of one axis; the CPU and the CUDA kernels share it.
+// The geometry of tiles: their starts, the tiles that cover a pixel, and the bands of seam smoothing. Rows
+// and columns are separable, so everything here is about one axis. The CPU and the CUDA kernels share it.
 #pragma once
 
 #include <cmath>
@@ -10,7 +10,7 @@
 
 namespace ensemblead {
 
-// Where the last row and column of tiles lie that would overhang the image.
+// The place of the last row and column of tiles, where they would overhang the image.
 enum class TileEdge {
   kPad,    // where their number says; the image is padded with zeros at the bottom and on the right
   kFlush,  // moved in until they lie flush with the image
@@ -67,7 +67,7 @@ struct Interval {
   std::int64_t end = 0;
 };
 
-// How far a seam's band reaches to either side of it: int(width * tile) pixels.
+// The reach of a seam's band to either side of it: int(width * tile) pixels.
 std::int64_t seam_reach(const TileAxis& axis, double width);
 
 // The pixels of `axis` in [edge - r, edge + r), r = seam_reach, for every start and end of a tile that
@@ -81,7 +81,7 @@ std::vector<Interval> covering_runs(const TileAxis& axis);
 // length sane.
 void check_seam_parameters(double sigma, double width);
 
-// How far a Gaussian filter reaches: int(4 * sigma + 0.5).
+// The reach of a Gaussian filter: int(4 * sigma + 0.5).
 std::int64_t gaussian_radius(double sigma);
 
 // The Gaussian at an integer distance, 1 at 0.

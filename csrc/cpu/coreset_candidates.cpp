@@ -55,7 +55,7 @@ void Candidates::count_all(const Selection& selection, std::int32_t& top) {
   });
 }
 
-// The same of rows_ alone.
+// Counts the values of rows_ alone.
 void Candidates::count_collected(const Selection& selection, std::int32_t& top) {
   counts_.assign(1, std::vector<std::int64_t>(kBuckets, 0));
   for (const std::int32_t row : rows_) top = std::max(top, bits_of(selection.values[row]));

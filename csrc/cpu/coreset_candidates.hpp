@@ -12,8 +12,8 @@ namespace ensemblead::cpu {
 // Values only ever decrease, so a value that is out of date is an upper bound. Let the first K rows in the
 // order of (value descending, index ascending) be candidates and (tau, t) the next: once the candidates'
 // values are up to date, the best of them is the best of all rows as long as it comes before (tau, t). So
-// picks are made among the candidates until that fails; then the values of new candidates are brought up to
-// date, and nobody else's.
+// picks are made among the candidates until that fails. Then the values of new candidates are brought up to
+// date, and no others.
 class Candidates {
  public:
   enum class Stop {
@@ -27,7 +27,7 @@ class Candidates {
   void find(const Selection& selection, std::int64_t num_candidates);
   const std::vector<std::int32_t>& rows() const { return rows_; }
 
-  // With the candidates' values up to date: appends picks to `picks` and to the anchors of `selection`.
+  // Appends picks to `picks` and to the anchors of `selection`. The candidates' values must be up to date.
   Stop pick(Selection& selection, std::int64_t limit, double radius, std::vector<std::int64_t>& picks);
 
  private:
@@ -36,7 +36,7 @@ class Candidates {
     std::int32_t row;
   };
 
-  // In heap order the "largest" is the row that the greedy rule takes first.
+  // The order of the heap, whose "largest" is the row that the greedy rule takes first.
   static bool comes_later(const Candidate& a, const Candidate& b) {
     return a.value < b.value || (a.value == b.value && a.row > b.row);
   }

@@ -16,8 +16,8 @@ class Clusters {
  public:
   explicit Clusters(Selection& selection);
 
-  // Is this the cheaper way to bring these rows, sorted by `seen`, up to date? Judged by the sizes of their
-  // clusters and by what the last run saved.
+  // Whether this is the cheaper way to bring these rows, sorted by `seen`, up to date. Decided by the sizes
+  // of their clusters and by the products that the last run saved.
   bool worthwhile(const std::vector<std::int32_t>& rows);
   // After `worthwhile` of the same rows.
   void run(const std::vector<std::int32_t>& rows);

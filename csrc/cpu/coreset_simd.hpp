@@ -22,8 +22,8 @@ struct CoresetSimd {
   std::uint32_t (*tile)(const float* rows, std::int64_t row_stride, std::int64_t dims, const float* panel,
                         const float* initial, const float* thresholds, float* products);
 
-  // The same for one row; returns a bit for each of products[0..panel_width) above the threshold, and writes
-  // them in any case.
+  // The products of one row; returns a bit for each of products[0..panel_width) above the threshold, and
+  // writes them in any case.
   std::uint32_t (*row_by_panel)(const float* row, std::int64_t dims, const float* panel, const float* initial,
                                 float threshold, float* products);
 

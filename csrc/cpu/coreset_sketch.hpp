@@ -16,7 +16,7 @@ namespace ensemblead::cpu {
 // directions carry nearly all of the variance, as they do in the features of a trained network, a product
 // over those few dimensions rules out nearly every pair at a fraction of the work. Where they do not, the
 // sketch of a row is the row itself, relative to a point in the middle of all rows, so that less is lost to
-// cancellation. A sketch decides what needs no second look, never a value.
+// cancellation. A sketch rules pairs out; it never becomes a value.
 class Sketch {
  public:
   // `work` is the number of (row, pick) pairs ahead; where it is small the rows themselves do.
@@ -36,7 +36,7 @@ class Sketch {
       __builtin_prefetch(next + d);
     if (!norms_.empty()) __builtin_prefetch(norms_.data() + index);
   }
-  // The same for any other point.
+  // The sketch of any other point.
   Norms point(const float* values, float* out) const;
 
  private:

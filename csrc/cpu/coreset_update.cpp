@@ -12,7 +12,7 @@ constexpr std::int32_t kHitsAhead = 4;  // the same of the points of a pair
 constexpr std::size_t kMaxHits = 1024;
 constexpr std::int64_t kChunkBytes = std::int64_t{64} << 10;
 
-// The length of what a sketch leaves out, or a little more.
+// An upper bound of the length of a row outside the directions of its sketch.
 float rest(Sketch::Norms norms, float slack) {
   return std::sqrt(std::max(norms.full - norms.sketch, 0.0f) + slack * norms.full);
 }
@@ -105,7 +105,7 @@ void RowUpdate::gather(const std::int32_t* rows, std::int64_t count) {
     thresholds_[i] = product_threshold(norms, value, slack_);
     rows_[i] = {rows[i], norms, rest(norms, slack_)};
   }
-  // The last tile may hang over: what an earlier chunk left there hits nothing.
+  // The last tile may hang over; the rows of an earlier chunk that are still there must hit nothing.
   const std::int64_t tile = selection_.simd.tile_rows;
   for (std::int64_t i = count; i < (count + tile - 1) / tile * tile; ++i) thresholds_[i] = kInfinity;
 }
@@ -128,7 +128,7 @@ void RowUpdate::run_chunk(const PackedAnchors& anchors, std::int64_t first, std:
       }
     }
   }
-  settle_hits();
+  resolve_hits();
   product_pairs_ += count * (anchors.count() - first);
 }
 
@@ -136,16 +136,16 @@ void RowUpdate::add_hits(const PackedAnchors& anchors, std::int64_t column, std:
                          std::int64_t place, const float* products) {
   for (; lanes != 0; lanes &= lanes - 1) {
     const int lane = __builtin_ctz(lanes);
-    if (hits_.size() == kMaxHits) settle_hits();  // which raises thresholds
+    if (hits_.size() == kMaxHits) resolve_hits();  // which raises thresholds
     if (!(products[lane] > thresholds_[place])) continue;
     hits_.push_back({static_cast<std::int32_t>(place), anchors.anchor(column + lane), products[lane]});
-    expect(hits_.back());
+    raise_threshold(hits_.back());
   }
 }
 
-// What the sketches leave out is no longer than both rests together: the row will end at this value or a
-// lower one, so products that do not promise less need not be kept.
-void RowUpdate::expect(const Hit& hit) {
+// An upper bound of the row's value after this pair: outside the sketches the distance is at most the sum of
+// both rests. Products that do not promise a lower value need not be kept.
+void RowUpdate::raise_threshold(const Hit& hit) {
   const Row& row = rows_[hit.place];
   const SketchedAnchor& anchor = selection_.sketched[hit.anchor];
   const float rounding =
@@ -154,13 +154,13 @@ void RowUpdate::expect(const Hit& hit) {
   const float bound = std::max(row.norms.sketch - 2.0f * hit.product, 0.0f) + rests * rests + rounding;
   float& threshold = thresholds_[hit.place];
   threshold = std::max(threshold, product_threshold(row.norms, bound, slack_));
-  // The pair itself has yet to be settled.
+  // The pair itself has yet to be resolved.
   if (threshold >= hit.product) threshold = std::nextafter(hit.product, -kInfinity);
 }
 
 // The most promising anchor of each row first: its distance raises the threshold and spares most of the
 // others.
-void RowUpdate::settle_hits() {
+void RowUpdate::resolve_hits() {
   const auto count = static_cast<std::int32_t>(hits_.size());
   for (std::int32_t h = 0; h < count; ++h) best_[hits_[h].place] = h;
   for (std::int32_t h = 0; h < count; ++h)

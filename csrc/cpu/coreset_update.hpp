@@ -18,7 +18,7 @@ class PackedAnchors {
   PackedAnchors(const CoresetSimd& simd, std::int64_t dims) : dims_(dims), width_(simd.panel_width) {}
 
   void clear();
-  // `start` is what products with it start from (see product_start).
+  // `start`: the start of products with this anchor (see product_start).
   void add(const float* sketch, float start, std::int32_t anchor);
 
   std::int64_t count() const { return static_cast<std::int64_t>(anchors_.size()); }
@@ -37,11 +37,11 @@ class PackedAnchors {
   std::vector<float> initial_;
 };
 
-// What is known of an anchor without looking at its point.
+// An anchor without its point.
 struct SketchedAnchor {
   Sketch::Norms norms;
   float start;  // of products with it
-  float rest;   // no less than the length of what the sketch leaves out
+  float rest;   // no less than the length outside the directions of the sketch
 };
 
 // Anchors are the bank rows and then the picks, in the order in which they came. A row's value is brought up
@@ -116,8 +116,8 @@ class RowUpdate {
   void run_chunk(const PackedAnchors& anchors, std::int64_t first, std::int64_t count);
   void add_hits(const PackedAnchors& anchors, std::int64_t column, std::uint32_t lanes, std::int64_t place,
                 const float* products);
-  void expect(const Hit& hit);
-  void settle_hits();
+  void raise_threshold(const Hit& hit);
+  void resolve_hits();
   void lower(const Hit& hit);
 
   Selection& selection_;
@@ -129,7 +129,7 @@ class RowUpdate {
   std::vector<float> products_;
   std::vector<Hit> hits_;
   std::vector<std::int32_t> best_;   // per row of the chunk: its hit with the largest product
-  std::vector<std::int32_t> order_;  // in which hits are settled
+  std::vector<std::int32_t> order_;  // in which hits are resolved
   std::int64_t product_pairs_ = 0;
   std::int64_t direct_pairs_ = 0;
 };

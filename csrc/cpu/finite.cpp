@@ -15,7 +15,7 @@ float check_finite(const float* values, std::int64_t rows, std::int64_t dims, co
   const CoresetSimd& simd = coreset_simd();
   const std::int64_t chunk = std::max<std::int64_t>(1, (std::int64_t{1} << 16) / dims);
   const int threads = team_size(num_threads, rows * dims, kValuesPerThread);
-  // By thread.
+  // The findings of each thread.
   std::vector<std::int64_t> first_bad(static_cast<std::size_t>(threads), rows * dims);
   std::vector<float> largest(static_cast<std::size_t>(threads), 0.0f);
   parallel_for((rows + chunk - 1) / chunk, threads, Schedule::kStatic, [&](std::int64_t item, int thread) {

@@ -1,4 +1,4 @@
-// Which build of the SIMD loops runs on this processor.
+// The choice of the build of the SIMD loops that runs on this processor.
 //
 // The files named *_simd.cpp are compiled once per instruction set, each into a namespace of its own, and
 // export one table of function pointers; the rest of the CPU code is compiled once and asks `for_this_cpu`

@@ -3,10 +3,9 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <sstream>
 #include <vector>
 
-#include "core/checks.hpp"
+#include "cpu/nearest_overflow.hpp"
 #include "cpu/nearest_pack.hpp"
 #include "cpu/parallel.hpp"
 
@@ -14,20 +13,20 @@ namespace ensemblead::cpu {
 namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
-// What looking at a pair that the fronts leave costs, in multiplications of a matrix product: at its tail,
-// and for every dimension of a distance, whose row comes from anywhere in memory. Roughly measured.
+// Costs of a pair that the fronts leave, in multiplications of a matrix product: of its tail, and of every
+// dimension of a distance, whose row comes from anywhere in memory. Roughly measured.
 constexpr double kTailCost = 900.0;
 constexpr double kDistanceCost = 10.0;
-// What packing all dimensions of a panel costs, in products of a tile with it.
+// The cost of packing all dimensions of a panel, in products of a tile with it.
 constexpr double kPackCost = 2.5;
 constexpr double kRemembered = 10'000.0;  // pairs
-// Pairs that wait to be settled together.
+// Pairs that are resolved together.
 constexpr std::size_t kManyPairs = 4096;
 constexpr std::int64_t kChunkBytes = std::int64_t{64} << 10;
 constexpr std::int64_t kMaxTiles = 16;
 constexpr std::size_t kAhead = 4;  // pairs between asking for a row and reading it
-// One query in this many goes ahead of those around it.
-constexpr std::int64_t kScouts = 4;
+// One query in this many leads: it is searched before those around it.
+constexpr std::int64_t kLeadStep = 4;
 
 void prefetch(const float* values, std::int64_t size) {
   const auto* bytes = reinterpret_cast<const char*>(values);
@@ -40,7 +39,7 @@ class ChunkSearch {
  public:
   ChunkSearch(const CoresetSimd& simd, const NearestTask& task);
 
-  // How many queries are best done together: their sketches stay in the second-level cache.
+  // The number of queries that are best searched together: their sketches stay in the second-level cache.
   std::int64_t capacity() const { return capacity_; }
   std::int64_t direct_pairs() const { return direct_pairs_; }
 
@@ -48,8 +47,8 @@ class ChunkSearch {
   void run(std::int64_t first, std::int64_t count);
 
  private:
-  // A query and a row. The product is that of their fronts; half the squared distance of what else was
-  // compared is taken off it.
+  // A query and a row. The product is that of their fronts, less half the squared distance of their tails
+  // where those were compared.
   struct Pair {
     std::int32_t place;
     bool whole;  // all of their dimensions were
@@ -68,16 +67,16 @@ class ChunkSearch {
   }
 
   void begin();
-  void start_from(std::int64_t scouts_first);
+  void start_from(std::int64_t first);
   void search();
   void compare_fronts(std::int64_t first, std::int64_t panel);
   void compare_fully(std::int64_t first, std::int64_t panel);
   void open_panel(std::int64_t panel);
   void add_pairs(std::int64_t place, std::int64_t column, const float* products, float raise, float threshold,
                  bool whole);
-  void settle();
+  void resolve_pairs();
   void compare_tails();
-  void weigh();
+  void update_most_left();
   void compare_rows();
   void insert(std::int64_t place, float distance, std::int64_t index);
   void compare_all(std::int64_t place);
@@ -89,7 +88,7 @@ class ChunkSearch {
   float slack_;
   Sketcher sketcher_;
   std::int64_t capacity_;
-  // By place: what is known of the queries that are searched together.
+  // The queries that are searched together, by place.
   std::vector<std::int64_t> members_;
   std::vector<const float*> points_;
   std::vector<float> centred_;
@@ -100,7 +99,7 @@ class ChunkSearch {
   std::vector<std::int64_t> found_;
   std::vector<std::int32_t> best_pair_;  // the one with the largest product
   std::vector<float> products_;
-  // All dimensions of the panel `opened_`, and what its rows' products start from.
+  // All dimensions of the panel `opened_`, and the starts of its rows' products.
   std::int64_t opened_ = -1;
   std::vector<float> panel_;
   std::vector<float> panel_starts_;
@@ -138,17 +137,17 @@ ChunkSearch::ChunkSearch(const CoresetSimd& simd, const NearestTask& task)
   products_.resize(static_cast<std::size_t>(tile * layout_.width));
   lanes_.resize(static_cast<std::size_t>(layout_.width));
   pairs_.reserve(kManyPairs + static_cast<std::size_t>(tile * layout_.width));
-  weigh();
+  update_most_left();
 }
 
 void ChunkSearch::run(std::int64_t first, std::int64_t count) {
   members_.clear();
-  for (std::int64_t query = first; query < first + count; query += kScouts) members_.push_back(query);
+  for (std::int64_t query = first; query < first + count; query += kLeadStep) members_.push_back(query);
   begin();
   search();
   members_.clear();
   for (std::int64_t query = first; query < first + count; ++query)
-    if ((query - first) % kScouts != 0) members_.push_back(query);
+    if ((query - first) % kLeadStep != 0) members_.push_back(query);
   begin();
   start_from(first);
   search();
@@ -161,21 +160,21 @@ void ChunkSearch::begin() {
     sketcher_.run(points_.data() + i, std::min<std::int64_t>(simd_.tile_rows, count - i),
                   centred_.data() + i * rows_.dims, fronts_.data() + i * layout_.front,
                   tails_.data() + i * layout_.tail, norms_.data() + i);
-  // What has no sketch to go by, and what hangs over in the last tile, hits nothing.
+  // Queries without a sketch, and places of the last tile without a query, hit nothing.
   std::fill(thresholds_.begin(), thresholds_.end(), kInfinity);
   for (std::int64_t i = 0; i < count; ++i)
     if (norms_[i].full < kTooLong) thresholds_[i] = -kInfinity;
   std::fill(found_.begin(), found_.end(), 0);
 }
 
-// Neighbouring queries are patches of the same place in an image: the rows nearest to the one that went ahead
+// Neighbouring queries are patches of the same place in an image: the rows nearest to the leading query
 // are seldom far from the others, and most rows are ruled out from the beginning.
-void ChunkSearch::start_from(std::int64_t scouts_first) {
+void ChunkSearch::start_from(std::int64_t first) {
   for (std::size_t i = 0; i < members_.size(); ++i) {
     if (!(norms_[i].full < kTooLong)) continue;
     const std::int64_t query = members_[i];
-    const std::int64_t scout = query - (query - scouts_first) % kScouts;
-    for (std::int64_t j = scout * task_.k; j < (scout + 1) * task_.k; ++j)
+    const std::int64_t lead = query - (query - first) % kLeadStep;
+    for (std::int64_t j = lead * task_.k; j < (lead + 1) * task_.k; ++j)
       if (task_.indices[j] >= 0 && !left_out(query, task_.indices[j]))
         insert(static_cast<std::int64_t>(i), distance(query, task_.indices[j]), task_.indices[j]);
   }
@@ -187,10 +186,10 @@ void ChunkSearch::search() {
   for (std::int64_t panel = 0; panel < layout_.row_panels; ++panel) {
     for (std::int64_t first = 0; first < count; first += simd_.tile_rows) {
       compare_fronts(first, panel);
-      if (pairs_.size() > kManyPairs) settle();
+      if (pairs_.size() > kManyPairs) resolve_pairs();
     }
   }
-  settle();
+  resolve_pairs();
   for (std::int64_t place = 0; place < count; ++place)
     if (found_[place] < task_.k) compare_all(place);
 }
@@ -213,7 +212,7 @@ void ChunkSearch::compare_fronts(std::int64_t first, std::int64_t panel) {
   compare_fully(first, panel);
 }
 
-// The same by products over all dimensions. Queries that lie off the directions, as defects may, are near no
+// Compares by products over all dimensions. Queries that lie off the directions, as defects may, are near no
 // row, and their fronts rule out little.
 void ChunkSearch::compare_fully(std::int64_t first, std::int64_t panel) {
   if (opened_ != panel) open_panel(panel);
@@ -248,7 +247,7 @@ void ChunkSearch::open_panel(std::int64_t panel) {
     panel_starts_[lane] = fits ? product_start({full, full}, slack_) : kInfinity;
     if (!fits) std::fill_n(centred, dims, 0.0f);
   }
-  // In squares that stay in the first-level cache.
+  // Transposed in squares that stay in the first-level cache.
   for (std::int64_t begin = 0; begin < dims; begin += 16)
     for (std::int64_t lane = 0; lane < count; ++lane)
       for (std::int64_t d = begin; d < std::min(dims, begin + 16); ++d)
@@ -267,7 +266,7 @@ void ChunkSearch::add_pairs(std::int64_t place, std::int64_t column, const float
 
 // The most promising row of each query first: its distance raises the threshold and spares most of the
 // others.
-void ChunkSearch::settle() {
+void ChunkSearch::resolve_pairs() {
   const auto count = static_cast<std::int32_t>(pairs_.size());
   for (std::int32_t i = 0; i < count; ++i) best_pair_[pairs_[i].place] = i;
   for (std::int32_t i = 0; i < count; ++i)
@@ -304,12 +303,12 @@ void ChunkSearch::compare_tails() {
     if (pair.product > thresholds_[pair.place]) pairs_[left++] = pair;
   }
   pairs_.resize(left);
-  weigh();
+  update_most_left();
 }
 
-// How many pairs of a tile the fronts may leave before products over all dimensions cost less, going by how
-// many the tails have left lately.
-void ChunkSearch::weigh() {
+// Finds the number of pairs of a tile that the fronts may leave before products over all dimensions cost
+// less, by the share that the tails have left lately.
+void ChunkSearch::update_most_left() {
   const auto dims = static_cast<double>(rows_.dims);
   const double cost = kTailCost + kDistanceCost * dims * tails_left_ / tails_seen_;
   most_left_ = dims / cost * static_cast<double>(simd_.tile_rows * layout_.width);
@@ -344,7 +343,8 @@ void ChunkSearch::insert(std::int64_t place, float distance, std::int64_t index)
   }
   distances[at] = distance;
   indices[at] = index;
-  // Beyond the k-th by the least step, so that an equal one with a lower index is still looked at.
+  // The threshold lies beyond the k-th distance by the least step, so that an equal one with a lower index is
+  // still compared.
   if (found_[place] == k && norms_[place].full < kTooLong)
     thresholds_[place] =
         product_threshold(norms_[place], std::nextafter(distances[k - 1], kInfinity), slack_);
@@ -364,40 +364,6 @@ void ChunkSearch::compare_all(std::int64_t place) {
     const std::int64_t at = query * task_.k + j;
     if (j >= found_[place]) task_.indices[at] = -1;
     task_.distances[at] = j < found_[place] ? distance(query, task_.indices[at]) : kInfinity;
-  }
-}
-
-float largest_magnitude(const float* values, std::int64_t size) {
-  float largest = 0.0f;
-  for (std::int64_t i = 0; i < size; ++i) largest = std::max(largest, std::abs(values[i]));
-  return largest;
-}
-
-bool all_finite(const float* values, std::int64_t size) {
-  return std::all_of(values, values + size, [](float value) { return std::isfinite(value); });
-}
-
-// Refuses the first query that has, among its nearest rows, one whose distance is beyond float32, though
-// query and row are finite: such rows cannot be told apart.
-void refuse_overflow(const NearestTask& task) {
-  const std::int64_t dims = task.rows.dims;
-  for (std::int64_t at = 0; at < task.num_queries * task.k; ++at) {
-    if (!std::isinf(task.distances[at]) || task.indices[at] < 0) continue;
-    const std::int64_t number = at / task.k;
-    const float* query = task.queries + number * dims;
-    const float* row = task.rows.rows + task.indices[at] * dims;
-    if (!all_finite(query, dims) || !all_finite(row, dims)) continue;
-    const float of_query = largest_magnitude(query, dims);
-    const float of_row = largest_magnitude(row, dims);
-    std::ostringstream message;
-    if (of_query >= of_row) {
-      message << "queries[" << number << "] has the value " << of_query;
-    } else {
-      message << "rows[" << task.indices[at] << "] has the value " << of_row;
-    }
-    message << ", and the squared distance of queries[" << number << "] and rows[" << task.indices[at]
-            << "] is beyond float32; scale queries and rows down";
-    throw ValueError(message.str());
   }
 }
 

@@ -1,4 +1,4 @@
-// How packed rows lie in memory, and sketches of points made with them.
+// The layout of packed rows in memory, and sketches of points.
 #pragma once
 
 #include <cmath>
@@ -11,9 +11,9 @@
 
 namespace ensemblead::cpu {
 
-// Panels of the directions, [panel][dims][width]; panels of the rows' fronts, [panel][front][width]; what
-// every row's product starts from; the rest of every sketch, [rows][tail]. Lanes beyond the last row start
-// from minus infinity: they never hit.
+// The parts of packed rows: panels of the directions, [panel][dims][width]; panels of the rows' fronts,
+// [panel][front][width]; the start of every row's products; the tails of the sketches, [rows][tail]. Lanes
+// beyond the last row start from minus infinity: they never hit.
 struct PackedLayout {
   PackedLayout(const CoresetSimd& simd, const SketchedRows& rows)
       : width(simd.panel_width),
@@ -48,9 +48,10 @@ class Sketcher {
  public:
   Sketcher(const CoresetSimd& simd, const SketchedRows& rows, const float* direction_panels);
 
-  // At most simd.tile_rows points, of `dims` values each, to what they are relative to the middle [tile_rows,
-  // dims] and to their sketches' fronts [count, front] and tails [count, tail]; norms[i].sketch is the
-  // front's. The sketch of a point that is not finite is rubbish, and its full norm not finite either.
+  // Sketches at most simd.tile_rows points of `dims` values each. Writes the points relative to the middle
+  // [tile_rows, dims], and the fronts [count, front] and tails [count, tail] of their sketches.
+  // norms[i].sketch is that of the front. The sketch of a point that is not finite is undefined; its full
+  // norm is not finite.
   void run(const float* const* points, std::int64_t count, float* centred, float* fronts, float* tails,
            SketchNorms* norms);
 

@@ -1,4 +1,4 @@
-// Parallel loops of the CPU kernels: how many threads they take, and what becomes of exceptions.
+// Parallel loops of the CPU kernels: their number of threads, and exceptions within them.
 #pragma once
 
 #include <omp.h>
@@ -37,7 +37,7 @@ class FirstException {
     }
   }
 
-  // Behind the region.
+  // Throws the exception that was kept, if any. To be called behind the region.
   void rethrow() const {
     if (exception_) std::rethrow_exception(exception_);
   }

@@ -44,7 +44,7 @@ struct DimProgram {
 };
 
 struct LayerProgram {
-  std::int64_t radius_y = 0;  // of the window, cut to what can reach the grid at all
+  std::int64_t radius_y = 0;  // of the window, cut to the extent of the grid
   std::int64_t radius_x = 0;
   std::int64_t max_channels = 0;  // the widest span of channels of one dimension
   std::vector<DimProgram> dims;
@@ -66,7 +66,7 @@ struct PatchProgram {
   std::vector<DimBlock> blocks;
 };
 
-// What a layer is to the program: its channels, and its grid as far as it cuts the window.
+// A layer as the program sees it: its channels, and its grid as far as it cuts the window.
 struct LayerGeometry {
   std::int64_t channels = 0;
   std::int64_t radius_y = 0;

@@ -60,7 +60,7 @@ struct BufferSizes {
   std::int64_t row = 0;
 };
 
-// What one thread needs beside the job.
+// The buffers and steps of one thread.
 class Worker {
  public:
   Worker(const Job& job, const PatchLoops& loops, const BufferSizes& sizes)
@@ -80,7 +80,7 @@ class Worker {
   }
 
  private:
-  // Where output dimensions from `dim` on of row y go.
+  // The place of row y of the output, from dimension `dim` on.
   RowTarget target(std::int64_t image, std::int64_t y, std::int64_t dim, const DimBlock& block,
                    bool accumulate) const {
     const std::int64_t dims = job_.program->dims;
@@ -148,8 +148,9 @@ std::int64_t count_bands(const Job& job) {
   return (job.height + height - 1) / height;
 }
 
-// Rows of a block lie a whole row of the output apart, so cached stores fetch every line they overwrite and
-// crowd each other out of a few sets. A small output stays in cache for whoever reads it next.
+// Whether stores go past the caches. Rows of a block lie a whole row of the output apart, so cached stores
+// fetch every line they overwrite and evict each other from a few sets. A small output stays in the cache,
+// for the next reader.
 bool streams(const Job& job) {
   const auto floats_per_line = static_cast<std::int64_t>(kCacheLine / sizeof(float));
   const std::int64_t bytes =

@@ -25,7 +25,7 @@ void finish_streaming() {
 #endif
 }
 
-// Where lane `i` of an exchange comes from, in the lanes of a and then of b.
+// The source of lane `i` of an exchange, in the lanes of a and then of b.
 template <int kBlock, bool kOdd>
 constexpr int source_lane(int i) {
   const int even = (i / kBlock) % 2 == 1 ? kLanes + i - kBlock : i;
@@ -93,7 +93,7 @@ void load_plane(const void* map, std::int64_t height, std::int64_t width, float*
   }
 }
 
-// Up to kLanes positions of up to kLanes channels, transposed and written plane by plane.
+// Loads up to kLanes positions of up to kLanes channels, and writes them plane by plane.
 template <class T>
 inline void load_square(const T* source, std::int64_t channels, std::int64_t count, std::int64_t positions,
                         float* target, std::int64_t plane_stride) {

@@ -1,7 +1,7 @@
 // The loops of patch aggregation that are compiled once per instruction set.
 //
 // A plane is one channel's or one output dimension's grid, row by row in float32. Planes are read and written
-// in whole vectors, so every buffer of planes reaches kPlaneSlack floats beyond what is used of it.
+// in whole vectors, so every buffer of planes reaches kPlaneSlack floats beyond its last plane.
 #pragma once
 
 #include <cstdint>
@@ -20,8 +20,8 @@ struct PlaneTerm {
   float weight;
 };
 
-// Where rows of an output go: position x at data + x * stride. `stream`: past the caches; then `data` and
-// `stride` are multiples of 64 bytes.
+// The place of a row of the output: position x at data + x * stride. `stream`: past the caches; then `data`
+// and `stride` are multiples of 64 bytes.
 struct RowTarget {
   float* data;
   std::int64_t stride;
@@ -32,7 +32,7 @@ struct RowTarget {
 // target[y * stride + x] = source[y * width + x], converted to float32.
 using LoadPlane = void (*)(const void* source, std::int64_t height, std::int64_t width, float* target,
                            std::int64_t stride);
-// The same from channels-last memory for `count` <= kPlaneGroup of `channels` channels at once: that of
+// LoadPlane from channels-last memory for `count` <= kPlaneGroup of `channels` channels at once: that of
 // channel c starts at target + c * plane_stride.
 using LoadPlanes = void (*)(const void* source, std::int64_t channels, std::int64_t count,
                             std::int64_t height, std::int64_t width, float* target, std::int64_t stride,

@@ -1,4 +1,4 @@
-// What products of sketches prove of distances, rounding included.
+// Bounds of distances from products of sketches, rounding included.
 #pragma once
 
 #include <cstdint>
@@ -19,15 +19,16 @@ inline float relative_slack(std::int64_t dims) {
   return 6.0f * static_cast<float>(dims + 16) * std::numeric_limits<float>::epsilon();
 }
 
-// With x and p sketched, |x - p|^2 < v exactly when x.p - |p|^2 / 2 > (|x|^2 - v) / 2. This is the right-hand
-// side, lowered by what rounding may amount to for x and v: a product at or below it proves a distance of v
-// or more. It is lower even where every norm is 0.
+// The threshold of products for a row x whose value is v. With x and p sketched, |x - p|^2 < v exactly when
+// x.p - |p|^2 / 2 > (|x|^2 - v) / 2. The threshold is the right-hand side, lowered by a bound of the rounding
+// errors of x and v: a product at or below it proves a distance of v or more. It is lower even where every
+// norm is 0.
 inline float product_threshold(SketchNorms norms, float value, float slack) {
   if (value == std::numeric_limits<float>::infinity()) return -value;
   return 0.5f * (norms.sketch - value) - slack * (norms.full + value) - std::numeric_limits<float>::min();
 }
 
-// What a product x.p starts from: minus |p|^2 / 2, raised by what rounding may amount to for p.
+// The start of a product x.p: minus |p|^2 / 2, raised by a bound of the rounding errors of p.
 inline float product_start(SketchNorms norms, float slack) {
   return -0.5f * norms.sketch + slack * norms.full;
 }

@@ -86,7 +86,7 @@ std::int64_t largest_count(const std::vector<Run>& runs) {
   return count;
 }
 
-// The tiles of an UntileTask, and where each run of pixels finds its sources in them.
+// The tiles of an UntileTask, and the sources of each run of pixels in them.
 template <class T>
 struct UntileLayout {
   explicit UntileLayout(const UntileTask& task)
@@ -193,7 +193,7 @@ struct Blur {
   const BlurLoops<A>& loops;
 };
 
-// What one thread needs: kBlurRows rows blurred across rows with their reflected borders, pointers to the
+// The buffers of one thread: kBlurRows rows blurred across rows with their reflected borders, pointers to the
 // rows around them, and, where maps are stored in 16 bits, the rows of a block as float and one finished row.
 template <class A>
 struct BlurBuffers {

@@ -66,7 +66,7 @@ void average_few(const T* const* sources, std::int64_t count, A scale, std::int6
   }
 }
 
-// The same of vectors that the processor converts.
+// The average of float16 values, which are converted by vectors.
 template <class Out>
 void average_few(const Float16* const* sources, std::int64_t count, float scale, std::int64_t begin,
                  std::int64_t length, Out* __restrict out) {
@@ -169,7 +169,7 @@ constexpr int kSums = 2;
 constexpr int kSums = 1;
 #endif
 
-// Where the taps of output x = 0 lie: `before(k)` and `after(k)` at distance k, `centre` at distance 0.
+// The taps of output x = 0: `before(k)` and `after(k)` at distance k, `centre` at distance 0.
 template <class A>
 struct AcrossRows {
   const A* const* rows;

@@ -17,7 +17,7 @@ struct TilingLoops {
   void (*narrow)(const A* values, std::int64_t length, T* out);
 };
 
-// So many rows are blurred at once: each row that is read then serves all of them.
+// Rows that are blurred at once: each row that is read serves all of them.
 constexpr std::int64_t kBlurRows = 4;
 
 // Symmetric filters of 2 * radius + 1 `weights`; `out` shares no memory with the rows.

@@ -1,9 +1,8 @@
-// select_coreset and project_rows on a CUDA device: the order of the steps, and what the host does between
-// them.
+// select_coreset and project_rows on a CUDA device: the order of the steps, and the host's work between them.
 //
 // A round picks a block of rows without the host: candidates, the distances between them, the greedy rule
 // among them, and the values of all rows brought up to date. Rounds are enqueued ahead and end at once when
-// the selection is complete, so the host only looks at the state now and then, to report and to stop.
+// the selection is complete, so the host reads the state only now and then, to report and to stop.
 #include <cuda_runtime.h>
 
 #include <algorithm>
@@ -26,7 +25,7 @@ constexpr int kMostAnchors = 1024;
 // Rounds with fewer picks than this are short, and several are enqueued between two looks at the state.
 constexpr std::int64_t kLongRound = 256;
 constexpr int kShortRounds = 4;
-// Of the scratch memory: a tenth of the features, or this.
+// The scratch takes at most a tenth of the features, or this.
 constexpr std::size_t kLeastBudget = std::size_t{8} << 20;
 // The bounds of update_values hold up to here, which is beyond 400,000 dimensions.
 constexpr double kMostSlack = 0.03;
@@ -73,8 +72,8 @@ void check_columns(std::int64_t dims, const char* argument) {
 }
 
 // The products' errors relative to the sum of both squared norms: one unit in the last place per dimension of
-// the product and per 32 dimensions of the norms (a lane's share), a few for centring and what follows; and a
-// little for squares of all that. A distance that decides has as many, relative to itself.
+// the product and per 32 dimensions of the norms (a lane's share), a few for centring and the steps after it,
+// and a little for squares of these errors. A distance that decides has as many, relative to itself.
 double rounding_slack(std::int64_t dims) { return (1.0625 * static_cast<double>(dims) + 40.0) * 0x1p-24; }
 
 class Selection {
@@ -116,7 +115,7 @@ class Selection {
   }
 
  private:
-  // Refuses what is not finite, and finds the scale.
+  // Refuses values that are not finite, and finds the scale.
   void begin() {
     SelectionState state{};
     state.made = task_.start == CoresetStart::kRow ? 1 : 0;

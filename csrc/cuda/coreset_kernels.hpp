@@ -23,7 +23,7 @@ struct CoresetRows {
   cudaStream_t stream;
 };
 
-// Where the values of a tile of anchors come from: a row of anchors is that of `source` times the scale.
+// The origin of the values of a tile of anchors: a row of anchors is that of `source` times the scale.
 struct AnchorSource {
   const float* source;       // [*, dims], original
   const std::int32_t* rows;  // which of them, by anchor

@@ -90,7 +90,7 @@ struct PickTask {
   float radius;  // squared
 };
 
-// What the next round starts from.
+// The state from which the next round starts.
 __device__ void finish_round(const PickTask& task, SelectionState& state, std::int64_t made, int count,
                              bool complete) {
   state.made = made;

@@ -1,4 +1,4 @@
-// What is done once per selection: looking at the values, the middle of the rows, norms, start values.
+// The steps done once per selection: the scan of the values, the middle of the rows, norms, start values.
 #include <cuda_runtime.h>
 
 #include <cstdint>

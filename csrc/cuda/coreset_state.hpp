@@ -1,5 +1,4 @@
-// What the kernels of a selection share: its state on the device, and where everything lies in the scratch
-// memory.
+// The data that the kernels of a selection share: its state on the device, and the layout of the scratch.
 #pragma once
 
 #include <cstddef>
@@ -9,7 +8,7 @@
 
 namespace ensemblead::cuda {
 
-// What a look at all values finds; see scan_values.
+// The result of scan_values.
 struct ScanResult {
   unsigned long long first_bad;  // index of the first value that is not finite; kNoneBad if there is none
   std::uint32_t largest;         // bits of the largest magnitude among the finite ones
@@ -43,13 +42,13 @@ struct Workspace {
   std::int32_t* candidate_rows;   // [capacity] in ascending order
   std::uint32_t* candidate_bits;  // [capacity] their values
   float* anchors;                 // [capacity, padded] centred candidates; zeros behind the dims
-  float* anchor_lows;             // [capacity] their squared norms, less what rounding may have added
+  float* anchor_lows;             // [capacity] lower bounds of their squared norms
   std::int32_t* round_picks;      // [capacity] which candidates were picked in this round
   float* distances;               // [capacity, capacity] squared, between candidates
 };
 
 // Candidates in a round: 256, 512, 1024 or 2048, the most that keep the scratch memory below a tenth of the
-// features or 8 MiB, whichever is more; what holds `most` where that is above 0, for tests.
+// features or 8 MiB, whichever is more. Where `most` is above 0, for tests: the least that holds `most`.
 int candidate_capacity(std::int64_t rows, std::int64_t dims, std::int64_t most);
 
 // Rows of anchors are a multiple of this long.

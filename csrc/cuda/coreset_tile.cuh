@@ -54,16 +54,17 @@ __device__ __forceinline__ void store_transposed(float (*to)[kTileRows + 4], int
   to[k + 3][at] = four.w;
 }
 
-// Which part of the tile a thread brings to shared memory: four values of this row (or column) in every step.
+// The part of the tile that a thread brings to shared memory: four values of this row (or column) in every
+// step.
 struct Brought {
   int line = static_cast<int>(threadIdx.x) / 2;
   int offset = static_cast<int>(threadIdx.x) % 2 * 4;
 };
 
-// acc[i][j] = sum over k < depth, in order, of row i times column j. `rows` and `columns` bring what Brought
-// says, each in two halves: fetch(k) reads four values from k on, and is called long before finish(values, k)
-// turns them into what the product is of, so that nothing waits for memory. Depth is a multiple of
-// kTileDepth. All threads call; the memory is free again when they return.
+// acc[i][j] = sum over k < depth, in order, of row i times column j. `rows` and `columns` bring the values
+// that Brought describes, each in two halves: fetch(k) reads four values from k on; finish(values, k), called
+// long after it, makes factors of them. So no arithmetic waits for memory. Depth is a multiple of kTileDepth.
+// All threads call; the memory is free again when they return.
 template <int kWide, class Rows, class Columns>
 __device__ __forceinline__ void multiply_tile(TileMemory& memory, const TilePlace& place, int depth,
                                               const Rows& rows, const Columns& columns,
@@ -87,8 +88,8 @@ __device__ __forceinline__ void multiply_tile(TileMemory& memory, const TilePlac
   __syncthreads();
   int stage = 0;
   for (int first = kTileDepth; first <= depth; first += kTileDepth) {
-    // The last step fetches the first values again, for nobody: without a condition the compiler leaves the
-    // reads up here, where the arithmetic hides them.
+    // The last step fetches the first values again, which are not used: without a condition the compiler
+    // leaves the reads up here, where the arithmetic hides them.
     const int next = (first < depth ? first : 0) + brought.offset;
     next_row = rows.fetch(next);
     if (brings_column) next_column = columns.fetch(next);

@@ -1,4 +1,4 @@
-// What the machine offers. Both answers are safe on a machine without a driver.
+// The CUDA devices of this machine. Safe to ask on a machine without a driver.
 #pragma once
 
 namespace ensemblead::cuda {

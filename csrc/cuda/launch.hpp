@@ -1,5 +1,5 @@
-// Host side of every kernel: the device, checked launches, and what a kernel needs to be compiled by nvcc and
-// by the emulation of tests/cuda_emulation alike (no <<<>>>, no library of device code).
+// Host side of every kernel: the device, checked launches, and helpers with which nvcc and the emulation of
+// tests/cuda_emulation compile the same kernels (no <<<>>>, no library of device code).
 #pragma once
 
 #include <cuda_runtime.h>
@@ -18,7 +18,7 @@ struct CudaError : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-// Throws CudaError saying what was attempted, unless `error` is cudaSuccess. The runtime then forgets the
+// Throws CudaError naming the attempted step, unless `error` is cudaSuccess. The runtime then forgets the
 // error, so that the next caller of cudaGetLastError does not take it for its own.
 void check(cudaError_t error, const char* attempted);
 
@@ -41,7 +41,7 @@ class DeviceScope {
 
 inline cudaStream_t to_stream(const Work& work) { return reinterpret_cast<cudaStream_t>(work.stream); }
 
-// Of the current device.
+// The multiprocessors of the current device.
 int multiprocessors();
 
 // Limits of a grid on every device: the x axis, and each of the others. Under emulation the latter is so low
@@ -65,7 +65,7 @@ struct LaunchShape {
 // Kernels say in __launch_bounds__ how many of their blocks a multiprocessor is to hold: left to itself, the
 // compiler spills registers for the sake of more.
 
-// How many blocks of `per_block` items it takes; at most `limit`, where the kernel goes round again.
+// The number of blocks for `items`, of `per_block` each; at most `limit`, beyond which the kernel loops.
 inline unsigned grid_size(std::int64_t items, std::int64_t per_block, std::int64_t limit = kMaxGridX) {
   const std::int64_t blocks = (items + per_block - 1) / per_block;
   return static_cast<unsigned>(blocks < 1 ? 1 : (blocks > limit ? limit : blocks));

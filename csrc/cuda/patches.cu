@@ -36,7 +36,7 @@ struct ResizeLayout {
   int chunks = 1;  // of a position's dimensions, kResizeThreads packs each
 };
 
-// One output column as a run needs it: its two columns of the source, and what they weigh.
+// One output column as a run needs it: its two columns of the source, and their weights.
 struct alignas(16) RunColumn {
   int low;
   int high;
@@ -113,7 +113,7 @@ __global__ void __launch_bounds__(kResizeThreads)
 
 // --- host ---
 
-// What both modes are: layer l pooled to dims[l], and their concatenation to `target`. The average over
+// The bins of both modes: layer l is pooled to dims[l], and the concatenation to `target`. The average over
 // windows (kConcat) is the one with as many bins as channels.
 struct Bins {
   std::vector<std::int64_t> dims;
@@ -161,7 +161,7 @@ bool same_grid(const FeatureMap& map, const FeatureMap& first) {
   return map.height == first.height && map.width == first.width;
 }
 
-// Where a layer is pooled to.
+// The place that a layer is pooled to.
 struct Target {
   float* data = nullptr;
   std::int64_t stride = 0;
@@ -243,7 +243,7 @@ int widest_span(const PoolLayout<FastDivide>& layout, int pack) {
   return widest;
 }
 
-// How many channels an output dimension takes at most, by the number of taps that its bins make together.
+// The most channels that an output dimension takes, by the number of taps that its bins make together.
 std::int64_t most_slots(const Job& job) {
   const Bins& bins = job.bins;
   const std::int64_t inputs = job.map.channels * bins.window;

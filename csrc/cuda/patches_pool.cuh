@@ -99,9 +99,9 @@ ENSEMBLEAD_HD inline ChannelRange channels_of(const PoolLayout<Divide>& layout, 
 
 // --- reading the map ---
 
-// Channels [channel, channel + count) of the block's rectangle and its margin into shared memory. What lies
-// outside the map was set to 0 before and is not touched. kWide values are read at once, along x or along the
-// channels; of the latter there are at most kMostStaged.
+// Channels [channel, channel + count) of the block's rectangle and its margin into shared memory. Places
+// outside the map were set to 0 before and are not touched. kWide values are read at once, along x or along
+// the channels; of the latter there are at most kMostStaged.
 template <class T, bool kChannelsLast, int kWide, class Divide>
 __device__ __forceinline__ void stage(const T* __restrict__ map, const PoolLayout<Divide>& layout,
                                       const PoolBlock& block, std::int64_t image, int channel, int count,
@@ -207,7 +207,7 @@ class Taps {
   const float* slab_;
 };
 
-// Puts into `sums` what channels [channel, channel + count) give to one output dimension.
+// Puts the share of channels [channel, channel + count) in one output dimension into `sums`.
 template <class TapsType, class Divide>
 __device__ __forceinline__ void sum_taps(const TapsType& taps, const PoolLayout<Divide>& layout, int dim,
                                          int channel, int count, int first_tap_channel,
@@ -270,7 +270,7 @@ __device__ PoolBlock pool_block(const PoolLayout<Divide>& layout) {
   return block;
 }
 
-// From `tile` ([positions][kOutPitch]) to the output: neighbouring lanes have neighbouring dimensions.
+// Copies `tile` ([positions][kOutPitch]) to the output: neighbouring lanes have neighbouring dimensions.
 template <class Divide>
 __device__ void write_out(const float* tile, const PoolLayout<Divide>& layout, const PoolBlock& block,
                           std::int64_t image, float* __restrict__ out) {

@@ -1,6 +1,5 @@
-// Pooling one layer at its own resolution where windows are small and every output dimension takes few
-// channels, as with the networks and dimensions that are usual: the quick way through what patches_pool.cuh
-// does for any window.
+// Pooling of one layer at its own resolution where windows are small and every output dimension takes few
+// channels, as with the usual networks and dimensions. Faster than patches_pool.cuh, which takes any window.
 //
 // A lane has an output dimension of its own and walks along rows, so that results go to memory as they come,
 // values serve all the windows that they lie in, and a dimension's weights are found once per block.
@@ -13,9 +12,9 @@ namespace ensemblead::cuda {
 // Positions that a thread sums at once: so many neighbours in each of two rows.
 constexpr int kRun = 8;
 constexpr int kRunRows = 2;
-// Of one output dimension; more are left to patches_pool.cuh.
+// Channels of one output dimension at most; layers with more go through patches_pool.cuh.
 constexpr int kMostSlots = 8;
-// Floats of shared memory for weights and slab, which is what a kernel gets without asking.
+// Floats of shared memory for weights and slab: the most that a kernel gets without asking.
 constexpr int kWindowFloats = 11 * 1024 + 768;
 // Blocks that a multiprocessor is to hold. With sm_120 its shared memory has room for two in the usual case,
 // and for the registers of three the compiler would spill.
@@ -34,11 +33,11 @@ struct WindowLayout : PoolLayout<FastDivide> {
   int runs = 1;      // per two rows of a tile
   FastDivide by_runs;
 
-  // What a run may read behind the last plane: a row that the tile does not have, and columns.
+  // Floats that a run may read behind the last plane: a row that the tile does not have, and columns.
   ENSEMBLEAD_HD int beyond() const { return pitch + kRun; }
 };
 
-// The channels of one dimension, and what every tap of each weighs: weights[(slot * window + tap) * kDims +
+// The weights of every tap of one dimension's channels: weights[(slot * window + tap) * kDims +
 // lane]. In `partial`, zeros at first, the bits of slots with dimensions that do not take the whole window.
 __device__ inline void find_weights(const WindowLayout& layout, int dim, const ChannelRange& channels,
                                     float* weights, unsigned* partial) {
@@ -94,9 +93,9 @@ __device__ __forceinline__ void add_windows(const float* from, int pitch, const 
   }
 }
 
-// What the channels in the slab, [channel, channel + count), give to this lane's dimension, whose channels
-// are `own`; `to` is where that dimension of the block's first position goes. What an earlier slab or layer
-// gave to it is added to: only this thread has written it, and reads it.
+// Adds the share of the channels in the slab, [channel, channel + count), to this lane's dimension, whose
+// channels are `own`. `to` is the place of that dimension at the block's first position. It may hold the
+// share of an earlier slab or layer, which only this thread has written.
 template <int kPatch>
 __device__ __forceinline__ void sum_windows(const WindowLayout& layout, const PoolBlock& block,
                                             const ChannelRange& own, int channel, int count, bool shared,
@@ -159,7 +158,7 @@ __global__ void __launch_bounds__(kPoolThreads, ENSEMBLEAD_WINDOW_BLOCKS)
   ChannelRange own{0, 0};
   if (dim < block.end_dim) own = channels_of(layout, dim, dim + 1);
   if (thread == 0) partial_slots = 0;
-  // What lies outside the map is 0 for every image.
+  // Places outside the map are 0 for every image.
   for (int n = thread; n < layout.slab * layout.plane + layout.beyond(); n += kPoolThreads) staged[n] = 0.0f;
   __syncthreads();
   find_weights(layout, dim, own, weights, &partial_slots);

@@ -1,6 +1,6 @@
 // smooth_seams: blocks that no band meets are copied; the others stage their pixels with a margin in shared
-// memory, blur along rows, then along columns, only what the bands need. A Gaussian too wide for shared
-// memory goes through scratch in two plain passes.
+// memory and blur along rows, then along columns, only the pixels that the bands need. A Gaussian too wide
+// for shared memory goes through scratch in two plain passes.
 #include <algorithm>
 
 #include "core/tile_cover.hpp"
@@ -62,7 +62,7 @@ __device__ void copy_block(const T* map, T* out, std::int32_t y0, std::int32_t x
     for (int n = static_cast<int>(threadIdx.x); n < rows * kAcross; n += static_cast<int>(blockDim.x)) {
       const int x = n % kAcross * kWide;
       const std::int64_t at = corner + static_cast<std::int64_t>(n / kAcross) * width + x;
-      // By pointers to whole words: nvcc stores in four pieces through a pointer that it must cast.
+      // Pointers to whole words: nvcc stores in four pieces through a pointer that it must cast.
       if (x < columns) to_words[at / kWide] = __ldg(words + at / kWide);
     }
   } else {
@@ -103,9 +103,9 @@ __device__ __forceinline__ void blur_run(const A* line, int step, const SeamLayo
   }
 }
 
-// What a block keeps of the bands: which of its rows and columns are in one (a byte each, eight to a word),
-// and which rows and columns, its margin included, are within the Gaussian's reach of one; and which row of
-// the map it stages where.
+// The bands as a block sees them: whether each of its rows and columns is in one (a byte each, eight to a
+// word); whether each row and column, its margin included, is within the Gaussian's reach of one; and the row
+// of the map that each staged row holds.
 template <class A>
 struct BandFlags {
   std::uint64_t row[kRows / kRun];
@@ -141,9 +141,10 @@ __device__ bool flag_bands(BandFlags<A>& flags, const SeamLayout<A>& layout, int
   return __syncthreads_or(any) != 0;
 }
 
-// Where a pixel lies in a band, everything that its blur reads lies within reach of that band, so is staged
-// and blurred; what is not needed for such a pixel is rubbish and reaches none. The block's own pixels are
-// staged in any case: those outside the bands are written as they are.
+// The kernel for all Gaussians that fit shared memory. Everything that the blur of a pixel in a band reads
+// lies within reach of that band, so it is staged and blurred. Values that no such pixel needs are undefined
+// and are not used. The block's own pixels are staged in any case: those outside the bands are written as
+// they are.
 template <class T, class A, int kRadius>
 __global__ void __launch_bounds__(kBlockThreads<A>, 3)
     smooth_seams_kernel(const T* __restrict__ maps, T* __restrict__ smoothed, const SeamLayout<A> layout) {
@@ -270,8 +271,8 @@ __global__ void __launch_bounds__(kThreads) gaussian_weights_kernel(A* weights, 
     weights[k] = static_cast<A>(gaussian(k, sigma) / totals[0]);
 }
 
-// The blur of the pixel at distance 0 of `at`. Two pixels together may be beyond the range of their type where
-// their mean is not; then they are weighted one by one.
+// The blur of the pixel at distance 0 of `at`. Two pixels together may be beyond the range of their type
+// where their mean is not; then they are weighted one by one.
 template <class A, class At>
 __device__ __forceinline__ A blur_at(const A* weights, std::int32_t radius, const At& at) {
   A sum = weights[0] * at(0);
@@ -282,7 +283,7 @@ __device__ __forceinline__ A blur_at(const A* weights, std::int32_t radius, cons
   return sum;
 }
 
-// Along rows, wherever a column of a band may read it.
+// The blur along rows, of every pixel that a column of a band may read.
 template <class T, class A>
 __global__ void __launch_bounds__(kThreads)
     blur_rows_kernel(const T* __restrict__ maps, const A* __restrict__ weights, A* __restrict__ across,
@@ -351,7 +352,8 @@ void smooth_in_blocks(const SmoothTask& task, const SeamLayout<A>& layout, cudaS
   const int staged_rows = kRows + 2 * layout.radius;
   const int cells = staged_rows * ((kColumns + 2 * layout.radius) | 1) + staged_rows * (kColumns + 1);
   const std::int64_t blocks = std::int64_t{layout.blocks_across} * ((layout.height + kRows - 1) / kRows);
-  // What depends on a block's place is found once for several maps, as long as there are blocks enough.
+  // A block smooths several maps, and computes once for all whatever depends on its place, as long as there
+  // are enough blocks.
   const std::int64_t enough = std::int64_t{24} * multiprocessors();
   const std::int64_t maps_each = std::max<std::int64_t>(1, blocks * layout.maps / enough);
   const dim3 grid(grid_size(blocks, 1), grid_size(layout.maps, maps_each, kMaxGridYZ));

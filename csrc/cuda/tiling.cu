@@ -161,20 +161,20 @@ struct ExactSum {
 template <class T, int kPack>
 using Sums = typename Accumulator<T>::Type[kPack];
 
-// From a pixel in one tile to the same pixel in the next of a row or column of tiles. The step to the last of
-// those that cover the pixel is another one where the last tile of the axis is moved in.
+// The step from a pixel in one tile to the same pixel in the next of a row or column of tiles. The step to
+// the last of those that cover the pixel is another one where the last tile of the axis is moved in.
 struct Step {
   std::int64_t usual;
   std::int64_t last;
 
-  // Behind tile `i` of `count` that cover the pixel.
+  // The step behind tile `i` of the `count` that cover the pixel.
   template <class Index>
   __device__ __forceinline__ std::int64_t behind(Index i, Index count) const {
     return i + 2 == count ? last : usual;
   }
 };
 
-// Up to two by two packs: by pairs, straight away.
+// Sums up to two by two packs, by pairs.
 template <class T, int kPack>
 __device__ __forceinline__ void sum_few(const T* tiles, std::int64_t down, std::int64_t right, bool two_rows,
                                         bool two_cols, Sums<T, kPack>& sums) {
@@ -226,7 +226,7 @@ __device__ double mean_of_large(const T* tiles, const Step& down, const Step& ri
   return sum - sum == 0.0 ? fmin(fmax(mean, -DBL_MAX), DBL_MAX) : mean;
 }
 
-// What a thread knows of the tiles that cover its pack.
+// The tiles that cover the pack of a thread.
 template <class T, int kPack, class Divide>
 struct CoveringTiles {
   using Index = typename Divide::Index;

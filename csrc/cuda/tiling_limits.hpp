@@ -1,4 +1,4 @@
-// What the kernels of tiling.cu and seams.cu count in 32 bits.
+// Limits of the kernels of tiling.cu and seams.cu, which count in 32 bits.
 #pragma once
 
 #include <cuda_runtime.h>

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ensemblead.detectors.padim import PaDiM
     from ensemblead.detectors.patchcore import PatchCore
     from ensemblead.ensembles.backbones import BackboneEnsemble
+    from ensemblead.ensembles.check import check_detector
     from ensemblead.ensembles.loading import load
     from ensemblead.ensembles.tiles import TiledEnsemble
     from ensemblead.kernels.coreset import select_coreset
@@ -46,6 +47,7 @@ __all__ = [
     "aggregate_patches",
     "aupro",
     "auroc",
+    "check_detector",
     "create",
     "cuda_available",
     "evaluate",
@@ -76,6 +78,7 @@ _LAZY = {
     "aggregate_patches": "ensemblead.kernels.patches",
     "aupro": "ensemblead.metrics",
     "auroc": "ensemblead.metrics",
+    "check_detector": "ensemblead.ensembles.check",
     "create": "ensemblead.config.registry",
     "evaluate": "ensemblead.report.report",
     "load": "ensemblead.ensembles.loading",

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-# What was compiled in.
+# The build.
 __version__: str
 cuda_decision: str
 compiler: str

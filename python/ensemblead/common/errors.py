@@ -46,6 +46,10 @@ class NotExportableError(EnsembleADError):
     """A detector that cannot be written as one graph; the message says why."""
 
 
+class DetectorCheckError(EnsembleADError, AssertionError):
+    """A detector that breaks a promise; the message names the check, the promise, and what was seen."""
+
+
 class DamagedModelError(EnsembleADError):
     """A saved model that is incomplete or was altered: a file is missing, is not what the manifest says, or
     the manifest states what no detector can have. What depends on the machine (a device, a published network

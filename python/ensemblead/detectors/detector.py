@@ -16,7 +16,7 @@ from ensemblead.common.errors import NotFittedError
 from ensemblead.config.registry import describe
 from ensemblead.detectors.frozen import FrozenNetwork
 from ensemblead.detectors.learning import calibrate, fit
-from ensemblead.detectors.parts import Part, Progress, Result
+from ensemblead.detectors.parts import Part, Progress, Reading, Result
 from ensemblead.detectors.predictions import Predictions
 from ensemblead.detectors.running import predict
 from ensemblead.images import Geometry, ImageBatch, SkippedImage
@@ -172,12 +172,17 @@ class Detector(ABC):
         """An unfitted detector of the same parameters, sharing the networks."""
 
     @abstractmethod
-    def _take(self, states: Sequence[Any], fingerprints: npt.NDArray[np.uint64]) -> None:
-        """Take what was learned: one state per part, and the fingerprints of all images learned so far."""
+    def _take(self, states: Sequence[Any], reading: Reading) -> None:
+        """Take what was learned: one state per part, and what was settled about images."""
 
     @abstractmethod
     def _accept(self, calibrations: Sequence[Calibration]) -> None:
         """Take statistics, one per part."""
+
+    @property
+    @abstractmethod
+    def bits_(self) -> int | None:
+        """Used bits of 16-bit files, settled by `fit`; None where there were none."""
 
     @property
     @abstractmethod

@@ -50,6 +50,11 @@ class FrozenNetwork:
                 self._network = Network(extractor, self.device, self.precision, compile=self.compile)
             return self._network
 
+    @property
+    def is_loaded(self) -> bool:
+        """Whether the network was needed yet."""
+        return self._network is not None
+
     def replace(self, network: Network) -> None:
         """Use this network."""
         with self._lock:

@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from ensemblead.calibration import (
@@ -23,9 +22,9 @@ from ensemblead.calibration import (
 )
 from ensemblead.common.warnings import ThresholdWarning, warn
 from ensemblead.detectors.frozen import share_networks
-from ensemblead.detectors.parts import Fitted, Part, Progress, Run, Seen, Tree
+from ensemblead.detectors.parts import Fitted, Part, Progress, Reading, Run, Seen, Tree
 from ensemblead.detectors.running import open_pool, report_skipped, scored_batches, seen_batches
-from ensemblead.images import Images, ImageSet, open_images
+from ensemblead.images import Images, ImageSet, ImageSource, detect_bits, open_images
 
 # So many images are named in a message.
 _NAMED = 3
@@ -33,8 +32,8 @@ _NAMED = 3
 
 def fit(detector: Tree, images: Any, errors: Any, progress: Progress | None, *, extending: bool) -> None:
     """Learn from images, and give the detector what came of it at the very end."""
-    source = open_images(images)
     parts = detector._parts()
+    source = _open(images, detector.bits_ if extending else None, errors)
     trained = [part for part in parts if part.passes == "held_out"]
     if extending and trained:
         raise ValueError(
@@ -42,18 +41,18 @@ def fit(detector: Tree, images: Any, errors: Any, progress: Progress | None, *, 
             "on all images together"
         )
     share_networks([network for part in parts for network in part._networks()])
-    sampled = sampled_positions(len(source), held_out=bool(trained))
-    run = Run(progress or (lambda stage, done, total: None), len(source), sampled)
+    run = Run(progress or (lambda stage, done, total: None), len(source), sampled_positions(len(source)))
     kept = [part.geometry for part in parts if part.passes != "one"]
     memory = min((part.spool_bytes for part in parts), default=0)
     with Images(source, kept, errors=errors, memory_bytes=memory) as data:
         if trained:
-            run = replace(run, sampled=_with_equals(run.sampled, data))
+            run = replace(run, sampled=_held_out(data))
         fitted = learn(detector, data, run, extending=extending)
         detector.skipped_ = data.skipped
         report_skipped(data)
         digest = set_digest(data.positions(), data.sizes, data.fingerprints)
         fingerprints = np.array(data.fingerprints, dtype=np.uint64)
+        geometries = tuple(data.frame(part.geometry) for part in parts)
     for message in dict.fromkeys(message for one in fitted for message in one.warnings.values()):
         warn(message, ThresholdWarning)
     calibrations = [one.sample.calibration(DEFAULT_RATE, one.origin, digest) for one in fitted]
@@ -61,8 +60,16 @@ def fit(detector: Tree, images: Any, errors: Any, progress: Progress | None, *, 
         falling = all(part.extending_lowers_scores for part in parts)
         calibrations = extended([part.calibration_ for part in parts], calibrations, falling)
         fingerprints = np.concatenate([detector._fingerprints, fingerprints])
-    detector._take([one.state for one in fitted], fingerprints)
+    detector._take([one.state for one in fitted], Reading(geometries, fingerprints, source.bits))
     detector._accept(calibrations)
+
+
+def _open(images: Any, bits: int | None, errors: Any) -> ImageSource:
+    """The images of a fit: 16-bit files by the bits that they use, if the caller has not said how many."""
+    source = open_images(images)
+    if source.bits is not None:
+        return source
+    return open_images(source, bits=detect_bits(source, errors=errors) if bits is None else bits)
 
 
 def learn(detector: Tree, images: ImageSet, run: Run, *, extending: bool = False) -> list[Fitted]:
@@ -73,7 +80,7 @@ def learn(detector: Tree, images: ImageSet, run: Run, *, extending: bool = False
     parts = detector._parts()
     started = {i: part._start(extending=extending) for i, part in enumerate(parts) if part.passes == "one"}
     if started:
-        originals, done = Originals(), 0
+        originals, done, total, known = Originals(), 0, len(images), len(images.skipped)
         sharing = [parts[i] for i in started]
         # Tiles are what they are; whole images must be seen alike by all members.
         check = detector._check_batch if isinstance(images, Images) else None
@@ -86,7 +93,11 @@ def learn(detector: Tree, images: ImageSet, run: Run, *, extending: bool = False
                 accumulator.add(replace(own, numbers=numbers, sampled=sampled))
             done += len(batch)
             del batch, seen
-            run.progress("embed", done, len(images))
+            run.progress("embed", done + len(images.skipped) - known, total)
+        if len(images.skipped) > known:
+            run.progress("embed", total, total)  # the last images may be among those left out
+    if isinstance(images, Images) and not images.positions():
+        report_skipped(images)
     fitted = []
     for i, part in enumerate(parts):
         # An accumulator goes with its last use: what it holds of the images is large.
@@ -97,8 +108,11 @@ def learn(detector: Tree, images: ImageSet, run: Run, *, extending: bool = False
     return fitted
 
 
-def _with_equals(sampled: frozenset[int], images: Images) -> frozenset[int]:
-    """The sampled images, and all that equal one of them: whole groups are held out."""
+def _held_out(images: Images) -> frozenset[int]:
+    """Of the images that can be read a tenth, and all that equal one of these: whole groups are held out."""
+    positions = images.positions()
+    chosen = sampled_positions(len(positions), held_out=True) if positions else ()
+    sampled = {positions[item] for item in chosen}
     originals, numbers = Originals(), dict[int, int]()
     for identity in images.identities():
         numbers[identity[0]] = originals.of(*identity)
@@ -180,6 +194,6 @@ def calibrate(
     return calibrations
 
 
-def no_fingerprints() -> npt.NDArray[np.uint64]:
-    """Of a detector that has learned nothing."""
-    return np.empty(0, dtype=np.uint64)
+def nothing_read() -> Reading:
+    """Of a detector that has learned nothing, or from images that others read for it."""
+    return Reading((), np.empty(0, dtype=np.uint64))

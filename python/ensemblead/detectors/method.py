@@ -31,8 +31,18 @@ from ensemblead.common.errors import NotExportableError, NotFittedError
 from ensemblead.common.validation import whole_number
 from ensemblead.detectors.detector import Detector
 from ensemblead.detectors.frozen import FrozenNetwork
-from ensemblead.detectors.learning import TrainingData, no_fingerprints
-from ensemblead.detectors.parts import Accumulator, Features, Fitted, Passes, Result, Run, Scores, Seen
+from ensemblead.detectors.learning import TrainingData, nothing_read
+from ensemblead.detectors.parts import (
+    Accumulator,
+    Features,
+    Fitted,
+    Passes,
+    Reading,
+    Result,
+    Run,
+    Scores,
+    Seen,
+)
 from ensemblead.detectors.saving import OF_THE_NETWORK, arguments, read_method, write_method
 from ensemblead.images import Geometry, ImageSet
 from ensemblead.images.spool import MEMORY_BYTES
@@ -61,7 +71,7 @@ class Method(Detector):
     map_sigma: ClassVar[float] = SIGMA
 
     image_size: int | tuple[int, int] | None
-    resize: int | tuple[int, int] | None
+    resize: int | tuple[int, int] | str | None
     device: str
     seed: int
     backbone: str | nn.Module
@@ -99,7 +109,7 @@ class Method(Detector):
                 setattr(self, name, getattr(self._frozen, name))
         self._state: Any = None
         self._calibration: Calibration | None = None
-        self._learned = no_fingerprints()
+        self._reading = nothing_read()
 
     # For authors
 
@@ -137,7 +147,7 @@ class Method(Detector):
 
     @property
     def geometry(self) -> Geometry:
-        return self._geometry
+        return self._reading.geometries[0] if self._reading.geometries else self._geometry
 
     @property
     def calibration_(self) -> Calibration:
@@ -222,15 +232,19 @@ class Method(Detector):
         maps = render_maps(scores.grids, seen.size, sigma=self.map_sigma)
         return (maps.flatten(1).amax(1) if scores.images is None else scores.images), maps
 
-    def _take(self, states: Sequence[Any], fingerprints: npt.NDArray[np.uint64]) -> None:
-        (self._state,), self._learned = states, fingerprints
+    def _take(self, states: Sequence[Any], reading: Reading) -> None:
+        (self._state,), self._reading = states, reading
 
     def _accept(self, calibrations: Sequence[Calibration]) -> None:
         (self._calibration,) = calibrations
 
     @property
     def _fingerprints(self) -> npt.NDArray[np.uint64]:
-        return self._learned
+        return self._reading.fingerprints
+
+    @property
+    def bits_(self) -> int | None:
+        return self._reading.bits
 
     def _clone(self) -> Self:
         twin = type(self)(**arguments(self))
@@ -268,6 +282,6 @@ _KNOWN = (
 
 def _plain_size(size: Any) -> Any:
     """A size that `Geometry` has taken, in Python's own ints, which JSON knows."""
-    if size is None:
-        return None
+    if size is None or size == "auto":
+        return size
     return tuple(int(side) for side in size) if isinstance(size, (tuple, list)) else int(size)

@@ -117,6 +117,25 @@ class Fitted:
     warnings: Mapping[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Reading:
+    """What a fit settles about images, for all that are read later.
+
+    Attributes:
+        geometries: one per part: how images become its frame.
+        fingerprints: of all images learned so far.
+        bits: used bits of 16-bit files; None where there were none.
+    """
+
+    geometries: tuple[Geometry, ...]
+    fingerprints: npt.NDArray[np.uint64]
+    bits: int | None = None
+
+    def of_parts(self, which: slice) -> Reading:
+        """For some of the parts."""
+        return Reading(self.geometries[which], self.fingerprints, self.bits)
+
+
 class Accumulator(Protocol):
     """Learning under way, in one pass over the images. Nothing of the detector changes before it is whole."""
 
@@ -192,8 +211,11 @@ class Tree(Protocol):
     def _check_batch(self, batch: ImageBatch) -> None: ...
 
     @property
+    def bits_(self) -> int | None: ...
+
+    @property
     def _fingerprints(self) -> npt.NDArray[np.uint64]: ...
 
-    def _take(self, states: Sequence[Any], fingerprints: npt.NDArray[np.uint64]) -> None: ...
+    def _take(self, states: Sequence[Any], reading: Reading) -> None: ...
 
     def _accept(self, calibrations: Sequence[Calibration]) -> None: ...

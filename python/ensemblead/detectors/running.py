@@ -77,6 +77,8 @@ def scored_batches(
 ) -> Iterator[tuple[ImageBatch, list[Seen]]]:
     """Every batch of `images` and what the detector's parts see of it, for a single pass."""
     source, done = open_images(images), 0
+    if source.bits is None:
+        source = open_images(source, bits=detector.bits_)
     with Images(source, errors=errors) as data:
         for batch, seen in seen_batches(detector._parts(), data, detector.batch_size, detector._check_batch):
             yield batch, seen
@@ -86,6 +88,8 @@ def scored_batches(
                 progress(stage, done + len(data.skipped), len(source))
             detector.skipped_ = data.skipped
         detector.skipped_ = data.skipped
+        if data.skipped and progress is not None:
+            progress(stage, len(source), len(source))  # the last images may be among those left out
         report_skipped(data)
 
 

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
 from ensemblead.calibration import Calibration
 from ensemblead.detectors.format1 import calibration_of_format1
 from ensemblead.detectors.frozen import per_network
+from ensemblead.detectors.parts import Reading
+from ensemblead.images import BIT_DEPTHS, Geometry
 from ensemblead.networks.network import check_device, network_from_store, resolve_device
 from ensemblead.store import FolderReader, FolderWriter, load_state, move_state, save_state
 
@@ -35,16 +39,42 @@ def write_method(method: Any, writer: FolderWriter) -> dict[str, Any]:
     }
 
 
+@dataclass(frozen=True)
+class SavedReading:
+    """A `Reading` in a folder.
+
+    Attributes:
+        fingerprints: int64 `[N]`.
+        bits: as in `Reading`.
+        resize: the size that `resize="auto"` has come to; None where it is not "auto".
+    """
+
+    fingerprints: torch.Tensor
+    bits: int | None
+    resize: tuple[int, ...] | None
+
+    def __post_init__(self) -> None:
+        known = self.fingerprints
+        if known.ndim != 1 or known.dtype != torch.int64:
+            raise ValueError(f"fingerprints must be int64 [N], got {known.dtype} {tuple(known.shape)}")
+        if self.bits is not None and self.bits not in BIT_DEPTHS:
+            raise ValueError(f"bits must be one of {', '.join(map(str, BIT_DEPTHS))}, got {self.bits}")
+
+
 def write_statistics(detector: Any, writer: FolderWriter) -> dict[str, Any]:
-    """The statistics of a part, and the fingerprints of the images that it has learned."""
-    calibration = detector.calibration_
-    writer.tensors("images.safetensors", {"fingerprints": detector._fingerprints.view(np.int64)})
+    """The statistics of a part, and what it has settled about images."""
+    calibration, reading = detector.calibration_, detector._reading
+    decided = reading.geometries and getattr(detector, "resize", None) == "auto"
+    resize = reading.geometries[0].resize if decided else None
+    fingerprints = torch.from_numpy(reading.fingerprints.view(np.int64))
+    saved = save_state(writer, "images", SavedReading(fingerprints, reading.bits, resize), SavedReading)
     # For the reader of the file; computed again from the scores on loading.
     summary = {
         name: getattr(calibration, name)
         for name in ("threshold", "false_alarm_rate", "score_mean", "score_std")
     }
-    return {"calibration": save_state(writer, "calibration", calibration, Calibration), "summary": summary}
+    stored = save_state(writer, "calibration", calibration, Calibration)
+    return {"calibration": stored, "summary": summary, "images": saved}
 
 
 def read_statistics(detector: Any, reader: FolderReader, rounding: float | None = None) -> None:
@@ -54,10 +84,9 @@ def read_statistics(detector: Any, reader: FolderReader, rounding: float | None 
         return
     with reader.as_damage():
         detector._calibration = load_state(reader, "calibration", reader.state["calibration"], Calibration)
-        fingerprints = reader.tensors("images.safetensors")["fingerprints"].numpy()
-        if fingerprints.ndim != 1 or fingerprints.dtype != np.int64:
-            raise ValueError(f"fingerprints must be int64 [N], got {fingerprints.dtype} {fingerprints.shape}")
-        detector._learned = fingerprints.view(np.uint64)
+        saved = load_state(reader, "images", reader.state["images"], SavedReading)
+        decided = () if saved.resize is None else (Geometry(saved.resize, detector.image_size),)
+        detector._reading = Reading(decided, saved.fingerprints.numpy().view(np.uint64), saved.bits)
 
 
 def read_method(cls: Any, reader: FolderReader) -> Any:

@@ -14,7 +14,7 @@ from ensemblead.config.presets import PRESETS
 from ensemblead.config.registry import register
 from ensemblead.detectors.detector import Detector, Errors
 from ensemblead.detectors.frozen import FrozenNetwork
-from ensemblead.detectors.parts import Part, Progress, Result, Seen
+from ensemblead.detectors.parts import Part, Progress, Reading, Result, Seen
 from ensemblead.detectors.patchcore import PatchCore
 from ensemblead.detectors.predictions import Predictions
 from ensemblead.detectors.running import scored_batches
@@ -255,13 +255,17 @@ class BackboneEnsemble(Detector):
         scores = fuse_scores(self.fusion, [s for s, _ in combined], calibrations, self.weights)
         return scores, fuse_maps(self.fusion, [m for _, m in combined], calibrations, self.weights)
 
-    def _take(self, states: Sequence[Any], fingerprints: npt.NDArray[np.uint64]) -> None:
+    def _take(self, states: Sequence[Any], reading: Reading) -> None:
         for member, span in zip(self.members, self._spans(), strict=True):
-            member._take(states[span], fingerprints)
+            member._take(states[span], reading.of_parts(span))
 
     def _accept(self, calibrations: Sequence[Calibration]) -> None:
         for member, span in zip(self.members, self._spans(), strict=True):
             member._accept(calibrations[span])
+
+    @property
+    def bits_(self) -> int | None:
+        return next((member.bits_ for member in self.members if member.bits_ is not None), None)
 
     @property
     def _fingerprints(self) -> npt.NDArray[np.uint64]:

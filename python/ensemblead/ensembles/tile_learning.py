@@ -13,7 +13,7 @@ from ensemblead.calibration import DEFAULT_RATE, MAX_IMAGES, NormalSample, Origi
 from ensemblead.common.memory import return_free_memory
 from ensemblead.common.warnings import warn
 from ensemblead.detectors.detector import Detector
-from ensemblead.detectors.learning import learn, no_fingerprints
+from ensemblead.detectors.learning import learn, nothing_read
 from ensemblead.detectors.parts import Fitted, Progress, Result, Run
 from ensemblead.detectors.running import open_pool
 from ensemblead.ensembles.tile_merging import Edge, TileFrame, TileMerger, TileStatistics, unvaried
@@ -139,7 +139,7 @@ class TiledLearning:
         fitted = learn(
             source if self._known is not None else member, view, run, extending=self._known is not None
         )
-        member._take([one.state for one in fitted], no_fingerprints())
+        member._take([one.state for one in fitted], nothing_read())
         if self._known is None:
             member._accept([one.sample.calibration(DEFAULT_RATE, one.origin, self._digest) for one in fitted])
         else:

@@ -20,8 +20,8 @@ from ensemblead.common.validation import whole_number
 from ensemblead.config.registry import register
 from ensemblead.detectors.detector import Detector
 from ensemblead.detectors.frozen import FrozenNetwork, share_networks
-from ensemblead.detectors.learning import no_fingerprints
-from ensemblead.detectors.parts import Accumulator, Features, Fitted, Part, Passes, Result, Run, Seen
+from ensemblead.detectors.learning import nothing_read
+from ensemblead.detectors.parts import Accumulator, Features, Fitted, Part, Passes, Reading, Result, Run, Seen
 from ensemblead.detectors.saving import arguments, plain_parameters, read_statistics, write_statistics
 from ensemblead.ensembles.tile_learning import TiledLearning, TiledState, TilePlan
 from ensemblead.ensembles.tile_merging import EDGES, NORMALIZATIONS, SCORES, TileFrame, TileStatistics
@@ -76,9 +76,9 @@ class TiledEnsemble(Detector):
             by `fit` and stay: `extend` and `calibrate` change the threshold only, in the same units, so that
             the guarantee of `calibrate` is exact.
         edge: "flush": where the image does not divide evenly, the last row and column of tiles are moved in
-            until they lie flush with it. "pad" (the paper's): they overhang it, and are black there (the uint8
-            pixels are 0, before normalisation). A detector of such a tile learns the black edge, and defects
-            beside it score far lower (measured: 14 instead of 926).
+            until they lie flush with it. "pad" (the paper's): they overhang it, and are black there (the
+            uint8 pixels are 0, before normalisation). A detector of such a tile learns the black edge, and
+            defects beside it score far lower (measured: 14 instead of 926).
         shared: one detector for all locations, fitted on the tiles of all of them. Its leave-one-out
             statistics come from as many images as fit a third of `memory_budget`.
         memory_budget: bytes; of resized images a quarter of it, 256 MiB at most, is kept in memory in
@@ -142,7 +142,7 @@ class TiledEnsemble(Detector):
         self.batch_size = 1 if image_size is None else max(1, member.batch_size // (rows * columns))
         self._state: TiledState | None = None
         self._calibration: Calibration | None = None
-        self._learned = no_fingerprints()
+        self._reading = nothing_read()
         self._pool: tuple[list[Part], FeaturePool] | None = None
 
     @property
@@ -222,8 +222,8 @@ class TiledEnsemble(Detector):
         (result,) = score_together([self], seen)
         return result
 
-    def _take(self, states: Sequence[Any], fingerprints: npt.NDArray[np.uint64]) -> None:
-        (self._state,), self._learned = states, fingerprints
+    def _take(self, states: Sequence[Any], reading: Reading) -> None:
+        (self._state,), self._reading = states, reading
         self._pool = None
 
     def _accept(self, calibrations: Sequence[Calibration]) -> None:
@@ -231,7 +231,11 @@ class TiledEnsemble(Detector):
 
     @property
     def _fingerprints(self) -> npt.NDArray[np.uint64]:
-        return self._learned
+        return self._reading.fingerprints
+
+    @property
+    def bits_(self) -> int | None:
+        return self._reading.bits
 
     def _clone(self) -> Self:
         return type(self)(self.member._clone(), **self.parameters())

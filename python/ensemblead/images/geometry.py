@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -17,38 +19,73 @@ from ensemblead.common.errors import UnreadableImageError
 _RESIZED_PIXELS = 1 << 22
 _MOST_RESIZED_PIXELS = 1 << 26
 _ENLARGED = 16
+# Of "auto": the side of a square; the aspect ratio up to which images are squashed to it (docs/results.md
+# has the evidence); networks halve sides up to five times.
+_SIDE, _SQUASHED, _MULTIPLE = 256, 1.5, 32
 
 
 @dataclass(frozen=True)
 class Geometry:
     """Resize, then centre crop, as torchvision's `Resize` and `CenterCrop` do on PIL images.
 
-    `resize`: an int makes the shorter side that long and keeps the aspect ratio (the longer side is
+    `resize`: "auto" stands for an exact size that follows from the images of a fit (see `decided`); until
+    it is decided nothing can be resized. An int makes the shorter side that long and keeps the aspect ratio
+    (the longer side is
     `int(resize * long / short)`), `(h, w)` is an exact size, None keeps the native size. `crop`: an int is
     a square, `(h, w)` a rectangle, None keeps everything. Unlike torchvision, a crop larger than the image
     is an error instead of a black border, and so is an aspect ratio so extreme that a resized image without a
     crop would have more than 67 million pixels. Hashable, and equal when the sizes are.
     """
 
-    resize: int | tuple[int, int] | None = 256
+    resize: int | tuple[int, int] | Literal["auto"] | None = 256
     crop: int | tuple[int, int] | None = 224
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "resize", _checked("resize", self.resize))
+        if self.resize != "auto":
+            object.__setattr__(self, "resize", _checked("resize", self.resize))
         crop = _checked("crop", self.crop)
         # One spelling for one thing, so that equal geometries compare equal.
         object.__setattr__(self, "crop", (crop, crop) if isinstance(crop, int) else crop)
         if isinstance(self.resize, tuple):
             self._check_crop(self.resize, "")
-        elif self.resize is not None and isinstance(self.crop, tuple) and min(self.crop) > self.resize:
+        elif isinstance(self.resize, int) and isinstance(self.crop, tuple) and min(self.crop) > self.resize:
             raise ValueError(
                 f"crop {self.crop} does not fit into any image whose shorter side is resized to {self.resize}"
             )
+
+    @property
+    def is_decided(self) -> bool:
+        """Whether images can be resized: always but with "auto"."""
+        return self.resize != "auto"
+
+    def decided(self, sizes: Sequence[tuple[int, int]]) -> Geometry:
+        """This geometry, with "auto" replaced by the size that follows from images of these sizes (H, W).
+
+        That is 256 x 256 where the images' median aspect ratio is at most 1.5, else sides of that ratio,
+        multiples of 32, of about as many pixels.
+        """
+        if self.is_decided:
+            return self
+        if not sizes:
+            raise ValueError('resize="auto" needs the size of one image at least')
+        ratio = math.exp(float(np.median([math.log(height / width) for height, width in sizes])))
+        if max(ratio, 1.0 / ratio) <= _SQUASHED:
+            return Geometry((_SIDE, _SIDE), self.crop)
+        sides = (_SIDE * ratio**power for power in (0.5, -0.5))
+        height, width = (max(1, round(side / _MULTIPLE)) * _MULTIPLE for side in sides)
+        return Geometry((height, width), self.crop)
+
+    def share(self, height: int, width: int) -> float:
+        """The share of an image of `height` x `width` that the network sees, in 0..1."""
+        top, left, bottom, right = self.crop_box(height, width)
+        return (bottom - top) * (right - left) / (height * width)
 
     def resized_size(self, height: int, width: int) -> tuple[int, int]:
         """Size `(h, w)` after the resize of an image of `height` x `width`, before the crop."""
         if self.resize is None:
             return height, width
+        if self.resize == "auto":
+            raise ValueError('resize="auto" is decided by `fit`, from the images; there was none yet')
         if isinstance(self.resize, tuple):
             return self.resize
         short, long = min(height, width), max(height, width)
@@ -65,6 +102,8 @@ class Geometry:
 
         Fractions of a pixel are kept: an anomaly map stretched over this box lies where the network looked.
         """
+        if not self.is_decided:
+            return self.decided([(height, width)]).crop_box(height, width)
         size = self.resized_size(height, width)
         top, left, bottom, right = self._crop_in_resized(size)
         scale_y, scale_x = height / size[0], width / size[1]

@@ -17,7 +17,14 @@ from PIL import Image
 
 from ensemblead.common.errors import UnreadableImageError
 from ensemblead.common.warnings import warn
-from ensemblead.images.decode import check_ordinary_file, largest_value, pixel_limit, read_image, to_rgb
+from ensemblead.images.decode import (
+    check_ordinary_file,
+    largest_value,
+    pixel_limit,
+    read_image,
+    to_rgb,
+    upright_size,
+)
 from ensemblead.images.depth import BitDepthWarning, checked_bits, depth_of
 from ensemblead.images.folders import describe_ignored, describe_unread, scan_folder
 
@@ -58,6 +65,11 @@ class ImageSource(ABC):
     @abstractmethod
     def read(self, index: int) -> npt.NDArray[np.uint8]:
         """Image `index` as RGB, uint8 `[H, W, 3]`."""
+
+    def size(self, index: int) -> tuple[int, int]:
+        """Height and width of image `index`, upright."""
+        pixels = self.read(index)
+        return pixels.shape[0], pixels.shape[1]
 
     def largest_value(self, index: int) -> int | None:
         """The largest 16-bit value of image `index`; None if it has none, or its file states their range."""
@@ -170,6 +182,10 @@ class _Files(ImageSource):
     def read(self, index: int) -> npt.NDArray[np.uint8]:
         return read_image(self._files[index], bits=self.bits, max_pixels=self.max_pixels)
 
+    def size(self, index: int) -> tuple[int, int]:
+        """Height and width of image `index`, upright."""
+        return upright_size(self._files[index])
+
     def largest_value(self, index: int) -> int | None:
         return largest_value(self._files[index], max_pixels=self.max_pixels)
 
@@ -192,6 +208,9 @@ class _Array(ImageSource):
             raise ValueError(f"images must not be empty, got shape {array.shape}")
         self._array = array
         self.paths = [None] * len(array)
+
+    def size(self, index: int) -> tuple[int, int]:
+        return self._array.shape[1], self._array.shape[2]
 
     def read(self, index: int) -> npt.NDArray[np.uint8]:
         image = self._array[index]

@@ -25,12 +25,19 @@ MEMORY_BYTES = 256 << 20
 _VARIABLE = "ENSEMBLEAD_SPOOL"
 # Images decoded together where they are wanted one by one.
 _FEW = 1
+# Images whose sizes are looked at to decide on a geometry.
+_ASKED = 100
 
 
 class ImageSet(Protocol):
     """Images that can be read any number of times. `frame` says which geometry stands for the one asked
     for.
     """
+
+    @property
+    def skipped(self) -> list[SkippedImage]:
+        """Images left out so far."""
+        ...
 
     def __len__(self) -> int: ...
 
@@ -75,11 +82,12 @@ class Images:
         memory_bytes: int = MEMORY_BYTES,
     ) -> None:
         self.source = source
-        self.skipped: list[SkippedImage] = []
+        self._skipped: list[SkippedImage] = []
         self.fingerprints: list[int] = []
         self.sizes: list[tuple[int, int]] = []
-        self._kept = tuple(dict.fromkeys(kept))
+        self._decided: dict[Geometry, Geometry] = {}
         self._errors = errors
+        self._kept = tuple(dict.fromkeys(map(self.frame, kept)))
         self._memory = min(memory_bytes, MEMORY_BYTES)
         self._file: _File | None = None
         self._positions: list[int] = []
@@ -93,12 +101,37 @@ class Images:
         if self._file is not None:
             self._file.close()
 
+    @property
+    def skipped(self) -> list[SkippedImage]:
+        return self._skipped
+
     def __len__(self) -> int:
         """Images of the source; after the first pass, those that could be read."""
         return len(self._positions) if self._complete else len(self.source)
 
     def frame(self, geometry: Geometry) -> Geometry:
-        return geometry
+        """The geometry itself, or, of one that is decided by the images, the one that follows from these."""
+        if geometry.is_decided:
+            return geometry
+        if geometry not in self._decided:
+            self._decided[geometry] = geometry.decided(self._some_sizes())
+        return self._decided[geometry]
+
+    def _some_sizes(self) -> list[tuple[int, int]]:
+        """Sizes of images, evenly spread over the source."""
+        count = len(self.source)
+        sizes = []
+        for index in sorted(
+            {int(place * count / _ASKED) for place in range(_ASKED)} if count > _ASKED else range(count)
+        ):
+            try:
+                sizes.append(self.source.size(index))
+            except (UnreadableImageError, FileNotFoundError, MemoryError):
+                if self._errors == "raise":
+                    raise
+        if not sizes:
+            raise ValueError(f"images: none of the {count} images can be read")
+        return sizes
 
     def positions(self) -> list[int]:
         """The place in the source of every image that could be read. Makes the first pass if there was
@@ -163,7 +196,7 @@ class Images:
         with iterate_batches(
             self.source, wanted, batch_size, errors=self._errors, pin_memory=pin_memory
         ) as batches:
-            self.skipped = batches.skipped
+            self._skipped = batches.skipped
             for batch in batches:
                 self._positions += batch.indices
                 self.fingerprints += batch.fingerprints

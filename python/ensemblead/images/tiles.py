@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ensemblead.images.batches import ImageBatch, stack_planes
+from ensemblead.images.batches import ImageBatch, SkippedImage, stack_planes
 from ensemblead.images.geometry import Geometry
 from ensemblead.images.spool import Images, Planes
 
@@ -49,6 +49,10 @@ class Tiles:
         self._geometry = geometry
         self._windows = list(windows)
         self._size = size  # of the images; all are alike
+
+    @property
+    def skipped(self) -> list[SkippedImage]:
+        return self._images.skipped
 
     def __len__(self) -> int:
         return len(self._images.positions()) * len(self._windows)

@@ -13,14 +13,14 @@ from typing import Any, Protocol, TypeAlias, TypedDict
 
 import numpy as np
 
-# A NumPy array, a torch tensor or a CuPy array. What is returned is of the kind that came in.
+# A NumPy array, a torch tensor or a CuPy array. A result is of the kind of its input.
 Array: TypeAlias = Any
 
 _CACHE_LINE = 64
 
 
 class Framework(Protocol):
-    """What the kernels need of the framework that an array comes from."""
+    """The framework that an array comes from, as far as the kernels need it."""
 
     name: str
 
@@ -164,8 +164,8 @@ class WorkArguments(TypedDict):
 
 
 def work_arguments(framework: Framework, array: Array, scratch_bytes: Callable[[], int]) -> WorkArguments:
-    """Where and with what an operation works on `array`: threads on the CPU; on a GPU the current stream and
-    as much scratch, allocated here, as `scratch_bytes` asks for.
+    """The arguments with which an operation works on `array`: the threads on the CPU; on a GPU the current
+    stream, and scratch of `scratch_bytes()`, which is allocated here.
     """
     if not framework.device(array).startswith("cuda"):
         return {"num_threads": num_threads(), "stream": 0, "scratch": None}
@@ -180,7 +180,7 @@ def no_scratch() -> int:
 
 
 def num_threads() -> int:
-    """How many threads the CPU kernels use: what torch was told if it is loaded, else 0 (OpenMP's default).
+    """The number of threads of the CPU kernels: that of torch if it is loaded, else 0 (OpenMP's default).
 
     torch brings an OpenMP runtime of its own, so `torch.set_num_threads` does not reach ours by itself.
     """

@@ -1,4 +1,4 @@
-"""What was compiled into the core, and what it finds on this machine."""
+"""The build of the core, and the devices and instructions that it finds on this machine."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Build:
     cuda_kernels: bool  # whether detectors can run on a GPU at all
     compiler: str
     instruction_set: str  # of the SIMD loops, chosen for this processor
-    openmp_threads: int  # what the kernels use when nothing else is asked for
+    openmp_threads: int  # of the kernels, unless another number is asked for
 
 
 def cuda_available() -> bool:

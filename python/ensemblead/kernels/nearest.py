@@ -28,7 +28,7 @@ class SketchedRows:
             rows: float32 `[N, D]`, contiguous, finite, of one framework with the others; kept, not copied.
             middle: float32 `[D]`, a point in the middle of the rows.
             directions: float32 `[P, D]`, orthonormal; that is not looked at, and with others rows may be
-                missed. Whichever orthonormal ones they are, what is found is the same; the rows' principal
+                missed. The result is the same for all orthonormal directions; the rows' principal
                 directions rule out most.
             num_front: 1 to P. Along so many directions all pairs are compared, along the others those that
                 the first ones leave.

@@ -93,7 +93,7 @@ def aggregate_patches(
 
 
 def _check_maps(feature_maps: Sequence[Array]) -> Framework:
-    """The one framework of all maps, which are 4-D. The core checks what the output does not depend on."""
+    """The one framework of all maps, which are 4-D. The core checks everything else."""
     if not isinstance(feature_maps, (list, tuple)):
         raise TypeError(
             f"feature_maps must be a list of arrays, one per layer, got {type(feature_maps).__name__}"

@@ -203,7 +203,7 @@ def smooth_seams(
 
 
 def _check(array: Array, argument: str, framework: Framework, layout: str, dtypes: tuple[str, ...]) -> None:
-    """What must hold before an output can be allocated; the core checks the rest."""
+    """Checks that an output can be allocated; the core checks the rest."""
     rank = layout.count(",") + 1
     any_rank = layout.startswith("[...")
     if array.ndim < 2 if any_rank else array.ndim != rank:

@@ -11,7 +11,7 @@ import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -114,7 +114,10 @@ class PaDiM(Method):
             WideResNet50); None keeps all.
         weights: "default" (published), a path, a state dict, or None (random, from the seed).
         image_size: centre crop after the resize; int = square, `(h, w)`, or None for no crop.
-        resize: int = shorter side, `(h, w)` = exact, None = native.
+        resize: "auto": the whole image at 256 x 256 pixels, or, where the training images' median aspect
+        ratio
+            is beyond 1.5, about as many pixels in that ratio; settled by `fit` and saved. int = shorter side,
+            `(h, w)` = exact, None = native.
         device: "auto" is the GPU if there is one and this version has kernels for it (see `ensemblead info`),
             else the CPU.
         precision: of the network: "float32", "bfloat16", "float16", or "auto": float32 on a CPU, half on a
@@ -149,8 +152,8 @@ class PaDiM(Method):
         *,
         num_dimensions: int | None = 100,
         weights: str | os.PathLike[str] | Mapping[str, torch.Tensor] | None = "default",
-        image_size: int | tuple[int, int] | None = 224,
-        resize: int | tuple[int, int] | None = 256,
+        image_size: int | tuple[int, int] | None = None,
+        resize: int | tuple[int, int] | Literal["auto"] | None = "auto",
         device: str | torch.device = "auto",
         precision: str = "auto",
         batch_size: int = 16,

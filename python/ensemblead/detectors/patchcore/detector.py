@@ -41,7 +41,10 @@ class PatchCore(Method):
         layers: names of its layers; the first sets the grid of patches.
         weights: "default" | None | path | state dict; see `FeatureExtractor`.
         image_size: centre crop of the resized image: int = square, `(h, w)`, or None for no crop.
-        resize: int = shorter side, `(h, w)` = exact, None = native.
+        resize: "auto": the whole image at 256 x 256 pixels, or, where the training images' median aspect
+        ratio
+            is beyond 1.5, about as many pixels in that ratio; settled by `fit` and saved. int = shorter side,
+            `(h, w)` = exact, None = native.
         patch_size: side of a patch's neighbourhood in its feature map, odd.
         pretrain_dim: values each layer is pooled to: int, one per layer, or "auto": a layer of fewer than 512
             channels to their number, any other to 1024.
@@ -90,8 +93,8 @@ class PatchCore(Method):
         layers: Sequence[str] = ("layer2", "layer3"),
         *,
         weights: str | os.PathLike[str] | Mapping[str, torch.Tensor] | None = "default",
-        image_size: int | tuple[int, int] | None = 224,
-        resize: int | tuple[int, int] | None = 256,
+        image_size: int | tuple[int, int] | None = None,
+        resize: int | tuple[int, int] | Literal["auto"] | None = "auto",
         patch_size: int = 3,
         pretrain_dim: int | Sequence[int] | Literal["auto"] = "auto",
         target_dim: int = 1024,
@@ -281,53 +284,19 @@ class BankAccumulator:
                 f"num_neighbors is {needed}, but the memory bank has only {len(bank)} rows; "
                 "give more images or a larger coreset_fraction"
             )
-        scored = self._scored(bank, run)
-        shared = self._shared_rows(bank, scored, floor)
-        if len(shared):
-            # Of no image, so that they stand in for those that are left out with their image.
-            scored = self._scored(bank.disowned(shared))
-        fair = sum(len(batch) for batch, alone, _ in scored if alone)
+        fair = sum(bank.rows_without(held.number) >= needed for held in self._held)
         sample = NormalSample()
-        for batch, alone, scores in scored:
-            sample.add_grids(scores.images, scores.grids, batch[0].size, counted=alone or not fair)
-        self._held = []
-        sample.rounding = self._rounding(floor, sample.largest_score())
-        return Fitted(bank, sample, warnings=self._warnings(fair, few))
-
-    def _scored(self, bank: MemoryBank, run: Run | None = None) -> list[tuple[list[_Held], bool, Scores]]:
-        """The held images' scores without their own rows; with them where others are too few."""
-        scored = []
         done = 0
         for batch, alone in self._batches(bank):
             patches = torch.cat([held.patches for held in batch])
             numbers = [held.number for held in batch] if alone else None
-            scored.append((batch, alone, self._detector.patch_scores(bank, patches, numbers)))
+            scores = self._detector.patch_scores(bank, patches, numbers)
+            sample.add_grids(scores.images, scores.grids, batch[0].size, counted=alone or not fair)
             done += len(batch)
-            if run is not None:
-                run.progress("calibrate", done, len(self._held))
-        return scored
-
-    def _shared_rows(
-        self, bank: MemoryBank, scored: Sequence[tuple[list[_Held], bool, Scores]], floor: float
-    ) -> torch.Tensor:
-        """Numbers of the bank rows that a patch of another held image equals but for noise.
-
-        The coreset takes one of equal patches, so that an image would miss it once its rows are left out.
-        """
-        alone = [(batch, scores.grids.amin()) for batch, alone, scores in scored if alone]
-        nearest = floor if self._detector.score == "reweighted" else floor**2
-        # A mean over several neighbours says nothing of the first.
-        several = self._detector.num_neighbors > 1
-        if not alone or not (several or bool(torch.stack([least for _, least in alone]).amin() <= nearest)):
-            return torch.empty(0, dtype=torch.int64)
-        shared = []
-        for batch, _ in alone:
-            patches = torch.cat([held.patches for held in batch])
-            numbers = np.repeat([held.number for held in batch], patches.shape[1] * patches.shape[2])
-            distances, found = bank.search(patches.flatten(0, 2), 1, exclude_image=numbers)
-            shared.append(found[distances <= floor**2])
-        rows: torch.Tensor = torch.unique(torch.cat(shared))
-        return rows
+            run.progress("calibrate", done, len(self._held))
+        self._held = []
+        sample.rounding = self._rounding(floor, sample.largest_score())
+        return Fitted(bank, sample, warnings=self._warnings(fair, few))
 
     def _rounding(self, floor: float, largest: float) -> float:
         """How far rounding moves scores like these, where it moves an embedding by `floor`."""

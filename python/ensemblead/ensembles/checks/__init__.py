@@ -1,0 +1,1 @@
+"""The checks of `ead.check_detector`: small functions, whose docstring is the promise that they check."""
