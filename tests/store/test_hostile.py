@@ -215,7 +215,7 @@ def test_hostile_values(saved: dict[str, Path], tmp_path: Path, model: str, ever
                 shutil.copytree(saved[model], folder)
                 set_state(folder, place, lambda state, path=path, value=value: _put(state, path, value))
                 try:
-                    detector = ead.load(folder)
+                    detector = ead.load(folder, device="cpu")
                     assert np.isfinite(detector.threshold_)
                     counts["loaded"] += 1
                 except DamagedModelError:
