@@ -90,6 +90,13 @@ def test_a_crop_of_the_resized_image() -> None:
     passes_all(padim(resize=40, image_size=32))
 
 
+@pytest.mark.slow
+def test_half_precision_and_members_of_two_geometries() -> None:
+    half = patchcore(precision="bfloat16", resize=40, image_size=32)
+    passes_all(half)
+    passes_all(ead.BackboneEnsemble([half, padim(resize=50, image_size=40)]))
+
+
 def test_images_at_their_own_size() -> None:
     passes_all(CellMeans(device="cpu", resize=None))
 
