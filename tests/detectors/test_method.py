@@ -96,7 +96,7 @@ def test_images_that_equal_one_held_out_are_held_out(form: str, trainings: list[
     detector = FORMS[form]().fit(images)
     for epoch in itertools.chain.from_iterable(trainings):
         assert set(epoch) == set(range(20)) - HELD_OUT - {0, 9}
-    assert len(detector.calibration_.scores) == len(HELD_OUT) + 2
+    assert len(detector.calibration_.scores) == len(HELD_OUT)  # copies count once
 
 
 def test_a_location_learns_what_a_detector_of_its_crops_does() -> None:
