@@ -60,6 +60,7 @@ class Calibration:
             value = getattr(self, name)
             if type(value) not in (int, float) or not abs(value) <= _LARGEST:
                 raise ValueError(f"{name} must be a finite number, got {value!r}")
+            object.__setattr__(self, name, float(value))
         if self.map_std < 0 or self.rounding < 0:
             raise ValueError(
                 f"map_std and rounding must not be negative, got {self.map_std}, {self.rounding}"
