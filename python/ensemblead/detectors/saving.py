@@ -102,6 +102,9 @@ def read_method(cls: Any, reader: FolderReader) -> Any:
             own |= {"backbone": source.get("name", source["kind"]), "layers": state["network"]["layers"]}
             own["weights"] = None
         method = cls(**own)
+        if (state["network"] is None) != (method._frozen is None):
+            # Else the constructor's default would be fetched.
+            raise ValueError("network must be there, and for methods without one null")
     # Apart from the rest: whether this machine has the device says nothing of the folder.
     method.device = check_device(stored if given is None else given)
     if state["network"] is not None:
