@@ -125,7 +125,9 @@ class PictureKeeper:
         kept = [*_taking_turns(queues[True]), *_taking_turns(queues[False])]
         geometry = self._detector.geometry
         frame = geometry if hasattr(geometry, "crop_box") else None
-        return Pictures(tuple(kept[: self._limit]), frame, self._scale(), getattr(self._detector, "bits_", None))
+        return Pictures(
+            tuple(kept[: self._limit]), frame, self._scale(), getattr(self._detector, "bits_", None)
+        )
 
     def _scale(self) -> tuple[float, float]:
         fusion = getattr(self._detector, "fusion", None)

@@ -22,7 +22,7 @@ from ensemblead.config.registry import register
 from ensemblead.detectors.method import Accumulator, Fitted, Method, NormalSample, Run, Scores, Seen
 from ensemblead.detectors.padim.gaussians import REGULARIZATION, Gaussians, LeftOut, Moments, block_spans
 from ensemblead.kernels.patches import aggregate_patches
-from ensemblead.networks.network import relative_noise
+from ensemblead.networks.noise import moved_distance, relative_noise
 from ensemblead.store import FolderReader
 
 # Maps rendered at once.
@@ -277,19 +277,21 @@ class MomentsAccumulator:
             )
             gaussians = Gaussians.from_moments(count, mean, scatter)
             squared = gaussians.squared_distances(torch.stack([rows for _, rows in self._held]))
-        sample = NormalSample(self._rounding())
-        self._held = []
+        sample = NormalSample()
         distances = squared.sqrt_().view(len(squared), *self._grid)
         for some in torch.split(distances, _RENDERED) if len(distances) else ():
             sample.add_grids(None, some, self._size, sigma=self._detector.map_sigma)
+        sample.rounding = self._rounding(sample)
+        self._held = []
         return Fitted(Positions(gaussians, self._grid), sample, warnings=warnings)
 
-    def _rounding(self) -> float:
+    def _rounding(self, sample: NormalSample) -> float:
         """How far rounding moves a distance: what it moves an embedding by, over the least deviation."""
         norms = [float(rows.double().square().sum(1).mean()) for _, rows in self._held]
         norm = (sum(norms) / max(1, len(norms))) ** 0.5
         floor = relative_noise(self._detector.network_.dtype) * norm
-        return float(2.0 * floor / REGULARIZATION**0.5)
+        floor = 2.0 * floor / REGULARIZATION**0.5
+        return moved_distance(floor, sample.largest_score(), self._held[0][1].shape[1])
 
 
 def choose_dimensions(

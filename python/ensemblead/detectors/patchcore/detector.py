@@ -21,7 +21,7 @@ from ensemblead.detectors.method import Accumulator, Fitted, Method, NormalSampl
 from ensemblead.kernels.patches import aggregate_patches
 from ensemblead.memory import MemoryBank
 from ensemblead.memory.state import BankState
-from ensemblead.networks.network import relative_noise
+from ensemblead.networks.noise import moved_distance, relative_noise
 from ensemblead.store import FolderReader
 
 _SCORES = ("max", "reweighted", "topk")
@@ -299,9 +299,10 @@ class BankAccumulator:
 
     def _rounding(self, floor: float, largest: float) -> float:
         """How far rounding moves scores like these, where it moves an embedding by `floor`."""
-        if self._detector.score == "reweighted":
-            return floor
-        return float(2.0 * floor * max(largest, 0.0) ** 0.5 + floor**2)
+        squared = self._detector.score != "reweighted"
+        distance = max(largest, 0.0) ** 0.5 if squared else largest
+        moved = moved_distance(floor, distance, int(self._bank.rows_.shape[1]))
+        return (distance + moved) ** 2 - distance**2 if squared else moved
 
     def _warnings(self, fair: int, few: bool) -> dict[str, str]:
         """Why the threshold says little: few images could be scored without themselves, or few rows."""
