@@ -44,6 +44,7 @@ def problems_of(description: Any) -> list[str]:
 
 
 class TestNames:
+    @pytest.mark.slow
     def test_the_librarys_own_are_imported_when_asked_for(self) -> None:
         code = """
 import sys

@@ -166,6 +166,7 @@ def test_what_learns_in_many_passes_is_not_extended(form: str, trainings: list[l
     assert len(trainings) == count
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 def test_an_interrupt_leaves_the_detector_as_it_was(form: str) -> None:
     detector = FORMS[form](epochs=2).fit(TRAIN)

@@ -339,6 +339,7 @@ SKETCHED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", SKETCHED)
 def test_selections_worth_a_sketch(kind: str) -> None:
     features = np.ascontiguousarray(SKETCHED[kind](), np.float32)
@@ -404,6 +405,7 @@ def everything_once() -> None:
     test_rows_are_projected_on_their_own(128)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("instruction_set", ["baseline", "x86-64-v3"])
 def test_every_instruction_set(instruction_set: str) -> None:
     order = ["baseline", "x86-64-v3", "x86-64-v4"]

@@ -123,6 +123,7 @@ def test_inputs_are_left_as_they_are() -> None:
 # --- lifetimes ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("projection_dim", [None, 4])
 def test_features_dropped_by_the_caller(cpu_device: Any, projection_dim: int | None) -> None:
     """Nobody but the call holds them when the first callback comes; the memory stays until the end."""
@@ -377,6 +378,7 @@ def test_the_gil_is_free_meanwhile() -> None:
     assert marks[-1] - marks[0] > 100
 
 
+@pytest.mark.slow
 def test_candidates_that_several_threads_collect() -> None:
     """From 2^19 rows on; of whole numbers, so that distances are exact and many are equal."""
     rows = np.random.default_rng(4).integers(-20, 21, (530_000, 3)).astype(np.float32)

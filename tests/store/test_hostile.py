@@ -139,6 +139,7 @@ def _spoiled(array: torch.Tensor) -> Iterator[tuple[str, torch.Tensor | None]]:
     yield "scalar", flat[0].clone()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", MODELS)
 def test_hostile_arrays(saved: dict[str, Path], tmp_path: Path, model: str) -> None:
     counts: Counter[str] = Counter()
@@ -375,6 +376,7 @@ detector.save(target)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["exchange", "renames"])
 def test_a_kill_between_the_renames_leaves_a_model(tmp_path: Path, kind: str) -> None:
     from ensemblead.store import exchange
