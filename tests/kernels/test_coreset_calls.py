@@ -15,29 +15,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.coresets import (
+    core_select,
+    features_of,
+)
 from support.dlpack_by_hand import ByHand
 
-from ensemblead import _core
 from ensemblead.kernels.coreset import project, random_projection, select_coreset
 
 Array = np.ndarray[Any, Any]
-
-
-def features_of(rows: int, dims: int, seed: int = 0) -> Array:
-    return np.random.default_rng(seed).standard_normal((rows, dims), dtype=np.float32)
-
-
-def core_select(features: Any, picks: Any, **options: Any) -> tuple[int, dict[str, int]]:
-    defaults: dict[str, Any] = {
-        "start": "mean",
-        "start_rows": np.zeros(1, np.int64),
-        "bank": None,
-        "radius": -1.0,
-        "num_threads": 0,
-        "plain": False,
-        "progress": None,
-    }
-    return _core.select_coreset(features, picks, **{**defaults, **options})
 
 
 # --- frameworks -----------------------------------------------------------------------------------
