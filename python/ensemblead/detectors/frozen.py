@@ -4,36 +4,45 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
+from ensemblead.images import Geometry
 from ensemblead.networks import FeatureExtractor
+from ensemblead.networks.layers import MIDDLE_STRIDES, default_layers
 from ensemblead.networks.network import Network, check_device, check_precision
+from ensemblead.networks.sizes import check_size
 
 
 class FrozenNetwork:
     """What a method says of its network, and the network once it is needed.
 
     Args:
-        backbone, layers, weights: as `FeatureExtractor` takes them.
+        backbone, layers, weights: as `FeatureExtractor` takes them; layers may be "auto".
         device, precision, compile: as `Network` takes them.
         seed: of random weights.
+        strides: of the layers that "auto" stands for.
     """
 
     def __init__(
         self,
         backbone: str | nn.Module,
-        layers: Sequence[str],
+        layers: Sequence[str] | Literal["auto"],
         *,
         weights: Any,
         device: Any,
         precision: str,
         compile: bool,
         seed: int,
+        strides: Sequence[int] = MIDDLE_STRIDES,
     ) -> None:
         if isinstance(layers, str):
-            raise TypeError(f"layers must be a sequence of names, got one string; write ({layers!r},)")
+            if layers != "auto":
+                raise TypeError(
+                    f'layers must be "auto" or a sequence of names, got one string; write ({layers!r},)'
+                )
+            layers = default_layers(backbone, strides)
         if not isinstance(compile, bool):
             raise TypeError(f"compile must be a bool, got {compile!r}")
         self.backbone, self.layers, self.weights = backbone, tuple(layers), weights
@@ -49,6 +58,18 @@ class FrozenNetwork:
                 extractor = FeatureExtractor(self.backbone, self.layers, weights=self.weights, seed=self.seed)
                 self._network = Network(extractor, self.device, self.precision, compile=self.compile)
             return self._network
+
+    def check_size(self, size: tuple[int, int], argument: str) -> None:
+        """Raise ValueError, naming sizes that do, for images (h, w) that the network cannot take."""
+        if isinstance(self.backbone, str):
+            check_size(self.backbone, self.layers, size, argument)
+
+    def check_geometry(self, geometry: Geometry) -> None:
+        """The same for the size that a geometry gives to every image, where it gives one."""
+        if isinstance(geometry.crop, tuple):
+            self.check_size(geometry.crop, "image_size")
+        elif isinstance(geometry.resize, tuple):
+            self.check_size(geometry.resize, "resize")
 
     def replace(self, network: Network) -> None:
         """Use this network."""
