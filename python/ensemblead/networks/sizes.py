@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from ensemblead.networks.layers import is_known, run_blank
-from ensemblead.networks.zoo import blueprint, is_of_any_size, module_configuration
+from ensemblead.networks.zoo import blueprint, module_configuration
 
 # Multiples of the patch that are tried as steps between sizes: of stages that halve, and of windows.
 _STEPS = (1, 2, 4, 7, 8)
@@ -40,8 +40,6 @@ def sizes_taken(
     if backbone == "gabor" or is_known(backbone):
         return (size,), None
     try:
-        if is_of_any_size(backbone):
-            return (size,), None
         module = blueprint(backbone)
     except (ValueError, ImportError):
         return (size,), None

@@ -245,12 +245,6 @@ def _torchvision_blueprint(name: str) -> nn.Module:
         return _build(zoo).to("meta")
 
 
-def is_of_any_size(name: str) -> bool:
-    """Whether timm says that a network takes images of any size. torchvision does not say."""
-    zoo = _look_up(name)
-    return zoo.library == "timm" and not _timm().get_pretrained_cfg(zoo.full).fixed_input_size
-
-
 def _build_pretrained(zoo: _Zoo) -> nn.Module:
     if not zoo.tag:
         raise WeightsUnavailableError(
