@@ -109,7 +109,9 @@ class PaDiM(Method):
     Args:
         backbone: a network's name (`FeatureExtractor` says which), "gabor", or a `torch.nn.Module`, which is
             never changed.
-        layers: the names of its layers; the first sets the grid.
+        layers: the names of its layers; the first sets the grid. "auto": the last ones of strides 4, 8 and
+            16 (of a ResNet layer1, layer2 and layer3), of a transformer blocks at 1/4, 1/2 and 3/4 of its
+            depth. `ensemblead layers NAME` lists them. A module has no "auto".
         num_dimensions: channels to keep of all layers together (the paper: 100 for ResNet18, 550 for
             WideResNet50); None keeps all.
         weights: "default" (published), a path, a state dict, or None (random, from the seed).
@@ -144,11 +146,12 @@ class PaDiM(Method):
     """
 
     State = PackedPositions
+    auto_strides = (4, 8, 16)
 
     def __init__(
         self,
         backbone: str | nn.Module = "resnet18",
-        layers: Sequence[str] = ("layer1", "layer2", "layer3"),
+        layers: Sequence[str] | Literal["auto"] = "auto",
         *,
         num_dimensions: int | None = 100,
         weights: str | os.PathLike[str] | Mapping[str, torch.Tensor] | None = "default",

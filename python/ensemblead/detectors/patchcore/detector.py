@@ -38,7 +38,9 @@ class PatchCore(Method):
 
     Args:
         backbone: a network's name (timm, torchvision, "gabor") or a `torch.nn.Module`.
-        layers: names of its layers; the first sets the grid of patches.
+        layers: names of its layers; the first sets the grid of patches. "auto": the last ones of strides 8
+            and 16 (of a ResNet layer2 and layer3), of a transformer blocks at 1/2 and 3/4 of its depth.
+            `ensemblead layers NAME` lists them. A module has no "auto".
         weights: "default" | None | path | state dict; see `FeatureExtractor`.
         image_size: centre crop of the resized image: int = square, `(h, w)`, or None for no crop.
         resize: "auto": the whole image at 256 x 256 pixels, or, where the training images' median aspect
@@ -89,7 +91,7 @@ class PatchCore(Method):
     def __init__(
         self,
         backbone: str | nn.Module = "wide_resnet50_2",
-        layers: Sequence[str] = ("layer2", "layer3"),
+        layers: Sequence[str] | Literal["auto"] = "auto",
         *,
         weights: str | os.PathLike[str] | Mapping[str, torch.Tensor] | None = "default",
         image_size: int | tuple[int, int] | None = None,
