@@ -73,8 +73,8 @@ class FrozenNetwork:
     def fitting_geometry(self, geometry: Geometry) -> Geometry:
         """A geometry whose size, where it gives every image one, the network takes.
 
-        One that is decided by the images comes to multiples that the network takes, or to its only size. Raises
-        ValueError, naming sizes that do, for any other size that it cannot take.
+        One that is decided by the images comes to multiples that the network takes, or to its only size.
+        Raises ValueError, naming sizes that do, for any other size that it cannot take.
         """
         if isinstance(geometry.crop, tuple):
             self.check_size(geometry.crop, "image_size")

@@ -125,9 +125,9 @@ def _held_out(images: Images) -> frozenset[int]:
 class TrainingData:
     """The images that a method trains on, and those that it holds out.
 
-    Images are held out whole, with all that equal them, of which the first counts, and all tiles of an image
-    together. Of a single image nothing is held out: it is trained on, and its statistics are those of an image
-    that is known.
+    Images are held out whole, with all that equal them, of which the first counts, and all tiles of an
+    image together. Of a single image nothing is held out: it is trained on, and its statistics are those of
+    an image that is known.
     """
 
     def __init__(self, part: Part, images: ImageSet, run: Run, seed: int) -> None:

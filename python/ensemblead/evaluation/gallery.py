@@ -76,7 +76,9 @@ class Pictures:
     def from_json(cls, document: Mapping[str, Any]) -> Pictures:
         """The pictures that `to_json` wrote."""
         kept = [Picture(i, base64.b64decode(heat), low, high) for i, heat, low, high in document["kept"]]
-        sizes = {name: tuple(v) if isinstance(v, list) else v for name, v in document["frame"].items()}
+        sizes: dict[str, Any] = {
+            name: tuple(v) if isinstance(v, list) else v for name, v in document["frame"].items()
+        }
         low, high = document["scale"]
         return cls(tuple(kept), Geometry(**sizes), (low, high), document.get("bits"))
 

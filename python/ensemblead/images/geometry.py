@@ -31,8 +31,8 @@ class Geometry:
     `resize`: "auto" stands for an exact size that follows from the images of a fit (see `decided`); until
     it is decided nothing can be resized. An int makes the shorter side that long and keeps the aspect ratio
     (the longer side is `int(resize * long / short)`), `(h, w)` is an exact size, None keeps the native size.
-    `crop`: an int is a square, `(h, w)` a rectangle, None keeps everything. `multiple`: of "auto", of which the
-    sides are multiples. Unlike torchvision, a crop larger than the image
+    `crop`: an int is a square, `(h, w)` a rectangle, None keeps everything. `multiple`: of "auto", of which
+    the sides are multiples. Unlike torchvision, a crop larger than the image
     is an error instead of a black border, and so is an aspect ratio so extreme that a resized image without a
     crop would have more than 67 million pixels. Hashable, and equal when the sizes are.
     """
