@@ -21,6 +21,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--results", type=Path, default=RESULTS, help="folder to write the results to")
     parser.addoption("--data", type=Path, help="folder of real inspection images, in MVTec layout")
     parser.addoption("--weights", type=Path, help="folder of the networks' weights, <name>.safetensors")
+    parser.addoption("--scores", type=Path, help="a .npz file that keeps the scores (bench_thresholds.py)")
     parser.addoption("--again", action="store_true", help="measure what is known anew (bench_tiled.py)")
 
 

@@ -69,37 +69,69 @@ def test_an_odd_image_does_not_set_an_estimated_threshold() -> None:
     assert stated == 2 / 32
 
 
-@pytest.mark.parametrize("n", [2, 3, 12, 31, 98])
-def test_an_estimated_threshold_is_the_prediction_bound_of_a_normal_distribution(n: int) -> None:
+@pytest.mark.parametrize("n", [2, 3, 9])
+def test_an_estimated_threshold_of_few_images_is_the_bound_of_a_normal_distribution(n: int) -> None:
     stats = pytest.importorskip("scipy.stats")
     scores = np.random.default_rng(n).normal(5, 1, n)
     bound = stats.t.ppf(0.99, n - 1, scores.mean(), scores.std(ddof=1) * np.sqrt(1 + 1 / n))
     threshold, stated = estimated_threshold(scores, 0.01)
     assert threshold == pytest.approx(min(bound, scores.max()))
     assert stated == (1 + (scores > threshold).sum()) / (n + 1)
+
+
+@pytest.mark.parametrize(("n", "tail", "odd"), [(10, 5, 1), (31, 6, 2), (98, 20, 5), (400, 80, 20)])
+@pytest.mark.parametrize("rate", [0.01, 0.05])
+def test_an_estimated_threshold_is_that_of_an_exponential_tail(
+    n: int, tail: int, odd: int, rate: float
+) -> None:
+    stats = pytest.importorskip("scipy.stats")
+    scores = np.random.default_rng(n).gamma(3, size=n)
+    ordered = np.sort(scores)
+    level, share = ordered[-tail - 1], tail / (n + 1)
+    # A normal distribution of which the scores but the largest ones are what lies below an edge.
+    edge = stats.norm.ppf((n - odd + 0.5) / (n + 1))
+    deviation = ordered[:-odd].std(ddof=1) / stats.truncnorm(-np.inf, edge).std()
+    beyond = stats.norm.isf(share)
+    expected = deviation * (stats.truncnorm(beyond, np.inf).mean() - beyond)
+    scale = ((ordered[-tail:] - level).sum() + 10 * expected) / (tail + 10)
+    threshold, stated = estimated_threshold(scores, rate)
+    assert threshold == pytest.approx(level + scale * np.log(share / rate), rel=1e-6)
+    assert stated == max(rate, (1 + (scores > threshold).sum()) / (n + 1))
     shuffled = np.random.default_rng(0).permutation(scores)
-    assert estimated_threshold(shuffled, 0.01) == pytest.approx((threshold, stated))
+    assert estimated_threshold(shuffled, rate) == pytest.approx((threshold, stated))
+    # Whatever the unit of the scores, negative ones too.
+    assert estimated_threshold(7 * scores - 99, rate)[0] == pytest.approx(7 * threshold - 99)
 
 
-def test_an_estimated_threshold_by_enough_images_is_their_rank() -> None:
+@pytest.mark.parametrize("rate", [0.001, 0.01, 0.05, 0.15])
+def test_the_tail_of_many_exponential_scores_is_found(rate: float) -> None:
+    scores = np.random.default_rng(1).exponential(size=20_000)
+    threshold, stated = estimated_threshold(scores, rate)
+    assert threshold == pytest.approx(-np.log(rate), rel=0.03)
+    assert stated == pytest.approx(rate, rel=0.15)
+
+
+def test_an_estimated_threshold_within_the_scores_is_their_rank() -> None:
     scores = np.random.default_rng(1).normal(5, 1, 99)
-    assert estimated_threshold(scores, 0.01) == conformal_threshold(scores, 0.01)
-    assert estimated_threshold(scores[:19], 0.05) == conformal_threshold(scores[:19], 0.05)
+    assert estimated_threshold(scores, 0.2) == conformal_threshold(scores, 0.2)
+    assert estimated_threshold(scores[:19], 0.3) == conformal_threshold(scores[:19], 0.3)
+    assert estimated_threshold(scores[:9], 0.1) == conformal_threshold(scores[:9], 0.1)
 
 
 def test_an_estimated_threshold_of_few_or_equal_scores() -> None:
     assert estimated_threshold(np.array([3.0]), 0.01) == (3.0, 0.5)
     assert estimated_threshold(np.full(5, 3.0), 0.01) == (3.0, 1 / 6)
+    assert estimated_threshold(np.full(40, 3.0), 0.01) == (3.0, 1 / 41)
 
 
-def test_an_estimated_threshold_alarms_about_as_often_as_asked() -> None:
+@pytest.mark.parametrize(("n", "most"), [(12, 0.035), (30, 0.03), (100, 0.025), (400, 0.02)])
+def test_an_estimated_threshold_alarms_about_as_often_as_asked(n: int, most: float) -> None:
     rng = np.random.default_rng(2)
     alarms = []
-    for _ in range(4000):
-        scores = rng.normal(5, 1, 31)
-        alarms.append(scores[30] > estimated_threshold(scores[:30], 0.01)[0])
-    # Never less often than the largest of 30 would, 1 in 31; by much less than twice.
-    assert 0.02 < np.mean(alarms) < 1.5 / 31
+    for _ in range(500):
+        scores = rng.gamma(4, size=n + 50)
+        alarms.append((scores[n:] > estimated_threshold(scores[:n], 0.01)[0]).mean())
+    assert 0.007 < np.mean(alarms) < most
 
 
 def test_fresh_images_keep_their_guarantee() -> None:
@@ -225,9 +257,12 @@ def test_positions_are_spread_over_the_training_set() -> None:
     assert sampled_positions(1) == {0}
     assert sampled_positions(7) == set(range(7))
     many = sorted(sampled_positions(5000))
-    assert len(many) == 100
+    assert len(many) == 400
     assert (many[0], many[-1]) == (0, 4999)
-    assert max(np.diff(many)) <= 51
+    assert set(np.diff(many)) == {12, 13}
+    assert sampled_positions(400) == set(range(400))
+    assert sampled_positions(9, most=3) == {0, 4, 8}
+    assert sampled_positions(20, held_out=True) == {5, 15}
 
 
 def test_the_digest_tells_sets_of_images_apart() -> None:

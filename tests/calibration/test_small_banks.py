@@ -95,3 +95,14 @@ def test_a_warning_that_is_an_error_leaves_the_detector_as_it_was() -> None:
         with pytest.raises(ThresholdWarning, match="the memory bank has only 10 rows"):
             detector.fit(TRAIN)
     assert not detector.is_fitted
+
+
+def test_of_large_embeddings_fewer_images_are_scored(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = _gabor(50).fit(TRAIN)
+    image_bytes = 256 * whole.memory_bank_.rows_.shape[1] * 4
+    learning = "ensemblead.detectors.learning"
+    monkeypatch.setattr(f"{learning}._HELD_IMAGES", 2)
+    for held, positions in ((10, range(10)), (4.9, (0, 3, 6, 9)), (0, (0, 9))):
+        monkeypatch.setattr(f"{learning}._HELD_BYTES", int(held * image_bytes))
+        scores = _gabor(50).fit(TRAIN).calibration_.scores
+        np.testing.assert_allclose(scores, whole.calibration_.scores[list(positions)], rtol=1e-5)

@@ -111,16 +111,16 @@ def test_leave_one_out_equals_fitting_without_the_image(num_images: int) -> None
 
 
 @pytest.mark.parametrize("known", [0, 30])
-def test_a_hundred_sampled_images_stand_for_all(known: int) -> None:
+def test_four_hundred_sampled_images_stand_for_all(known: int) -> None:
     """More images than are scored, and an extension, whose images are left out of the whole."""
-    images = _small(130)
+    images = _small(430)
     detector = tiny(num_dimensions=4)
     if known:
         detector.fit(images[:known]).extend(images[known:])
     else:
         detector.fit(images)
     calibration = detector.calibration_
-    assert len(calibration.scores) == 100 + known
+    assert len(calibration.scores) == 400 + known
     embedded = _embed_by_hand(detector, images)
     score, _ = _grade_by_hand(embedded[:-1], embedded[-1], (32, 32))
     assert calibration.scores[-1] == pytest.approx(score, rel=5e-4)

@@ -46,14 +46,14 @@ def test_far_above_the_median_is_odd() -> None:
 
 
 def test_positions_are_those_of_the_sampled_and_readable() -> None:
-    sampled = sorted(sampled_positions(250))
-    scores = np.linspace(1, 2, 98)
+    sampled = sorted(sampled_positions(1000))
+    scores = np.linspace(1, 2, 398)
     scores[60] = 9
     skipped = [sampled[10], sampled[70]]
-    assert odd_images(calibration(scores), 250, skipped) == [(sampled[61], 9.0)]
+    assert odd_images(calibration(scores), 1000, skipped) == [(sampled[61], 9.0)]
     # Of one that was not sampled nothing changes.
     other = next(index for index in range(250) if index not in sampled)
-    assert odd_images(calibration(scores), 250, [*skipped, other]) == [(sampled[61], 9.0)]
+    assert odd_images(calibration(scores), 1000, [*skipped, other]) == [(sampled[61], 9.0)]
 
 
 def test_nothing_is_told_where_it_would_be_a_guess() -> None:

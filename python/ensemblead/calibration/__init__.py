@@ -12,9 +12,11 @@ from ensemblead.calibration.statistics import (
     DEFAULT_RATE,
     Calibration,
     Origin,
+    deciding_images,
     extended,
     floored,
     odd_images,
+    scored_positions,
     warn_if_too_few,
 )
 from ensemblead.calibration.thresholds import conformal_threshold, estimated_threshold
@@ -27,12 +29,14 @@ __all__ = [
     "Origin",
     "Originals",
     "conformal_threshold",
+    "deciding_images",
     "estimated_threshold",
     "extended",
     "floored",
     "known_images",
     "odd_images",
     "sampled_positions",
+    "scored_positions",
     "set_digest",
     "warn_if_too_few",
 ]

@@ -8,23 +8,22 @@ from collections.abc import Collection, Iterable
 import numpy as np
 import numpy.typing as npt
 
-# Images whose statistics are taken at fit time, spread evenly over the training set. A hundred suffice for a
-# mean and a standard deviation, and are what a false-alarm rate of 1 % needs; the cost of fitting stays
-# linear.
-MAX_IMAGES = 100
+# Images whose statistics are taken at fit time; of larger sets, so many evenly spread ones. An image costs
+# one search; docs/design/thresholds.md says what share of a fit's time that is.
+MAX_IMAGES = 400
 # Share of the images that methods with several passes do not train on.
 HELD_OUT = 0.1
 
 
-def sampled_positions(num_images: int, *, held_out: bool = False) -> frozenset[int]:
-    """Which of `num_images` training images give the statistics, evenly spread.
+def sampled_positions(num_images: int, *, most: int = MAX_IMAGES, held_out: bool = False) -> frozenset[int]:
+    """Which of `num_images` training images give the statistics, evenly spread: `most` at most.
 
-    At most `MAX_IMAGES`; with `held_out` a tenth of the images, at least one.
+    With `held_out` a tenth of the images, at least one.
     """
-    count = min(num_images, MAX_IMAGES)
     if not held_out:
+        count = min(num_images, most)
         return frozenset(np.linspace(0, num_images - 1, count).round().astype(int).tolist())
-    count = max(1, min(round(num_images * HELD_OUT), MAX_IMAGES))
+    count = max(1, min(round(num_images * HELD_OUT), most))
     return frozenset(int((i + 0.5) * num_images / count) for i in range(count))
 
 

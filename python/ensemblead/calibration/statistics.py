@@ -22,6 +22,9 @@ Origin = Literal["leave_one_out", "held_out", "calibrated"]
 DEFAULT_RATE = 0.01
 # With fewer scores, the median of their deviations says too little of how much they spread.
 _FEWEST_TO_COMPARE = 10
+# Of the distance from the median to the threshold: one image decides it if it moves it by more, and two
+# images if they move it by more. Among fewer scores, that is what every set does.
+_DECIDING_SHARES, _FEWEST_TO_DECIDE = (0.4, 0.6), 12
 # A standard deviation is taken for at least this share of the mean.
 LEAST_SHARE = 1e-3
 # Scores and maps are float32.
@@ -44,6 +47,8 @@ class Calibration:
         images_sha256: identifies the images, so that detectors calibrated on the same ones can be told.
         rounding: how far rounding moves scores and map values like these. Differences up to it mean nothing:
             a score within it of the threshold is not anomalous, and nothing is divided by it.
+        deciding: which of `scores` are of images that decide the threshold, see `deciding_images`.
+        deciding_names: those images' paths, or places, as they were given to `fit`.
     """
 
     scores: npt.NDArray[np.float32]
@@ -54,6 +59,8 @@ class Calibration:
     origin: Origin
     images_sha256: str
     rounding: float = 0.0
+    deciding: tuple[int, ...] = ()
+    deciding_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("map_mean", "map_std", "rounding"):
@@ -80,6 +87,11 @@ class Calibration:
                     f"{name} must be finite float32 {shape} of at least one image, got {array.dtype} "
                     f"{array.shape}"
                 )
+        which, names = self.deciding, self.deciding_names
+        if len(set(which)) >= n or any(type(index) is not int or not 0 <= index < n for index in which):
+            raise ValueError(f"deciding must be indices of some of {n} scores, got {which}")
+        if len(names) != len(which) or not all(isinstance(name, str) for name in names):
+            raise ValueError(f"deciding_names must be one str per deciding score, got {names}")
 
     @property
     def is_guaranteed(self) -> bool:
@@ -90,6 +102,23 @@ class Calibration:
     def threshold(self) -> float:
         """A score above it is anomalous."""
         return self._threshold_and_rate()[0]
+
+    @property
+    def threshold_without(self) -> float:
+        """The threshold by the scores other than the `deciding` ones."""
+        if not self.deciding:
+            return self.threshold
+        return estimated_threshold(np.delete(self.scores, self.deciding), self.requested_rate)[0]
+
+    def describe_deciding(self) -> str:
+        """A sentence on the images that decide the threshold; empty where there are none."""
+        if not self.deciding_names:
+            return ""
+        count, names = len(self.deciding_names), " and ".join(self.deciding_names)
+        return (
+            f"{count} of {len(self.scores)} images decide{'s' * (count == 1)} the threshold: it is "
+            f"{self.threshold:.4g} with {names}, and {self.threshold_without:.4g} without"
+        )
 
     def is_anomalous(self, scores: torch.Tensor) -> torch.Tensor:
         """Whether scores `[B]` lie above the threshold by more than rounding: bool `[B]`. NaN does."""
@@ -172,20 +201,58 @@ def odd_images(
         skipped: the positions of those that could not be read.
         most: how many to give at most.
 
-    Only what is scored can be told: `sampled_positions`. Nothing is where those are fewer than
-    `_FEWEST_TO_COMPARE`, or where some of them have no score (a shared tiled ensemble may sample fewer).
+    Only images that are scored can be told, see `scored_positions`, and only among `_FEWEST_TO_COMPARE`.
     """
-    held_out = calibration.origin == "held_out"
-    sampled = sampled_positions(num_images, held_out=held_out)
-    positions = [index for index in sorted(sampled) if index not in skipped]
+    positions = scored_positions(calibration, num_images, skipped)
     scores = calibration.scores.astype(np.float64)
-    if calibration.is_guaranteed or len(positions) != len(scores) or len(scores) < _FEWEST_TO_COMPARE:
+    if len(positions) < _FEWEST_TO_COMPARE:
         return []
     median = float(np.median(scores))
     deviation = 1.4826 * float(np.median(np.abs(scores - median)))
     deviation = max(deviation, LEAST_SHARE * abs(median), calibration.rounding)
     order = np.argsort(-scores, kind="stable")[:most]
     return [(positions[i], float(scores[i])) for i in order if scores[i] > median + 3.0 * deviation]
+
+
+def deciding_images(
+    calibration: Calibration, num_images: int, skipped: Collection[int] = ()
+) -> tuple[list[tuple[int, float]], float]:
+    """The one or two training images that decide the threshold: positions and scores, and the threshold
+    without them.
+
+    An image decides it if the threshold without it is nearer to the median of the scores by more than two
+    fifths of its distance; two images decide it if it is by more than three fifths. Where none does, or
+    nothing can be told, the list is empty and the threshold as it is. Arguments are those of `odd_images`.
+    """
+    positions = scored_positions(calibration, num_images, skipped)
+    threshold, scores = calibration.threshold, calibration.scores.astype(np.float64)
+    if len(positions) >= _FEWEST_TO_DECIDE:
+        distance = threshold - float(np.median(scores))
+        order = np.argsort(-scores, kind="stable")
+        for count, share in enumerate(_DECIDING_SHARES, 1):
+            others = calibration.scores[order[count:]]
+            without, _ = estimated_threshold(others, calibration.requested_rate)
+            if threshold - without > max(share * distance, calibration.rounding):
+                return [(positions[i], float(scores[i])) for i in order[:count]], without
+    return [], threshold
+
+
+def scored_positions(calibration: Calibration, num_images: int, skipped: Collection[int] = ()) -> list[int]:
+    """The position of the training image of every score, as `fit` on `num_images` images left them.
+
+    Args:
+        calibration: as `fit` left it, before `calibrate` or `extend`.
+        skipped: the positions of images that could not be read.
+
+    Empty where it is not known: some of the sampled images may have no score, as in a shared tiled ensemble.
+    """
+    if calibration.origin == "held_out":
+        readable = [index for index in range(num_images) if index not in skipped]
+        positions = [readable[i] for i in sorted(sampled_positions(len(readable), held_out=True))]
+    else:
+        positions = [index for index in sorted(sampled_positions(num_images)) if index not in skipped]
+    known = not calibration.is_guaranteed and len(positions) == len(calibration.scores)
+    return positions if known else []
 
 
 def extended(known: Sequence[Calibration], new: Sequence[Calibration], falling: bool) -> list[Calibration]:

@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import math
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+_NORMAL = NormalDist()
+# With fewer scores there is no tail to speak of.
+_FEWEST = 10
+# The share of the scores that are the tail, and their least number; the weight, in scores, of the bulk's
+# deviation in the tail's scale; the share of the scores that are not the bulk.
+_TAIL, _LEAST_TAIL, _WEIGHT, _CUT = 0.2, 5, 10, 0.05
 
 
 def conformal_threshold(scores: npt.NDArray[Any], rate: float) -> tuple[float, float]:
@@ -30,19 +38,59 @@ def conformal_threshold(scores: npt.NDArray[Any], rate: float) -> tuple[float, f
 def estimated_threshold(scores: npt.NDArray[Any], rate: float) -> tuple[float, float]:
     """The threshold from leave-one-out or held-out scores, and the rate that is to be expected at it.
 
-    As `conformal_threshold` where there are enough images for that. With fewer, that rule would take the
-    largest score, and one odd image among the training set would decide. Then it is the lower of the largest
-    score and the one-sided prediction bound of a normal distribution, `mean + t * std * sqrt(1 + 1/n)` with
-    Student's t of n - 1 degrees of freedom. The rate is `(k + 1)/(n + 1)` for the k scores above the
-    threshold: an estimate, for neither is the distribution known nor are the scores those of fresh images.
+    The highest fifth of the scores, at least five, are taken for an exponential tail beyond the next lower
+    score, the level: `level + scale * log(share / rate)`, where `share` is the tail's. The scale is the mean
+    excess over the level: that of the tail's scores, and, with the weight of ten scores, that of a normal
+    distribution with the deviation of the bulk. So small sets go by their bulk, large ones by their tail, and
+    no image decides alone. docs/design/thresholds.md compares the rule with others.
+
+    Of fewer than ten scores it is the lower of the largest and the one-sided prediction bound of a normal
+    distribution. A rate above the tail's share needs no tail, and is the rank of `conformal_threshold`.
+
+    The rate is `(k + 1)/(n + 1)` for the k scores above the threshold, or the one asked for if that is more:
+    an estimate, for neither is the distribution known nor are the scores those of fresh images.
     """
-    largest, stated = conformal_threshold(scores, rate)
-    n = len(scores)
-    if stated == rate or n < 2:
-        return largest, stated
+    threshold, stated = conformal_threshold(scores, rate)
+    values = np.sort(np.asarray(scores, dtype=np.float64))
+    n = len(values)
+    if n < _FEWEST:
+        if stated == rate or n < 2:
+            return threshold, stated
+        threshold = min(threshold, _normal_bound(values, rate))
+    else:
+        count = max(_LEAST_TAIL, round(_TAIL * n))
+        share = count / (n + 1)
+        if rate >= share:
+            return threshold, stated
+        level = float(values[n - count - 1])
+        expected = _bulk_deviation(values) * _normal_excess(share)
+        scale = (float((values[n - count :] - level).sum()) + _WEIGHT * expected) / (count + _WEIGHT)
+        threshold = level + scale * math.log(share / rate)
+    return threshold, max(rate, (int((values > threshold).sum()) + 1) / (n + 1))
+
+
+def _normal_bound(values: npt.NDArray[np.float64], rate: float) -> float:
+    """`mean + t * std * sqrt(1 + 1/n)` with Student's t of n - 1 degrees of freedom."""
     from scipy.special import stdtrit
 
-    values = np.asarray(scores, dtype=np.float64)
+    n = len(values)
     spread = float(values.std(ddof=1)) * math.sqrt(1.0 + 1.0 / n)
-    threshold = min(largest, float(values.mean()) + float(stdtrit(n - 1, 1.0 - rate)) * spread)
-    return threshold, max(rate, (int((values > threshold).sum()) + 1) / (n + 1))
+    return float(values.mean()) + float(stdtrit(n - 1, 1.0 - rate)) * spread
+
+
+def _bulk_deviation(ordered: npt.NDArray[np.float64]) -> float:
+    """The standard deviation of the normal distribution that, cut off above, gives the ascending scores
+    without the largest twentieth.
+    """
+    n = len(ordered)
+    kept = n - max(1, round(_CUT * n))
+    share = (kept + 0.5) / (n + 1)
+    edge = _NORMAL.inv_cdf(share)
+    density = _NORMAL.pdf(edge) / share
+    return float(ordered[:kept].std(ddof=1)) / math.sqrt(1.0 - edge * density - density**2)
+
+
+def _normal_excess(share: float) -> float:
+    """By how much, on average, the highest `share` of a standard normal distribution exceeds its lowest."""
+    level = _NORMAL.inv_cdf(1.0 - share)
+    return _NORMAL.pdf(level) / share - level

@@ -182,7 +182,6 @@ class FitRun:
 
     def execute(self, bars: Bars) -> dict[str, Any]:
         require("torch", "ensemblead fit")
-        from ensemblead.calibration import odd_images
         from ensemblead.images import check_normal_folder, open_images
 
         clock = Clock()
@@ -202,7 +201,7 @@ class FitRun:
         with nullcontext() if fresh is None else without_threshold_warnings():
             detector.fit(source, errors=errors, progress=bars)
         skipped = list(detector.skipped_)
-        odd = odd_images(detector.calibration_, len(source), [image.index for image in skipped])
+        images = _named_images(detector.calibration_, source, [image.index for image in skipped])
         if fresh is not None:
             skipped += self._calibrate(detector, fresh, bars)
         bars.step("saving")
@@ -212,7 +211,7 @@ class FitRun:
             "images": len(source),
             "ignored_files": source.ignored,
             "skipped": [{"path": image.path, "reason": image.reason} for image in skipped],
-            "odd_images": [{"path": source.paths[index], "score": score} for index, score in odd],
+            **images,
             "seconds": round(clock(), 3),
             "include_backbone": self.include_backbone or not reads_weights_elsewhere(detector),
             **describe_model(detector),
@@ -237,6 +236,24 @@ class FitRun:
         return list(detector.skipped_)
 
 
+def _named_images(calibration: Any, source: Any, skipped: list[int]) -> dict[str, Any]:
+    """The images least like the others, and those that decide the threshold of `fit`, with their scores."""
+    from ensemblead.calibration import deciding_images, odd_images
+
+    odd = odd_images(calibration, len(source), skipped)
+    deciding, without = deciding_images(calibration, len(source), skipped)
+
+    def named(found: list[tuple[int, float]]) -> list[dict[str, Any]]:
+        return [{"path": source.paths[index], "score": score} for index, score in found]
+
+    return {
+        # Both lists are the highest scores, so the longer one has the shorter one.
+        "odd_images": named(max(odd, deciding, key=len)),
+        "deciding_images": named(deciding),
+        "threshold_without_deciding": without if deciding else None,
+    }
+
+
 def show_summary(summary: dict[str, Any]) -> None:
     """The model in a table."""
     console = Console()
@@ -249,13 +266,19 @@ def show_summary(summary: dict[str, Any]) -> None:
         if tiles is not None:
             (rows, columns), size = tiles["grid"], "x".join(map(str, tiles["tile_size"]))
             console.print(f"{rows} x {columns} tiles of {size}, learned in all together", highlight=False)
+    # Fresh images have set the threshold in place of them.
+    is_guaranteed = summary["false_alarm_rate_is"] == "guaranteed"
+    deciding = [] if is_guaranteed else summary["deciding_images"]
     if summary["odd_images"]:
         head = "training images least like the others, with their scores (are these parts good?):"
         console.print(head, soft_wrap=True)
     for odd in summary["odd_images"]:
-        console.print(
-            f"  {escape(valid_text(odd['path']))}  {odd['score']:.4g}", highlight=False, soft_wrap=True
-        )
+        mark = "  (decides the threshold)" if odd in deciding else ""
+        line = f"  {escape(valid_text(odd['path']))}  {odd['score']:.4g}{mark}"
+        console.print(line, highlight=False, soft_wrap=True)
+    if deciding:
+        which, without = "it" if len(deciding) == 1 else "both", summary["threshold_without_deciding"]
+        console.print(f"without {which} the threshold is {without:.4g}", highlight=False)
     console.print(
         f"{summary['images'] - len(summary['skipped'])} images in {summary['seconds']:.1f} s; "
         f"threshold {summary['threshold']:.4g}, false alarms {summary['false_alarm_rate']:.2g} "

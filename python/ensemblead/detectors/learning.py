@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -14,12 +15,15 @@ from ensemblead.calibration import (
     Calibration,
     NormalSample,
     Originals,
+    deciding_images,
     extended,
     known_images,
     sampled_positions,
+    scored_positions,
     set_digest,
     warn_if_too_few,
 )
+from ensemblead.common.files import valid_text
 from ensemblead.common.warnings import ThresholdWarning, warn
 from ensemblead.detectors.frozen import share_networks
 from ensemblead.detectors.parts import Fitted, Part, Progress, Reading, Run, Seen, Tree
@@ -28,6 +32,9 @@ from ensemblead.images import Images, ImageSet, ImageSource, detect_bits, open_i
 
 # So many images are named in a message.
 _NAMED = 3
+# What is held of the sampled images until they can be scored: of so many images whatever it takes, of more as
+# long as it keeps to so many bytes.
+_HELD_IMAGES, _HELD_BYTES = 100, 1 << 30
 
 
 def fit(detector: Tree, images: Any, errors: Any, progress: Progress | None, *, extending: bool) -> None:
@@ -60,8 +67,34 @@ def fit(detector: Tree, images: Any, errors: Any, progress: Progress | None, *, 
         falling = all(part.extending_lowers_scores for part in parts)
         calibrations = extended([part.calibration_ for part in parts], calibrations, falling)
         fingerprints = np.concatenate([detector._fingerprints, fingerprints])
+    else:
+        is_doubtful = any(one.warnings for one in fitted)
+        calibrations = _with_deciding(detector, calibrations, data, is_doubtful)
     detector._take([one.state for one in fitted], Reading(geometries, fingerprints, source.bits))
     detector._accept(calibrations)
+
+
+def _with_deciding(
+    detector: Tree, calibrations: list[Calibration], images: Images, is_doubtful: bool
+) -> list[Calibration]:
+    """The calibrations with the images that decide the detector's threshold, and a warning of them.
+
+    `is_doubtful`: the threshold says little for another reason, of which there is a warning.
+    """
+    twin, skipped = detector._clone(), [image.index for image in images.skipped]
+    twin._accept(calibrations)
+    whole = twin.calibration_
+    found, _ = deciding_images(whole, len(images.source), skipped)
+    if not found:
+        return calibrations
+    positions = scored_positions(whole, len(images.source), skipped)
+    which = tuple(positions.index(position) for position, _ in found)
+    names = tuple(valid_text(images.source.describe(position)) for position, _ in found)
+    sentence = replace(whole, deciding=which, deciding_names=names).describe_deciding()
+    if not is_doubtful:
+        remedy = "check that they are normal, give more images, or call calibrate"
+        warn(f"{sentence}; {remedy}", ThresholdWarning)
+    return [replace(one, deciding=which, deciding_names=names) for one in calibrations]
 
 
 def _open(images: Any, bits: int | None, errors: Any) -> ImageSource:
@@ -81,6 +114,7 @@ def learn(detector: Tree, images: ImageSet, run: Run, *, extending: bool = False
     started = {i: part._start(extending=extending) for i, part in enumerate(parts) if part.passes == "one"}
     if started:
         originals, done, total, known = Originals(), 0, len(images), len(images.skipped)
+        scored: frozenset[int] | None = None
         sharing = [parts[i] for i in started]
         # Tiles are what they are; whole images must be seen alike by all members.
         check = detector._check_batch if isinstance(images, Images) else None
@@ -88,9 +122,11 @@ def learn(detector: Tree, images: ImageSet, run: Run, *, extending: bool = False
         for batch, seen in seen_batches(sharing, images, batch_size, check):
             looks = zip(batch.indices, batch.sizes, batch.fingerprints, strict=True)
             numbers = tuple(originals.of(*look) for look in looks)
+            if scored is None:
+                scored = _affordable(run.sampled, seen, math.ceil(total / run.num_images))
             # Of images that are equal, the first counts.
             pairs = zip(batch.indices, numbers, strict=True)
-            sampled = tuple(index in run.sampled and index == number for index, number in pairs)
+            sampled = tuple(index in scored and index == number for index, number in pairs)
             for accumulator, own in zip(started.values(), seen, strict=True):
                 accumulator.add(replace(own, numbers=numbers, sampled=sampled))
             done += len(batch)
@@ -108,6 +144,14 @@ def learn(detector: Tree, images: ImageSet, run: Run, *, extending: bool = False
             started.pop(i).finish(run) if one_pass else part._learn(images, run, extending=extending)
         )
     return fitted
+
+
+def _affordable(sampled: frozenset[int], seen: Sequence[Seen], rows_per_image: int) -> frozenset[int]:
+    """Of the sampled images as many as may be held, evenly spread."""
+    row = sum(value[0].numel() * value.element_size() for one in seen for value in one.values)
+    most = max(_HELD_IMAGES, _HELD_BYTES // max(1, row * rows_per_image))
+    ordered = sorted(sampled)
+    return frozenset(ordered[item] for item in sampled_positions(len(ordered), most=most))
 
 
 def _held_out(images: Images) -> frozenset[int]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,9 @@ import torch
 from ensemblead.calibration import Calibration, NormalSample, Origin
 from ensemblead.detectors.frozen import FrozenNetwork
 from ensemblead.images import Geometry, ImageBatch, ImageSet, SkippedImage
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 from ensemblead.networks.network import Network
 
 # Called with a stage ("embed", "select", "calibrate", "train", "join", "predict"), how much is done, and how
@@ -219,3 +222,5 @@ class Tree(Protocol):
     def _take(self, states: Sequence[Any], reading: Reading) -> None: ...
 
     def _accept(self, calibrations: Sequence[Calibration]) -> None: ...
+
+    def _clone(self) -> Self: ...

@@ -12,6 +12,7 @@ from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from ensemblead.calibration import Calibration
 from ensemblead.common.memory import peak_memory_mb
 from ensemblead.datasets.categories import Category, Dataset, Sample
 from ensemblead.evaluation.by_type import type_rows
@@ -176,6 +177,8 @@ def measure_category(
     ]
     if is_minmax:
         warnings.append('fusion="minmax" scales scores and maps over the test set: the results looked at it')
+    elif sentence := _deciding(chosen):
+        warnings.append(sentence)
     if not has_verdicts:
         warnings.append("the detector's threshold is NaN: nothing is called normal or anomalous")
     return CategoryResult(row, details, (*warnings, *run.warnings(), *metrics.warnings))
@@ -389,6 +392,12 @@ def _streaming_warning(
     if len(types) > 1 and by_type:
         line += f", those of a type of defect by {max(by_type):.2g}"
     return line
+
+
+def _deciding(detector: Any) -> str:
+    """A sentence on the training images that decide the detector's threshold; empty if there are none."""
+    calibration = getattr(detector, "calibration_", None)
+    return calibration.describe_deciding() if isinstance(calibration, Calibration) else ""
 
 
 def _rates(images: Sequence[ImageResult]) -> dict[str, float]:

@@ -103,8 +103,8 @@ class PaDiM(Method):
     values per position: 84 MB for resnet18 at 256 pixels (64 x 64 positions, D = 100), 2.5 GB for
     wide_resnet50_2 with `num_dimensions=550`; in memory, where triangles are kept in blocks, 107 MB and
     2.8 GB.
-    While it is fitted, the embeddings of at most 100 training images, however many there are, are kept too,
-    to be scored without themselves: 160 MB, or 900 MB.
+    While it is fitted, the embeddings of at most 400 training images, and beyond 100 of no more than 1 GiB
+    holds, are kept too, to be scored without themselves: 640 MB, or 1.1 GB.
 
     Args:
         backbone: a network's name (`FeatureExtractor` says which), "gabor", or a `torch.nn.Module`, which is

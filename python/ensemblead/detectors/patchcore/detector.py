@@ -266,8 +266,10 @@ class BankAccumulator:
         )
         for i, chosen in enumerate(seen.sampled):
             if chosen:
-                # A copy, so that the batch can go when its group has left the bank's buffer.
-                self._held.append(_Held(int(own[i]), patches[i : i + 1].clone(), seen.size))
+                held = patches[i : i + 1]
+                # A copy where the rest of the batch can go when its group has left the bank's buffer.
+                held = held if all(seen.sampled) else held.clone()
+                self._held.append(_Held(int(own[i]), held, seen.size))
 
     def finish(self, run: Run) -> Fitted:
         bank, few = self._bank, False
