@@ -91,6 +91,7 @@ class FakeMLflow(ModuleType):
         self._active["texts"][artifact_file] = text
 
 
+@pytest.mark.slow
 def test_mlflow_by_a_module_of_its_interface(
     suite: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -124,6 +125,7 @@ def test_mlflow_itself(suite: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert found["bad on part"].tags["status"] == "failed"
 
 
+@pytest.mark.slow
 def test_tensorboard(suite: Path, tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -183,6 +185,7 @@ def test_mean_colour_is_known_by_its_name(mean_colour: Any) -> None:
         mean_colour.MeanColour(0)
 
 
+@pytest.mark.slow
 def test_mean_colour_keeps_all_promises(mean_colour: Any, capsys: pytest.CaptureFixture[str]) -> None:
     mean_colour.main()
     assert "check_detector has nothing to object to" in capsys.readouterr().out

@@ -227,6 +227,7 @@ def test_a_dry_run_says_what_would_be_run(tools: Path) -> None:
     assert all(0 < limit <= 180 for limit in limits)
 
 
+@pytest.mark.slow
 def test_every_step_is_attempted_after_a_failure(tools: Path, tmp_path: Path) -> None:
     _program(tools, "nvidia-smi", "echo 'NVIDIA Imaginary, 1.2, 7.5, 1 MiB'")
     _program(tools, "cmake", 'echo "cmake $*"; [[ "$*" != *--build* ]]')
@@ -266,6 +267,7 @@ def test_every_step_is_attempted_after_a_failure(tools: Path, tmp_path: Path) ->
     assert "ENSEMBLEAD_CUDA_ARCHITECTURES=75" in _run("--dry-run", path=str(tools)).stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", ["bench_coreset", "bench_memory"])  # in turn, and beside others
 def test_a_step_out_of_time_keeps_what_it_has(tools: Path, tmp_path: Path, step: str) -> None:
     """It is interrupted, though this script's parent may have told its children to ignore that."""

@@ -95,7 +95,12 @@ struct UntileLayout {
         planes(task.images.shape[0] * task.images.shape[1]),
         row_runs(runs_of(rows)),
         col_runs(runs_of(cols)),
-        tiles(task.tiles.as<const T>()) {}
+        tiles(task.tiles.as<const T>()) {
+    const std::int64_t one_tile = planes * rows.tile * cols.tile;
+    for (std::int64_t i = 0; i < rows.count; ++i)
+      row_offsets.push_back(i * cols.count * one_tile - rows.start(i) * cols.tile);
+    for (std::int64_t j = 0; j < cols.count; ++j) col_offsets.push_back(j * one_tile - cols.start(j));
+  }
 
   // The most tiles that cover a pixel.
   std::size_t most_sources() const {
@@ -105,11 +110,11 @@ struct UntileLayout {
   // The first pixel of `col_run` in row `row` of a plane, in every tile that covers it; returns how many.
   std::int64_t find_sources(std::int64_t plane, std::int64_t row, const Run& row_run, const Run& col_run,
                             const T** sources) const {
+    const T* const pixel = tiles + (plane * rows.tile + row) * cols.tile + col_run.pixels.begin;
     std::int64_t count = 0;
     for (std::int64_t i = row_run.first; i <= row_run.last; ++i)
       for (std::int64_t j = col_run.first; j <= col_run.last; ++j)
-        sources[count++] = tiles + ((i * cols.count + j) * planes + plane) * rows.tile * cols.tile +
-                           (row - rows.start(i)) * cols.tile + (col_run.pixels.begin - cols.start(j));
+        sources[count++] = pixel + (row_offsets[i] + col_offsets[j]);
     return count;
   }
 
@@ -118,6 +123,9 @@ struct UntileLayout {
   std::int64_t planes;
   std::vector<Run> row_runs;
   std::vector<Run> col_runs;
+  // The pixel (y, x) of the image lies at row_offsets[i] + y * cols.tile + col_offsets[j] + x in tile (i, j).
+  std::vector<std::int64_t> row_offsets;
+  std::vector<std::int64_t> col_offsets;
   const T* tiles;
 };
 
@@ -125,16 +133,24 @@ struct UntileLayout {
 template <class T, class A>
 void untile_row(const UntileLayout<T>& layout, const TilingLoops<T, A>& loops, std::int64_t plane,
                 std::int64_t row, const Run& row_run, const T** sources, T* out) {
-  for (const Run& col_run : layout.col_runs) {
-    const std::int64_t count = layout.find_sources(plane, row, row_run, col_run, sources);
-    const std::int64_t length = col_run.pixels.end - col_run.pixels.begin;
-    T* const target = out + col_run.pixels.begin;
+  const auto for_each_run = [&](const auto& function) {
+    for (const Run& col_run : layout.col_runs) {
+      const std::int64_t count = layout.find_sources(plane, row, row_run, col_run, sources);
+      function(count, col_run.pixels.end - col_run.pixels.begin, out + col_run.pixels.begin);
+    }
+  };
+  for_each_run([&](std::int64_t count, std::int64_t length, T* target) {
     if (count == 1) {
       std::memcpy(target, sources[0], static_cast<std::size_t>(length) * sizeof(T));
     } else {
       loops.average(sources, count, A(1) / static_cast<A>(count), length, target);
     }
-  }
+  });
+  // The whole row at once: reading values straight after they were written takes as long as writing them.
+  if (!loops.any_not_finite(out, layout.cols.size)) return;
+  for_each_run([&](std::int64_t count, std::int64_t length, T* target) {
+    if (count > 1) loops.average_large(sources, count, length, target);
+  });
 }
 
 template <class T, class A>

@@ -111,7 +111,7 @@ void average_many(const T* const* sources, std::int64_t count, A scale, std::int
   }
 }
 
-// Bits of an exponent that are all ones in NaN and infinity, and nowhere else.
+// Whether a value is NaN or infinite: its exponent is all ones.
 inline bool not_finite(float value) { return (detail::bits_of(value) & 0x7f800000u) == 0x7f800000u; }
 inline bool not_finite(BFloat16 value) { return (value.bits & 0x7f80u) == 0x7f80u; }
 inline bool not_finite(double value) {
@@ -120,10 +120,21 @@ inline bool not_finite(double value) {
   return (bits & 0x7ff0000000000000u) == 0x7ff0000000000000u;
 }
 
+// x - x is 0 for finite x and NaN for others, and NaN stays in a sum.
 template <class T>
-inline bool any_not_finite(const T* values, std::int64_t length) {
+bool any_not_finite(const T* values, std::int64_t length) {
+  std::int64_t x = 0;
   unsigned found = 0;
-  for (std::int64_t x = 0; x < length; ++x) found |= not_finite(values[x]) ? 1u : 0u;
+  if constexpr (!std::is_same_v<T, BFloat16>) {
+    using V = typename WideVector<T>::Type;
+    V total{};
+    for (; x + WideVector<T>::kLanes <= length; x += WideVector<T>::kLanes) {
+      const V value = *reinterpret_cast<const V*>(values + x);
+      total += value - value;
+    }
+    for (int lane = 0; lane < WideVector<T>::kLanes; ++lane) found |= not_finite(total[lane]) ? 1u : 0u;
+  }
+  for (; x < length; ++x) found |= not_finite(values[x]) ? 1u : 0u;
   return found != 0;
 }
 
@@ -149,13 +160,20 @@ void average(const T* const* sources, std::int64_t count, A scale, std::int64_t 
   } else {
     average_many(sources, count, scale, 0, length, out);
   }
-  if constexpr (!std::is_same_v<T, Float16>) {  // sums of which are within float32
-    if (!any_not_finite(out, length)) return;
-    for (std::int64_t x = 0; x < length; ++x) {
-      if (!not_finite(out[x])) continue;
-      const double mean = mean_of_large(sources, count, x);
-      if (!not_finite(mean)) put(static_cast<A>(mean), &out[x]);
-    }
+}
+
+// Sums of float16 values are within float32, so these have nothing to mend.
+template <>
+bool any_not_finite(const Float16*, std::int64_t) {
+  return false;
+}
+
+template <class T, class A>
+void average_large(const T* const* sources, std::int64_t count, std::int64_t length, T* out) {
+  for (std::int64_t x = 0; x < length; ++x) {
+    if (!any_not_finite(out + x, 1)) continue;
+    const double mean = mean_of_large(sources, count, x);
+    if (!not_finite(mean)) put(static_cast<A>(mean), &out[x]);
   }
 }
 
@@ -187,8 +205,10 @@ struct AlongRow {
   const A* after(std::int64_t k) const { return row + k; }
 };
 
+// `check` becomes NaN in lanes where a sum is not finite.
 template <class V, int sums, class A, class Taps>
-inline void blur_block(const Taps& taps, const A* weights, std::int64_t radius, std::int64_t x, A* out) {
+inline void blur_block(const Taps& taps, const A* weights, std::int64_t radius, std::int64_t x, A* out,
+                       V& check) {
   constexpr int kWide = sizeof(V) / sizeof(A);
   V sum[sums];
   for (int n = 0; n < sums; ++n)
@@ -201,36 +221,44 @@ inline void blur_block(const Taps& taps, const A* weights, std::int64_t radius, 
       sum[n] += weight * (*reinterpret_cast<const V*>(before + n * kWide) +
                           *reinterpret_cast<const V*>(after + n * kWide));
   }
-  for (int n = 0; n < sums; ++n) *reinterpret_cast<V*>(out + x + n * kWide) = sum[n];
+  for (int n = 0; n < sums; ++n) {
+    *reinterpret_cast<V*>(out + x + n * kWide) = sum[n];
+    check += sum[n] - sum[n];
+  }
 }
 
-// Many sums at once, then one at a time; the rest overlaps the block before it.
+// Many sums at once, then one at a time; the rest overlaps the block before it. Returns whether any sum is
+// not finite.
 template <class A, class Taps>
-inline void blur_row(const Taps& taps, const A* weights, std::int64_t radius, std::int64_t length, A* out) {
+inline bool blur_row(const Taps& taps, const A* weights, std::int64_t radius, std::int64_t length, A* out) {
   using V = typename WideVector<A>::Type;
   constexpr std::int64_t kWide = WideVector<A>::kLanes;
+  V check{};
+  A rest = 0;
   std::int64_t x = 0;
-  for (; x + kSums * kWide <= length; x += kSums * kWide) blur_block<V, kSums>(taps, weights, radius, x, out);
-  for (; x + kWide <= length; x += kWide) blur_block<V, 1>(taps, weights, radius, x, out);
-  if (x == length) return;
-  if (length >= kWide) {
-    blur_block<V, 1>(taps, weights, radius, length - kWide, out);
-    return;
+  for (; x + kSums * kWide <= length; x += kSums * kWide)
+    blur_block<V, kSums>(taps, weights, radius, x, out, check);
+  for (; x + kWide <= length; x += kWide) blur_block<V, 1>(taps, weights, radius, x, out, check);
+  if (x < length && length >= kWide) {
+    blur_block<V, 1>(taps, weights, radius, length - kWide, out, check);
+    x = length;
   }
   for (; x < length; ++x) {
     A sum = weights[radius] * taps.centre()[x];
     for (std::int64_t k = 1; k <= radius; ++k)
       sum += weights[radius + k] * (taps.before(k)[x] + taps.after(k)[x]);
     out[x] = sum;
+    rest += sum - sum;
   }
+  for (int lane = 0; lane < kWide; ++lane) rest += check[lane];
+  return rest != A(0);
 }
 
 // Two taps together may be beyond the range of their type where their mean is not. Such pixels are computed
 // anew, tap by tap.
 template <class A, class Taps>
 inline void blur(const Taps& taps, const A* weights, std::int64_t radius, std::int64_t length, A* out) {
-  blur_row(taps, weights, radius, length, out);
-  if (!any_not_finite(out, length)) return;
+  if (!blur_row(taps, weights, radius, length, out)) return;
   for (std::int64_t x = 0; x < length; ++x) {
     if (!not_finite(out[x])) continue;
     A sum = weights[radius] * taps.centre()[x];
@@ -302,7 +330,7 @@ void along_row(const A* row, const A* weights, std::int64_t radius, std::int64_t
 
 template <class T, class A>
 constexpr TilingLoops<T, A> loops() {
-  return {average<T, A>, widen<T, A>, narrow<T, A>};
+  return {average<T, A>, any_not_finite<T>, average_large<T, A>, widen<T, A>, narrow<T, A>};
 }
 
 }  // namespace

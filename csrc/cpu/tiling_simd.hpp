@@ -13,6 +13,10 @@ template <class T, class A>
 struct TilingLoops {
   // out[x] = scale * (pairwise sum over s of sources[s][x]); 1 <= count < 2^33.
   void (*average)(const T* const* sources, std::int64_t count, A scale, std::int64_t length, T* out);
+  // Whether `average` may have left NaN or infinity among these.
+  bool (*any_not_finite)(const T* values, std::int64_t length);
+  // Computes those elements of `out` anew that are not finite, in case only their sums were beyond the range.
+  void (*average_large)(const T* const* sources, std::int64_t count, std::int64_t length, T* out);
   void (*widen)(const T* values, std::int64_t length, A* out);
   void (*narrow)(const A* values, std::int64_t length, T* out);
 };

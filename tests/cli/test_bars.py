@@ -113,6 +113,7 @@ def on_a_terminal(arguments: list[str], folder: Path) -> tuple[str, list[float]]
     return text.decode(), times
 
 
+@pytest.mark.slow
 def test_a_command_on_a_terminal(tmp_path: Path) -> None:
     pytest.importorskip("torch")
     pytest.importorskip("scipy")

@@ -85,6 +85,7 @@ class TestWithTyper:
         for module, found in described["packages"].items():
             assert (module in described["missing"]) == (not found)
 
+    @pytest.mark.slow
     def test_info_shows_what_json_has(self) -> None:
         outcome = run_script("info", before="import os; os.environ['COLUMNS'] = '200'")
         assert outcome.returncode == 0, outcome.stderr
@@ -98,6 +99,7 @@ class TestWithTyper:
         for engines in described["search"].values():
             assert all(engine in outcome.stdout for engine in engines.values())
 
+    @pytest.mark.slow
     def test_info_obeys_a_lowered_instruction_set(self) -> None:
         name = "ENSEMBLEAD_INSTRUCTION_SET"
         lowered = run_script("info", "--json", before=f"import os; os.environ[{name!r}] = 'baseline'")

@@ -178,6 +178,7 @@ main()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("module", "cls", "method"),
     [
@@ -206,6 +207,7 @@ def test_ctrl_c_leaves_nothing_behind(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_ctrl_c_from_outside_keeps_the_earlier_model(category: Path, model: Path, tmp_path: Path) -> None:
     import shutil
 
@@ -237,6 +239,7 @@ def test_brackets_in_names_are_no_markup(capsys: pytest.CaptureFixture[str]) -> 
     assert "screw [red]" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", ["torch", "PIL", "safetensors"])
 def test_a_missing_extra_is_named(category: Path, tmp_path: Path, module: str) -> None:
     code = f"import sys; sys.modules[{module!r}] = None\nfrom ensemblead.cli import main; main()"
@@ -250,6 +253,7 @@ def test_a_missing_extra_is_named(category: Path, tmp_path: Path, module: str) -
     assert "Traceback" not in outcome.stderr
 
 
+@pytest.mark.slow
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:
     code = "from ensemblead.cli import main; main()"
     arguments = ["--debug", "fit", str(tmp_path / "nowhere"), "--model", str(tmp_path / "m")]

@@ -43,6 +43,7 @@ class TestEvaluate:
         call_json("evaluate", model, category, "--out", tmp_path, "--bootstrap", 0, "--gallery", 2)
         assert len(Page(tmp_path / "report.html").data["items"]) == 2
 
+    @pytest.mark.slow
     def test_folders_of_good_and_bad_images(self, category: Path, model: Path, tmp_path: Path) -> None:
         places = ["--good", category / "test/good", "--bad", category / "test/blot"]
         masks = ["--masks", category / "ground_truth/blot"]
@@ -58,6 +59,7 @@ class TestEvaluate:
         assert (good["num_anomalous"], good["image_auroc"]) == (0, None)
         assert good["false_alarm_rate"] is not None
 
+    @pytest.mark.slow
     def test_a_test_set_without_training_images(self, category: Path, model: Path, tmp_path: Path) -> None:
         whole = call_json("evaluate", model, category, "--out", tmp_path / "o", "--bootstrap", 0)
         root = tmp_path / "root"
@@ -94,6 +96,7 @@ class TestEvaluate:
         assert (outcome.exit_code, outcome.stderr.count("\n")) == (2, 1)
         assert message in outcome.stderr
 
+    @pytest.mark.slow
     def test_a_configuration_fits_every_category(self, category: Path, tmp_path: Path) -> None:
         root = tmp_path / "root"
         root.mkdir()
@@ -108,6 +111,7 @@ class TestEvaluate:
         with open(tmp_path / "o/results.csv", newline="") as file:
             assert [row["category"] for row in csv.DictReader(file)] == ["one", "two", "mean"]
 
+    @pytest.mark.slow
     def test_progress_names_the_category_once(
         self, category: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -123,11 +127,13 @@ class TestEvaluate:
         of_category = {"weave: embed", "weave: select", "weave: calibrate", "weave: evaluating"}
         assert said == {*of_category, "writing results", "writing contact sheets"}
 
+    @pytest.mark.slow
     def test_a_folder_of_models(self, category: Path, model: Path, tmp_path: Path) -> None:
         (tmp_path / category.name).symlink_to(model)
         found = call_json("evaluate", tmp_path, category, "--out", tmp_path / "o", "--bootstrap", 0)
         assert found["summary"]["image_auroc"] == 1.0
 
+    @pytest.mark.slow
     def test_unreadable_test_images(self, category: Path, model: Path, tmp_path: Path) -> None:
         copy = tmp_path / "copy"
         shutil.copytree(category, copy)

@@ -23,6 +23,7 @@ from ensemblead.datasets.categories import Dataset
 from ensemblead.evaluation import Details, Report, Row, TypeRow
 
 
+@pytest.mark.slow
 def test_everything_stays_in_the_output_folder(tmp_path: Path) -> None:
     category = MVTecAD(draw_category(tmp_path / "part", 0)).categories[0]
     names = ("../../x", "..-..-x", "/tmp/y")

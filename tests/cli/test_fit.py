@@ -55,6 +55,7 @@ class TestFit:
         assert isinstance(again, ead.PatchCore)
         assert bool((kept.memory_bank_.rows_ == again.memory_bank_.rows_).all())
 
+    @pytest.mark.slow
     def test_an_ensemble_as_the_reference_writes_it(self, category: Path, tmp_path: Path) -> None:
         members = ["-b", "gabor", "-b", "resnet18", "-le", "0.layer2", "-le", "1.layer1", "-le", "1.layer2"]
         sizes = ["--resize", 64, "--image-size", 64, "-p", "0.05", "--device", "cpu"]
@@ -172,6 +173,7 @@ class TestFit:
         (tmp_path / "mine/notes.txt").write_text("precious")
         assert call(*fit[:3], tmp_path / "mine", *GABOR, "--overwrite").exit_code == 2
 
+    @pytest.mark.slow
     def test_it_says_where_weights_are_kept(
         self, category: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

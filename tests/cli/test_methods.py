@@ -225,6 +225,7 @@ def test_in_a_configuration_file(tmp_path: Path, document: dict[str, Any]) -> No
         build_detector(DetectorOptions(), read_config(file))
 
 
+@pytest.mark.slow
 def test_a_package_with_an_entry_point_needs_no_import(images: Path, tmp_path: Path) -> None:
     """As someone else's package brings a method: found by its name, in a process of its own."""
     info = tmp_path / "strict_padim-1.0.dist-info"

@@ -42,6 +42,7 @@ def suite() -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["yaml", "json"])
 def test_a_suite_runs_from_anywhere_and_is_found_again(
     bench: Path, suffix: str, monkeypatch: pytest.MonkeyPatch

@@ -44,6 +44,7 @@ def problems_of(description: Any) -> list[str]:
 
 
 class TestNames:
+    @pytest.mark.slow
     def test_the_librarys_own_are_imported_when_asked_for(self) -> None:
         code = """
 import sys
@@ -162,7 +163,7 @@ class TestInverse:
         ("arguments", "message"),
         [
             (
-                {"backbone": torch.nn.ReLU()},
+                {"backbone": torch.nn.ReLU(), "layers": ("0",)},
                 r"^members\[0\]\.backbone of a PatchCore cannot be .* ReLU has no plain",
             ),
             (
@@ -188,7 +189,9 @@ class TestInverse:
 
     def test_objects_that_no_file_holds_may_be_given(self) -> None:
         module = torch.nn.ReLU()
-        detector = create({"type": "PatchCore", "backbone": module, "device": torch.device("cpu")})
+        detector = create(
+            {"type": "PatchCore", "backbone": module, "layers": ["0"], "device": torch.device("cpu")}
+        )
         assert detector.backbone is module
 
 
@@ -275,7 +278,7 @@ class TestPresets:
         (3, "d: must be a mapping with type or preset, got int"),
         ({**GABOR, "sed": 1}, "d: sed is an unknown key; did you mean seed?"),
         ({**GABOR, "seed": True}, "d: seed must be a whole number, got true"),
-        ({**GABOR, "layers": "layer1"}, 'd: layers must be a list of strings, got "layer1"'),
+        ({**GABOR, "layers": "layer1"}, 'd: layers must be a list of strings or "auto", got "layer1"'),
         ({**GABOR, "score": "mx"}, 'd: score must be "max" or "reweighted" or "topk", got "mx"'),
         ({**GABOR, "coreset_fraction": 1.5}, "d: (PatchCore): coreset_fraction must be in (0, 1], got 1.5"),
         ({**GABOR, "device": "abacus"}, "d: (PatchCore): device must be"),

@@ -55,6 +55,7 @@ def test_forms() -> None:
         ("pretrain_dim=auto", "pretrain_dim", "auto"),
         ("pretrain_dim=[1, 2]", "pretrain_dim", [1, 2]),
         ("layers=layer1", "layers", ["layer1"]),
+        ("layers=auto", "layers", "auto"),
         ("backbone=18", "backbone", "18"),
         ("device=cuda:1", "device", "cuda:1"),
         ("compile=true", "compile", True),

@@ -19,7 +19,7 @@ collect_ignore_glob = [] if EMULATED else ["test_*.py"]
 @pytest.fixture(autouse=True)
 def untouched() -> Iterator[None]:
     """Every test finds the emulation as it was at first."""
-    import emulated
+    from support import emulated
 
     emulated.reset()
     yield
@@ -30,7 +30,7 @@ def untouched() -> Iterator[None]:
 @pytest.fixture(params=[0, 1, 7], ids=["ascending", "descending", "shuffled"])
 def order(request: pytest.FixtureRequest, untouched: None) -> int:
     """The order in which threads and blocks run, already set."""
-    import emulated
+    from support import emulated
 
     emulated.set_order(request.param)
     return int(request.param)

@@ -7,12 +7,11 @@ from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
-import emulated
 import numpy as np
 import pytest
-from support import reference
+from support import emulated, reference
+from support.coresets import cluttered, integers
 from support.emulated import DeviceArray
-from test_coreset import cluttered, integers
 
 from ensemblead.kernels.coreset import project, random_projection, select_coreset
 

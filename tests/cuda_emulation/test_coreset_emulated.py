@@ -7,15 +7,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import emulated
 import hypothesis
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support import reference
+from support import emulated, reference
+from support.coresets import KINDS, STARTS, TOLERANCE, cluttered, initial_values, integers, start_options
 from support.emulated import DeviceArray
-from test_coreset import KINDS, STARTS, TOLERANCE, cluttered, initial_values, integers, start_options
 
 from ensemblead import _core
 from ensemblead.kernels.coreset import random_projection

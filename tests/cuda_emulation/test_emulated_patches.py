@@ -2,43 +2,21 @@
 
 from __future__ import annotations
 
-import emulated
 import numpy as np
 import pytest
-from support import reference
+from support import emulated, reference
 from support.emulated import DeviceArray
+from support.emulated_kernels import (
+    STREAM,
+    aggregate,
+    feature_map,
+)
 
 from ensemblead import _core
-
-STREAM = 77
 
 
 def normal(shape, seed=0):
     return np.random.default_rng(seed).standard_normal(shape)
-
-
-def feature_map(values, dtype="float32", *, channels_last=False, device=0, offset=0):
-    """[B, C, H, W] as the kernels get it, in either layout."""
-    if not channels_last:
-        return DeviceArray(values, dtype, device=device, offset=offset)
-    stored = np.ascontiguousarray(values.transpose(0, 2, 3, 1))
-    return DeviceArray(stored, dtype, device=device, offset=offset).permuted(0, 3, 1, 2)
-
-
-def aggregate(maps, patch_size=3, pretrain_dim=1024, target_dim=1024, mode="adaptive", *, offset=0):
-    """What kernels/patches.py does with arrays of a framework."""
-    dims = [pretrain_dim] * len(maps) if isinstance(pretrain_dim, int) else list(pretrain_dim)
-    shapes = [m.values.shape for m in maps]
-    dim = _core.patch_dim([shape[1] for shape in shapes], patch_size, dims, target_dim, mode)
-    batch, _, height, width = shapes[0]
-    device = maps[0].device
-    output = DeviceArray.empty((batch, height, width, dim), "float32", device=device, offset=offset)
-    needed = _core.aggregate_patches_scratch(shapes, patch_size, dims, target_dim, mode)
-    scratch = DeviceArray.empty((needed,), "uint8", device=device) if needed else None
-    _core.aggregate_patches(maps, output, patch_size, dims, target_dim, mode, stream=STREAM, scratch=scratch)
-    if scratch is not None:
-        scratch.numpy()
-    return output.numpy()
 
 
 def check(maps, patch_size=3, pretrain_dim=1024, target_dim=1024, mode="adaptive", *, offset=0):

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import emulated
 import numpy as np
 import pytest
-from support import reference
+from support import emulated, reference
 from support.emulated import DeviceArray
+from support.emulated_kernels import (
+    FLOATS,
+    ROUNDING,
+    STREAM,
+    SUMMING,
+    smooth_seams,
+    tolerance,
+)
 
 from ensemblead import _core
-
-FLOATS = ["float16", "bfloat16", "float32", "float64"]
-ROUNDING = {"float16": 2.0**-11, "bfloat16": 2.0**-8, "float32": 2.0**-24, "float64": 2.0**-53}
-SUMMING = {"float16": 1e-6, "bfloat16": 1e-6, "float32": 1e-6, "float64": 1e-14}
 
 # (image size, tile size, stride): words of 16 bytes and of fewer, few and many covering tiles, overhang, one
 # tile, more pixels than one block makes.
@@ -30,7 +33,6 @@ GEOMETRIES = [
 geometry_cases = pytest.mark.parametrize(("size", "tile_size", "stride"), GEOMETRIES)
 EDGES = ["pad", "flush"]
 edge_cases = pytest.mark.parametrize("edge", EDGES)
-STREAM = 77
 
 
 def normal(shape, seed=0):
@@ -40,10 +42,6 @@ def normal(shape, seed=0):
 def whole_numbers(shape, seed=0):
     """Whole numbers below 256, which every dtype holds exactly."""
     return np.random.default_rng(seed).integers(0, 256, shape).astype(np.float64)
-
-
-def tolerance(dtype, values):
-    return float((ROUNDING[dtype] + SUMMING[dtype]) * np.abs(values.astype(np.float64)).max())
 
 
 def tile(images, tile_size, stride, *, offset=0, edge="pad"):
@@ -60,18 +58,6 @@ def untile(tiles, size, stride, *, offset=0, edge="pad"):
     images = DeviceArray.empty(shape, tiles.dtype, device=tiles.device, offset=offset)
     _core.untile(tiles, images, stride, edge=edge, stream=STREAM)
     return images
-
-
-def smooth_seams(maps, tile_size, stride, sigma=2.0, width=0.1, *, offset=0, edge="pad"):
-    shape = maps.values.shape
-    smoothed = DeviceArray.empty(shape, maps.dtype, device=maps.device, offset=offset)
-    needed = _core.smooth_seams_scratch(shape, maps.dtype, sigma)
-    scratch = DeviceArray.empty((needed,), "uint8", device=maps.device) if needed else None
-    options = {"edge": edge, "stream": STREAM, "scratch": scratch}
-    _core.smooth_seams(maps, smoothed, tile_size, stride, sigma, width, **options)
-    if scratch is not None:
-        scratch.numpy()
-    return smoothed
 
 
 # --- tile -----------------------------------------------------------------------------------------

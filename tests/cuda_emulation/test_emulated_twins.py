@@ -4,13 +4,12 @@ depend neither on the order of threads, nor on the layout, nor on what else is i
 
 from __future__ import annotations
 
-import emulated
 import numpy as np
 import pytest
+from support import emulated
 from support.dlpack_by_hand import ByHand
 from support.emulated import DeviceArray
-from test_emulated_patches import aggregate, feature_map
-from test_emulated_tiling import FLOATS, smooth_seams, tolerance
+from support.emulated_kernels import FLOATS, aggregate, feature_map, smooth_seams, tolerance
 
 from ensemblead import _core
 

@@ -126,6 +126,7 @@ def test_four_hundred_sampled_images_stand_for_all(known: int) -> None:
     assert calibration.scores[-1] == pytest.approx(score, rel=5e-4)
 
 
+@pytest.mark.slow
 def test_wide_embeddings_in_several_blocks_and_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """67 dimensions make two block rows; chunks of a few positions, the last one shorter."""
     monkeypatch.setattr("ensemblead.detectors.padim.gaussians._CPU_CHUNK", 8 * 67 * 67 * 7)
@@ -210,6 +211,7 @@ def test_same_seed_same_detector() -> None:
 # Batches, threads
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [1, 7, 32, 50])
 def test_batches_do_not_change_what_is_learned(batch_size: int) -> None:
     images = normal_images(70)
@@ -255,6 +257,7 @@ def test_threads_do_not_change_the_result() -> None:
     np.testing.assert_allclose(found[2], found[0], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_extending_equals_fitting_on_all(tmp_path: Path) -> None:
     images = normal_images(50)
     whole = gabor().fit(images)

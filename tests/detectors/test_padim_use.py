@@ -24,6 +24,7 @@ def _gabor(**options: Any) -> ead.PaDiM:
 # Tiles
 
 
+@pytest.mark.slow
 def test_every_tile_location_has_its_own_gaussians(tmp_path: Path) -> None:
     images, bad = normal_images(9), with_defects(normal_images(3, seed=4))[0]
     tiled = ead.TiledEnsemble(_gabor(), 32, 32, image_size=64, normalization="none", seam_smoothing=False)

@@ -394,7 +394,7 @@ def test_bad_parameters(options: dict[str, Any], message: str) -> None:
 def test_a_layer_that_is_not_there() -> None:
     with pytest.raises(ValueError, match="no layer 'layer9'"):
         ead.PatchCore("gabor", ("layer9",), **NATIVE).fit(normal_images(1))
-    with pytest.raises(TypeError, match="layers must be a sequence of names"):
+    with pytest.raises(TypeError, match='layers must be "auto" or a sequence of names'):
         ead.PatchCore("gabor", "layer1")
 
 

@@ -73,23 +73,35 @@ def test_patchcore(score: str) -> None:
     passes_all(patchcore(score=score))
 
 
+@pytest.mark.slow
 def test_patchcore_with_an_approximate_index() -> None:
     passes_all(patchcore(index="sq16"))
 
 
+@pytest.mark.slow
 def test_a_module_as_backbone() -> None:
     detector = ead.PatchCore(TinyNet(), ("first", "second"), **NATIVE, coreset_fraction=0.1)
     passes_all(detector, {"description_is_inverse"})
 
 
+@pytest.mark.slow
 def test_padim() -> None:
     passes_all(padim())
 
 
+@pytest.mark.slow
 def test_a_crop_of_the_resized_image() -> None:
     passes_all(padim(resize=40, image_size=32))
 
 
+@pytest.mark.slow
+def test_half_precision_and_members_of_two_geometries() -> None:
+    half = patchcore(precision="bfloat16", resize=40, image_size=32)
+    passes_all(half)
+    passes_all(ead.BackboneEnsemble([half, padim(resize=50, image_size=40)]))
+
+
+@pytest.mark.slow
 def test_images_at_their_own_size() -> None:
     passes_all(CellMeans(device="cpu", resize=None))
 
@@ -102,10 +114,12 @@ def test_backbone_ensemble(fusion: str) -> None:
     passes_all(pair(fusion))
 
 
+@pytest.mark.slow
 def test_tiled_ensemble() -> None:
     passes_all(ead.TiledEnsemble(patchcore(), **TILES), OF_TILES)
 
 
+@pytest.mark.slow
 def test_tiled_ensemble_with_one_detector() -> None:
     passes_all(ead.TiledEnsemble(padim(), **TILES, shared=True, normalization="image"), OF_TILES)
 
@@ -116,6 +130,7 @@ def test_nested_ensembles() -> None:
     passes_all(ead.BackboneEnsemble(tiled), OF_TILES)
 
 
+@pytest.mark.slow
 def test_methods_without_a_network() -> None:
     passes_all(CellMeans(device="cpu"))
     passes_all(LinearAutoencoder(device="cpu"))

@@ -65,6 +65,7 @@ def test_the_noise_is_there() -> None:
     np.testing.assert_allclose(whole.anomaly_score[1], single.anomaly_score[0], rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("tiles", [False, True])
 @pytest.mark.parametrize("kind", DETECTORS)
@@ -81,6 +82,7 @@ def test_an_image_alone_and_in_a_batch_gets_the_same_verdict(kind: str, tiles: b
         np.testing.assert_array_equal(batched(detector, images, size), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("tiles", [False, True])
 @pytest.mark.parametrize("kind", DETECTORS)

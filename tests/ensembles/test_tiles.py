@@ -60,6 +60,7 @@ WIDE = normal_images(7, side=56)[:, :41]
 TRAIN_AT = {(SIDE, SIDE): TRAIN, (41, 56): WIDE}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("images", "tile", "stride", "edge"),
     [
@@ -278,6 +279,7 @@ WITHOUT_VARIATION = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("normalization", ["tile", "image"])
 @pytest.mark.parametrize("kind", WITHOUT_VARIATION)
 @pytest.mark.parametrize("woven", [False, True])

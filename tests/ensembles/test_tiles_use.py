@@ -41,6 +41,7 @@ def same(found: ead.Predictions, expected: ead.Predictions) -> None:
 # Composed
 
 
+@pytest.mark.slow
 def test_a_member_may_be_an_ensemble(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     net = TinyNet()
     members = [patchcore(net), patchcore(net, patch_size=1), patchcore(TinyNet(1))]
@@ -101,6 +102,7 @@ def test_a_member_may_be_padim(shared: bool, tmp_path: Path) -> None:
     same(again.extend(TRAIN).predict(BOTH), ensemble.extend(TRAIN).predict(BOTH))
 
 
+@pytest.mark.slow
 def test_it_may_be_a_member(tmp_path: Path) -> None:
     net = TinyNet()
     options: dict[str, Any] = {"resize": (32, 32), "image_size": None, "device": "cpu"}
@@ -137,6 +139,7 @@ def test_it_may_be_a_member(tmp_path: Path) -> None:
     np.testing.assert_array_equal(said.anomaly_score, parts.predict(BAD[:1]).anomaly_score)
 
 
+@pytest.mark.slow
 def test_ensembles_over_the_same_tiles_look_at_them_together(monkeypatch: pytest.MonkeyPatch) -> None:
     net, other = TinyNet(), TinyNet(1)
     fused = ead.BackboneEnsemble([patchcore(net), patchcore(other)])
@@ -193,6 +196,7 @@ def _squeezenet() -> torch.nn.Module:
 # Kept
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options", [{}, {"shared": True}, {"normalization": "image"}, {"normalization": "none"}]
 )
@@ -267,6 +271,7 @@ def test_extend_reaches_all_locations_and_keeps_the_unit() -> None:
     assert len(ensemble.calibration_.scores) == 12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("normalization", ["tile", "image", "none"])
 def test_calibrate_takes_the_threshold_of_the_joined_score(normalization: str) -> None:
     ensemble = tiled(normalization=normalization, **FEW).fit(TRAIN)
@@ -286,6 +291,7 @@ def test_calibrate_takes_the_threshold_of_the_joined_score(normalization: str) -
     assert (ensemble.predict(BOTH).anomaly_score <= before.anomaly_score + 1e-4).all()
 
 
+@pytest.mark.slow
 def test_a_failed_or_interrupted_fit_changes_nothing() -> None:
     ensemble = tiled(memory_budget=1, **FEW).fit(TRAIN)
     before, members = ensemble.predict(BOTH), ensemble.members_

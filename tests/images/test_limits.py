@@ -170,6 +170,7 @@ def test_one_pixel_by_many_stays_small(tmp_path: Path) -> None:
     assert "thin.png" in batches.skipped[0].reason
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(4000, 3), (3, 4000), (1, 100_000)])
 def test_the_crop_of_an_extreme_image_is_that_of_the_whole(size: tuple[int, int]) -> None:
     image = np.random.default_rng(1).integers(0, 256, (*size, 3), dtype=np.uint8)
@@ -183,6 +184,7 @@ def test_the_crop_of_an_extreme_image_is_that_of_the_whole(size: tuple[int, int]
     assert np.abs(got.astype(int) - expected).max() <= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("channels", "bytes_per_pixel"), [(3, 8), (1, 8), (4, 8)])
 def test_the_peak_of_one_image_is_as_stated(tmp_path: Path, channels: int, bytes_per_pixel: int) -> None:
     height, width = 5000, 6000

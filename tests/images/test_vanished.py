@@ -125,6 +125,7 @@ def quick_suite(*roots: Path, **settings: Any) -> Suite:
     )
 
 
+@pytest.mark.slow
 def test_what_was_measured_while_a_file_was_away_is_not_reused(tmp_path: Path) -> None:
     root = draw_category(tmp_path / "part", 0)
     suite, out = quick_suite(root, errors="skip"), tmp_path / "out"

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_coreset import KINDS, core_picks, start_options
+from support.coresets import KINDS, core_picks, start_options
 
 HERE = Path(__file__).resolve().parent.parent / "support"
 MOST_ROWS = 2**31 - 2

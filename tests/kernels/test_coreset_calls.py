@@ -15,29 +15,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.coresets import (
+    core_select,
+    features_of,
+)
 from support.dlpack_by_hand import ByHand
 
-from ensemblead import _core
 from ensemblead.kernels.coreset import project, random_projection, select_coreset
 
 Array = np.ndarray[Any, Any]
-
-
-def features_of(rows: int, dims: int, seed: int = 0) -> Array:
-    return np.random.default_rng(seed).standard_normal((rows, dims), dtype=np.float32)
-
-
-def core_select(features: Any, picks: Any, **options: Any) -> tuple[int, dict[str, int]]:
-    defaults: dict[str, Any] = {
-        "start": "mean",
-        "start_rows": np.zeros(1, np.int64),
-        "bank": None,
-        "radius": -1.0,
-        "num_threads": 0,
-        "plain": False,
-        "progress": None,
-    }
-    return _core.select_coreset(features, picks, **{**defaults, **options})
 
 
 # --- frameworks -----------------------------------------------------------------------------------
@@ -123,6 +109,7 @@ def test_inputs_are_left_as_they_are() -> None:
 # --- lifetimes ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("projection_dim", [None, 4])
 def test_features_dropped_by_the_caller(cpu_device: Any, projection_dim: int | None) -> None:
     """Nobody but the call holds them when the first callback comes; the memory stays until the end."""
@@ -377,6 +364,7 @@ def test_the_gil_is_free_meanwhile() -> None:
     assert marks[-1] - marks[0] > 100
 
 
+@pytest.mark.slow
 def test_candidates_that_several_threads_collect() -> None:
     """From 2^19 rows on; of whole numbers, so that distances are exact and many are equal."""
     rows = np.random.default_rng(4).integers(-20, 21, (530_000, 3)).astype(np.float32)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from support import reference
-from test_coreset import (
+from support.coresets import (
     KINDS,
     LARGE,
     STARTS,

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.coresets import core_select, features_of
 from support.dlpack_by_hand import CUDA, ByHand
-from test_coreset_calls import core_select, features_of
 
 from ensemblead import _core
 from ensemblead.kernels.coreset import project, select_coreset

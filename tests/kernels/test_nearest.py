@@ -80,6 +80,7 @@ def _compared(queries: np.ndarray, rows: np.ndarray, threads: int = 2) -> float:
     return compared / (len(queries) * len(rows))
 
 
+@pytest.mark.slow
 def test_most_pairs_are_ruled_out() -> None:
     x, q = _low_rank(3000, 600)
     assert 1 / 3000 <= _compared(q, x) < 0.02
@@ -90,6 +91,7 @@ def _elsewhere(queries: int, seed: int = 5) -> np.ndarray:
     return (5.0 * np.random.default_rng(seed).normal(size=(queries, DIMS))).astype(np.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threads", [1, 2, 16])
 @pytest.mark.parametrize("queries", [300, 1024])
 def test_products_over_all_dimensions_rule_out_what_fronts_do_not(queries: int, threads: int) -> None:
@@ -153,6 +155,7 @@ def test_too_few_rows_left_in() -> None:
     assert np.isinf(distances[:, 1]).all()
 
 
+@pytest.mark.slow
 def test_neither_grouping_nor_threads_change_a_bit() -> None:
     torch = pytest.importorskip("torch")
     x, q = _low_rank(2000, 700, seed=2)

@@ -158,6 +158,7 @@ def explicit_pipeline(
     return functional.adaptive_avg_pool1d(joined, target_dim).reshape(batch, height, width, target_dim)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("shapes", "patch_size", "pretrain_dim", "target_dim"),
     [(WR50, 3, 1024, 1024), ([(2, 96, 9, 13), (2, 40, 5, 7), (2, 8, 18, 3)], 5, 64, 100)],

@@ -196,6 +196,7 @@ def test_extending_with_nothing_new_changes_nothing() -> None:
     assert bank.rows_ is before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("index", ["flat", "ivf"])
 def test_state_there_and_back(index: str) -> None:
     bank = MemoryBank(0.5, index=index, num_neighbors=2, seed=3)

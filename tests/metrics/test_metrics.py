@@ -113,6 +113,7 @@ def blobs(seed: int, count: int = 12, size: int = 48) -> tuple[np.ndarray, np.nd
     return maps.astype(np.float32), masks
 
 
+@pytest.mark.slow
 @given(scored())
 @settings(max_examples=150, deadline=None)
 def test_scores_agree_with_scikit_learn(case: tuple[np.ndarray, np.ndarray]) -> None:
@@ -122,6 +123,7 @@ def test_scores_agree_with_scikit_learn(case: tuple[np.ndarray, np.ndarray]) -> 
     assert average_precision(scores, labels) == pytest.approx(expected, abs=1e-12)
 
 
+@pytest.mark.slow
 @given(scored())
 @settings(max_examples=75, deadline=None)
 def test_f1_max_is_the_best_over_all_thresholds(case: tuple[np.ndarray, np.ndarray]) -> None:
@@ -136,6 +138,7 @@ def test_f1_max_is_the_best_over_all_thresholds(case: tuple[np.ndarray, np.ndarr
     assert all(value < best - 1e-12 for other, value in every.items() if other > threshold)
 
 
+@pytest.mark.slow
 @given(mapped(), st.sampled_from([0.05, 0.3, 0.77, 1.0]), st.sampled_from(["component", "image"]))
 @settings(max_examples=150, deadline=None)
 def test_aupro_agrees_with_a_sweep_over_all_thresholds(case: Case, limit: float, average: Any) -> None:
@@ -144,6 +147,7 @@ def test_aupro_agrees_with_a_sweep_over_all_thresholds(case: Case, limit: float,
     assert aupro(maps, masks, fpr_limit=limit, average=average) == pytest.approx(expected, abs=1e-9)
 
 
+@pytest.mark.slow
 @given(mapped())
 @settings(max_examples=75, deadline=None)
 def test_pixel_scores_agree_with_scikit_learn(case: Case) -> None:
@@ -171,6 +175,7 @@ def test_pixel_scores_agree_with_scikit_learn(case: Case) -> None:
         assert found.values[name] == pytest.approx(alone, abs=1e-12)
 
 
+@pytest.mark.slow
 @given(mapped(), st.sampled_from([10, 12, 22]))
 @settings(max_examples=75, deadline=None)
 def test_streaming_is_off_by_no_more_than_its_bound(case: Case, bits: int) -> None:
@@ -400,6 +405,7 @@ def test_score_intervals_are_those_of_resampled_images() -> None:
     assert 0 < low < average_precision(scores, labels) < high < 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("memory_limit", [2 << 30, 0])
 def test_pixel_intervals_are_those_of_resampled_images(memory_limit: int) -> None:
     maps, masks = blobs(8, count=20)

@@ -56,6 +56,7 @@ def naive(images: list[Image], kind: str) -> tuple[float, float]:
     return float(sklearn_metrics.roc_auc_score(labels, scores)), area
 
 
+@pytest.mark.slow
 @given(typed())
 @settings(max_examples=150, deadline=None)
 def test_types_are_the_plain_metrics_of_their_images(images: list[Image]) -> None:
@@ -67,6 +68,7 @@ def test_types_are_the_plain_metrics_of_their_images(images: list[Image]) -> Non
         assert metrics.error == 0.0 or (math.isnan(metrics.error) and math.isnan(expected[0]))
 
 
+@pytest.mark.slow
 @given(typed(), st.sampled_from([10, 12, 22]))
 @settings(max_examples=75, deadline=None)
 def test_streamed_types_are_off_by_no_more_than_their_bound(images: list[Image], bits: int) -> None:
@@ -80,6 +82,7 @@ def test_streamed_types_are_off_by_no_more_than_their_bound(images: list[Image],
             assert abs(metrics.aupro - expected.aupro) <= metrics.error + 1e-9
 
 
+@pytest.mark.slow
 @given(typed(), st.sampled_from([2 << 30, 0, 60]))
 @settings(max_examples=75, deadline=None)
 def test_metrics_by_type_change_nothing_else(images: list[Image], memory_limit: int) -> None:

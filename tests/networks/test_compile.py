@@ -54,6 +54,7 @@ def _detector(module: nn.Module, **options: Any) -> ead.PatchCore:
     return ead.PatchCore(module, ("body.first", "body.second"), **(OPTIONS | {"device": "cpu"} | options))
 
 
+@pytest.mark.slow
 def test_features_are_those_of_the_network_as_written(compiled: list[Any]) -> None:
     module = Branching()
     plain = ead.FeatureExtractor(module, ("body.first", "body.second"))

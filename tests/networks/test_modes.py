@@ -59,6 +59,7 @@ def _images(side: int = 64) -> torch.Tensor:
     return torch.randint(0, 256, (2, 3, side, side), dtype=torch.uint8, device="cpu")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("network", ["resnet18", "gabor", "module"])
 def test_features_are_those_without_the_mode(mode: str, network: str) -> None:

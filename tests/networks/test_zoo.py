@@ -140,6 +140,7 @@ def test_state_dict_brings_the_network_back(squeezenet):
     same_features(FeatureExtractor("squeezenet1_1", LAYERS, weights=state), squeezenet)
 
 
+@pytest.mark.slow
 def test_parts_that_are_read_without_being_called_are_needed():
     # nn.MultiheadAttention reads out_proj.weight itself; the hook of out_proj never fires.
     extractor = FeatureExtractor("vit_b_16", ("encoder.layers.encoder_layer_0",), weights=None)
@@ -219,6 +220,7 @@ def test_default_weights_offline_say_what_to_do(monkeypatch, tmp_path):
             load_backbone(name)
 
 
+@pytest.mark.slow
 def test_default_weights_in_the_hubs_offline_mode(tmp_path):
     import subprocess
     import sys

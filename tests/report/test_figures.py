@@ -41,6 +41,7 @@ def report(*, threshold: float = 0.5, curves: bool = True) -> Report:
     return Report([row], {"bolt": details})
 
 
+@pytest.mark.slow
 def test_curves_are_drawn_per_category(tmp_path: Path) -> None:
     paths = report().figures(tmp_path / "new")
     assert [path.name for path in paths] == ["bolt.png"]
@@ -58,6 +59,7 @@ def test_curves_are_drawn_per_category(tmp_path: Path) -> None:
     assert (empty != drawn)[:height, :width].any()
 
 
+@pytest.mark.slow
 def test_names_of_categories_are_no_paths(tmp_path: Path) -> None:
     names = ["../../x", "a/b", "a-b", "..", os.fsdecode(b"pr\xfcf")]
     one = report(curves=False)

@@ -64,6 +64,7 @@ def test_rows_for_which_directions_gain_nothing(rows: torch.Tensor) -> None:
     assert len(index.search(rows[:3], 1, None)[0]) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("k", [1, 3, 40])
 @pytest.mark.parametrize("leave_out", ["none", "one image", "own"])
 def test_pruned_or_not_the_same_is_found(k: int, leave_out: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,6 +88,7 @@ def test_pruned_or_not_the_same_is_found(k: int, leave_out: str, monkeypatch: py
     assert torch.equal(found, expected[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("k", [1, 40])
 def test_a_default_device_changes_nothing(k: int) -> None:
     rows = _decaying(1200, 256)

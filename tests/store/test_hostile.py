@@ -139,6 +139,7 @@ def _spoiled(array: torch.Tensor) -> Iterator[tuple[str, torch.Tensor | None]]:
     yield "scalar", flat[0].clone()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", MODELS)
 def test_hostile_arrays(saved: dict[str, Path], tmp_path: Path, model: str) -> None:
     counts: Counter[str] = Counter()
@@ -215,7 +216,7 @@ def test_hostile_values(saved: dict[str, Path], tmp_path: Path, model: str, ever
                 shutil.copytree(saved[model], folder)
                 set_state(folder, place, lambda state, path=path, value=value: _put(state, path, value))
                 try:
-                    detector = ead.load(folder)
+                    detector = ead.load(folder, device="cpu")
                     assert np.isfinite(detector.threshold_)
                     counts["loaded"] += 1
                 except DamagedModelError:
@@ -375,6 +376,7 @@ detector.save(target)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["exchange", "renames"])
 def test_a_kill_between_the_renames_leaves_a_model(tmp_path: Path, kind: str) -> None:
     from ensemblead.store import exchange

@@ -59,6 +59,7 @@ def statuses(results: SuiteResults) -> list[tuple[str, str, bool]]:
 
 
 class TestRun:
+    @pytest.mark.slow
     def test_numbers_are_those_of_evaluate(self, finished: tuple[Path, Config], data: Path) -> None:
         out, config = finished
         results = run(config, out)
@@ -116,6 +117,7 @@ class TestRun:
         assert all(reused for *_, reused in statuses(run(config, out)))
         assert all("bolt" in Page(path).words for path in pages)
 
+    @pytest.mark.slow
     def test_an_interrupted_run_leaves_no_page_of_another(
         self, finished: tuple[Path, Config], tmp_path: Path
     ) -> None:
@@ -203,6 +205,7 @@ class TestRun:
         del config["detectors"][0]
         assert not any(reused for *_, reused in statuses(run(config, out)))
 
+    @pytest.mark.slow
     def test_changed_data_are_measured_anew(self, config: Config, tmp_path: Path) -> None:
         for index, name in enumerate(("a", "b")):
             draw_category(tmp_path / "data" / name, 100 * index)
@@ -260,6 +263,7 @@ class TestRun:
         assert ("one on parts/nut", "evaluate") in steps
         assert ("one on parts/nut", "embed") in steps
 
+    @pytest.mark.slow
     def test_every_kind_of_detector(self, config: Config, tmp_path: Path) -> None:
         """Every detector of the library runs as a cell and is found again."""
         size = {"resize": None, "image_size": None}
@@ -284,6 +288,7 @@ class TestRun:
             run(config, tmp_path / "out", on_image=see)
         assert "pending" in (tmp_path / "out/results.json").read_text()
 
+    @pytest.mark.slow
     def test_saved_models(self, config: Config, data: Path, tmp_path: Path) -> None:
         detector = ead.PatchCore("gabor", device="cpu", **SMALL)
         for name in ("bolt", "nut"):
@@ -331,6 +336,7 @@ class TestRun:
 
 
 class TestFailures:
+    @pytest.mark.slow
     def test_a_failed_cell_lets_the_others_go_on(self, config: Config, tmp_path: Path) -> None:
         config["detectors"][1] = {"name": "greedy", **GABOR, "num_neighbors": 100_000}
         config["detectors"].reverse()
@@ -353,6 +359,7 @@ class TestFailures:
         again = run(config, tmp_path / "out")
         assert [cell.reused for cell in again.cells] == [False, False, True, True]
 
+    @pytest.mark.slow
     def test_a_mean_over_fewer_categories_is_reported(self, config: Config, tmp_path: Path) -> None:
         for index, name in enumerate(("a", "b")):
             draw_category(tmp_path / "data" / name, 100 * index)
@@ -413,6 +420,7 @@ class TestCommand:
         words = [sys.executable, "-c", code, "evaluate", *map(str, arguments)]
         return subprocess.run(words, capture_output=True, text=True, check=False)
 
+    @pytest.mark.slow
     def test_ctrl_c_is_resumed(self, config: Config, tmp_path: Path) -> None:
         pytest.importorskip("typer")
         (tmp_path / "s.json").write_text(json.dumps(config))
@@ -428,6 +436,7 @@ class TestCommand:
         assert (found["reused"], found["failed"], len(found["cells"])) == (2, 0, 4)
         assert signal.SIGINT  # what the first run was sent
 
+    @pytest.mark.slow
     def test_the_exit_code_shows_failures(self, config: Config, tmp_path: Path) -> None:
         typer_testing = pytest.importorskip("typer.testing")
         from ensemblead.cli.app import app

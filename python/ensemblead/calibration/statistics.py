@@ -27,6 +27,8 @@ _FEWEST_TO_COMPARE = 10
 _DECIDING_SHARES, _FEWEST_TO_DECIDE = (0.4, 0.6), 20
 # A standard deviation is taken for at least this share of the mean.
 LEAST_SHARE = 1e-3
+# Scores and maps are float32.
+_LARGEST = float(np.finfo(np.float32).max)
 # Pixels kept of a map, as a lattice of this side: positions relative to the frame, so that maps of two sizes
 # match.
 LATTICE = 32
@@ -63,8 +65,9 @@ class Calibration:
     def __post_init__(self) -> None:
         for name in ("map_mean", "map_std", "rounding"):
             value = getattr(self, name)
-            if type(value) not in (int, float) or not math.isfinite(value):
+            if type(value) not in (int, float) or not abs(value) <= _LARGEST:
                 raise ValueError(f"{name} must be a finite number, got {value!r}")
+            object.__setattr__(self, name, float(value))
         if self.map_std < 0 or self.rounding < 0:
             raise ValueError(
                 f"map_std and rounding must not be negative, got {self.map_std}, {self.rounding}"

@@ -11,6 +11,7 @@ from ensemblead.cli.demo import command as demo
 from ensemblead.cli.evaluate import command as evaluate
 from ensemblead.cli.fit import command as fit
 from ensemblead.cli.info import command as info
+from ensemblead.cli.layers import command as layers
 from ensemblead.cli.predict import command as predict
 from ensemblead.cli.shorthands import ShorthandCommand
 from ensemblead.common.errors import EnsembleADError
@@ -31,7 +32,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings=_SETTINGS,
 )
-for _name, _command in (("predict", predict), ("evaluate", evaluate), ("demo", demo), ("info", info)):
+for _name, _command in (
+    ("predict", predict),
+    ("evaluate", evaluate),
+    ("demo", demo),
+    ("info", info),
+    ("layers", layers),
+):
     app.command(_name, context_settings=_SETTINGS)(guarded(_command))
 app.command("fit", context_settings=_SETTINGS, cls=ShorthandCommand)(guarded(fit))
 

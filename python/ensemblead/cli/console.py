@@ -38,6 +38,7 @@ _OPTIONS = (
     (re.compile(r"""\berrors=["']skip["']"""), "--skip-unreadable"),
     (re.compile(r"""\bmissing_masks=["']exclude["']"""), "--missing-masks exclude"),
     (re.compile(r"\binclude_backbone=True\b"), "--include-backbone"),
+    (re.compile(r"\blayers=\[\.\.\.\] with names"), "-le LAYER with layers"),
     (re.compile(r"\bimage_size=\(h, w\)"), "--image-size HxW"),
 )
 _STORE_WEIGHTS = "; fit --include-backbone stores a network's weights with its model"

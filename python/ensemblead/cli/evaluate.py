@@ -203,7 +203,8 @@ def measure(
 
     def draw(image: ScoredImage) -> None:
         if image.category not in sheets:
-            sheets[image.category] = ContactSheet(used.get(image.category, detector).geometry, per_type)
+            own = used.get(image.category, detector)
+            sheets[image.category] = ContactSheet(own.geometry, per_type, getattr(own, "bits_", None))
         sheets[image.category](image)
 
     def progress(name: str, done: int, total: int) -> None:

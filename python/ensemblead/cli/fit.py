@@ -48,7 +48,13 @@ def command(
     ] = None,
     layers: Annotated[
         list[str] | None,
-        option("-le", "--layer", panel=_NETWORK, text="[I.]LAYER; with several backbones I is its number."),
+        option(
+            "-le",
+            "--layer",
+            panel=_NETWORK,
+            text="[I.]LAYER; with several backbones I is its number. If absent, the layers that "
+            "`ensemblead layers NAME` marks.",
+        ),
     ] = None,
     weights: Annotated[
         list[str] | None,

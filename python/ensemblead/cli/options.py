@@ -24,7 +24,7 @@ from ensemblead.config.signatures import check_value, parameters
 if TYPE_CHECKING:
     from ensemblead.detectors import Detector
 
-_DEFAULT_METHOD = "PatchCore"
+DEFAULT_METHOD = "PatchCore"
 _INDEXED = re.compile(r"(\d+)\.(.+)")
 _NO_FILE = ("default", "none")  # instead of a path of weights
 _FORMER_KEYS = {"shared_tiles": "tile_shared"}
@@ -187,7 +187,7 @@ def _preset(names: Mapping[str, Any]) -> Node:
 def _method(names: Mapping[str, Any]) -> Node:
     from ensemblead.config.registry import registered_class
 
-    kind = _DEFAULT_METHOD if names["method"] is None else _method_name(names["method"])
+    kind = DEFAULT_METHOD if names["method"] is None else _method_name(names["method"])
     known = parameters(registered_class(kind))
     for name in ("backbone", "layers", "weights"):
         if names[name] is not None and name not in known:
@@ -216,7 +216,7 @@ def _method_name(text: str) -> str:
 
 def layers_per_member(layers: Sequence[str] | None, backbones: Sequence[str]) -> list[list[str] | None]:
     """Every backbone's layers, from names written `I.LAYER` (the index may be left out with one backbone);
-    None for all where none is given.
+    None for its defaults: for all where none is given, and for "auto".
 
     Raises ValueError where an index is missing, too large, or never given.
     """
@@ -237,8 +237,8 @@ def layers_per_member(layers: Sequence[str] | None, backbones: Sequence[str]) ->
         found[index].append(name)
     for i, names in enumerate(found):
         if not names:
-            raise ValueError(f"backbone {i} ({backbones[i]}) has no layer: give -le {i}.LAYER")
-    return [*found]
+            raise ValueError(f"backbone {i} ({backbones[i]}) has no layer: give -le {i}.LAYER or {i}.auto")
+    return [None if names == ["auto"] else names for names in found]
 
 
 def weights_per_member(given: Sequence[str], count: int) -> dict[int, str | None]:

@@ -264,7 +264,7 @@ class _PictureWriter:
 
     def __init__(self, run: PredictRun, detector: Detector, colors: tuple[float, float]) -> None:
         self._run = run
-        self._geometry = detector.geometry
+        self._geometry, self._bits = detector.geometry, detector.bits_
         self._colors = colors
         self._limit = 2 * detector.batch_size
         self._large = threading.Lock()
@@ -316,6 +316,6 @@ class _PictureWriter:
                 save_map(out / "maps" / name.with_name(f"{name.name}.tiff"), placed)
                 del placed
             if self._run.heat_maps:
-                image = np.require(read_image(path), requirements="W")
+                image = np.require(read_image(path, bits=self._bits), requirements="W")
                 draw_heat_map(image, PlacedMap(anomaly_map, self._geometry, size), self._colors)
                 save_png(out / "heat_maps" / name.with_name(f"{name.name}.png"), image)

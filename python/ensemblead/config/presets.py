@@ -17,6 +17,7 @@ _LARGE_MEMBER: Mapping[str, Any] = {
     "resize": 366,
     "image_size": 320,
     "coreset_fraction": 0.01,
+    "score": "max",
     **MEMBER_DEFAULTS,
 }
 

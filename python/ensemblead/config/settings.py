@@ -12,7 +12,8 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from inspect import isclass
-from typing import Any, TypeAlias, get_origin
+from types import UnionType
+from typing import Any, TypeAlias, Union, get_args, get_origin
 
 from ensemblead.common.validation import did_you_mean
 from ensemblead.config.documents import KeyPath, Problems, Source, read_text
@@ -235,7 +236,9 @@ def _other_readings(value: Any, text: str | None, hint: Any) -> Iterator[Any]:
             yield float(value)  # YAML 1.1 reads 1e-3 as text
     if text is not None and not isinstance(value, (list, dict)):
         yield text.strip()
-        if isclass(get_origin(hint)) and issubclass(get_origin(hint), Sequence):
+        options = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+        origins = [get_origin(option) for option in options]
+        if any(isclass(origin) and issubclass(origin, Sequence) for origin in origins):
             yield [text.strip()]
 
 

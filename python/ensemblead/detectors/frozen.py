@@ -4,36 +4,46 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, Literal
 
 from torch import nn
 
+from ensemblead.images import Geometry
 from ensemblead.networks import FeatureExtractor
+from ensemblead.networks.layers import MIDDLE_STRIDES, default_layers
 from ensemblead.networks.network import Network, check_device, check_precision
+from ensemblead.networks.sizes import check_size, sizes_taken
 
 
 class FrozenNetwork:
     """What a method says of its network, and the network once it is needed.
 
     Args:
-        backbone, layers, weights: as `FeatureExtractor` takes them.
+        backbone, layers, weights: as `FeatureExtractor` takes them; layers may be "auto".
         device, precision, compile: as `Network` takes them.
         seed: of random weights.
+        strides: of the layers that "auto" stands for.
     """
 
     def __init__(
         self,
         backbone: str | nn.Module,
-        layers: Sequence[str],
+        layers: Sequence[str] | Literal["auto"],
         *,
         weights: Any,
         device: Any,
         precision: str,
         compile: bool,
         seed: int,
+        strides: Sequence[int] = MIDDLE_STRIDES,
     ) -> None:
         if isinstance(layers, str):
-            raise TypeError(f"layers must be a sequence of names, got one string; write ({layers!r},)")
+            if layers != "auto":
+                raise TypeError(
+                    f'layers must be "auto" or a sequence of names, got one string; write ({layers!r},)'
+                )
+            layers = default_layers(backbone, strides)
         if not isinstance(compile, bool):
             raise TypeError(f"compile must be a bool, got {compile!r}")
         self.backbone, self.layers, self.weights = backbone, tuple(layers), weights
@@ -54,6 +64,31 @@ class FrozenNetwork:
     def is_loaded(self) -> bool:
         """Whether the network was needed yet."""
         return self._network is not None
+
+    def check_size(self, size: tuple[int, int], argument: str) -> None:
+        """Raise ValueError, naming sizes that do, for images (h, w) that the network cannot take."""
+        if isinstance(self.backbone, str):
+            check_size(self.backbone, self.layers, size, argument)
+
+    def fitting_geometry(self, geometry: Geometry) -> Geometry:
+        """A geometry whose size, where it gives every image one, the network takes.
+
+        One that is decided by the images comes to multiples that the network takes, or to its only size.
+        Raises ValueError, naming sizes that do, for any other size that it cannot take.
+        """
+        if isinstance(geometry.crop, tuple):
+            self.check_size(geometry.crop, "image_size")
+        elif isinstance(geometry.resize, tuple):
+            self.check_size(geometry.resize, "resize")
+        elif not geometry.is_decided and isinstance(self.backbone, str):
+            side = geometry.decided([(1, 1)]).resize
+            assert isinstance(side, tuple)
+            sizes, multiple = sizes_taken(self.backbone, self.layers, side)
+            if multiple is not None:
+                return replace(geometry, multiple=multiple)
+            if sizes and sizes[0] != side:
+                return Geometry(sizes[0], geometry.crop)
+        return geometry
 
     def replace(self, network: Network) -> None:
         """Use this network."""

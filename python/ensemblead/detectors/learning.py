@@ -124,7 +124,9 @@ def learn(detector: Tree, images: ImageSet, run: Run, *, extending: bool = False
             numbers = tuple(originals.of(*look) for look in looks)
             if scored is None:
                 scored = _affordable(run.sampled, seen, math.ceil(total / run.num_images))
-            sampled = tuple(index in scored for index in batch.indices)
+            # Of images that are equal, the first counts.
+            pairs = zip(batch.indices, numbers, strict=True)
+            sampled = tuple(index in scored and index == number for index, number in pairs)
             for accumulator, own in zip(started.values(), seen, strict=True):
                 accumulator.add(replace(own, numbers=numbers, sampled=sampled))
             done += len(batch)
@@ -167,18 +169,23 @@ def _held_out(images: Images) -> frozenset[int]:
 class TrainingData:
     """The images that a method trains on, and those that it holds out.
 
-    Images are held out whole, with all that equal them, and all tiles of an image together. Of a single image
-    nothing is held out: it is trained on, and its statistics are those of an image that is known.
+    Images are held out whole, with all that equal them, of which the first counts, and all tiles of an
+    image together. Of a single image nothing is held out: it is trained on, and its statistics are those of
+    an image that is known.
     """
 
     def __init__(self, part: Part, images: ImageSet, run: Run, seed: int) -> None:
         self._part, self._images, self._seed = part, images, seed
         self._pool = open_pool([part], images)
-        held, kept = list[int](), list[int]()
-        for item, position in enumerate(images.positions()):
-            (held if position in run.sampled else kept).append(item)
+        held, kept, originals = list[int](), list[int](), Originals()
+        for item, identity in enumerate(images.identities()):
+            is_first = originals.of(*identity) == identity[0]
+            if identity[0] not in run.sampled:
+                kept.append(item)
+            elif is_first:
+                held.append(item)
         self.holds_out = bool(held and kept)
-        self._kept = kept or held
+        self._kept = kept or list(range(len(images)))
         self._held = held or kept
 
     def __len__(self) -> int:

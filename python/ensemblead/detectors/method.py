@@ -48,6 +48,7 @@ from ensemblead.images import Geometry, ImageSet
 from ensemblead.images.spool import MEMORY_BYTES
 from ensemblead.kernels.maps import SIGMA, render_maps
 from ensemblead.networks import FeatureExtractor
+from ensemblead.networks.layers import MIDDLE_STRIDES
 from ensemblead.networks.network import check_device, relative_noise, require_finite, resolve_device
 from ensemblead.store import FolderReader, FolderWriter
 
@@ -69,6 +70,8 @@ class Method(Detector):
     State: ClassVar[type]
     # The standard deviation, in pixels, of the blur that turns grids into maps.
     map_sigma: ClassVar[float] = SIGMA
+    # The strides of the layers that `layers="auto"` stands for.
+    auto_strides: ClassVar[tuple[int, ...]] = MIDDLE_STRIDES
 
     image_size: int | tuple[int, int] | None
     resize: int | tuple[int, int] | str | None
@@ -103,8 +106,14 @@ class Method(Detector):
         if "backbone" in given:
             shared = {name: given.get(name, default) for name, default in _NETWORK_DEFAULTS.items()}
             self._frozen = FrozenNetwork(
-                given["backbone"], given["layers"], device=self.device, seed=self.seed, **shared
+                given["backbone"],
+                given["layers"],
+                device=self.device,
+                seed=self.seed,
+                strides=self.auto_strides,
+                **shared,
             )
+            self._geometry = self._frozen.fitting_geometry(self._geometry)
             for name in ("backbone", "layers", *_NETWORK_DEFAULTS):
                 setattr(self, name, getattr(self._frozen, name))
         self._state: Any = None
@@ -219,6 +228,7 @@ class Method(Detector):
         if self._frozen is None:
             device = resolve_device(self.device)
             return Seen((pixels.to(device, non_blocking=True),), size)
+        self._frozen.check_size(size, "images")
         network = self._frozen.network
         maps = features(network, geometry)
         if type(self).embed is Method.embed:

@@ -54,10 +54,9 @@ class SavedReading:
     resize: tuple[int, ...] | None
 
     def __post_init__(self) -> None:
-        if self.fingerprints.ndim != 1 or self.fingerprints.dtype != torch.int64:
-            raise ValueError(
-                f"fingerprints must be int64 [N], got {self.fingerprints.dtype} {tuple(self.fingerprints.shape)}"
-            )
+        known = self.fingerprints
+        if known.ndim != 1 or known.dtype != torch.int64:
+            raise ValueError(f"fingerprints must be int64 [N], got {known.dtype} {tuple(known.shape)}")
         if self.bits is not None and self.bits not in BIT_DEPTHS:
             raise ValueError(f"bits must be one of {', '.join(map(str, BIT_DEPTHS))}, got {self.bits}")
 
@@ -103,6 +102,9 @@ def read_method(cls: Any, reader: FolderReader) -> Any:
             own |= {"backbone": source.get("name", source["kind"]), "layers": state["network"]["layers"]}
             own["weights"] = None
         method = cls(**own)
+        if (state["network"] is None) != (method._frozen is None):
+            # Else the constructor's default would be fetched.
+            raise ValueError("network must be there, and for methods without one null")
     # Apart from the rest: whether this machine has the device says nothing of the folder.
     method.device = check_device(stored if given is None else given)
     if state["network"] is not None:

@@ -113,7 +113,9 @@ def rank(values: torch.Tensor, normal: npt.NDArray[np.floating], rounding: float
 def _distinct(
     values: npt.NDArray[np.float64], rounding: float
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.intp]]:
-    """Values in ascending order, each more than `rounding` above the one before, and how many each stands for."""
+    """Values in ascending order, each more than `rounding` above the one before, and how many each stands
+    for.
+    """
     knots, counts = np.unique(values, return_counts=True)
     starts, last = [], -np.inf
     for i, knot in enumerate(knots):

@@ -134,6 +134,8 @@ class TiledEnsemble(Detector):
         self.tile_size, self.stride = _pair(tile_size), _pair(stride)
         self.image_size = None if image_size is None else _pair(image_size)
         self._geometry = Geometry(self.image_size, None)
+        for network in member._networks():
+            network.check_size(self.tile_size, "tile_size")
         self.score, self.normalization, self.edge = score, normalization, edge
         self.seam_smoothing, self.shared = seam_smoothing, shared
         self.memory_budget = whole_number("memory_budget", memory_budget, 1)

@@ -56,11 +56,13 @@ class Pictures:
         frame: Where maps lie on their images; None if the detector's geometry does not know, then they are
             taken to cover them.
         scale: The map values of the first and the last colour, one pair for all images.
+        bits: Used bits of 16-bit photographs, see `read_image`.
     """
 
     kept: tuple[Picture, ...]
     frame: Frame | None
     scale: tuple[float, float]
+    bits: int | None = None
 
     def to_json(self) -> dict[str, Any] | None:
         """In JSON's types; None if the frame is not a `Geometry`, which alone can be written."""
@@ -68,15 +70,17 @@ class Pictures:
             return None
         kept = [[p.index, base64.b64encode(p.heat).decode(), p.low, p.high] for p in self.kept]
         frame = {"resize": self.frame.resize, "crop": self.frame.crop}
-        return {"kept": kept, "frame": frame, "scale": list(self.scale)}
+        return {"kept": kept, "frame": frame, "scale": list(self.scale), "bits": self.bits}
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> Pictures:
         """The pictures that `to_json` wrote."""
         kept = [Picture(i, base64.b64decode(heat), low, high) for i, heat, low, high in document["kept"]]
-        sizes = {name: tuple(v) if isinstance(v, list) else v for name, v in document["frame"].items()}
+        sizes: dict[str, Any] = {
+            name: tuple(v) if isinstance(v, list) else v for name, v in document["frame"].items()
+        }
         low, high = document["scale"]
-        return cls(tuple(kept), Geometry(**sizes), (low, high))
+        return cls(tuple(kept), Geometry(**sizes), (low, high), document.get("bits"))
 
 
 class PictureKeeper:
@@ -123,7 +127,9 @@ class PictureKeeper:
         kept = [*_taking_turns(queues[True]), *_taking_turns(queues[False])]
         geometry = self._detector.geometry
         frame = geometry if hasattr(geometry, "crop_box") else None
-        return Pictures(tuple(kept[: self._limit]), frame, self._scale())
+        return Pictures(
+            tuple(kept[: self._limit]), frame, self._scale(), getattr(self._detector, "bits_", None)
+        )
 
     def _scale(self) -> tuple[float, float]:
         fusion = getattr(self._detector, "fusion", None)

@@ -20,7 +20,8 @@ _RESIZED_PIXELS = 1 << 22
 _MOST_RESIZED_PIXELS = 1 << 26
 _ENLARGED = 16
 # Of "auto": the side of a square; the aspect ratio up to which images are squashed to it (docs/results.md
-# has the evidence); networks halve sides up to five times. _SIDE, _SQUASHED, _MULTIPLE = 256, 1.5, 32
+# has the evidence).
+_SIDE, _SQUASHED = 256, 1.5
 
 
 @dataclass(frozen=True)
@@ -29,15 +30,16 @@ class Geometry:
 
     `resize`: "auto" stands for an exact size that follows from the images of a fit (see `decided`); until
     it is decided nothing can be resized. An int makes the shorter side that long and keeps the aspect ratio
-    (the longer side is
-    `int(resize * long / short)`), `(h, w)` is an exact size, None keeps the native size. `crop`: an int is
-    a square, `(h, w)` a rectangle, None keeps everything. Unlike torchvision, a crop larger than the image
+    (the longer side is `int(resize * long / short)`), `(h, w)` is an exact size, None keeps the native size.
+    `crop`: an int is a square, `(h, w)` a rectangle, None keeps everything. `multiple`: of "auto", of which
+    the sides are multiples. Unlike torchvision, a crop larger than the image
     is an error instead of a black border, and so is an aspect ratio so extreme that a resized image without a
     crop would have more than 67 million pixels. Hashable, and equal when the sizes are.
     """
 
     resize: int | tuple[int, int] | Literal["auto"] | None = 256
     crop: int | tuple[int, int] | None = 224
+    multiple: int = 32
 
     def __post_init__(self) -> None:
         if self.resize != "auto":
@@ -61,7 +63,7 @@ class Geometry:
         """This geometry, with "auto" replaced by the size that follows from images of these sizes (H, W).
 
         That is 256 x 256 where the images' median aspect ratio is at most 1.5, else sides of that ratio,
-        multiples of 32, of about as many pixels.
+        multiples of `multiple`, of about as many pixels.
         """
         if self.is_decided:
             return self
@@ -69,9 +71,10 @@ class Geometry:
             raise ValueError('resize="auto" needs the size of one image at least')
         ratio = math.exp(float(np.median([math.log(height / width) for height, width in sizes])))
         if max(ratio, 1.0 / ratio) <= _SQUASHED:
-            return Geometry((_SIDE, _SIDE), self.crop)
+            side = round(_SIDE / self.multiple) * self.multiple
+            return Geometry((side, side), self.crop)
         sides = (_SIDE * ratio**power for power in (0.5, -0.5))
-        height, width = (max(1, round(side / _MULTIPLE)) * _MULTIPLE for side in sides)
+        height, width = (max(1, round(side / self.multiple)) * self.multiple for side in sides)
         return Geometry((height, width), self.crop)
 
     def share(self, height: int, width: int) -> float:

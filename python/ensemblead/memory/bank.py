@@ -305,17 +305,6 @@ class MemoryBank:
         other.projection_, other.radius_, other._num_added = self.projection_, self.radius_, self._num_added
         return other
 
-    def disowned(self, rows: torch.Tensor) -> MemoryBank:
-        """A copy in which some rows, by their numbers int64, are of no image: `exclude_image` leaves none of
-        them out.
-        """
-        other = self.copy()
-        _, _, search = other._fitted()
-        owners = self._owners.copy()
-        owners[rows.cpu().numpy()] = -1
-        other._set(self.rows_, owners, search)
-        return other
-
     def parameters(self) -> dict[str, Any]:
         """The constructor's arguments."""
         names = ("coreset_fraction", "index", "num_neighbors", "seed", "projection_dim", "max_buffer_bytes")

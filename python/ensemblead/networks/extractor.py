@@ -259,10 +259,15 @@ class FeatureExtractor:
             if images.is_inference():
                 images = images.clone()  # a network may write into it
             images = images.to(self.dtype).contiguous(memory_format=layout)
-            engine = self._engines.engine(
-                self._engine, self._part(), images, lambda outputs: self._arranged(outputs, size)
-            )
-            features = self._arranged(engine.run(images), size)
+            try:
+                engine = self._engines.engine(
+                    self._engine, self._part(), images, lambda outputs: self._arranged(outputs, size)
+                )
+                features = self._arranged(engine.run(images), size)
+            except AssertionError as error:  # a transformer's word on a size that it does not take
+                raise ValueError(
+                    f"images: {self.name} cannot take images of {size[0]} x {size[1]} pixels: {error}"
+                ) from error
         self._shapes[size] = [tuple(feature.shape[1:]) for feature in features]
         _ran_at[self.module] = size
         return features

@@ -29,3 +29,22 @@ def relative_noise(dtype: torch.dtype) -> float:
     if dtype not in _RELATIVE_NOISE:
         raise ValueError(f"dtype must be one of {', '.join(map(str, _RELATIVE_NOISE))}, got {dtype}")
     return _RELATIVE_NOISE[dtype]
+
+
+def moved_distance(floor: float, distance: float, dims: int) -> float:
+    """How far a distance may move where a point of `dims` dimensions moves by up to `floor`.
+
+    A distance within the floor may vanish or double. A longer one moves by the part of the noise that lies
+    along it: of noise in no particular direction the share `1 / sqrt(dims)`, taken four times, and the second
+    order.
+
+    Example:
+        >>> moved_distance(0.1, 0.0, 400)
+        0.1
+        >>> round(moved_distance(0.1, 5.0, 400), 3)
+        0.021
+    """
+    if distance <= floor:
+        return floor
+    along: float = 4.0 * floor / dims**0.5
+    return min(floor, along + floor**2 / (2.0 * distance))

@@ -15,7 +15,7 @@ from ensemblead.common.validation import some_of
 # Keys under which training scripts put a state dict.
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "state_dict_ema")
 # Classifiers: never run for features, and named and sized differently from zoo to zoo and from task to task.
-_HEADS = frozenset(
+HEADS = frozenset(
     ("fc", "classifier", "head", "heads", "pre_logits", "aux1", "aux2", "AuxLogits", "last_linear")
 )
 
@@ -67,7 +67,7 @@ def load_weights(module: nn.Module, state: Mapping[str, Tensor], what: str) -> f
     """
     own = module.state_dict()
     matching = {key: value for key, value in state.items() if key in own and value.shape == own[key].shape}
-    others = [key for key in state if key not in matching and key.split(".")[0] not in _HEADS]
+    others = [key for key in state if key not in matching and key.split(".")[0] not in HEADS]
     unknown = [key for key in others if key not in own]
     differing = [
         f"{key} {tuple(state[key].shape)} for {tuple(own[key].shape)}" for key in others if key in own

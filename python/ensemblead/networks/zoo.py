@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -57,6 +58,10 @@ class _Zoo:
     library: Literal["timm", "torchvision"]
     name: str
     tag: str  # "" where no weights are published
+
+    @property
+    def full(self) -> str:
+        return f"{self.name}.{self.tag}" if self.tag else self.name
 
 
 def load_backbone(
@@ -196,22 +201,48 @@ def _build(zoo: _Zoo) -> nn.Module:
 
 
 def _create_timm(zoo: _Zoo, **arguments: Any) -> nn.Module:
-    full = f"{zoo.name}.{zoo.tag}" if zoo.tag else zoo.name
-    timm = _timm()
-    # Transformers are built for one input size unless told otherwise; only those that say so can be told.
-    with torch.device("meta"):
-        flexible = _accepts_dynamic_size(timm, full)
-    extra = {"dynamic_img_size": True} if flexible else {}
-    module: nn.Module = timm.create_model(full, **arguments, **extra)
+    _, extra = _timm_blueprint(zoo.full)
+    module: nn.Module = _timm().create_model(zoo.full, **arguments, **extra)
     return module
 
 
-def _accepts_dynamic_size(timm: Any, full: str) -> bool:
+# Transformers are built for one input size unless they are told otherwise. The names of these arguments
+# differ between architectures and versions of timm, and only those that know them can be told.
+_ANY_SIZE: tuple[dict[str, Any], ...] = ({"dynamic_img_size": True}, {"strict_img_size": False})
+
+
+@functools.lru_cache(maxsize=32)
+def _timm_blueprint(full: str) -> tuple[nn.Module, dict[str, Any]]:
+    """A network of timm on the meta device, and the arguments with which it takes images of most sizes."""
+    timm = _timm()
+    with torch.device("meta"):
+        for extra in _ANY_SIZE:
+            try:
+                return timm.create_model(full, pretrained=False, **extra), extra
+            except (TypeError, RuntimeError, NotImplementedError, ValueError):
+                continue
+        return timm.create_model(full, pretrained=False), {}
+
+
+def blueprint(name: str) -> nn.Module:
+    """The network of that name on the meta device: all layers and shapes, without weights or values.
+
+    Nothing is downloaded. Callers share it, and must not change it. Raises as `load_backbone` does for an
+    unknown name.
+    """
+    zoo = _look_up(name)
+    with _own_generator(0):
+        return _timm_blueprint(zoo.full)[0] if zoo.library == "timm" else _torchvision_blueprint(zoo.name)
+
+
+@functools.lru_cache(maxsize=32)
+def _torchvision_blueprint(name: str) -> nn.Module:
+    zoo = _Zoo("torchvision", name, "")
     try:
-        timm.create_model(full, pretrained=False, dynamic_img_size=True)
-    except (TypeError, RuntimeError, NotImplementedError, ValueError):
-        return False
-    return True
+        with torch.device("meta"):
+            return _build(zoo)
+    except NotImplementedError:  # RegNets compute their widths with tensors
+        return _build(zoo).to("meta")
 
 
 def _build_pretrained(zoo: _Zoo) -> nn.Module:

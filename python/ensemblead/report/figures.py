@@ -112,13 +112,14 @@ class ContactSheet:
     Args:
         geometry: The detector's, to show images in the frame of the maps.
         per_type: How many images of each defect type to keep (normal ones are a type): the first ones.
+        bits: Used bits of 16-bit files, see `read_image`.
     """
 
-    def __init__(self, geometry: ImageGeometry, per_type: int = 3) -> None:
+    def __init__(self, geometry: ImageGeometry, per_type: int = 3, bits: int | None = None) -> None:
         if per_type < 1:
             raise ValueError(f"per_type must be at least 1, got {per_type}")
         self._geometry = geometry
-        self._per_type = per_type
+        self._per_type, self._bits = per_type, bits
         self._kept: dict[tuple[str, str], list[ScoredImage]] = defaultdict(list)
 
     def __call__(self, image: ScoredImage) -> None:
@@ -168,7 +169,7 @@ class ContactSheet:
         _save(figure, path)
 
     def _draw_line(self, axes: Any, image: ScoredImage, low: float, high: float, threshold: float) -> Any:
-        picture = self._geometry.apply(read_image(image.sample.path))
+        picture = self._geometry.apply(read_image(image.sample.path, bits=self._bits))
         for axis in axes:
             axis.set(xticks=[], yticks=[])
         verdict = {None: "", True: ", called anomalous", False: ", called normal"}[image.is_anomalous]

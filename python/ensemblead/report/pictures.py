@@ -49,7 +49,7 @@ def describe_item(details: Details, picture: Picture, base: str, missing: list[s
         "heat": {"src": _url(picture.heat, "png"), "low": picture.low, "high": picture.high},
     }
     try:
-        photo = read_image(image.path)
+        photo = read_image(image.path, bits=details.pictures.bits)
     except (OSError, ValueError, MemoryError):
         missing.append(image.path)
         return item

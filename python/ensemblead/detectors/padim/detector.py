@@ -22,7 +22,7 @@ from ensemblead.config.registry import register
 from ensemblead.detectors.method import Accumulator, Fitted, Method, NormalSample, Run, Scores, Seen
 from ensemblead.detectors.padim.gaussians import REGULARIZATION, Gaussians, LeftOut, Moments, block_spans
 from ensemblead.kernels.patches import aggregate_patches
-from ensemblead.networks.network import relative_noise
+from ensemblead.networks.noise import moved_distance, relative_noise
 from ensemblead.store import FolderReader
 
 # Maps rendered at once.
@@ -109,7 +109,9 @@ class PaDiM(Method):
     Args:
         backbone: a network's name (`FeatureExtractor` says which), "gabor", or a `torch.nn.Module`, which is
             never changed.
-        layers: the names of its layers; the first sets the grid.
+        layers: the names of its layers; the first sets the grid. "auto": the last ones of strides 4, 8 and
+            16 (of a ResNet layer1, layer2 and layer3), of a transformer blocks at 1/4, 1/2 and 3/4 of its
+            depth. `ensemblead layers NAME` lists them. A module has no "auto".
         num_dimensions: channels to keep of all layers together (the paper: 100 for ResNet18, 550 for
             WideResNet50); None keeps all.
         weights: "default" (published), a path, a state dict, or None (random, from the seed).
@@ -144,11 +146,12 @@ class PaDiM(Method):
     """
 
     State = PackedPositions
+    auto_strides = (4, 8, 16)
 
     def __init__(
         self,
         backbone: str | nn.Module = "resnet18",
-        layers: Sequence[str] = ("layer1", "layer2", "layer3"),
+        layers: Sequence[str] | Literal["auto"] = "auto",
         *,
         num_dimensions: int | None = 100,
         weights: str | os.PathLike[str] | Mapping[str, torch.Tensor] | None = "default",
@@ -277,19 +280,21 @@ class MomentsAccumulator:
             )
             gaussians = Gaussians.from_moments(count, mean, scatter)
             squared = gaussians.squared_distances(torch.stack([rows for _, rows in self._held]))
-        sample = NormalSample(self._rounding())
-        self._held = []
+        sample = NormalSample()
         distances = squared.sqrt_().view(len(squared), *self._grid)
         for some in torch.split(distances, _RENDERED) if len(distances) else ():
             sample.add_grids(None, some, self._size, sigma=self._detector.map_sigma)
+        sample.rounding = self._rounding(sample)
+        self._held = []
         return Fitted(Positions(gaussians, self._grid), sample, warnings=warnings)
 
-    def _rounding(self) -> float:
+    def _rounding(self, sample: NormalSample) -> float:
         """How far rounding moves a distance: what it moves an embedding by, over the least deviation."""
         norms = [float(rows.double().square().sum(1).mean()) for _, rows in self._held]
         norm = (sum(norms) / max(1, len(norms))) ** 0.5
         floor = relative_noise(self._detector.network_.dtype) * norm
-        return float(2.0 * floor / REGULARIZATION**0.5)
+        floor = 2.0 * floor / REGULARIZATION**0.5
+        return moved_distance(floor, sample.largest_score(), self._held[0][1].shape[1])
 
 
 def choose_dimensions(

@@ -21,7 +21,7 @@ from ensemblead.detectors.method import Accumulator, Fitted, Method, NormalSampl
 from ensemblead.kernels.patches import aggregate_patches
 from ensemblead.memory import MemoryBank
 from ensemblead.memory.state import BankState
-from ensemblead.networks.network import relative_noise
+from ensemblead.networks.noise import moved_distance, relative_noise
 from ensemblead.store import FolderReader
 
 _SCORES = ("max", "reweighted", "topk")
@@ -38,7 +38,9 @@ class PatchCore(Method):
 
     Args:
         backbone: a network's name (timm, torchvision, "gabor") or a `torch.nn.Module`.
-        layers: names of its layers; the first sets the grid of patches.
+        layers: names of its layers; the first sets the grid of patches. "auto": the last ones of strides 8
+            and 16 (of a ResNet layer2 and layer3), of a transformer blocks at 1/2 and 3/4 of its depth.
+            `ensemblead layers NAME` lists them. A module has no "auto".
         weights: "default" | None | path | state dict; see `FeatureExtractor`.
         image_size: centre crop of the resized image: int = square, `(h, w)`, or None for no crop.
         resize: "auto": the whole image at 256 x 256 pixels, or, where the training images' median aspect
@@ -54,10 +56,9 @@ class PatchCore(Method):
         coreset_fraction, index: see `MemoryBank`. A bank of fewer than 50 rows gives `fit` a threshold that
             is too high for many defects, and it warns; `calibrate` does not depend on that.
         num_neighbors: a patch's distance is the mean over so many nearest bank rows.
-        score: "max": *squared* L2 distances, the image's score is the largest (the reference implementation).
-            "reweighted": L2 distances, the largest one weighted by how alone its nearest bank row is (the
-            paper's eq. 7). "topk": squared distances, mean over the largest 1 % (at least one): steadier for
-            defects larger than a patch.
+        score: "topk": *squared* L2 distances, the image's score is the mean over the largest 1 % (at least
+            one). "max": squared distances, the largest one (the reference implementation). "reweighted": L2
+            distances, the largest one weighted by how alone its nearest bank row is (the paper's eq. 7).
         reweight_neighbors: bank rows around the nearest one that "reweighted" looks at, itself included.
         device: "auto" is the GPU if there is one and this version has kernels for it (see `ensemblead info`),
             else the CPU.
@@ -90,7 +91,7 @@ class PatchCore(Method):
     def __init__(
         self,
         backbone: str | nn.Module = "wide_resnet50_2",
-        layers: Sequence[str] = ("layer2", "layer3"),
+        layers: Sequence[str] | Literal["auto"] = "auto",
         *,
         weights: str | os.PathLike[str] | Mapping[str, torch.Tensor] | None = "default",
         image_size: int | tuple[int, int] | None = None,
@@ -101,7 +102,7 @@ class PatchCore(Method):
         aggregation: Literal["adaptive", "concat"] = "adaptive",
         coreset_fraction: float = 0.01,
         num_neighbors: int = 1,
-        score: Literal["max", "reweighted", "topk"] = "max",
+        score: Literal["max", "reweighted", "topk"] = "topk",
         reweight_neighbors: int = 9,
         index: str = "flat",
         device: str | torch.device = "auto",
@@ -286,58 +287,26 @@ class BankAccumulator:
                 f"num_neighbors is {needed}, but the memory bank has only {len(bank)} rows; "
                 "give more images or a larger coreset_fraction"
             )
-        scored = self._scored(bank, run)
-        shared = self._shared_rows(bank, scored, floor)
-        if len(shared):
-            # Of no image, so that they stand in for those that are left out with their image.
-            scored = self._scored(bank.disowned(shared))
-        fair = sum(len(batch) for batch, alone, _ in scored if alone)
+        fair = sum(bank.rows_without(held.number) >= needed for held in self._held)
         sample = NormalSample()
-        for batch, alone, scores in scored:
-            sample.add_grids(scores.images, scores.grids, batch[0].size, counted=alone or not fair)
-        self._held = []
-        sample.rounding = self._rounding(floor, sample.largest_score())
-        return Fitted(bank, sample, warnings=self._warnings(fair, few))
-
-    def _scored(self, bank: MemoryBank, run: Run | None = None) -> list[tuple[list[_Held], bool, Scores]]:
-        """The held images' scores without their own rows, where the bank has enough others, else with them."""
-        scored = []
         done = 0
         for batch, alone in self._batches(bank):
             patches = torch.cat([held.patches for held in batch])
             numbers = [held.number for held in batch] if alone else None
-            scored.append((batch, alone, self._detector.patch_scores(bank, patches, numbers)))
+            scores = self._detector.patch_scores(bank, patches, numbers)
+            sample.add_grids(scores.images, scores.grids, batch[0].size, counted=alone or not fair)
             done += len(batch)
-            if run is not None:
-                run.progress("calibrate", done, len(self._held))
-        return scored
-
-    def _shared_rows(
-        self, bank: MemoryBank, scored: Sequence[tuple[list[_Held], bool, Scores]], floor: float
-    ) -> torch.Tensor:
-        """Numbers of the bank rows that a patch of another held image equals but for noise.
-
-        The coreset takes one of equal patches, so that an image would miss it once its rows are left out.
-        """
-        alone = [(batch, scores.grids.amin()) for batch, alone, scores in scored if alone]
-        nearest = floor if self._detector.score == "reweighted" else floor**2
-        # A mean over several neighbours says nothing of the first.
-        several = self._detector.num_neighbors > 1
-        if not alone or not (several or bool(torch.stack([least for _, least in alone]).amin() <= nearest)):
-            return torch.empty(0, dtype=torch.int64)
-        shared = []
-        for batch, _ in alone:
-            patches = torch.cat([held.patches for held in batch])
-            numbers = np.repeat([held.number for held in batch], patches.shape[1] * patches.shape[2])
-            distances, found = bank.search(patches.flatten(0, 2), 1, exclude_image=numbers)
-            shared.append(found[distances <= floor**2])
-        return torch.cat(shared).unique()
+            run.progress("calibrate", done, len(self._held))
+        self._held = []
+        sample.rounding = self._rounding(floor, sample.largest_score())
+        return Fitted(bank, sample, warnings=self._warnings(fair, few))
 
     def _rounding(self, floor: float, largest: float) -> float:
         """How far rounding moves scores like these, where it moves an embedding by `floor`."""
-        if self._detector.score == "reweighted":
-            return floor
-        return float(2.0 * floor * max(largest, 0.0) ** 0.5 + floor**2)
+        squared = self._detector.score != "reweighted"
+        distance = max(largest, 0.0) ** 0.5 if squared else largest
+        moved = moved_distance(floor, distance, int(self._bank.rows_.shape[1]))
+        return (distance + moved) ** 2 - distance**2 if squared else moved
 
     def _warnings(self, fair: int, few: bool) -> dict[str, str]:
         """Why the threshold says little: few images could be scored without themselves, or few rows."""

@@ -19,7 +19,6 @@ from ensemblead.ensembles.checks.subject import (
     contains_tiles,
     methods,
     require_alike,
-    tolerance,
 )
 from ensemblead.ensembles.tiles import TiledEnsemble
 
@@ -46,11 +45,12 @@ def works_in_tiles(subject: Subject) -> None:
     ensemble.fit(tiles.train)
     if len(ensemble.members_) != tiles.count:
         raise BrokenPromiseError(f"{tiles.count} locations have {len(ensemble.members_)} detectors")
-    tests = [tiles.framed(tiles.test, number) for number in range(tiles.count)]
-    predictions = [member.predict(test) for member, test in zip(ensemble.members_, tests, strict=True)]
     _require_whole(subject, ensemble, tiles.test)
     if not tiles.comparable:
         return
+    tests = [tiles.framed(tiles.test, number) for number in range(tiles.count)]
+    # Before others are fitted, from which nothing may come to these.
+    predictions = [member.predict(test) for member, test in zip(ensemble.members_, tests, strict=True)]
     for number, member in enumerate(ensemble.members_):
         alone = subject.unfitted()
         alone.fit(tiles.framed(tiles.train, number))
@@ -116,7 +116,7 @@ def _require_whole(subject: Subject, ensemble: Detector, test: Pixels) -> None:
     if not (np.isfinite(found.anomaly_score).all() and np.isfinite(found.anomaly_map).all()):
         raise BrokenPromiseError("the ensemble gives scores that are not finite")
     good, bad = np.split(found.anomaly_map, 2)
-    if not (np.abs(bad - good) > tolerance(ensemble, found.anomaly_map)).any():
+    if not (np.abs(bad - good) > ensemble.calibration_.rounding).any():
         raise BrokenPromiseError("the ensemble's maps with and without a defect are equal")
     again = subject.saved_and_loaded(ensemble)
     require_alike(ensemble, again.predict(test), found, "saved and loaded")

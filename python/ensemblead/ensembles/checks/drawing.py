@@ -23,6 +23,8 @@ def drawn_size(parts: list[Part]) -> tuple[int, int]:
 
 def _size_for(part: Part) -> tuple[int, int]:
     resize, crop = part.geometry.resize, part.geometry.crop
+    if resize == "auto":
+        return SIDE, SIDE
     if isinstance(resize, tuple):
         return resize
     if resize is not None:

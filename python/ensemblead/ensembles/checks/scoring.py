@@ -86,8 +86,7 @@ def predictions_keep_the_order(subject: Subject) -> None:
 def defects_are_seen(subject: Subject) -> None:
     """An image with a defect does not score as the same image without."""
     good, bad = np.split(subject.predictions.anomaly_score, 2)
-    allowed = tolerance(subject.shared, subject.predictions.anomaly_score)
-    if not (np.abs(bad - good) > allowed).any():
+    if not (np.abs(bad - good) > subject.shared.calibration_.rounding).any():
         raise BrokenPromiseError(
             f"scores with and without a defect differ by at most {np.abs(bad - good).max():.2g}"
         )
