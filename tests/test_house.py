@@ -68,6 +68,7 @@ FLOORS = [
     {"deploy", "evaluation"},
     {"report", "suites"},
     {"cli"},
+    {"__main__"},
 ]
 # Rooms of one floor that may use each other, and why.
 NEIGHBOURS = {

@@ -45,6 +45,11 @@ class TestWithTyper:
         outcome = run_script("--version")
         assert (outcome.returncode, outcome.stdout) == (0, f"ensemblead {ensemblead.__version__}\n")
 
+    def test_as_a_module(self) -> None:
+        command = [sys.executable, "-m", "ensemblead", "--version"]
+        outcome = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert (outcome.returncode, outcome.stdout) == (0, f"ensemblead {ensemblead.__version__}\n")
+
     def test_no_arguments_print_help(self) -> None:
         outcome = run_script()
         assert "info" in outcome.stdout

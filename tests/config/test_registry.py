@@ -312,3 +312,12 @@ def test_every_problem_is_reported() -> None:
     assert len(problems_of(wrong)) == 3
     with pytest.raises(ValueError, match="detector has 3 problems"):
         create(wrong)
+
+
+def test_a_registry_of_a_test_keeps_the_librarys_own_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those first imported while it is separate would be gone after it, and their modules not run again."""
+    with monkeypatch.context() as inner:
+        separate_registry(inner)
+        ead.register("Passing")(type("Passing", (), {}))
+    assert "Passing" not in names._classes
+    assert names._MODULES.keys() <= names._classes.keys()

@@ -11,13 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support.methods import Colours, Epochs, FeatureMeans
+from support.methods import Colours, Epochs, FeatureMeans, MeanFeatures
 from support.networks import NATIVE, TinyNet
+from support.registry import separate_registry
 from support.textures import normal_images, with_defects
 
 import ensemblead as ead
 from ensemblead.common.errors import NotExportableError
-from ensemblead.detectors import Accumulator, Method, Run, Scores, Seen, TrainingData
+from ensemblead.detectors import Accumulator, Fitted, Method, NormalSample, Run, Scores, Seen, TrainingData
+from ensemblead.detectors.running import seen_batches
+from ensemblead.images import Images, open_images
 
 SIDE, TILE = 48, 24
 TRAIN = normal_images(20, side=SIDE)
@@ -317,3 +320,177 @@ def test_parameters_are_those_of_the_signature() -> None:
         Epochs(batch_size=2.5)  # type: ignore[arg-type]
     with pytest.raises(NotExportableError, match="Epochs cannot be exported"):
         detector.graph(None)
+
+
+# What a method must return
+
+
+class Grey(Method, abstract=True):
+    """A method of which one piece at a time is wrong."""
+
+    State = MeanFeatures
+    trained: Any = MeanFeatures((torch.zeros(1),))
+    scored: Any = None
+
+    def __init__(self, *, device: str = "cpu") -> None:
+        super().__init__(locals())
+
+    def scores(self, state: Any, seen: Seen) -> Scores:
+        grey = seen.pixels.float().mean(1)
+        return Scores(grey) if self.scored is None else self.scored(grey)
+
+
+class Trained(Grey):
+    def train(self, data: TrainingData, run: Run) -> Any:
+        return self.trained
+
+
+class Learning:
+    """Learns nothing, and returns what it was given."""
+
+    def __init__(self, fitted: Any) -> None:
+        self._fitted = fitted
+
+    def add(self, seen: Seen) -> None:
+        pass
+
+    def finish(self, run: Run) -> Any:
+        return self._fitted
+
+
+class Summed(Grey):
+    fitted: Any = None
+
+    def start(self, state: Any = None) -> Any:
+        return Learning(self.fitted)
+
+
+def sampled() -> NormalSample:
+    sample = NormalSample()
+    sample.add_grids(None, torch.ones(2, 4, 4), (SIDE, SIDE))
+    return sample
+
+
+STATE = MeanFeatures((torch.zeros(1),))
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        (None, "Trained.train must return a MeanFeatures, got NoneType"),
+        (Fitted(STATE, NormalSample()), "Trained.train must return a MeanFeatures, got Fitted"),
+        (
+            MeanFeatures((torch.zeros(1), torch.zeros(1, requires_grad=True))),
+            r"Trained must learn a state without gradients, got one in MeanFeatures.means\[1\]: detach",
+        ),
+    ],
+)
+def test_train_must_return_the_state(state: Any, message: str) -> None:
+    detector = Trained()
+    detector.trained = state
+    with pytest.raises(TypeError, match=message):
+        detector.fit(TRAIN)
+    assert not detector.is_fitted
+
+
+@pytest.mark.parametrize(
+    ("fitted", "message"),
+    [
+        (lambda: STATE, r"Summed.start must return an object whose finish returns a Fitted.* got MeanF"),
+        (lambda: Fitted(None, sampled()), "the state of Summed's Fitted must be what was learned, got None"),
+        (lambda: Fitted(STATE, torch.ones(3)), "the sample of Summed's Fitted must be a NormalSample, got T"),
+        (
+            lambda: Fitted(STATE, sampled(), warnings=["few"]),
+            "the warnings of Summed's Fitted must be a mapping from a kind to a message, got list",
+        ),
+    ],
+)
+def test_finish_must_return_fitted(fitted: Any, message: str) -> None:
+    detector = Summed()
+    detector.fitted = fitted()
+    with pytest.raises(TypeError, match=message):
+        detector.fit(TRAIN)
+    assert not detector.is_fitted
+
+
+@pytest.mark.parametrize(
+    ("scored", "kind", "message"),
+    [
+        (lambda grey: grey, TypeError, r"Trained.scores must return Scores\(grids\), got Tensor"),
+        (lambda grey: Scores(grey.numpy()), TypeError, r"grids must be a tensor \[B, h, w\], got ndarray"),
+        (lambda grey: Scores(grey[:, None]), ValueError, r"\[B, h, w\] with B = 2, got shape \(2, 1, 48, 48"),
+        (lambda grey: Scores(grey[:1]), ValueError, r"\[B, h, w\] with B = 2, got shape \(1, 48, 48\)"),
+        (lambda grey: Scores(grey, grey), ValueError, r"images must be \[B\] with B = 2, got shape"),
+    ],
+)
+def test_scores_must_return_scores(scored: Any, kind: type[Exception], message: str) -> None:
+    detector = Trained()
+    detector.scored = scored
+    with pytest.raises(kind, match=message):
+        detector.fit(TRAIN)
+
+
+@pytest.mark.parametrize("state", [None, Grey, int])
+def test_a_method_needs_a_state(state: Any) -> None:
+    with pytest.raises(TypeError, match="Stateless.State must be a dataclass of what the method learns, got"):
+
+        class Stateless(Method):
+            State = state
+
+            def train(self, data: TrainingData, run: Run) -> Any:
+                raise NotImplementedError
+
+            def scores(self, state: Any, seen: Seen) -> Scores:
+                raise NotImplementedError
+
+
+def test_a_constructor_must_call_that_of_method() -> None:
+    class Unconstructed(Trained):
+        def __init__(self, *, device: str = "cpu") -> None:
+            self.device = device
+
+    for act in (Unconstructed().fit, Unconstructed().predict):
+        with pytest.raises(
+            TypeError, match=r"Unconstructed.__init__ must begin with super\(\).__init__\(loc"
+        ):
+            act(TRAIN)
+
+
+def test_a_backbone_needs_layers() -> None:
+    class Layerless(Trained):
+        def __init__(self, backbone: str = "gabor", *, device: str = "cpu") -> None:
+            Method.__init__(self, locals())
+
+    with pytest.raises(TypeError, match="Layerless.__init__ takes backbone and must take layers as well"):
+        Layerless()
+
+
+def test_a_state_of_another_class_is_not_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    detector = Summed()
+    detector.fitted = Fitted({}, sampled())
+    detector.fit(TRAIN)
+    with pytest.raises(TypeError, match=r"Summed is not registered.*ead\.register\(NAME\)"):
+        detector.save(tmp_path / "m")
+    separate_registry(monkeypatch)
+    ead.register("test-Summed")(Summed)
+    with pytest.raises(TypeError, match="the state must be a MeanFeatures, a dataclass, got dict"):
+        detector.save(tmp_path / "m")
+
+
+@pytest.mark.parametrize(
+    ("detector", "wrong", "right"),
+    [
+        (Trained, ("embeddings", "feature_maps"), "pixels"),
+        (FeatureMeans, ("pixels", "embeddings"), "feature_maps"),
+        (lambda: patchcore(resize=SIDE), ("pixels", "feature_maps"), "embeddings"),
+    ],
+)
+def test_a_method_sees_what_it_asks_for(detector: Any, wrong: tuple[str, ...], right: str) -> None:
+    part = detector()
+    with Images(open_images(TRAIN[:2])) as images:
+        (_, (seen,)) = next(iter(seen_batches([part], images, 2)))
+    assert getattr(seen, right) is not None
+    assert getattr(seen.rows(slice(1)), right) is not None
+    for name in wrong:
+        with pytest.raises(TypeError, match=f"{name}: .* sees .*seen.{right}"):
+            getattr(seen, name)

@@ -291,7 +291,7 @@ def test_what_a_hostile_folder_could_try(tmp_path: Path) -> None:
         store.load(tmp_path / "m")
     store.save(_leaf(), tmp_path / "n")
     edit(tmp_path / "n", **{"class": "os.system"})
-    with pytest.raises(DamagedModelError, match=r"'os\.system', which this version does not know"):
+    with pytest.raises(DamagedModelError, match=r"'os\.system', which is not known: import the module"):
         store.load(tmp_path / "n")
 
 

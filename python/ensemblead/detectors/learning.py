@@ -27,6 +27,7 @@ from ensemblead.common.files import valid_text
 from ensemblead.common.warnings import ThresholdWarning, warn
 from ensemblead.detectors.frozen import share_networks
 from ensemblead.detectors.parts import Fitted, Part, Progress, Reading, Run, Seen, Tree
+from ensemblead.detectors.returned import check_fitted
 from ensemblead.detectors.running import open_pool, report_skipped, scored_batches, seen_batches
 from ensemblead.images import Images, ImageSet, ImageSource, detect_bits, open_images
 
@@ -139,10 +140,8 @@ def learn(detector: Tree, images: ImageSet, run: Run, *, extending: bool = False
     fitted = []
     for i, part in enumerate(parts):
         # An accumulator goes with its last use: what it holds of the images is large.
-        one_pass = i in started
-        fitted.append(
-            started.pop(i).finish(run) if one_pass else part._learn(images, run, extending=extending)
-        )
+        found = started.pop(i).finish(run) if i in started else part._learn(images, run, extending=extending)
+        fitted.append(check_fitted(part, found))
     return fitted
 
 

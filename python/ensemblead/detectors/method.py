@@ -43,6 +43,7 @@ from ensemblead.detectors.parts import (
     Scores,
     Seen,
 )
+from ensemblead.detectors.returned import check_scores, check_state_class, check_trained
 from ensemblead.detectors.saving import OF_THE_NETWORK, arguments, read_method, write_method
 from ensemblead.images import Geometry, ImageSet
 from ensemblead.images.spool import MEMORY_BYTES
@@ -87,6 +88,8 @@ class Method(Detector):
         super().__init_subclass__(**options)
         if not abstract and (cls.start is Method.start) == (cls.train is Method.train):
             raise TypeError(f"{cls.__name__} must define either start or train")
+        if not abstract:
+            check_state_class(cls)
 
     def __init__(self, arguments: Mapping[str, Any]) -> None:
         given = {
@@ -104,6 +107,9 @@ class Method(Detector):
         self.device = check_device(given["device"])
         self._frozen: FrozenNetwork | None = None
         if "backbone" in given:
+            if "layers" not in given:
+                name = type(self).__name__
+                raise TypeError(f"{name}.__init__ takes backbone and must take layers as well")
             shared = {name: given.get(name, default) for name, default in _NETWORK_DEFAULTS.items()}
             self._frozen = FrozenNetwork(
                 given["backbone"],
@@ -152,6 +158,7 @@ class Method(Detector):
 
     @property
     def is_fitted(self) -> bool:
+        self._require_constructed()
         return self._state is not None and self._calibration is not None
 
     @property
@@ -196,7 +203,15 @@ class Method(Detector):
     def passes(self) -> Passes:
         return "one" if type(self).train is Method.train else "held_out"
 
+    def _require_constructed(self) -> None:
+        if "_reading" not in vars(self):
+            name = type(self).__name__
+            raise TypeError(
+                f"{name}.__init__ must begin with super().__init__(locals()), which was not called"
+            )
+
     def _parts(self) -> Sequence[Any]:
+        self._require_constructed()
         return [self]
 
     def _networks(self) -> list[FrozenNetwork]:
@@ -214,9 +229,10 @@ class Method(Detector):
     def _learn(self, images: ImageSet, run: Run, *, extending: bool) -> Fitted:
         data = TrainingData(self, images, run, self.seed)
         state = self.train(data, run)
+        check_trained(self, state)
         sample = NormalSample()
         for seen in data.held_out():
-            scores = self.scores(state, seen)
+            scores = check_scores(self, self.scores(state, seen), seen)
             sample.add_grids(scores.images, scores.grids, seen.size, sigma=self.map_sigma)
         dtype = torch.float32 if self._frozen is None else self._frozen.network.dtype
         sample.rounding = 2.0 * relative_noise(dtype) * sample.largest_score()
@@ -232,13 +248,13 @@ class Method(Detector):
         network = self._frozen.network
         maps = features(network, geometry)
         if type(self).embed is Method.embed:
-            return Seen(tuple(maps), size)
+            return Seen(tuple(maps), size, kind="feature_maps")
         embeddings = self.embed(maps)
         require_finite(embeddings, network.extractor)
-        return Seen((embeddings,), size)
+        return Seen((embeddings,), size, kind="embeddings")
 
     def _result(self, seen: Seen) -> Result:
-        scores = self.scores(self._state, seen)
+        scores = check_scores(self, self.scores(self._state, seen), seen)
         maps = render_maps(scores.grids, seen.size, sigma=self.map_sigma)
         return (maps.flatten(1).amax(1) if scores.images is None else scores.images), maps
 

@@ -29,8 +29,17 @@ Progress = Callable[[str, int, int], None]
 Passes = Literal["one", "many", "held_out"]
 # Scores float32 [B] and maps float32 [B, H, W] of a batch.
 Result = tuple[torch.Tensor, torch.Tensor]
+# Which tensors a method sees.
+Sight = Literal["pixels", "feature_maps", "embeddings"]
 # A network's feature maps of the batch under way, in a geometry.
 Features = Callable[[Network, Geometry], list[torch.Tensor]]
+
+
+_SEES = {
+    "pixels": "a method without a network sees pixels",
+    "feature_maps": "a method with a network sees feature maps",
+    "embeddings": "a method with a network that defines embed sees embeddings",
+}
 
 
 @dataclass(frozen=True)
@@ -41,15 +50,16 @@ class Seen:
         values: tensors of B rows: the pixels, the layers' feature maps, or their embeddings.
         size: height and width of the images.
         numbers: in `fit`, the image of every row; images that are equal have one number, and so have the
-        tiles
-            of one image.
+            tiles of one image.
         sampled: in `fit`, whether the row's leave-one-out score is wanted.
+        kind: which of the three the values are.
     """
 
     values: tuple[torch.Tensor, ...]
     size: tuple[int, int]
     numbers: tuple[int, ...] = ()
     sampled: tuple[bool, ...] = ()
+    kind: Sight = "pixels"
 
     def __len__(self) -> int:
         return len(self.values[0])
@@ -57,22 +67,29 @@ class Seen:
     @property
     def pixels(self) -> torch.Tensor:
         """uint8 `[B, 3, H, W]`, of a method without a network."""
+        self._require("pixels")
         return self.values[0]
 
     @property
     def embeddings(self) -> torch.Tensor:
         """float32 `[B, h, w, D]`, of a method that defines `embed`."""
+        self._require("embeddings")
         return self.values[0]
 
     @property
     def feature_maps(self) -> tuple[torch.Tensor, ...]:
         """`[B, C_l, H_l, W_l]`, one per layer, of a method with a network that does not define `embed`."""
+        self._require("feature_maps")
         return self.values
 
     def rows(self, which: slice) -> Seen:
         """Some of the images."""
         values = tuple(value[which] for value in self.values)
-        return Seen(values, self.size, self.numbers[which], self.sampled[which])
+        return Seen(values, self.size, self.numbers[which], self.sampled[which], self.kind)
+
+    def _require(self, name: Sight) -> None:
+        if name != self.kind:
+            raise TypeError(f"{name}: {_SEES[self.kind]}: seen.{self.kind}")
 
 
 @dataclass(frozen=True)

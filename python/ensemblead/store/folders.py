@@ -224,7 +224,8 @@ def load(path: str | os.PathLike[str], **options: Any) -> Any:
 
 def _write_object(folder: Path, obj: Storable, options: Mapping[str, Any]) -> bytes:
     if not is_registered(type(obj)):
-        raise TypeError(f"{type(obj).__name__} is not registered with the store and cannot be saved")
+        name = type(obj).__name__
+        raise TypeError(f"{name} is not registered and cannot be saved: decorate it with ead.register(NAME)")
     writer = FolderWriter(folder, options)
     return writer.finish(registered_name(type(obj)), obj.to_store(writer))
 
@@ -235,7 +236,8 @@ def _read_object(folder: Path, options: Mapping[str, Any], expected: str | None 
         cls = registered_class(reader.class_name)
     except LookupError as error:
         raise DamagedModelError(
-            f"{folder} holds a {reader.class_name!r}, which this version does not know"
+            f"{folder} holds a {reader.class_name!r}, which is not known: import the module that registers "
+            "it (on the command line --import), or install its package"
         ) from error
     try:
         return cls.from_store(reader)
