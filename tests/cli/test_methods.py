@@ -197,6 +197,13 @@ def test_defaults_are_those_of_the_signatures() -> None:
     ("sets", "names", "message"),
     [
         ([], {"method": "pandim"}, "method must be a method's name, got 'pandim'; did you mean padim?"),
+        (
+            [],
+            {"method": "xyz"},
+            "got 'xyz'; there are: (?!.*tiledensemble).*padim.*; one of your own is known by .*--import",
+        ),
+        ([], {"method": "tiledensemble"}, "got the ensemble TiledEnsemble: tile_size must be given"),
+        ([], {"method": "backbone-ensemble"}, "the ensemble BackboneEnsemble: use -b twice, or --config"),
         (["coreset_fraction=0.1"], {"method": "padim"}, "is no parameter of PaDiM, but of PatchCore"),
         (["num_dimensions=9"], {}, "num_dimensions is no parameter of PatchCore, but of PaDiM"),
         ([], {"method": "padim", "preset": "patchcore-large"}, "is of PatchCore, got method 'padim'"),
@@ -248,3 +255,84 @@ def test_a_package_with_an_entry_point_needs_no_import(images: Path, tmp_path: P
             env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])},
         )
         assert outcome.returncode == 0, outcome.stderr
+
+
+OWN = """
+from dataclasses import dataclass
+import torch
+import ensemblead as ead
+from ensemblead.detectors.method import Method, Run, Scores, Seen, TrainingData
+
+@dataclass(frozen=True)
+class Darkness:
+    mean: torch.Tensor
+
+@ead.register("Darkness")
+class DarknessDetector(Method):
+    State = Darkness
+
+    def __init__(self, *, resize=None, image_size=None, device: str = "auto") -> None:
+        super().__init__(locals())
+
+    def train(self, data: TrainingData, run: Run) -> Darkness:
+        return Darkness(next(data.epoch(0)).pixels.float().mean())
+
+    def scores(self, state: Darkness, seen: Seen) -> Scores:
+        return Scores((seen.pixels.float().mean(1) - state.mean).abs())
+"""
+
+
+class TestImport:
+    @pytest.fixture(autouse=True)
+    def _own(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        separate_registry(monkeypatch)
+        monkeypatch.setattr(sys, "modules", dict(sys.modules))
+        (tmp_path / "own_methods.py").write_text(OWN)
+        monkeypatch.chdir(tmp_path)
+
+    @pytest.mark.parametrize("form", ["own_methods.py", "own_methods"])
+    def test_a_method_in_a_file_or_module(
+        self, form: str, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.syspath_prepend(tmp_path)
+        fit = ["fit", images / "good", "--model", tmp_path / "m", "--method", "darkness", "--device", "cpu"]
+        outcome = call("--import", form, "--import", form, *fit)
+        assert outcome.exit_code == 0, outcome.stderr
+        assert "(estimated, by images held out of the training)" in outcome.stdout
+        assert "backbone" not in outcome.stdout.split("model:")[0]
+        predict = ["predict", tmp_path / "m", images / "bad", "--out", tmp_path / "o"]
+        assert call("--import", form, *predict).exit_code == 0
+
+    def test_a_saved_model_imports_nothing(self, images: Path, tmp_path: Path) -> None:
+        fit = ["fit", images / "good", "--model", tmp_path / "m", "--method", "darkness", "--device", "cpu"]
+        command = [sys.executable, "-m", "ensemblead"]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+        for arguments, code in (
+            (["--import", "own_methods.py", *fit], 0),
+            (["predict", tmp_path / "m", images / "bad", "--out", tmp_path / "o"], 1),
+        ):
+            outcome = subprocess.run(
+                [*command, *map(str, arguments)],
+                capture_output=True,
+                text=True,
+                check=False,
+                env=environment,
+            )
+            assert outcome.returncode == code, outcome.stderr
+        assert "holds a 'Darkness', which is not known: import the module that registers" in outcome.stderr
+
+    @pytest.mark.parametrize(
+        ("given", "message"),
+        [
+            ("nowhere.py", "--import: no such file: "),
+            ("no_such_module", "there is no module 'no_such_module'"),
+            ("ensemblead.nothing", "there is no module 'ensemblead.nothing'"),
+            ("json.py", "a module 'json' is loaded already; give the file another name"),
+            (".", "--import: no such file"),
+        ],
+    )
+    def test_what_cannot_be_loaded(self, given: str, message: str, tmp_path: Path) -> None:
+        (tmp_path / "json.py").write_text("")
+        outcome = call("--import", given, "info")
+        assert (outcome.exit_code, outcome.stderr.count("\n")) == (2, 1)
+        assert message in outcome.stderr

@@ -162,8 +162,7 @@ def test_it_is_calibrated_as_any_detector(form: str) -> None:
 def test_what_learns_in_many_passes_is_not_extended(form: str, trainings: list[list[list[int]]]) -> None:
     detector = FORMS[form]().fit(TRAIN)
     before, count = detector.predict(BAD), len(trainings)
-    name = "TiledEnsemble" if form in ("tiles", "shared tiles", "nested") else "Epochs"
-    with pytest.raises(ValueError, match=f"{name} cannot be extended, since it learns in many passes: fit"):
+    with pytest.raises(ValueError, match="Epochs cannot be extended, since it learns in many passes: fit"):
         detector.extend(GOOD)
     same(detector.predict(BAD), before)
     assert len(trainings) == count

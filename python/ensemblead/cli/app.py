@@ -10,6 +10,7 @@ from ensemblead.cli.console import guarded, report_error, show_tracebacks
 from ensemblead.cli.demo import command as demo
 from ensemblead.cli.evaluate import command as evaluate
 from ensemblead.cli.fit import command as fit
+from ensemblead.cli.imports import load_modules
 from ensemblead.cli.info import command as info
 from ensemblead.cli.layers import command as layers
 from ensemblead.cli.predict import command as predict
@@ -49,7 +50,6 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def options(
     version: Annotated[
         bool,
@@ -58,9 +58,21 @@ def options(
     debug: Annotated[
         bool, typer.Option("--debug", help="Show the traceback of errors, as ENSEMBLEAD_TRACEBACK=1 does.")
     ] = False,
+    modules: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--import",
+            metavar="FILE.py|MODULE",
+            help="Before the command: load a file or a module that registers methods of your own. Repeat it.",
+        ),
+    ] = None,
 ) -> None:
     """Visual anomaly detection with memory-bank ensembles."""
     show_tracebacks(debug)
+    load_modules(modules or ())
+
+
+app.callback()(guarded(options))
 
 
 def run() -> None:

@@ -87,7 +87,12 @@ def command(
     ] = None,
     tile_size: Annotated[
         str | None,
-        option("--tile-size", panel=_TILES, text="N or HxW: a detector per tile of the --image-size (512)."),
+        option(
+            "--tile-size",
+            panel=_TILES,
+            text="N or HxW: a detector per tile of the --image-size (512), "
+            "or with --shared-tiles one for all tiles.",
+        ),
     ] = None,
     stride: Annotated[
         str | None, option("--stride", panel=_TILES, text="Between tiles, N or HxW; half a tile.")
@@ -261,11 +266,12 @@ def show_summary(summary: dict[str, Any]) -> None:
     for member in summary["members"]:
         cells = member["backbone"] or "-", " ".join(member["layers"]), describe_learned(member)
         table.add_row(*map(escape, cells), f"{member.get('dimensions', '-')}")
-    console.print(table)
+    if any(member["backbone"] or member["learned"] for member in summary["members"]):
+        console.print(table)
     for tiles in {str(member["tiles"]): member["tiles"] for member in summary["members"]}.values():
         if tiles is not None:
             (rows, columns), size = tiles["grid"], "x".join(map(str, tiles["tile_size"]))
-            console.print(f"{rows} x {columns} tiles of {size}, learned in all together", highlight=False)
+            console.print(f"{rows} x {columns} tiles of {size}; counts are sums over them", highlight=False)
     # Fresh images have set the threshold in place of them.
     is_guaranteed = summary["false_alarm_rate_is"] == "guaranteed"
     deciding = [] if is_guaranteed else summary["deciding_images"]

@@ -13,6 +13,12 @@ if TYPE_CHECKING:
 
 # Names of counts in `learned_` that are written otherwise.
 _WORDS = {"gaussians": "Gaussians"}
+# A false-alarm rate by the origin of the statistics.
+_RATE_IS = {
+    "calibrated": "guaranteed",
+    "leave_one_out": "estimated, leaving one image out",
+    "held_out": "estimated, by images held out of the training",
+}
 # The number of values that describe a patch: not counted together over tiles.
 _DIMENSIONS = "dimensions"
 
@@ -40,9 +46,7 @@ def describe_model(detector: Detector) -> dict[str, Any]:
         "members": list(_members(detector)),
         "threshold": calibration.threshold,
         "false_alarm_rate": calibration.false_alarm_rate,
-        "false_alarm_rate_is": "guaranteed"
-        if calibration.is_guaranteed
-        else "estimated, leaving one image out",
+        "false_alarm_rate_is": _RATE_IS[calibration.origin],
     }
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ensemblead.common.validation import did_you_mean
+from ensemblead.common.validation import did_you_mean, near_names
 from ensemblead.config.documents import Problems, Source, read_source
 from ensemblead.config.presets import MEMBER_DEFAULTS, preset_description
 from ensemblead.config.settings import (
@@ -27,6 +27,12 @@ if TYPE_CHECKING:
 DEFAULT_METHOD = "PatchCore"
 _INDEXED = re.compile(r"(\d+)\.(.+)")
 _NO_FILE = ("default", "none")  # instead of a path of weights
+# Ensembles are made by other options than --method.
+_INSTEAD_OF_ENSEMBLES = {
+    "BackboneEnsemble": "use -b twice, or --config",
+    "TiledEnsemble": "tile_size must be given, beside the method of the tiles",
+}
+_OWN_METHODS = "one of your own is known by ensemblead --import FILE.py, or by its package's entry point"
 _FORMER_KEYS = {"shared_tiles": "tile_shared"}
 
 
@@ -209,8 +215,12 @@ def _method_name(text: str) -> str:
     known = {name.lower(): name for name in registered_names()}
     plain = text.lower()
     found = known.get(plain, known.get(plain.replace("-", "").replace("_", "")))
+    if found in _INSTEAD_OF_ENSEMBLES:
+        raise ValueError(f"method must be a method, got the ensemble {found}: {_INSTEAD_OF_ENSEMBLES[found]}")
     if found is None:
-        raise ValueError(f"method must be a method's name, got {text!r}; {did_you_mean(plain, known)}")
+        methods = [name for name, cased in known.items() if cased not in _INSTEAD_OF_ENSEMBLES]
+        own = "" if near_names(plain, methods) else f"; {_OWN_METHODS}"
+        raise ValueError(f"method must be a method's name, got {text!r}; {did_you_mean(plain, methods)}{own}")
     return found
 
 

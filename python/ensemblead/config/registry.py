@@ -119,7 +119,7 @@ def resolve(given: Any, path: KeyPath, problems: Problems, defaults: Mapping[str
         try:
             construct(node)
         except (ValueError, TypeError) as error:
-            problems.add(path, f"({name}): {error}")
+            problems.add(path, f"({name}): {error}" if path else str(error))
     return node
 
 

@@ -45,8 +45,8 @@ def fit(detector: Tree, images: Any, errors: Any, progress: Progress | None, *, 
     trained = [part for part in parts if part.passes == "held_out"]
     if extending and trained:
         raise ValueError(
-            f"{type(trained[0]).__name__} cannot be extended, since it learns in many passes: fit it again, "
-            "on all images together"
+            f"{_trained_name(trained[0])} cannot be extended, since it learns in many passes: fit it again, on "
+            "all images together"
         )
     share_networks([network for part in parts for network in part._networks()])
     run = Run(progress or (lambda stage, done, total: None), len(source), sampled_positions(len(source)))
@@ -96,6 +96,13 @@ def _with_deciding(
         remedy = "check that they are normal, give more images, or call calibrate"
         warn(f"{sentence}; {remedy}", ThresholdWarning)
     return [replace(one, deciding=which, deciding_names=names) for one in calibrations]
+
+
+def _trained_name(part: Any) -> str:
+    """The class of a part that is trained; of tiles that of their trained member."""
+    while hasattr(part, "member"):
+        part = next(one for one in part.member._parts() if one.passes == "held_out")
+    return type(part).__name__
 
 
 def _open(images: Any, bits: int | None, errors: Any) -> ImageSource:

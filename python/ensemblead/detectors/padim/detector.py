@@ -294,7 +294,8 @@ class MomentsAccumulator:
         norm = (sum(norms) / max(1, len(norms))) ** 0.5
         floor = relative_noise(self._detector.network_.dtype) * norm
         floor = 2.0 * floor / REGULARIZATION**0.5
-        return moved_distance(floor, sample.largest_score(), self._held[0][1].shape[1])
+        dims = self._held[0][1].shape[1] if self._held else 1
+        return moved_distance(floor, sample.largest_score(), dims)
 
 
 def choose_dimensions(
