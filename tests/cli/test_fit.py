@@ -113,7 +113,7 @@ class TestFit:
             (["-b", "resnet", "-le", "0.layer2", "-le", "1.layer2"], "did you mean"),
             (["-b", "resnet18", "-le", "layer2"], "0.layer2 (gabor) or 1.layer2 (resnet18)"),
             (["-p", "1.5"], "coreset_fraction"),
-            (["--resize", "big"], 'resize must be a whole number, HxW or none, got "big"'),
+            (["--resize", "big"], 'resize must be a whole number, HxW, "auto" or none, got "big"'),
             (["--preset", "missoin"], "preset must be one of patchcore-large, got 'missoin'"),
             (["--preset", "patchcore-large"], "brings its backbones and layers"),
             (

@@ -55,7 +55,8 @@ def test_the_large_ensemble_in_all_its_forms() -> None:
     layers = [f"{i}.{layer}" for i in (0, 1) for layer in ("layer2", "layer3")]
     layers += ["2.features.denseblock2", "2.features.denseblock3"]
     values = {"resize": "366", "image_size": "320", "device": "cpu"}
-    spelled = describe(build_detector(typed_options(values, backbone=backbones, layers=layers)))
+    as_published = typed_options(values, ["score=max"], backbone=backbones, layers=layers)
+    spelled = describe(build_detector(as_published))
     for member, name in zip(
         spelled["members"], ("wide_resnet101_2", "resnext101_32x8d", "densenet201"), strict=True
     ):
@@ -112,7 +113,7 @@ class TestConfigurationFiles:
             ('{"seed": "x"}', r'c\.json: seed must be a whole number, got "x"'),
             ('{"seed": true}', "seed must be a whole number"),
             ('{"layers": [1]}', "layers must be a string or a list of strings"),
-            ('{"resize": [1, 2, 3]}', "resize must be a whole number, a list of 2 or null"),
+            ('{"resize": [1, 2, 3]}', 'resize must be a whole number, a list of 2, "auto" or null'),
             ('{"method": 3}', "method must be a string, got 3"),
             ("[]", "must hold one mapping, got list"),
             ("{", "is not JSON"),

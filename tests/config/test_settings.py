@@ -125,7 +125,7 @@ class TestReach:
         (PAIR, "xyz=3", "xyz is no parameter of PatchCore or PaDiM; there are: aggregation, "),
         (CORE, "seed=x", 'command line: seed must be a whole number, got "x"'),
         (CORE, "seed=1.5", "seed must be a whole number, got 1.5"),
-        (CORE, "resize=big", 'resize must be a whole number, HxW or none, got "big"'),
+        (CORE, "resize=big", 'resize must be a whole number, HxW, "auto" or none, got "big"'),
         (CORE, "score=mx", 'score must be "max" or "reweighted" or "topk", got "mx"'),
         (CORE, "compile=perhaps", 'compile must be true or false, got "perhaps"'),
         (PAIR, "2.seed=3", "command line: 2.seed is for member 2, but there are 2, from 0"),

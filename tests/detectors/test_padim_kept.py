@@ -74,7 +74,7 @@ def test_more_dimensions_than_channels() -> None:
 def test_layers_that_are_wrong() -> None:
     with pytest.raises(ValueError, match="no layer 'layer9'"):
         ead.PaDiM("gabor", ("layer9",), **NATIVE).fit(normal_images(1))
-    with pytest.raises(TypeError, match="layers must be a sequence of names"):
+    with pytest.raises(TypeError, match='layers must be "auto" or a sequence of names'):
         ead.PaDiM("gabor", "layer1")
 
 

@@ -12,7 +12,6 @@ from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from ensemblead.calibration import Calibration
 from ensemblead.common.memory import peak_memory_mb
 from ensemblead.datasets.categories import Category, Dataset, Sample
 from ensemblead.evaluation.by_type import type_rows
@@ -397,7 +396,8 @@ def _streaming_warning(
 def _deciding(detector: Any) -> str:
     """A sentence on the training images that decide the detector's threshold; empty if there are none."""
     calibration = getattr(detector, "calibration_", None)
-    return calibration.describe_deciding() if isinstance(calibration, Calibration) else ""
+    describe = getattr(calibration, "describe_deciding", None)  # a detector of the caller's may have none
+    return "" if describe is None else str(describe())
 
 
 def _rates(images: Sequence[ImageResult]) -> dict[str, float]:

@@ -272,7 +272,7 @@ class BankAccumulator:
                 self._held.append(_Held(int(own[i]), held, seen.size))
 
     def finish(self, run: Run) -> Fitted:
-        bank, few = self._bank, False
+        bank, few, extending = self._bank, False, self._bank.is_fitted
         floor = relative_noise(self._detector.network_.dtype) * float(bank.mean_square_norm()) ** 0.5
         if bank.is_fitted:
             bank.extend(noise_floor=floor)
@@ -299,7 +299,7 @@ class BankAccumulator:
             run.progress("calibrate", done, len(self._held))
         self._held = []
         sample.rounding = self._rounding(floor, sample.largest_score())
-        return Fitted(bank, sample, warnings=self._warnings(fair, few))
+        return Fitted(bank, sample, warnings={} if extending else self._warnings(fair, few))
 
     def _rounding(self, floor: float, largest: float) -> float:
         """How far rounding moves scores like these, where it moves an embedding by `floor`."""
