@@ -38,8 +38,8 @@ def fit(detector: Tree, images: Any, errors: Any, progress: Progress | None, *, 
     trained = [part for part in parts if part.passes == "held_out"]
     if extending and trained:
         raise ValueError(
-            f"{_trained_name(trained[0])} cannot be extended, since it learns in many passes: fit it again, on "
-            "all images together"
+            f"{_trained_name(trained[0])} cannot be extended, since it learns in many passes: fit it again, "
+            "on all images together"
         )
     share_networks([network for part in parts for network in part._networks()])
     run = Run(progress or (lambda stage, done, total: None), len(source), sampled_positions(len(source)))
@@ -132,8 +132,7 @@ class TrainingData:
     """The images that a method trains on, and those that it holds out.
 
     Images are held out whole, with all that equal them, of which the first counts, and all tiles of an image
-    together. Of a single image nothing is held out: it is trained on, and its statistics are those of an image
-    that is known.
+    together. Of a single image nothing is held out: it is trained on, and its statistics are of a known image.
     """
 
     def __init__(self, part: Part, images: ImageSet, run: Run, seed: int) -> None:

@@ -34,8 +34,9 @@ def relative_noise(dtype: torch.dtype) -> float:
 def moved_distance(floor: float, distance: float, dims: int) -> float:
     """How far a distance may move where a point of `dims` dimensions moves by up to `floor`.
 
-    A distance within the floor may vanish or double. A longer one moves by the part of the noise that lies along
-    it: of noise in no particular direction the share `1 / sqrt(dims)`, taken four times, and the second order.
+    A distance within the floor may vanish or double. A longer one moves by the part of the noise that lies
+    along it: of noise in no particular direction the share `1 / sqrt(dims)`, taken four times, and the second
+    order.
 
     Example:
         >>> moved_distance(0.1, 0.0, 400)
@@ -45,4 +46,4 @@ def moved_distance(floor: float, distance: float, dims: int) -> float:
     """
     if distance <= floor:
         return floor
-    return min(floor, 4.0 * floor / dims**0.5 + floor**2 / (2.0 * distance))
+    return min(floor, 4.0 * floor / float(dims) ** 0.5 + floor**2 / (2.0 * distance))

@@ -54,8 +54,8 @@ class PatchCore(Method):
         coreset_fraction, index: see `MemoryBank`. A bank of fewer than 50 rows gives `fit` a threshold that
             is too high for many defects, and it warns; `calibrate` does not depend on that.
         num_neighbors: a patch's distance is the mean over so many nearest bank rows.
-        score: "topk": *squared* L2 distances, the image's score is the mean over the largest 1 % (at least one).
-            "max": squared distances, the largest one (the reference implementation). "reweighted": L2
+        score: "topk": *squared* L2 distances, the image's score is the mean over the largest 1 % (at least
+            one). "max": squared distances, the largest one (the reference implementation). "reweighted": L2
             distances, the largest one weighted by how alone its nearest bank row is (the paper's eq. 7).
         reweight_neighbors: bank rows around the nearest one that "reweighted" looks at, itself included.
         device: "auto" is the GPU if there is one and this version has kernels for it (see `ensemblead info`),
