@@ -132,7 +132,8 @@ class TrainingData:
     """The images that a method trains on, and those that it holds out.
 
     Images are held out whole, with all that equal them, of which the first counts, and all tiles of an image
-    together. Of a single image nothing is held out: it is trained on, and its statistics are of a known image.
+    together. Of a single image nothing is held out: it is trained on, and its statistics are of a
+    known image.
     """
 
     def __init__(self, part: Part, images: ImageSet, run: Run, seed: int) -> None:

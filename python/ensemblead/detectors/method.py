@@ -11,9 +11,9 @@ passes over the images, thresholds, saving and the membership in ensembles are g
 - `scores`.
 
 `@register("Name")` makes it known to saved models, configuration files and the command line.
-`ensemblead.check_detector` tests it. examples/mean_colour.py is a whole example, and CONTRIBUTING.md explains
-it. Read parts.py next, which has the types `Seen`, `Scores`, `Run`, `Fitted` and `Accumulator`; `TrainingData`
-is in learning.py, `NormalSample` in calibration/sample.py.
+`ensemblead.check_detector` tests it. examples/mean_colour.py is a whole example, which CONTRIBUTING.md
+explains. Read parts.py next: it has the types `Seen`, `Scores`, `Run`, `Fitted` and `Accumulator`.
+`TrainingData` is in learning.py, `NormalSample` in calibration/sample.py.
 """
 
 from __future__ import annotations
