@@ -2,8 +2,8 @@
 
     python examples/mean_colour.py [FOLDER]
 
-fits on a folder of good images, or on drawn ones, saves the model, and lets `ead.check_detector` test all
-that a detector promises. CONTRIBUTING.md explains it part by part.
+fits on a folder of good images, or on drawn ones, saves the model, and lets `ead.check_detector` test it.
+CONTRIBUTING.md explains it part by part.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ import ensemblead as ead
 from ensemblead.common.validation import whole_number
 from ensemblead.detectors.method import Accumulator, Fitted, Method, NormalSample, Run, Scores, Seen
 
-# How far float32 moves a distance between colours of 0 to 255. A score this close to the threshold is not
-# anomalous.
+# The largest error that float32 can make in a distance between colours of 0 to 255. A score this close to the
+# threshold is not anomalous.
 ROUNDING = 1e-4
 
 
@@ -39,7 +39,7 @@ class MeanColour(Method):
 
     Args:
         patch_size: side of a patch in pixels.
-        resize, image_size, device, batch_size: as `PatchCore` has them.
+        resize, image_size, device, batch_size, seed: as `PatchCore` has them.
     """
 
     State = Colours
@@ -52,6 +52,7 @@ class MeanColour(Method):
         image_size: int | tuple[int, int] | None = None,
         device: str = "auto",
         batch_size: int = 16,
+        seed: int = 0,  # nothing is random here, but every member of an ensemble can then be given one
     ) -> None:
         super().__init__(locals())  # checks and keeps the parameters that all methods share
         self.patch_size = whole_number("patch_size", patch_size, 1)

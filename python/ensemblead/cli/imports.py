@@ -13,8 +13,8 @@ from pathlib import Path
 def load_modules(given: Sequence[str]) -> None:
     """Load every file (`FILE.py`, or a path) and module (`package.module`).
 
-    Raises FileNotFoundError for a file that is not there, ValueError for a module that is not found, and for a
-    file with the name of a module that is loaded already.
+    Raises FileNotFoundError for a file that is not there, ValueError for a module that is not found, and for
+    a file with the name of a module that is loaded already.
     """
     for one in given:
         if one.endswith(".py") or one.startswith(".") or os.sep in one:

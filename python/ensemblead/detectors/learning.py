@@ -45,8 +45,8 @@ def fit(detector: Tree, images: Any, errors: Any, progress: Progress | None, *, 
     trained = [part for part in parts if part.passes == "held_out"]
     if extending and trained:
         raise ValueError(
-            f"{_trained_name(trained[0])} cannot be extended, since it learns in many passes: fit it again, on "
-            "all images together"
+            f"{_trained_name(trained[0])} cannot be extended, since it learns in many passes: fit it again, "
+            "on all images together"
         )
     share_networks([network for part in parts for network in part._networks()])
     run = Run(progress or (lambda stage, done, total: None), len(source), sampled_positions(len(source)))

@@ -11,7 +11,9 @@ passes over the images, thresholds, saving and the membership in ensembles are g
 - `scores`.
 
 `@register("Name")` makes it known to saved models, configuration files and the command line.
-`ensemblead.check_detector` tests all that is promised. CONTRIBUTING.md has a whole example.
+`ensemblead.check_detector` tests it. examples/mean_colour.py is a whole example, which CONTRIBUTING.md
+explains. Read parts.py next: it has the types `Seen`, `Scores`, `Run`, `Fitted` and `Accumulator`.
+`TrainingData` is in learning.py, `NormalSample` in calibration/sample.py.
 """
 
 from __future__ import annotations
@@ -133,13 +135,11 @@ class Method(Detector):
         raise NotImplementedError
 
     def start(self, state: Any = None) -> Accumulator:
-        """Learning in one pass: from nothing, or, to learn more images, from a state, which stays as it
-        is.
-        """
+        """Learning in one pass. `fit` passes None, `extend` what was learned, which must not be changed."""
         raise NotImplementedError
 
     def train(self, data: TrainingData, run: Run) -> Any:
-        """Learning in many passes: returns the state."""
+        """Learning in many passes; returns the state, detached. Gradients are on, but batches carry none."""
         raise NotImplementedError
 
     @abstractmethod

@@ -46,5 +46,4 @@ def moved_distance(floor: float, distance: float, dims: int) -> float:
     """
     if distance <= floor:
         return floor
-    along: float = 4.0 * floor / dims**0.5
-    return min(floor, along + floor**2 / (2.0 * distance))
+    return float(min(floor, 4.0 * floor / dims**0.5 + floor**2 / (2.0 * distance)))
