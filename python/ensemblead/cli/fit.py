@@ -207,6 +207,7 @@ class FitRun:
             detector.fit(source, errors=errors, progress=bars)
         skipped = list(detector.skipped_)
         images = _named_images(detector.calibration_, source, [image.index for image in skipped])
+        images["inspected_share"] = _inspected_share(detector, source, skipped)
         if fresh is not None:
             skipped += self._calibrate(detector, fresh, bars)
         bars.step("saving")
@@ -241,6 +242,13 @@ class FitRun:
         return list(detector.skipped_)
 
 
+def _inspected_share(detector: Any, source: Any, skipped: list[Any]) -> float:
+    """The share of a photograph that the detector sees, of the first that could be read."""
+    left_out = {image.index for image in skipped}
+    first = next(index for index in range(len(source)) if index not in left_out)
+    return float(detector.geometry.share(*source.size(first)))
+
+
 def _named_images(calibration: Any, source: Any, skipped: list[int]) -> dict[str, Any]:
     """The images least like the others, and those that decide the threshold of `fit`, with their scores."""
     from ensemblead.calibration import deciding_images, odd_images
@@ -272,6 +280,9 @@ def show_summary(summary: dict[str, Any]) -> None:
         if tiles is not None:
             (rows, columns), size = tiles["grid"], "x".join(map(str, tiles["tile_size"]))
             console.print(f"{rows} x {columns} tiles of {size}; counts are sums over them", highlight=False)
+    if summary["inspected_share"] < 0.995:
+        share = f"{summary['inspected_share']:.0%}"
+        console.print(f"{share} of a photograph is inspected: the rest is cropped away", highlight=False)
     # Fresh images have set the threshold in place of them.
     is_guaranteed = summary["false_alarm_rate_is"] == "guaranteed"
     deciding = [] if is_guaranteed else summary["deciding_images"]
