@@ -554,19 +554,6 @@ class SilentOfOneImage(CellMeans):
         return SilentAccumulator(self, state)
 
 
-class DividingAccumulator(MeansAccumulator):
-    def finish(self, run: Any) -> Fitted:
-        if len(self.parts) == 1:
-            raise ZeroDivisionError("no other image")
-        return super().finish(run)
-
-
-@breaks("one_image_is_enough")
-class NeedsTwoImages(CellMeans):
-    def start(self, state: Means | None = None) -> Any:
-        return DividingAccumulator(self, state)
-
-
 @breaks("parameters_are_kept")
 class WithoutDevice(CellMeans):
     def __init__(self, *, gain: float = 1.0) -> None:
