@@ -380,7 +380,7 @@ STATE = MeanFeatures((torch.zeros(1),))
         (Fitted(STATE, NormalSample()), "Trained.train must return a MeanFeatures, got Fitted"),
         (
             MeanFeatures((torch.zeros(1), torch.zeros(1, requires_grad=True))),
-            r"Trained must learn a state without gradients, got one in MeanFeatures.means\[1\]: detach",
+            r"Trained must learn a state without gradients, got one in state.means\[1\]: detach",
         ),
     ],
 )

@@ -85,7 +85,8 @@ class MeansAccumulator:
             found = self.method.scores(others if others.count else Means(self.count, self.total), row)
             sample.add_grids(found.images, found.grids, row.size)
             run.progress("calibrate", done, len(self.sampled))
-        return Fitted(Means(self.count, self.total), sample)
+        alone = {"one": "a single image leaves nothing to compare it with"} if len(self.parts) == 1 else {}
+        return Fitted(Means(self.count, self.total), sample, warnings=alone)
 
 
 @dataclass(frozen=True)

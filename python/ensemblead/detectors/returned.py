@@ -49,7 +49,7 @@ def check_fitted(part: Any, fitted: Any) -> Fitted:
         )
     if fitted.state is None:
         raise TypeError(f"the state of {name}'s Fitted must be what was learned, got None")
-    for place, tensor in _tensors(fitted.state, type(fitted.state).__name__):
+    for place, tensor in tensors_of(fitted.state):
         if tensor.requires_grad:
             raise TypeError(f"{name} must learn a state without gradients, got one in {place}: detach() it")
     return fitted
@@ -73,13 +73,13 @@ def check_scores(method: Any, scores: Any, seen: Seen) -> Scores:
     return scores
 
 
-def _tensors(value: Any, place: str) -> Iterator[tuple[str, torch.Tensor]]:
+def tensors_of(value: Any, place: str = "state") -> Iterator[tuple[str, torch.Tensor]]:
     """All tensors of a state, and where they are."""
     if isinstance(value, torch.Tensor):
         yield place, value
     elif isinstance(value, tuple):
         for i, item in enumerate(value):
-            yield from _tensors(item, f"{place}[{i}]")
+            yield from tensors_of(item, f"{place}[{i}]")
     elif is_dataclass(value):
         for field in fields(value):
-            yield from _tensors(getattr(value, field.name, None), f"{place}.{field.name}")
+            yield from tensors_of(getattr(value, field.name, None), f"{place}.{field.name}")

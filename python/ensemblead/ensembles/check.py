@@ -16,7 +16,7 @@ from ensemblead.common.errors import (
 from ensemblead.common.validation import did_you_mean
 from ensemblead.detectors.detector import Detector
 from ensemblead.detectors.parts import Progress
-from ensemblead.ensembles.checks import combining, construction, learning, saving, scoring
+from ensemblead.ensembles.checks import combining, construction, learning, one_pass, saving, scoring
 from ensemblead.ensembles.checks.subject import BrokenPromiseError, NotApplicableError, Subject
 
 _CHECKS = (
@@ -38,11 +38,16 @@ _CHECKS = (
     saving.incomplete_states_are_refused,
     saving.nan_is_refused,
     learning.extending_keeps_what_is_known,
+    learning.one_image_is_enough,
     learning.failure_changes_nothing,
     learning.calibration_needs_fresh_images,
     learning.progress_ends_at_its_total,
     learning.bad_images_are_refused,
     learning.unreadable_files_are_skipped,
+    one_pass.statistics_leave_one_out,
+    one_pass.statistics_leave_copies_out,
+    one_pass.extending_leaves_the_state,
+    one_pass.extending_forgets_nothing,
     combining.works_beside_others,
     combining.works_in_tiles,
     combining.works_shared_by_tiles,
@@ -62,7 +67,7 @@ def check_detector(
 ) -> list[str]:
     """Check that a detector, a method or an ensemble, keeps what all detectors promise.
 
-    It is fitted about thirty times, on few and small images that are drawn here, alone and as a member of
+    It is fitted about forty times, on few and small images that are drawn here, alone and as a member of
     ensembles; saved and loaded; extended, calibrated, interrupted, and given bad input. How well it finds
     defects is not judged. Checks work on copies: the detector stays as it is, but its network may be loaded.
     Its class must be registered (`ead.register`), for models are saved under that name.
@@ -82,7 +87,8 @@ def check_detector(
         progress: called after every check with its name, how many are done, and how many there are.
 
     Returns the names of the checks that were passed. Those that say nothing of this detector are left out,
-    such as tiles of a detector that is tiled itself.
+    such as tiles of a detector that is tiled itself,
+    or leave-one-out statistics of one that is trained.
 
     Raises DetectorCheckError, naming the check, at the first promise that is broken; ValueError for a
     `BackboneEnsemble` with `fusion="minmax"`, which scores sets of images.

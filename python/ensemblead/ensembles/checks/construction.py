@@ -29,6 +29,8 @@ def parameters_are_kept(subject: Subject) -> None:
             raise BrokenPromiseError(f"a {cls.__name__} has no attribute {missing[0]}")
     for method in methods(subject.unfitted()):
         given = arguments(method)
+        if "device" not in given:
+            raise BrokenPromiseError(f"the constructor of {type(method).__name__} does not take device")
         kept = arguments(type(method)(**given))
         for name, value in given.items():
             if not _same(kept[name], value):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -16,6 +17,7 @@ from ensemblead.ensembles.checks.subject import (
     BrokenPromiseError,
     Snapshot,
     Subject,
+    other_random_states,
     random_states,
     require_alike,
     set_batch_size,
@@ -50,10 +52,11 @@ def global_random_state_stays(subject: Subject) -> None:
     """Neither `fit` nor `predict` touches the global random states of Python, NumPy and torch."""
     detector = subject.unfitted().load_networks()
     for name, act in (("fit", detector.fit), ("predict", detector.predict)):
-        before = random_states()
-        act(subject.train)
-        if random_states() != before:
-            raise BrokenPromiseError(f"{name} changed a global random state")
+        with other_random_states():
+            before = random_states()
+            act(subject.train)
+            if random_states() != before:
+                raise BrokenPromiseError(f"{name} changed a global random state")
 
 
 def seed_decides(subject: Subject) -> None:
@@ -90,6 +93,15 @@ def extending_keeps_what_is_known(subject: Subject) -> None:
             raise BrokenPromiseError(
                 f"extending_lowers_scores, but a score has risen by {float(rise.max()):.4g}"
             )
+
+
+def one_image_is_enough(subject: Subject) -> None:
+    """`fit` on a single image succeeds, and warns that its threshold says little."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        subject.unfitted().fit(subject.train[:1])
+    if not any(issubclass(one.category, UserWarning) for one in caught):
+        raise BrokenPromiseError("a fit on a single image warned of nothing")
 
 
 def failure_changes_nothing(subject: Subject) -> None:

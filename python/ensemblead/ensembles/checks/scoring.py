@@ -84,11 +84,20 @@ def predictions_keep_the_order(subject: Subject) -> None:
 
 
 def defects_are_seen(subject: Subject) -> None:
-    """An image with a defect does not score as the same image without."""
+    """An image with a defect does not score as the same image without, nor, unless trained, lower."""
     good, bad = np.split(subject.predictions.anomaly_score, 2)
     if not (np.abs(bad - good) > subject.shared.calibration_.rounding).any():
         raise BrokenPromiseError(
             f"scores with and without a defect differ by at most {np.abs(bad - good).max():.2g}"
+        )
+    if any(part.passes == "held_out" for part in subject.shared._parts()):
+        return  # some that are trained find a flat blot easy
+    rise = float((bad - good).mean())
+    good_map, bad_map = (float(maps.mean()) for maps in np.split(subject.predictions.anomaly_map, 2))
+    if not (bad_map > good_map or rise > tolerance(subject.shared, good)):
+        raise BrokenPromiseError(
+            f"with a defect maps have the mean {bad_map:.4g}, without {good_map:.4g}: the larger a score, "
+            "the more anomalous it must be"
         )
 
 
