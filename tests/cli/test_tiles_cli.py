@@ -135,7 +135,7 @@ def test_tiles_in_a_description() -> None:
     assert isinstance(ensemble, ead.TiledEnsemble)
     assert (ensemble.tile_size, ensemble.stride, ensemble.shared) == ((32, 48), (16, 16), True)
     assert ensemble.member.seed == 5  # type: ignore[attr-defined]
-    with pytest.raises(ValueError, match=r"\(TiledEnsemble\): image_size must be at least 1, got -1"):
+    with pytest.raises(ValueError, match=r"detector: image_size must be at least 1, got -1"):
         create(described | {"image_size": -1})
     with pytest.raises(ValueError, match='score must be "mean" or "max", got "sum"'):
         create(described | {"score": "sum"})

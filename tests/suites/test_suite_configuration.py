@@ -146,7 +146,7 @@ def test_the_guides_suite_is_one(tmp_path: Path) -> None:
     from ensemblead.config.registry import resolve
 
     text = (Path(__file__).resolve().parents[2] / "docs" / "guide.md").read_text()
-    (block,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    (block,) = (one for one in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL) if "datasets:" in one)
     source = read_source(_file(tmp_path, block))
     problems = Problems(source)
     described = [one for one in source.value["detectors"] if "type" in one]
