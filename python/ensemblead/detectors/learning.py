@@ -40,7 +40,10 @@ _HELD_IMAGES, _HELD_BYTES = 100, 1 << 30
 
 def fit(detector: Tree, images: Any, errors: Any, progress: Progress | None, *, extending: bool) -> None:
     """Learn from images, and give the detector what came of it at the very end."""
-    parts = detector._parts()
+    learner = detector
+    if not extending and any(_was_decided(part) for part in detector._parts()):
+        learner = detector._clone()  # an earlier fit has settled the size, for its images
+    parts = learner._parts()
     source = _open(images, detector.bits_ if extending else None, errors)
     trained = [part for part in parts if part.passes == "held_out"]
     if extending and trained:
@@ -55,7 +58,7 @@ def fit(detector: Tree, images: Any, errors: Any, progress: Progress | None, *, 
     with Images(source, kept, errors=errors, memory_bytes=memory) as data:
         if trained:
             run = replace(run, sampled=_held_out(data))
-        fitted = learn(detector, data, run, extending=extending)
+        fitted = learn(learner, data, run, extending=extending)
         detector.skipped_ = data.skipped
         report_skipped(data)
         digest = set_digest(data.positions(), data.sizes, data.fingerprints)
@@ -73,6 +76,11 @@ def fit(detector: Tree, images: Any, errors: Any, progress: Progress | None, *, 
         calibrations = _with_deciding(detector, calibrations, data, is_doubtful)
     detector._take([one.state for one in fitted], Reading(geometries, fingerprints, source.bits))
     detector._accept(calibrations)
+
+
+def _was_decided(part: Part) -> bool:
+    """Whether `resize="auto"` has come to a size."""
+    return getattr(part, "resize", None) == "auto" and part.geometry.is_decided
 
 
 def _with_deciding(
@@ -238,7 +246,8 @@ def calibrate(
         sizes += [batch.sizes[i] for i in fresh]
         fingerprints += [batch.fingerprints[i] for i in fresh]
         for sample, (scores, maps) in zip(samples, detector._results(seen), strict=True):
-            sample.add(scores[fresh], maps[fresh])
+            if fresh:
+                sample.add(scores[fresh], maps[fresh])
     if fitted:
         some = ", ".join(fitted[:_NAMED]) + (", ..." if len(fitted) > _NAMED else "")
         raise ValueError(

@@ -34,6 +34,12 @@ class _Engines:
         self._made: dict[tuple[str, tuple[str, ...]], Engine] = {}
         self.lock = threading.RLock()
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # a copy makes its own
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        _Engines.__init__(self)
+
     def clear(self) -> None:
         self._made.clear()
 
