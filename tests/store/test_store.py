@@ -121,6 +121,24 @@ def test_an_interrupt_between_the_renames_leaves_a_whole_model(
     assert [p.name for p in tmp_path.iterdir()] == ["m"]
 
 
+@pytest.mark.usefixtures("no_exchange")
+def test_a_folder_that_cannot_be_renamed_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a mount point is, or a folder that another process holds open."""
+    store.save(_leaf("old"), tmp_path / "m")
+    rename = os.rename
+
+    def busy(source: Any, target: Any) -> None:
+        if Path(source) == tmp_path / "m":
+            raise OSError(errno.EBUSY, "busy")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", busy)
+    with pytest.raises(OSError, match="busy"):
+        store.save(_leaf("new"), tmp_path / "m")
+    assert store.load(tmp_path / "m").note == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["m"]
+
+
 def test_only_models_and_empty_folders_are_replaced(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     store.save(_leaf(), tmp_path / "empty")

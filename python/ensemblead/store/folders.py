@@ -7,6 +7,7 @@ folder can run code: there is no pickle, and a class is only ever looked up amon
 
 from __future__ import annotations
 
+import errno
 import glob
 import hashlib
 import importlib
@@ -370,9 +371,11 @@ def _take_place(fresh: Path, target: Path) -> None:
         try:
             os.rename(target, aside)
             os.rename(fresh, target)
-        except OSError:
+        except OSError as error:
             # A load that found no model between the two has given the earlier one its name back: once more.
-            if aside.exists() or not target.exists():
+            # Anything else, such as a target that is a mount point, would go on for ever.
+            came_back = error.errno in (errno.EEXIST, errno.ENOTEMPTY)
+            if not came_back or aside.exists() or not target.exists():
                 raise
         finally:
             # Wherever an interrupt strikes, one of the two stands at `target`.
