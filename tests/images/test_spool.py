@@ -264,3 +264,11 @@ def test_planes_are_bytes() -> None:
         for item in (0, 5):  # in memory, and in the file
             planes: Planes = images.planes(WHOLE, item)
             assert (planes.dtype, planes.shape) == (np.uint8, (3, 40, 40))
+
+
+def test_a_pass_left_before_its_end_counts_for_nothing() -> None:
+    with Images(open_images(IMAGES), [WHOLE, SMALL]) as images:
+        next(images.batches([WHOLE], 2))
+        for geometry in (WHOLE, SMALL):
+            check(images, geometry, 3)
+        assert len(images.positions()) == len(images.sizes) == len(images.fingerprints) == COUNT

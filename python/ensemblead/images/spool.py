@@ -193,6 +193,9 @@ class Images:
         self, geometries: Sequence[Geometry], batch_size: int, pin_memory: bool
     ) -> Iterator[ImageBatch]:
         wanted = tuple(dict.fromkeys((*geometries, *self._kept)))
+        # An earlier pass may have been left before its end.
+        self._positions, self.sizes, self.fingerprints = [], [], []
+        self._stored = {geometry: [] for geometry in self._kept}
         with iterate_batches(
             self.source, wanted, batch_size, errors=self._errors, pin_memory=pin_memory
         ) as batches:
