@@ -103,7 +103,7 @@ def test_mlflow_by_a_module_of_its_interface(
     assert good["name"] == "good on part"
     assert good["tags"] == {"detector": "good", "dataset": "part", "category": "part", "status": "done"}
     assert good["params"]["members.0.coreset_fraction"] == "0.2"
-    assert good["params"]["members.0.layers"] == "['layer2', 'layer3']"
+    assert good["params"]["members.0.layers"] == "auto"
     assert good["metrics"]["image_auroc"] == report.image_auroc
     low, high = report.details["part"].intervals["aupro"]
     assert (good["metrics"]["aupro.low"], good["metrics"]["aupro.high"]) == (low, high)
