@@ -195,10 +195,9 @@ class TestInverse:
         assert detector.backbone is module
 
 
-def test_examples() -> None:
-    from ensemblead.config import names as module
-
-    for one in (module, registry):
+def test_examples(monkeypatch: pytest.MonkeyPatch) -> None:
+    separate_registry(monkeypatch)
+    for one in (names, registry):
         failed, tried = doctest.testmod(one)
         assert failed == 0
         assert tried > 0
