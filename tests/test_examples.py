@@ -175,7 +175,7 @@ def test_mean_colour_by_hand(mean_colour: Any) -> None:
     detector = mean_colour.MeanColour(resize=None, device="cpu").fit(images)
     assert detector.calibration_.scores.tolist() == pytest.approx([5.0, 5.0], abs=1e-4)
     assert detector.predict(images).anomaly_score.tolist() == pytest.approx([2.5, 2.5], abs=1e-4)
-    assert detector.extend(images[1:]).state_.count == 3
+    assert detector.extend(images[1:] + 1).state_.count == 3
 
 
 def test_mean_colour_is_known_by_its_name(mean_colour: Any) -> None:

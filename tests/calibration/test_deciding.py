@@ -15,6 +15,7 @@ pytest.importorskip("torch")
 pytest.importorskip("typer")
 
 from PIL import Image
+from support.methods import Epochs
 from support.textures import normal_images, with_defects
 from typer.testing import CliRunner
 
@@ -24,7 +25,7 @@ from ensemblead.calibration import (
     Origin,
     deciding_images,
     estimated_threshold,
-    sampled_positions,
+    odd_images,
 )
 from ensemblead.cli.app import app
 from ensemblead.common.warnings import ThresholdWarning
@@ -37,7 +38,9 @@ SPOILED[6] = with_defects(IMAGES[6:7])[0][0]
 
 def calibration(scores: Any, origin: Origin = "leave_one_out", **more: Any) -> Calibration:
     values = np.asarray(scores, np.float32)
-    return Calibration(values, np.zeros((len(values), 1024), np.float32), 0.0, 1.0, 0.01, origin, "", **more)
+    pixels = np.zeros((len(values), 1024), np.float32)
+    more = {"positions": tuple(range(len(values)))} | more
+    return Calibration(values, pixels, 0.0, 1.0, 0.01, origin, "", **more)
 
 
 def gabor(score: str = "max", fraction: float = 0.1) -> ead.PatchCore:
@@ -49,7 +52,7 @@ def gabor(score: str = "max", fraction: float = 0.1) -> ead.PatchCore:
 
 
 def test_one_image_decides() -> None:
-    found, without = deciding_images(calibration([*EVEN[:20], 10.0, *EVEN[20:]]), 42)
+    found, without = deciding_images(calibration([*EVEN[:20], 10.0, *EVEN[20:]]))
     assert found == [(20, 10.0)]
     assert without == pytest.approx(estimated_threshold(EVEN, 0.01)[0])
     assert without == pytest.approx(3.474, abs=1e-3)
@@ -57,36 +60,59 @@ def test_one_image_decides() -> None:
 
 def test_two_images_decide_where_neither_does_alone() -> None:
     scores = [10.0, *EVEN, 10.5]
-    found, without = deciding_images(calibration(scores), 43)
+    found, without = deciding_images(calibration(scores))
     assert found == [(42, 10.5), (0, 10.0)]
     assert without == pytest.approx(3.474, abs=1e-3)
 
 
 def test_a_set_without_odd_images_has_none() -> None:
     whole = calibration([*EVEN, 3.5])
-    assert deciding_images(whole, 42) == ([], whole.threshold)
+    assert deciding_images(whole) == ([], whole.threshold)
     # Three odd ones are not one or two.
-    assert deciding_images(calibration([*EVEN, 10.0, 10.0, 10.0]), 44)[0] == []
+    assert deciding_images(calibration([*EVEN, 10.0, 10.0, 10.0]))[0] == []
     many = calibration([*np.random.default_rng(0).gamma(4, size=399), 20.0])
-    assert deciding_images(many, 400)[0] == []
+    assert deciding_images(many)[0] == []
     still = calibration([2.0] * 20 + [2.0 + 1e-6], rounding=1e-5)
-    assert deciding_images(still, 21)[0] == []
+    assert deciding_images(still)[0] == []
 
 
 def test_few_scores_and_those_of_unknown_images_tell_nothing() -> None:
-    assert deciding_images(calibration([*EVEN[:19], 99.0]), 20)[0] == [(19, 99.0)]
-    assert deciding_images(calibration([*EVEN[:18], 99.0]), 19)[0] == []
-    assert deciding_images(calibration([*EVEN, 10.0]), 43)[0] == []
-    assert deciding_images(calibration([*EVEN, 10.0], "calibrated"), 42)[0] == []
+    assert deciding_images(calibration([*EVEN[:19], 99.0]))[0] == [(19, 99.0)]
+    assert deciding_images(calibration([*EVEN[:18], 99.0]))[0] == []
+    assert deciding_images(calibration([*EVEN, 10.0], positions=()))[0] == []
 
 
-def test_images_that_were_skipped_do_not_shift_the_others() -> None:
-    assert deciding_images(calibration([*EVEN, 10.0]), 44, [3, 43])[0] == [(42, 10.0)]
-    # Of methods in many passes the tenth that is held out is drawn from the images that can be read.
-    held_out = sorted(sampled_positions(420, held_out=True))
-    found, _ = deciding_images(calibration([10.0, *EVEN], "held_out"), 422, [0, 7])
-    readable = [index for index in range(422) if index not in (0, 7)]
-    assert found == [(readable[held_out[0]], 10.0)]
+def test_images_are_told_by_their_positions() -> None:
+    placed = calibration([*EVEN, 10.0], positions=tuple(range(100, 142)))
+    assert deciding_images(placed)[0] == [(141, 10.0)]
+
+
+@pytest.mark.parametrize("positions", [(0, 1), (0, 1, 1), (0, 1, -1), (0, 1, 2.0)])
+def test_a_calibration_refuses_positions_that_cannot_be(positions: Any) -> None:
+    with pytest.raises(ValueError, match="positions must be 3 different indices"):
+        calibration([1.0, 2.0, 3.0], positions=positions)
+
+
+def test_an_image_behind_copies_and_unreadable_ones_is_told_by_its_place(tmp_path: Path) -> None:
+    for i, image in enumerate([*SPOILED[:3], SPOILED[1], *SPOILED[3:]]):
+        Image.fromarray(image).save(tmp_path / f"{i:02d}.png")
+    (tmp_path / "02b.png").write_bytes(b"no image")
+    with (
+        pytest.warns(ThresholdWarning, match="decides the threshold"),
+        pytest.warns(UserWarning, match="cannot be read"),
+    ):
+        known = gabor().fit(tmp_path, errors="skip").calibration_
+    assert known.positions == (0, 1, 2, *range(5, 22))  # the third is unreadable, the fourth a copy
+    assert known.deciding_names == (str(tmp_path / "07.png"),)
+    assert odd_images(known)[0][0] == 8
+
+
+def test_trained_methods_tell_the_images_that_they_hold_out() -> None:
+    images = np.concatenate([IMAGES[:5], IMAGES[:1], IMAGES[5:]])
+    known = Epochs().fit(images).calibration_
+    held = Epochs.trainings[-1][0]
+    assert known.positions
+    assert set(known.positions) <= set(range(len(images))) - set(held)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from PIL import Image
 from support.textures import normal_images, with_defects
 from typer.testing import CliRunner
 
-from ensemblead.calibration import Calibration, Origin, odd_images, sampled_positions
+from ensemblead.calibration import Calibration, odd_images
 from ensemblead.cli.app import app
 
 GABOR = {"type": "PatchCore", "backbone": "gabor", "coreset_fraction": 0.1}
@@ -24,47 +24,42 @@ TILES = {"type": "TiledEnsemble", "member": GABOR, "tile_size": 32, "stride": 32
 NATIVE: dict[str, Any] = {"resize": None, "image_size": None}
 
 
-def calibration(scores: Any, origin: Origin = "leave_one_out", rounding: float = 0.0) -> Calibration:
+def calibration(scores: Any, positions: Any = None, rounding: float = 0.0) -> Calibration:
+    """Of images whose positions are known: 0, 1, 2 and so on, if none are given."""
     values = np.asarray(scores, np.float32)
-    return Calibration(
-        values, np.zeros((len(values), 1024), np.float32), 0.0, 1.0, 0.01, origin, "", rounding
-    )
+    places = tuple(range(len(values)) if positions is None else positions)
+    pixels = np.zeros((len(values), 1024), np.float32)
+    return Calibration(values, pixels, 0.0, 1.0, 0.01, "leave_one_out", "", rounding, positions=places)
 
 
 def test_far_above_the_median_is_odd() -> None:
     scores = np.linspace(1, 3, 41)  # median 2, median absolute deviation 0.5, thrice its multiple 2.224
     scores[[37, 39]] = 4.23, 4.22
-    assert odd_images(calibration(scores), 41) == [(37, pytest.approx(4.23))]
-    assert odd_images(calibration(np.linspace(1, 3, 41)), 41) == []
+    assert odd_images(calibration(scores)) == [(37, pytest.approx(4.23))]
+    assert odd_images(calibration(np.linspace(1, 3, 41))) == []
     scores[20:27] = range(10, 17)
-    assert [index for index, _ in odd_images(calibration(scores), 41)] == [26, 25, 24, 23, 22]
-    assert [index for index, _ in odd_images(calibration(scores), 41, most=2)] == [26, 25]
+    assert [index for index, _ in odd_images(calibration(scores))] == [26, 25, 24, 23, 22]
+    assert [index for index, _ in odd_images(calibration(scores), most=2)] == [26, 25]
     # Among images that are all alike the least that is more than rounding is odd.
-    assert odd_images(calibration([*[0.0] * 20, 1e-13, 0.5], rounding=1e-12), 22) == [(21, 0.5)]
+    assert odd_images(calibration([*[0.0] * 20, 1e-13, 0.5], rounding=1e-12)) == [(21, 0.5)]
     # Low scores are as normal as can be.
-    assert odd_images(calibration([-50.0, *np.linspace(1, 3, 40)]), 41) == []
+    assert odd_images(calibration([-50.0, *np.linspace(1, 3, 40)])) == []
 
 
-def test_positions_are_those_of_the_sampled_and_readable() -> None:
-    sampled = sorted(sampled_positions(1000))
-    scores = np.linspace(1, 2, 398)
-    scores[60] = 9
-    skipped = [sampled[10], sampled[70]]
-    assert odd_images(calibration(scores), 1000, skipped) == [(sampled[61], 9.0)]
-    # Of one that was not sampled nothing changes.
-    other = next(index for index in range(250) if index not in sampled)
-    assert odd_images(calibration(scores), 1000, [*skipped, other]) == [(sampled[61], 9.0)]
+def test_images_are_told_by_their_positions() -> None:
+    scores = np.linspace(1, 2, 41)
+    scores[10] = 9
+    assert odd_images(calibration(scores, range(100, 141))) == [(110, 9.0)]
 
 
 def test_nothing_is_told_where_it_would_be_a_guess() -> None:
     scores = [*np.linspace(1, 2, 9), 9.0]
-    assert odd_images(calibration(scores), 10) == [(9, 9.0)]
-    assert odd_images(calibration(scores[1:]), 9) == []
-    assert odd_images(calibration(scores), 11) == []  # one has no score: which?
-    assert odd_images(calibration(scores, origin="calibrated"), 10) == []
+    assert odd_images(calibration(scores)) == [(9, 9.0)]
+    assert odd_images(calibration(scores[1:])) == []
+    assert odd_images(calibration(scores, ())) == []  # which they are is not known
     # Equal scores but for rounding: the deviation does not shrink to nothing.
-    assert odd_images(calibration([1.0] * 11 + [1.001]), 12) == []
-    assert odd_images(calibration([1.0] * 11 + [1.01]), 12) == [(11, pytest.approx(1.01))]
+    assert odd_images(calibration([1.0] * 11 + [1.001])) == []
+    assert odd_images(calibration([1.0] * 11 + [1.01])) == [(11, pytest.approx(1.01))]
 
 
 @pytest.fixture(scope="module")

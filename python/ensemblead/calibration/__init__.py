@@ -16,7 +16,6 @@ from ensemblead.calibration.statistics import (
     extended,
     floored,
     odd_images,
-    scored_positions,
     warn_if_too_few,
 )
 from ensemblead.calibration.thresholds import conformal_threshold, estimated_threshold
@@ -36,7 +35,6 @@ __all__ = [
     "known_images",
     "odd_images",
     "sampled_positions",
-    "scored_positions",
     "set_digest",
     "warn_if_too_few",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -12,7 +12,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ensemblead.calibration.fingerprints import sampled_positions
 from ensemblead.calibration.thresholds import conformal_threshold, estimated_threshold
 from ensemblead.common.warnings import warn
 
@@ -47,6 +46,8 @@ class Calibration:
         images_sha256: identifies the images, so that detectors calibrated on the same ones can be told.
         rounding: how far rounding moves scores and map values like these. Differences up to it mean nothing:
             a score within it of the threshold is not anomalous, and nothing is divided by it.
+        positions: where the images of `scores` stood among those given to `fit`; empty where that is not
+            known, and of images that came otherwise.
         deciding: which of `scores` are of images that decide the threshold, see `deciding_images`.
         deciding_names: those images' paths, or places, as they were given to `fit`.
     """
@@ -59,6 +60,7 @@ class Calibration:
     origin: Origin
     images_sha256: str
     rounding: float = 0.0
+    positions: tuple[int, ...] = ()
     deciding: tuple[int, ...] = ()
     deciding_names: tuple[str, ...] = ()
 
@@ -87,6 +89,11 @@ class Calibration:
                     f"{name} must be finite float32 {shape} of at least one image, got {array.dtype} "
                     f"{array.shape}"
                 )
+        places = self.positions
+        if places and (
+            len(places) != n or len(set(places)) < n or any(type(i) is not int or i < 0 for i in places)
+        ):
+            raise ValueError(f"positions must be {n} different indices, or none, got {len(places)}")
         which, names = self.deciding, self.deciding_names
         if len(set(which)) >= n or any(type(index) is not int or not 0 <= index < n for index in which):
             raise ValueError(f"deciding must be indices of some of {n} scores, got {which}")
@@ -187,23 +194,17 @@ def floored(std: float, mean: float, rounding: float = 0.0) -> float:
     return least if least > rounding else 1.0
 
 
-def odd_images(
-    calibration: Calibration, num_images: int, skipped: Collection[int] = (), most: int = 5
-) -> list[tuple[int, float]]:
+def odd_images(calibration: Calibration, most: int = 5) -> list[tuple[int, float]]:
     """The training images least like the others: their positions and scores, the oddest first.
 
     Odd is a score above the median by more than three robust deviations (1.4826 times the median absolute
     deviation, which for a normal distribution is the standard deviation). A photograph of something else, or
     of a defect, is told here; rare but good images are, too.
 
-    Args:
-        calibration: as `fit` on `num_images` images left it, before `calibrate` or `extend`.
-        skipped: the positions of those that could not be read.
-        most: how many to give at most.
-
-    Only images that are scored can be told, see `scored_positions`, and only among `_FEWEST_TO_COMPARE`.
+    `most` at most are given. Only images whose `positions` are known can be told, and only among
+    `_FEWEST_TO_COMPARE`.
     """
-    positions = scored_positions(calibration, num_images, skipped)
+    positions = calibration.positions
     scores = calibration.scores.astype(np.float64)
     if len(positions) < _FEWEST_TO_COMPARE:
         return []
@@ -214,17 +215,15 @@ def odd_images(
     return [(positions[i], float(scores[i])) for i in order if scores[i] > median + 3.0 * deviation]
 
 
-def deciding_images(
-    calibration: Calibration, num_images: int, skipped: Collection[int] = ()
-) -> tuple[list[tuple[int, float]], float]:
+def deciding_images(calibration: Calibration) -> tuple[list[tuple[int, float]], float]:
     """The one or two training images that decide the threshold: positions and scores, and the threshold
     without them.
 
     An image decides it if the threshold without it is nearer to the median of the scores by more than two
     fifths of its distance; two images decide it if it is by more than three fifths. Where none does, or
-    nothing can be told, the list is empty and the threshold as it is. Arguments are those of `odd_images`.
+    no `positions` are known, the list is empty and the threshold as it is.
     """
-    positions = scored_positions(calibration, num_images, skipped)
+    positions = calibration.positions
     threshold, scores = calibration.threshold, calibration.scores.astype(np.float64)
     if len(positions) >= _FEWEST_TO_DECIDE:
         distance = threshold - float(np.median(scores))
@@ -235,24 +234,6 @@ def deciding_images(
             if threshold - without > max(share * distance, calibration.rounding):
                 return [(positions[i], float(scores[i])) for i in order[:count]], without
     return [], threshold
-
-
-def scored_positions(calibration: Calibration, num_images: int, skipped: Collection[int] = ()) -> list[int]:
-    """The position of the training image of every score, as `fit` on `num_images` images left them.
-
-    Args:
-        calibration: as `fit` left it, before `calibrate` or `extend`.
-        skipped: the positions of images that could not be read.
-
-    Empty where it is not known: some of the sampled images may have no score, as in a shared tiled ensemble.
-    """
-    if calibration.origin == "held_out":
-        readable = [index for index in range(num_images) if index not in skipped]
-        positions = [readable[i] for i in sorted(sampled_positions(len(readable), held_out=True))]
-    else:
-        positions = [index for index in sorted(sampled_positions(num_images)) if index not in skipped]
-    known = not calibration.is_guaranteed and len(positions) == len(calibration.scores)
-    return positions if known else []
 
 
 def extended(known: Sequence[Calibration], new: Sequence[Calibration], falling: bool) -> list[Calibration]:

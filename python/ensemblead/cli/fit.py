@@ -206,7 +206,7 @@ class FitRun:
         with nullcontext() if fresh is None else without_threshold_warnings():
             detector.fit(source, errors=errors, progress=bars)
         skipped = list(detector.skipped_)
-        images = _named_images(detector.calibration_, source, [image.index for image in skipped])
+        images = _named_images(detector.calibration_, source)
         images["inspected_share"] = _inspected_share(detector, source, skipped)
         if fresh is not None:
             skipped += self._calibrate(detector, fresh, bars)
@@ -249,12 +249,12 @@ def _inspected_share(detector: Any, source: Any, skipped: list[Any]) -> float:
     return float(detector.geometry.share(*source.size(first)))
 
 
-def _named_images(calibration: Any, source: Any, skipped: list[int]) -> dict[str, Any]:
+def _named_images(calibration: Any, source: Any) -> dict[str, Any]:
     """The images least like the others, and those that decide the threshold of `fit`, with their scores."""
     from ensemblead.calibration import deciding_images, odd_images
 
-    odd = odd_images(calibration, len(source), skipped)
-    deciding, without = deciding_images(calibration, len(source), skipped)
+    odd = odd_images(calibration)
+    deciding, without = deciding_images(calibration)
 
     def named(found: list[tuple[int, float]]) -> list[dict[str, Any]]:
         return [{"path": source.paths[index], "score": score} for index, score in found]

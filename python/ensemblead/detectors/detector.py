@@ -80,7 +80,9 @@ class Detector(ABC):
 
         Leave-one-out statistics then include the new images. Those of `calibrate` stay, guarantee and all,
         where more images only lower scores; for `PaDiM` and `score="reweighted"` they become estimates.
-        Raises ValueError for methods that learn in many passes: they are fitted again.
+        Images that were learned before give no statistics; a warning says how many there were.
+        Raises ValueError for methods that learn in many passes: they are fitted again. So does a set in which
+        nothing is new.
         """
         self._require_fitted("extend")
         fit(self, images, errors, progress, extending=True)

@@ -19,7 +19,6 @@ from ensemblead.calibration import (
     extended,
     known_images,
     sampled_positions,
-    scored_positions,
     set_digest,
     warn_if_too_few,
 )
@@ -53,6 +52,8 @@ def fit(detector: Tree, images: Any, errors: Any, progress: Progress | None, *, 
         )
     share_networks([network for part in parts for network in part._networks()])
     run = Run(progress or (lambda stage, done, total: None), len(source), sampled_positions(len(source)))
+    if extending:
+        run = replace(run, known=frozenset(detector._fingerprints.tolist()))
     kept = [part.geometry for part in parts if part.passes != "one"]
     memory = min((part.spool_bytes for part in parts), default=0)
     with Images(source, kept, errors=errors, memory_bytes=memory) as data:
@@ -63,7 +64,15 @@ def fit(detector: Tree, images: Any, errors: Any, progress: Progress | None, *, 
         report_skipped(data)
         digest = set_digest(data.positions(), data.sizes, data.fingerprints)
         fingerprints = np.array(data.fingerprints, dtype=np.uint64)
+        originals = Originals()
+        scored = tuple(look[0] for look in data.identities() if originals.of(*look) == look[0] in run.sampled)
         geometries = tuple(data.frame(part.geometry) for part in parts)
+    repeats = len(run.known.intersection(fingerprints.tolist()))
+    if repeats:
+        warn(
+            f"{repeats} of the images were learned already: their scores say nothing of new images, and stay "
+            "out of the statistics"
+        )
     for message in dict.fromkeys(message for one in fitted for message in one.warnings.values()):
         warn(message, ThresholdWarning)
     calibrations = [one.sample.calibration(DEFAULT_RATE, one.origin, digest) for one in fitted]
@@ -72,6 +81,10 @@ def fit(detector: Tree, images: Any, errors: Any, progress: Progress | None, *, 
         calibrations = extended([part.calibration_ for part in parts], calibrations, falling)
         fingerprints = np.concatenate([detector._fingerprints, fingerprints])
     else:
+        # Fewer scores than images: some could not be scored without themselves, and it is not known which.
+        calibrations = [
+            replace(one, positions=scored) if len(one.scores) == len(scored) else one for one in calibrations
+        ]
         is_doubtful = any(one.warnings for one in fitted)
         calibrations = _with_deciding(detector, calibrations, data, is_doubtful)
     detector._take([one.state for one in fitted], Reading(geometries, fingerprints, source.bits))
@@ -90,14 +103,13 @@ def _with_deciding(
 
     `is_doubtful`: the threshold says little for another reason, of which there is a warning.
     """
-    twin, skipped = detector._clone(), [image.index for image in images.skipped]
+    twin = detector._clone()
     twin._accept(calibrations)
     whole = twin.calibration_
-    found, _ = deciding_images(whole, len(images.source), skipped)
+    found, _ = deciding_images(whole)
     if not found:
         return calibrations
-    positions = scored_positions(whole, len(images.source), skipped)
-    which = tuple(positions.index(position) for position, _ in found)
+    which = tuple(whole.positions.index(position) for position, _ in found)
     names = tuple(valid_text(images.source.describe(position)) for position, _ in found)
     sentence = replace(whole, deciding=which, deciding_names=names).describe_deciding()
     if not is_doubtful:
@@ -131,6 +143,7 @@ def learn(detector: Tree, images: ImageSet, run: Run, *, extending: bool = False
     if started:
         originals, done, total, known = Originals(), 0, len(images), len(images.skipped)
         scored: frozenset[int] | None = None
+        choice = _Choice()
         sharing = [parts[i] for i in started]
         # Tiles are what they are; whole images must be seen alike by all members.
         check = detector._check_batch if isinstance(images, Images) else None
@@ -140,9 +153,11 @@ def learn(detector: Tree, images: ImageSet, run: Run, *, extending: bool = False
             numbers = tuple(originals.of(*look) for look in looks)
             if scored is None:
                 scored = _affordable(run.sampled, seen, math.ceil(total / run.num_images))
-            # Of images that are equal, the first counts.
-            pairs = zip(batch.indices, numbers, strict=True)
-            sampled = tuple(index in scored and index == number for index, number in pairs)
+            sampled = tuple(
+                # Of images that are equal, the first counts.
+                index == number and choice.takes(index in scored, look in run.known)
+                for index, number, look in zip(batch.indices, numbers, batch.fingerprints, strict=True)
+            )
             for accumulator, own in zip(started.values(), seen, strict=True):
                 accumulator.add(replace(own, numbers=numbers, sampled=sampled))
             done += len(batch)
@@ -150,6 +165,8 @@ def learn(detector: Tree, images: ImageSet, run: Run, *, extending: bool = False
             run.progress("embed", done + len(images.skipped) - known, total)
         if len(images.skipped) > known:
             run.progress("embed", total, total)  # the last images may be among those left out
+        if run.known and done and not choice.taken:
+            raise ValueError("images: the detector has learned all of them already; give others")
     if isinstance(images, Images) and not images.positions():
         report_skipped(images)
     fitted = []
@@ -158,6 +175,21 @@ def learn(detector: Tree, images: ImageSet, run: Run, *, extending: bool = False
         found = started.pop(i).finish(run) if i in started else part._learn(images, run, extending=extending)
         fitted.append(check_fitted(part, found))
     return fitted
+
+
+class _Choice:
+    """Which images give statistics: the next new one in the place of one that is known."""
+
+    def __init__(self) -> None:
+        self.taken = 0
+        self._owed = 0
+
+    def takes(self, is_sampled: bool, is_known: bool) -> bool:
+        self._owed += is_sampled and is_known
+        taken = not is_known and (is_sampled or self._owed > 0)
+        self._owed -= taken and not is_sampled
+        self.taken += taken
+        return taken
 
 
 def _affordable(sampled: frozenset[int], seen: Sequence[Seen], rows_per_image: int) -> frozenset[int]:

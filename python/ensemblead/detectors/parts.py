@@ -113,11 +113,13 @@ class Run:
         progress: to be called as `Progress` says.
         num_images: how many images there are (some may turn out unreadable).
         sampled: numbers of the images that give the statistics.
+        known: fingerprints of images that were learned before, of which none give statistics.
     """
 
     progress: Progress
     num_images: int
     sampled: frozenset[int]
+    known: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)

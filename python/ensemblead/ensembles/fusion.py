@@ -148,7 +148,7 @@ def combine_calibrations(
     fused_scores = fuse_scores(fusion, [_tensor(s) for s in scores], members, weights).numpy()
     fused_pixels = fuse_maps(fusion, [_tensor(p) for p in pixels], members, weights).numpy()
     # A fit of all members gives all of them the images that decide the fused threshold.
-    agreed = together and len({(c.deciding, c.deciding_names) for c in members}) == 1
+    agreed = together and len({(c.positions, c.deciding, c.deciding_names) for c in members}) == 1
     return Calibration(
         scores=fused_scores,
         pixels=fused_pixels,
@@ -158,6 +158,7 @@ def combine_calibrations(
         origin=_common_origin(members, together),
         images_sha256=members[0].images_sha256 if together else "+".join(c.images_sha256 for c in members),
         rounding=_fused_rounding(fusion, members, weights, len(fused_scores)),
+        positions=members[0].positions if agreed else (),
         deciding=members[0].deciding if agreed else (),
         deciding_names=members[0].deciding_names if agreed else (),
     )

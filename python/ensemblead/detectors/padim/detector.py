@@ -290,8 +290,9 @@ class MomentsAccumulator:
 
     def _rounding(self, sample: NormalSample) -> float:
         """How far rounding moves a distance: what it moves an embedding by, over the least deviation."""
-        norms = [float(rows.double().square().sum(1).mean()) for _, rows in self._held]
-        norm = (sum(norms) / max(1, len(norms))) ** 0.5
+        # A GPU is read once.
+        norms = [rows.double().square().sum(1).mean() for _, rows in self._held]
+        norm = float(torch.stack(norms).mean()) ** 0.5 if norms else 0.0
         floor = relative_noise(self._detector.network_.dtype) * norm
         floor = 2.0 * floor / REGULARIZATION**0.5
         dims = self._held[0][1].shape[1] if self._held else 1
