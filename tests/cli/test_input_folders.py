@@ -31,6 +31,16 @@ def test_predict_does_not_write_among_its_images(tmp_path: Path) -> None:
     assert not (images / "out").exists()
 
 
+def test_evaluate_does_not_write_among_its_images(tmp_path: Path) -> None:
+    good, bad = tmp_path / "ok", tmp_path / "nok"
+    for folder in (good, bad):
+        draw(folder / "0.png")
+    for out in (good, bad / "results"):
+        said = error_of("evaluate", tmp_path / "model", "--good", good, "--bad", bad, "--out", out)
+        assert "lies inside the folder of images" in said
+    assert not (bad / "results").exists()
+
+
 def test_fit_names_the_folder_that_is_right(tmp_path: Path) -> None:
     for category in ("bolt", "nut"):
         for place in ("train/good", "test/dent", "ground_truth/dent"):

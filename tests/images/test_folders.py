@@ -139,6 +139,9 @@ def test_masks_are_no_photographs(tmp_path: Path) -> None:
     draw(tmp_path / "visa/Data/Masks/Anomaly/0.png")
     found = names(open_images(tmp_path).paths, tmp_path)
     assert found == ["masks/0.png", "part/test/dent/0.png", "part/train/good/0.png", "visa/Data/Images/0.png"]
+    draw(tmp_path / "own/good/0.png")
+    draw(tmp_path / "own/masks/0.png")
+    assert names(open_images(tmp_path / "own").paths, tmp_path) == ["own/good/0.png"]
     for place in ("part/ground_truth", "part/ground_truth/dent"):
         with pytest.raises(ValueError, match="holds masks"):
             open_images(tmp_path / place)

@@ -90,6 +90,7 @@ def command(
     suite: Any = None
     with reported_warnings() as warned, Bars() as bars:
         require("torch", "ensemblead evaluate")
+        from ensemblead.images.folders import check_output_outside
         from ensemblead.suites.suite import is_suite
 
         source = None if config is None else read_source(config)
@@ -103,6 +104,7 @@ def command(
                 dataset = good_and_bad(good, bad, masks, missing_masks)
             else:
                 dataset = _dataset(paths[-1], layout, category, missing_masks, fitting=source is not None)
+            check_output_outside(out, dataset.folders)
             errors: Errors = "skip" if skip_unreadable else "raise"
             detector: Any
             if source is None:

@@ -141,6 +141,13 @@ class Dataset:
         return self._only("test").test
 
     @property
+    def folders(self) -> frozenset[str]:
+        """The real paths of all folders that hold images of it."""
+        paths = [path for category in self.categories for path in category.train]
+        paths += [sample.path for category in self.categories for sample in category.test]
+        return frozenset(os.path.realpath(place) for place in {os.path.dirname(path) for path in paths})
+
+    @property
     def ignored(self) -> int:
         """Files that are no images, over all categories."""
         return sum(category.ignored for category in self.categories)

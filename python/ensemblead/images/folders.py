@@ -66,8 +66,9 @@ def scan_folder(root: StrPath, exclude: Collection[StrPath] = ()) -> FolderScan:
     Images are files with one of `IMAGE_SUFFIXES`, in upper or lower case, and links to such files; a link to
     nothing counts, so that reading it is an error. Hidden files and folders and those that systems make
     (`.ipynb_checkpoints`, `@eaDir`) are left out, and so are folders of masks: `ground_truth`, `Masks`
-    beside `Images`, and those in `exclude`. Links to folders are followed, each real folder is searched once,
-    and a link back to a folder that contains `root` is not followed.
+    beside `Images` or beside a folder of good or bad images, and those in `exclude`. Links to folders are
+    followed, each real folder is searched once, and a link back to a folder that contains `root` is not
+    followed.
 
     Raises:
         PermissionError: A folder cannot be listed.
@@ -139,7 +140,10 @@ def _hidden(path: str) -> bool:
 
 def _holds_masks(name: str, siblings: Sequence[str]) -> bool:
     lower = name.lower()
-    return lower == "ground_truth" or (lower == "masks" and "images" in map(str.lower, siblings))
+    photographs = {"images", *_GOOD, *_BAD}
+    return lower == "ground_truth" or (
+        lower == "masks" and not photographs.isdisjoint(map(str.lower, siblings))
+    )
 
 
 def is_image(path: StrPath) -> bool:
