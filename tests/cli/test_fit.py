@@ -73,6 +73,20 @@ class TestFit:
         fresh = ["--calibrate", category / "test/good", "--false-alarm-rate", "0.2"]
         summary = call_json("fit", category / "train/good", "--model", tmp_path / "m", *GABOR, *fresh)
         assert (summary["false_alarm_rate"], summary["false_alarm_rate_is"]) == (0.2, "guaranteed")
+        count = len(list((category / "test/good").iterdir()))
+        assert summary["threshold_images"] == count
+        said = call("fit", category / "train/good", "--model", tmp_path / "n", *GABOR, *fresh).stdout
+        assert f" by {count} fresh images, false alarms 0.2 (guaranteed)" in said
+
+    def test_unreadable_fresh_images_are_not_counted_among_the_learned(
+        self, category: Path, tmp_path: Path
+    ) -> None:
+        shutil.copytree(category / "test/good", tmp_path / "fresh")
+        (tmp_path / "fresh/no.png").write_bytes(b"no image")
+        fresh = ["--calibrate", tmp_path / "fresh", "--false-alarm-rate", "0.5", "--skip-unreadable"]
+        summary = call_json("fit", category / "train/good", "--model", tmp_path / "m", *GABOR, *fresh)
+        assert len(summary["skipped"]) == 1
+        assert summary["learned"] == summary["images"]
 
     def test_a_threshold_that_is_replaced_is_not_warned_of(self, category: Path, tmp_path: Path) -> None:
         few = ["fit", category / "train/good", "--model", tmp_path / "m", *GABOR, "-p", "0.001", "--json"]

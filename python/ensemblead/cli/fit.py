@@ -208,6 +208,7 @@ class FitRun:
         skipped = list(detector.skipped_)
         images = _named_images(detector.calibration_, source)
         images["inspected_share"] = _inspected_share(detector, source, skipped)
+        learned = len(source) - len(skipped)
         if fresh is not None:
             skipped += self._calibrate(detector, fresh, bars)
         bars.step("saving")
@@ -215,6 +216,7 @@ class FitRun:
         return {
             "model": str(self.model),
             "images": len(source),
+            "learned": learned,
             "ignored_files": source.ignored,
             "skipped": [{"path": image.path, "reason": image.reason} for image in skipped],
             **images,
@@ -296,10 +298,11 @@ def show_summary(summary: dict[str, Any]) -> None:
     if deciding:
         which, without = "it" if len(deciding) == 1 else "both", summary["threshold_without_deciding"]
         console.print(f"without {which} the threshold is {without:.4g}", highlight=False)
+    by = f"{summary['threshold_images']} {'fresh images' if is_guaranteed else 'of them'}"
     console.print(
-        f"{summary['images'] - len(summary['skipped'])} images in {summary['seconds']:.1f} s; "
-        f"threshold {summary['threshold']:.4g}, false alarms {summary['false_alarm_rate']:.2g} "
-        f"({summary['false_alarm_rate_is']})\nmodel: {escape(summary['model'])}",
+        f"{summary['learned']} images in {summary['seconds']:.1f} s; threshold {summary['threshold']:.4g} by "
+        f"{by}, false alarms {summary['false_alarm_rate']:.2g} ({summary['false_alarm_rate_is']})\n"
+        f"model: {escape(summary['model'])}",
         highlight=False,
         soft_wrap=True,
     )

@@ -45,6 +45,7 @@ def describe_model(detector: Detector) -> dict[str, Any]:
         "fusion": getattr(detector, "fusion", None),
         "members": list(_members(detector)),
         "threshold": calibration.threshold,
+        "threshold_images": len(calibration.scores),
         "false_alarm_rate": calibration.false_alarm_rate,
         "false_alarm_rate_is": _RATE_IS[calibration.origin],
     }
