@@ -104,5 +104,7 @@ def test_of_large_embeddings_fewer_images_are_scored(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(f"{learning}._HELD_IMAGES", 2)
     for held, positions in ((10, range(10)), (4.9, (0, 3, 6, 9)), (0, (0, 9))):
         monkeypatch.setattr(f"{learning}._HELD_BYTES", int(held * image_bytes))
-        scores = _gabor(50).fit(TRAIN).calibration_.scores
-        np.testing.assert_allclose(scores, whole.calibration_.scores[list(positions)], rtol=1e-5)
+        calibration = _gabor(50).fit(TRAIN).calibration_
+        expected = whole.calibration_.scores[list(positions)]
+        np.testing.assert_allclose(calibration.scores, expected, rtol=1e-5)
+        assert calibration.positions == tuple(positions)

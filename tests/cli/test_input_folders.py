@@ -39,6 +39,11 @@ def test_evaluate_does_not_write_among_its_images(tmp_path: Path) -> None:
         said = error_of("evaluate", tmp_path / "model", "--good", good, "--bad", bad, "--out", out)
         assert "lies inside the folder of images" in said
     assert not (bad / "results").exists()
+    for place in ("train/good", "test/good", "test/dent"):
+        draw(tmp_path / "bolt" / place / "0.png")
+    for out in ("test", "test/results", "train/results"):
+        said = error_of("evaluate", tmp_path / "model", tmp_path / "bolt", "--out", tmp_path / "bolt" / out)
+        assert "lies inside the folder of images" in said, out
 
 
 def test_fit_names_the_folder_that_is_right(tmp_path: Path) -> None:

@@ -453,6 +453,21 @@ def test_images_beside_their_folders_are_told(mvtec: Path) -> None:
     ]
 
 
+def test_masks_beside_good_test_images_are_no_defects(mvtec: Path) -> None:
+    draw_mask(mvtec / "nut/test/masks/000.png")
+    data = MVTecAD(mvtec, "nut")
+    assert {sample.defect_type for sample in data.test} == {"good", "rust"}
+    assert data.notes == (f"{mvtec / 'nut/test/masks'} holds masks by its name: 1 image(s) left out",)
+
+
+def test_the_folders_that_were_searched(mvtec: Path, own: Path, visa: Path) -> None:
+    assert {str(mvtec / "nut/train"), str(mvtec / "nut/test")} <= MVTecAD(mvtec, "nut").folders
+    assert str(mvtec) not in MVTecAD(mvtec).folders
+    assert {str(own / "ok"), str(own / "bad")} <= Folder(own, normal="ok", anomalous="bad").folders
+    assert str(own / "ok") in Folder(own, normal=None, test_normal="ok").folders
+    assert str(visa / "pcb1/Data/Images/Normal") in VisA(visa, "pcb1").folders
+
+
 def test_pictures_that_are_not_read_are_noted(mvtec: Path, own: Path) -> None:
     for place in ("nut/test/rust/9.dng", "ok/1.cr2"):
         (mvtec / place).write_bytes(b"")

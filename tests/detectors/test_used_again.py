@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import copy
 import pickle
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from support.textures import normal_images
 
 import ensemblead as ead
@@ -18,11 +21,22 @@ def detector() -> Detector:
     return ead.PatchCore("gabor", ("layer1",), coreset_fraction=0.1, batch_size=4, device="cpu")
 
 
-@pytest.mark.parametrize("way", [copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))])
+def _pickled(detector: Detector, protocol: int) -> Detector:
+    twin: Detector = pickle.loads(pickle.dumps(detector, protocol))
+    return twin
+
+
+WAYS = [copy.deepcopy, *(partial(_pickled, protocol=protocol) for protocol in range(6))]
+
+
+@pytest.mark.parametrize("way", WAYS)
 def test_a_copy_of_a_fitted_detector_predicts_the_same(way: Any) -> None:
     fitted, images = detector().fit(normal_images(6, side=48)), normal_images(2, seed=3, side=48)
     known = fitted.predict(images).anomaly_score
     np.testing.assert_array_equal(way(fitted).predict(images).anomaly_score, known)
+
+
+# Fitted once more
 
 
 @pytest.mark.parametrize("kind", ["alone", "ensemble"])
@@ -55,7 +69,7 @@ def test_images_that_are_known_say_nothing_new(kind: str) -> None:
     images, more = normal_images(8, side=64), normal_images(3, seed=1, side=64)
     made.fit(images)
     before = made.calibration_
-    with pytest.raises(ValueError, match="images: the detector has learned all of them already"):
+    with pytest.raises(ValueError, match="images: all of them have been learned already"):
         made.extend(images[2:5])
     assert made.calibration_ is before
     with pytest.warns(UserWarning, match="6 of the images were learned already"):
@@ -74,3 +88,69 @@ def test_more_known_images_than_are_sampled() -> None:
     with pytest.warns(UserWarning, match="500 of the images were learned already"):
         made.extend(np.concatenate([images, more]))
     assert len(made.calibration_.scores) == 403
+
+
+def _plain(**options: Any) -> ead.PatchCore:
+    sizes: dict[str, Any] = {"resize": None, "image_size": None, "device": "cpu"}
+    return ead.PatchCore("gabor", ("layer1",), coreset_fraction=0.5, batch_size=4, **sizes, **options)
+
+
+def _files(folder: Path, images: Any, damaged: int) -> list[str]:
+    """The images as files, of which one is damaged."""
+    paths = []
+    for i, image in enumerate(images):
+        path = folder / f"{i:04d}.png"
+        Image.fromarray(image).save(path)
+        paths.append(str(path))
+    Path(paths[damaged]).write_bytes(b"no image")
+    return paths
+
+
+@pytest.mark.filterwarnings("ignore:left out 1 of:UserWarning")
+def test_a_new_image_counts_in_the_place_of_one_that_cannot_be_read(tmp_path: Path) -> None:
+    learned, (new,) = normal_images(30, side=16), normal_images(1, seed=1, side=16)
+    made = _plain().fit(learned)
+    # The second of 1,000 images is none of those evenly spread.
+    images = [learned[0], new, *(learned[i % 30] for i in range(998))]
+    with pytest.warns(UserWarning, match="998 of the images were learned already"):
+        made.extend(_files(tmp_path, images, 0), errors="skip")
+    assert len(made.calibration_.scores) == 31
+
+
+@pytest.mark.filterwarnings("ignore:left out 1 of:UserWarning")
+@pytest.mark.filterwarnings("ignore::ensemblead.common.warnings.ThresholdWarning")
+@pytest.mark.parametrize("again", [False, True])
+def test_shared_tiles_of_a_single_image_after_one_that_cannot_be_read(tmp_path: Path, again: bool) -> None:
+    options: dict[str, Any] = {"shared": True, "memory_budget": 1, "normalization": "none"}
+    made = ead.TiledEnsemble(_plain(), 16, 16, image_size=32, **options)
+    count = 0
+    if again:
+        count = len(made.fit(normal_images(10, side=32)).calibration_.scores)
+    getattr(made, "extend" if again else "fit")(
+        _files(tmp_path, normal_images(10, seed=1, side=32), 0), errors="skip"
+    )
+    assert len(made.calibration_.scores) == count + 1
+
+
+def test_images_that_a_member_has_learned() -> None:
+    images = normal_images(20, side=32)
+    members = [_plain(seed=i).fit(images[10 * i : 10 * (i + 1)]) for i in (0, 1)]
+    ensemble = ead.BackboneEnsemble(members)
+    with pytest.raises(ValueError, match="learned already, by the detector or by a member of it"):
+        ensemble.extend(images[10:])
+
+
+def test_copies_of_a_known_image_are_counted() -> None:
+    images, more = normal_images(8, side=16), normal_images(3, seed=1, side=16)
+    made = _plain().fit(images)
+    with pytest.warns(UserWarning, match="3 of the images were learned already"):
+        made.extend(np.concatenate([images[:1], images[:1], images[:1], more]))
+
+
+def test_an_image_takes_the_place_of_a_copy() -> None:
+    images = normal_images(401, side=16)
+    images[1] = images[0]
+    # 400 of 401 are wanted, and as many differ.
+    calibration = _plain().fit(images).calibration_
+    assert len(calibration.scores) == 400
+    assert calibration.positions == (0, *range(2, 401))

@@ -336,6 +336,11 @@ class TestRun:
 
 
 class TestFailures:
+    def test_nothing_is_written_among_the_images(self, config: Config, data: Path) -> None:
+        with pytest.raises(ValueError, match="lies inside the folder of images"):
+            run(config, data / "bolt/test/results")
+        assert not (data / "bolt/test/results").exists()
+
     @pytest.mark.slow
     def test_a_failed_cell_lets_the_others_go_on(self, config: Config, tmp_path: Path) -> None:
         config["detectors"][1] = {"name": "greedy", **GABOR, "num_neighbors": 100_000}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
@@ -94,10 +96,17 @@ class NormalSample:
             other._parts.append(((scores - score_mean) / score_std, (pixels - map_mean) / map_std, standard))
         return other
 
-    def calibration(self, rate: float, origin: Origin, images_sha256: str) -> Calibration:
-        """The statistics of what was added; the arguments as `Calibration` describes them."""
+    def calibration(
+        self, rate: float, origin: Origin, images_sha256: str, positions: Sequence[int] = ()
+    ) -> Calibration:
+        """The statistics of what was added; the arguments as `Calibration` describes them.
+
+        `positions`: of all images that were added, also of those that are not counted.
+        """
         if not self._parts:
             raise ValueError("no normal images to take statistics from")
+        if len(positions) == len(self._results):
+            positions = [at for at, (*_, counted) in zip(positions, self._results, strict=True) if counted]
         # One copy of each to the host, whatever number of batches there was.
         scores, pixels, moments = (torch.cat(parts).cpu().numpy() for parts in zip(*self._parts, strict=True))
         means, variances = moments.T
@@ -110,4 +119,5 @@ class NormalSample:
             origin=origin,
             images_sha256=images_sha256,
             rounding=self.rounding,
+            positions=tuple(positions) if len(positions) == self._count else (),
         )

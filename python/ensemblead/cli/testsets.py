@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,7 +47,7 @@ def _tested_category(folder: Path, missing_masks: str) -> Category:
 
     kinds = [path.name for path in subfolders(folder / "test") if path.name != "good"]
     truth = folder / "ground_truth"
-    return _tested(
+    found = _tested(
         folder,
         folder.name,
         missing_masks,
@@ -54,6 +55,7 @@ def _tested_category(folder: Path, missing_masks: str) -> Category:
         anomalous=[folder / "test" / kind for kind in kinds] or None,
         masks=[truth / kind for kind in kinds] or None if truth.is_dir() else None,
     )
+    return replace(found, searched=(str(folder / "test"),))
 
 
 def _tested(root: Path, name: str, missing_masks: str, *, normal: Path, **others: Any) -> Category:

@@ -39,6 +39,7 @@ class Category:
         test: The test images, sorted by path.
         ignored: How many files beside the images were left out: of other types, hidden, no ordinary files.
         notes: Lines that a reader of the results should know.
+        searched: Folders in which images were looked for, with all folders below them.
     """
 
     name: str
@@ -46,11 +47,18 @@ class Category:
     test: tuple[Sample, ...]
     ignored: int = 0
     notes: tuple[str, ...] = ()
+    searched: tuple[str, ...] = ()
 
     @property
     def categories(self) -> tuple[Category, ...]:
         """Itself alone: a category is a data set of one."""
         return (self,)
+
+    @property
+    def folders(self) -> frozenset[str]:
+        """The real paths of the folders that were searched for images, and of those that hold them."""
+        holding = {os.path.dirname(path) for path in (*self.train, *(sample.path for sample in self.test))}
+        return frozenset(map(os.path.realpath, holding.union(self.searched)))
 
     def duplicates(self, errors: Errors = "raise") -> list[tuple[str, Sample]]:
         """Pairs of a training file and a test image whose bytes are equal (sizes first, then SHA-256).
@@ -142,10 +150,8 @@ class Dataset:
 
     @property
     def folders(self) -> frozenset[str]:
-        """The real paths of all folders that hold images of it."""
-        paths = [path for category in self.categories for path in category.train]
-        paths += [sample.path for category in self.categories for sample in category.test]
-        return frozenset(os.path.realpath(place) for place in {os.path.dirname(path) for path in paths})
+        """The real paths of the folders that were searched for images, and of those that hold them."""
+        return frozenset[str]().union(*(category.folders for category in self.categories))
 
     @property
     def ignored(self) -> int:

@@ -77,6 +77,8 @@ class Folder(Dataset):
         check_missing_masks(missing_masks)
         check_holdout(holdout)
         truths = [] if masks is None else folders_in(base, masks)
+        given = [folder for folder in (normal, test_normal, anomalous) if folder is not None]
+        searched = [str(folder) for one in given for folder in folders_in(base, one)]
         train, ignored = scan_all([] if normal is None else folders_in(base, normal), truths)
         if not train and normal is not None:
             raise ValueError(f"normal must hold images, got none in {normal}")
@@ -104,6 +106,7 @@ class Folder(Dataset):
             tuple(test),
             len(ignored),
             tuple(notes),
+            tuple(searched),
         )
         super().__init__(category.name, [category])
 

@@ -9,7 +9,7 @@ from ensemblead.common.validation import some_of
 from ensemblead.datasets.categories import NORMAL, Category, Dataset, Sample
 from ensemblead.datasets.files import chosen_categories, existing_folder, scan, stray_images
 from ensemblead.datasets.masks import MissingMasks, check_missing_masks, missing_mask_notes, pair_masks
-from ensemblead.images.folders import describe_unread, subfolders
+from ensemblead.images.folders import describe_unread, mask_folders, subfolders
 
 
 class MVTecAD(Dataset):
@@ -75,13 +75,16 @@ def _category(folder: Path, missing_masks: MissingMasks) -> Category:
     truth = folder / "ground_truth"
     defective = [sample for sample in test if sample.label]
     notes += missing_mask_notes(defective, str(truth), truth.is_dir(), missing_masks)
+    for place in mask_folders(folder / "test"):
+        notes.append(f"{place} holds masks by its name: {len(scan(place)[0])} image(s) left out")
     for name in ("train", "test"):
         if stray := stray_images(folder / name):
             notes.append(f"{len(stray)} image(s) lie in {folder / name} itself: {some_of(stray)}; left out")
             ignored += stray
     notes += filter(None, [describe_unread(ignored)])
     test.sort(key=lambda sample: sample.path)
-    return Category(folder.name, tuple(map(str, train)), tuple(test), len(ignored), tuple(notes))
+    searched = tuple(str(folder / name) for name in ("train", "test"))
+    return Category(folder.name, tuple(map(str, train)), tuple(test), len(ignored), tuple(notes), searched)
 
 
 def _test_images(folder: Path, ignored: list[str]) -> tuple[list[Sample], list[str]]:

@@ -152,7 +152,8 @@ def _category_of_folders(folder: Path, holdout: float, seed: int, missing_masks:
     notes += missing_mask_notes([s for s in samples if s.label], str(truth), truth.is_dir(), missing_masks)
     notes += filter(None, [describe_unread(ignored)])
     samples.sort(key=lambda sample: sample.path)
-    return Category(folder.name, tuple(map(str, train)), tuple(samples), len(ignored), tuple(notes))
+    searched = (str(folder / _NORMAL), str(defects))
+    return Category(folder.name, tuple(map(str, train)), tuple(samples), len(ignored), tuple(notes), searched)
 
 
 def _defect_types(folder: Path) -> dict[str, str]:

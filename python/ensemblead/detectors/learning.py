@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -64,10 +65,8 @@ def fit(detector: Tree, images: Any, errors: Any, progress: Progress | None, *, 
         report_skipped(data)
         digest = set_digest(data.positions(), data.sizes, data.fingerprints)
         fingerprints = np.array(data.fingerprints, dtype=np.uint64)
-        originals = Originals()
-        scored = tuple(look[0] for look in data.identities() if originals.of(*look) == look[0] in run.sampled)
         geometries = tuple(data.frame(part.geometry) for part in parts)
-    repeats = len(run.known.intersection(fingerprints.tolist()))
+    repeats = sum(look in run.known for look in fingerprints.tolist())
     if repeats:
         warn(
             f"{repeats} of the images were learned already: their scores say nothing of new images, and stay "
@@ -75,16 +74,12 @@ def fit(detector: Tree, images: Any, errors: Any, progress: Progress | None, *, 
         )
     for message in dict.fromkeys(message for one in fitted for message in one.warnings.values()):
         warn(message, ThresholdWarning)
-    calibrations = [one.sample.calibration(DEFAULT_RATE, one.origin, digest) for one in fitted]
+    calibrations = [one.sample.calibration(DEFAULT_RATE, one.origin, digest, one.positions) for one in fitted]
     if extending:
         falling = all(part.extending_lowers_scores for part in parts)
         calibrations = extended([part.calibration_ for part in parts], calibrations, falling)
         fingerprints = np.concatenate([detector._fingerprints, fingerprints])
     else:
-        # Fewer scores than images: some could not be scored without themselves, and it is not known which.
-        calibrations = [
-            replace(one, positions=scored) if len(one.scores) == len(scored) else one for one in calibrations
-        ]
         is_doubtful = any(one.warnings for one in fitted)
         calibrations = _with_deciding(detector, calibrations, data, is_doubtful)
     detector._take([one.state for one in fitted], Reading(geometries, fingerprints, source.bits))
@@ -142,8 +137,7 @@ def learn(detector: Tree, images: ImageSet, run: Run, *, extending: bool = False
     started = {i: part._start(extending=extending) for i, part in enumerate(parts) if part.passes == "one"}
     if started:
         originals, done, total, known = Originals(), 0, len(images), len(images.skipped)
-        scored: frozenset[int] | None = None
-        choice = _Choice()
+        choice: _Choice | None = None
         sharing = [parts[i] for i in started]
         # Tiles are what they are; whole images must be seen alike by all members.
         check = detector._check_batch if isinstance(images, Images) else None
@@ -151,11 +145,11 @@ def learn(detector: Tree, images: ImageSet, run: Run, *, extending: bool = False
         for batch, seen in seen_batches(sharing, images, batch_size, check):
             looks = zip(batch.indices, batch.sizes, batch.fingerprints, strict=True)
             numbers = tuple(originals.of(*look) for look in looks)
-            if scored is None:
-                scored = _affordable(run.sampled, seen, math.ceil(total / run.num_images))
+            if choice is None:
+                choice = _Choice(_affordable(run.sampled, seen, math.ceil(total / run.num_images)))
             sampled = tuple(
                 # Of images that are equal, the first counts.
-                index == number and choice.takes(index in scored, look in run.known)
+                choice.takes(index, is_new=index == number and look not in run.known)
                 for index, number, look in zip(batch.indices, numbers, batch.fingerprints, strict=True)
             )
             for accumulator, own in zip(started.values(), seen, strict=True):
@@ -165,31 +159,43 @@ def learn(detector: Tree, images: ImageSet, run: Run, *, extending: bool = False
             run.progress("embed", done + len(images.skipped) - known, total)
         if len(images.skipped) > known:
             run.progress("embed", total, total)  # the last images may be among those left out
-        if run.known and done and not choice.taken:
-            raise ValueError("images: the detector has learned all of them already; give others")
+        if choice is not None and not choice.positions:
+            raise ValueError(
+                "images: all of them have been learned already, by the detector or by a member of it; "
+                "give others"
+            )
     if isinstance(images, Images) and not images.positions():
         report_skipped(images)
     fitted = []
     for i, part in enumerate(parts):
         # An accumulator goes with its last use: what it holds of the images is large.
-        found = started.pop(i).finish(run) if i in started else part._learn(images, run, extending=extending)
-        fitted.append(check_fitted(part, found))
+        if i in started:
+            found = check_fitted(part, started.pop(i).finish(run))
+            found = replace(found, positions=tuple(choice.positions) if choice is not None else ())
+        else:
+            found = check_fitted(part, part._learn(images, run, extending=extending))
+        fitted.append(found)
     return fitted
 
 
 class _Choice:
-    """Which images give statistics: the next new one in the place of one that is known."""
+    """Which images give statistics: those that are sampled, and in the place of one that cannot (it is known,
+    equals one before it, or cannot be read) the next one that can. The images come in order.
+    """
 
-    def __init__(self) -> None:
-        self.taken = 0
-        self._owed = 0
+    def __init__(self, sampled: frozenset[int]) -> None:
+        self.positions: list[int] = []  # of the images taken; as often as they came, in tiles
+        self._sampled = sorted(sampled)
+        self._num_taken = 0
 
-    def takes(self, is_sampled: bool, is_known: bool) -> bool:
-        self._owed += is_sampled and is_known
-        taken = not is_known and (is_sampled or self._owed > 0)
-        self._owed -= taken and not is_sampled
-        self.taken += taken
-        return taken
+    def takes(self, position: int, *, is_new: bool) -> bool:
+        is_last = bool(self.positions) and self.positions[-1] == position  # another tile of the image
+        due = bisect_right(self._sampled, position)
+        if not is_new or not (is_last or self._num_taken < due):
+            return False
+        self._num_taken += not is_last
+        self.positions.append(position)
+        return True
 
 
 def _affordable(sampled: frozenset[int], seen: Sequence[Seen], rows_per_image: int) -> frozenset[int]:
@@ -201,15 +207,11 @@ def _affordable(sampled: frozenset[int], seen: Sequence[Seen], rows_per_image: i
 
 
 def _held_out(images: Images) -> frozenset[int]:
-    """Of the images that can be read a tenth, and all that equal one of these: whole groups are held out."""
-    positions = images.positions()
-    chosen = sampled_positions(len(positions), held_out=True) if positions else ()
-    sampled = {positions[item] for item in chosen}
-    originals, numbers = Originals(), dict[int, int]()
-    for identity in images.identities():
-        numbers[identity[0]] = originals.of(*identity)
-    held = {number for position, number in numbers.items() if position in sampled}
-    return frozenset(position for position, number in numbers.items() if number in held)
+    """Of the images that can be read a tenth, each by the first that equals it."""
+    originals = Originals()
+    numbers = [originals.of(*identity) for identity in images.identities()]
+    chosen = sampled_positions(len(numbers), held_out=True) if numbers else ()
+    return frozenset(numbers[item] for item in chosen)
 
 
 class TrainingData:
@@ -225,10 +227,10 @@ class TrainingData:
         self._pool = open_pool([part], images)
         held, kept, originals = list[int](), list[int](), Originals()
         for item, identity in enumerate(images.identities()):
-            is_first = originals.of(*identity) == identity[0]
-            if identity[0] not in run.sampled:
+            number = originals.of(*identity)
+            if number not in run.sampled:
                 kept.append(item)
-            elif is_first:
+            elif number == identity[0]:
                 held.append(item)
         self.holds_out = bool(held and kept)
         self._kept = kept or list(range(len(images)))
@@ -252,6 +254,11 @@ class TrainingData:
         """The images not trained on, in batches."""
         for start in range(0, len(self._held), self._part.batch_size):
             yield self._see(self._held[start : start + self._part.batch_size])
+
+    def held_out_positions(self) -> tuple[int, ...]:
+        """Where the images of `held_out` stand among those given."""
+        positions = self._images.positions()
+        return tuple(positions[item] for item in self._held)
 
     @torch.no_grad()
     def _see(self, items: Sequence[int]) -> Seen:

@@ -237,7 +237,7 @@ class Method(Detector):
         dtype = torch.float32 if self._frozen is None else self._frozen.network.dtype
         sample.rounding = 2.0 * relative_noise(dtype) * sample.largest_score()
         warnings = {} if data.holds_out else {"known": _KNOWN}
-        return Fitted(state, sample, "held_out", warnings)
+        return Fitted(state, sample, "held_out", warnings, data.held_out_positions())
 
     def _seen(self, pixels: torch.Tensor, geometry: Geometry, features: Features) -> Seen:
         size = (pixels.shape[2], pixels.shape[3])

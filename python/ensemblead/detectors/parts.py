@@ -131,12 +131,15 @@ class Fitted:
         sample: normal images as it scores them without having learned them.
         origin: of the sample.
         warnings: why the sample says little of the threshold, by the kind of reason.
+        positions: where the images of the sample stand among those given, in the order in which they were
+            added; of a method that learns in one pass they are found for it.
     """
 
     state: Any
     sample: NormalSample
     origin: Origin = "leave_one_out"
     warnings: Mapping[str, str] = field(default_factory=dict)
+    positions: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

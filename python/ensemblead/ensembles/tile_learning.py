@@ -75,6 +75,8 @@ class TiledLearning:
         self._digest = set_digest(images.positions(), images.sizes, images.fingerprints)
         self._members: list[Detector] = []
         self._samples: list[list[NormalSample]] = []  # per member, per part
+        self._scored: tuple[int, ...] = ()  # positions of the images in them, per result
+        self._positions: list[int] = []  # of those in the merged sample
         self._origins: set[Origin] = set()
         self._warnings: dict[str, str] = {}
         self._warned: Counter[str] = Counter()  # in how many locations, by kind
@@ -97,7 +99,7 @@ class TiledLearning:
         statistics, sample = self._merged_statistics()
         origin: Origin = "held_out" if "held_out" in self._origins else "leave_one_out"
         state = TiledState(tuple(self._members), self._frame, statistics)
-        return Fitted(state, sample, origin, self._all_warnings())
+        return Fitted(state, sample, origin, self._all_warnings(), tuple(self._positions))
 
     # Images
 
@@ -149,6 +151,7 @@ class TiledLearning:
                 self._warned[f"{part} {kind}"] += 1
                 self._warnings.setdefault(f"{part} {kind}", message)  # the first of its kind stands for all
             self._origins.add(one.origin)
+        self._scored = fitted[0].positions  # the same at all locations
         self._members.append(member)
         self._samples.append([one.sample for one in fitted])
         return_free_memory()
@@ -235,6 +238,8 @@ class TiledLearning:
     def _merged(self, merger: TileMerger) -> NormalSample:
         sample = NormalSample(self._rounding(merger.statistics))
         count = self._num_results()
+        positions = self._scored[:: len(merger.frame) if self._plan.shared else 1]
+        self._positions = []
         for image in range(count):
             buffer, fair = merger.buffer(1), False
             for number in range(len(merger.frame)):
@@ -245,6 +250,7 @@ class TiledLearning:
             # location cannot, it is one where nothing ever varies, and one image's patches stand for all.
             if fair:
                 sample.add(*buffer.merge())
+                self._positions += positions[image : image + 1]
             return_free_memory()
             self._run.progress("join", image + 1, count)
         return sample

@@ -155,7 +155,18 @@ def is_image(path: StrPath) -> bool:
 
 
 def subfolders(folder: Path) -> list[Path]:
-    """The folders in a folder, sorted, without hidden ones; links to folders count."""
+    """The folders in a folder, sorted, without hidden ones and those of masks; links to folders count."""
+    found = _below(folder)
+    return [path for path in found if not _holds_masks(path.name, [one.name for one in found])]
+
+
+def mask_folders(folder: Path) -> list[Path]:
+    """The folders in a folder that hold masks by their names, sorted."""
+    found = _below(folder)
+    return [path for path in found if _holds_masks(path.name, [one.name for one in found])]
+
+
+def _below(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
     return sorted(path for path in folder.iterdir() if path.is_dir() and not _hidden(path.name))

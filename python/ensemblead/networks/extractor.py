@@ -34,11 +34,8 @@ class _Engines:
         self._made: dict[tuple[str, tuple[str, ...]], Engine] = {}
         self.lock = threading.RLock()
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {}  # a copy makes its own
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        _Engines.__init__(self)
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Engines, ()  # a copy makes its own
 
     def clear(self) -> None:
         self._made.clear()

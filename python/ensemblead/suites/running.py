@@ -18,6 +18,7 @@ from ensemblead.config.documents import Source
 from ensemblead.datasets.categories import Category
 from ensemblead.evaluation.measure import ScoredImage, check_category, measure_category
 from ensemblead.evaluation.results import CategoryResult
+from ensemblead.images import check_output_outside
 from ensemblead.suites.cells import CellStore, cell_key
 from ensemblead.suites.results import CellResult, Failure, SuiteResults
 from ensemblead.suites.suite import GALLERY, Cell, Suite, model_for
@@ -57,13 +58,14 @@ def run(
         progress: Called with the cell, what is being done, how much of it is done, and how much there is.
 
     Raises:
-        ValueError: All that is wrong with the configuration, see `Suite.parse`; NotADirectoryError for an
-            `out` that is a file; what loading a network or a saved model raises.
+        ValueError: All that is wrong with the configuration, see `Suite.parse`; an `out` among the images.
+            NotADirectoryError for an `out` that is a file; what loading a network or a saved model raises.
     """
     folder = Path(out)
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"out must be a folder, got the file {folder}")
     suite = _as_suite(configuration)
+    check_output_outside(out, frozenset[str]().union(*(cell.category.folders for cell in suite.cells())))
     store = CellStore(folder / "cells")
     results = _results_so_far(suite, store)
     waiting = [(i, cell) for i, cell in enumerate(suite.cells()) if results.cells[i].finished is None]
