@@ -38,6 +38,7 @@ PUBLIC_NAMES = [
     "PatchCore",
     "Predictions",
     "Report",
+    "ReverseDistillation",
     "TiledEnsemble",
     "VisA",
     "__version__",

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ensemblead.detectors import Predictions
     from ensemblead.detectors.padim import PaDiM
     from ensemblead.detectors.patchcore import PatchCore
+    from ensemblead.detectors.reverse_distillation import ReverseDistillation
     from ensemblead.ensembles.backbones import BackboneEnsemble
     from ensemblead.ensembles.check import check_detector
     from ensemblead.ensembles.loading import load
@@ -41,6 +42,7 @@ __all__ = [
     "PatchCore",
     "Predictions",
     "Report",
+    "ReverseDistillation",
     "TiledEnsemble",
     "VisA",
     "__version__",
@@ -73,6 +75,7 @@ _LAZY = {
     "PatchCore": "ensemblead.detectors.patchcore",
     "Predictions": "ensemblead.detectors",
     "Report": "ensemblead.report.report",
+    "ReverseDistillation": "ensemblead.detectors.reverse_distillation",
     "TiledEnsemble": "ensemblead.ensembles.tiles",
     "VisA": "ensemblead.datasets",
     "aggregate_patches": "ensemblead.kernels.patches",

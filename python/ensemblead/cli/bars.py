@@ -21,6 +21,7 @@ from rich.text import Text
 _WORDS = {
     "embed": "reading images",
     "select": "selecting the coreset",
+    "train": "training",
     "calibrate": "leave-one-out scores",
     "join": "merging tiles",
     "predict": "predicting",

@@ -56,7 +56,7 @@ def report_error(error: BaseException) -> int:
     ENSEMBLEAD_TRACEBACK=1 (or --debug) raises everything.
     """
     if isinstance(error, KeyboardInterrupt):
-        print("ensemblead: interrupted", file=sys.stderr)
+        print(f"ensemblead: interrupted{f': {error}' if error.args else ''}", file=sys.stderr)
         return INTERRUPTED
     if os.environ.get(_TRACEBACK) == "1":
         raise error

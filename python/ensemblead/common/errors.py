@@ -34,6 +34,10 @@ class NonFiniteFeaturesError(EnsembleADError, ArithmeticError):
     """A network returned NaN or infinity; the message says in which precision."""
 
 
+class NonFiniteLossError(EnsembleADError, ArithmeticError):
+    """A loss that became NaN or infinity; the message says at which step, and of which parts."""
+
+
 class IllConditionedError(EnsembleADError, ArithmeticError):
     """Features of a size that their covariances cannot be computed with."""
 

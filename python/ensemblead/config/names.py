@@ -15,6 +15,7 @@ _MODULES = {
     "BackboneEnsemble": "ensemblead.ensembles.backbones",
     "PaDiM": "ensemblead.detectors.padim",
     "PatchCore": "ensemblead.detectors.patchcore",
+    "ReverseDistillation": "ensemblead.detectors.reverse_distillation",
     "TiledEnsemble": "ensemblead.ensembles.tiles",
 }
 # Other packages name their classes in an entry point of this group, so that no import is needed.

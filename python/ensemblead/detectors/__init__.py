@@ -16,6 +16,7 @@ from ensemblead.detectors.method import (
 from ensemblead.detectors.padim import PaDiM
 from ensemblead.detectors.patchcore import PatchCore
 from ensemblead.detectors.predictions import Predictions
+from ensemblead.detectors.reverse_distillation import ReverseDistillation
 
 __all__ = [
     "Accumulator",
@@ -26,6 +27,7 @@ __all__ = [
     "PaDiM",
     "PatchCore",
     "Predictions",
+    "ReverseDistillation",
     "Run",
     "Scores",
     "Seen",

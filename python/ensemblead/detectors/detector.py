@@ -59,7 +59,14 @@ class Detector(ABC):
         """Scores above it are anomalous."""
         return self.calibration_.threshold
 
-    def fit(self, images: Any, *, errors: Errors = "raise", progress: Progress | None = None) -> Self:
+    def fit(
+        self,
+        images: Any,
+        *,
+        errors: Errors = "raise",
+        progress: Progress | None = None,
+        checkpoint: str | os.PathLike[str] | None = None,
+    ) -> Self:
         """Learn what normal looks like.
 
         Args:
@@ -67,12 +74,16 @@ class Detector(ABC):
             errors: "raise" stops at an image that cannot be read; "skip" leaves it out, counts it in a
                 warning, and lists it in `skipped_`.
             progress: called with a stage's name, how much is done, and how much there is.
+            checkpoint: for methods that are trained, a folder that keeps what was learned: every minute,
+                on Ctrl-C, and in ensembles after each member or tile location. The same call goes on
+                from there and ends as if it had never stopped. One with other arguments or images is refused.
+                The folder is removed at the end.
 
         A fit that fails or is interrupted leaves the detector as it was. One that needs several passes over
         the images keeps them, resized, in memory, and beyond 256 MiB in a temporary file (see
         `ensemblead.images.Images`).
         """
-        fit(self, images, errors, progress, extending=False)
+        fit(self, images, errors, progress, extending=False, checkpoint=checkpoint)
         return self
 
     def extend(self, images: Any, *, errors: Errors = "raise", progress: Progress | None = None) -> Self:

@@ -77,16 +77,11 @@ class FrozenNetwork:
             check_size(self.backbone, self.layers, size, argument)
 
     def fitting_geometry(self, geometry: Geometry) -> Geometry:
-        """A geometry whose size, where it gives every image one, the network takes.
+        """A geometry that the network takes, where the images decide.
 
         One that is decided by the images comes to multiples that the network takes, or to its only size.
-        Raises ValueError, naming sizes that do, for any other size that it cannot take.
         """
-        if isinstance(geometry.crop, tuple):
-            self.check_size(geometry.crop, "image_size")
-        elif isinstance(geometry.resize, tuple):
-            self.check_size(geometry.resize, "resize")
-        elif not geometry.is_decided and isinstance(self.backbone, str):
+        if not (geometry.is_decided or isinstance(geometry.crop, tuple)) and isinstance(self.backbone, str):
             side = geometry.decided([(1, 1)]).resize
             assert isinstance(side, tuple)
             sizes, multiple = sizes_taken(self.backbone, self.layers, side)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import torch
 
 from ensemblead.calibration import (
     DEFAULT_RATE,
@@ -23,12 +22,13 @@ from ensemblead.calibration import (
     set_digest,
     warn_if_too_few,
 )
-from ensemblead.common.files import valid_text
+from ensemblead.common.files import StrPath, valid_text
 from ensemblead.common.warnings import ThresholdWarning, warn
 from ensemblead.detectors.frozen import share_networks
 from ensemblead.detectors.parts import Fitted, Part, Progress, Reading, Run, Seen, Tree
 from ensemblead.detectors.returned import check_fitted
-from ensemblead.detectors.running import open_pool, report_skipped, scored_batches, seen_batches
+from ensemblead.detectors.running import report_skipped, scored_batches, seen_batches
+from ensemblead.detectors.training.checkpoint import Checkpoint
 from ensemblead.images import Images, ImageSet, ImageSource, detect_bits, open_images
 
 # So many images are named in a message.
@@ -38,8 +38,23 @@ _NAMED = 3
 _HELD_IMAGES, _HELD_BYTES = 100, 1 << 30
 
 
-def fit(detector: Tree, images: Any, errors: Any, progress: Progress | None, *, extending: bool) -> None:
+def fit(
+    detector: Tree,
+    images: Any,
+    errors: Any,
+    progress: Progress | None,
+    *,
+    extending: bool,
+    checkpoint: StrPath | None = None,
+) -> None:
     """Learn from images, and give the detector what came of it at the very end."""
+    training = None
+    if checkpoint is not None:
+        if not any(part.passes == "held_out" for part in detector._parts()):
+            raise ValueError(
+                "checkpoint: only training can be interrupted and go on, and nothing is trained here"
+            )
+        training = Checkpoint.at(checkpoint)
     learner = detector
     if not extending and any(_was_decided(part) for part in detector._parts()):
         learner = detector._clone()  # an earlier fit has settled the size, for its images
@@ -52,7 +67,8 @@ def fit(detector: Tree, images: Any, errors: Any, progress: Progress | None, *, 
             "on all images together"
         )
     share_networks([network for part in parts for network in part._networks()])
-    run = Run(progress or (lambda stage, done, total: None), len(source), sampled_positions(len(source)))
+    report = progress or (lambda stage, done, total: None)
+    run = Run(report, len(source), sampled_positions(len(source)), checkpoint=training)
     if extending:
         run = replace(run, known=frozenset(detector._fingerprints.tolist()))
     kept = [part.geometry for part in parts if part.passes != "one"]
@@ -84,6 +100,8 @@ def fit(detector: Tree, images: Any, errors: Any, progress: Progress | None, *, 
         calibrations = _with_deciding(detector, calibrations, data, is_doubtful)
     detector._take([one.state for one in fitted], Reading(geometries, fingerprints, source.bits))
     detector._accept(calibrations)
+    if training is not None:
+        training.remove()
 
 
 def _was_decided(part: Part) -> bool:
@@ -173,7 +191,7 @@ def learn(detector: Tree, images: ImageSet, run: Run, *, extending: bool = False
             found = check_fitted(part, started.pop(i).finish(run))
             found = replace(found, positions=tuple(choice.positions) if choice is not None else ())
         else:
-            found = check_fitted(part, part._learn(images, run, extending=extending))
+            found = check_fitted(part, part._learn(images, run.below(f"part{i}"), extending=extending))
         fitted.append(found)
     return fitted
 
@@ -212,60 +230,6 @@ def _held_out(images: Images) -> frozenset[int]:
     numbers = [originals.of(*identity) for identity in images.identities()]
     chosen = sampled_positions(len(numbers), held_out=True) if numbers else ()
     return frozenset(numbers[item] for item in chosen)
-
-
-class TrainingData:
-    """The images that a method trains on, and those that it holds out.
-
-    Images are held out whole, with all that equal them, of which the first counts, and all tiles of an
-    image together. Of a single image nothing is held out: it is trained on, and its statistics are those of
-    an image that is known.
-    """
-
-    def __init__(self, part: Part, images: ImageSet, run: Run, seed: int) -> None:
-        self._part, self._images, self._seed = part, images, seed
-        self._pool = open_pool([part], images)
-        held, kept, originals = list[int](), list[int](), Originals()
-        for item, identity in enumerate(images.identities()):
-            number = originals.of(*identity)
-            if number not in run.sampled:
-                kept.append(item)
-            elif number == identity[0]:
-                held.append(item)
-        self.holds_out = bool(held and kept)
-        self._kept = kept or list(range(len(images)))
-        self._held = held or kept
-
-    def __len__(self) -> int:
-        """Images to train on."""
-        return len(self._kept)
-
-    def epoch(self, number: int) -> Iterator[Seen]:
-        """All images once, shuffled by the seed and the number, in batches of the method's `batch_size`."""
-        order = np.random.default_rng([self._seed, number]).permutation(len(self))
-        for start in range(0, len(order), self._part.batch_size):
-            yield self.batch(order[start : start + self._part.batch_size].tolist())
-
-    def batch(self, items: Sequence[int]) -> Seen:
-        """Some of the images to train on, by their number among them."""
-        return self._see([self._kept[item] for item in items])
-
-    def held_out(self) -> Iterator[Seen]:
-        """The images not trained on, in batches."""
-        for start in range(0, len(self._held), self._part.batch_size):
-            yield self._see(self._held[start : start + self._part.batch_size])
-
-    def held_out_positions(self) -> tuple[int, ...]:
-        """Where the images of `held_out` stand among those given."""
-        positions = self._images.positions()
-        return tuple(positions[item] for item in self._held)
-
-    @torch.no_grad()
-    def _see(self, items: Sequence[int]) -> Seen:
-        frame = self._images.frame(self._part.geometry)
-        pixels, numbers = self._images.read(frame, items)
-        with self._pool.batch({frame: pixels}) as features:
-            return replace(self._part._seen(pixels, frame, features), numbers=tuple(numbers))
 
 
 def calibrate(

@@ -13,7 +13,8 @@ passes over the images, thresholds, saving and the membership in ensembles are g
 `@register("Name")` makes it known to saved models, configuration files and the command line.
 `ensemblead.check_detector` tests it. examples/mean_colour.py is a whole example, which CONTRIBUTING.md
 explains. Read parts.py next: it has the types `Seen`, `Scores`, `Run`, `Fitted` and `Accumulator`.
-`TrainingData` is in learning.py, `NormalSample` in calibration/sample.py.
+`TrainingData` is in training/data.py, `NormalSample` in calibration/sample.py. For networks that are trained
+docs/design/training.md explains the engine in training/.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from ensemblead.common.errors import NotExportableError, NotFittedError
 from ensemblead.common.validation import whole_number
 from ensemblead.detectors.detector import Detector
 from ensemblead.detectors.frozen import FrozenNetwork
-from ensemblead.detectors.learning import TrainingData, nothing_read
+from ensemblead.detectors.learning import nothing_read
 from ensemblead.detectors.parts import (
     Accumulator,
     Features,
@@ -47,6 +48,7 @@ from ensemblead.detectors.parts import (
 )
 from ensemblead.detectors.returned import check_scores, check_state_class, check_trained
 from ensemblead.detectors.saving import OF_THE_NETWORK, arguments, read_method, write_method
+from ensemblead.detectors.training.data import TrainingData
 from ensemblead.images import Geometry, ImageSet
 from ensemblead.images.spool import MEMORY_BYTES
 from ensemblead.kernels.maps import SIGMA, render_maps
@@ -73,6 +75,8 @@ class Method(Detector):
     State: ClassVar[type]
     # The standard deviation, in pixels, of the blur that turns grids into maps.
     map_sigma: ClassVar[float] = SIGMA
+    # Sides of images must be multiples of it.
+    side_multiple: ClassVar[int] = 1
     # The strides of the layers that `layers="auto"` stands for.
     auto_strides: ClassVar[tuple[int, ...]] = MIDDLE_STRIDES
 
@@ -124,6 +128,10 @@ class Method(Detector):
             self._geometry = self._frozen.fitting_geometry(self._geometry)
             for name in ("backbone", "layers", *_NETWORK_DEFAULTS):
                 setattr(self, name, getattr(self._frozen, name))
+        for name, size in (("image_size", self._geometry.crop), ("resize", self._geometry.resize)):
+            if isinstance(size, tuple):
+                self.check_size(size, name)
+                break
         self._state: Any = None
         self._calibration: Calibration | None = None
         self._reading = nothing_read()
@@ -197,6 +205,19 @@ class Method(Detector):
 
     # A part of a detector
 
+    def check_size(self, size: tuple[int, int], argument: str) -> None:
+        """Raise ValueError, naming sizes that do, for images (h, w) that the method cannot take."""
+        step = self.side_multiple
+        if any(side % step for side in size):
+            below, above = (tuple(max(1, side // step + up) * step for side in size) for up in (0, 1))
+            choices = " or ".join(f"{height} x {width}" for height, width in dict.fromkeys((below, above)))
+            raise ValueError(
+                f"{argument}: {type(self).__name__} needs sides that are multiples of {step}, got "
+                f"{size[0]} x {size[1]}; {choices} would do"
+            )
+        if self._frozen is not None:
+            self._frozen.check_size(size, argument)
+
     spool_bytes: ClassVar[int] = MEMORY_BYTES
 
     @property
@@ -241,13 +262,15 @@ class Method(Detector):
 
     def _seen(self, pixels: torch.Tensor, geometry: Geometry, features: Features) -> Seen:
         size = (pixels.shape[2], pixels.shape[3])
+        self.check_size(size, "images")
         if self._frozen is None:
             device = resolve_device(self.device)
             return Seen((pixels.to(device, non_blocking=True),), size)
-        self._frozen.check_size(size, "images")
         network = self._frozen.network
         maps = features(network, geometry)
         if type(self).embed is Method.embed:
+            for own in maps:
+                require_finite(own, network.extractor)
             return Seen(tuple(maps), size, kind="feature_maps")
         embeddings = self.embed(maps)
         require_finite(embeddings, network.extractor)

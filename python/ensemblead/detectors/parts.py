@@ -7,7 +7,7 @@ ensemble. A backbone ensemble combines the results of its parts.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
@@ -16,6 +16,7 @@ import torch
 
 from ensemblead.calibration import Calibration, NormalSample, Origin
 from ensemblead.detectors.frozen import FrozenNetwork
+from ensemblead.detectors.training.checkpoint import Checkpoint
 from ensemblead.images import Geometry, ImageBatch, ImageSet, SkippedImage
 
 if TYPE_CHECKING:
@@ -114,12 +115,18 @@ class Run:
         num_images: how many images there are (some may turn out unreadable).
         sampled: numbers of the images that give the statistics.
         known: fingerprints of images that were learned before, of which none give statistics.
+        checkpoint: where training that is interrupted is kept; None: nowhere.
     """
 
     progress: Progress
     num_images: int
     sampled: frozenset[int]
     known: frozenset[int] = frozenset()
+    checkpoint: Checkpoint | None = None
+
+    def below(self, name: str) -> Run:
+        """For a part of what is learned, with a checkpoint of its own."""
+        return self if self.checkpoint is None else replace(self, checkpoint=self.checkpoint.below(name))
 
 
 @dataclass(frozen=True)
@@ -193,6 +200,10 @@ class Part(Protocol):
     @property
     def spool_bytes(self) -> int:
         """Of resized images kept in memory for its passes."""
+        ...
+
+    def check_size(self, size: tuple[int, int], argument: str) -> None:
+        """Raise ValueError, naming sizes that do, for images (h, w) that it cannot take."""
         ...
 
     def _networks(self) -> list[FrozenNetwork]:

@@ -93,9 +93,8 @@ class TiledLearning:
         else:
             for number in range(count):
                 progress = _one_of_many(self._run.progress, number, count)
-                self._learn(
-                    self._view([self._frame.window(number)]), replace(self._run, progress=progress), number
-                )
+                run = replace(self._run, progress=progress).below(f"tile{number}")
+                self._learn(self._view([self._frame.window(number)]), run, number)
         statistics, sample = self._merged_statistics()
         origin: Origin = "held_out" if "held_out" in self._origins else "leave_one_out"
         state = TiledState(tuple(self._members), self._frame, statistics)

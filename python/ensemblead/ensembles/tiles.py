@@ -134,8 +134,8 @@ class TiledEnsemble(Detector):
         self.tile_size, self.stride = _pair(tile_size), _pair(stride)
         self.image_size = None if image_size is None else _pair(image_size)
         self._geometry = Geometry(self.image_size, None)
-        for network in member._networks():
-            network.check_size(self.tile_size, "tile_size")
+        for part in member._parts():
+            part.check_size(self.tile_size, "tile_size")
         self.score, self.normalization, self.edge = score, normalization, edge
         self.seam_smoothing, self.shared = seam_smoothing, shared
         self.memory_budget = whole_number("memory_budget", memory_budget, 1)
@@ -195,6 +195,10 @@ class TiledEnsemble(Detector):
     @property
     def extending_lowers_scores(self) -> bool:
         return all(part.extending_lowers_scores for part in self.member._parts())
+
+    def check_size(self, size: tuple[int, int], argument: str) -> None:
+        """Raise ValueError where images (h, w) cannot be cut into tiles."""
+        self.plan().frame_for(size)
 
     def _parts(self) -> Sequence[Part]:
         return [self]

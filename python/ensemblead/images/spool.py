@@ -22,7 +22,7 @@ Planes = npt.NDArray[np.uint8]
 # Resized images kept in memory, in bytes, unless the caller has less to give.
 MEMORY_BYTES = 256 << 20
 # "off": nothing is written to disk, and images beyond the memory budget are decoded again for every pass.
-_VARIABLE = "ENSEMBLEAD_SPOOL"
+SPOOL_VARIABLE = "ENSEMBLEAD_SPOOL"
 # Images decoded together where they are wanted one by one.
 _FEW = 1
 # Images whose sizes are looked at to decide on a geometry.
@@ -37,6 +37,11 @@ class ImageSet(Protocol):
     @property
     def skipped(self) -> list[SkippedImage]:
         """Images left out so far."""
+        ...
+
+    @property
+    def view(self) -> str:
+        """What is seen of the images: of whole ones ""."""
         ...
 
     def __len__(self) -> int: ...
@@ -104,6 +109,10 @@ class Images:
     @property
     def skipped(self) -> list[SkippedImage]:
         return self._skipped
+
+    @property
+    def view(self) -> str:
+        return ""
 
     def __len__(self) -> int:
         """Images of the source; after the first pass, those that could be read."""
@@ -218,7 +227,7 @@ class Images:
             self._memory -= planes.nbytes
             return planes.copy() if copy else planes
         self._memory = 0  # images in memory come first
-        if os.environ.get(_VARIABLE, "") == "off":
+        if os.environ.get(SPOOL_VARIABLE, "") == "off":
             return None
         if self._file is None:
             self._file = _File()
@@ -304,5 +313,5 @@ class _File:
         return OSError(
             error.errno,
             f"cannot keep resized images in the temporary folder {self._folder}: {error.strerror}; set "
-            f"TMPDIR to a folder with room, or {_VARIABLE}=off to decode the images again for every pass",
+            f"TMPDIR to a folder with room, or {SPOOL_VARIABLE}=off to decode images again for every pass",
         )

@@ -54,6 +54,10 @@ class Tiles:
     def skipped(self) -> list[SkippedImage]:
         return self._images.skipped
 
+    @property
+    def view(self) -> str:
+        return f"{self._geometry} {self._windows}"
+
     def __len__(self) -> int:
         return len(self._images.positions()) * len(self._windows)
 

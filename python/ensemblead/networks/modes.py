@@ -1,4 +1,4 @@
-"""Torch's modes that would change a network's result, and how they are left for a while."""
+"""Torch's modes and generator, which would change a network's result, and how they are left for a while."""
 
 from __future__ import annotations
 
@@ -51,3 +51,15 @@ def _float32_by_default() -> Iterator[None]:
             if _entered == 0 and _left_behind is not None:
                 torch.set_default_dtype(_left_behind)
                 _left_behind = None
+
+
+@contextmanager
+def own_generator(seed: int) -> Iterator[None]:
+    """Initialisers draw from torch's global CPU generator: seed it for them, then put it back."""
+    state = torch.default_generator.get_state()
+    # Not torch.manual_seed, which would reseed the GPUs' generators as well.
+    torch.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        torch.default_generator.set_state(state)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from ensemblead.common.errors import MissingExtraError, WeightsUnavailableError
 from ensemblead.common.files import sha256_of
 from ensemblead.common.validation import near_names
+from ensemblead.networks.modes import own_generator
 from ensemblead.networks.weights import as_state_dict, load_weights, read_weights
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -82,24 +82,24 @@ def load_backbone(
     """
     zoo = _look_up(name)
     if isinstance(weights, str) and weights == "default":
-        with _own_generator(seed):
+        with own_generator(seed):
             module = _build_pretrained(zoo)
         source: dict[str, Any] = {"kind": "zoo"}
         missing = frozenset[str]()
     elif weights is None:
-        with _own_generator(seed):
+        with own_generator(seed):
             module = _build(zoo)
         source, missing = {"kind": "state", "seed": seed}, frozenset()
     elif isinstance(weights, (str, os.PathLike)):
         state = read_weights(weights)
-        with _own_generator(seed):
+        with own_generator(seed):
             module = _build(zoo)
         missing = load_weights(module, state, str(weights))
         path = os.path.abspath(weights)
         source = {"kind": "file", "path": path, "sha256": sha256_of(path)}
     elif isinstance(weights, Mapping):
         state = as_state_dict(weights, "the mapping given")
-        with _own_generator(seed):
+        with own_generator(seed):
             module = _build(zoo)
         missing = load_weights(module, state, "the state dict given")
         source = {"kind": "state"}
@@ -130,18 +130,6 @@ def module_configuration(
 def _triple(values: Any) -> tuple[float, float, float]:
     r, g, b = (float(value) for value in values)
     return r, g, b
-
-
-@contextmanager
-def _own_generator(seed: int) -> Iterator[None]:
-    """Initialisers draw from torch's global CPU generator: seed it for them, then put it back."""
-    state = torch.default_generator.get_state()
-    # Not torch.manual_seed, which would reseed the GPUs' generators as well.
-    torch.default_generator.manual_seed(seed)
-    try:
-        yield
-    finally:
-        torch.default_generator.set_state(state)
 
 
 def _timm() -> Any:
@@ -231,7 +219,7 @@ def blueprint(name: str) -> nn.Module:
     unknown name.
     """
     zoo = _look_up(name)
-    with _own_generator(0):
+    with own_generator(0):
         return _timm_blueprint(zoo.full)[0] if zoo.library == "timm" else _torchvision_blueprint(zoo.name)
 
 

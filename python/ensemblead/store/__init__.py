@@ -1,6 +1,14 @@
 """Saved models: folders, checksums, and one way to save a state."""
 
-from ensemblead.store.folders import MANIFEST, FolderReader, FolderWriter, check_target, load, save
+from ensemblead.store.folders import (
+    MANIFEST,
+    FolderReader,
+    FolderWriter,
+    check_target,
+    load,
+    save,
+    write_folder,
+)
 from ensemblead.store.states import load_state, move_state, save_state
 
 __all__ = [
@@ -13,4 +21,5 @@ __all__ = [
     "move_state",
     "save",
     "save_state",
+    "write_folder",
 ]

@@ -15,7 +15,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
@@ -168,12 +168,17 @@ def save(obj: Storable, path: str | os.PathLike[str], **options: Any) -> None:
     Raises:
         ValueError: as `check_target`.
     """
+    write_folder(path, lambda folder: _write_object(folder, obj, options))
+
+
+def write_folder(path: str | os.PathLike[str], write: Callable[[Path], object]) -> None:
+    """Let `write` fill the folder `path`, as `save` does."""
     target = check_target(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     fresh = target.parent / f".{target.name}.{secrets.token_hex(6)}.new"
     os.mkdir(fresh)
     try:
-        _write_object(fresh, obj, options)
+        write(fresh)
         _sync(fresh)
         _take_place(fresh, target)
     finally:

@@ -6,13 +6,15 @@ import copy
 import threading
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from ensemblead.networks.engines.eager import EagerEngine
 from ensemblead.networks.engines.engine import EngineKind, Part
+
+_Convolution = TypeVar("_Convolution", nn.Conv2d, nn.ConvTranspose2d)
 
 
 def fold_batch_norms(
@@ -33,7 +35,7 @@ def fold_batch_norms(
     tensors = [*module.parameters(), *module.buffers()]
     twin = copy.deepcopy(module, {id(tensor): tensor for tensor in tensors})
     for convolution, norm in pairs:
-        first = _fused(convolution, norm)
+        first = fused(convolution, norm)
         first.training = False
         _replace(twin, names[convolution], first)
         _replace(twin, names[norm], _without_norm(twin.get_submodule(names[norm])))
@@ -114,7 +116,8 @@ def _without_norm(norm: nn.Module) -> nn.Module:
     return nn.Sequential(norm.get_submodule("drop"), norm.get_submodule("act")).eval()
 
 
-def _fused(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
+def fused(convolution: _Convolution, norm: nn.BatchNorm2d) -> _Convolution:
+    """A convolution, or a transposed one without groups, that puts out what the batch norm behind it does."""
     assert norm.running_mean is not None
     assert norm.running_var is not None
     mean, variance = norm.running_mean.double(), norm.running_var.double()
@@ -123,12 +126,14 @@ def _fused(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
     bias = torch.zeros_like(mean) if convolution.bias is None else convolution.bias.double()
     scale = gain / torch.sqrt(variance + norm.eps)
     weight = convolution.weight
-    fused = copy.copy(convolution)
-    fused._parameters = {
-        "weight": nn.Parameter((weight.double() * scale.view(-1, 1, 1, 1)).to(weight.dtype), False),
+    # The channels that a convolution puts out come first in its weights, those of a transposed one second.
+    rows = scale.view((1, -1, 1, 1) if isinstance(convolution, nn.ConvTranspose2d) else (-1, 1, 1, 1))
+    folded = copy.copy(convolution)
+    folded._parameters = {
+        "weight": nn.Parameter((weight.double() * rows).to(weight.dtype), False),
         "bias": nn.Parameter(((bias - mean) * scale + shift).to(weight.dtype), False),
     }
-    return fused
+    return folded
 
 
 def _replace(module: nn.Module, name: str, part: nn.Module) -> None:

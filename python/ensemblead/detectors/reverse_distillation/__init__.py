@@ -1,0 +1,5 @@
+"""Reverse Distillation."""
+
+from ensemblead.detectors.reverse_distillation.detector import ReverseDistillation
+
+__all__ = ["ReverseDistillation"]

@@ -1,0 +1,263 @@
+"""Reverse Distillation: a student restores a teacher's feature maps from a small embedding of them, and fails
+where they are not normal.
+
+Deng and Li, "Anomaly Detection via Reverse Distillation from One-Class Embedding", CVPR 2022.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from ensemblead.common.validation import whole_number
+from ensemblead.config.registry import register
+from ensemblead.detectors.method import Method, Run, Scores, Seen, TrainingData
+from ensemblead.detectors.reverse_distillation.student import Maps, Plan, Student, empty_student, new_student
+from ensemblead.detectors.training.features import FeatureCache
+from ensemblead.detectors.training.loop import Recipe, Tensors, train
+
+# Of the paper.
+EPOCHS = 200
+LOSSES = ("global", "local")
+_NUM_LAYERS = 3
+_EPS = 1e-8  # of a norm that a cosine divides by
+_NOTHING = 1e-6  # two vectors shorter than this are alike
+
+
+@dataclass(frozen=True)
+class Distilled:
+    """What is learned.
+
+    Attributes:
+        plan: of the student.
+        weights: the folded student's, in the order of its state dict.
+        losses: float32 `[steps]`, the loss of every step.
+    """
+
+    plan: Plan
+    weights: tuple[torch.Tensor, ...]
+    losses: torch.Tensor
+
+    def __post_init__(self) -> None:
+        # Before a network is built of so many blocks.
+        shapes = None
+        if sum(self.plan.depths) < len(self.weights):
+            shapes = [tensor.shape for tensor in empty_student(self.plan).state_dict().values()]
+        if shapes != [tensor.shape for tensor in self.weights]:
+            raise ValueError("weights must have the shapes of the plan's student")
+
+    def student(self) -> Student:
+        """The network; it shares the weights."""
+        student = empty_student(self.plan)
+        student.load_state_dict(dict(zip(student.state_dict(), self.weights, strict=True)), assign=True)
+        return student.eval().requires_grad_(False)
+
+
+@register("ReverseDistillation")
+class ReverseDistillation(Method):
+    """Reverse distillation.
+
+    A frozen network, the teacher, turns an image into feature maps of three layers. A student fuses them into
+    one embedding of half the smallest grid, and restores all three from it. It is trained on normal images,
+    by the cosine between what it restores and what it was given; of defects it has never restored any. A
+    position of a layer scores one minus the cosine there. The maps of the layers are resized to the image
+    (bilinear, corners aligned), summed and blurred; the map's maximum is the image's score.
+
+    The student follows from the network: blocks like a ResNet's, as many and as wide; of other networks basic
+    blocks, two per stage. Architecture and constants are those of the authors' code: the decoder of the
+    largest grid has the most blocks, and a student of WideResNet50 has blocks of width 1024 in its embedding,
+    where anomalib has 512.
+
+    The teacher's feature maps are computed once: 1.8 MB an image of 256 x 256 pixels for resnet18 in float32,
+    7.3 MB for wide_resnet50_2; in memory up to 1 GiB, of more all in a temporary file. A model has 15.4
+    million values for resnet18, 83.8 million for wide_resnet50_2.
+
+    A fit holds a tenth of the images out, for the threshold. It comes to the same bits on one machine with
+    one version of torch and one number of threads, interrupted or not; with others it differs as after
+    another seed.
+
+    Args:
+        backbone: a network's name (`FeatureExtractor` says which), "gabor", or a `torch.nn.Module`, which is
+            never changed.
+        layers: the names of three layers, each with half the grid of the one before. "auto": the last ones of
+            strides 4, 8 and 16 (of a ResNet layer1, layer2 and layer3).
+        weights: "default" (published), a path, a state dict, or None (random, from the seed).
+        steps: updates; "paper": 200 epochs, of `ceil(images / batch_size)` updates each.
+        learning_rate: of Adam, with betas 0.5 and 0.999.
+        loss: "global" takes the cosine of whole feature maps, as the authors' code does; "local" the mean of
+            the cosines of their positions.
+        image_size: centre crop after the resize; int = square, `(h, w)`, or None for no crop.
+        resize: `(h, w)` = exact, int = shorter side, None = native, "auto" as `PatchCore` has it. Sides
+            of what the network sees must be multiples of 32.
+        device: "auto" is the GPU if there is one and this version has kernels for it (see `ensemblead info`),
+            else the CPU.
+        precision: of the networks: "float32", "bfloat16", "float16", or "auto": float32 on a CPU, half on a
+            GPU. What is trained is kept in float32, and losses and cosines are computed in it.
+        batch_size: images per update, and per forward pass.
+        seed: of everything random.
+        compile: run the teacher through `torch.compile`.
+
+    Attributes after `fit`: `losses_`, `calibration_`, `threshold_`; `network_`, the teacher, once it is
+    needed.
+
+    Example:
+        >>> import numpy as np
+        >>> import ensemblead as ead
+        >>> images = np.random.default_rng(0).integers(90, 110, (21, 32, 32, 3), dtype=np.uint8)
+        >>> images[20, 8:24, 8:24] = 200
+        >>> detector = ead.ReverseDistillation(
+        ...     "gabor", steps=5, batch_size=4, resize=None, device="cpu"
+        ... )
+        >>> detector.fit(images[:20]).predict(images[20:]).anomaly_map.shape
+        (1, 32, 32)
+    """
+
+    State = Distilled
+    auto_strides = (4, 8, 16)
+    side_multiple = 32
+
+    def __init__(
+        self,
+        backbone: str | nn.Module = "wide_resnet50_2",
+        layers: Sequence[str] | Literal["auto"] = "auto",
+        *,
+        weights: str | os.PathLike[str] | Mapping[str, torch.Tensor] | None = "default",
+        steps: int | Literal["paper"] = "paper",
+        learning_rate: float = 0.005,
+        loss: Literal["global", "local"] = "global",
+        image_size: int | tuple[int, int] | None = None,
+        resize: int | tuple[int, int] | Literal["auto"] | None = (256, 256),
+        device: str | torch.device = "auto",
+        precision: str = "auto",
+        batch_size: int = 16,
+        seed: int = 0,
+        compile: bool = False,
+    ) -> None:
+        super().__init__(locals())
+        if len(self.layers) != _NUM_LAYERS:
+            raise ValueError(f"layers must be {_NUM_LAYERS}, got {', '.join(self.layers)}")
+        if isinstance(steps, str) and steps != "paper":
+            raise ValueError(f'steps must be a whole number or "paper", got {steps!r}')
+        self.steps = steps if isinstance(steps, str) else whole_number("steps", steps, 1)
+        if isinstance(learning_rate, bool) or not isinstance(learning_rate, (int, float)):
+            raise TypeError(f"learning_rate must be a number, got {learning_rate!r}")
+        if not 0 < learning_rate < math.inf:
+            raise ValueError(f"learning_rate must be positive and finite, got {learning_rate}")
+        self.learning_rate = float(learning_rate)
+        if loss not in LOSSES:
+            raise ValueError(f"loss must be one of {', '.join(LOSSES)}, got {loss!r}")
+        self.loss = loss
+        self._student: tuple[Distilled, Student] | None = None
+
+    @property
+    def losses_(self) -> torch.Tensor:
+        """The loss of every step, float32 `[steps]`."""
+        losses: torch.Tensor = self.state_.losses
+        return losses
+
+    @property
+    def learned_(self) -> dict[str, int]:
+        return {"weights": sum(tensor.numel() for tensor in self.state_.weights)}
+
+    # The method
+
+    def train(self, data: TrainingData, run: Run) -> Distilled:
+        maps = data.batch([0]).feature_maps
+        check_grids(self.layers, maps)
+        plan = Plan.of([own.shape[1] for own in maps], self.network_.module, self.layers)
+        steps = self.steps
+        if isinstance(steps, str):
+            steps = EPOCHS * math.ceil(len(data) / data.batch_size)
+        student = new_student(plan, self.seed).to(maps[0].device)
+        with FeatureCache(data, run) as features:
+            recipe = Distillation(student, features, data, steps, self)
+            recipe.precision = maps[0].dtype
+            losses = train(recipe, data, run)
+        weights = student.folded().state_dict().values()
+        return Distilled(plan, tuple(weights), losses)
+
+    def scores(self, state: Distilled, seen: Seen) -> Scores:
+        teacher = seen.feature_maps
+        check_grids(self.layers, teacher)
+        student = self._student_of(state, teacher[0].dtype)
+        return Scores(anomaly_grids(teacher, student(teacher), seen.size))
+
+    @torch.no_grad()
+    def _student_of(self, state: Distilled, dtype: torch.dtype) -> Student:
+        """The network of a state, kept from batch to batch."""
+        if self._student is None or self._student[0] is not state:
+            self._student = state, state.student().to(dtype)
+        return self._student[1]
+
+
+class Distillation(Recipe):
+    """How a student is trained on feature maps."""
+
+    betas = (0.5, 0.999)
+
+    def __init__(
+        self,
+        student: Student,
+        features: FeatureCache,
+        data: TrainingData,
+        steps: int,
+        method: ReverseDistillation,
+    ) -> None:
+        self.module, self.steps, self.learning_rate = student, steps, method.learning_rate
+        self._features, self._data, self._form = features, data, method.loss
+
+    def batch(self, step: int) -> Tensors:
+        return self._features.batch(self._data.drawn(step))
+
+    def forward(self, batch: Tensors) -> Tensors:
+        return (*batch, *self.module(batch))
+
+    def loss(self, outputs: Tensors) -> dict[str, torch.Tensor]:
+        return {"cosine": cosine_loss(outputs[:_NUM_LAYERS], outputs[_NUM_LAYERS:], self._form)}
+
+
+def cosine_loss(teacher: Maps, student: Maps, form: str = "global") -> torch.Tensor:
+    """The sum over layers of the mean of one minus the cosine, of whole maps or of their positions."""
+    losses = []
+    for own, restored in zip(teacher, student, strict=True):
+        if form == "global":
+            cosine = functional.cosine_similarity(own.flatten(1), restored.flatten(1), dim=1, eps=_EPS)
+        else:
+            cosine = functional.cosine_similarity(own, restored, dim=1, eps=_EPS)
+        losses.append(1.0 - cosine.mean())
+    return torch.stack(losses).sum()
+
+
+def anomaly_grids(teacher: Maps, student: Maps, size: tuple[int, int]) -> torch.Tensor:
+    """Maps before the blur, float32 `[B, H, W]`: the sum over layers of one minus the cosine of positions.
+
+    Two vectors that are next to nothing are alike: a cosine would call them orthogonal.
+    """
+    total = torch.zeros(1, 1, 1, device=teacher[0].device)
+    for own, restored in zip(teacher, student, strict=True):
+        first, second = own.float(), restored.float()
+        apart = 1.0 - functional.cosine_similarity(first, second, dim=1, eps=_EPS)
+        longer = torch.maximum(*(torch.linalg.vector_norm(one, dim=1) for one in (first, second)))
+        apart = apart.masked_fill(longer < _NOTHING, 0.0)
+        resized = functional.interpolate(apart[:, None], size, mode="bilinear", align_corners=True)
+        total = total + resized[:, 0]
+    return total
+
+
+def check_grids(layers: Sequence[str], maps: Maps) -> None:
+    """Raise ValueError for layers of which a student cannot be made."""
+    grids = [(own.shape[2], own.shape[3]) for own in maps]
+    height, width = grids[-1]
+    halving = [(height * times, width * times) for times in (4, 2, 1)]
+    if grids != halving or height % 2 or width % 2:
+        shown = ", ".join(f"{name} {h} x {w}" for name, (h, w) in zip(layers, grids, strict=True))
+        raise ValueError(
+            f"layers must each have half the grid of the one before, and the last one even sides, got {shown}"
+        )
