@@ -3,8 +3,8 @@
     pip install anomalib==2.7.0      # in an environment of its own, beside this project
     PYTHONPATH=python:tests python tools/record_reverse_distillation.py
 
-Weights and feature maps follow from a formula (tests/support/students.py), so only outputs are recorded: every
-n-th value of what the student restores, the loss, the map before the blur, and the losses of five updates by
+Weights and feature maps follow from a formula (tests/support/students.py), so only outputs are recorded: some
+of the values that the student restores, the loss, the map before the blur, and the losses of five updates by
 Adam with the authors' betas.
 """
 
@@ -14,10 +14,10 @@ import itertools
 from pathlib import Path
 
 import torch
-from anomalib.models.image.reverse_distillation.anomaly_map import AnomalyMapGenerationMode, AnomalyMapGenerator
+from anomalib.models.components.backbone.resnet_decoder import get_decoder
+from anomalib.models.image.reverse_distillation import anomaly_map
 from anomalib.models.image.reverse_distillation.components import get_bottleneck_layer
 from anomalib.models.image.reverse_distillation.loss import ReverseDistillationLoss
-from anomalib.models.components.backbone.resnet_decoder import get_decoder
 from safetensors.torch import save_file
 from support.students import feature_maps, fill
 from torch import nn
@@ -26,7 +26,7 @@ OUT = Path(__file__).resolve().parent.parent / "tests" / "detectors" / "reverse_
 CASES = {"resnet18": (64, 128, 256), "resnet50": (256, 512, 1024)}
 # The convolutions outside of blocks, and their batch norms, by our names.
 FUSION = {"1": "fuse1.0.0", "2": "fuse1.1.0", "3": "fuse2.0"}
-# The decoder's grid of the first layer, and every so manieth value that is kept.
+# The grid of the first layer, every how manieth value is kept, and updates.
 GRID, KEPT, UPDATES = 16, 997, 5
 
 
@@ -64,10 +64,8 @@ def record(backbone: str, channels: tuple[int, ...]) -> dict[str, torch.Tensor]:
         found[f"{backbone}.restored{number}"] = own.flatten()[::KEPT].clone()
     found[f"{backbone}.loss"] = ReverseDistillationLoss()(maps, restored)
     # Without the blur, whose border rule differs.
-    generator = AnomalyMapGenerator((64, 64), sigma=4, mode=AnomalyMapGenerationMode.ADD)
-    import anomalib.models.image.reverse_distillation.anomaly_map as room
-
-    room.GaussianBlur2d = lambda **_: nn.Identity()
+    anomaly_map.GaussianBlur2d = lambda **_: nn.Identity()
+    generator = anomaly_map.AnomalyMapGenerator((64, 64), mode=anomaly_map.AnomalyMapGenerationMode.ADD)
     found[f"{backbone}.map"] = generator(restored, maps)[:, 0, ::5, ::5].clone()
     for part in parts:
         part.train()

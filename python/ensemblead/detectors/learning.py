@@ -52,7 +52,7 @@ def fit(
     if checkpoint is not None:
         if not any(part.passes == "held_out" for part in detector._parts()):
             raise ValueError(
-                "checkpoint: only training can be interrupted and go on, and nothing is trained here"
+                "checkpoint: nothing is trained here, and only training is kept in one; leave it out"
             )
         training = Checkpoint.at(checkpoint)
     learner = detector

@@ -54,6 +54,7 @@ from ensemblead.images.spool import MEMORY_BYTES
 from ensemblead.kernels.maps import SIGMA, render_maps
 from ensemblead.networks import FeatureExtractor
 from ensemblead.networks.layers import MIDDLE_STRIDES
+from ensemblead.networks.modes import default_modes
 from ensemblead.networks.network import check_device, relative_noise, require_finite, resolve_device
 from ensemblead.store import FolderReader, FolderWriter
 
@@ -248,13 +249,15 @@ class Method(Detector):
         return self.start(self._state if extending else None)
 
     def _learn(self, images: ImageSet, run: Run, *, extending: bool) -> Fitted:
-        data = TrainingData(self, images, run, self.seed)
-        state = self.train(data, run)
-        check_trained(self, state)
-        sample = NormalSample()
-        for seen in data.held_out():
-            scores = check_scores(self, self.scores(state, seen), seen)
-            sample.add_grids(scores.images, scores.grids, seen.size, sigma=self.map_sigma)
+        with default_modes():
+            data = TrainingData(self, images, run, self.seed)
+            with torch.enable_grad():
+                state = self.train(data, run)
+            check_trained(self, state)
+            sample = NormalSample()
+            for seen in data.held_out():
+                scores = check_scores(self, self.scores(state, seen), seen)
+                sample.add_grids(scores.images, scores.grids, seen.size, sigma=self.map_sigma)
         dtype = torch.float32 if self._frozen is None else self._frozen.network.dtype
         sample.rounding = 2.0 * relative_noise(dtype) * sample.largest_score()
         warnings = {} if data.holds_out else {"known": _KNOWN}

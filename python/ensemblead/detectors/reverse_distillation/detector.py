@@ -22,6 +22,7 @@ from ensemblead.detectors.method import Method, Run, Scores, Seen, TrainingData
 from ensemblead.detectors.reverse_distillation.student import Maps, Plan, Student, empty_student, new_student
 from ensemblead.detectors.training.features import FeatureCache
 from ensemblead.detectors.training.loop import Recipe, Tensors, train
+from ensemblead.networks.modes import default_modes
 
 # Of the paper.
 EPOCHS = 200
@@ -186,10 +187,10 @@ class ReverseDistillation(Method):
     def scores(self, state: Distilled, seen: Seen) -> Scores:
         teacher = seen.feature_maps
         check_grids(self.layers, teacher)
-        student = self._student_of(state, teacher[0].dtype)
-        return Scores(anomaly_grids(teacher, student(teacher), seen.size))
+        with default_modes():
+            student = self._student_of(state, teacher[0].dtype)
+            return Scores(anomaly_grids(teacher, student(teacher), seen.size))
 
-    @torch.no_grad()
     def _student_of(self, state: Distilled, dtype: torch.dtype) -> Student:
         """The network of a state, kept from batch to batch."""
         if self._student is None or self._student[0] is not state:

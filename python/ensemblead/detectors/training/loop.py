@@ -8,7 +8,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -19,7 +19,6 @@ from ensemblead.common.warnings import warn
 from ensemblead.detectors.parts import Run
 from ensemblead.detectors.training.checkpoint import Checkpoint
 from ensemblead.detectors.training.data import TrainingData
-from ensemblead.networks.modes import default_modes
 
 Tensors = tuple[torch.Tensor, ...]
 # Seconds between checkpoints.
@@ -77,7 +76,7 @@ def train(recipe: Recipe, data: TrainingData, run: Run, name: str = "") -> torch
         )
     kept = run.checkpoint
     loop = _Loop(recipe, data, run, kept.below(name) if kept is not None and name else kept)
-    with _training_modes(loop.device):
+    with _reproducible(loop.device):
         loop.run()
     recipe.module.eval()
     return torch.tensor(loop.losses, dtype=torch.float32)
@@ -239,16 +238,13 @@ def _deferred_interrupts() -> Iterator[threading.Event]:
 
 
 @contextmanager
-def _training_modes(device: torch.device) -> Iterator[None]:
-    """Gradients, and of cuDNN's algorithms those that give the same bits every time."""
-    with ExitStack() as stack:
-        stack.enter_context(default_modes())
-        stack.enter_context(torch.enable_grad())
-        cudnn: Any = torch.backends.cudnn
-        before = cudnn.deterministic, cudnn.benchmark
-        if device.type == "cuda":
-            cudnn.deterministic, cudnn.benchmark = True, False
-        try:
-            yield
-        finally:
-            cudnn.deterministic, cudnn.benchmark = before
+def _reproducible(device: torch.device) -> Iterator[None]:
+    """Inside, cuDNN takes algorithms that give the same bits every time."""
+    cudnn: Any = torch.backends.cudnn
+    before = cudnn.deterministic, cudnn.benchmark
+    if device.type == "cuda":
+        cudnn.deterministic, cudnn.benchmark = True, False
+    try:
+        yield
+    finally:
+        cudnn.deterministic, cudnn.benchmark = before
