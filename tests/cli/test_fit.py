@@ -98,6 +98,17 @@ class TestFit:
         assert (outcome.exit_code, outcome.stderr) == (0, "")
         assert json.loads(outcome.stdout)["warnings"] == []
 
+    def test_training_is_kept_in_a_checkpoint(self, category: Path, tmp_path: Path) -> None:
+        kept = ["--checkpoint", tmp_path / "c"]
+        options = ["-b", "gabor", "--resize", "32x32", "--device", "cpu", *kept]
+        trained = ["--method", "reverse-distillation", "--set", "steps=2", "--set", "batch_size=4"]
+        summary = call_json("fit", category / "train/good", "--model", tmp_path / "m", *options, *trained)
+        assert summary["detector"] == "ReverseDistillation"
+        assert not (tmp_path / "c").exists()
+        outcome = call("fit", category / "train/good", "--model", tmp_path / "n", *GABOR, *kept)
+        assert outcome.exit_code == 2
+        assert "checkpoint: nothing is trained here" in outcome.stderr
+
     def test_a_single_image_is_enough_with_a_warning(self, category: Path, tmp_path: Path) -> None:
         image = category / "train/good/000.png"
         outcome = call("fit", image, "--model", tmp_path / "m", *GABOR, "--json")

@@ -115,6 +115,15 @@ def command(
             "detector by its type. Paths in it are relative to it.",
         ),
     ] = None,
+    checkpoint: Annotated[
+        Path | None,
+        option(
+            "--checkpoint",
+            panel=_RUN,
+            text="Of methods that are trained: a folder to keep the training in. After an interrupt the same "
+            "command goes on from there.",
+        ),
+    ] = None,
     skip_unreadable: Annotated[
         bool, option("--skip-unreadable", panel=_RUN, text="Leave out images that cannot be read.")
     ] = False,
@@ -163,6 +172,7 @@ def command(
             skip_unreadable,
             include_backbone,
             overwrite,
+            checkpoint,
         )
         summary = run.execute(bars)
     if as_json:
@@ -184,6 +194,7 @@ class FitRun:
     skip_unreadable: bool = False
     include_backbone: bool = False
     overwrite: bool = False
+    checkpoint: Path | None = None
 
     def execute(self, bars: Bars) -> dict[str, Any]:
         require("torch", "ensemblead fit")
@@ -204,7 +215,7 @@ class FitRun:
         errors: Any = "skip" if self.skip_unreadable else "raise"
         bars.step("loading networks")
         with nullcontext() if fresh is None else without_threshold_warnings():
-            detector.fit(source, errors=errors, progress=bars)
+            detector.fit(source, errors=errors, progress=bars, checkpoint=self.checkpoint)
         skipped = list(detector.skipped_)
         images = _named_images(detector.calibration_, source)
         images["inspected_share"] = _inspected_share(detector, source, skipped)

@@ -165,7 +165,7 @@ class ReverseDistillation(Method):
 
     @property
     def learned_(self) -> dict[str, int]:
-        return {"weights": sum(tensor.numel() for tensor in self.state_.weights)}
+        return {"parameters": sum(tensor.numel() for tensor in self.state_.weights)}
 
     # The method
 
