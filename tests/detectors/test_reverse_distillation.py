@@ -111,6 +111,7 @@ def test_one_changed_weight_is_seen() -> None:
 
 def test_five_updates_are_anomalibs() -> None:
     student = filled("resnet18", SMALL).train()
+    assert method.Distillation.betas == (0.5, 0.999)
     adam = torch.optim.Adam(student.parameters(), 0.005, method.Distillation.betas, fused=True)
     for step, expected in enumerate(RECORDED["resnet18.losses"].tolist()):
         batch = feature_maps(SMALL, 16, 4, step)

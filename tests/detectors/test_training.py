@@ -21,6 +21,7 @@ import ensemblead as ead
 from ensemblead.common.errors import DamagedModelError, NonFiniteLossError
 from ensemblead.detectors import Detector, Run, TrainingData
 from ensemblead.detectors.training import features, loop
+from ensemblead.detectors.training.checkpoint import Checkpoint
 from ensemblead.images import AS_IS, Images, open_images
 from ensemblead.store import folders
 
@@ -143,6 +144,20 @@ def test_ctrl_c_ends_the_update_first(tmp_path: Path) -> None:
     same(detector.fit(TRAIN, checkpoint=tmp_path / "c"), distilled().fit(TRAIN))
 
 
+def test_ctrl_c_in_the_last_checkpoint_is_not_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = folders._write
+
+    def press(*arguments: Any) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        write(*arguments)
+        monkeypatch.setattr(folders, "_write", write)
+
+    monkeypatch.setattr(folders, "_write", press)
+    with pytest.raises(KeyboardInterrupt, match="after step 12 of 12; .* stands at step 12"):
+        distilled().fit(TRAIN, checkpoint=tmp_path / "c")
+    same(distilled().fit(TRAIN, checkpoint=tmp_path / "c"), distilled().fit(TRAIN))
+
+
 def test_without_a_checkpoint_an_interrupt_says_so() -> None:
     with pytest.raises(KeyboardInterrupt, match="after step 2 of 12; nothing of it is kept, which fit"):
         distilled().fit(TRAIN, progress=stop_at(2))
@@ -192,7 +207,7 @@ def test_a_folder_that_is_no_checkpoint_is_left_alone(tmp_path: Path) -> None:
         distilled().fit(TRAIN, checkpoint=tmp_path)
     assert (tmp_path / "part0" / "notes.txt").read_text() == "mine"
     (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match="checkpoint .*file cannot be a folder"):
+    with pytest.raises(ValueError, match="checkpoint: path .* cannot be written: .*file is no folder"):
         distilled().fit(TRAIN, checkpoint=tmp_path / "file")
     distilled().fit(TRAIN).save(tmp_path / "model" / "part0")
     with pytest.raises(ValueError, match="part0 holds a ReverseDistillation, and no checkpoint"):
@@ -226,6 +241,18 @@ def test_only_what_is_trained_has_a_checkpoint(tmp_path: Path) -> None:
     detector = ead.PatchCore("gabor", resize=None, device="cpu")
     with pytest.raises(ValueError, match="checkpoint: nothing is trained here"):
         detector.fit(TRAIN, checkpoint=tmp_path / "c")
+    assert not (tmp_path / "c").exists()
+
+
+def test_several_trainings_of_a_method_are_kept_by_name(tmp_path: Path) -> None:
+    steps: list[int] = []
+    run = Run(counted(steps), 20, frozenset(), checkpoint=Checkpoint.at(tmp_path / "c"))
+    for name in ("teacher", "student", "teacher"):
+        losses = loop.train(Line(3, lambda _: 1.0), data_of(4), run, name)
+        assert len(losses) == 3
+    assert steps == [1, 2, 3, 1, 2, 3]
+    assert run.checkpoint is not None
+    run.checkpoint.remove()
     assert not (tmp_path / "c").exists()
 
 
@@ -272,6 +299,13 @@ def test_a_loss_that_is_not_finite_stops_the_training() -> None:
     with pytest.raises(NonFiniteLossError, match=message):
         detector.fit(TRAIN)
     np.testing.assert_array_equal(detector.predict(TEST).anomaly_map, before)
+
+
+def test_weights_that_the_last_update_made_infinite_are_refused() -> None:
+    with pytest.raises(
+        NonFiniteLossError, match=r"after step 1 weight is not finite, at learning_rate 1e\+39"
+    ):
+        Denoiser(steps=1, learning_rate=1e39).fit(TRAIN)
 
 
 class Line(loop.Recipe):

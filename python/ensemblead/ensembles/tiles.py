@@ -58,9 +58,8 @@ class TiledEnsemble(Detector):
     its own. A `BackboneEnsemble` as the member shares them in both.
 
     Args:
-        member: an unfitted detector, cloned for every location: `PatchCore`, `PaDiM`, or a
-            `BackboneEnsemble`. Its resize and crop do not apply, for the tiles are its images; its
-            normalisation does.
+        member: an unfitted detector, cloned for every location: a method, or a `BackboneEnsemble` of
+            methods. Its resize and crop do not apply, for the tiles are its images; its normalisation does.
         tile_size: pixels, int or `(h, w)`; no larger than the image.
         stride: distance between tiles, int or `(rows, columns)`; at most `tile_size`.
         image_size: int: images are squashed to a square of that side; `(h, w)`: to that size; None: they keep

@@ -14,7 +14,7 @@ import torch
 from ensemblead.common.errors import DamagedModelError
 from ensemblead.common.files import StrPath
 from ensemblead.common.warnings import warn
-from ensemblead.store import FolderReader, FolderWriter, write_folder
+from ensemblead.store import FolderReader, FolderWriter, check_target, write_folder
 
 _KIND, _FILE = "TrainingCheckpoint", "training.safetensors"
 # So much of a value is shown.
@@ -37,9 +37,9 @@ class Checkpoint:
         """That of a fit. Raises ValueError for a place where there can be no folder."""
         root = Path(folder).absolute()
         try:
-            root.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ValueError(f"checkpoint {root} cannot be a folder: {error.strerror}") from error
+            check_target(root / _KIND)
+        except ValueError as error:
+            raise ValueError(f"checkpoint: {error}") from error
         return cls(root)
 
     def below(self, name: str) -> Checkpoint:

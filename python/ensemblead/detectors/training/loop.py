@@ -114,6 +114,8 @@ class _Loop:
                 is_last = self._step == self._recipe.steps
                 if is_last or self._step % looks == 0:
                     self._read_losses()
+                if is_last:
+                    self._check_weights()
                 try:
                     self._progress("train", self._step, self._recipe.steps)
                     if interrupted.is_set():
@@ -125,6 +127,8 @@ class _Loop:
                 if is_last or time.monotonic() - last_write >= CHECKPOINT_SECONDS:
                     self._write()
                     last_write = time.monotonic()
+            if interrupted.is_set():  # while the last checkpoint was written
+                raise KeyboardInterrupt(self._where())
 
     def _update(self) -> None:
         recipe = self._recipe
@@ -159,6 +163,15 @@ class _Loop:
                 )
             self.losses.append(total)
         self._unread = []
+
+    def _check_weights(self) -> None:
+        """After the last update, which no loss tells of."""
+        for name, tensor in self._recipe.module.state_dict().items():
+            if not bool(tensor.isfinite().all()):
+                raise NonFiniteLossError(
+                    f"after step {self._step} {name} is not finite, at learning_rate "
+                    f"{self._recipe.learning_rate:g}; a smaller one may help, or precision='float32'"
+                )
 
     # Checkpoints
 
