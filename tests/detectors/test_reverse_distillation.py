@@ -301,6 +301,8 @@ def test_sizes_are_checked_where_they_are_known() -> None:
         ead.TiledEnsemble(distilled(), 48, 48, image_size=96)
     with pytest.raises(ValueError, match="images: ReverseD.* got 40 x 40; 32 x 32 or 64 x 64"):
         distilled().fit(normal_images(4, side=40))
+    with pytest.raises(ValueError, match="batch_size must be at least 2 for images so small"):
+        distilled(batch_size=1).fit(TRAIN)
     with pytest.raises(ValueError, match="layers must each have half .* one 8 x 8, two 4 x 4, one.0 8"):
         ead.ReverseDistillation(Pyramid(), ("one", "two", "one.0"), resize=None, device="cpu").fit(TRAIN)
 

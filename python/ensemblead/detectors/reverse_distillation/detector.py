@@ -67,7 +67,7 @@ class ReverseDistillation(Method):
 
     A frozen network, the teacher, turns an image into feature maps of three layers. A student fuses them into
     one embedding of half the smallest grid, and restores all three from it. It is trained on normal images,
-    by the cosine between what it restores and what it was given; of defects it has never restored any. A
+    by the cosine between what it restores and what it was given, and has never learned to restore defects. A
     position of a layer scores one minus the cosine there. The maps of the layers are resized to the image
     (bilinear, corners aligned), summed and blurred; the map's maximum is the image's score.
 
@@ -172,6 +172,10 @@ class ReverseDistillation(Method):
     def train(self, data: TrainingData, run: Run) -> Distilled:
         maps = data.batch([0]).feature_maps
         check_grids(self.layers, maps)
+        if data.batch_size == 1 and maps[-1].shape[2:] == (2, 2):
+            raise ValueError(
+                "batch_size must be at least 2 for images so small: the embedding has one position"
+            )
         plan = Plan.of([own.shape[1] for own in maps], self.network_.module, self.layers)
         steps = self.steps
         if isinstance(steps, str):
