@@ -398,7 +398,7 @@ def _seen(detector: ead.PaDiM, images: Array, numbers: tuple[int, ...], sampled:
     extractor = detector.network_
     pixels = torch.from_numpy(images).permute(0, 3, 1, 2)
     embedded = detector.embed(extractor(extractor.normalize(pixels)))
-    return Seen((embedded,), (images.shape[1], images.shape[2]), numbers, sampled, "embeddings")
+    return Seen((embedded,), (images.shape[1], images.shape[2]), numbers, sampled, kind="embeddings")
 
 
 def _quiet(num_images: int) -> Run:

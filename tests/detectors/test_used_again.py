@@ -154,3 +154,27 @@ def test_an_image_takes_the_place_of_a_copy() -> None:
     calibration = _plain().fit(images).calibration_
     assert len(calibration.scores) == 400
     assert calibration.positions == (0, *range(2, 401))
+
+
+@pytest.mark.parametrize("kind", ["alone", "padim", "ensemble", "tiles", "shared tiles"])
+def test_images_in_another_order_give_the_same_model(kind: str) -> None:
+    core = _plain()
+    sizes: dict[str, Any] = {"resize": None, "image_size": None, "device": "cpu"}
+    padim = ead.PaDiM("gabor", num_dimensions=8, **sizes)
+    made: dict[str, Any] = {
+        "alone": lambda: core._clone(),
+        "padim": lambda: padim._clone(),
+        "ensemble": lambda: ead.BackboneEnsemble([core._clone(), padim._clone()]),
+        "tiles": lambda: ead.TiledEnsemble(core._clone(), 16, 16, image_size=32),
+        "shared tiles": lambda: ead.TiledEnsemble(core._clone(), 16, 16, image_size=32, shared=True),
+    }
+    images, test = normal_images(24, side=32), normal_images(4, seed=1, side=32)
+    order = np.random.default_rng(0).permutation(24)
+    first, second = made[kind]().fit(images), made[kind]().fit(images[order])
+    np.testing.assert_allclose(
+        first.predict(test).anomaly_map, second.predict(test).anomaly_map, rtol=1e-4, atol=1e-6
+    )
+    assert first.threshold_ == pytest.approx(second.threshold_, rel=1e-4)
+    one, other = first.calibration_, second.calibration_
+    np.testing.assert_allclose(np.sort(one.scores), np.sort(other.scores), rtol=1e-4)
+    assert set(one.positions) == {int(order[place]) for place in other.positions}

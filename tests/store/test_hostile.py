@@ -6,7 +6,9 @@ for normal.
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -56,6 +58,10 @@ MODELS: dict[str, Callable[[], ead.Detector]] = {
 }
 
 
+# Their members are those above: of these a part is tried out.
+COMPOSED = ("fused", "tiled", "shared")
+
+
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("hostile")
@@ -91,6 +97,7 @@ def test_flipped_bits_and_cut_files_are_refused(
     saved: dict[str, Path], tmp_path: Path, model: str, rounds: int
 ) -> None:
     rng = np.random.default_rng(rounds)
+    rounds = -(-rounds // 4) if model in COMPOSED else rounds
     shutil.copytree(saved[model], tmp_path / "m")
     tried = 0
     for name in _files(saved[model]):
@@ -202,6 +209,7 @@ def test_hostile_values(saved: dict[str, Path], tmp_path: Path, model: str, ever
     """Of every entry of every manifest; sizes that no memory holds are not tried out."""
     counts: Counter[str] = Counter()
     number = 0
+    every *= 3 if model in COMPOSED else 1
     for manifest in (name for name in _files(saved[model]) if name.endswith("model.json")):
         if model == "tiled" and "tile_" in manifest and "tile_0_1" not in manifest:
             continue
@@ -312,12 +320,61 @@ def test_a_state_that_could_not_be_loaded_is_refused_when_it_is_saved(
 # Saves at the same moment, and processes that end
 
 
-@pytest.mark.parametrize("exchanging", [True, False])
-def test_a_load_beside_saves_never_mixes_two_models(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchanging: bool
+def _as_a_volume(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make `folder` one that cannot be renamed, nor replaced, as a mounted volume."""
+    rename = os.rename
+
+    def refused(source: Any, target: Any) -> None:
+        if str(folder) in (str(source), str(target)):
+            raise OSError(errno.EBUSY, "Device or resource busy")
+        rename(source, target)
+
+    monkeypatch.setattr("os.rename", refused)
+    monkeypatch.setattr("ensemblead.store.saving.exchange", lambda first, second: False)
+    folder.mkdir()
+
+
+def test_a_volume_holds_a_model_inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    volume = tmp_path / "m"
+    _as_a_volume(volume, monkeypatch)
+    (volume / "lost+found").mkdir()
+    for patch in (4, 8):
+        Colours(patch=patch).fit(TRAIN).save(volume)
+        loaded: Any = ead.load(volume)
+        assert loaded.patch == patch
+        inside = {path.name for path in volume.iterdir()} - {"lost+found", "model.json"}
+        assert len(inside) == 1
+    # A save that fails changes nothing.
+    before = _files(volume)
+    broken = Colours().fit(TRAIN)
+    monkeypatch.setattr(broken, "to_store", lambda writer: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        broken.save(volume)
+    assert _files(volume) == before
+    (volume / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match=r"it also holds notes\.txt"):
+        broken.save(volume)
+    assert [path.name for path in tmp_path.iterdir()] == ["m"]
+
+
+@pytest.mark.parametrize("inside", ["../other", "model-0123456789ab", 3, "/etc"])
+def test_a_volume_that_names_no_folder_of_its_own(tmp_path: Path, inside: Any) -> None:
+    Colours().fit(TRAIN).save(tmp_path / "other")
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m/model.json").write_text(json.dumps({"format": 2, "inside": inside}))
+    (tmp_path / "m/model-0123456789ab").symlink_to(tmp_path / "other")
+    with pytest.raises(DamagedModelError):
+        ead.load(tmp_path / "m")
+
+
+@pytest.mark.parametrize("kind", ["exchange", "renames", "volume"])
+def test_a_load_beside_saves_gives_one_of_the_models(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    if not exchanging:
-        monkeypatch.setattr("ensemblead.store.folders.exchange", lambda first, second: False)
+    if kind == "renames":
+        monkeypatch.setattr("ensemblead.store.saving.exchange", lambda first, second: False)
+    elif kind == "volume":
+        _as_a_volume(tmp_path / "m", monkeypatch)
     models = [Colours().fit(TRAIN), Colours(patch=4).fit(255 - TRAIN)]
     known = {model.patch: (model.threshold_, model.state_.total) for model in models}
     models[0].save(tmp_path / "m")
@@ -333,11 +390,7 @@ def test_a_load_beside_saves_never_mixes_two_models(
     counts: Counter[str] = Counter()
     try:
         while not done.is_set():
-            try:
-                detector: Any = ead.load(tmp_path / "m")
-            except (DamagedModelError, FileNotFoundError):
-                counts["to be loaded again"] += 1
-                continue
+            detector: Any = ead.load(tmp_path / "m")
             threshold, total = known[detector.patch]
             assert detector.threshold_ == threshold
             assert torch.equal(detector.state_.total, total)
@@ -356,17 +409,17 @@ from pathlib import Path
 from support.methods import Colours
 from support.textures import normal_images
 import ensemblead as ead
-from ensemblead.store import folders
+from ensemblead.store import saving
 detector = Colours(patch=4).fit(normal_images(12, side=32))
 kind, target = sys.argv[1:3]
-rename, exchange = os.rename, folders.exchange
+rename, exchange = os.rename, saving.exchange
 if kind == "exchange":
     def killed(first, second):
         assert exchange(first, second)
         os._exit(9)
-    folders.exchange = killed
+    saving.exchange = killed
 else:
-    folders.exchange = lambda first, second: False
+    saving.exchange = lambda first, second: False
     def killed(source, target):
         rename(source, target)
         os._exit(9)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -9,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
 
 from ensemblead.calibration import (
     DEFAULT_RATE,
@@ -170,8 +172,10 @@ def learn(detector: Tree, images: ImageSet, run: Run, *, extending: bool = False
                 choice.takes(index, is_new=index == number and look not in run.known)
                 for index, number, look in zip(batch.indices, numbers, batch.fingerprints, strict=True)
             )
-            for accumulator, own in zip(started.values(), seen, strict=True):
-                accumulator.add(replace(own, numbers=numbers, sampled=sampled))
+            contents = {frame: _contents(pixels) for frame, pixels in batch.images.items()}
+            for part, accumulator, own in zip(sharing, started.values(), seen, strict=True):
+                content = contents[images.frame(part.geometry)]
+                accumulator.add(replace(own, numbers=numbers, sampled=sampled, contents=content))
             done += len(batch)
             del batch, seen
             run.progress("embed", done + len(images.skipped) - known, total)
@@ -230,6 +234,12 @@ def _held_out(images: Images) -> frozenset[int]:
     numbers = [originals.of(*identity) for identity in images.identities()]
     chosen = sampled_positions(len(numbers), held_out=True) if numbers else ()
     return frozenset(numbers[item] for item in chosen)
+
+
+def _contents(pixels: torch.Tensor) -> tuple[int, ...]:
+    """See `Seen.contents`."""
+    digests = (hashlib.blake2b(image.numpy().data, digest_size=8).digest() for image in pixels)
+    return tuple(int.from_bytes(digest, "little") for digest in digests)
 
 
 def calibrate(

@@ -53,6 +53,8 @@ class Seen:
         numbers: in `fit`, the image of every row; images that are equal have one number, and so have the
             tiles of one image.
         sampled: in `fit`, whether the row's leave-one-out score is wanted.
+        contents: in `fit`, 64 bits of the pixels that the row was made from: an order that follows from the
+            set of images, not from where they stand.
         kind: which of the three the values are.
     """
 
@@ -60,6 +62,7 @@ class Seen:
     size: tuple[int, int]
     numbers: tuple[int, ...] = ()
     sampled: tuple[bool, ...] = ()
+    contents: tuple[int, ...] = ()
     kind: Sight = "pixels"
 
     def __len__(self) -> int:
@@ -86,7 +89,8 @@ class Seen:
     def rows(self, which: slice) -> Seen:
         """Some of the images."""
         values = tuple(value[which] for value in self.values)
-        return Seen(values, self.size, self.numbers[which], self.sampled[which], self.kind)
+        told = {name: getattr(self, name)[which] for name in ("numbers", "sampled", "contents")}
+        return replace(self, values=values, **told)
 
     def _require(self, name: Sight) -> None:
         if name != self.kind:

@@ -113,6 +113,13 @@ class MemoryBank:
         return self._rows is not None
 
     @property
+    def holds_all_rows(self) -> bool:
+        """Whether all rows added since the last `fit` or `extend` are in the buffer: none has left with a
+        group.
+        """
+        return self._buffer.num_groups == 0
+
+    @property
     def rows_(self) -> torch.Tensor:
         return self._fitted()[0]
 

@@ -95,10 +95,10 @@ def _covered(projected: torch.Tensor, picks: npt.NDArray[np.int64]) -> Selected:
 
 
 def start_rows(
-    fingerprints: Sequence[str] | Sequence[bytes],
+    fingerprints: Sequence[str] | Sequence[bytes] | Sequence[int],
     rows_per_image: int | Sequence[int],
-    num_starts: int,
-    seed: int,
+    num_starts: int = 10,
+    seed: int = 0,
 ) -> npt.NDArray[np.int64]:
     """Start rows for `MemoryBank.fit(start_indices=)` that follow from the set of images, not their order.
 

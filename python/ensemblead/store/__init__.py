@@ -1,14 +1,7 @@
 """Saved models: folders, checksums, and one way to save a state."""
 
-from ensemblead.store.folders import (
-    MANIFEST,
-    FolderReader,
-    FolderWriter,
-    check_target,
-    load,
-    save,
-    write_folder,
-)
+from ensemblead.store.folders import MANIFEST, FolderReader, FolderWriter
+from ensemblead.store.saving import check_target, load, save, write_folder
 from ensemblead.store.states import load_state, move_state, save_state
 
 __all__ = [

@@ -7,16 +7,12 @@ folder can run code: there is no pickle, and a class is only ever looked up amon
 
 from __future__ import annotations
 
-import errno
-import glob
 import hashlib
 import importlib
 import json
 import os
-import secrets
-import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,14 +23,9 @@ from ensemblead.common.errors import DamagedModelError, NewerFormatError
 from ensemblead.common.extras import require
 from ensemblead.config.names import is_registered, registered_class, registered_name
 from ensemblead.kernels.build import __version__
-from ensemblead.store.exchange import exchange
 
 FORMAT_VERSION = 2
 MANIFEST = "model.json"
-# So many files of a folder that is no model are named.
-_NAMED = 5
-# How the folder of an earlier model ends while another takes its name, where the system cannot exchange them.
-_ASIDE = ".old"
 
 
 class Storable(Protocol):
@@ -76,7 +67,7 @@ class FolderWriter:
     def child(self, name: str, obj: Storable, **options: Any) -> None:
         """Another registered object, in a folder of its own, with these options on top of one's own."""
         os.mkdir(self._folder / name)
-        data = _write_object(self._folder / name, obj, {**self.options, **options})
+        data = write_object(self._folder / name, obj, {**self.options, **options})
         self._files[f"{name}/{MANIFEST}"] = {
             "bytes": len(data),
             "sha256": hashlib.sha256(data).hexdigest(),
@@ -155,80 +146,10 @@ class FolderReader:
         if not self.has(name):
             raise DamagedModelError(f"{self.folder} has no {name}/{MANIFEST}")
         expected = self._files[f"{name}/{MANIFEST}"]["sha256"]
-        return _read_object(self.folder / name, {**self.options, **options}, expected)
+        return read_object(self.folder / name, {**self.options, **options}, expected)
 
 
-def save(obj: Storable, path: str | os.PathLike[str], **options: Any) -> None:
-    """Write a registered object to the folder `path`.
-
-    Everything goes to a new folder beside it, which takes the name at the very end: after a failure (a full
-    disk, an interrupt) `path` is as it was. An earlier model at `path` is replaced; anything else there is
-    left alone.
-
-    Raises:
-        ValueError: as `check_target`.
-    """
-    write_folder(path, lambda folder: _write_object(folder, obj, options))
-
-
-def write_folder(path: str | os.PathLike[str], write: Callable[[Path], object]) -> None:
-    """Let `write` fill the folder `path`, as `save` does."""
-    target = check_target(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    fresh = target.parent / f".{target.name}.{secrets.token_hex(6)}.new"
-    os.mkdir(fresh)
-    try:
-        write(fresh)
-        _sync(fresh)
-        _take_place(fresh, target)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
-    _sync(target.parent)
-
-
-def check_target(path: str | os.PathLike[str]) -> Path:
-    """`path`, made absolute, if `save` may write there; ask before long work.
-
-    Raises:
-        ValueError: it exists and is neither a saved model (and nothing else) nor an empty folder, or it is in
-            a place where no folder can be made.
-    """
-    target = Path(os.path.abspath(path))
-    if os.path.lexists(target):
-        extra = _foreign(target)
-        if extra is None:
-            raise ValueError(f"path {target} exists and is no saved model; choose another, or remove it")
-        if extra:
-            more = f" and {len(extra) - _NAMED} more" if len(extra) > _NAMED else ""
-            raise ValueError(
-                f"path {target} exists and is no saved model alone: it also holds "
-                f"{', '.join(extra[:_NAMED])}{more}; choose another, or move them away"
-            )
-    place = next(folder for folder in target.parents if os.path.lexists(folder))
-    if not place.is_dir():
-        raise ValueError(f"path {target} cannot be written: {place} is no folder")
-    if not os.access(place, os.W_OK | os.X_OK):
-        raise ValueError(f"path {target} cannot be written: no permission to write into {place}")
-    return target
-
-
-def load(path: str | os.PathLike[str], **options: Any) -> Any:
-    """The object saved at `path`. `options` are handed to its class.
-
-    Raises:
-        FileNotFoundError: there is nothing at `path`.
-        DamagedModelError: it is no saved model, or a file is missing or is not what was written.
-        NewerFormatError: a later version of this library wrote it.
-    """
-    folder = Path(path)
-    if not folder.exists():
-        _recover(folder)
-    if not folder.exists():
-        raise FileNotFoundError(f"no saved model at {folder}")
-    return _read_object(folder, options)
-
-
-def _write_object(folder: Path, obj: Storable, options: Mapping[str, Any]) -> bytes:
+def write_object(folder: Path, obj: Storable, options: Mapping[str, Any]) -> bytes:
     if not is_registered(type(obj)):
         name = type(obj).__name__
         raise TypeError(f"{name} is not registered and cannot be saved: decorate it with ead.register(NAME)")
@@ -236,7 +157,7 @@ def _write_object(folder: Path, obj: Storable, options: Mapping[str, Any]) -> by
     return writer.finish(registered_name(type(obj)), obj.to_store(writer))
 
 
-def _read_object(folder: Path, options: Mapping[str, Any], expected: str | None = None) -> Any:
+def read_object(folder: Path, options: Mapping[str, Any], expected: str | None = None) -> Any:
     reader = FolderReader(folder, options, expected)
     try:
         cls = registered_class(reader.class_name)
@@ -256,7 +177,7 @@ def _read_object(folder: Path, options: Mapping[str, Any], expected: str | None 
         raise DamagedModelError(f"{folder} does not describe a {reader.class_name}: {error}") from error
 
 
-def _parse_manifest(folder: Path, expected: str | None = None) -> dict[str, Any]:
+def parse_manifest(folder: Path, expected: str | None = None) -> dict[str, Any]:
     """A manifest as it stands there: a mapping that states its format, and no more is known. `expected` is
     the SHA-256 that the folder above states of it.
     """
@@ -277,7 +198,7 @@ def _parse_manifest(folder: Path, expected: str | None = None) -> dict[str, Any]
 
 def _read_manifest(folder: Path, expected: str | None = None) -> dict[str, Any]:
     path = folder / MANIFEST
-    manifest = _parse_manifest(folder, expected)
+    manifest = parse_manifest(folder, expected)
     version = manifest["format"]
     # Before the checksum: a later format may compute it otherwise.
     if version > FORMAT_VERSION:
@@ -328,76 +249,6 @@ def _write(path: Path, data: bytes) -> None:
         file.flush()
         # A full disk may show only here.
         os.fsync(file.fileno())
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _foreign(target: Path) -> list[str] | None:
-    """What a folder holds that a saved model in it did not write; None if there is no model in it. An empty
-    folder holds nothing foreign.
-    """
-    if target.is_symlink() or not target.is_dir():
-        return None
-    entries = sorted(target.iterdir())
-    if not entries:
-        return []
-    try:
-        manifest = _parse_manifest(target)
-    except DamagedModelError:
-        return None
-    files, name = manifest.get("files"), manifest.get("class")
-    if not isinstance(files, dict) or not isinstance(name, str):
-        return None
-    extra = []
-    for entry in entries:
-        if f"{entry.name}/{MANIFEST}" in files:
-            below = _foreign(entry)
-            extra += [entry.name] if below is None else [f"{entry.name}/{inner}" for inner in below]
-        elif entry.is_symlink() or not entry.is_file() or entry.name not in {MANIFEST, *files}:
-            extra.append(entry.name)
-    return extra
-
-
-def _take_place(fresh: Path, target: Path) -> None:
-    """Give `fresh` the name `target`; what bore it is removed."""
-    if not target.exists():
-        os.rename(fresh, target)
-        return
-    if exchange(fresh, target):
-        return  # the earlier model is now at `fresh`, which the caller removes
-    aside = fresh.with_suffix(_ASIDE)
-    while fresh.exists():
-        try:
-            os.rename(target, aside)
-            os.rename(fresh, target)
-        except OSError as error:
-            # A load that found no model between the two has given the earlier one its name back: once more.
-            # Anything else, such as a target that is a mount point, would go on for ever.
-            came_back = error.errno in (errno.EEXIST, errno.ENOTEMPTY)
-            if not came_back or aside.exists() or not target.exists():
-                raise
-        finally:
-            # Wherever an interrupt strikes, one of the two stands at `target`.
-            if not target.exists():
-                os.rename(aside, target)
-            shutil.rmtree(aside, ignore_errors=True)
-
-
-def _recover(target: Path) -> None:
-    """Where a process was killed between two renames, the earlier model stands aside: it takes its name
-    back.
-    """
-    left = sorted(target.parent.glob(f".{glob.escape(target.name)}.*{_ASIDE}"), key=os.path.getmtime)
-    for aside in reversed(left):
-        if not os.path.lexists(target) and (aside / MANIFEST).is_file():
-            with suppress(OSError):  # a save that goes on has taken the name, or the folder away
-                os.rename(aside, target)
 
 
 def _safetensors() -> Any:

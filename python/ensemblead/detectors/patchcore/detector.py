@@ -19,7 +19,7 @@ from ensemblead.common.validation import whole_number
 from ensemblead.config.registry import register
 from ensemblead.detectors.method import Accumulator, Fitted, Method, NormalSample, Run, Scores, Seen
 from ensemblead.kernels.patches import aggregate_patches
-from ensemblead.memory import MemoryBank
+from ensemblead.memory import MemoryBank, start_rows
 from ensemblead.memory.state import BankState
 from ensemblead.networks.noise import moved_distance, relative_noise
 from ensemblead.store import FolderReader
@@ -251,12 +251,14 @@ class BankAccumulator:
         self._bank = bank
         self._first = int(bank.images_.max()) + 1 if bank.is_fitted else 0
         self._held: list[_Held] = []
-        self._num_patches = 0
+        self._contents: list[int] = []  # of the images,
+        self._counts: list[int] = []  # and how many patches each has
 
     def add(self, seen: Seen) -> None:
         patches = seen.embeddings
         per_image = patches.shape[1] * patches.shape[2]
-        self._num_patches += len(patches) * per_image
+        self._contents += seen.contents
+        self._counts += [per_image] * len(patches)
         own = np.array(seen.numbers, dtype=np.int64) + self._first
         self._bank.add(
             patches.reshape(-1, patches.shape[3]),
@@ -277,10 +279,18 @@ class BankAccumulator:
         if bank.is_fitted:
             bank.extend(noise_floor=floor)
         else:
-            bank.fit(noise_floor=floor, progress=lambda done, total: run.progress("select", done, total))
+            starts = None
+            if bank.holds_all_rows:  # the same images in another order give the same bank
+                starts = start_rows(self._contents, self._counts, seed=bank.seed)
+            bank.fit(
+                start_indices=starts,
+                noise_floor=floor,
+                progress=lambda done, total: run.progress("select", done, total),
+            )
             # Of a bank that has every distinct patch there are no more to be had.
-            wanted = int(self._num_patches * bank.coreset_fraction)
-            few = wanted <= len(bank) < min(_FEW_ROWS, self._num_patches)
+            num_patches = sum(self._counts)
+            wanted = int(num_patches * bank.coreset_fraction)
+            few = wanted <= len(bank) < min(_FEW_ROWS, num_patches)
         needed = self._detector.num_neighbors
         if len(bank) < needed:
             raise ValueError(
