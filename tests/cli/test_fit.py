@@ -108,6 +108,11 @@ class TestFit:
         outcome = call("fit", category / "train/good", "--model", tmp_path / "n", *GABOR, *kept)
         assert outcome.exit_code == 2
         assert "checkpoint: nothing is trained here" in outcome.stderr
+        for place in (tmp_path / "n", tmp_path / "n" / "c"):  # the same command could not go on
+            kept = ["--checkpoint", place]
+            outcome = call("fit", category / "train/good", "--model", tmp_path / "n", *GABOR, *kept)
+            assert outcome.exit_code == 2
+            assert "checkpoint must lie outside of the model's folder" in outcome.stderr
 
     def test_a_single_image_is_enough_with_a_warning(self, category: Path, tmp_path: Path) -> None:
         image = category / "train/good/000.png"

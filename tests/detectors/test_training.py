@@ -21,7 +21,7 @@ import ensemblead as ead
 from ensemblead.common.errors import DamagedModelError, NonFiniteLossError
 from ensemblead.detectors import Detector, Run, TrainingData
 from ensemblead.detectors.training import features, loop
-from ensemblead.detectors.training.checkpoint import Checkpoint
+from ensemblead.detectors.training.checkpoint import opened
 from ensemblead.images import AS_IS, Images, open_images
 from ensemblead.store import folders
 
@@ -175,7 +175,7 @@ def test_what_is_written_every_minute_outlasts_the_process(
         distilled().fit(TRAIN, progress=stop_at(6, killed), checkpoint=tmp_path / "c")
     counts: list[int] = []
     resumed = distilled().fit(TRAIN, progress=counted(counts), checkpoint=tmp_path / "c")
-    assert counts == list(range(6, STEPS + 1))
+    assert counts == list(range(7, STEPS + 1))
     same(resumed, distilled().fit(TRAIN))
 
 
@@ -246,13 +246,14 @@ def test_only_what_is_trained_has_a_checkpoint(tmp_path: Path) -> None:
 
 def test_several_trainings_of_a_method_are_kept_by_name(tmp_path: Path) -> None:
     steps: list[int] = []
-    run = Run(counted(steps), 20, frozenset(), checkpoint=Checkpoint.at(tmp_path / "c"))
-    for name in ("teacher", "student", "teacher"):
-        losses = loop.train(Line(3, lambda _: 1.0), data_of(4), run, name)
-        assert len(losses) == 3
-    assert steps == [1, 2, 3, 1, 2, 3]
-    assert run.checkpoint is not None
-    run.checkpoint.remove()
+    with opened(tmp_path / "c") as checkpoint:
+        assert checkpoint is not None
+        run = Run(counted(steps), 20, frozenset(), checkpoint=checkpoint)
+        for name in ("teacher", "student", "teacher"):
+            losses = loop.train(Line(3, lambda _: 1.0), data_of(4), run, name)
+            assert len(losses) == 3
+        assert steps == [1, 2, 3, 1, 2, 3]
+        checkpoint.remove()
     assert not (tmp_path / "c").exists()
 
 

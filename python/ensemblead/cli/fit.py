@@ -242,6 +242,11 @@ class FitRun:
         check_target(self.model)
         if (self.model / MANIFEST).exists() and not self.overwrite:
             raise ValueError(f"there is a model in {self.model} already: --overwrite replaces it")
+        model = self.model.absolute()
+        if self.checkpoint is not None and model in (own := self.checkpoint.absolute(), *own.parents):
+            raise ValueError(
+                f"checkpoint must lie outside of the model's folder {self.model}, got {self.checkpoint}"
+            )
 
     def _calibrate(self, detector: Any, fresh: Any, bars: Bars) -> list[Any]:
         """Take the threshold from fresh images; those that were left out."""

@@ -19,6 +19,7 @@ from ensemblead.detectors.learning import calibrate, fit
 from ensemblead.detectors.parts import Part, Progress, Reading, Result
 from ensemblead.detectors.predictions import Predictions
 from ensemblead.detectors.running import predict
+from ensemblead.detectors.training.checkpoint import opened
 from ensemblead.images import Geometry, ImageBatch, SkippedImage
 
 if TYPE_CHECKING:
@@ -76,14 +77,15 @@ class Detector(ABC):
             progress: called with a stage's name, how much is done, and how much there is.
             checkpoint: for methods that are trained, a folder that keeps what was learned: every minute,
                 on Ctrl-C, and in ensembles after each member or tile location. The same call goes on
-                from there and ends as if it had never stopped. One with other arguments or images is refused.
-                The folder is removed at the end.
+                from there and ends as if it had never stopped. One with other arguments, images or threads
+                is refused. The folder is removed at the end, if nothing else is in it.
 
         A fit that fails or is interrupted leaves the detector as it was. One that needs several passes over
         the images keeps them, resized, in memory, and beyond 256 MiB in a temporary file (see
         `ensemblead.images.Images`).
         """
-        fit(self, images, errors, progress, extending=False, checkpoint=checkpoint)
+        with opened(checkpoint) as kept:
+            fit(self, images, errors, progress, extending=False, checkpoint=kept)
         return self
 
     def extend(self, images: Any, *, errors: Errors = "raise", progress: Progress | None = None) -> Self:

@@ -24,7 +24,7 @@ from ensemblead.calibration import (
     set_digest,
     warn_if_too_few,
 )
-from ensemblead.common.files import StrPath, valid_text
+from ensemblead.common.files import valid_text
 from ensemblead.common.warnings import ThresholdWarning, warn
 from ensemblead.detectors.frozen import share_networks
 from ensemblead.detectors.parts import Fitted, Part, Progress, Reading, Run, Seen, Tree
@@ -47,16 +47,13 @@ def fit(
     progress: Progress | None,
     *,
     extending: bool,
-    checkpoint: StrPath | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> None:
     """Learn from images, and give the detector what came of it at the very end."""
-    training = None
-    if checkpoint is not None:
-        if not any(part.passes == "held_out" for part in detector._parts()):
-            raise ValueError(
-                "checkpoint: nothing is trained here, and only training is kept in one; leave it out"
-            )
-        training = Checkpoint.at(checkpoint)
+    if checkpoint is not None and not any(part.passes == "held_out" for part in detector._parts()):
+        raise ValueError(
+            "checkpoint: nothing is trained here, and only training is kept in one; leave it out"
+        )
     learner = detector
     if not extending and any(_was_decided(part) for part in detector._parts()):
         learner = detector._clone()  # an earlier fit has settled the size, for its images
@@ -70,7 +67,7 @@ def fit(
         )
     share_networks([network for part in parts for network in part._networks()])
     report = progress or (lambda stage, done, total: None)
-    run = Run(report, len(source), sampled_positions(len(source)), checkpoint=training)
+    run = Run(report, len(source), sampled_positions(len(source)), checkpoint=checkpoint)
     if extending:
         run = replace(run, known=frozenset(detector._fingerprints.tolist()))
     kept = [part.geometry for part in parts if part.passes != "one"]
@@ -102,8 +99,8 @@ def fit(
         calibrations = _with_deciding(detector, calibrations, data, is_doubtful)
     detector._take([one.state for one in fitted], Reading(geometries, fingerprints, source.bits))
     detector._accept(calibrations)
-    if training is not None:
-        training.remove()
+    if checkpoint is not None:
+        checkpoint.remove()
 
 
 def _was_decided(part: Part) -> bool:

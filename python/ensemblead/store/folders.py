@@ -109,7 +109,11 @@ class FolderReader:
 
     def tensors(self, name: str) -> dict[str, torch.Tensor]:
         """What `FolderWriter.tensors` wrote, as torch tensors on the CPU."""
-        tensors: dict[str, torch.Tensor] = _safetensors().load(self.data(name))
+        data, library = self.data(name), _safetensors()
+        try:
+            tensors: dict[str, torch.Tensor] = library.load(data)
+        except Exception as error:  # safetensors has a class of its own, and KeyError for unknown dtypes
+            raise DamagedModelError(f"{self.folder / name} holds no tensors: {error}") from error
         return tensors
 
     def data(self, name: str) -> bytes:

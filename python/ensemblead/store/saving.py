@@ -23,6 +23,7 @@ from ensemblead.store.exchange import exchange
 from ensemblead.store.folders import (
     FORMAT_VERSION,
     MANIFEST,
+    FolderReader,
     Storable,
     parse_manifest,
     read_object,
@@ -33,6 +34,8 @@ from ensemblead.store.folders import (
 _NAMED = 5
 # How the folder of an earlier model ends while another takes its name, where the system cannot exchange them.
 _ASIDE = ".old"
+# How the names end of folders that a process may leave behind when it is killed.
+_LEFT = re.compile(r"\.[0-9a-f]{12}\.(new|old)")
 # A folder that cannot be renamed (the volume of a container) holds its model in one of these, and a manifest
 # that says in which.
 _INSIDE = re.compile(r"model-[0-9a-f]{12}")
@@ -69,6 +72,30 @@ def write_folder(path: str | os.PathLike[str], write: Callable[[Path], object]) 
             raise
         with _written(target / f"model-{secrets.token_hex(6)}", write) as fresh:
             _name_inside(fresh, target)
+
+
+def read_folder(path: str | os.PathLike[str]) -> FolderReader | None:
+    """What `write_folder` has written to `path`; None if there is nothing.
+
+    Raises:
+        DamagedModelError: there is something else, or not what was written.
+    """
+    target = Path(path)
+    _recover(target)
+    return FolderReader(_place_of_model(target), {}) if os.path.lexists(target) else None
+
+
+def remove_folder(path: str | os.PathLike[str]) -> None:
+    """Remove what `write_folder` has written to `path`, and what a killed process has left beside it.
+
+    A folder that holds anything else stays. Nobody else may write to `path` meanwhile.
+    """
+    target = Path(path)
+    for left in target.parent.glob(f".{glob.escape(target.name)}.*"):
+        if _LEFT.fullmatch(left.name.removeprefix(f".{target.name}")):
+            shutil.rmtree(left, ignore_errors=True)
+    with suppress(ValueError):
+        shutil.rmtree(check_target(target), ignore_errors=True)
 
 
 @contextmanager

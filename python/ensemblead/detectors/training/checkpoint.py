@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
-import shutil
-from collections.abc import Mapping
-from contextlib import suppress
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from ensemblead.common.errors import DamagedModelError
 from ensemblead.common.files import StrPath
 from ensemblead.common.warnings import warn
-from ensemblead.store import FolderReader, FolderWriter, check_target, write_folder
+from ensemblead.store import MANIFEST, FolderWriter, check_target, read_folder, remove_folder, write_folder
 
 _KIND, _FILE = "TrainingCheckpoint", "training.safetensors"
 # So much of a value is shown.
@@ -30,12 +31,16 @@ class Checkpoint:
     def __init__(self, root: Path, name: str = "", used: list[Path] | None = None) -> None:
         self.root, self._name = root, name
         self._used: list[Path] = [] if used is None else used  # by all trainings of the fit
-        self._is_full = False
+        self._has_failed = False
 
     @classmethod
     def at(cls, folder: StrPath) -> Checkpoint:
-        """That of a fit. Raises ValueError for a place where there can be no folder."""
+        """That of a fit. Raises ValueError for a place where there can be no folder, or a model is."""
+        if not isinstance(folder, (str, os.PathLike)):
+            raise TypeError(f"checkpoint must be a path, got {folder!r}")
         root = Path(folder).absolute()
+        if not os.fspath(folder) or (root / MANIFEST).exists():
+            raise ValueError(f"checkpoint must be a folder of its own, got {os.fspath(folder)!r}")
         try:
             check_target(root / _KIND)
         except ValueError as error:
@@ -50,18 +55,23 @@ class Checkpoint:
         """The values and tensors that were written last; None if nothing was.
 
         Raises ValueError for the checkpoint of another training, naming what differs, and for a folder that
-        is none; DamagedModelError for one that is not what was written.
+        holds something else, too; DamagedModelError for one that is not what was written.
         """
         folder = self._folder()
-        if not folder.exists():
+        with self.as_damage():
+            reader = read_folder(folder)
+        if reader is None:
             return None
-        try:
-            reader = FolderReader(folder, {})
-        except DamagedModelError as error:
-            raise DamagedModelError(f"checkpoint: {error}; remove it to start over") from error
         if reader.class_name != _KIND:
             raise ValueError(f"checkpoint: {folder} holds a {reader.class_name}, and no checkpoint")
-        known, own = reader.state["identity"], _plain(identity)
+        try:
+            check_target(folder)
+        except ValueError as error:
+            raise ValueError(f"checkpoint: {error}") from error
+        known, own = reader.state.get("identity"), _plain(identity)
+        with self.as_damage():
+            if not isinstance(known, dict) or not isinstance(reader.state.get("values"), dict):
+                raise DamagedModelError(f"{folder} does not say what it is of")
         differing = [name for name in {**known, **own} if known.get(name) != own.get(name)]
         if differing:
             what = ", ".join(
@@ -71,7 +81,16 @@ class Checkpoint:
                 f"checkpoint: {folder} is of another call, with other {what}; give another folder, or remove "
                 "this one to start over"
             )
-        return reader.state["values"], reader.tensors(_FILE)
+        with self.as_damage():
+            return reader.state["values"], reader.tensors(_FILE)
+
+    @contextmanager
+    def as_damage(self) -> Iterator[None]:
+        """Around what reads: an error says that it is of the checkpoint, and how to go on."""
+        try:
+            yield
+        except DamagedModelError as error:
+            raise DamagedModelError(f"checkpoint: {error}; remove it to start over") from error
 
     def write(
         self, identity: Mapping[str, Any], values: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]
@@ -85,26 +104,59 @@ class Checkpoint:
 
         try:
             write_folder(self._folder(), fill)
-        except OSError as error:
-            if not self._is_full:
-                warn(f"no checkpoint could be written to {self.root} ({error.strerror}); training goes on")
-            self._is_full = True
+        except (OSError, ValueError) as error:  # ValueError: something else lies there now
+            if not self._has_failed:
+                why = getattr(error, "strerror", None) or error
+                warn(f"no checkpoint could be written to {self.root} ({why}); training goes on")
+            self._has_failed = True
             return False
-        self._is_full = False
+        self._has_failed = False
         return True
 
     def remove(self) -> None:
-        """Remove the checkpoints of all trainings of the fit, and the folder if nothing else is in it."""
+        """Remove the checkpoints of all trainings of the fit."""
         for folder in self._used:
-            shutil.rmtree(folder, ignore_errors=True)
-        with suppress(OSError):
-            self.root.rmdir()
+            remove_folder(folder)
 
     def _folder(self) -> Path:
         folder = self.root / self._name
         if folder not in self._used:
             self._used.append(folder)
         return folder
+
+
+@contextmanager
+def opened(folder: StrPath | None) -> Iterator[Checkpoint | None]:
+    """The checkpoint of a fit, which no other fit can use meanwhile; None: it has none.
+
+    The folder goes at the end if it is empty. Raises ValueError where another fit uses it, and as
+    `Checkpoint.at`.
+    """
+    if folder is None:
+        yield None
+        return
+    checkpoint = Checkpoint.at(folder)
+    checkpoint.root.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(checkpoint.root, os.O_RDONLY)
+    try:
+        _lock(descriptor, checkpoint.root)
+        try:
+            yield checkpoint
+        finally:
+            with suppress(OSError):  # there is something in it
+                checkpoint.root.rmdir()
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, root: Path) -> None:
+    """Until the descriptor is closed, or the process ends."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise ValueError(f"checkpoint: another fit uses {root} now; give another folder") from error
+    except OSError:
+        pass  # a file system without locks
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ensemblead.common.errors import NonFiniteLossError
+from ensemblead.common.errors import DamagedModelError, NonFiniteLossError
 from ensemblead.common.warnings import warn
 from ensemblead.detectors.parts import Run
 from ensemblead.detectors.training.checkpoint import Checkpoint
@@ -100,41 +100,41 @@ class _Loop:
         self._step = 0
         self.losses: list[float] = []
         self._unread: list[Mapping[str, torch.Tensor]] = []  # losses still on the device
+        self._is_whole = True  # no update is half done
         self._written = 0  # the step at which the checkpoint stands
-        self._identity = {} if checkpoint is None else data.identity()
+        self._identity = {} if checkpoint is None else {**data.identity(), **self._arithmetic()}
         self._resume()
 
     def run(self) -> None:
         looks = _GPU_LOOKS if self.device.type == "cuda" else 1
         last_write = time.monotonic()
         self._recipe.module.train()
-        with _deferred_interrupts() as interrupted:
-            while self._step < self._recipe.steps:
-                self._update()
-                is_last = self._step == self._recipe.steps
-                if is_last or self._step % looks == 0:
-                    self._read_losses()
-                if is_last:
-                    self._check_weights()
-                try:
-                    self._progress("train", self._step, self._recipe.steps)
-                    if interrupted.is_set():
-                        raise KeyboardInterrupt
-                except KeyboardInterrupt as interrupt:
+        while self._step < self._recipe.steps:
+            try:
+                batch = self._recipe.batch(self._step)  # which may read all images; it changes nothing here
+                with _deferred_interrupt():
+                    self._is_whole = False
+                    self._update(batch)
+                    is_last = self._step == self._recipe.steps
+                    if is_last or self._step % looks == 0:
+                        self._read_losses()
+                    if is_last:
+                        self._check_weights()
+                    if is_last or time.monotonic() - last_write >= CHECKPOINT_SECONDS:
+                        self._write()
+                        last_write = time.monotonic()
+                    self._is_whole = True
+                self._progress("train", self._step, self._recipe.steps)
+            except KeyboardInterrupt as interrupt:
+                if self._is_whole:
                     self._write()
                     interrupt.args = interrupt.args or (self._where(),)
-                    raise
-                if is_last or time.monotonic() - last_write >= CHECKPOINT_SECONDS:
-                    self._write()
-                    last_write = time.monotonic()
-            if interrupted.is_set():  # while the last checkpoint was written
-                raise KeyboardInterrupt(self._where())
+                raise
 
-    def _update(self) -> None:
+    def _update(self, batch: Tensors) -> None:
         recipe = self._recipe
         for group in self._adam.param_groups:
             group["lr"] = recipe.learning_rate * recipe.schedule(self._step)
-        batch = recipe.batch(self._step)
         is_half = recipe.precision != torch.float32
         with torch.autocast(self.device.type, recipe.precision if is_half else None, enabled=is_half):
             outputs = recipe.forward(batch)
@@ -177,7 +177,7 @@ class _Loop:
 
     def _write(self) -> None:
         """Keep what is needed to go on; at the end only what was learned."""
-        if self._checkpoint is None:
+        if self._checkpoint is None or self._written == self._step:
             return
         self._read_losses()
         tensors = {f"module.{name}": tensor for name, tensor in self._recipe.module.state_dict().items()}
@@ -188,54 +188,95 @@ class _Loop:
         if self._checkpoint.write(self._identity, values, tensors):
             self._written = self._step
 
+    def _arithmetic(self) -> dict[str, Any]:
+        """What the bits depend on besides, by name; of settings such as "auto" what they came to."""
+        own: dict[str, Any] = {
+            "device": self.device.type,
+            "precision": str(self._recipe.precision).removeprefix("torch."),
+        }
+        return own if self.device.type != "cpu" else own | {"threads": torch.get_num_threads()}
+
     def _resume(self) -> None:
-        known = None if self._checkpoint is None else self._checkpoint.read(self._identity)
+        if self._checkpoint is None:
+            return
+        known = self._checkpoint.read(self._identity)
         if known is None:
             return
-        values, tensors = known
+        with self._checkpoint.as_damage():
+            try:
+                self._restore(*known)
+            except (
+                LookupError,
+                TypeError,
+                ValueError,
+                AttributeError,
+                ArithmeticError,
+                RuntimeError,
+            ) as error:
+                root = self._checkpoint.root
+                raise DamagedModelError(f"what is in {root} does not fit the training: {error!r}") from error
+
+    def _restore(self, values: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
+        """Go on from what a checkpoint holds, once all of it has been looked at."""
+        step, losses, scale = values["step"], values["losses"], values["scaler"]
+        if type(step) is not int or not 0 < step <= self._recipe.steps or len(losses) != step:
+            raise ValueError(f"{len(losses)} losses of {step} steps")
+        if not all(math.isfinite(one) for one in (*losses, *scale.values())):
+            raise ValueError("a number that is not finite")
         module, adam = dict[str, torch.Tensor](), dict[int, dict[str, torch.Tensor]]()
         for name, tensor in tensors.items():
             kind, _, rest = name.partition(".")
             if kind == "module":
                 module[rest] = tensor
-            else:
+            elif step < self._recipe.steps:
                 number, _, entry = rest.partition(".")
-                adam.setdefault(int(number), {})[entry] = self._as_laid_out(int(number), tensor)
+                adam.setdefault(int(number), {})[entry] = tensor
+        own = self._recipe.module.state_dict()
+        if _forms(module) != _forms(own) or not all(bool(one.isfinite().all()) for one in module.values()):
+            raise ValueError("other weights")
+        parameters = dict(enumerate(self._parameters))
+        for place, moments in adam.items():
+            form = _forms({"": parameters[place]})[""]
+            if _forms(moments) != {"exp_avg": form, "exp_avg_sq": form, "step": ((), torch.float32)}:
+                raise ValueError(f"other moments of parameter {place}")
+            for name in ("exp_avg", "exp_avg_sq"):
+                # In the memory layout of the parameter, as Adam has made them.
+                moments[name] = torch.empty_like(parameters[place]).detach().copy_(moments[name])
+        if step < self._recipe.steps and not adam:
+            raise ValueError("no moments")
         self._recipe.module.load_state_dict(module)
-        if adam:
-            groups = self._adam.state_dict()["param_groups"]
-            self._adam.load_state_dict({"state": adam, "param_groups": groups})
-        self._scaler.load_state_dict(values["scaler"])
-        self._step = self._written = values["step"]
-        self.losses = list(values["losses"])
-
-    def _as_laid_out(self, number: int, tensor: torch.Tensor) -> torch.Tensor:
-        """A moment in the memory layout of its parameter, as Adam has made it."""
-        parameter = self._parameters[number]
-        if tensor.shape != parameter.shape:
-            return tensor  # the number of its steps
-        return torch.empty_like(parameter, requires_grad=False).copy_(tensor)
+        self._adam.load_state_dict({"state": adam, "param_groups": self._adam.state_dict()["param_groups"]})
+        self._scaler.load_state_dict(scale)
+        self._step = self._written = step
+        self.losses = list(losses)
 
     def _where(self) -> str:
         done = f"training was stopped after step {self._step} of {self._recipe.steps}"
         if self._checkpoint is None:
             return f"{done}; nothing of it is kept, which fit(..., checkpoint=FOLDER) would do"
+        if not self._step:
+            return "training was stopped before its first step; the same call begins with it"
         if not self._written:
             return f"{done}; no checkpoint could be written"
         stands = f"the checkpoint in {self._checkpoint.root} stands at step {self._written}"
         return f"{done}; {stands}: the same call goes on from there"
 
 
+def _forms(tensors: Mapping[str, torch.Tensor]) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+    """Shapes and dtypes."""
+    return {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
+
+
 @contextmanager
-def _deferred_interrupts() -> Iterator[threading.Event]:
-    """Inside, Ctrl-C sets an event, so that no update is left half done; a second one interrupts at once."""
+def _deferred_interrupt() -> Iterator[None]:
+    """Inside, Ctrl-C waits for the end, so that no update is left half done; a second one does not wait."""
     pressed = threading.Event()
     usual = signal.default_int_handler
     if (
         threading.current_thread() is not threading.main_thread()
         or signal.getsignal(signal.SIGINT) is not usual
     ):
-        yield pressed
+        yield
         return
 
     def defer(number: int, frame: Any) -> None:
@@ -245,9 +286,11 @@ def _deferred_interrupts() -> Iterator[threading.Event]:
 
     signal.signal(signal.SIGINT, defer)
     try:
-        yield pressed
+        yield
     finally:
         signal.signal(signal.SIGINT, usual)
+    if pressed.is_set():
+        raise KeyboardInterrupt
 
 
 @contextmanager
