@@ -140,6 +140,11 @@ def test_initial_weights() -> None:
     assert all(torch.equal(a, b) for a, b in zip(student.parameters(), again.parameters(), strict=True))
 
 
+def test_any_whole_number_is_a_seed() -> None:
+    found = distilled(seed=2**70 + 3, steps=1).fit(TRAIN).losses_
+    assert found != distilled(seed=2**70 + 4, steps=1).fit(TRAIN).losses_
+
+
 # Loss and map in NumPy
 
 

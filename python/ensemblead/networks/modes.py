@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 
 import torch
 
+_SEEDS = 1 << 64  # that torch's generators tell apart; NumPy's take any whole number
 _lock = threading.Lock()
 _entered = 0
 _left_behind: torch.dtype | None = None
@@ -58,7 +59,7 @@ def own_generator(seed: int) -> Iterator[None]:
     """Initialisers draw from torch's global CPU generator: seed it for them, then put it back."""
     state = torch.default_generator.get_state()
     # Not torch.manual_seed, which would reseed the GPUs' generators as well.
-    torch.default_generator.manual_seed(seed)
+    torch.default_generator.manual_seed(seed % _SEEDS)
     try:
         yield
     finally:
