@@ -98,7 +98,7 @@ def test_fit_names_the_spoiled_image(detector: dict[str, Any], folder: Path, tmp
 
 def test_the_summary_names_it_for_people(folder: Path, tmp_path: Path) -> None:
     call = ["fit", str(folder), "--model", str(tmp_path / "m"), "-b", "gabor", "--resize", "none"]
-    call += ["--image-size", "none", "-p", "0.1", "--device", "cpu", "--skip-unreadable"]
+    call += ["--image-size", "none", "-p", "1.0", "--device", "cpu", "--skip-unreadable"]
     outcome = CliRunner().invoke(app, call)
     lines = outcome.stdout.splitlines()
     (head,) = (i for i, line in enumerate(lines) if line.startswith("training images least like the others"))

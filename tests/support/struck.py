@@ -1,0 +1,171 @@
+"""A process that is struck while it fits, saves, extends or runs a suite, again and again: killed, or
+with a full disk. What is there is looked at after every blow.
+
+    python struck.py KIND BLOW FOLDER TRIALS SEED
+
+prints what came of it, as JSON. Every trial is a process of its own, forked from this one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import sys
+import time
+import traceback
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from support.brightness import draw_two_categories
+from support.suites import two_by_two
+from support.textures import normal_images
+
+import ensemblead as ead
+import ensemblead.cli.app
+import ensemblead.suites.running
+from ensemblead.evaluation import run
+
+SIDE = 48
+ENDS = {0: "finished", 3: "error", -signal.SIGKILL: "killed"}
+
+
+def _detector(seed: int) -> ead.Detector:
+    sizes: dict[str, Any] = {"resize": None, "image_size": None, "device": "cpu", "batch_size": 4}
+    core = ead.PatchCore("gabor", ("layer1",), coreset_fraction=0.3, seed=seed, **sizes)
+    return ead.BackboneEnsemble([core, ead.PaDiM("gabor", ("layer1",), num_dimensions=4, **sizes)])
+
+
+class Models:
+    """A model at `model`, which fits, saves and extensions replace."""
+
+    def __init__(self, folder: Path, kind: str) -> None:
+        self._model, self._kind, self._folder = folder / "model", kind, folder
+        self._images, self._more = normal_images(10, side=SIDE), normal_images(4, seed=1, side=SIDE)
+
+    def prepare(self) -> None:
+        for seed in (0, 1):
+            _detector(seed).fit(self._images).save(self._folder / f"known{seed}")
+        self._thresholds = [ead.load(self._folder / f"known{seed}").threshold_ for seed in (0, 1)]
+        ead.load(self._folder / "known0").save(self._model)
+
+    def work(self, trial: int) -> None:
+        seed = (trial + 1) % 2
+        if self._kind == "fit":
+            _detector(seed).fit(self._images).save(self._model)
+        elif self._kind == "save":
+            ead.load(self._folder / f"known{seed}").save(self._model)
+        else:
+            detector = ead.load(self._folder / f"known{seed}")
+            detector.extend(self._more)
+            detector.save(self._model)
+
+    def look(self) -> str:
+        """Which model is there: whole, or this raises."""
+        found = ead.load(self._model)
+        assert np.isfinite(found.predict(self._more).anomaly_score).all()
+        if len(found.calibration_.scores) > len(self._images):
+            assert self._kind == "extend"
+            return "extended"
+        return f"known{self._thresholds.index(found.threshold_)}"
+
+
+class Suites:
+    """A suite that goes on where the last blow left it; whole, it begins anew."""
+
+    def __init__(self, folder: Path, kind: str) -> None:
+        self._folder = folder
+
+    def _config(self) -> dict[str, Any]:
+        return two_by_two(self._folder / "data")
+
+    def prepare(self) -> None:
+        draw_two_categories(self._folder / "data")
+        run(self._config(), self._folder / "whole")
+
+    def work(self, trial: int) -> None:
+        results = run(self._config(), self._folder / f"out{self._round()}")
+        assert results.is_complete, [str(cell) for cell in results.failures]
+        (self._folder / f"done{self._round()}").touch()
+
+    def _round(self) -> int:
+        return len(list(self._folder.glob("done*")))
+
+    def look(self) -> str:
+        out = self._folder / f"out{self._round()}"
+        cells = sorted((out / "cells").glob("*.json"))
+        for path in [*cells, *out.glob("results.json")]:
+            json.loads(path.read_text())
+        last = self._folder / f"out{self._round() - 1}"
+        if last.is_dir():
+            same = (last / "types.csv").read_text() == (self._folder / "whole/types.csv").read_text()
+            assert same, "a run in pieces measured something else"
+        return f"{len(cells)} cells" if out.exists() else "whole"
+
+
+def _in_child(function: Callable[[], object], before: Callable[[], object] = lambda: None) -> int:
+    """The process in which it runs: it exits with 0, or with 3 after an error."""
+    process = os.fork()
+    if process:
+        return process
+    status = 3
+    try:
+        before()
+        function()
+        status = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(status)
+
+
+def _end_of(process: int) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+
+
+def _blow(blow: str, rng: np.random.Generator) -> Callable[[], object]:
+    """What strikes a process from inside, before it begins."""
+    if blow == "disk":
+        limit = int(np.exp(rng.uniform(np.log(1_000), np.log(300_000))))
+        return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    return lambda: None
+
+
+def main(kind: str, blow: str, folder: Path, trials: int, seed: int) -> None:
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    job = (Suites if kind == "suite" else Models)(folder, kind)
+    job.prepare()
+    job.work(0)
+    start = time.monotonic()
+    assert _end_of(_in_child(lambda: job.work(1))) == 0
+    whole = time.monotonic() - start
+    rng, counts = np.random.default_rng(seed), Counter[str]()
+    for trial in range(2, trials + 2):
+        process = _in_child(lambda trial=trial: job.work(trial), _blow(blow, rng))
+        if blow == "kill":
+            time.sleep(rng.uniform(0, whole))
+            os.kill(process, signal.SIGKILL)
+        ended = _end_of(process)
+        counts[ENDS.get(ended, f"ended with {ended}")] += 1
+        said = folder / "said.txt"
+
+        def look(said: Path = said) -> None:
+            said.write_text(job.look())
+
+        assert _end_of(_in_child(look)) == 0, f"trial {trial} left something that is not whole"
+        counts[said.read_text()] += 1
+    print(json.dumps(counts))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], Path(sys.argv[3]), int(sys.argv[4]), int(sys.argv[5]))
