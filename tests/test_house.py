@@ -30,6 +30,7 @@ CSRC = ROOT / "csrc"
 PUBLIC_NAMES = [
     "BackboneEnsemble",
     "EnsembleADError",
+    "FastFlow",
     "FeatureExtractor",
     "Folder",
     "MVTecAD",

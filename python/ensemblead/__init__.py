@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ensemblead.config.registry import create, register
     from ensemblead.datasets import Folder, MVTecAD, VisA
     from ensemblead.detectors import Predictions
+    from ensemblead.detectors.fastflow import FastFlow
     from ensemblead.detectors.padim import PaDiM
     from ensemblead.detectors.patchcore import PatchCore
     from ensemblead.detectors.reverse_distillation import ReverseDistillation
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BackboneEnsemble",
     "EnsembleADError",
+    "FastFlow",
     "FeatureExtractor",
     "Folder",
     "MVTecAD",
@@ -67,6 +69,7 @@ _ROOMS = ("datasets", "evaluation", "metrics")
 # Name -> module. Loaded when first asked for, so that `import ensemblead` stays quick and needs no extra.
 _LAZY = {
     "BackboneEnsemble": "ensemblead.ensembles.backbones",
+    "FastFlow": "ensemblead.detectors.fastflow",
     "FeatureExtractor": "ensemblead.networks",
     "Folder": "ensemblead.datasets",
     "MVTecAD": "ensemblead.datasets",

@@ -28,10 +28,10 @@ def test_layers_and_defaults() -> None:
         "stride": 8,
         "grid": [28, 28],
         "default": True,
-        "default_of": ["PaDiM", "PatchCore", "ReverseDistillation"],
+        "default_of": ["FastFlow", "PaDiM", "PatchCore", "ReverseDistillation"],
     }
     assert [name for name, layer in layers.items() if layer["default"]] == ["layer2", "layer3"]
-    assert layers["layer1"]["default_of"] == ["PaDiM", "ReverseDistillation"]
+    assert layers["layer1"]["default_of"] == ["FastFlow", "PaDiM", "ReverseDistillation"]
     assert "layer2.0.conv1" not in layers
     nested = call_json("layers", "resnet18", "--all", "--image-size", "64x96")
     assert {"name": "layer2.0.conv1", "channels": 128, "stride": 8, "grid": [8, 12]}.items() <= next(
@@ -43,7 +43,7 @@ def test_table() -> None:
     outcome = call("layers", "gabor", "--image-size", 64)
     assert outcome.exit_code == 0
     rows = [line.split() for line in outcome.stdout.splitlines()]
-    assert ["layer1", "42", "4", "16", "x", "16", "PaDiM,", "ReverseDistillation"] in rows
+    assert ["layer1", "42", "4", "16", "x", "16", "FastFlow,", "PaDiM,", "ReverseDistillation"] in rows
     assert "PatchCore" in outcome.stdout
 
 

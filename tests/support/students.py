@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Sequence
 
@@ -23,17 +24,22 @@ def fill(module: nn.Module, names: dict[str, str] | None = None) -> None:
     """Give a network weights and statistics by the formula; `names`: what its tensors are called there."""
     for own, tensor in module.state_dict().items():
         name = own if names is None else names[own]
-        if not tensor.is_floating_point():
-            continue
-        values = waves(name, tensor.shape)
-        if name.endswith("running_var"):
-            values = 1.0 + 0.5 * values
-        elif tensor.ndim == 1:  # of a batch norm: gains around one, the rest around zero
-            values = 0.1 * values + (1.0 if name.endswith("weight") else 0.0)
-        else:
-            fan_in = tensor[0].numel()
-            values = values * (6.0 / fan_in) ** 0.5
-        tensor.copy_(values)
+        if tensor.is_floating_point() or name.endswith("permutation"):
+            tensor.copy_(filled(name, tensor.shape))
+
+
+def filled(name: str, shape: Sequence[int]) -> torch.Tensor:
+    """The values of one of its tensors: float64, of a permutation int64."""
+    values = waves(name, shape)
+    if name.endswith("permutation"):
+        return values.argsort()
+    if name.endswith("running_var"):
+        return 1.0 + 0.5 * values
+    if name.endswith("scale"):  # of a flow's step: gains around one
+        return values + 2.0 * math.log(math.expm1(5.0))
+    if len(shape) == 1 or "norm_" in name:  # of a norm: gains around one, the rest around zero
+        return 0.1 * values + (1.0 if name.endswith("weight") else 0.0)
+    return values * (6.0 / math.prod(shape[1:])) ** 0.5
 
 
 def feature_maps(channels: Sequence[int], grid: int, count: int = 2, seed: int = 0) -> list[torch.Tensor]:

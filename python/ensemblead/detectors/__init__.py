@@ -3,6 +3,7 @@ authors.
 """
 
 from ensemblead.detectors.detector import Detector
+from ensemblead.detectors.fastflow import FastFlow
 from ensemblead.detectors.method import (
     Accumulator,
     Fitted,
@@ -21,6 +22,7 @@ from ensemblead.detectors.reverse_distillation import ReverseDistillation
 __all__ = [
     "Accumulator",
     "Detector",
+    "FastFlow",
     "Fitted",
     "Method",
     "NormalSample",

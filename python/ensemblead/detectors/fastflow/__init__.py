@@ -1,0 +1,5 @@
+"""FastFlow."""
+
+from ensemblead.detectors.fastflow.detector import FastFlow
+
+__all__ = ["FastFlow"]
