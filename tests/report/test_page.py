@@ -262,14 +262,14 @@ def test_a_flat_map_and_a_detector_without_verdicts() -> None:
 def test_colours_come_from_the_models_normal_images() -> None:
     normal = SimpleNamespace(pixels=np.linspace(0, 1, 1001))
     keeper = PictureKeeper(SimpleNamespace(geometry=None, calibration_=normal), 3)
-    keeper.add(0, np.full((4, 4), 2.0, np.float32), 1.0, None, True, "dent")
+    keeper.add(0, np.full((4, 4), 1.5, np.float32), 1.0, None, True, "dent")
     found = keeper.pictures()
     assert found is not None
-    assert found.scale == pytest.approx((0.5, 2.0))  # nothing is larger
+    assert found.scale == pytest.approx((0.5, 1.5))  # nothing is larger
     keeper.add(1, np.full((4, 4), 9.0, np.float32), 1.0, None, True, "dent")
     found = keeper.pictures()
     assert found is not None
-    assert found.scale == pytest.approx((0.5, 0.5 + 6 * 0.499))
+    assert found.scale == pytest.approx((0.5, 0.5 + 3 * 0.499))
     matplotlib = pytest.importorskip("matplotlib")
     exact = 255 * matplotlib.colormaps["inferno"](np.linspace(0.1, 1.0, 256))[:, :3]
     anchors = np.array([[int(color[i : i + 2], 16) for i in (1, 3, 5)] for color in COLORS])
