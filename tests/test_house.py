@@ -29,6 +29,7 @@ CSRC = ROOT / "csrc"
 # The public names; adding one is a decision, and so is a line here.
 PUBLIC_NAMES = [
     "BackboneEnsemble",
+    "EfficientAD",
     "EnsembleADError",
     "FeatureExtractor",
     "Folder",
@@ -48,6 +49,7 @@ PUBLIC_NAMES = [
     "check_detector",
     "create",
     "cuda_available",
+    "distil_teacher",
     "evaluate",
     "load",
     "register",

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ensemblead.config.registry import create, register
     from ensemblead.datasets import Folder, MVTecAD, VisA
     from ensemblead.detectors import Predictions
+    from ensemblead.detectors.efficientad import EfficientAD, distil_teacher
     from ensemblead.detectors.padim import PaDiM
     from ensemblead.detectors.patchcore import PatchCore
     from ensemblead.detectors.reverse_distillation import ReverseDistillation
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BackboneEnsemble",
+    "EfficientAD",
     "EnsembleADError",
     "FeatureExtractor",
     "Folder",
@@ -52,6 +54,7 @@ __all__ = [
     "check_detector",
     "create",
     "cuda_available",
+    "distil_teacher",
     "evaluate",
     "load",
     "register",
@@ -67,6 +70,7 @@ _ROOMS = ("datasets", "evaluation", "metrics")
 # Name -> module. Loaded when first asked for, so that `import ensemblead` stays quick and needs no extra.
 _LAZY = {
     "BackboneEnsemble": "ensemblead.ensembles.backbones",
+    "EfficientAD": "ensemblead.detectors.efficientad",
     "FeatureExtractor": "ensemblead.networks",
     "Folder": "ensemblead.datasets",
     "MVTecAD": "ensemblead.datasets",
@@ -83,6 +87,7 @@ _LAZY = {
     "auroc": "ensemblead.metrics",
     "check_detector": "ensemblead.ensembles.check",
     "create": "ensemblead.config.registry",
+    "distil_teacher": "ensemblead.detectors.efficientad",
     "evaluate": "ensemblead.report.report",
     "load": "ensemblead.ensembles.loading",
     "register": "ensemblead.config.registry",

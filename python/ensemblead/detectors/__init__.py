@@ -3,6 +3,7 @@ authors.
 """
 
 from ensemblead.detectors.detector import Detector
+from ensemblead.detectors.efficientad import EfficientAD
 from ensemblead.detectors.method import (
     Accumulator,
     Fitted,
@@ -21,6 +22,7 @@ from ensemblead.detectors.reverse_distillation import ReverseDistillation
 __all__ = [
     "Accumulator",
     "Detector",
+    "EfficientAD",
     "Fitted",
     "Method",
     "NormalSample",

@@ -70,7 +70,7 @@ class Seen:
 
     @property
     def pixels(self) -> torch.Tensor:
-        """uint8 `[B, 3, H, W]`, of a method without a network."""
+        """uint8 `[B, 3, H, W]`, of a method without a network, or one that runs its network itself."""
         self._require("pixels")
         return self.values[0]
 

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from ensemblead.common.validation import whole_number
+from ensemblead.common.validation import positive_number, whole_number
 from ensemblead.config.registry import register
 from ensemblead.detectors.method import Method, Run, Scores, Seen, TrainingData
 from ensemblead.detectors.reverse_distillation.student import Maps, Plan, Student, empty_student, new_student
@@ -147,11 +147,7 @@ class ReverseDistillation(Method):
         if isinstance(steps, str) and steps != "paper":
             raise ValueError(f'steps must be a whole number or "paper", got {steps!r}')
         self.steps = steps if isinstance(steps, str) else whole_number("steps", steps, 1)
-        if isinstance(learning_rate, bool) or not isinstance(learning_rate, (int, float)):
-            raise TypeError(f"learning_rate must be a number, got {learning_rate!r}")
-        if not 0 < learning_rate < math.inf:
-            raise ValueError(f"learning_rate must be positive and finite, got {learning_rate}")
-        self.learning_rate = float(learning_rate)
+        self.learning_rate = positive_number("learning_rate", learning_rate)
         if loss not in LOSSES:
             raise ValueError(f"loss must be one of {', '.join(LOSSES)}, got {loss!r}")
         self.loss = loss
