@@ -81,10 +81,11 @@ class EfficientAD(Method):
 
     A frozen network, the teacher, describes every patch of an image. A student, which sees patches of 33 x 33
     pixels, is trained to give the same descriptions of normal images, by the largest of its errors. Penalty
-    images keep it from describing anything else. An autoencoder, which sees the whole image, is trained to give the same descriptions too, and the student to give the autoencoder's. Where a patch is not
-    normal, the student differs from the teacher; where patches do not go together, from the autoencoder. The
-    maps of both squared distances are scaled by their quantiles over held-out images, and averaged. The
-    map's maximum is the image's score.
+    images keep it from describing anything else. An autoencoder, which sees the whole image, is trained to
+    give the same descriptions too, and the student to give the autoencoder's. Where a patch is not normal,
+    the student differs from the teacher; where patches do not go together, from the autoencoder. The maps of
+    both squared distances are scaled by their quantiles over held-out images, and averaged. The map's maximum
+    is the image's score.
 
     The published teacher is a patch description network (`backbone="pdn_small"` or "pdn_medium"), distilled
     from a large network on ImageNet. A file of its weights is read by the names of anomalib ("conv1.weight")
@@ -93,7 +94,7 @@ class EfficientAD(Method):
     gives PatchCore's features of two layers on the same grid, averaged to 384 channels. It sees more than 33
     pixels, so that a part of its descriptions cannot be imitated; the quantiles take that out on average.
 
-    On a CPU it is slow: one update of the small student at 256 x 256 is some 400 GFLOP. A model has 5.4
+    On a CPU it is slow: one update of the small student at 256 x 256 is 349 GFLOP. A model has 5.4
     million values of its own for "small", 12.7 million for "medium".
 
     A fit holds a tenth of the images out, for the quantiles and the threshold. It comes to the same bits on
@@ -160,6 +161,10 @@ class EfficientAD(Method):
     ) -> None:
         super().__init__(locals())
         self.size = one_of("size", size, SIZES)
+        if not isinstance(penalty_images, (str, os.PathLike, type(None))):
+            raise TypeError(
+                f'penalty_images must be "{PROCEDURAL}", a folder or None, got {penalty_images!r}'
+            )
         self.penalty_images = None if penalty_images is None else os.fspath(penalty_images)
         self.steps = whole_number("steps", steps, 1)
         self.learning_rate = positive_number("learning_rate", learning_rate)

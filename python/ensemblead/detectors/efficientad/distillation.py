@@ -18,7 +18,6 @@ from ensemblead.common.validation import one_of, positive_number, whole_number
 from ensemblead.detectors.efficientad.imitators import LEAST_SIDE
 from ensemblead.detectors.efficientad.penalty import Planes, grey, procedural, recoloured, window
 from ensemblead.detectors.efficientad.teacher import (
-    all_pixels,
     channel_statistics,
     patch_features,
     standardised,
@@ -36,6 +35,7 @@ from ensemblead.networks.pdn import PDN, SIZES
 # Of the paper, but for the procedural images, and the windows: it has ImageNet.
 STEPS = 60_000
 _PRETRAIN_DIM = 1024  # of a layer
+_STATISTICS = 10_000  # images
 _GREY, _PROCEDURAL, _WINDOWED = 0.1, 0.25, 0.5
 _WINDOWS = (0.375, 0.5)  # shares of the sides
 
@@ -111,7 +111,7 @@ def distil_teacher(
     kept = None if checkpoint is None else Checkpoint.at(checkpoint)
     run = Run(progress or (lambda stage, done, total: None), len(source), frozenset(), checkpoint=kept)
     with Images(source, [recipe.geometry], errors=errors) as read, default_modes(), torch.enable_grad():
-        recipe.begin(TrainingData(recipe, read, run, seed), run)
+        recipe.begin(TrainingData(recipe, read, run, seed))
         train(recipe, recipe.data, run)
         report_skipped(read)
     tensors = {name: tensor.cpu().contiguous() for name, tensor in recipe.module.state_dict().items()}
@@ -159,21 +159,19 @@ class Distilling(Recipe):
     def _own_networks(self) -> list[FrozenNetwork]:
         return []
 
-    def begin(self, data: TrainingData, run: Run) -> None:
-        """Look at all images, and make the network."""
+    def begin(self, data: TrainingData) -> None:
+        """Measure what the large network puts out, and make the network."""
         self.data, network = data, self._frozen.network
         self._teacher, self.precision = network.extractor, network.dtype
-        seen = (self._features(self._teacher.normalize(pixels)) for pixels in all_pixels(data, run))
-        self._statistics = channel_statistics(seen)
+        steps = min(self.steps, max(1, _STATISTICS // self.batch_size))
+        self._statistics = channel_statistics(self._features(self._images(step)) for step in range(steps))
         with own_generator(self._seed):
             self.module = PDN(self._size, is_padded=True)
         self.module.to(network.device)
 
     def batch(self, step: int) -> Tensors:
         """What the network sees, and what it is to put out."""
-        drawn = self.data.pixels(self.data.drawn(step)).numpy()
-        shown = [varied(image, own) for image, own in zip(drawn, self.data.generators(step), strict=True)]
-        images = self._teacher.normalize(torch.from_numpy(np.stack(shown)))
+        images = self._images(step)
         return functional.avg_pool2d(images, 2), standardised(self._features(images), self._statistics)
 
     def forward(self, batch: Tensors) -> Tensors:
@@ -183,6 +181,11 @@ class Distilling(Recipe):
     def loss(self, outputs: Tensors) -> dict[str, torch.Tensor]:
         wanted, found = outputs
         return {"square": (wanted - found).square().mean()}
+
+    def _images(self, step: int) -> torch.Tensor:
+        drawn = self.data.pixels(self.data.drawn(step)).numpy()
+        shown = [varied(image, own) for image, own in zip(drawn, self.data.generators(step), strict=True)]
+        return self._teacher.normalize(torch.from_numpy(np.stack(shown)))
 
     def _features(self, images: torch.Tensor) -> torch.Tensor:
         return patch_features(self._teacher, images, _PRETRAIN_DIM)

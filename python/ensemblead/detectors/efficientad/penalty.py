@@ -17,6 +17,7 @@ GREY = 0.3
 _OCTAVES = 5
 # Sides of the patches that are shuffled.
 _PATCHES = (16, 32, 64)
+_PIECES = 4  # along a side, at least
 _LUMA = (0.299, 0.587, 0.114)
 _ENHANCERS = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
 
@@ -59,7 +60,7 @@ def noise(size: tuple[int, ...], generator: np.random.Generator) -> Planes:
 def disordered(image: Planes, generator: np.random.Generator) -> Planes:
     """A part of an image, enlarged, its patches shuffled, its channels permuted, and its colours moved."""
     height, width = image.shape[1:]
-    patch = int(generator.choice([side for side in _PATCHES if 2 * side <= min(height, width)]))
+    patch = int(generator.choice([side for side in _PATCHES if _PIECES * side <= min(height, width)]))
     rows, columns = -(-height // patch), -(-width // patch)
     part = window(image, generator.uniform(0.5, 1.0), (rows * patch, columns * patch), generator)
     pieces = part.reshape(3, rows, patch, columns, patch).transpose(1, 3, 0, 2, 4)
