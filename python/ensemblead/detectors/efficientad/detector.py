@@ -191,11 +191,11 @@ class EfficientAD(Method):
     # The method
 
     def train(self, data: TrainingData, run: Run) -> Imitation:
+        height, width = data.batch([0]).size
         teacher = self.network_
         known = (describe(teacher, teacher.normalize(pixels)) for pixels in all_pixels(data, run))
         statistics = channel_statistics(known)
-        image = data.pixels([0]).shape[2:]
-        plan = Plan.of(self.size, len(statistics[0]), (image[0], image[1]))
+        plan = Plan.of(self.size, len(statistics[0]), (height, width))
         networks = new_imitators(plan, self.seed).to(statistics[0].device)
         losses = train(Imitating(networks, statistics, data, self), data, run)
         weights = tuple(tensor.detach() for tensor in networks.state_dict().values())
