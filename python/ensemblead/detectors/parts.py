@@ -37,7 +37,7 @@ Features = Callable[[Network, Geometry], list[torch.Tensor]]
 
 
 _SEES = {
-    "pixels": "a method without a network sees pixels",
+    "pixels": "a method without a network, or with sees_pixels, sees pixels",
     "feature_maps": "a method with a network sees feature maps",
     "embeddings": "a method with a network that defines embed sees embeddings",
 }
