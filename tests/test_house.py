@@ -29,6 +29,7 @@ CSRC = ROOT / "csrc"
 # The public names; adding one is a decision, and so is a line here.
 PUBLIC_NAMES = [
     "BackboneEnsemble",
+    "EfficientAD",
     "EnsembleADError",
     "FastFlow",
     "FeatureExtractor",
@@ -49,6 +50,7 @@ PUBLIC_NAMES = [
     "check_detector",
     "create",
     "cuda_available",
+    "distil_teacher",
     "evaluate",
     "load",
     "register",

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ensemblead.config.registry import create, register
     from ensemblead.datasets import Folder, MVTecAD, VisA
     from ensemblead.detectors import Predictions
+    from ensemblead.detectors.efficientad import EfficientAD, distil_teacher
     from ensemblead.detectors.fastflow import FastFlow
     from ensemblead.detectors.padim import PaDiM
     from ensemblead.detectors.patchcore import PatchCore
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BackboneEnsemble",
+    "EfficientAD",
     "EnsembleADError",
     "FastFlow",
     "FeatureExtractor",
@@ -54,6 +56,7 @@ __all__ = [
     "check_detector",
     "create",
     "cuda_available",
+    "distil_teacher",
     "evaluate",
     "load",
     "register",
@@ -70,6 +73,7 @@ _ROOMS = ("datasets", "evaluation", "metrics")
 _LAZY = {
     "BackboneEnsemble": "ensemblead.ensembles.backbones",
     "FastFlow": "ensemblead.detectors.fastflow",
+    "EfficientAD": "ensemblead.detectors.efficientad",
     "FeatureExtractor": "ensemblead.networks",
     "Folder": "ensemblead.datasets",
     "MVTecAD": "ensemblead.datasets",
@@ -86,6 +90,7 @@ _LAZY = {
     "auroc": "ensemblead.metrics",
     "check_detector": "ensemblead.ensembles.check",
     "create": "ensemblead.config.registry",
+    "distil_teacher": "ensemblead.detectors.efficientad",
     "evaluate": "ensemblead.report.report",
     "load": "ensemblead.ensembles.loading",
     "register": "ensemblead.config.registry",

@@ -28,7 +28,7 @@ def test_layers_and_defaults() -> None:
         "stride": 8,
         "grid": [28, 28],
         "default": True,
-        "default_of": ["FastFlow", "PaDiM", "PatchCore", "ReverseDistillation"],
+        "default_of": ["EfficientAD", "FastFlow", "PaDiM", "PatchCore", "ReverseDistillation"],
     }
     assert [name for name, layer in layers.items() if layer["default"]] == ["layer2", "layer3"]
     assert layers["layer1"]["default_of"] == ["FastFlow", "PaDiM", "ReverseDistillation"]

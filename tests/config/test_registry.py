@@ -59,11 +59,8 @@ assert type(ead.create({"type": "TiledEnsemble", "member": {"type": "PatchCore"}
         assert outcome.returncode == 0, outcome.stderr
 
     def test_every_own_name_is_that_of_its_class(self) -> None:
-        names = (
-            *("BackboneEnsemble", "FastFlow", "PaDiM", "PatchCore", "ReverseDistillation"),
-            "TiledEnsemble",
-        )
-        for name in names:
+        names = ("BackboneEnsemble", "EfficientAD", "FastFlow", "PaDiM", "PatchCore", "ReverseDistillation")
+        for name in (*names, "TiledEnsemble"):
             assert name in registered_names()
             assert registered_class(name) is getattr(ead, name)
             assert registered_name(getattr(ead, name)) == name

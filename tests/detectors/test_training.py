@@ -15,7 +15,7 @@ import pytest
 import torch
 from support.registry import separate_registry
 from support.textures import normal_images
-from support.trained import Denoiser, Pyramid, distilled
+from support.trained import Denoiser, Pyramid, distilled, stop_at
 
 import ensemblead as ead
 from ensemblead.common.errors import DamagedModelError, NonFiniteLossError
@@ -40,19 +40,6 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-def stop_at(step: int, act: Callable[[], None] | None = None) -> Callable[[str, int, int], None]:
-    """Progress that interrupts the training at the end of its update number `step`, counted over all."""
-    calls = itertools.count(1)
-
-    def progress(stage: str, done: int, total: int) -> None:
-        if stage == "train" and next(calls) == step:
-            if act is None:
-                raise KeyboardInterrupt
-            act()
-
-    return progress
 
 
 def same(one: Detector, other: Detector) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -100,3 +102,16 @@ class Denoising(Recipe):
             "square": (pixels - cleaned).square().mean(),
             "size": 1e-4 * self.module.weight.square().sum(),
         }
+
+
+def stop_at(step: int, act: Callable[[], None] | None = None) -> Callable[[str, int, int], None]:
+    """Progress that interrupts the training at the end of its update number `step`, counted over all."""
+    calls = itertools.count(1)
+
+    def progress(stage: str, done: int, total: int) -> None:
+        if stage == "train" and next(calls) == step:
+            if act is None:
+                raise KeyboardInterrupt
+            act()
+
+    return progress

@@ -23,12 +23,23 @@ def whole_number(name: str, value: Any, minimum: int | None = None) -> int:
 
 
 def positive_number(name: str, value: Any) -> float:
-    """`value` as a float; TypeError for what is no number, ValueError if it is not positive and finite."""
+    """`value` as a float: an int or a float, positive and finite.
+
+    Raises TypeError for anything else, ValueError out of that range.
+    """
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a number, got {value!r}")
     if not 0 < value < math.inf:
         raise ValueError(f"{name} must be positive and finite, got {value}")
     return float(value)
+
+
+def one_of(name: str, value: Any, known: Iterable[str]) -> str:
+    """`value` if it is one of the known names; raises ValueError for anything else."""
+    names = list(known)
+    if not isinstance(value, str) or value not in names:
+        raise ValueError(f"{name} must be one of {', '.join(names)}, got {value!r}")
+    return value
 
 
 def pair(name: str, value: Any, minimum: int | None = None) -> tuple[int, int]:

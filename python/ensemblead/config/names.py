@@ -14,6 +14,7 @@ from ensemblead.common.validation import did_you_mean
 _MODULES = {
     "BackboneEnsemble": "ensemblead.ensembles.backbones",
     "FastFlow": "ensemblead.detectors.fastflow",
+    "EfficientAD": "ensemblead.detectors.efficientad",
     "PaDiM": "ensemblead.detectors.padim",
     "PatchCore": "ensemblead.detectors.patchcore",
     "ReverseDistillation": "ensemblead.detectors.reverse_distillation",

@@ -3,6 +3,7 @@ authors.
 """
 
 from ensemblead.detectors.detector import Detector
+from ensemblead.detectors.efficientad import EfficientAD
 from ensemblead.detectors.fastflow import FastFlow
 from ensemblead.detectors.method import (
     Accumulator,
@@ -22,6 +23,7 @@ from ensemblead.detectors.reverse_distillation import ReverseDistillation
 __all__ = [
     "Accumulator",
     "Detector",
+    "EfficientAD",
     "FastFlow",
     "Fitted",
     "Method",

@@ -78,6 +78,8 @@ class Method(Detector):
     map_sigma: ClassVar[float] = SIGMA
     # Sides of images must be multiples of it.
     side_multiple: ClassVar[int] = 1
+    # Whether a method with a network sees pixels all the same, and runs the network itself.
+    sees_pixels: ClassVar[bool] = False
     # The strides of the layers that `layers="auto"` stands for.
     auto_strides: ClassVar[tuple[int, ...]] = MIDDLE_STRIDES
 
@@ -239,7 +241,8 @@ class Method(Detector):
     def _networks(self) -> list[FrozenNetwork]:
         return [] if self._frozen is None else [self._frozen]
 
-    _own_networks = _networks
+    def _own_networks(self) -> list[FrozenNetwork]:
+        return [] if self.sees_pixels else self._networks()
 
     def _combine(self, results: Sequence[Result]) -> Result:
         (result,) = results
@@ -266,8 +269,8 @@ class Method(Detector):
     def _seen(self, pixels: torch.Tensor, geometry: Geometry, features: Features) -> Seen:
         size = (pixels.shape[2], pixels.shape[3])
         self.check_size(size, "images")
-        if self._frozen is None:
-            device = resolve_device(self.device)
+        if self._frozen is None or self.sees_pixels:
+            device = resolve_device(self.device) if self._frozen is None else self._frozen.network.device
             return Seen((pixels.to(device, non_blocking=True),), size)
         network = self._frozen.network
         maps = features(network, geometry)

@@ -37,7 +37,7 @@ Features = Callable[[Network, Geometry], list[torch.Tensor]]
 
 
 _SEES = {
-    "pixels": "a method without a network sees pixels",
+    "pixels": "a method without a network, or with sees_pixels, sees pixels",
     "feature_maps": "a method with a network sees feature maps",
     "embeddings": "a method with a network that defines embed sees embeddings",
 }
@@ -70,7 +70,7 @@ class Seen:
 
     @property
     def pixels(self) -> torch.Tensor:
-        """uint8 `[B, 3, H, W]`, of a method without a network."""
+        """uint8 `[B, 3, H, W]`, of a method without a network, or one that runs its network itself."""
         self._require("pixels")
         return self.values[0]
 

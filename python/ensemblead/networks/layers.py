@@ -21,6 +21,7 @@ from ensemblead.networks.engines.eager import attach, evaluating
 from ensemblead.networks.gabor import GaborBank
 from ensemblead.networks.grids import TokenLayout
 from ensemblead.networks.modes import default_modes
+from ensemblead.networks.pdn import NAMES as PDN_NAMES
 from ensemblead.networks.weights import HEADS
 from ensemblead.networks.zoo import ALIASES, blueprint, module_configuration
 
@@ -69,7 +70,7 @@ def default_layers(backbone: str | nn.Module, strides: Sequence[int] = MIDDLE_ST
 
     Of a network of stages these are the last layers of the wanted strides, by timm's record of its features.
     Of a transformer, whose blocks have one stride, they lie at even parts of its depth and end at three
-    quarters: two are blocks 5 and 8 of twelve.
+    quarters: two are blocks 5 and 8 of twelve. Of a patch description network it is the last layer.
 
     Raises ValueError for a module, and for a network whose layers are not known.
     """
@@ -79,6 +80,8 @@ def default_layers(backbone: str | nn.Module, strides: Sequence[int] = MIDDLE_ST
             'layers="auto" needs a network by name, got a module; give layers=[...], names such as '
             f"{some_of(names, 20)}"
         )
+    if backbone in PDN_NAMES:
+        return (PDN_NAMES[backbone],)
     if is_known(backbone):
         return tuple(_KNOWN_LAYERS[stride] for stride in strides if stride in _KNOWN_LAYERS)
     found = _looked_up(backbone, tuple(strides))

@@ -15,6 +15,8 @@ from ensemblead.common.errors import MissingExtraError, WeightsUnavailableError
 from ensemblead.common.files import sha256_of
 from ensemblead.common.validation import near_names
 from ensemblead.networks.modes import own_generator
+from ensemblead.networks.pdn import NAMES as PDN_NAMES
+from ensemblead.networks.pdn import PDN
 from ensemblead.networks.weights import as_state_dict, load_weights, read_weights
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -55,7 +57,7 @@ class BackboneInfo:
 
 @dataclass(frozen=True)
 class _Zoo:
-    library: Literal["timm", "torchvision"]
+    library: Literal["timm", "torchvision", "ensemblead"]
     name: str
     tag: str  # "" where no weights are published
 
@@ -70,9 +72,9 @@ def load_backbone(
     """Build a network by name, in eval mode and without gradients, and load its weights.
 
     Args:
-        name: looked up in timm, then in torchvision; `name.tag` chooses the weights, else timm's `tv_in1k`
-            (torchvision's `IMAGENET1K_V1`) where they exist, else the library's default. `ALIASES` are
-            accepted.
+        name: "pdn_small", "pdn_medium", or looked up in timm, then in torchvision; `name.tag` chooses the
+            weights, else timm's `tv_in1k` (torchvision's `IMAGENET1K_V1`) where they exist, else the
+            library's default. `ALIASES` are accepted.
         weights: "default" takes the published ones from the local cache or the network; a path reads
             a safetensors or torch file; a state dict is taken as it is; None initialises at random.
         seed: of the random initialisation; the global generators are left as they were.
@@ -94,14 +96,14 @@ def load_backbone(
         state = read_weights(weights)
         with own_generator(seed):
             module = _build(zoo)
-        missing = load_weights(module, state, str(weights))
+        missing = _load(module, state, str(weights))
         path = os.path.abspath(weights)
         source = {"kind": "file", "path": path, "sha256": sha256_of(path)}
     elif isinstance(weights, Mapping):
         state = as_state_dict(weights, "the mapping given")
         with own_generator(seed):
             module = _build(zoo)
-        missing = load_weights(module, state, "the state dict given")
+        missing = _load(module, state, "the state dict given")
         source = {"kind": "state"}
     else:
         raise TypeError(
@@ -111,6 +113,10 @@ def load_backbone(
     mean, std, input_size = _configuration(zoo, module)
     source |= {"name": zoo.name, "tag": zoo.tag}
     return module, BackboneInfo(zoo.name, mean, std, input_size, source, missing)
+
+
+def _load(module: nn.Module, state: Mapping[str, Tensor], what: str) -> frozenset[str]:
+    return load_weights(module, module.own_names(state) if isinstance(module, PDN) else state, what)
 
 
 def module_configuration(
@@ -153,6 +159,8 @@ def _torchvision_models() -> Any:
 def _look_up(name: str) -> _Zoo:
     if not isinstance(name, str):
         raise TypeError(f"backbone must be a name or a torch.nn.Module, got {type(name).__name__}")
+    if name in PDN_NAMES:
+        return _Zoo("ensemblead", name, "")
     timm, models = _timm(), _torchvision_models()
     architecture, _, tag = name.partition(".")
     architecture = ALIASES.get(architecture, architecture)
@@ -166,7 +174,7 @@ def _look_up(name: str) -> _Zoo:
         return _Zoo(
             "torchvision", architecture, _choose_tag(name, tag, tags, _PREFERRED_TAG["torchvision"], default)
         )
-    known = [*timm.list_models(), *models.list_models(module=models), *ALIASES, "gabor"]
+    known = [*timm.list_models(), *models.list_models(module=models), *ALIASES, *PDN_NAMES, "gabor"]
     near = near_names(architecture, sorted(set(known)), most=5)
     hint = f"; did you mean {', '.join(near)}?" if near else ""
     raise ValueError(f"backbone {name!r} is known neither to timm nor to torchvision{hint}")
@@ -181,6 +189,8 @@ def _choose_tag(name: str, tag: str, tags: list[str], preferred: str, default: s
 
 
 def _build(zoo: _Zoo) -> nn.Module:
+    if zoo.library == "ensemblead":
+        return PDN(zoo.name.removeprefix("pdn_"))
     if zoo.library == "torchvision":
         arguments = _TORCHVISION_ARGUMENTS.get(zoo.name, {})
         module: nn.Module = _torchvision_models().get_model(zoo.name, weights=None, **arguments)
@@ -220,12 +230,11 @@ def blueprint(name: str) -> nn.Module:
     """
     zoo = _look_up(name)
     with own_generator(0):
-        return _timm_blueprint(zoo.full)[0] if zoo.library == "timm" else _torchvision_blueprint(zoo.name)
+        return _timm_blueprint(zoo.full)[0] if zoo.library == "timm" else _other_blueprint(zoo)
 
 
 @functools.lru_cache(maxsize=32)
-def _torchvision_blueprint(name: str) -> nn.Module:
-    zoo = _Zoo("torchvision", name, "")
+def _other_blueprint(zoo: _Zoo) -> nn.Module:
     try:
         with torch.device("meta"):
             return _build(zoo)
