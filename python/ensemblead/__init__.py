@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ensemblead.config.registry import create, register
     from ensemblead.datasets import Folder, MVTecAD, VisA
     from ensemblead.detectors import Predictions
+    from ensemblead.detectors.draem import DRAEM
     from ensemblead.detectors.padim import PaDiM
     from ensemblead.detectors.patchcore import PatchCore
     from ensemblead.detectors.reverse_distillation import ReverseDistillation
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from ensemblead.report.report import Report, evaluate
 
 __all__ = [
+    "DRAEM",
     "BackboneEnsemble",
     "EnsembleADError",
     "FeatureExtractor",
@@ -67,6 +69,7 @@ _ROOMS = ("datasets", "evaluation", "metrics")
 # Name -> module. Loaded when first asked for, so that `import ensemblead` stays quick and needs no extra.
 _LAZY = {
     "BackboneEnsemble": "ensemblead.ensembles.backbones",
+    "DRAEM": "ensemblead.detectors.draem",
     "FeatureExtractor": "ensemblead.networks",
     "Folder": "ensemblead.datasets",
     "MVTecAD": "ensemblead.datasets",

@@ -13,6 +13,7 @@ from ensemblead.common.validation import did_you_mean
 # Modules of the library's own classes, imported when a name is asked for.
 _MODULES = {
     "BackboneEnsemble": "ensemblead.ensembles.backbones",
+    "DRAEM": "ensemblead.detectors.draem",
     "PaDiM": "ensemblead.detectors.padim",
     "PatchCore": "ensemblead.detectors.patchcore",
     "ReverseDistillation": "ensemblead.detectors.reverse_distillation",

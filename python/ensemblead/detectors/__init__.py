@@ -3,6 +3,7 @@ authors.
 """
 
 from ensemblead.detectors.detector import Detector
+from ensemblead.detectors.draem import DRAEM
 from ensemblead.detectors.method import (
     Accumulator,
     Fitted,
@@ -19,6 +20,7 @@ from ensemblead.detectors.predictions import Predictions
 from ensemblead.detectors.reverse_distillation import ReverseDistillation
 
 __all__ = [
+    "DRAEM",
     "Accumulator",
     "Detector",
     "Fitted",
