@@ -51,19 +51,24 @@ def perlin_noise(size: Size, generator: Generator) -> npt.NDArray[np.float64]:
     """
     counts = 2 ** generator.integers(0, _CELLS, 2)
     angles = generator.uniform(0.0, 2.0 * math.pi, counts + 1)
-    turn = math.radians(generator.uniform(-_TURN, _TURN))
-    height, width = size
-    rows, columns = np.mgrid[:height, :width].astype(np.float64)
-    middle = ((height - 1) / 2.0, (width - 1) / 2.0)
-    down, right = rows - middle[0], columns - middle[1]
-    turned = (
-        middle[0] + math.cos(turn) * down + math.sin(turn) * right,
-        middle[1] - math.sin(turn) * down + math.cos(turn) * right,
-    )
+    turned = turned_places(size, generator.uniform(-_TURN, _TURN))
     places = [np.clip(own, 0.0, side - 1.0) for own, side in zip(turned, size, strict=True)]
     is_inside = np.logical_and(*(abs(a - b) <= 0.5 for a, b in zip(turned, places, strict=True)))
     scaled = [own * (count / side) for own, count, side in zip(places, counts, size, strict=True)]
     return np.where(is_inside, lattice_noise(angles, *scaled), 0.0)
+
+
+def turned_places(size: Size, degrees: float) -> npt.NDArray[np.float64]:
+    """`[2, H, W]`: row and column of the pixel that a rotation about the image's centre moves to each."""
+    turn, (height, width) = math.radians(degrees), size
+    rows, columns = np.arange(height) - (height - 1) / 2.0, np.arange(width) - (width - 1) / 2.0
+    down, right = rows[:, None], columns[None]
+    return np.stack(
+        [
+            math.cos(turn) * down + math.sin(turn) * right + (height - 1) / 2.0,
+            math.cos(turn) * right - math.sin(turn) * down + (width - 1) / 2.0,
+        ]
+    )
 
 
 def lattice_noise(

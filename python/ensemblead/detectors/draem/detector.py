@@ -166,7 +166,8 @@ class DRAEM(Method):
     # The method
 
     def train(self, data: TrainingData, run: Run) -> Trained:
-        if data.batch_size == 1 and data.pixels([0]).shape[2:] == (32, 32):
+        size = data.batch([0]).size
+        if data.batch_size == 1 and max(size) == self.side_multiple:
             raise ValueError("batch_size must be at least 2 for images so small: the last grid has one place")
         steps = self.steps
         if isinstance(steps, str):

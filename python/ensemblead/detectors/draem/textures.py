@@ -47,7 +47,7 @@ class Folder:
 
     def draw(self, size: Size, generator: Generator) -> torch.Tensor:
         pixels = self._source.read(int(generator.integers(len(self._source))))
-        return torch.from_numpy(Geometry(size, None).apply(pixels)).permute(2, 0, 1)
+        return torch.from_numpy(Geometry(size, None).apply(pixels).copy()).permute(2, 0, 1)
 
 
 def drawn_texture(size: Size, other: torch.Tensor, generator: Generator) -> torch.Tensor:
