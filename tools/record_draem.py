@@ -1,4 +1,4 @@
-"""Record what anomalib's DRAEM computes, for tests/detectors/test_draem.py.
+"""Record what anomalib's DRAEM computes, for tests/detectors/test_draem*.py.
 
     pip install anomalib==2.7.0      # in an environment of its own, beside this project
     PYTHONPATH=tests python tools/record_draem.py

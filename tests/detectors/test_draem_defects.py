@@ -1,4 +1,4 @@
-"""Synthetic defects of DRAEM: noise against anomalib's and by hand, textures, and what they are blended into."""
+"""DRAEM's synthetic defects: noise against anomalib's and by hand, textures, and how they are blended in."""
 
 from __future__ import annotations
 
