@@ -30,6 +30,7 @@ CSRC = ROOT / "csrc"
 PUBLIC_NAMES = [
     "BackboneEnsemble",
     "EfficientAD",
+    "DRAEM",
     "EnsembleADError",
     "FastFlow",
     "FeatureExtractor",
@@ -87,7 +88,7 @@ ONLY_THERE = {
     "ensemblead._core": ("kernels/",),
     "faiss": ("search/faiss.py",),
     "timm": ("networks/zoo.py",),
-    "torchvision": ("networks/zoo.py",),
+    "torchvision": ("networks/zoo.py", "detectors/draem/textures.py"),
     "cupy": ("kernels/arrays.py",),
     "typer": ("cli/",),
     "rich": ("cli/",),

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ensemblead.config.registry import create, register
     from ensemblead.datasets import Folder, MVTecAD, VisA
     from ensemblead.detectors import Predictions
+    from ensemblead.detectors.draem import DRAEM
     from ensemblead.detectors.efficientad import EfficientAD, distil_teacher
     from ensemblead.detectors.fastflow import FastFlow
     from ensemblead.detectors.padim import PaDiM
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from ensemblead.report.report import Report, evaluate
 
 __all__ = [
+    "DRAEM",
     "BackboneEnsemble",
     "EfficientAD",
     "EnsembleADError",
@@ -74,6 +76,7 @@ _LAZY = {
     "BackboneEnsemble": "ensemblead.ensembles.backbones",
     "FastFlow": "ensemblead.detectors.fastflow",
     "EfficientAD": "ensemblead.detectors.efficientad",
+    "DRAEM": "ensemblead.detectors.draem",
     "FeatureExtractor": "ensemblead.networks",
     "Folder": "ensemblead.datasets",
     "MVTecAD": "ensemblead.datasets",

@@ -59,8 +59,8 @@ assert type(ead.create({"type": "TiledEnsemble", "member": {"type": "PatchCore"}
         assert outcome.returncode == 0, outcome.stderr
 
     def test_every_own_name_is_that_of_its_class(self) -> None:
-        names = ("BackboneEnsemble", "EfficientAD", "FastFlow", "PaDiM", "PatchCore", "ReverseDistillation")
-        for name in (*names, "TiledEnsemble"):
+        methods = ("DRAEM", "EfficientAD", "FastFlow", "PaDiM", "PatchCore", "ReverseDistillation")
+        for name in (*methods, "BackboneEnsemble", "TiledEnsemble"):
             assert name in registered_names()
             assert registered_class(name) is getattr(ead, name)
             assert registered_name(getattr(ead, name)) == name

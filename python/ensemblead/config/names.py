@@ -15,6 +15,7 @@ _MODULES = {
     "BackboneEnsemble": "ensemblead.ensembles.backbones",
     "FastFlow": "ensemblead.detectors.fastflow",
     "EfficientAD": "ensemblead.detectors.efficientad",
+    "DRAEM": "ensemblead.detectors.draem",
     "PaDiM": "ensemblead.detectors.padim",
     "PatchCore": "ensemblead.detectors.patchcore",
     "ReverseDistillation": "ensemblead.detectors.reverse_distillation",

@@ -3,6 +3,7 @@ authors.
 """
 
 from ensemblead.detectors.detector import Detector
+from ensemblead.detectors.draem import DRAEM
 from ensemblead.detectors.efficientad import EfficientAD
 from ensemblead.detectors.fastflow import FastFlow
 from ensemblead.detectors.method import (
@@ -21,6 +22,7 @@ from ensemblead.detectors.predictions import Predictions
 from ensemblead.detectors.reverse_distillation import ReverseDistillation
 
 __all__ = [
+    "DRAEM",
     "Accumulator",
     "Detector",
     "EfficientAD",

@@ -55,7 +55,14 @@ from ensemblead.kernels.maps import SIGMA, render_maps
 from ensemblead.networks import FeatureExtractor
 from ensemblead.networks.layers import MIDDLE_STRIDES
 from ensemblead.networks.modes import default_modes
-from ensemblead.networks.network import check_device, relative_noise, require_finite, resolve_device
+from ensemblead.networks.network import (
+    check_device,
+    check_precision,
+    relative_noise,
+    require_finite,
+    resolve_device,
+    resolve_precision,
+)
 from ensemblead.store import FolderReader, FolderWriter
 
 if TYPE_CHECKING:
@@ -70,7 +77,8 @@ class Method(Detector):
     Args:
         arguments: `locals()` of the subclass's constructor. Taken from it, checked and kept as attributes are
             the parameters that all methods share: `image_size`, `resize`, `batch_size`, `seed`, `device`, and
-            of methods with a network `backbone`, `layers`, `weights`, `precision`, `compile`.
+            of methods with a network `backbone`, `layers`, `weights`, `precision`, `compile`. A method that
+            trains all of its networks may take `precision` as well.
     """
 
     State: ClassVar[type]
@@ -131,6 +139,8 @@ class Method(Detector):
             self._geometry = self._frozen.fitting_geometry(self._geometry)
             for name in ("backbone", "layers", *_NETWORK_DEFAULTS):
                 setattr(self, name, getattr(self._frozen, name))
+        else:
+            self.precision = check_precision(given.get("precision", "float32"))
         for name, size in (("image_size", self._geometry.crop), ("resize", self._geometry.resize)):
             if isinstance(size, tuple):
                 self.check_size(size, name)
@@ -234,6 +244,13 @@ class Method(Detector):
                 f"{name}.__init__ must begin with super().__init__(locals()), which was not called"
             )
 
+    @property
+    def _dtype(self) -> torch.dtype:
+        """What its networks compute in, frozen or trained; float32 where it has none."""
+        if self._frozen is not None:
+            return self._frozen.network.dtype
+        return resolve_precision(self.precision, resolve_device(self.device))
+
     def _parts(self) -> Sequence[Any]:
         self._require_constructed()
         return [self]
@@ -261,8 +278,7 @@ class Method(Detector):
             for seen in data.held_out():
                 scores = check_scores(self, self.scores(state, seen), seen)
                 sample.add_grids(scores.images, scores.grids, seen.size, sigma=self.map_sigma)
-        dtype = torch.float32 if self._frozen is None else self._frozen.network.dtype
-        sample.rounding = 2.0 * relative_noise(dtype) * sample.largest_score()
+        sample.rounding = 2.0 * relative_noise(self._dtype) * sample.largest_score()
         warnings = {} if data.holds_out else {"known": _KNOWN}
         return Fitted(state, sample, "held_out", warnings, data.held_out_positions())
 

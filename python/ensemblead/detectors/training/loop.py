@@ -9,6 +9,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -35,6 +36,7 @@ class Recipe(ABC):
         steps: updates.
         learning_rate, betas, weight_decay: of Adam.
         precision: of `forward`, under autocast.
+        identity: what training depends on besides `TrainingData.identity`, by name, in JSON's types.
     """
 
     module: nn.Module
@@ -43,6 +45,7 @@ class Recipe(ABC):
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 0.0
     precision: torch.dtype = torch.float32
+    identity: Mapping[str, Any] = MappingProxyType({})
 
     @abstractmethod
     def batch(self, step: int) -> Tensors:
@@ -102,7 +105,9 @@ class _Loop:
         self._unread: list[Mapping[str, torch.Tensor]] = []  # losses still on the device
         self._is_whole = True  # no update is half done
         self._written = 0  # the step at which the checkpoint stands
-        self._identity = {} if checkpoint is None else {**data.identity(), **self._arithmetic()}
+        self._identity = (
+            {} if checkpoint is None else {**data.identity(), **recipe.identity, **self._arithmetic()}
+        )
         self._resume()
 
     def run(self) -> None:

@@ -1,0 +1,5 @@
+"""DRAEM."""
+
+from ensemblead.detectors.draem.detector import DRAEM
+
+__all__ = ["DRAEM"]
