@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -13,7 +14,7 @@ from torch import nn
 
 from ensemblead.networks import FeatureExtractor
 from ensemblead.networks.engines.eager import EagerEngine
-from ensemblead.networks.modes import default_modes
+from ensemblead.networks.modes import default_modes, own_generator
 from ensemblead.networks.network import Network
 
 pytest.importorskip("timm")
@@ -182,3 +183,19 @@ def test_threads_that_share_a_module_in_training_mode() -> None:
     assert module.training
     assert module.norm.training
     assert int(module.norm.num_batches_tracked) == 0
+
+
+def test_threads_that_draw_initial_values() -> None:
+    before = torch.get_rng_state()
+
+    def drawn() -> list[float]:
+        with own_generator(3):
+            values = []
+            for _ in range(50):
+                values.append(float(torch.rand(())))
+                time.sleep(0)
+            return values
+
+    expected = drawn()
+    assert _crowd(drawn) == [expected] * 8
+    assert torch.equal(torch.get_rng_state(), before)

@@ -10,6 +10,7 @@ import torch
 
 _SEEDS = 1 << 64  # that torch's generators tell apart; NumPy's take any whole number
 _lock = threading.Lock()
+_drawing = threading.RLock()
 _entered = 0
 _left_behind: torch.dtype | None = None
 
@@ -56,11 +57,15 @@ def _float32_by_default() -> Iterator[None]:
 
 @contextmanager
 def own_generator(seed: int) -> Iterator[None]:
-    """Initialisers draw from torch's global CPU generator: seed it for them, then put it back."""
-    state = torch.default_generator.get_state()
-    # Not torch.manual_seed, which would reseed the GPUs' generators as well.
-    torch.default_generator.manual_seed(seed % _SEEDS)
-    try:
-        yield
-    finally:
-        torch.default_generator.set_state(state)
+    """Initialisers draw from torch's global CPU generator: seed it for them, then put it back.
+
+    One thread at a time: of two, each would draw what the other has seeded.
+    """
+    with _drawing:
+        state = torch.default_generator.get_state()
+        # Not torch.manual_seed, which would reseed the GPUs' generators as well.
+        torch.default_generator.manual_seed(seed % _SEEDS)
+        try:
+            yield
+        finally:
+            torch.default_generator.set_state(state)
