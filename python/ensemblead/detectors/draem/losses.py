@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from functools import lru_cache
 
+import numpy as np
 import torch
 
 from ensemblead.common.precision import exact_products
@@ -36,12 +37,12 @@ def dissimilarity(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
 @lru_cache(maxsize=16)
 def _window(side: int, device: torch.device) -> torch.Tensor:
     """The Gaussian along one axis as a symmetric matrix `[side, side]`."""
-    places = torch.arange(side, dtype=torch.float64)
-    apart = (places[:, None] - places).abs()
-    taps = torch.exp(-0.5 * (apart / _SIGMA) ** 2) * (apart <= _RADIUS)
+    places = np.arange(side)
+    apart = np.abs(places[:, None] - places)
+    taps = np.exp(-0.5 * (apart / _SIGMA) ** 2) * (apart <= _RADIUS)
     total = 1.0 + 2.0 * sum(math.exp(-0.5 * (away / _SIGMA) ** 2) for away in range(1, _RADIUS + 1))
-    window: torch.Tensor = (taps / total).float().to(device)
-    return window
+    with torch.inference_mode(False):  # it is kept, and training cannot use a tensor of inference mode
+        return torch.from_numpy(taps / total).to(device, torch.float32)
 
 
 def focal_loss(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:

@@ -147,7 +147,8 @@ def _doubling(side: int, dtype: torch.dtype, device: torch.device) -> torch.Tens
     """`[2 * side, side]`: the weights of the old places in the new ones."""
     places = np.arange(2 * side) * ((side - 1) / (2 * side - 1))
     weights = np.maximum(0.0, 1.0 - np.abs(places[:, None] - np.arange(side)[None]))
-    return torch.from_numpy(weights).to(device, dtype)
+    with torch.inference_mode(False):  # it is kept, and training cannot use a tensor of inference mode
+        return torch.from_numpy(weights).to(device, dtype)
 
 
 def new_networks(width: int, seed: int) -> Networks:
