@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -26,8 +27,8 @@ from ensemblead.common.errors import DamagedModelError
 from ensemblead.detectors import Run, TrainingData
 from ensemblead.detectors.draem import defects
 from ensemblead.detectors.draem import detector as method
-from ensemblead.detectors.draem.losses import dissimilarity, focal_loss
-from ensemblead.detectors.draem.networks import Networks, doubled, new_networks
+from ensemblead.detectors.draem.losses import _window, dissimilarity, focal_loss
+from ensemblead.detectors.draem.networks import Networks, _doubling, doubled, new_networks
 from ensemblead.images import AS_IS, Images, open_images
 
 RECORDED = load_file(Path(__file__).with_name("draem.safetensors"))
@@ -304,16 +305,62 @@ def test_a_resumed_training_ends_as_an_uninterrupted_one(tmp_path: Path) -> None
     np.testing.assert_array_equal(detector.predict(TEST).anomaly_map, expected.predict(TEST).anomaly_map)
 
 
-def test_a_checkpoint_with_other_textures_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("changed", ["1.png", "2.png"])
+def test_a_checkpoint_with_other_textures_is_refused(changed: str, tmp_path: Path) -> None:
     folder = tmp_path / "textures"
     folder.mkdir()
     Image.new("RGB", (48, 20), (200, 10, 10)).save(folder / "1.png")
     options = {"textures": folder, "steps": 3}
     with pytest.raises(KeyboardInterrupt):
         draem(**options).fit(TRAIN, progress=stop_at(2), checkpoint=tmp_path / "c")
-    Image.new("RGB", (8, 8)).save(folder / "2.png")
+    Image.new("RGB", (48, 20), (200, 10, 11)).save(folder / changed)
     with pytest.raises(ValueError, match="is of another call, with other contents of textures"):
         draem(**options).fit(TRAIN, checkpoint=tmp_path / "c")
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
+def test_nothing_waits_for_examples_that_nobody_will_see(
+    error: type[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[int] = []
+
+    def some(image: torch.Tensor, *_: Any) -> defects.Example:
+        made.append(0)
+        if len(made) == 5:
+            raise error("while examples are made")
+        time.sleep(0.02)
+        return image / 255.0, image / 255.0, torch.zeros(1, SIDE, SIDE)
+
+    monkeypatch.setattr(method, "example", some)
+    monkeypatch.setattr(method, "_THREADS", 1)
+    detector = draem(batch_size=18)
+    with pytest.raises(error, match="while examples are made|stopped"):
+        detector.fit(TRAIN)
+    assert len(made) < 12  # of 36
+    assert not detector.is_fitted
+
+
+@torch.inference_mode()
+def restored_in_inference_mode(networks: Networks, image: torch.Tensor) -> torch.Tensor:
+    restored: torch.Tensor = networks(image)[0]
+    assert dissimilarity(restored, image) > 0.0
+    return restored
+
+
+def test_networks_used_in_inference_mode_do_not_spoil_later_training() -> None:
+    _doubling.cache_clear()
+    _window.cache_clear()
+    restored_in_inference_mode(new_networks(2, 0), torch.rand(2, 3, SIDE, SIDE, generator=torch.Generator()))
+    assert len(draem(steps=1).fit(TRAIN).losses_) == 1
+
+
+def test_two_fits_at_once_are_as_one_after_the_other() -> None:
+    expected = draem().fit(TRAIN)
+    for _ in range(3):
+        with ThreadPoolExecutor(2) as threads:
+            both = list(threads.map(lambda _: draem().fit(TRAIN), range(2)))
+        for own in both:
+            assert torch.equal(own.losses_, expected.losses_)
 
 
 # The detector
@@ -377,14 +424,17 @@ def test_weights_of_other_networks_are_damage(
         ({"width": 3}, ValueError, "width must be even, got 3"),
         ({"width": 0}, ValueError, "width must be at least 2, got 0"),
         ({"width": 2.0}, TypeError, "width must be a whole number, got 2.0"),
+        ({"textures": ""}, ValueError, "textures must be a folder or None, got ''"),
         ({"textures": 3}, TypeError, "textures must be a folder or None, got 3"),
         ({"rotate": 1.5}, ValueError, "rotate must be a probability, between 0 and 1, got 1.5"),
         ({"rotate": math.nan}, ValueError, "rotate must be a probability, between 0 and 1, got nan"),
+        ({"rotate": 10**400}, ValueError, "rotate must be a probability, between 0 and 1, got 1000"),
         ({"rotate": True}, TypeError, "rotate must be a number, got True"),
         ({"steps": 0}, ValueError, "steps must be at least 1, got 0"),
         ({"steps": "all"}, ValueError, "steps must be a whole number or \"paper\", got 'all'"),
         ({"learning_rate": 0}, ValueError, "learning_rate must be positive and finite, got 0"),
         ({"learning_rate": math.inf}, ValueError, "learning_rate must be positive and finite, got inf"),
+        ({"learning_rate": 10**400}, ValueError, "learning_rate must be positive and finite, got 1000"),
         ({"learning_rate": "1"}, TypeError, "learning_rate must be a number, got '1'"),
         ({"precision": "half"}, ValueError, "precision must be \"auto\" or one of float32, .*, got 'half'"),
         ({"resize": (250, 256)}, ValueError, "resize: DRAEM needs .* multiples of 32, got 250 x 256"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,9 @@ from safetensors.torch import load_file
 from support.students import waves
 from torch.nn import functional
 
+from ensemblead.common.errors import UnreadableImageError
 from ensemblead.detectors.draem import defects, textures
+from ensemblead.images import BitDepthWarning
 
 RECORDED = load_file(Path(__file__).with_name("draem.safetensors"))
 SIDE = 32
@@ -170,6 +173,42 @@ def test_textures_of_a_folder(folder: Path) -> None:
     drawn = [source.draw((32, 64), generator(i)) for i in range(8)]
     assert {tuple(own.shape) for own in drawn} == {(3, 32, 64)}
     assert {tuple(own[:, 5, 5].tolist()) for own in drawn} == {(200, 10, 10), (10, 200, 10)}
-    first = source.digest()
-    Image.new("RGB", (8, 8)).save(folder / "2.png")
-    assert textures.Folder(str(folder)).digest() != first
+
+
+def digest(folder: Path) -> str:
+    with ThreadPoolExecutor(2) as threads:
+        return textures.Folder(str(folder)).digest(threads)
+
+
+@pytest.mark.parametrize("name", ["0.png", "2.png"])
+def test_other_textures_have_another_digest(folder: Path, name: str) -> None:
+    first = digest(folder)
+    assert digest(folder) == first
+    Image.new("RGB", (48, 20), (200, 10, 11)).save(folder / name)
+    assert digest(folder) != first
+
+
+def test_textures_of_twelve_bits_are_no_black_ones(folder: Path) -> None:
+    for i in range(2):
+        Image.fromarray(np.full((20, 20), 4095, dtype=np.uint16)).save(folder / f"{i}.png")
+    with pytest.warns(BitDepthWarning, match="they are read as 12 bits"):
+        source = textures.Folder(str(folder))
+    assert source.draw((32, 32), generator(0)).unique().tolist() == [255]
+
+
+def test_textures_that_cannot_be_read(tmp_path: Path) -> None:
+    path = tmp_path / "1.png"
+    Image.fromarray(planes(0, (64, 64)).permute(1, 2, 0).numpy()).save(path)
+    path.write_bytes(path.read_bytes()[:6000])
+    source = textures.Folder(str(tmp_path))
+    truncated = r"textures: cannot read image .*1\.png: .*truncated"
+    with pytest.raises(UnreadableImageError, match=truncated):
+        source.draw((32, 32), generator(0))
+    with pytest.raises(UnreadableImageError, match=truncated):
+        digest(tmp_path)
+    path.write_bytes(b"no image")
+    with pytest.raises(UnreadableImageError, match=r"textures: cannot read image .*1\.png"):
+        textures.Folder(str(tmp_path))
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match="textures: no such image"):
+        source.draw((32, 32), generator(0))

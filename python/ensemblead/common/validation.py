@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import difflib
-import math
 import operator
+import sys
 from collections.abc import Iterable
 from typing import Any
 
@@ -29,7 +29,7 @@ def positive_number(name: str, value: Any) -> float:
     """
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a number, got {value!r}")
-    if not 0 < value < math.inf:
+    if not 0 < value <= sys.float_info.max:  # an int can be larger
         raise ValueError(f"{name} must be positive and finite, got {value}")
     return float(value)
 

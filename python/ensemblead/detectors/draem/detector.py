@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from torch.nn import functional
 
-from ensemblead.common.validation import whole_number
+from ensemblead.common.validation import positive_number, whole_number
 from ensemblead.config.registry import register
 from ensemblead.detectors.draem.defects import Example, example
 from ensemblead.detectors.draem.losses import dissimilarity, focal_loss
@@ -90,7 +90,7 @@ class DRAEM(Method):
         width: channels of the reconstruction's first block, an even number; the discrimination has half.
         textures: a folder of images to take textures from, as the paper does from the Describable Textures
             Dataset (DTD). None: colour noise, stripes, checks, Voronoi cells, and shuffled blocks of the
-            training images. It is read in `fit` alone.
+            training images. It is read in `fit` alone, and before training with a checkpoint all of it is.
         rotate: the probability that a normal image is rotated, by up to 90 degrees either way, before it gets
             a defect, with black corners. 0 for products whose orientation matters: else a rotated one is
             learned as normal.
@@ -139,18 +139,21 @@ class DRAEM(Method):
     ) -> None:
         super().__init__(locals())
         self.width = check_width(width)
-        if textures is not None and not isinstance(textures, (str, os.PathLike)):
+        folder = os.fspath(textures) if isinstance(textures, os.PathLike) else textures
+        if folder is not None and not isinstance(folder, str):
             raise TypeError(f"textures must be a folder or None, got {textures!r}")
-        self.textures = None if textures is None else os.fspath(textures)
-        if not 0 <= _number("rotate", rotate) <= 1:
+        if folder == "":  # else it would be the working directory
+            raise ValueError("textures must be a folder or None, got ''")
+        self.textures = folder
+        if isinstance(rotate, bool) or not isinstance(rotate, (int, float)):
+            raise TypeError(f"rotate must be a number, got {rotate!r}")
+        if not 0 <= rotate <= 1:
             raise ValueError(f"rotate must be a probability, between 0 and 1, got {rotate}")
         self.rotate = float(rotate)
         if isinstance(steps, str) and steps != "paper":
             raise ValueError(f'steps must be a whole number or "paper", got {steps!r}')
         self.steps = steps if isinstance(steps, str) else whole_number("steps", steps, 1)
-        if not 0 < _number("learning_rate", learning_rate) < math.inf:
-            raise ValueError(f"learning_rate must be positive and finite, got {learning_rate}")
-        self.learning_rate = float(learning_rate)
+        self.learning_rate = positive_number("learning_rate", learning_rate)
         self._networks_kept: tuple[Trained, Networks] | None = None
 
     @property
@@ -173,8 +176,15 @@ class DRAEM(Method):
         if isinstance(steps, str):
             steps = EPOCHS * math.ceil(len(data) / data.batch_size)
         networks = new_networks(self.width, self.seed).to(resolve_device(self.device))
-        with ThreadPoolExecutor(_THREADS, thread_name_prefix="ensemblead-defects") as threads:
-            losses = train(Discrimination(networks, data, steps, self, threads), data, run)
+        threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="ensemblead-defects")
+        try:
+            recipe = Discrimination(networks, data, steps, self, threads)
+            if run.checkpoint is not None:
+                recipe.compare_textures()
+            losses = train(recipe, data, run)
+        finally:
+            # On Ctrl-C and on errors nothing waits for examples that nobody will see.
+            threads.shutdown(cancel_futures=True)
         return Trained(self.width, tuple(networks.folded().state_dict().values()), losses)
 
     def scores(self, state: Trained, seen: Seen) -> Scores:
@@ -209,9 +219,12 @@ class Discrimination(Recipe):
         self._data, self._rotate, self._threads = data, method.rotate, threads
         self._device = next(networks.parameters()).device
         self._textures = None if method.textures is None else Folder(method.textures)
-        if self._textures is not None:
-            self.identity = {"contents of textures": self._textures.digest()}
         self._coming: dict[int, list[Future[Example]]] = {}
+
+    def compare_textures(self) -> None:
+        """Make the pixels of all textures a part of what a checkpoint compares; reads all of them."""
+        if self._textures is not None:
+            self.identity = {"contents of textures": self._textures.digest(self._threads)}
 
     def schedule(self, step: int) -> float:
         return _FALL ** ((10 * step >= 8 * self.steps) + (10 * step >= 9 * self.steps))
@@ -266,9 +279,3 @@ def check_width(width: Any) -> int:
     if number % 2:
         raise ValueError(f"width must be even, got {number}")
     return number
-
-
-def _number(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} must be a number, got {value!r}")
-    return float(value)

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -16,7 +18,7 @@ import torch
 from torch.nn import functional
 
 from ensemblead.common.extras import require
-from ensemblead.images import Geometry, ImageSource, open_images
+from ensemblead.images import Geometry, ImageSource, detect_bits, open_images
 
 Generator = np.random.Generator
 Size = tuple[int, int]
@@ -30,24 +32,40 @@ _OCTAVES = 4
 class Folder:
     """Images to take textures from, each resized to the size wanted when it is drawn.
 
-    Raises FileNotFoundError or ValueError, naming `textures`, for a folder without images.
+    Files of 16 bits are read by the range that all of them use. Raises FileNotFoundError or ValueError,
+    naming `textures`, for a folder without images, and for a file that is no image.
     """
 
     def __init__(self, path: str) -> None:
-        try:
-            self._source: ImageSource = open_images(path)
-        except (FileNotFoundError, ValueError) as error:
-            raise type(error)(f"textures: {error}") from error
+        with _as_textures():
+            source = open_images(path)
+            self._source: ImageSource = open_images(source, bits=detect_bits(source))
 
-    def digest(self) -> str:
-        """SHA-256 of the names and sizes of the images, of each of which the header is read."""
-        source = self._source
-        seen = [(source.describe(i), source.size(i)) for i in range(len(source))]
-        return hashlib.sha256(repr(seen).encode()).hexdigest()
+    def digest(self, threads: ThreadPoolExecutor) -> str:
+        """SHA-256 of the names and pixels of the images, each of which is read for it."""
+        with _as_textures():
+            seen = "".join(threads.map(self._digest, range(len(self._source))))
+        return hashlib.sha256(seen.encode()).hexdigest()
+
+    def _digest(self, index: int) -> str:
+        pixels = self._source.read(index)
+        seen = hashlib.sha256(repr((self._source.describe(index), pixels.shape)).encode())
+        seen.update(pixels.tobytes())
+        return seen.hexdigest()
 
     def draw(self, size: Size, generator: Generator) -> torch.Tensor:
-        pixels = self._source.read(int(generator.integers(len(self._source))))
-        return torch.from_numpy(Geometry(size, None).apply(pixels).copy()).permute(2, 0, 1)
+        with _as_textures():
+            pixels = self._source.read(int(generator.integers(len(self._source))))
+            return torch.from_numpy(Geometry(size, None).apply(pixels).copy()).permute(2, 0, 1)
+
+
+@contextmanager
+def _as_textures() -> Iterator[None]:
+    """Around what reads: an error says that it is of the textures."""
+    try:
+        yield
+    except (FileNotFoundError, ValueError) as error:
+        raise type(error)(f"textures: {error}") from error
 
 
 def drawn_texture(size: Size, other: torch.Tensor, generator: Generator) -> torch.Tensor:
