@@ -92,6 +92,31 @@ def test_wrong_parameters_of_a_distillation(options: dict[str, Any], message: st
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("path", "error", "message"),
+    [
+        ("", ValueError, "path must be a file to write, got ''"),
+        (3, TypeError, "path must be a file to write, got 3"),
+        ("folder", ValueError, "path must be a file to write, got 'folder'"),
+        ("file/teacher", ValueError, "path must be a file to write, got 'file/teacher'"),
+        ("kept", ValueError, "checkpoint must be a folder of its own, got 'kept'"),
+        (".", ValueError, "path must be a file to write, got '.'"),
+        ("kept/teacher", ValueError, "checkpoint must be a folder of its own, got 'kept'"),
+    ],
+)
+def test_a_place_for_no_file_is_refused_before_training(
+    path: Any, error: type[Exception], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    stages: list[str] = []
+    with pytest.raises(error, match=message):
+        distilled(path, checkpoint="kept", progress=lambda stage, done, total: stages.append(stage))
+    assert not stages
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["file", "folder"]
+
+
 # What is drawn
 
 

@@ -25,7 +25,7 @@ from ensemblead.detectors.efficientad.teacher import (
 from ensemblead.detectors.frozen import FrozenNetwork
 from ensemblead.detectors.parts import Progress, Run
 from ensemblead.detectors.running import report_skipped
-from ensemblead.detectors.training.checkpoint import Checkpoint
+from ensemblead.detectors.training.checkpoint import opened
 from ensemblead.detectors.training.data import TrainingData
 from ensemblead.detectors.training.loop import Recipe, Tensors, train
 from ensemblead.images import Geometry, Images, open_images
@@ -96,6 +96,7 @@ def distil_teacher(
         ...     ead.FeatureExtractor("pdn_small", ("conv4",), weights=path).name
         'pdn_small'
     """
+    _check_target(path, checkpoint)
     recipe = Distilling(
         size=one_of("size", size, SIZES),
         side=2 * whole_number("image_size", image_size, LEAST_SIDE),
@@ -108,17 +109,31 @@ def distil_teacher(
         ),
     )
     source = open_images(images)
-    kept = None if checkpoint is None else Checkpoint.at(checkpoint)
-    run = Run(progress or (lambda stage, done, total: None), len(source), frozenset(), checkpoint=kept)
-    with Images(source, [recipe.geometry], errors=errors) as read, default_modes(), torch.enable_grad():
-        recipe.begin(TrainingData(recipe, read, run, seed))
-        train(recipe, recipe.data, run)
-        report_skipped(read)
-    tensors = {name: tensor.cpu().contiguous() for name, tensor in recipe.module.state_dict().items()}
-    written = write_atomically(path, save(tensors))
-    if kept is not None:
-        kept.remove()
+    with opened(checkpoint) as kept:
+        run = Run(progress or (lambda stage, done, total: None), len(source), frozenset(), checkpoint=kept)
+        with Images(source, [recipe.geometry], errors=errors) as read, default_modes(), torch.enable_grad():
+            recipe.begin(TrainingData(recipe, read, run, seed))
+            train(recipe, recipe.data, run, "teacher")
+            report_skipped(read)
+        tensors = {name: tensor.cpu().contiguous() for name, tensor in recipe.module.state_dict().items()}
+        written = write_atomically(path, save(tensors))
+        if kept is not None:
+            kept.remove()
     return written
+
+
+def _check_target(path: Any, checkpoint: Any) -> None:
+    """Raise TypeError or ValueError for a path where no file can be written, which would show at the end."""
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"path must be a file to write, got {path!r}")
+    target = Path(path).absolute()
+    above = next(folder for folder in target.parents if folder.exists())
+    if not os.fspath(path) or target.is_dir() or not above.is_dir():
+        raise ValueError(f"path must be a file to write, got {os.fspath(path)!r}")
+    if isinstance(checkpoint, (str, os.PathLike)):
+        kept = Path(checkpoint).absolute()
+        if kept in (target, *target.parents) or target in kept.parents:
+            raise ValueError(f"checkpoint must be a folder of its own, got {os.fspath(checkpoint)!r}")
 
 
 class Distilling(Recipe):
