@@ -268,6 +268,9 @@ def test_kernels_follow_from_the_network() -> None:
 def test_precision() -> None:
     first = [float(flowing(precision=name, steps=1).fit(TRAIN).losses_) for name in HALVES]
     assert first == pytest.approx([float(flowing(steps=1).fit(TRAIN).losses_)] * 2, rel=1e-2)
+    # No update is lost to a scale of the loss by which the gradients of sums overflow.
+    losses = [flowing(precision=name, steps=6).fit(TRAIN).losses_ for name in ("float32", "float16")]
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-3)
     detector = flowing(precision="bfloat16", steps=60, learning_rate=0.01).fit(TRAIN)
     assert detector.predict(BAD).anomaly_score.min() > detector.predict(GOOD).anomaly_score.max()
 
@@ -330,13 +333,23 @@ def spoiled(state: method.TrainedFlows, kind: str) -> method.TrainedFlows:
         "another shape": {"weights": (weights[0][:-1], *weights[1:])},
         "more steps": {"plan": replace(state.plan, steps=10**9)},
         "a channel twice": {"weights": twice},
+        "losses of no steps": {"losses": state.losses[None]},
     }
     for name, value in changed[kind].items():
         object.__setattr__(state, name, value)
     return state
 
 
-@pytest.mark.parametrize("kind", ["a weight less", "another shape", "more steps", "a channel twice"])
+MESSAGES = {
+    "a weight less": "weights must have the sha",
+    "another shape": "weights must have the sha",
+    "more steps": "weights must have the sha",
+    "a channel twice": "permutations must have every channel once",
+    "losses of no steps": "losses must be one float32 for every step",
+}
+
+
+@pytest.mark.parametrize("kind", MESSAGES)
 def test_weights_of_other_flows_are_damage(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -344,8 +357,7 @@ def test_weights_of_other_flows_are_damage(
     state = spoiled(detector.state_, kind)
     monkeypatch.setattr(detector, "_state_to_save", lambda: state)
     detector.save(tmp_path / "m")
-    message = "permutations must have every channel once" if "twice" in kind else "weights must have the sha"
-    with pytest.raises(DamagedModelError, match=message):
+    with pytest.raises(DamagedModelError, match=MESSAGES[kind]):
         ead.load(tmp_path / "m", backbone=Pyramid())
 
 

@@ -46,10 +46,15 @@ def _padim() -> ead.PaDiM:
     return ead.PaDiM("gabor", ("layer1",), **NATIVE, num_dimensions=3, device="cpu")
 
 
+def _fastflow() -> ead.FastFlow:
+    return ead.FastFlow("gabor", **NATIVE, steps=1, batch_size=4, flow_steps=1, device="cpu")
+
+
 MODELS: dict[str, Callable[[], ead.Detector]] = {
     "patchcore": _patchcore,
     "ivf": lambda: _patchcore(index="ivf", coreset_fraction=0.5),
     "padim": _padim,
+    "fastflow": _fastflow,
     "epochs": Epochs,
     "colours": Colours,
     "fused": lambda: ead.BackboneEnsemble([_patchcore(), _padim()]),

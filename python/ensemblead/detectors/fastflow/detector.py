@@ -20,7 +20,7 @@ from ensemblead.config.registry import register
 from ensemblead.detectors.fastflow.flow import Flows, Maps, Plan, empty_flows, new_flows
 from ensemblead.detectors.method import Method, Run, Scores, Seen, TrainingData
 from ensemblead.detectors.training.features import FeatureCache
-from ensemblead.detectors.training.loop import Recipe, Tensors, train
+from ensemblead.detectors.training.loop import Recipe, Tensors, check_losses, train
 from ensemblead.kernels.maps import resize_maps
 from ensemblead.networks.modes import default_modes
 
@@ -43,6 +43,7 @@ class TrainedFlows:
     losses: torch.Tensor
 
     def __post_init__(self) -> None:
+        check_losses(self.losses)
         # Before networks are built of so many steps.
         expected = None
         if self.plan.steps < len(self.weights):
@@ -226,6 +227,8 @@ class Likelihood(Recipe):
     """How flows are trained on feature maps."""
 
     weight_decay = 1e-5
+    # The loss is a sum over all positions: of two images of 256 x 256 float16 overflows from about 128 on.
+    loss_scale = 16.0
 
     def __init__(
         self, flows: Flows, features: FeatureCache, data: TrainingData, steps: int, method: FastFlow

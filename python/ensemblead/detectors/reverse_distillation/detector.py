@@ -21,7 +21,7 @@ from ensemblead.config.registry import register
 from ensemblead.detectors.method import Method, Run, Scores, Seen, TrainingData
 from ensemblead.detectors.reverse_distillation.student import Maps, Plan, Student, empty_student, new_student
 from ensemblead.detectors.training.features import FeatureCache
-from ensemblead.detectors.training.loop import Recipe, Tensors, train
+from ensemblead.detectors.training.loop import Recipe, Tensors, check_losses, train
 from ensemblead.networks.modes import default_modes
 
 # Of the paper.
@@ -47,6 +47,7 @@ class Distilled:
     losses: torch.Tensor
 
     def __post_init__(self) -> None:
+        check_losses(self.losses)
         # Before a network is built of so many blocks.
         shapes = None
         if sum(self.plan.depths) < len(self.weights):

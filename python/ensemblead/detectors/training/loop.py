@@ -36,6 +36,8 @@ class Recipe(ABC):
         steps: updates.
         learning_rate, betas, weight_decay: of Adam.
         precision: of `forward`, under autocast.
+        loss_scale: of the loss in float16 at the start. Updates whose gradients overflow are left out, and
+            the scale is halved, until they do not.
         identity: what training depends on besides `TrainingData.identity`, by name, in JSON's types.
     """
 
@@ -45,6 +47,7 @@ class Recipe(ABC):
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 0.0
     precision: torch.dtype = torch.float32
+    loss_scale: float = 65536.0
     identity: Mapping[str, Any] = MappingProxyType({})
 
     @abstractmethod
@@ -85,6 +88,12 @@ def train(recipe: Recipe, data: TrainingData, run: Run, name: str = "") -> torch
     return torch.tensor(loop.losses, dtype=torch.float32)
 
 
+def check_losses(losses: torch.Tensor) -> None:
+    """Raise ValueError for those of a saved model that are no float32 `[steps]`."""
+    if losses.ndim != 1 or losses.dtype != torch.float32:
+        raise ValueError("losses must be one float32 for every step")
+
+
 class _Loop:
     """One training: where it stands, and how it goes on."""
 
@@ -99,7 +108,9 @@ class _Loop:
             weight_decay=recipe.weight_decay,
             fused=self.device.type in ("cpu", "cuda"),
         )
-        self._scaler = torch.amp.GradScaler(self.device.type, enabled=recipe.precision == torch.float16)
+        self._scaler = torch.amp.GradScaler(
+            self.device.type, recipe.loss_scale, enabled=recipe.precision == torch.float16
+        )
         self._step = 0
         self.losses: list[float] = []
         self._unread: list[Mapping[str, torch.Tensor]] = []  # losses still on the device
