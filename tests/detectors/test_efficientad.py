@@ -409,7 +409,11 @@ def test_states_of_other_networks_are_damage(tmp_path: Path, monkeypatch: pytest
     detector = small(steps=1).fit(TRAIN)
     state = detector.state_
     cases: dict[str, dict[str, Any]] = {
-        "weights must have the shapes of the plan's networks": {"weights": state.weights[1:]},
+        "weights must have the shapes and dtypes": {"weights": state.weights[1:]},
+        "shapes and dtypes of the plan's": {"weights": tuple(one.half() for one in state.weights)},
+        "losses must be one float32 for every step": {"losses": state.losses[None]},
+        "deviations must be positive": {"statistics": (state.statistics[0], 0.0 * state.statistics[1])},
+        "a mean and a deviation for each": {"statistics": tuple(one.double() for one in state.statistics)},
         "kernel must be two numbers of 1 to 8": {"plan": _spoiled(state.plan, "kernel", (2, 9))},
         "size must be one of small, medium, got 'huge'": {"plan": _spoiled(state.plan, "size", "huge")},
         "statistics must be a mean and a deviation": {"statistics": state.statistics[:1]},
@@ -437,6 +441,8 @@ def _spoiled(value: Any, name: str, other: Any) -> Any:
         ({"learning_rate": 0}, ValueError, "learning_rate must be positive and finite, got 0"),
         ({"learning_rate": "1"}, TypeError, "learning_rate must be a number, got '1'"),
         ({"resize": (63, 256)}, ValueError, "resize: EfficientAD needs sides of at least 64 .* 63 x 256"),
+        ({"penalty_images": ""}, ValueError, "penalty_images must not be empty"),
+        ({"backbone": "pdn_small", "layers": ("conv3",)}, ValueError, "its layer conv4 puts out; got conv3"),
         ({"penalty_images": 3}, TypeError, "penalty_images must be .* a folder or None, got 3"),
     ],
 )

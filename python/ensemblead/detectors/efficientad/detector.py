@@ -29,9 +29,9 @@ from ensemblead.detectors.efficientad.imitators import (
 from ensemblead.detectors.efficientad.penalty import PROCEDURAL, PenaltyImages, recoloured
 from ensemblead.detectors.efficientad.teacher import all_pixels, channel_statistics, describe, standardised
 from ensemblead.detectors.method import Method, Run, Scores, Seen, TrainingData
-from ensemblead.detectors.training.loop import Recipe, Tensors, train
+from ensemblead.detectors.training.loop import Recipe, Tensors, check_losses, train
 from ensemblead.networks.modes import default_modes
-from ensemblead.networks.pdn import BORDER, SIZES
+from ensemblead.networks.pdn import BORDER, NAMES, SIZES
 
 # Of the paper.
 STEPS = 70_000
@@ -60,11 +60,15 @@ class Imitation:
     losses: torch.Tensor
 
     def __post_init__(self) -> None:
-        shapes = [tensor.shape for tensor in empty_imitators(self.plan).state_dict().values()]
-        if shapes != [tensor.shape for tensor in self.weights]:
-            raise ValueError("weights must have the shapes of the plan's networks")
-        if [tensor.shape for tensor in self.statistics] != 2 * [(self.plan.channels,)]:
+        check_losses(self.losses)
+        expected = [(one.shape, one.dtype) for one in empty_imitators(self.plan).state_dict().values()]
+        if expected != [(one.shape, one.dtype) for one in self.weights]:
+            raise ValueError("weights must have the shapes and dtypes of the plan's networks")
+        form = torch.Size((self.plan.channels,)), torch.float32
+        if [(one.shape, one.dtype) for one in self.statistics] != [form, form]:
             raise ValueError("statistics must be a mean and a deviation for each of the plan's channels")
+        if not bool((self.statistics[1] > 0.0).all()):
+            raise ValueError("statistics: deviations must be positive")
         if len(self.quantiles) != 4 or not all(map(math.isfinite, self.quantiles)):
             raise ValueError(f"quantiles must be four finite numbers, got {self.quantiles}")
 
@@ -165,6 +169,14 @@ class EfficientAD(Method):
             raise TypeError(
                 f'penalty_images must be "{PROCEDURAL}", a folder or None, got {penalty_images!r}'
             )
+        if penalty_images is not None and not os.fspath(penalty_images):
+            raise ValueError("penalty_images must not be empty")
+        described = NAMES.get(backbone) if isinstance(backbone, str) else None
+        if described is not None and self.layers != (described,):
+            raise ValueError(
+                f"layers: the descriptions of {backbone} are what its layer {described} puts out; got "
+                f"{', '.join(self.layers)}"
+            )
         self.penalty_images = None if penalty_images is None else os.fspath(penalty_images)
         self.steps = whole_number("steps", steps, 1)
         self.learning_rate = positive_number("learning_rate", learning_rate)
@@ -192,12 +204,15 @@ class EfficientAD(Method):
 
     def train(self, data: TrainingData, run: Run) -> Imitation:
         height, width = data.batch([0]).size
+        penalties = None
+        if self.penalty_images is not None:  # which may not be there: said before all images are read
+            penalties = PenaltyImages(self.penalty_images, data)
         teacher = self.network_
         known = (describe(teacher, teacher.normalize(pixels)) for pixels in all_pixels(data, run))
         statistics = channel_statistics(known)
         plan = Plan.of(self.size, len(statistics[0]), (height, width))
         networks = new_imitators(plan, self.seed).to(statistics[0].device)
-        losses = train(Imitating(networks, statistics, data, self), data, run)
+        losses = train(Imitating(networks, statistics, data, penalties, self), data, run)
         weights = tuple(tensor.detach() for tensor in networks.state_dict().values())
         state = Imitation(plan, weights, statistics, (0.0, 1.0, 0.0, 1.0), losses)
         return replace(state, quantiles=self._quantiles(state, data))
@@ -238,13 +253,19 @@ class Imitating(Recipe):
     weight_decay = 1e-5
 
     def __init__(
-        self, networks: Imitators, statistics: Sequence[torch.Tensor], data: TrainingData, method: EfficientAD
+        self,
+        networks: Imitators,
+        statistics: Sequence[torch.Tensor],
+        data: TrainingData,
+        penalties: PenaltyImages | None,
+        method: EfficientAD,
     ) -> None:
         self.module, self.steps, self.learning_rate = networks, method.steps, method.learning_rate
         self.precision = method.network_.dtype
         self._teacher, self._statistics, self._data = method.network_, statistics, data
-        source = method.penalty_images
-        self._penalties = None if source is None else PenaltyImages(source, data)
+        self._penalties = penalties
+        if penalties is not None:
+            self.identity = penalties.identity()
 
     def batch(self, step: int) -> Tensors:
         """Recoloured images, the images, penalty images; the teacher's descriptions of the first two; and the

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageEnhance
 
+from ensemblead.common.errors import UnreadableImageError
+from ensemblead.common.warnings import warn
 from ensemblead.detectors.training.data import TrainingData
-from ensemblead.images import Geometry, open_images
+from ensemblead.images import Geometry, ImageSource, open_images
 
 Planes = npt.NDArray[np.uint8]  # [3, h, w]
 PROCEDURAL = "procedural"
@@ -85,12 +90,26 @@ class PenaltyImages:
 
     Args:
         source: "procedural", or a folder of photographs, each resized to twice the size that is needed, of
-            which the centre is taken.
+            which the centre is taken. Others take the place of those that cannot be read, with a warning.
+
+    Raises FileNotFoundError or ValueError, naming `penalty_images`, for a folder without images.
     """
 
     def __init__(self, source: str | os.PathLike[str], data: TrainingData) -> None:
-        self._data = data
-        self._folder = None if source == PROCEDURAL else open_images(source)
+        self._data, self._source = data, os.fspath(source)
+        self._unreadable = set[int]()
+        try:
+            self._folder = None if source == PROCEDURAL else open_images(source)
+        except (FileNotFoundError, ValueError) as error:
+            raise type(error)(f"penalty_images: {error}") from error
+
+    def identity(self) -> dict[str, Any]:
+        """What training depends on, by name: of a folder the images' names and sizes in bytes."""
+        if self._folder is None:
+            return {}
+        paths = [path for path in self._folder.paths if path is not None]
+        seen = [(os.path.relpath(path, self._source), Path(path).stat().st_size) for path in paths]
+        return {"contents of penalty_images": hashlib.sha256(repr(seen).encode()).hexdigest()}
 
     def draw(self, size: tuple[int, int], generator: np.random.Generator) -> Planes:
         """One of them, of that height and width."""
@@ -98,9 +117,21 @@ class PenaltyImages:
             other = self._data.pixels([int(generator.integers(len(self._data)))])[0]
             return procedural(other.numpy(), generator)
         geometry = Geometry((2 * size[0], 2 * size[1]), size)
-        photograph = geometry.apply(self._folder.read(int(generator.integers(len(self._folder)))))
+        photograph = geometry.apply(self._photograph(self._folder, generator))
         planes = np.ascontiguousarray(photograph.transpose(2, 0, 1))
         return grey(planes) if generator.random() < GREY else planes
+
+    def _photograph(self, folder: ImageSource, generator: np.random.Generator) -> npt.NDArray[np.uint8]:
+        # Training takes days: it does not end because of one of a million photographs.
+        while len(self._unreadable) < len(folder):
+            number = int(generator.integers(len(folder)))
+            try:
+                return folder.read(number)
+            except UnreadableImageError as error:
+                if number not in self._unreadable:
+                    warn(f"penalty_images: {error}; another takes its place")
+                self._unreadable.add(number)
+        raise ValueError(f"penalty_images: none of the images in {self._source} can be read")
 
 
 def _picture(image: Planes) -> Image.Image:
