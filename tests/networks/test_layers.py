@@ -79,6 +79,9 @@ def test_refusals():
     module = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Sequential(torch.nn.ReLU()))
     with pytest.raises(ValueError, match=r"needs a network by name, got a module; .* such as 0, 1, 1\.0"):
         default_layers(module)
+    for backbone in (["resnet18"], None, 3):
+        with pytest.raises(TypeError, match=r"backbone must be a name or a torch\.nn\.Module, got "):
+            default_layers(backbone)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "gabor", "squeezenet1_1", "vit_tiny_patch16_224"])

@@ -80,6 +80,8 @@ def default_layers(backbone: str | nn.Module, strides: Sequence[int] = MIDDLE_ST
             'layers="auto" needs a network by name, got a module; give layers=[...], names such as '
             f"{some_of(names, 20)}"
         )
+    if not isinstance(backbone, str):
+        raise TypeError(f"backbone must be a name or a torch.nn.Module, got {type(backbone).__name__}")
     if backbone in PDN_NAMES:
         return (PDN_NAMES[backbone],)
     if is_known(backbone):
