@@ -261,6 +261,7 @@ def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
             "conv9.weight": torch.zeros(1),
         },
         "lacks 2 tensors": {name: own for name, own in named(PLACES).items() if not name.startswith("6.")},
+        "two tensors are conv1.bias of the PDN": {**named(PLACES), **named(NAMES)},
         "other shapes than PDN: conv1.weight": {**named(PLACES), "0.weight": torch.zeros(8, 3, 5, 5)},
     }
     for number, (message, state) in enumerate(cases.items()):

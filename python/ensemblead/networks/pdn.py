@@ -54,10 +54,16 @@ class PDN(nn.Sequential):
         super().__init__(parts)
 
     def own_names(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """A state dict whose layers may be called by their place ("0.weight", "3.weight"), by their names."""
+        """A state dict whose layers may be called by their place ("0.weight", "3.weight"), by their names.
+
+        Raises ValueError for one that has a tensor by both.
+        """
         places = {str(place): name for place, (name, _) in enumerate(self.named_children())}
         renamed = {}
         for name, tensor in state.items():
             place, dot, rest = name.partition(".")
-            renamed[places.get(place, place) + dot + rest] = tensor
+            own = places.get(place, place) + dot + rest
+            if own in renamed:
+                raise ValueError(f"weights: two tensors are {own} of the PDN, one is called {name}")
+            renamed[own] = tensor
         return renamed
