@@ -227,8 +227,8 @@ class Likelihood(Recipe):
     """How flows are trained on feature maps."""
 
     weight_decay = 1e-5
-    # The loss is a sum over all positions: with maps of ResNet18's shapes at 256 x 256 gradients overflow from
-    # 64 on, and of larger images earlier.
+    # The loss is a sum over all positions: with maps of ResNet18's shapes at 256 x 256 gradients overflow
+    # from 64 on, and with larger ones earlier.
     loss_scale = 4.0
 
     def __init__(
