@@ -54,6 +54,14 @@ class TestPredict:
         change = abs(drawn - image).sum(axis=2)
         assert change[mask].mean() > 1.5 * change[~mask].mean()
 
+    def test_pictures_of_before_are_told(self, category: Path, model: Path, tmp_path: Path) -> None:
+        image, other = category / "test/blot/000.png", category / "test/blot/001.png"
+        assert call_json("predict", model, image, "--out", tmp_path, "--no-maps")["warnings"] == []
+        again = call_json("predict", model, other, "--out", tmp_path, "--no-maps")["warnings"]
+        assert again == [
+            f"{tmp_path / 'heat_maps'} holds 1 files of before: those of images that are not given now stay"
+        ]
+
     def test_choices(self, category: Path, model: Path, tmp_path: Path) -> None:
         image = category / "test/blot/000.png"
         summary = call_json("predict", model, image, "--out", tmp_path, "--no-maps", "--scale", 0, 9)

@@ -43,6 +43,23 @@ class TestEvaluate:
         call_json("evaluate", model, category, "--out", tmp_path, "--bootstrap", 0, "--gallery", 2)
         assert len(Page(tmp_path / "report.html").data["items"]) == 2
 
+    def test_learned_images_are_told(self, category: Path, model: Path, tmp_path: Path) -> None:
+        places = [
+            "--good",
+            category / "train/good",
+            "--bad",
+            category / "test/blot",
+            "--missing-masks",
+            "exclude",
+        ]
+        found = call_json("evaluate", model, *places, "--out", tmp_path, "--bootstrap", 0)
+        count = len(list((category / "train/good").iterdir()))
+        assert any(
+            f"{count} of {count} normal test images are ones that the detector has learned" in line
+            for line in found["warnings"]
+        )
+        assert "training images ·" not in Page(tmp_path / "report.html").words
+
     @pytest.mark.slow
     def test_folders_of_good_and_bad_images(self, category: Path, model: Path, tmp_path: Path) -> None:
         places = ["--good", category / "test/good", "--bad", category / "test/blot"]

@@ -178,3 +178,30 @@ def test_images_in_another_order_give_the_same_model(kind: str) -> None:
     one, other = first.calibration_, second.calibration_
     np.testing.assert_allclose(np.sort(one.scores), np.sort(other.scores), rtol=1e-4)
     assert set(one.positions) == {int(order[place]) for place in other.positions}
+
+
+def test_what_is_printed_is_a_line() -> None:
+    made = _plain(seed=3)
+    assert repr(made).startswith("PatchCore(backbone='gabor'")
+    assert repr(made).endswith("seed=3), not fitted")
+    assert "score=" not in repr(made)  # the default
+    made.fit(normal_images(8, side=16))
+    assert repr(made).endswith(f"), threshold {made.threshold_:.4g}")
+    assert repr(made.calibration_) == (
+        f"Calibration(threshold {made.threshold_:.4g} by 8 images, leave_one_out, false alarms about "
+        f"{made.calibration_.false_alarm_rate:.2g})"
+    )
+    assert repr(made.predict(normal_images(2, seed=1, side=16))).startswith("Predictions(2 images, ")
+    ensemble = ead.BackboneEnsemble([made, _plain(score="max")])
+    assert "members=[PatchCore(" in repr(ensemble)
+    assert repr(ensemble).endswith("not fitted")
+    assert all("\n" not in repr(one) for one in (made, ensemble, made.calibration_))
+
+
+def test_images_that_are_known_are_told_after_a_prediction() -> None:
+    images, new = normal_images(8, side=16), normal_images(3, seed=1, side=16)
+    made = _plain().fit(images)
+    made.predict(np.concatenate([new[:1], images[3:5], new[1:]]))
+    assert made.known_ == [1, 2]
+    made.predict(new)
+    assert made.known_ == []

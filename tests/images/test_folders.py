@@ -133,6 +133,26 @@ def test_special_files_do_not_block(tmp_path: Path) -> None:
         read_image(tmp_path)
 
 
+def test_what_predict_and_evaluate_have_written_is_no_photograph(tmp_path: Path) -> None:
+    for place in ("heat_maps/a.png", "maps/a.tiff", "deep/figures/c.png", "deep/contact_sheets/c.png"):
+        draw(tmp_path / place)
+    draw(tmp_path / "0.png")
+    assert len(scan_folder(tmp_path).images) == 5
+    (tmp_path / "scores.csv").write_text("")
+    (tmp_path / "deep/results.csv").write_text("")
+    assert names(scan_folder(tmp_path).images, tmp_path) == ["0.png"]
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"), [(b"", "it is empty"), (b"a", "it is no image of a known format")]
+)
+def test_a_file_of_nothing(tmp_path: Path, data: bytes, reason: str) -> None:
+    (tmp_path / "a.jpg").write_bytes(data)
+    for read in (read_image, upright_size):
+        with pytest.raises(UnreadableImageError, match=reason):
+            read(tmp_path / "a.jpg")
+
+
 def test_masks_are_no_photographs(tmp_path: Path) -> None:
     for place in ("part/train/good", "part/test/dent", "part/ground_truth/dent", "visa/Data/Images", "masks"):
         draw(tmp_path / place / "0.png")

@@ -106,7 +106,7 @@ def test_the_summary_names_it_for_people(folder: Path, tmp_path: Path) -> None:
     call += ["--overwrite"]
     refused = CliRunner().invoke(app, [*call, "--calibrate", str(folder)])
     assert refused.exit_code == 2
-    assert "images: the detector was fitted on" in refused.stderr
+    assert "images: the detector would be fitted on 15 of those to calibrate by" in refused.stderr
     (tmp_path / "fresh").mkdir()
     for i, image in enumerate(normal_images(5, seed=3)):
         Image.fromarray(image).save(tmp_path / "fresh" / f"{i}.png")

@@ -100,6 +100,13 @@ class Calibration:
         if len(names) != len(which) or not all(isinstance(name, str) for name in names):
             raise ValueError(f"deciding_names must be one str per deciding score, got {names}")
 
+    def __repr__(self) -> str:
+        kind = "at most" if self.is_guaranteed else "about"
+        return (
+            f"Calibration(threshold {self.threshold:.4g} by {len(self.scores)} images, {self.origin}, false "
+            f"alarms {kind} {self.false_alarm_rate:.2g})"
+        )
+
     @property
     def is_guaranteed(self) -> bool:
         """Whether `false_alarm_rate` is a guarantee: the images were fresh."""

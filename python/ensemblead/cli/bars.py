@@ -1,7 +1,11 @@
-"""Progress on stderr, on a terminal only: one bar per stage under way, and a line in between."""
+"""Progress on stderr: on a terminal one bar per stage under way, and a line in between; else a line every
+half minute.
+"""
 
 from __future__ import annotations
 
+import sys
+import time
 from typing import TypeAlias
 
 from rich.console import Console
@@ -27,6 +31,7 @@ _WORDS = {
     "predict": "predicting",
     "evaluate": "evaluating",
 }
+_SECONDS_BETWEEN_LINES = 30.0  # where stderr is no terminal
 _Stage: TypeAlias = tuple[str, str]  # the prefix and the stage
 
 
@@ -61,6 +66,7 @@ class Bars:
             disable=not console.is_terminal,
             transient=True,
         )
+        self._said = None if console.is_terminal else time.monotonic()
         self._prefix = ""
         self._tasks: dict[_Stage, tuple[TaskID, int]] = {}  # with how much was done
         self._overall: TaskID | None = None
@@ -95,6 +101,9 @@ class Bars:
         # fitted group by group.
         key = self._prefix, stage
         words = f"{self._prefix} {_WORDS.get(stage, stage)}".strip()
+        if self._said is not None and time.monotonic() - self._said >= _SECONDS_BETWEEN_LINES:
+            self._said = time.monotonic()
+            print(f"ensemblead: {words}: {done} of {total}", file=sys.stderr)
         task, before = self._tasks.get(key, (None, 0))
         if task is None or done < before:
             if task is not None:

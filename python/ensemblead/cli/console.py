@@ -18,6 +18,7 @@ import typer
 from ensemblead.common.errors import (
     BackboneUnavailableError,
     EnsembleADError,
+    UnreadableImageError,
     WeightsUnavailableError,
 )
 from ensemblead.common.extras import EXTRAS, missing_extra
@@ -40,6 +41,7 @@ _OPTIONS = (
     (re.compile(r"\binclude_backbone=True\b"), "--include-backbone"),
     (re.compile(r"\blayers=\[\.\.\.\] with names"), "-le LAYER with layers"),
     (re.compile(r"\bimage_size=\(h, w\)"), "--image-size HxW"),
+    (re.compile(r"\bor call calibrate\b"), "or set the threshold by fresh ones (--calibrate FOLDER)"),
 )
 _STORE_WEIGHTS = "; fit --include-backbone stores a network's weights with its model"
 
@@ -67,11 +69,18 @@ def report_error(error: BaseException) -> int:
     return BAD_INPUT if isinstance(error, inputs) else FAILED
 
 
+def _with_options(text: str) -> str:
+    """A message of the library with options of the command line in place of arguments."""
+    for pattern, option in _OPTIONS:
+        text = pattern.sub(option, text)
+    return text
+
+
 def error_line(error: BaseException) -> str:
     """An error's message in one line, with options of the command line in place of arguments."""
-    line = " ".join(line.strip() for line in str(error).splitlines() if line.strip())
-    for pattern, option in _OPTIONS:
-        line = pattern.sub(option, line)
+    line = _with_options(" ".join(line.strip() for line in str(error).splitlines() if line.strip()))
+    if isinstance(error, UnreadableImageError) and "--skip-unreadable" not in line:
+        line += "; --skip-unreadable leaves such images out"
     if isinstance(error, WeightsUnavailableError) and "--weights" not in line:
         line += " (--weights PATH takes a file)"
     if isinstance(error, (WeightsUnavailableError, BackboneUnavailableError)):
@@ -122,10 +131,10 @@ def reported_warnings() -> Iterator[list[str]]:
         before = warnings.showwarning
 
         def show(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
-            if category not in (UserWarning, ThresholdWarning):
+            if not issubclass(category, UserWarning):
                 before(message, category, *rest, **more)
                 return
-            for line in str(message).splitlines():
+            for line in _with_options(str(message)).splitlines():
                 if line not in lines:
                     lines.append(line)
                     print(f"ensemblead: warning: {line}", file=sys.stderr)

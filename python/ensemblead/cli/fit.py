@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from ensemblead.cli.models import describe_learned, describe_model, reads_weight
 from ensemblead.cli.options import DetectorOptions, build_detector, read_config, typed_options
 from ensemblead.common.extras import require
 from ensemblead.common.files import valid_text
+from ensemblead.common.validation import some_of
 
 _NETWORK, _BANK, _TILES, _RUN = "Networks", "Memory bank and threshold", "Tiles", "Run"
 
@@ -206,6 +208,15 @@ class FitRun:
         check_normal_folder(self.data)
         source = open_images(self.data)
         fresh = None if self.calibrate is None else open_images(self.calibrate)
+        if fresh is not None:
+            own = {os.path.realpath(str(path)) for path in source.paths}
+            both = [str(path) for path in fresh.paths if os.path.realpath(str(path)) in own]
+            if both:
+                raise ValueError(
+                    f"images: the detector would be fitted on {len(both)} of those to calibrate by "
+                    f"({some_of(both)}), so that no false-alarm rate could be guaranteed; give images that "
+                    "the fit does not see"
+                )
         detector = build_detector(self.options, self.config)
         if getattr(detector, "fusion", None) == "minmax":
             raise ValueError(
@@ -229,6 +240,10 @@ class FitRun:
             "images": len(source),
             "learned": learned,
             "ignored_files": source.ignored,
+            "ignored": source.describe_ignored(),
+            "below": sum(os.path.dirname(str(path)) != os.fspath(self.data) for path in source.paths)
+            if self.data.is_dir()
+            else 0,
             "skipped": [{"path": image.path, "reason": image.reason} for image in skipped],
             **images,
             "seconds": round(clock(), 3),
@@ -298,6 +313,12 @@ def show_summary(summary: dict[str, Any]) -> None:
         if tiles is not None:
             (rows, columns), size = tiles["grid"], "x".join(map(str, tiles["tile_size"]))
             console.print(f"{rows} x {columns} tiles of {size}; counts are sums over them", highlight=False)
+    if summary["below"]:
+        console.print(
+            f"{summary['below']} of the images lie in folders below, or behind links", highlight=False
+        )
+    if summary["ignored"]:
+        console.print(escape(valid_text(summary["ignored"])), highlight=False, soft_wrap=True)
     if summary["inspected_share"] < 0.995:
         share = f"{summary['inspected_share']:.0%}"
         console.print(f"{share} of a photograph is inspected: the rest is cropped away", highlight=False)

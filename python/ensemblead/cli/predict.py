@@ -114,6 +114,9 @@ class PredictRun:
         clock = Clock()
         source, root = chosen_images(self.images)
         check_output_outside(self.out, source.folders)
+        for kept in (self.out / "heat_maps", self.out / "maps"):
+            if count := sum(path.is_file() for path in kept.rglob("*")):
+                warn(f"{kept} holds {count} files of before: those of images that are not given now stay")
         bars.step("loading the model")
         detector = load_model(self.model, self.weights, self.device)
         threshold = float(detector.threshold_)
@@ -142,6 +145,7 @@ class PredictRun:
             "maps": str(self.out / "maps") if self.maps else None,
             "color_scale": list(colors),
             "ignored_files": source.ignored,
+            "ignored": source.describe_ignored(),
             "skipped": [{"path": image.path, "reason": image.reason} for image in detector.skipped_],
             "seconds": round(clock(), 3),
             "predictions": verdicts,

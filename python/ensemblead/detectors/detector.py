@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -26,19 +27,35 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 Errors = Literal["raise", "skip"]
+_LONGEST = 80  # characters of a parameter in `repr`
 
 
 class Detector(ABC):
     """Base of all detectors: of methods (`Method`) and of ensembles, which are made of detectors.
 
     Attributes: `batch_size`, images per forward pass; after a run over images `skipped_`, those that it left
-    out under `errors="skip"`.
+    out under `errors="skip"`, and after predictions `known_`, the places of those that it has learned, whose
+    scores say nothing of new images.
     """
 
     batch_size: int
     skipped_: list[SkippedImage]
+    known_: list[int]
 
     # For users
+
+    def __repr__(self) -> str:
+        """One line: the parameters that are not the default, and the threshold."""
+        given = []
+        for name, parameter in inspect.signature(type(self)).parameters.items():
+            value = getattr(self, name, parameter.default)
+            if repr(value) != repr(parameter.default):
+                given.append(f"{name}={_short(value)}")
+        name = f"{type(self).__name__}({', '.join(given)})"
+        try:
+            return f"{name}, threshold {self.threshold_:.4g}"
+        except NotFittedError:
+            return f"{name}, not fitted"
 
     @property
     @abstractmethod
@@ -228,3 +245,15 @@ class Detector(ABC):
     def _require_fitted(self, action: str) -> None:
         if not self.is_fitted:
             raise NotFittedError(f"cannot {action}: this {type(self).__name__} is not fitted; call fit first")
+
+
+def _short(value: Any) -> str:
+    """Of a parameter, in a word where it is long, as a network."""
+    text = repr(value)
+    if isinstance(value, (list, tuple)):
+        text = f"[{', '.join(_short(one) for one in value)}]"
+    elif isinstance(value, Detector):
+        text = text.rsplit(", ", 1)[0]  # without its state
+    elif "\n" in text or len(text) > _LONGEST:
+        text = type(value).__name__
+    return text

@@ -238,6 +238,7 @@ class Tree(Protocol):
 
     batch_size: int
     skipped_: list[SkippedImage]
+    known_: list[int]
 
     @property
     def calibration_(self) -> Calibration: ...

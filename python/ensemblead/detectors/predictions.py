@@ -36,6 +36,11 @@ class Predictions:
     def __len__(self) -> int:
         return len(self.paths)
 
+    def __repr__(self) -> str:
+        size = " x ".join(map(str, self.anomaly_map.shape[1:]))
+        count = int(np.count_nonzero(self.is_anomalous))
+        return f"Predictions({len(self)} images, {count} anomalous, maps {size})"
+
     @classmethod
     def concatenate(cls, parts: Sequence[Predictions]) -> Predictions:
         """All images of all parts. Maps of different sizes have no common array (ValueError)."""

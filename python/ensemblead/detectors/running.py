@@ -51,8 +51,12 @@ def seen_batches(
 def predict(detector: Tree, images: Any, errors: Any, progress: Progress | None) -> Iterator[Predictions]:
     """See `Detector.predict_batches`."""
     calibration = detector.calibration_
+    learned = frozenset(detector._fingerprints.tolist())
+    detector.known_ = []
     coming: deque[tuple[FiniteChecks, HostCopy, list[str | None]]] = deque()
     for batch, seen in scored_batches(detector, images, errors, progress, "predict"):
+        pairs = zip(batch.indices, batch.fingerprints, strict=True)
+        detector.known_ += [index for index, look in pairs if look in learned]
         # Some embed only now, as a tiled ensemble does.
         with deferred_checks() as checks:
             scores, maps = detector._combine(detector._results(seen))

@@ -174,6 +174,12 @@ def measure_category(
         *_counted([test for _, test in duplicates], "test image(s) are also training images, byte for byte"),
         *_counted(unreadable, "training image(s) are gone or cannot be read"),
     ]
+    known = sum(not category.test[index].label for index in getattr(chosen, "known_", ()))
+    if known and not is_minmax and not duplicates:
+        warnings.append(
+            f"{known} of {row.num_normal} normal test images are ones that the detector has learned: AUROC "
+            "and false alarms say nothing of new images"
+        )
     if is_minmax:
         warnings.append('fusion="minmax" scales scores and maps over the test set: the results looked at it')
     elif sentence := _deciding(chosen):

@@ -164,6 +164,8 @@ def open_file(path: StrPath, what: str = "image", *, max_pixels: int | None) -> 
     try:
         check_ordinary_file(path, what)
         with open(path, "rb") as file:
+            if not file.read(1):
+                raise UnreadableImageError(f"cannot read {what} {path}: it is empty")
             image = _identify(file)
             pixels = image.width * image.height
             if max_pixels is not None and pixels > max_pixels:
@@ -193,6 +195,7 @@ def _identify(file: IO[bytes]) -> ImageFile.ImageFile:
     """`Image.open` without its limit on pixels, which is one for the whole process, and without the formats
     that start other programs.
     """
+    file.seek(0)
     prefix = file.read(16)
     tried: set[str] = set(_REFUSED_FORMATS)
     for load_plugins in (Image.preinit, Image.init):  # the few common ones, then all
@@ -200,11 +203,11 @@ def _identify(file: IO[bytes]) -> ImageFile.ImageFile:
         for kind in [one for one in Image.ID if one not in tried]:
             tried.add(kind)
             factory, accept = Image.OPEN[kind]
-            accepted = accept is None or accept(prefix)
-            if not accepted or isinstance(accepted, str):  # a text says why not
-                continue
-            file.seek(0)
             try:
+                accepted = accept is None or accept(prefix)
+                if not accepted or isinstance(accepted, str):  # a text says why not
+                    continue
+                file.seek(0)
                 # Without a name, Pillow does not map the file: a file that shrinks meanwhile would end the
                 # process, and Pillow 13 turns mapped TIFFs wrongly.
                 return factory(file, "")

@@ -45,6 +45,14 @@ _BAD = frozenset(
 )
 
 
+# Pictures that `predict` and `evaluate` write, and the table beside them.
+_RESULTS = {
+    "scores.csv": ("heat_maps", "maps"),
+    "scores.partial.csv": ("heat_maps", "maps"),
+    "results.csv": ("figures", "contact_sheets"),
+}
+
+
 @dataclass(frozen=True)
 class FolderScan:
     """The files of a folder and of all folders below it.
@@ -66,7 +74,8 @@ def scan_folder(root: StrPath, exclude: Collection[StrPath] = ()) -> FolderScan:
     Images are files with one of `IMAGE_SUFFIXES`, in upper or lower case, and links to such files; a link to
     nothing counts, so that reading it is an error. Hidden files and folders and those that systems make
     (`.ipynb_checkpoints`, `@eaDir`) are left out, and so are folders of masks: `ground_truth`, `Masks`
-    beside `Images` or beside a folder of good or bad images, and those in `exclude`. Links to folders are
+    beside `Images` or beside a folder of good or bad images, those in `exclude`, and pictures that `predict`
+    and `evaluate` have written (known by the table beside them). Links to folders are
     followed, each real folder is searched once, and a link back to a folder that contains `root` is not
     followed.
 
@@ -110,8 +119,9 @@ def _walk(base: str, excluded: set[str]) -> Iterator[tuple[str, list[str], bool]
             seen.add(real)
         below, names, linked = _list(os.path.join(base, folder), left_out)
         masks = {name for name in below if _holds_masks(name, below)}
+        results = {one for table, made in _RESULTS.items() if table in names for one in made}
         for name in below:
-            out = left_out or _hidden(name) or name in masks
+            out = left_out or _hidden(name) or name in masks or name in results
             if name not in linked:
                 folders.append((os.path.join(folder, name), out))
             elif not out:

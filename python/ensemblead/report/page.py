@@ -165,7 +165,7 @@ def _lead(report: Results) -> str:
     row = report.summary
     parts = [
         f"{len(report.rows)} categories" if len(report.rows) > 1 else "",
-        f"{row.num_train:,} training images",
+        f"{row.num_train:,} training images" if row.num_train else "",
         f"{row.num_normal:,} normal and {row.num_anomalous:,} defective test images",
     ]
     return " · ".join(part for part in parts if part)

@@ -322,9 +322,9 @@ class BankAccumulator:
         """Why the threshold says little: few images could be scored without themselves, or few rows."""
         if not fair:
             return {
-                "none": "no training image can be scored without its own memory bank rows (too few are "
-                "others'), so the statistics and the threshold are of images that the bank knows, and too "
-                "low; give more images, or call calibrate"
+                "none": "no training image can be scored without its own memory bank rows (it is one alone, "
+                "or copies of one, or too few rows are others'), so the statistics and the threshold are of "
+                "images that the bank knows, and too low; give more images, or call calibrate"
             }
         if fair == 1:
             return {
