@@ -156,8 +156,8 @@ def load(path: str | os.PathLike[str], **options: Any) -> Any:
         try:
             return read_object(_place_of_model(folder), options)
         except (DamagedModelError, OSError):
-            # A save has put another model there meanwhile: what was read is of two.
-            if _identity(folder) == before:
+            # A save has put another model there meanwhile, or was about to: what was read is of two or none.
+            if before and _identity(folder) == before:
                 raise
 
 
