@@ -90,7 +90,7 @@ def test_patchcore_with_an_approximate_index() -> None:
 
 @pytest.mark.slow
 def test_a_module_as_backbone() -> None:
-    detector = ead.PatchCore(TinyNet(), ("first", "second"), **NATIVE, coreset_fraction=0.1)
+    detector = ead.PatchCore(TinyNet(), ("first", "second"), **NATIVE, coreset_fraction=0.3)
     passes_all(detector, {"description_is_inverse"})
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,10 +10,10 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from safetensors.torch import save
 from torch import nn
 from torch.nn import functional
 
+from ensemblead.common.extras import require
 from ensemblead.common.files import write_atomically
 from ensemblead.common.validation import one_of, positive_number, whole_number
 from ensemblead.detectors.efficientad.imitators import LEAST_SIDE
@@ -97,6 +98,7 @@ def distil_teacher(
         'pdn_small'
     """
     _check_target(path, checkpoint)
+    require("safetensors", "a teacher's file")
     recipe = Distilling(
         size=one_of("size", size, SIZES),
         side=2 * whole_number("image_size", image_size, LEAST_SIDE),
@@ -116,7 +118,7 @@ def distil_teacher(
             train(recipe, recipe.data, run, "teacher")
             report_skipped(read)
         tensors = {name: tensor.cpu().contiguous() for name, tensor in recipe.module.state_dict().items()}
-        written = write_atomically(path, save(tensors))
+        written = write_atomically(path, importlib.import_module("safetensors.torch").save(tensors))
         if kept is not None:
             kept.remove()
     return written
