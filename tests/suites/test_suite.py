@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -475,6 +476,9 @@ def test_the_peak_of_a_cell_is_its_own() -> None:
     block = np.ones(80 << 20, np.uint8)
     assert peak_memory_mb() >= before + 60
     del block
-    assert reset_peak_memory()
-    assert peak_memory_mb() < before + 60
-    assert os.getpid()  # the same process
+    for _ in range(50):  # other threads of the process may hold memory for a moment
+        assert reset_peak_memory()
+        if peak_memory_mb() < before + 60:
+            return
+        time.sleep(0.05)
+    pytest.fail(f"the peak stays at {peak_memory_mb():.0f} MB, {before:.0f} before")
