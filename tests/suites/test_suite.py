@@ -6,7 +6,6 @@ import copy
 import csv
 import json
 import math
-import os
 import shutil
 import signal
 import subprocess
