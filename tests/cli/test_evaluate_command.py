@@ -60,6 +60,22 @@ class TestEvaluate:
         )
         assert "training images ·" not in Page(tmp_path / "report.html").words
 
+    def test_learned_images_are_told_beside_copies_of_files(
+        self, category: Path, model: Path, tmp_path: Path
+    ) -> None:
+        own = tmp_path / "own"
+        shutil.copytree(category, own)
+        files = sorted((own / "train/good").iterdir())
+        for place in (own / "test/good").iterdir():
+            place.unlink()
+        for file in files[:3]:
+            shutil.copy(file, own / "test/good")
+        for file in files[1:]:
+            file.unlink()
+        found = call_json("evaluate", model, own, "--out", tmp_path / "out", "--bootstrap", 0)
+        assert any("1 test image(s) are also training images" in line for line in found["warnings"])
+        assert any("3 of 3 normal test images are ones" in line for line in found["warnings"])
+
     @pytest.mark.slow
     def test_folders_of_good_and_bad_images(self, category: Path, model: Path, tmp_path: Path) -> None:
         places = ["--good", category / "test/good", "--bad", category / "test/blot"]

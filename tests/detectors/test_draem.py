@@ -261,7 +261,7 @@ def test_the_loss_falls(trained: ead.DRAEM) -> None:
 
 
 def test_steps_of_the_paper(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(method, "EPOCHS", 1)
+    monkeypatch.setattr(ead.DRAEM, "epochs", 1)
     detector = draem(steps="paper", batch_size=8).fit(TRAIN)
     assert len(detector.losses_) == 3  # of eighteen images, in eights
     networks = Networks(2)
@@ -401,13 +401,16 @@ def test_maps_are_probabilities_and_scores_their_averages(trained: ead.DRAEM) ->
     np.testing.assert_allclose(found.anomaly_score, expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["a weight less", "no weights", "another shape", "a great width"])
+@pytest.mark.parametrize(
+    "kind", ["losses of another shape", "a weight less", "no weights", "another shape", "a great width"]
+)
 def test_weights_of_other_networks_are_damage(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     detector = draem(steps=1).fit(TRAIN)
     state, weights = copy.copy(detector.state_), detector.state_.weights
     name, value = {
+        "losses of another shape": ("losses", state.losses[None]),
         "a weight less": ("weights", weights[:-1]),
         "no weights": ("weights", ()),
         "another shape": ("weights", (*weights[:-1], weights[-1][:-1])),
@@ -416,7 +419,10 @@ def test_weights_of_other_networks_are_damage(
     object.__setattr__(state, name, value)
     monkeypatch.setattr(detector, "_state_to_save", lambda: state)
     detector.save(tmp_path / "m")
-    with pytest.raises(DamagedModelError, match="weights must have the shapes of networks of the width"):
+    said = "weights must have the shapes of networks of the width"
+    if name == "losses":
+        said = "losses must be one float32 for every step"
+    with pytest.raises(DamagedModelError, match=said):
         ead.load(tmp_path / "m")
 
 

@@ -245,7 +245,7 @@ def test_it_learns_what_is_normal(options: dict[str, Any]) -> None:
 
 
 def test_steps_of_the_paper(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(method, "EPOCHS", 3)
+    monkeypatch.setattr(ead.FastFlow, "epochs", 3)
     assert len(flowing(steps="paper").fit(TRAIN).losses_) == 3 * 5  # of eighteen images, in fours
     assert ead.FastFlow("resnet18").steps == "paper"
 

@@ -212,7 +212,7 @@ def test_it_learns_what_is_normal() -> None:
 
 
 def test_steps_of_the_paper(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(method, "EPOCHS", 3)
+    monkeypatch.setattr(ead.ReverseDistillation, "epochs", 3)
     assert len(distilled(steps="paper").fit(TRAIN).losses_) == 3 * 5  # of eighteen images, in fours
     assert ead.ReverseDistillation("resnet18").steps == "paper"
 

@@ -196,6 +196,7 @@ def test_what_is_printed_is_a_line() -> None:
     assert "members=[PatchCore(" in repr(ensemble)
     assert repr(ensemble).endswith("not fitted")
     assert all("\n" not in repr(one) for one in (made, ensemble, made.calibration_))
+    assert repr(object.__new__(ead.PatchCore)).endswith("not fitted")  # as a debugger may see it
 
 
 def test_images_that_are_known_are_told_after_a_prediction() -> None:

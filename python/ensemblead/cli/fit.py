@@ -315,7 +315,7 @@ def show_summary(summary: dict[str, Any]) -> None:
             console.print(f"{rows} x {columns} tiles of {size}; counts are sums over them", highlight=False)
     if summary["below"]:
         console.print(
-            f"{summary['below']} of the images lie in folders below, or behind links", highlight=False
+            f"{summary['below']} of the images lie in folders below, or in linked ones", highlight=False
         )
     if summary["ignored"]:
         console.print(escape(valid_text(summary["ignored"])), highlight=False, soft_wrap=True)

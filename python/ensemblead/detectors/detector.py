@@ -54,7 +54,7 @@ class Detector(ABC):
         name = f"{type(self).__name__}({', '.join(given)})"
         try:
             return f"{name}, threshold {self.threshold_:.4g}"
-        except NotFittedError:
+        except (NotFittedError, AttributeError):  # or not constructed yet
             return f"{name}, not fitted"
 
     @property

@@ -175,7 +175,7 @@ def measure_category(
         *_counted(unreadable, "training image(s) are gone or cannot be read"),
     ]
     known = sum(not category.test[index].label for index in getattr(chosen, "known_", ()))
-    if known and not is_minmax and not duplicates:
+    if known > len(duplicates) and not is_minmax:  # of copies of files there is a line already
         warnings.append(
             f"{known} of {row.num_normal} normal test images are ones that the detector has learned: AUROC "
             "and false alarms say nothing of new images"

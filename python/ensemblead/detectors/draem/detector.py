@@ -6,7 +6,6 @@ anomaly detection", ICCV 2021.
 
 from __future__ import annotations
 
-import math
 import os
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,13 +20,12 @@ from ensemblead.detectors.draem.defects import Example, example
 from ensemblead.detectors.draem.losses import dissimilarity, focal_loss
 from ensemblead.detectors.draem.networks import Networks, empty_networks, new_networks
 from ensemblead.detectors.draem.textures import Folder
-from ensemblead.detectors.method import Method, Run, Scores, Seen, TrainingData
-from ensemblead.detectors.training.loop import Recipe, Tensors, train
+from ensemblead.detectors.method import Run, Scores, Seen, TrainingData
+from ensemblead.detectors.training.loop import Recipe, Tensors, check_losses, train
+from ensemblead.detectors.training.method import TrainedMethod, checked_steps
 from ensemblead.networks.modes import default_modes
 from ensemblead.networks.network import resolve_device
 
-# Of the paper.
-EPOCHS = 700
 # The learning rate falls by it at 80 % and at 90 % of the steps.
 _FALL = 0.2
 # The side of the square that a map is averaged over for the image's score.
@@ -52,6 +50,7 @@ class Trained:
 
     def __post_init__(self) -> None:
         check_width(self.width)
+        check_losses(self.losses)
         first = self.weights[0].shape if self.weights else ()
         shapes = None
         if first == (self.width, 3, 3, 3):  # before networks of any width are built
@@ -67,7 +66,7 @@ class Trained:
 
 
 @register("DRAEM")
-class DRAEM(Method):
+class DRAEM(TrainedMethod):
     """A reconstruction and a discrimination, both trained on synthetic defects.
 
     Normal images get defects: textures, blended in where Perlin noise is high. One network learns to restore
@@ -119,6 +118,7 @@ class DRAEM(Method):
     """
 
     State = Trained
+    epochs = 700
     map_sigma = 0.0
     side_multiple = 32
 
@@ -150,21 +150,8 @@ class DRAEM(Method):
         if not 0 <= rotate <= 1:
             raise ValueError(f"rotate must be a probability, between 0 and 1, got {rotate}")
         self.rotate = float(rotate)
-        if isinstance(steps, str) and steps != "paper":
-            raise ValueError(f'steps must be a whole number or "paper", got {steps!r}')
-        self.steps = steps if isinstance(steps, str) else whole_number("steps", steps, 1)
+        self.steps = checked_steps(steps)
         self.learning_rate = positive_number("learning_rate", learning_rate)
-        self._networks_kept: tuple[Trained, Networks] | None = None
-
-    @property
-    def losses_(self) -> torch.Tensor:
-        """The loss of every step, float32 `[steps]`."""
-        losses: torch.Tensor = self.state_.losses
-        return losses
-
-    @property
-    def learned_(self) -> dict[str, int]:
-        return {"parameters": sum(tensor.numel() for tensor in self.state_.weights)}
 
     # The method
 
@@ -172,9 +159,7 @@ class DRAEM(Method):
         size = data.batch([0]).size
         if data.batch_size == 1 and max(size) == self.side_multiple:
             raise ValueError("batch_size must be at least 2 for images so small: the last grid has one place")
-        steps = self.steps
-        if isinstance(steps, str):
-            steps = EPOCHS * math.ceil(len(data) / data.batch_size)
+        steps = self._updates(self.steps, data)
         networks = new_networks(self.width, self.seed).to(resolve_device(self.device))
         threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="ensemblead-defects")
         try:
@@ -189,15 +174,10 @@ class DRAEM(Method):
 
     def scores(self, state: Trained, seen: Seen) -> Scores:
         with default_modes():
-            _, logits = self._networks_of(state)(scaled(seen.pixels, self._dtype))
+            networks = self._network_of(state, lambda: state.networks().to(self._dtype))
+            _, logits = networks(scaled(seen.pixels, self._dtype))
             maps = logits.float().softmax(1)[:, 1]
             return Scores(maps, image_scores(maps))
-
-    def _networks_of(self, state: Trained) -> Networks:
-        """The networks of a state, kept from batch to batch."""
-        if self._networks_kept is None or self._networks_kept[0] is not state:
-            self._networks_kept = state, state.networks().to(self._dtype)
-        return self._networks_kept[1]
 
 
 class Discrimination(Recipe):

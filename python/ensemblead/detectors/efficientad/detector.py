@@ -28,8 +28,9 @@ from ensemblead.detectors.efficientad.imitators import (
 )
 from ensemblead.detectors.efficientad.penalty import PROCEDURAL, PenaltyImages, recoloured
 from ensemblead.detectors.efficientad.teacher import all_pixels, channel_statistics, describe, standardised
-from ensemblead.detectors.method import Method, Run, Scores, Seen, TrainingData
+from ensemblead.detectors.method import Run, Scores, Seen, TrainingData
 from ensemblead.detectors.training.loop import Recipe, Tensors, check_losses, train
+from ensemblead.detectors.training.method import TrainedMethod
 from ensemblead.networks.modes import default_modes
 from ensemblead.networks.pdn import BORDER, NAMES, SIZES
 
@@ -80,7 +81,7 @@ class Imitation:
 
 
 @register("EfficientAD")
-class EfficientAD(Method):
+class EfficientAD(TrainedMethod):
     """EfficientAD.
 
     A frozen network, the teacher, describes every patch of an image. A student, which sees patches of 33 x 33
@@ -180,17 +181,6 @@ class EfficientAD(Method):
         self.penalty_images = None if penalty_images is None else os.fspath(penalty_images)
         self.steps = whole_number("steps", steps, 1)
         self.learning_rate = positive_number("learning_rate", learning_rate)
-        self._imitators: tuple[tuple[torch.Tensor, ...], Imitators] | None = None
-
-    @property
-    def losses_(self) -> torch.Tensor:
-        """The loss of every step, float32 `[steps]`."""
-        losses: torch.Tensor = self.state_.losses
-        return losses
-
-    @property
-    def learned_(self) -> dict[str, int]:
-        return {"parameters": sum(tensor.numel() for tensor in self.state_.weights)}
 
     def check_size(self, size: tuple[int, int], argument: str) -> None:
         if min(size) < LEAST_SIDE:
@@ -231,19 +221,14 @@ class EfficientAD(Method):
         with default_modes():
             images = self.network_.normalize(seen.pixels)
             teacher = standardised(describe(self.network_, images), state.statistics)
-            return distance_maps(self._imitators_of(state, images.dtype), images, teacher)
+            networks = self._network_of(state, lambda: state.imitators().to(images.dtype))
+            return distance_maps(networks, images, teacher)
 
     def _quantiles(self, state: Imitation, data: TrainingData) -> tuple[float, ...]:
         """See `Imitation.quantiles`."""
         maps = zip(*(self._maps(state, seen) for seen in data.held_out()), strict=True)
         values = [np.concatenate([own.flatten().cpu().numpy() for own in kind]) for kind in maps]
         return tuple(float(q) for own in values for q in np.quantile(own.astype(np.float64), QUANTILES))
-
-    def _imitators_of(self, state: Imitation, dtype: torch.dtype) -> Imitators:
-        """The networks of a state, kept from batch to batch."""
-        if self._imitators is None or self._imitators[0] is not state.weights:
-            self._imitators = state.weights, state.imitators().to(dtype)
-        return self._imitators[1]
 
 
 class Imitating(Recipe):

@@ -6,7 +6,6 @@ Yu et al., "FastFlow: Unsupervised Anomaly Detection and Localization via 2D Nor
 from __future__ import annotations
 
 import itertools
-import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,14 +17,12 @@ from torch import nn
 from ensemblead.common.validation import positive_number, whole_number
 from ensemblead.config.registry import register
 from ensemblead.detectors.fastflow.flow import Flows, Maps, Plan, empty_flows, new_flows
-from ensemblead.detectors.method import Method, Run, Scores, Seen, TrainingData
+from ensemblead.detectors.method import Run, Scores, Seen, TrainingData
 from ensemblead.detectors.training.features import FeatureCache
 from ensemblead.detectors.training.loop import Recipe, Tensors, check_losses, train
+from ensemblead.detectors.training.method import TrainedMethod, checked_steps
 from ensemblead.kernels.maps import resize_maps
 from ensemblead.networks.modes import default_modes
-
-# Of the paper.
-EPOCHS = 500
 
 
 @dataclass(frozen=True)
@@ -62,7 +59,7 @@ class TrainedFlows:
 
 
 @register("FastFlow")
-class FastFlow(Method):
+class FastFlow(TrainedMethod):
     """FastFlow.
 
     A frozen network turns an image into feature maps of several layers. For each, a normalizing flow, an
@@ -119,6 +116,7 @@ class FastFlow(Method):
     """
 
     State = TrainedFlows
+    epochs = 500
     auto_strides = (4, 8, 16)
     map_sigma = 0.0
 
@@ -143,9 +141,7 @@ class FastFlow(Method):
         compile: bool = False,
     ) -> None:
         super().__init__(locals())
-        if isinstance(steps, str) and steps != "paper":
-            raise ValueError(f'steps must be a whole number or "paper", got {steps!r}')
-        self.steps = steps if isinstance(steps, str) else whole_number("steps", steps, 1)
+        self.steps = checked_steps(steps)
         self.learning_rate = positive_number("learning_rate", learning_rate)
         self.flow_steps = whole_number("flow_steps", flow_steps, 1)
         if not isinstance(conv3x3_only, bool) and conv3x3_only != "auto":
@@ -155,26 +151,13 @@ class FastFlow(Method):
             raise TypeError(f"norm_affine must be a bool, got {norm_affine!r}")
         self.norm_affine = norm_affine
         self.hidden_ratio = positive_number("hidden_ratio", hidden_ratio)
-        self._flows: tuple[TrainedFlows, Flows] | None = None
-
-    @property
-    def losses_(self) -> torch.Tensor:
-        """The loss of every step, float32 `[steps]`."""
-        losses: torch.Tensor = self.state_.losses
-        return losses
-
-    @property
-    def learned_(self) -> dict[str, int]:
-        return {"parameters": sum(one.numel() for one in self.state_.weights if one.is_floating_point())}
 
     # The method
 
     def train(self, data: TrainingData, run: Run) -> TrainedFlows:
         maps = data.batch([0]).feature_maps
         plan = self._plan(maps)
-        steps = self.steps
-        if isinstance(steps, str):
-            steps = EPOCHS * math.ceil(len(data) / data.batch_size)
+        steps = self._updates(self.steps, data)
         flows = new_flows(plan, self.seed).to(maps[0].device)
         with FeatureCache(data, run) as features:
             recipe = Likelihood(flows, features, data, steps, self)
@@ -194,7 +177,7 @@ class FastFlow(Method):
         device, dtype = maps[0].device.type, maps[0].dtype
         is_half = dtype != torch.float32
         with default_modes(), torch.autocast(device, dtype if is_half else None, enabled=is_half):
-            latents = self._flows_of(state)(maps)[: len(maps)]
+            latents = self._network_of(state, state.flows)(maps)[: len(maps)]
         return Scores(anomaly_grids(latents, seen.size))
 
     def _plan(self, maps: Maps) -> Plan:
@@ -215,12 +198,6 @@ class FastFlow(Method):
         return Plan(
             channels, rows, columns, self.flow_steps, self.hidden_ratio, conv3x3_only, self.norm_affine
         )
-
-    def _flows_of(self, state: TrainedFlows) -> Flows:
-        """The network of a state, kept from batch to batch."""
-        if self._flows is None or self._flows[0] is not state:
-            self._flows = state, state.flows()
-        return self._flows[1]
 
 
 class Likelihood(Recipe):

@@ -6,7 +6,6 @@ Deng and Li, "Anomaly Detection via Reverse Distillation from One-Class Embeddin
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,16 +15,15 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from ensemblead.common.validation import positive_number, whole_number
+from ensemblead.common.validation import positive_number
 from ensemblead.config.registry import register
-from ensemblead.detectors.method import Method, Run, Scores, Seen, TrainingData
+from ensemblead.detectors.method import Run, Scores, Seen, TrainingData
 from ensemblead.detectors.reverse_distillation.student import Maps, Plan, Student, empty_student, new_student
 from ensemblead.detectors.training.features import FeatureCache
 from ensemblead.detectors.training.loop import Recipe, Tensors, check_losses, train
+from ensemblead.detectors.training.method import TrainedMethod, checked_steps
 from ensemblead.networks.modes import default_modes
 
-# Of the paper.
-EPOCHS = 200
 LOSSES = ("global", "local")
 _NUM_LAYERS = 3
 _EPS = 1e-8  # of a norm that a cosine divides by
@@ -63,7 +61,7 @@ class Distilled:
 
 
 @register("ReverseDistillation")
-class ReverseDistillation(Method):
+class ReverseDistillation(TrainedMethod):
     """Reverse distillation.
 
     A frozen network, the teacher, turns an image into feature maps of three layers. A student fuses them into
@@ -122,6 +120,7 @@ class ReverseDistillation(Method):
     """
 
     State = Distilled
+    epochs = 200
     auto_strides = (4, 8, 16)
     side_multiple = 32
 
@@ -145,24 +144,11 @@ class ReverseDistillation(Method):
         super().__init__(locals())
         if len(self.layers) != _NUM_LAYERS:
             raise ValueError(f"layers must be {_NUM_LAYERS}, got {', '.join(self.layers)}")
-        if isinstance(steps, str) and steps != "paper":
-            raise ValueError(f'steps must be a whole number or "paper", got {steps!r}')
-        self.steps = steps if isinstance(steps, str) else whole_number("steps", steps, 1)
+        self.steps = checked_steps(steps)
         self.learning_rate = positive_number("learning_rate", learning_rate)
         if loss not in LOSSES:
             raise ValueError(f"loss must be one of {', '.join(LOSSES)}, got {loss!r}")
         self.loss = loss
-        self._student: tuple[Distilled, Student] | None = None
-
-    @property
-    def losses_(self) -> torch.Tensor:
-        """The loss of every step, float32 `[steps]`."""
-        losses: torch.Tensor = self.state_.losses
-        return losses
-
-    @property
-    def learned_(self) -> dict[str, int]:
-        return {"parameters": sum(tensor.numel() for tensor in self.state_.weights)}
 
     # The method
 
@@ -174,9 +160,7 @@ class ReverseDistillation(Method):
                 "batch_size must be at least 2 for images so small: the embedding has one position"
             )
         plan = Plan.of([own.shape[1] for own in maps], self.network_.module, self.layers)
-        steps = self.steps
-        if isinstance(steps, str):
-            steps = EPOCHS * math.ceil(len(data) / data.batch_size)
+        steps = self._updates(self.steps, data)
         student = new_student(plan, self.seed).to(maps[0].device)
         with FeatureCache(data, run) as features:
             recipe = Distillation(student, features, data, steps, self)
@@ -189,14 +173,8 @@ class ReverseDistillation(Method):
         teacher = seen.feature_maps
         check_grids(self.layers, teacher)
         with default_modes():
-            student = self._student_of(state, teacher[0].dtype)
+            student = self._network_of(state, lambda: state.student().to(teacher[0].dtype))
             return Scores(anomaly_grids(teacher, student(teacher), seen.size))
-
-    def _student_of(self, state: Distilled, dtype: torch.dtype) -> Student:
-        """The network of a state, kept from batch to batch."""
-        if self._student is None or self._student[0] is not state:
-            self._student = state, state.student().to(dtype)
-        return self._student[1]
 
 
 class Distillation(Recipe):
