@@ -22,7 +22,13 @@ from ensemblead.images import Geometry
 from ensemblead.networks.engines import default_engine
 from ensemblead.networks.extractor import FeatureExtractor
 from ensemblead.networks.noise import relative_noise
-from ensemblead.networks.placement import check_device, check_precision, resolve_device, resolve_precision
+from ensemblead.networks.placement import (
+    check_device,
+    check_precision,
+    resolve_device,
+    resolve_precision,
+    warn_of_threads,
+)
 from ensemblead.networks.transfer import check_finite
 from ensemblead.networks.vectors import POOLINGS
 from ensemblead.store import FolderReader, FolderWriter
@@ -67,6 +73,7 @@ class Network:
         identity: str | None = None,
     ) -> None:
         place = resolve_device(device)
+        warn_of_threads(place)
         dtype = resolve_precision(precision, place)
         source = extractor.source
         self._origin = extractor.module  # kept, for as long as its id stands for it
