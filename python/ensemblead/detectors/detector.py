@@ -163,7 +163,8 @@ class Detector(ABC):
         Args:
             path: the folder.
             include_backbone: store the weights of published networks and of weights files too, so that the
-                folder needs nothing else. Others (state dicts, `weights=None`, modules) are stored anyway.
+                folder needs nothing else. Others (state dicts, `weights=None`, modules, and those that were
+                stored in the folder that the detector was loaded from) are stored anyway.
         """
         self._require_fitted("save")
         store.save(self, path, include_backbone=include_backbone)
