@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 SCRIPT = Path(__file__).resolve().parents[1] / "support/struck.py"
-TRIALS = {"kill": 100, "disk": 25}
+TRIALS = {"kill": 50, "disk": 20}
 
 
 @pytest.mark.slow
