@@ -169,6 +169,14 @@ def test_joint_takes_lengths_that_float32_cannot_square():
         assert found == expected
 
 
+def test_weights_that_float32_cannot_square():
+    embeddings, labels = networks()
+    small, large = (
+        search_weights(embeddings, labels, grid=[factor, 2 * factor], k=5) for factor in (1.0, 1e30)
+    )
+    assert [row.map for row in large.rows] == [row.map for row in small.rows]
+
+
 def test_a_network_of_weight_0_is_left_out():
     embeddings, labels = networks()
     table = search_weights(embeddings, labels, grid=[0, 1], k=5, holdout=0)

@@ -318,7 +318,8 @@ class _Search:
         """The first combination, and whether what is retrieved is relevant `[w, q, k]`."""
         classes = self._items.classes
         for first in range(0, len(weights), _MOST_AT_ONCE):
-            squares = np.square(weights[first : first + _MOST_AT_ONCE])
+            some = weights[first : first + _MOST_AT_ONCE]
+            squares = np.square(some / some.max(axis=1, keepdims=True))
             scales = None
             if self._squares is not None:
                 scales = torch.from_numpy((squares @ self._squares) ** -0.5).float().to(exclude.device)
