@@ -55,10 +55,14 @@ PUBLIC_NAMES = [
     "evaluate",
     "load",
     "register",
+    "rerank",
+    "retrieval_metrics",
+    "search_weights",
     "select_coreset",
     "smooth_seams",
     "tile",
     "untile",
+    "weighted_top_k",
 ]
 
 # Bottom up. A room may import the floors below its own; rooms that share a floor are strangers.

@@ -9,5 +9,6 @@ void bind_coreset(pybind11::module_& module);
 void bind_nearest(pybind11::module_& module);
 void bind_patches(pybind11::module_& module);
 void bind_tiling(pybind11::module_& module);
+void bind_weighted(pybind11::module_& module);
 
 }  // namespace ensemblead::bindings

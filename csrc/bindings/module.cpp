@@ -34,4 +34,5 @@ PYBIND11_MODULE(_core, module) {
   bindings::bind_nearest(module);
   bindings::bind_patches(module);
   bindings::bind_tiling(module);
+  bindings::bind_weighted(module);
 }

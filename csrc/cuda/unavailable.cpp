@@ -6,6 +6,7 @@
 #include "cuda/device.hpp"
 #include "patches.hpp"
 #include "tiling.hpp"
+#include "weighted.hpp"
 
 namespace ensemblead::cuda {
 namespace {
@@ -33,5 +34,8 @@ void untile(const UntileTask&, const Work&) { unavailable("untile", "tiles"); }
 
 std::size_t smooth_seams_scratch(const SmoothTask&) { unavailable("smooth_seams", "maps"); }
 void smooth_seams(const SmoothTask&, const Work&) { unavailable("smooth_seams", "maps"); }
+
+std::size_t weighted_top_k_scratch(const WeightedTask&) { unavailable("weighted_top_k", "blocks"); }
+void weighted_top_k(const WeightedTask&, const Work&) { unavailable("weighted_top_k", "blocks"); }
 
 }  // namespace ensemblead::cuda

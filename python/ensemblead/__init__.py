@@ -29,10 +29,14 @@ if TYPE_CHECKING:
     from ensemblead.kernels.coreset import select_coreset
     from ensemblead.kernels.patches import aggregate_patches
     from ensemblead.kernels.tiling import smooth_seams, tile, untile
+    from ensemblead.kernels.weighted import weighted_top_k
     from ensemblead.memory import MemoryBank
     from ensemblead.metrics import aupro, auroc
     from ensemblead.networks import FeatureExtractor
     from ensemblead.report.report import Report, evaluate
+    from ensemblead.retrieval.metrics import retrieval_metrics
+    from ensemblead.retrieval.rerank import rerank
+    from ensemblead.retrieval.weights import search_weights
 
 __all__ = [
     "DRAEM",
@@ -62,10 +66,14 @@ __all__ = [
     "evaluate",
     "load",
     "register",
+    "rerank",
+    "retrieval_metrics",
+    "search_weights",
     "select_coreset",
     "smooth_seams",
     "tile",
     "untile",
+    "weighted_top_k",
 ]
 
 # Rooms that are attributes after `import ensemblead`.
@@ -97,10 +105,14 @@ _LAZY = {
     "evaluate": "ensemblead.report.report",
     "load": "ensemblead.ensembles.loading",
     "register": "ensemblead.config.registry",
+    "rerank": "ensemblead.retrieval.rerank",
+    "retrieval_metrics": "ensemblead.retrieval.metrics",
+    "search_weights": "ensemblead.retrieval.weights",
     "select_coreset": "ensemblead.kernels.coreset",
     "smooth_seams": "ensemblead.kernels.tiling",
     "tile": "ensemblead.kernels.tiling",
     "untile": "ensemblead.kernels.tiling",
+    "weighted_top_k": "ensemblead.kernels.weighted",
 }
 
 

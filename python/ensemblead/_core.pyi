@@ -130,3 +130,17 @@ def nearest_rows(
     stream: int = 0,
     scratch: Any = None,
 ) -> int: ...
+def weighted_top_k(
+    blocks: Sequence[Any],
+    weights: Any,
+    values: Any,
+    indices: Any,
+    *,
+    scales: Any = None,
+    left_out_column: Any = None,
+    left_out: Any = None,
+    num_threads: int = 0,
+    stream: int = 0,
+    scratch: Any = None,
+) -> None: ...
+def weighted_top_k_scratch(num_combinations: int, num_queries: int, k: int) -> int: ...

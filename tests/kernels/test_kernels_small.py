@@ -15,6 +15,7 @@ from support import reference
 from ensemblead.kernels.coreset import project, select_coreset
 from ensemblead.kernels.patches import aggregate_patches
 from ensemblead.kernels.tiling import smooth_seams, tile, untile
+from ensemblead.kernels.weighted import weighted_top_k
 
 pytestmark = pytest.mark.sanitizer
 
@@ -97,3 +98,22 @@ def test_tiles(device: Any, dtype: str, tile_size: tuple[int, int], stride: tupl
     smooth = smooth_seams(device.array(images), tile_size, stride)
     expected = reference.smooth_seams(images, tile_size, stride)
     np.testing.assert_allclose(device.numpy(smooth), expected, atol=2e-2 if dtype == "float16" else 1e-4)
+
+
+@pytest.mark.parametrize(("columns", "k"), [(33, 33), (601, 7), (4001, 4000)])
+def test_weighted_top_k(device: Any, columns: int, k: int) -> None:
+    """The largest k takes a buffer outside of shared memory."""
+    blocks = [_integers(2, columns, seed=b) for b in range(3)]
+    weights = np.array([[1, 2, 3], [0, 1, 4]], np.float32)
+    own, scales = np.array([5, -1]), np.abs(_integers(2, columns, seed=9)) + 1
+    values, indices = weighted_top_k(
+        [device.array(block) for block in blocks],
+        weights,
+        k,
+        exclude=device.array(own),
+        scales=device.array(scales),
+    )
+    mask = np.arange(columns) == own[:, None]
+    expected = reference.weighted_top_k(blocks, weights, k, mask, scales)
+    np.testing.assert_array_equal(device.numpy(indices), expected[1])
+    np.testing.assert_array_equal(device.numpy(values), expected[0])

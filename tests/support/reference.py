@@ -247,3 +247,33 @@ def coreset_shortfall(
         distances = euclidean(features, features[pick])
         values = distances if values is None else np.minimum(values, distances)
     return worst
+
+
+# --- weighted sums of similarities ----------------------------------------------------------------
+
+
+def weighted_top_k(
+    blocks: Sequence[np.ndarray],
+    weights: np.ndarray,
+    k: int,
+    left_out: np.ndarray | None = None,
+    scales: np.ndarray | None = None,
+) -> tuple[Float64, np.ndarray]:
+    """Blocks [Q, N], weights [W, K], a mask [Q, N] and factors [W, N] -> values and columns [W, Q, k]."""
+    queries, columns = blocks[0].shape
+    values = np.full((len(weights), queries, k), -np.inf)
+    indices = np.full((len(weights), queries, k), -1)
+    for w, row in enumerate(weights):
+        for q in range(queries):
+            found = []
+            for n in range(columns):
+                total = 0.0
+                for weight, block in zip(row, blocks, strict=True):
+                    total += float(weight) * float(block[q, n])
+                if scales is not None:
+                    total *= float(scales[w, n])
+                if total > -np.inf and not (left_out is not None and left_out[q, n]):
+                    found.append((-total, n))
+            for place, (negative, n) in enumerate(sorted(found)[:k]):
+                values[w, q, place], indices[w, q, place] = -negative, n
+    return values, indices

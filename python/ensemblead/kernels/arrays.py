@@ -32,6 +32,9 @@ class Framework(Protocol):
     def asarray(self, array: np.ndarray[Any, Any], like: Array) -> Array:
         """A NumPy array as an array of this framework on the device of `like`."""
 
+    def as_bytes(self, array: Array) -> Array:
+        """The memory of a bool array as uint8, which the core knows."""
+
     def dtype(self, array: Array) -> str:
         """The dtype's name as NumPy writes it ("float32"), or "bfloat16"."""
 
@@ -59,6 +62,9 @@ class _NumPy:
     def asarray(self, array: np.ndarray[Any, Any], like: Array) -> Array:
         return array
 
+    def as_bytes(self, array: Array) -> Array:
+        return array.view(np.uint8)
+
     def dtype(self, array: Array) -> str:
         return str(array.dtype)
 
@@ -82,6 +88,9 @@ class _Torch:
     def asarray(self, array: np.ndarray[Any, Any], like: Array) -> Array:
         writable = array if array.flags.writeable else array.copy()  # torch warns of the others
         return sys.modules["torch"].from_numpy(writable).to(like.device)
+
+    def as_bytes(self, array: Array) -> Array:
+        return array.view(sys.modules["torch"].uint8)
 
     def dtype(self, array: Array) -> str:
         return str(array.dtype).removeprefix("torch.")
@@ -111,6 +120,9 @@ class _CuPy:
     def asarray(self, array: np.ndarray[Any, Any], like: Array) -> Array:
         with like.device:
             return sys.modules["cupy"].asarray(array)
+
+    def as_bytes(self, array: Array) -> Array:
+        return array.view("uint8")
 
     def dtype(self, array: Array) -> str:
         return str(array.dtype)
