@@ -8,13 +8,14 @@ import socket
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 
 from ensemblead.common.warnings import ThresholdWarning, warn
+from ensemblead.config.names import registered_class
 
 # A process has one set of warnings and of threads, so threads of one process take turns.
 _turn = threading.Lock()
@@ -77,10 +78,20 @@ def repeat_warnings(records: Sequence[dict[str, Any]]) -> None:
         warn(message, _KINDS.get(kind, UserWarning))
 
 
-def modules_of(classes: Sequence[type]) -> list[str]:
-    """The modules that a worker must import to know these classes: those of the user alone."""
-    names = dict.fromkeys(one.__module__ for one in classes)
+def modules_of(description: Any) -> list[str]:
+    """The modules that a worker must import to know the classes in a description: those of the user alone."""
+    names = dict.fromkeys(registered_class(name).__module__ for name in _types(description))
     return [name for name in names if name.split(".")[0] not in ("ensemblead", "__main__", "__mp_main__")]
+
+
+def _types(value: Any) -> Iterator[str]:
+    if isinstance(value, Mapping):
+        if isinstance(value.get("type"), str):
+            yield value["type"]
+        value = list(value.values())
+    if isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _types(item)
 
 
 Progress = Callable[[str, int, int], None]

@@ -16,7 +16,6 @@ from ensemblead.distributed.units import Task, Unit
 from ensemblead.distributed.working import no_progress
 from ensemblead.ensembles.units import (
     Job,
-    classes_of,
     given_images,
     plain_description,
     read_images,
@@ -49,8 +48,7 @@ def fit_members(ensemble: Detector, members: Sequence[Detector], job: Job) -> No
     ]
     tasks = [
         {
-            **job.common(classes_of(members[place])),
-            "detector": descriptions[place],
+            **job.common(descriptions[place]),
             "shared": shared,
             "unit": units[place].plain(),
         }

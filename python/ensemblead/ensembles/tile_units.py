@@ -21,7 +21,6 @@ from ensemblead.ensembles.tile_merging import TileFrame
 from ensemblead.ensembles.tile_plan import Location, TilePlan
 from ensemblead.ensembles.units import (
     Job,
-    classes_of,
     given_images,
     plain_description,
     read_images,
@@ -49,8 +48,7 @@ def fit_tiles(ensemble: Detector, plan: TilePlan, device: torch.device, job: Job
     ]
     tasks = [
         {
-            **job.common(classes_of(ensemble)),
-            "detector": description,
+            **job.common(description),
             "locations": numbers,
             "units": [units[number].plain() for number in numbers],
         }

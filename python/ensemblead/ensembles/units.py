@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,15 +55,16 @@ class Job:
         self.source = opened_source(self._images, self.errors)
         self.listed = ImageList.write(self.workdir, self.source, self.errors)
 
-    def common(self, classes: Sequence[type]) -> Task:
-        """What every task is told."""
+    def common(self, description: Mapping[str, Any]) -> Task:
+        """What every task is told that fits a detector, or a part of it."""
         return {
+            "detector": dict(description),
             "images": [self.listed.path, self.listed.sha256],
             "bits": self.source.bits,
             "max_pixels": self.source.max_pixels,
             "errors": self.errors,
             "sharing": sharing_cores(self._executor),
-            "modules": modules_of(classes),
+            "modules": modules_of(description),
         }
 
     def identity(self) -> dict[str, Any]:
@@ -123,12 +124,6 @@ def plain_description(detector: Detector, argument: str) -> dict[str, Any]:
             "names of networks, and paths of weights"
         ) from error
     return described
-
-
-def classes_of(detector: Detector) -> list[type]:
-    """Of a detector and all that it is made of."""
-    below = [*getattr(detector, "members", ()), *filter(None, [getattr(detector, "member", None)])]
-    return [type(detector), *(one for member in below for one in classes_of(member))]
 
 
 # On a worker
