@@ -115,7 +115,7 @@ def collected(
         while waiting:
             done, _ = wait(waiting, timeout=_LOOK_SECONDS, return_when=FIRST_COMPLETED)
             look()
-            for future in done:
+            for future in sorted(done, key=waiting.__getitem__):  # the same error, whoever was first
                 place, error = waiting.pop(future), _error_of(future)
                 if error is None:
                     yield place, future.result()

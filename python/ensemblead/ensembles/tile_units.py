@@ -35,9 +35,7 @@ from ensemblead.store import FolderReader, FolderWriter
 def fit_tiles(ensemble: Detector, plan: TilePlan, device: torch.device, job: Job) -> None:
     """Fit the locations of a tiled ensemble on an executor, and give it what they have learned."""
     if plan.shared:
-        raise ValueError(
-            "executor= fits locations apart from each other, and shared=True has one detector for all"
-        )
+        raise ValueError("executor= fits locations apart; with shared=True there is one detector for all")
     description = plain_description(ensemble, "member")
     job.open()
     frame = plan.frame_for(_first_size(plan, job))
