@@ -100,7 +100,7 @@ class TestPool:
         ensemble, where = trapped(tmp_path), tmp_path / "work"
         with (
             ead.Executors.processes(1) as pool,
-            pytest.raises(PartialFitError, match="1 of 2 .* the executor broke .*; call again") as caught,
+            pytest.raises(PartialFitError, match="1 of 2 .* The executor broke .*; call again") as caught,
         ):
             ensemble.fit(images, executor=pool, workdir=where)
         assert caught.value.done == ("member0-test-trapped",)

@@ -184,7 +184,7 @@ class TestCollected:
     @pytest.mark.parametrize("error", [BrokenExecutor("dead"), BrokenProcessPool("dead")])
     def test_a_broken_executor(self, error: BaseException) -> None:
         executor = failing({1: error})
-        with pytest.raises(PartialFitError, match="the executor broke .dead.; call again with a new one"):
+        with pytest.raises(PartialFitError, match="The executor broke .dead.; call again with a new one"):
             collect(executor, retries=5)
         assert executor.given == 3
 
@@ -193,7 +193,7 @@ class TestCollected:
             def submit(self, function: Any, /, *args: Any, **kwargs: Any) -> Any:
                 raise BrokenProcessPool("dead")
 
-        with pytest.raises(PartialFitError, match="the executor broke"):
+        with pytest.raises(PartialFitError, match="The executor broke"):
             collect(Broken())
 
     def test_work_that_is_cancelled_elsewhere_counts_as_failed(self) -> None:

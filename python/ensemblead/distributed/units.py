@@ -126,7 +126,7 @@ def collected(
                 else:
                     failure = error
     except BrokenExecutor as error:
-        raise _partial(now, f"the executor broke ({error}); call again with a new one", error) from error
+        raise _partial(now, f"The executor broke ({error}); call again with a new one", error) from error
     finally:
         for future in waiting:
             future.cancel()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from dataclasses import asdict, replace
@@ -96,7 +97,7 @@ def _result(known: CellResult, cell: Cell, record: dict[str, Any], store: CellSt
 
 
 def _plain(cell: Cell) -> dict[str, Any]:
-    """A cell in plain values, with whole paths."""
+    """A cell in JSON's types, with whole paths."""
     category, description = cell.category, dict(cell.entry.description)
     if cell.entry.is_saved:
         description["model"] = os.path.abspath(description["model"])
@@ -110,7 +111,8 @@ def _plain(cell: Cell) -> dict[str, Any]:
     ]
     own = {**asdict(category), "train": [os.path.abspath(path) for path in category.train], "test": samples}
     entry = {"name": cell.entry.name, "description": with_absolute_paths(description)}
-    return {"entry": entry, "dataset": cell.dataset, "category": own}
+    plain: dict[str, Any] = json.loads(json.dumps({"entry": entry, "dataset": cell.dataset, "category": own}))
+    return plain
 
 
 def _cell(plain: dict[str, Any]) -> Cell:
