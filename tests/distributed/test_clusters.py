@@ -40,7 +40,7 @@ def _one_thread() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def client(_one_thread: None) -> Iterator[Client]:
     with (
-        LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster,
+        LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0") as cluster,
         Client(cluster) as client,
     ):
         yield client

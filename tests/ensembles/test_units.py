@@ -73,9 +73,12 @@ MAKERS: dict[str, Callable[[], ead.Detector]] = {
 }
 
 
+SLOW = ("auto", "tiles of two", "tiles and a member")
+
+
 class TestTheSameBits:
     @pytest.mark.parametrize(
-        "name", [pytest.param(name, marks=[pytest.mark.slow] * (name == "auto")) for name in MAKERS]
+        "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in MAKERS]
     )
     def test_as_in_one_process(self, name: str, images: Path, tmp_path: Path) -> None:
         make, executor = MAKERS[name], Inline(workers=2)

@@ -70,6 +70,7 @@ class TestParts:
         assert len(os.listdir(tmp_path / "reports")) == 2
         assert all(reused(run(config, tmp_path)))
 
+    @pytest.mark.slow
     def test_a_part_that_fails_leaves_the_tables_to_a_later_run(
         self, config: Config, data: Path, whole: list[dict[str, str]], tmp_path: Path
     ) -> None:
@@ -164,6 +165,7 @@ class TestExecutors:
         assert [str(cell.failure) for cell in found.cells] == [str(cell.failure) for cell in expected.cells]
         assert all(cell.failure is not None for cell in found.cells)
 
+    @pytest.mark.slow
     def test_warnings_are_the_same(self, config: Config, data: Path, tmp_path: Path) -> None:
         from support.brightness import draw
 

@@ -8,7 +8,7 @@ import socket
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -92,9 +92,6 @@ def _types(value: Any) -> Iterator[str]:
     if isinstance(value, (list, tuple)):
         for item in value:
             yield from _types(item)
-
-
-Progress = Callable[[str, int, int], None]
 
 
 def no_progress(stage: str, done: int, total: int) -> None:
