@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ensemblead.detectors.padim import PaDiM
     from ensemblead.detectors.patchcore import PatchCore
     from ensemblead.detectors.reverse_distillation import ReverseDistillation
+    from ensemblead.distributed.executors import Executors
     from ensemblead.ensembles.backbones import BackboneEnsemble
     from ensemblead.ensembles.check import check_detector
     from ensemblead.ensembles.loading import load
@@ -43,6 +44,7 @@ __all__ = [
     "BackboneEnsemble",
     "EfficientAD",
     "EnsembleADError",
+    "Executors",
     "FastFlow",
     "FeatureExtractor",
     "Folder",
@@ -84,6 +86,7 @@ _LAZY = {
     "BackboneEnsemble": "ensemblead.ensembles.backbones",
     "FastFlow": "ensemblead.detectors.fastflow",
     "EfficientAD": "ensemblead.detectors.efficientad",
+    "Executors": "ensemblead.distributed.executors",
     "DRAEM": "ensemblead.detectors.draem",
     "FeatureExtractor": "ensemblead.networks",
     "Folder": "ensemblead.datasets",

@@ -184,7 +184,7 @@ class TestRun:
         def fail(*_: object, **__: object) -> None:
             raise AssertionError("run again")
 
-        monkeypatch.setattr("ensemblead.suites.running.measure_category", fail)
+        monkeypatch.setattr("ensemblead.suites.measuring.measure_category", fail)
         assert all(reused for *_, reused in statuses(run(config, out)))
 
     def test_only_what_changed_is_run(self, finished: tuple[Path, Config], tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from support.report_page import Page
 pytest.importorskip("torch")
 
 from ensemblead.evaluation import Suite, run
-from ensemblead.suites import running, suite
+from ensemblead.suites import measuring, suite
 
 GABOR = {"backbone": "gabor", "layers": ["layer1"], "resize": [24, 28], "image_size": None}
 IMAGES = 11  # that draw_category draws to test on
@@ -42,7 +42,7 @@ def test_the_page_follows_the_setting_without_measuring_anew(
     def fail(*_: object, **__: object) -> None:
         raise AssertionError("run again")
 
-    monkeypatch.setattr(running, "measure_category", fail)
+    monkeypatch.setattr(measuring, "measure_category", fail)
     for wanted in (4, IMAGES, 1000, 2):
         assert run({**config, "gallery": wanted}, tmp_path).is_complete
         assert shown(tmp_path) == min(wanted, IMAGES)
@@ -52,7 +52,7 @@ def test_the_page_follows_the_setting_without_measuring_anew(
 def test_a_cell_that_kept_too_few_is_run_again(
     config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (running, suite):
+    for module in (measuring, suite):
         monkeypatch.setattr(module, "GALLERY", 3)
     run({**config, "gallery": 2}, tmp_path)
     assert [cell.reused for cell in run({**config, "gallery": 3}, tmp_path).cells] == [True]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -62,6 +63,33 @@ class NormalSample:
                 self.add(scores, maps)
         for score, grid in zip(scores, grids, strict=True):
             self._results.append((score.clone(), grid.clone(), size, sigma, counted))
+
+    def results(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """What `result` and `is_counted` give: tensors, and the rest in JSON's types.
+
+        Raises ValueError for grids of several sizes or sigmas.
+        """
+        scores, grids, sizes, sigmas, counted = zip(*self._results, strict=True)
+        if len({(size, sigma) for size, sigma in zip(sizes, sigmas, strict=True)}) > 1:
+            raise ValueError("the grids of a sample must have one size and sigma to be kept")
+        tensors = {"scores": torch.stack(scores), "grids": torch.stack(grids)}
+        tensors["counted"] = torch.tensor(counted)
+        return tensors, {"size": list(sizes[0]), "sigma": sigmas[0], "rounding": self.rounding}
+
+    @classmethod
+    def of_results(
+        cls, tensors: Mapping[str, torch.Tensor], values: Mapping[str, Any], device: torch.device
+    ) -> NormalSample:
+        """A sample whose results `results` gave, on a device; without statistics."""
+        sample = cls(values["rounding"])
+        size = (values["size"][0], values["size"][1])
+        scores, grids = tensors["scores"].to(device), tensors["grids"].to(device)
+        counted = tensors["counted"].tolist()
+        sample._results = [
+            (score, grid, size, values["sigma"], own)
+            for score, grid, own in zip(scores, grids, counted, strict=True)
+        ]
+        return sample
 
     def largest_score(self) -> float:
         """Of the images in the statistics, in magnitude; 0 of none."""

@@ -13,6 +13,7 @@ from ensemblead.cli.fit import command as fit
 from ensemblead.cli.imports import load_modules
 from ensemblead.cli.info import command as info
 from ensemblead.cli.layers import command as layers
+from ensemblead.cli.merge import command as merge
 from ensemblead.cli.predict import command as predict
 from ensemblead.cli.shorthands import ShorthandCommand
 from ensemblead.cli.update import calibrate, extend
@@ -36,6 +37,7 @@ app = typer.Typer(
 )
 for _name, _command in (
     ("predict", predict),
+    ("merge", merge),
     ("evaluate", evaluate),
     ("calibrate", calibrate),
     ("extend", extend),

@@ -28,6 +28,7 @@ _WORDS = {
     "train": "training",
     "calibrate": "leave-one-out scores",
     "join": "merging tiles",
+    "units": "fitting on workers",
     "predict": "predicting",
     "evaluate": "evaluating",
 }

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from ensemblead.cli.bars import Bars
 from ensemblead.cli.console import print_json, reported_warnings
+from ensemblead.cli.division import PART_HELP, parse_part
 from ensemblead.cli.models import load_model
 from ensemblead.cli.options import DetectorOptions, build_detector, options_of, typed_options
 from ensemblead.cli.suite import run_suite, show_suite
@@ -77,14 +78,17 @@ def command(
     skip_unreadable: Annotated[
         bool, typer.Option("--skip-unreadable", help="Leave out images that cannot be read.")
     ] = False,
+    part: Annotated[
+        str | None, typer.Option("--part", metavar="K/N", help=f"Of a suite: its cells alone. {PART_HELP}")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
 ) -> None:
     """Measure a detector: AUROC of images and pixels, AUPRO, false alarms, misses.
 
     Writes OUT/report.html (tables, curves, a gallery of the images), results.csv, results.json, results.md,
     types.csv (by type of defect), curves in OUT/figures and examples in OUT/contact_sheets. A suite
-    (detectors and datasets in FILE) writes the four tables, OUT/reports/*.html, and each finished part to
-    OUT/cells.
+    (detectors and datasets in FILE) writes the four tables, OUT/reports/*.html, and each finished cell (a
+    detector on a category) to OUT/cells.
     """
     paths = places or []
     suite: Any = None
@@ -95,8 +99,11 @@ def command(
 
         source = None if config is None else read_source(config)
         if source is not None and is_suite(source.value):
-            suite = run_suite(context, source, ["DATA"] if paths else [], out, gallery, bars)
+            given = ["DATA"] if paths else []
+            suite = run_suite(context, source, given, out, gallery, parse_part(part), bars)
         else:
+            if part is not None:
+                raise ValueError("--part divides a suite: give --config FILE with detectors and datasets")
             _check_paths(paths, source, good, bad, masks)
             if out.exists() and not out.is_dir():
                 raise ValueError(f"out must be a folder, got the file {out}")
@@ -111,8 +118,8 @@ def command(
                 bars.step("loading the model")
                 detector = _models(paths[0], dataset, weights or [], device)
             else:
-                given = typed_options({"device": device}, weights=weights)
-                detector = fitter(given, options_of(source), bars, errors)
+                chosen = typed_options({"device": device}, weights=weights)
+                detector = fitter(chosen, options_of(source), bars, errors)
             options: dict[str, Any] = {"bootstrap": bootstrap, "seed": seed, "gallery": gallery}
             report = measure(detector, dataset, out, bars, **options, errors=errors)
     if suite is not None:

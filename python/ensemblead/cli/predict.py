@@ -20,19 +20,21 @@ from rich.console import Console
 
 from ensemblead.cli.bars import Bars
 from ensemblead.cli.console import Clock, print_json, reported_warnings
+from ensemblead.cli.division import PART_HELP, parse_part
 from ensemblead.cli.models import load_model
+from ensemblead.cli.scores import ScoresFile
 from ensemblead.common.errors import EnsembleADError
 from ensemblead.common.extras import require
-from ensemblead.common.files import NAME_BYTES, as_file_name, csv_line, file_names, valid_text
+from ensemblead.common.files import NAME_BYTES, as_file_name, file_names, valid_text
+from ensemblead.common.validation import in_part
 from ensemblead.common.warnings import warn
 
 if TYPE_CHECKING:
     from ensemblead.detectors import Detector, Predictions
-    from ensemblead.images import ImageSource
+    from ensemblead.images import ImageSource, SkippedImage
 
 _WRITERS = 2
 _LARGE = 1 << 24  # pixels of an image that is drawn while no other large one is
-COLUMNS = ("path", "anomaly_score", "is_anomalous", "threshold")
 
 
 def command(
@@ -62,17 +64,24 @@ def command(
     skip_unreadable: Annotated[
         bool, typer.Option("--skip-unreadable", help="Leave out images that cannot be read.")
     ] = False,
+    part: Annotated[
+        str | None, typer.Option("--part", metavar="K/N", help=f"{PART_HELP} merge puts the scores together.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON summary.")] = False,
 ) -> None:
     """Score images and show where they are anomalous.
 
     Writes OUT/scores.csv (OUT/scores.partial.csv until all rows are there), OUT/heat_maps/*.png and
-    OUT/maps/*.tiff, named as the images are. Colours mean the same on all images: they run from the median
+    OUT/maps/*.tiff, named as the images are. With --part K/N the scores of every N-th image, in
+    OUT/scores.part-K-of-N.csv. Colours mean the same on all images: they run from the median
     of the model's normal pixels to six times as far above it as their 99.9th percentile. Outside the crop
     heat maps are grey and raw maps NaN.
     """
     with reported_warnings() as warned, Bars() as bars:
-        run = PredictRun(model, images, out, heat_maps, maps, scale, weights or (), device, skip_unreadable)
+        chosen = parse_part(part)
+        run = PredictRun(
+            model, images, out, heat_maps, maps, scale, weights or (), device, skip_unreadable, chosen
+        )
         summary = run.execute(bars)
     if as_json:
         print_json({**summary, "warnings": warned})
@@ -97,6 +106,7 @@ class PredictRun:
     weights: Sequence[str] = ()
     device: str | None = None
     skip_unreadable: bool = False
+    part: tuple[int, int] | None = None
 
     def execute(self, bars: Bars) -> dict[str, Any]:
         require("torch", "ensemblead predict")
@@ -115,7 +125,8 @@ class PredictRun:
         source, root = chosen_images(self.images)
         check_output_outside(self.out, source.folders)
         for kept in (self.out / "heat_maps", self.out / "maps"):
-            if count := sum(path.is_file() for path in kept.rglob("*")):
+            count = 0 if self.part is not None else sum(path.is_file() for path in kept.rglob("*"))
+            if count:
                 warn(f"{kept} holds {count} files of before: those of images that are not given now stay")
         bars.step("loading the model")
         detector = load_model(self.model, self.weights, self.device)
@@ -127,8 +138,9 @@ class PredictRun:
         verdicts: list[dict[str, Any]] = []
         writer = _PictureWriter(self, detector, colors)
         errors: Any = "skip" if self.skip_unreadable else "raise"
-        with _ScoresFile(self.out) as scores, writer:
-            for batch in detector.predict_batches(source, errors=errors, progress=bars):
+        own = own_part(source, self.part)
+        with ScoresFile(self.out, self.part, source.paths) as scores, writer:
+            for batch in detector.predict_batches(own, errors=errors, progress=bars) if own else ():
                 scores.add(batch, threshold)
                 verdicts += _verdicts(batch)
                 for path, anomaly_map in zip(batch.paths, batch.anomaly_map, strict=True):
@@ -146,10 +158,25 @@ class PredictRun:
             "color_scale": list(colors),
             "ignored_files": source.ignored,
             "ignored": source.describe_ignored(),
-            "skipped": [{"path": image.path, "reason": image.reason} for image in detector.skipped_],
+            "skipped": [{"path": image.path, "reason": image.reason} for image in _skipped(detector)],
             "seconds": round(clock(), 3),
             "predictions": verdicts,
         }
+
+
+def own_part(source: ImageSource, part: tuple[int, int] | None) -> ImageSource | None:
+    """The images of a part; None of a part without images, as there may be with more parts than images."""
+    from ensemblead.images import open_images
+
+    if part is None:
+        return source
+    paths = [path for index, path in enumerate(source.paths) if in_part(index, part)]
+    return open_images(paths) if paths else None
+
+
+def _skipped(detector: Detector) -> Sequence[SkippedImage]:
+    """Images that were left out; none before anything was scored."""
+    return getattr(detector, "skipped_", ())
 
 
 def _verdicts(batch: Predictions) -> list[dict[str, Any]]:
@@ -218,46 +245,6 @@ def picture_names(source: ImageSource, root: Path) -> list[Path]:
         for i, name in zip(own, names, strict=True):
             places[i] = folder / name
     return places
-
-
-class _ScoresFile:
-    """`scores.csv`: its rows are written as they come, to `scores.partial.csv`, which is renamed when all are
-    there. After an error or an interrupt that file has the images that were scored.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / "scores.csv"
-        self.images = self.anomalous = 0
-        self._partial = folder / "scores.partial.csv"
-
-    def __enter__(self) -> _ScoresFile:
-        self._partial.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self._partial.open("w", encoding="utf-8", newline="")
-        self._file.write(csv_line(COLUMNS))
-        return self
-
-    def add(self, batch: Predictions, threshold: float) -> None:
-        """Write a batch; ValueError where a score or a map is NaN or infinite, for that has no verdict."""
-        for path, score, anomaly_map in zip(batch.paths, batch.anomaly_score, batch.anomaly_map, strict=True):
-            for name, values in (("anomaly_score", score), ("anomaly_map", anomaly_map)):
-                if not np.isfinite(values).all():
-                    raise ValueError(f"{name} must be finite, got NaN or infinity for {path}")
-        for path, score, called in zip(batch.paths, batch.anomaly_score, batch.is_anomalous, strict=True):
-            # Nine digits are a float32 to the last bit: another comparison comes to the same verdict.
-            cells = valid_text(str(path)), f"{score:.9g}", bool(called), f"{threshold:.17g}"
-            self._file.write(csv_line(cells))
-            self.images += 1
-            self.anomalous += bool(called)
-        self._file.flush()
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._file.close()
-        if kind is None:
-            os.replace(self._partial, self.path)
-        elif self.images:
-            warn(f"{self.images} images were scored before this; they are in {self._partial}")
-        else:
-            self._partial.unlink(missing_ok=True)
 
 
 class _PictureWriter:

@@ -44,10 +44,12 @@ def run_suite(
     given: Sequence[str],
     out: Path,
     gallery: int,
+    part: tuple[int, int] | None,
     bars: Bars,
 ) -> SuiteResults:
-    """Run a suite, with `gallery` in place of its own if that is on the command line. `given` are arguments
-    beside the file, which a suite has no use for.
+    """Run a suite or a part of it, with `gallery` in place of its own if that is on the command line.
+
+    `given` are arguments beside the file, which a suite has no use for.
     """
     from ensemblead.suites.running import run
     from ensemblead.suites.suite import Suite
@@ -74,7 +76,7 @@ def run_suite(
             bars.overall("all cells", cells.index(str(cell)), len(cells))
         bars(stage, done, total)
 
-    return run(suite, out, progress=progress, on_result=_report_failure)
+    return run(suite, out, progress=progress, on_result=_report_failure, part=part)
 
 
 def show_suite(results: SuiteResults, out: Path, warned: Sequence[str] | None) -> None:
@@ -116,4 +118,8 @@ def _show(results: SuiteResults, out: Path) -> None:
     console.print(table)
     reused = sum(cell.reused for cell in results.cells)
     earlier = f" ({reused} of {len(results.cells)} cells from an earlier run)" if reused else ""
-    console.print(f"results{earlier}: {out}", highlight=False, soft_wrap=True, markup=False)
+    waiting = sum(cell.status == "pending" for cell in results.cells)
+    place = f"results{earlier}: {out}"
+    if waiting:
+        place = f"{waiting} of {len(results.cells)} cells wait for other parts"
+    console.print(place, highlight=False, soft_wrap=True, markup=False)

@@ -50,6 +50,17 @@ class NotExportableError(EnsembleADError):
     """A detector that cannot be written as one graph; the message says why."""
 
 
+class PartialFitError(EnsembleADError, RuntimeError):
+    """Work on an executor that did not come to its end; what is done is kept, and the same call goes on.
+
+    Attributes: `done` and `missing`, the names of the units of work.
+    """
+
+    def __init__(self, message: str, done: tuple[str, ...] = (), missing: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.done, self.missing = done, missing
+
+
 class DetectorCheckError(EnsembleADError, AssertionError):
     """A detector that breaks a promise; the message names the check, the promise, and what was seen."""
 

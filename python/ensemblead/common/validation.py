@@ -62,6 +62,25 @@ def size_or_pair(name: str, value: Any, minimum: int | None = None) -> int | tup
     return (known[0], known[1]) if several else known[0]
 
 
+def part_of(name: str, value: Any) -> tuple[int, int]:
+    """`(k, n)`, part k of n, as it was given; the first is part 1.
+
+    Raises TypeError for anything but a pair of whole numbers, ValueError where k is not in 1..n.
+    """
+    if not isinstance(value, (tuple, list)) or len(value) != 2:
+        raise TypeError(f"{name} must be a pair (k, n), part k of n, got {value!r}")
+    number, count = (whole_number(name, one, 1) for one in value)
+    if number > count:
+        raise ValueError(f"{name} must be part 1 to {count} of {count}, got {number}")
+    return number, count
+
+
+def in_part(index: int, part: tuple[int, int]) -> bool:
+    """Whether the item at `index` of a list belongs to part k of n: every n-th item, from the k-th on."""
+    number, count = part
+    return index % count == number - 1
+
+
 def _as_int(value: Any) -> int | None:
     """Any integer; None for anything else."""
     try:

@@ -6,10 +6,11 @@ import hashlib
 import math
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from ensemblead.calibration import (
@@ -31,7 +32,15 @@ from ensemblead.detectors.parts import Fitted, Part, Progress, Reading, Run, See
 from ensemblead.detectors.returned import check_fitted
 from ensemblead.detectors.running import report_skipped, scored_batches, seen_batches
 from ensemblead.detectors.training.checkpoint import Checkpoint
-from ensemblead.images import Images, ImageSet, ImageSource, detect_bits, open_images
+from ensemblead.images import (
+    Geometry,
+    Images,
+    ImageSet,
+    ImageSource,
+    SkippedImage,
+    detect_bits,
+    open_images,
+)
 
 # So many images are named in a message.
 _NAMED = 3
@@ -57,50 +66,134 @@ def fit(
     learner = detector
     if not extending and any(_was_decided(part) for part in detector._parts()):
         learner = detector._clone()  # an earlier fit has settled the size, for its images
-    parts = learner._parts()
-    source = _open(images, detector.bits_ if extending else None, errors)
-    trained = [part for part in parts if part.passes == "held_out"]
+    trained = [part for part in learner._parts() if part.passes == "held_out"]
+    source = opened_source(images, errors, detector.bits_ if extending else None)
     if extending and trained:
         raise ValueError(
             f"{_trained_name(trained[0])} cannot be extended, since it learns in many passes: fit it again, "
             "on all images together"
         )
-    share_networks([network for part in parts for network in part._networks()])
     report = progress or (lambda stage, done, total: None)
     run = Run(report, len(source), sampled_positions(len(source)), checkpoint=checkpoint)
     if extending:
         run = replace(run, known=frozenset(detector._fingerprints.tolist()))
-    kept = [part.geometry for part in parts if part.passes != "one"]
+    learned = learned_from(learner, source, errors, run, extending=extending)
+    settle(detector, learned, source, extending=extending)
+    if checkpoint is not None:
+        checkpoint.remove()
+
+
+@dataclass(frozen=True)
+class SharedPass:
+    """What the parts of an ensemble have in common. A member that is fitted apart from the others is told,
+    so that it comes to the same.
+
+    Attributes:
+        batch_size: of the pass that parts share.
+        row_bytes: of what they hold of an image that is to be scored; None: what the member itself holds
+            decides.
+        holds_out: whether one of them is trained, and images are held out for all.
+    """
+
+    batch_size: int
+    row_bytes: int | None
+    holds_out: bool
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What the parts of a detector have learned, and from which images.
+
+    Attributes:
+        states, calibrations: one per part.
+        warnings: why thresholds say little.
+        geometries: of the parts, as the images have decided them.
+        identities: as `Images.identities` gives them.
+        skipped: images that could not be read.
+    """
+
+    states: Sequence[Any]
+    calibrations: Sequence[Calibration]
+    warnings: Sequence[str]
+    geometries: tuple[Geometry, ...]
+    identities: Sequence[tuple[int, tuple[int, int], int]]
+    skipped: Sequence[SkippedImage]
+
+    def fingerprints(self) -> npt.NDArray[np.uint64]:
+        """Of the images that were read."""
+        return np.array([look for *_, look in self.identities], dtype=np.uint64)
+
+
+def shared_pass(detector: Tree, source: ImageSource, errors: Any) -> SharedPass:
+    """That of a detector's parts; runs the first image through their networks where its size matters."""
+    parts = [part for part in detector._parts() if part.passes == "one"]
+    batch_size = min((part.batch_size for part in parts), default=1)
+    holds_out = any(part.passes == "held_out" for part in detector._parts())
+    row_bytes = None
+    if len(parts) > 1 and len(source) > _HELD_IMAGES:
+        with Images(source, errors=errors) as data:
+            for _, seen in seen_batches(parts, data, 1):
+                row_bytes = _row_bytes(seen)
+                break
+    return SharedPass(batch_size, row_bytes, holds_out)
+
+
+def learned_from(
+    detector: Tree,
+    source: ImageSource,
+    errors: Any,
+    run: Run,
+    *,
+    extending: bool = False,
+    shared: SharedPass | None = None,
+) -> Learned:
+    """What a detector learns from images, which it does not take yet. `shared`: of its ensemble."""
+    parts = detector._parts()
+    share_networks([network for part in parts for network in part._networks()])
+    holds_out = any(part.passes == "held_out" for part in parts) if shared is None else shared.holds_out
+    again = shared is not None and shared.holds_out  # a pass more, to find the images that are held out
+    kept = [part.geometry for part in parts if again or part.passes != "one"]
     memory = min((part.spool_bytes for part in parts), default=0)
     with Images(source, kept, errors=errors, memory_bytes=memory) as data:
-        if trained:
-            run = replace(run, sampled=_held_out(data))
-        fitted = learn(learner, data, run, extending=extending)
-        detector.skipped_ = data.skipped
-        report_skipped(data)
-        digest = set_digest(data.positions(), data.sizes, data.fingerprints)
-        fingerprints = np.array(data.fingerprints, dtype=np.uint64)
+        if holds_out:
+            run = replace(run, sampled=held_out(data))
+        fitted = learn(detector, data, run, extending=extending, shared=shared)
+        identities, skipped = data.identities(), data.skipped
         geometries = tuple(data.frame(part.geometry) for part in parts)
-    repeats = sum(look in run.known for look in fingerprints.tolist())
-    if repeats:
+    digest = set_digest(*zip(*identities, strict=True))
+    return Learned(
+        [one.state for one in fitted],
+        [one.sample.calibration(DEFAULT_RATE, one.origin, digest, one.positions) for one in fitted],
+        [message for one in fitted for message in one.warnings.values()],
+        geometries,
+        identities,
+        skipped,
+    )
+
+
+def settle(detector: Tree, learned: Learned, source: ImageSource, *, extending: bool = False) -> None:
+    """Give a detector what it has learned, and warn of what is doubtful."""
+    detector.skipped_ = list(learned.skipped)
+    report_skipped(source, learned.skipped)
+    fingerprints = learned.fingerprints()
+    known = detector._fingerprints if extending else np.empty(0, dtype=np.uint64)
+    if repeats := int(known_images(fingerprints.tolist(), known).sum()):
         warn(
             f"{repeats} of the images were learned already: their scores say nothing of new images, and stay "
             "out of the statistics"
         )
-    for message in dict.fromkeys(message for one in fitted for message in one.warnings.values()):
+    for message in dict.fromkeys(learned.warnings):
         warn(message, ThresholdWarning)
-    calibrations = [one.sample.calibration(DEFAULT_RATE, one.origin, digest, one.positions) for one in fitted]
+    calibrations = list(learned.calibrations)
     if extending:
+        parts = detector._parts()
         falling = all(part.extending_lowers_scores for part in parts)
         calibrations = extended([part.calibration_ for part in parts], calibrations, falling)
-        fingerprints = np.concatenate([detector._fingerprints, fingerprints])
+        fingerprints = np.concatenate([known, fingerprints])
     else:
-        is_doubtful = any(one.warnings for one in fitted)
-        calibrations = _with_deciding(detector, calibrations, data, is_doubtful)
-    detector._take([one.state for one in fitted], Reading(geometries, fingerprints, source.bits))
+        calibrations = _with_deciding(detector, calibrations, source, bool(learned.warnings))
+    detector._take(list(learned.states), Reading(learned.geometries, fingerprints, source.bits))
     detector._accept(calibrations)
-    if checkpoint is not None:
-        checkpoint.remove()
 
 
 def _was_decided(part: Part) -> bool:
@@ -109,7 +202,7 @@ def _was_decided(part: Part) -> bool:
 
 
 def _with_deciding(
-    detector: Tree, calibrations: list[Calibration], images: Images, is_doubtful: bool
+    detector: Tree, calibrations: list[Calibration], source: ImageSource, is_doubtful: bool
 ) -> list[Calibration]:
     """The calibrations with the images that decide the detector's threshold, and a warning of them.
 
@@ -122,7 +215,7 @@ def _with_deciding(
     if not found:
         return calibrations
     which = tuple(whole.positions.index(position) for position, _ in found)
-    names = tuple(valid_text(images.source.describe(position)) for position, _ in found)
+    names = tuple(valid_text(source.describe(position)) for position, _ in found)
     sentence = replace(whole, deciding=which, deciding_names=names).describe_deciding()
     if not is_doubtful:
         remedy = "check that they are normal, give more images, or call calibrate"
@@ -137,7 +230,7 @@ def _trained_name(part: Any) -> str:
     return type(part).__name__
 
 
-def _open(images: Any, bits: int | None, errors: Any) -> ImageSource:
+def opened_source(images: Any, errors: Any, bits: int | None = None) -> ImageSource:
     """The images of a fit: 16-bit files by the bits that they use, if the caller has not said how many."""
     source = open_images(images)
     if source.bits is not None:
@@ -145,7 +238,14 @@ def _open(images: Any, bits: int | None, errors: Any) -> ImageSource:
     return open_images(source, bits=detect_bits(source, errors=errors) if bits is None else bits)
 
 
-def learn(detector: Tree, images: ImageSet, run: Run, *, extending: bool = False) -> list[Fitted]:
+def learn(
+    detector: Tree,
+    images: ImageSet,
+    run: Run,
+    *,
+    extending: bool = False,
+    shared: SharedPass | None = None,
+) -> list[Fitted]:
     """What the parts of a detector learn from images, one per part; the detector stays as it is.
 
     Parts that learn in one pass share it; the others make passes of their own.
@@ -158,12 +258,14 @@ def learn(detector: Tree, images: ImageSet, run: Run, *, extending: bool = False
         sharing = [parts[i] for i in started]
         # Tiles are what they are; whole images must be seen alike by all members.
         check = detector._check_batch if isinstance(images, Images) else None
-        batch_size = min(part.batch_size for part in sharing)
+        batch_size = min(part.batch_size for part in sharing) if shared is None else shared.batch_size
         for batch, seen in seen_batches(sharing, images, batch_size, check):
             looks = zip(batch.indices, batch.sizes, batch.fingerprints, strict=True)
             numbers = tuple(originals.of(*look) for look in looks)
             if choice is None:
-                choice = _Choice(_affordable(run.sampled, seen, math.ceil(total / run.num_images)))
+                row = None if shared is None else shared.row_bytes
+                row = _row_bytes(seen) if row is None else row
+                choice = _Choice(_affordable(run.sampled, row * math.ceil(total / run.num_images)))
             sampled = tuple(
                 # Of images that are equal, the first counts.
                 choice.takes(index, is_new=index == number and look not in run.known)
@@ -184,7 +286,7 @@ def learn(detector: Tree, images: ImageSet, run: Run, *, extending: bool = False
                 "give others"
             )
     if isinstance(images, Images) and not images.positions():
-        report_skipped(images)
+        report_skipped(images.source, images.skipped)
     fitted = []
     for i, part in enumerate(parts):
         # An accumulator goes with its last use: what it holds of the images is large.
@@ -217,15 +319,19 @@ class _Choice:
         return True
 
 
-def _affordable(sampled: frozenset[int], seen: Sequence[Seen], rows_per_image: int) -> frozenset[int]:
+def _row_bytes(seen: Sequence[Seen]) -> int:
+    """Of what parts hold of one image."""
+    return sum(value[0].numel() * value.element_size() for one in seen for value in one.values)
+
+
+def _affordable(sampled: frozenset[int], image_bytes: int) -> frozenset[int]:
     """Of the sampled images as many as may be held, evenly spread."""
-    row = sum(value[0].numel() * value.element_size() for one in seen for value in one.values)
-    most = max(_HELD_IMAGES, _HELD_BYTES // max(1, row * rows_per_image))
+    most = max(_HELD_IMAGES, _HELD_BYTES // max(1, image_bytes))
     ordered = sorted(sampled)
     return frozenset(ordered[item] for item in sampled_positions(len(ordered), most=most))
 
 
-def _held_out(images: Images) -> frozenset[int]:
+def held_out(images: Images) -> frozenset[int]:
     """Of the images that can be read a tenth, each by the first that equals it."""
     originals = Originals()
     numbers = [originals.of(*identity) for identity in images.identities()]

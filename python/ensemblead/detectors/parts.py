@@ -194,6 +194,11 @@ class Part(Protocol):
     def calibration_(self) -> Calibration: ...
 
     @property
+    def state_(self) -> Any:
+        """What was learned."""
+        ...
+
+    @property
     def passes(self) -> Passes: ...
 
     @property

@@ -10,7 +10,7 @@ from ensemblead.common.warnings import warn
 from ensemblead.detectors.frozen import share_networks
 from ensemblead.detectors.parts import Part, Progress, Seen, Tree
 from ensemblead.detectors.predictions import Predictions
-from ensemblead.images import ImageBatch, Images, ImageSet, open_images
+from ensemblead.images import ImageBatch, Images, ImageSet, ImageSource, SkippedImage, open_images
 from ensemblead.networks.network import FeaturePool
 from ensemblead.networks.transfer import FiniteChecks, HostCopy, deferred_checks, is_asynchronous, verified
 
@@ -94,15 +94,15 @@ def scored_batches(
         detector.skipped_ = data.skipped
         if data.skipped and progress is not None:
             progress(stage, len(source), len(source))  # the last images may be among those left out
-        report_skipped(data)
+        report_skipped(source, data.skipped)
 
 
-def report_skipped(images: Images) -> None:
+def report_skipped(source: ImageSource, skipped: Sequence[SkippedImage]) -> None:
     """Warn of images left out; an error where none could be read."""
-    total = len(images.source)
-    if images.skipped:
-        first, count = images.skipped[0], f"{len(images.skipped)} of {total}"
+    total = len(source)
+    if skipped:
+        first, count = skipped[0], f"{len(skipped)} of {total}"
         which = first.path or first.index
         warn(f"left out {count} images that cannot be read; the first: {which}: {first.reason}")
-    if len(images.skipped) == total:
+    if len(skipped) == total:
         raise ValueError(f"images: none of the {total} images can be read")

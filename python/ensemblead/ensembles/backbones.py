@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from ensemblead.calibration import Calibration
 from ensemblead.common.errors import DamagedModelError
+from ensemblead.common.files import StrPath
 from ensemblead.config.presets import PRESETS
 from ensemblead.config.registry import register
 from ensemblead.detectors.detector import Detector, Errors
@@ -25,7 +26,9 @@ from ensemblead.ensembles.fusion import (
     fuse_minmax,
     fuse_scores,
 )
+from ensemblead.ensembles.member_units import fit_members
 from ensemblead.ensembles.tiles import TiledEnsemble, score_together
+from ensemblead.ensembles.units import job_of
 from ensemblead.images import Geometry, ImageBatch
 from ensemblead.kernels.maps import resize_maps
 from ensemblead.networks.transfer import HostCopy
@@ -128,6 +131,41 @@ class BackboneEnsemble(Detector):
         return cls(members, fusion=fusion)
 
     mission = patchcore_large  # its former name
+
+    def fit(
+        self,
+        images: Any,
+        *,
+        errors: Errors = "raise",
+        progress: Progress | None = None,
+        checkpoint: StrPath | None = None,
+        executor: Any = None,
+        workdir: StrPath | None = None,
+        retries: int = 1,
+    ) -> Self:
+        """As `Detector.fit`: all members together in this process, or each apart on workers of an executor.
+
+        Args:
+            images, errors, progress, checkpoint: see `Detector.fit`. With `executor`, images are files that
+                all workers see under the same paths.
+            executor: a `concurrent.futures.Executor`: `ead.Executors.processes(n)` or `.gpus()`, Dask's
+                `client.get_executor()`, mpi4py's or loky's.
+            workdir: with `executor`, a folder on a path that all workers share. A member that is done is kept
+                there, under a key of all that it depends on, and the same call finds it again.
+            retries: with `executor`, how often a member that fails is tried again.
+
+        At equal numbers of threads, and on equal machines, an executor comes to the same bits.
+
+        Raises PartialFitError where the executor broke or a member failed to the end: call again to resume.
+        TypeError for members that plain values cannot describe (modules, state dicts), and ValueError for
+        members that are fitted, images that are no files, a forked pool, or an image that a worker cannot
+        see or that changes meanwhile.
+        """
+        job = job_of(images, errors, progress, checkpoint, executor, workdir, retries)
+        if job is None:
+            return super().fit(images, errors=errors, progress=progress, checkpoint=checkpoint)
+        fit_members(self, self.members, job)
+        return self
 
     def parameters(self) -> dict[str, Any]:
         """The constructor's arguments but for `members`."""

@@ -16,15 +16,30 @@ import torch
 
 from ensemblead.calibration import Calibration
 from ensemblead.common.errors import DamagedModelError, NotFittedError
+from ensemblead.common.files import StrPath
 from ensemblead.common.validation import whole_number
 from ensemblead.config.registry import register
-from ensemblead.detectors.detector import Detector
+from ensemblead.detectors.detector import Detector, Errors
 from ensemblead.detectors.frozen import FrozenNetwork, share_networks
 from ensemblead.detectors.learning import nothing_read
-from ensemblead.detectors.parts import Accumulator, Features, Fitted, Part, Passes, Reading, Result, Run, Seen
+from ensemblead.detectors.parts import (
+    Accumulator,
+    Features,
+    Fitted,
+    Part,
+    Passes,
+    Progress,
+    Reading,
+    Result,
+    Run,
+    Seen,
+)
 from ensemblead.detectors.saving import arguments, plain_parameters, read_statistics, write_statistics
-from ensemblead.ensembles.tile_learning import TiledLearning, TiledState, TilePlan
+from ensemblead.ensembles.tile_learning import TiledLearning
 from ensemblead.ensembles.tile_merging import EDGES, NORMALIZATIONS, SCORES, TileFrame, TileStatistics
+from ensemblead.ensembles.tile_plan import TiledState, TilePlan
+from ensemblead.ensembles.tile_units import fit_tiles
+from ensemblead.ensembles.units import job_of
 from ensemblead.images import AS_IS, Geometry, ImageSet
 from ensemblead.images.spool import MEMORY_BYTES
 from ensemblead.kernels.tiling import tile_grid
@@ -169,6 +184,33 @@ class TiledEnsemble(Detector):
     def tile_grid_(self) -> tuple[int, int]:
         """Rows and columns of tiles."""
         return self._fitted().frame.grid
+
+    @property
+    def state_(self) -> TiledState:
+        """What was learned."""
+        return self._fitted()
+
+    def fit(
+        self,
+        images: Any,
+        *,
+        errors: Errors = "raise",
+        progress: Progress | None = None,
+        checkpoint: StrPath | None = None,
+        executor: Any = None,
+        workdir: StrPath | None = None,
+        retries: int = 1,
+    ) -> Self:
+        """As `Detector.fit`, in this process, or on the workers of an executor.
+
+        With `executor`, `workdir` and `retries` as for `BackboneEnsemble.fit`, each location is fitted apart,
+        and joined here. A worker takes a range of locations and decodes every image once.
+        """
+        job = job_of(images, errors, progress, checkpoint, executor, workdir, retries)
+        if job is None:
+            return super().fit(images, errors=errors, progress=progress, checkpoint=checkpoint)
+        fit_tiles(self, self.plan(), self._device(), job)
+        return self
 
     def parameters(self) -> dict[str, Any]:
         """The constructor's arguments but for `member`."""

@@ -6,7 +6,7 @@ from ensemblead.images.depth import BIT_DEPTHS, BitDepthWarning
 from ensemblead.images.folders import check_normal_folder, check_output_outside
 from ensemblead.images.geometry import Geometry
 from ensemblead.images.masks import examine_mask, read_mask
-from ensemblead.images.sources import ImageSource, detect_bits, open_images
+from ensemblead.images.sources import ImageSource, are_files, detect_bits, open_images
 from ensemblead.images.spool import Images, ImageSet
 from ensemblead.images.tiles import AS_IS, Tiles, Window
 
@@ -25,6 +25,7 @@ __all__ = [
     "SkippedImage",
     "Tiles",
     "Window",
+    "are_files",
     "check_normal_folder",
     "check_output_outside",
     "detect_bits",

@@ -148,6 +148,11 @@ def detect_bits(source: ImageSource, *, errors: Literal["raise", "skip"] = "rais
     return bits
 
 
+def are_files(source: ImageSource) -> bool:
+    """Whether the images are files that another process can read by their paths."""
+    return isinstance(source, _Files)
+
+
 def _open(images: Any) -> ImageSource:
     if isinstance(images, ImageSource):
         return images

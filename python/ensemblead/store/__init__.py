@@ -1,7 +1,15 @@
 """Saved models: folders, checksums, and one way to save a state."""
 
 from ensemblead.store.folders import MANIFEST, FolderReader, FolderWriter
-from ensemblead.store.saving import check_target, load, read_folder, remove_folder, save, write_folder
+from ensemblead.store.saving import (
+    check_target,
+    load,
+    read_folder,
+    remove_folder,
+    remove_leftovers,
+    save,
+    write_folder,
+)
 from ensemblead.store.states import load_state, move_state, save_state
 
 __all__ = [
@@ -14,6 +22,7 @@ __all__ = [
     "move_state",
     "read_folder",
     "remove_folder",
+    "remove_leftovers",
     "save",
     "save_state",
     "write_folder",

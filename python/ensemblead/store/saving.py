@@ -59,13 +59,18 @@ def save(obj: Storable, path: str | os.PathLike[str], **options: Any) -> None:
     write_folder(path, lambda folder: write_object(folder, obj, options))
 
 
-def write_folder(path: str | os.PathLike[str], write: Callable[[Path], object]) -> None:
-    """Let `write` fill the folder `path`, as `save` does."""
+def write_folder(
+    path: str | os.PathLike[str], write: Callable[[Path], object], *, keep: bool = False
+) -> None:
+    """Let `write` fill the folder `path`, as `save` does.
+
+    With `keep`, a folder that has taken the name meanwhile stays, and what was written is dropped.
+    """
     target = check_target(path)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with _written(target.parent / f".{target.name}.{secrets.token_hex(6)}.new", write) as fresh:
-            _take_place(fresh, target)
+            _take_place(fresh, target, keep)
         _sync(target.parent)
     except OSError as error:
         if error.errno not in _CANNOT_RENAME or not target.is_dir():
@@ -90,12 +95,17 @@ def remove_folder(path: str | os.PathLike[str]) -> None:
 
     A folder that holds anything else stays. Nobody else may write to `path` meanwhile.
     """
+    remove_leftovers(path)
+    with suppress(ValueError):
+        shutil.rmtree(check_target(path), ignore_errors=True)
+
+
+def remove_leftovers(path: str | os.PathLike[str]) -> None:
+    """Remove what a process that was killed while it wrote to `path` has left beside it."""
     target = Path(path)
     for left in target.parent.glob(f".{glob.escape(target.name)}.*"):
         if _LEFT.fullmatch(left.name.removeprefix(f".{target.name}")):
             shutil.rmtree(left, ignore_errors=True)
-    with suppress(ValueError):
-        shutil.rmtree(check_target(target), ignore_errors=True)
 
 
 @contextmanager
@@ -258,10 +268,14 @@ def _foreign(target: Path) -> list[str] | None:
     return extra
 
 
-def _take_place(fresh: Path, target: Path) -> None:
-    """Give `fresh` the name `target`; what bore it is removed."""
-    if not target.exists():
-        os.rename(fresh, target)
+def _take_place(fresh: Path, target: Path, keep: bool = False) -> None:
+    """Give `fresh` the name `target`; what bore it is removed, or with `keep` stays."""
+    if keep or not target.exists():
+        try:
+            os.rename(fresh, target)
+        except OSError as error:
+            if not keep or error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                raise
         return
     if exchange(fresh, target):
         return  # the earlier model is now at `fresh`, which the caller removes

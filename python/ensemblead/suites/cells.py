@@ -19,6 +19,7 @@ import numpy as np
 
 from ensemblead.common.files import as_file_name, sha256_of
 from ensemblead.datasets.categories import Category, Errors, file_fact
+from ensemblead.distributed.files import with_absolute_paths
 from ensemblead.evaluation.gallery import Pictures
 from ensemblead.evaluation.results import COLUMNS, NAN, CategoryResult, Details, ImageResult, Row, TypeRow
 from ensemblead.kernels.build import __version__
@@ -38,7 +39,7 @@ def cell_key(cell: Cell, settings: Settings) -> str:
     document = {
         "format": _FORMAT,
         "version": __version__,
-        "detector": _identity(cell, cell.entry.description),
+        "detector": _identity(cell, with_absolute_paths(cell.entry.description)),
         # The gallery changes no number.
         "settings": {name: one for name, one in settings_dict(settings).items() if name != "gallery"},
         "category": _category_identity(cell.category, settings.errors),
@@ -64,7 +65,7 @@ def _identity(cell: Cell, value: Any) -> Any:
 
 def _category_identity(category: Category, errors: Errors) -> Any:
     def identity(path: str) -> list[Any]:
-        return file_fact(_file_identity, path, errors) or [path, None]
+        return file_fact(_file_identity, path, errors) or [os.path.abspath(path), None]
 
     return {
         "name": category.name,
@@ -85,7 +86,8 @@ def _category_identity(category: Category, errors: Errors) -> Any:
 
 def _file_identity(path: str) -> list[Any]:
     found = os.stat(path)
-    return [path, found.st_size, found.st_mtime_ns]
+    # However it is spelled: other machines run cells by whole paths.
+    return [os.path.abspath(path), found.st_size, found.st_mtime_ns]
 
 
 class CellStore:
@@ -100,13 +102,19 @@ class CellStore:
         known = list(self.folder.glob(f"*.{key[:24]}.json")) if self.folder.is_dir() else []
         return known[0] if known else self.folder / f"{name}.{key[:24]}.json"
 
-    def load(self, cell: Cell, key: str) -> CategoryResult | None:
-        """A finished cell; None if it is not there, or not what was written."""
+    def load(self, cell: Cell, key: str, gallery: int = 0) -> CategoryResult | None:
+        """A finished cell; None if it is not there, not what was written, or keeps fewer pictures than a page
+        of so many images shows.
+        """
         try:
             document = json.loads(self.path(cell, key).read_text(encoding="utf-8"))
-            return from_document(document) if document["key"] == key else None
+            found = from_document(document) if document["key"] == key else None
         except (OSError, ValueError, KeyError, TypeError):
             return None
+        pictures = None if found is None else found.details.pictures
+        if found is not None and pictures is not None:
+            return found if len(pictures.kept) >= min(gallery, len(found.details.images)) else None
+        return found
 
     def save(self, cell: Cell, key: str, finished: CategoryResult) -> None:
         document = {

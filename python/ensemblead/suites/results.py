@@ -87,7 +87,7 @@ class SuiteResults:
     @classmethod
     def of(cls, suite: Suite) -> SuiteResults:
         """With every cell pending."""
-        return cls(suite, [_pending(cell) for cell in suite.cells()])
+        return cls(suite, [pending(cell) for cell in suite.cells()])
 
     @property
     def failures(self) -> list[CellResult]:
@@ -241,7 +241,8 @@ def _shown_cells(detector: str, dataset: str, cells: Sequence[CellResult], galle
     return hashlib.sha256(json.dumps([__version__, detector, dataset, known, gallery]).encode()).hexdigest()
 
 
-def _pending(cell: Cell) -> CellResult:
+def pending(cell: Cell) -> CellResult:
+    """The result of a cell that was not run yet."""
     return CellResult(cell.entry.name, cell.dataset, cell.category.name)
 
 

@@ -116,7 +116,7 @@ def distil_teacher(
         with Images(source, [recipe.geometry], errors=errors) as read, default_modes(), torch.enable_grad():
             recipe.begin(TrainingData(recipe, read, run, seed))
             train(recipe, recipe.data, run, "teacher")
-            report_skipped(read)
+            report_skipped(source, read.skipped)
         tensors = {name: tensor.cpu().contiguous() for name, tensor in recipe.module.state_dict().items()}
         written = write_atomically(path, importlib.import_module("safetensors.torch").save(tensors))
         if kept is not None:

@@ -1,0 +1,148 @@
+"""What all locations of a tiled ensemble have learned, joined: one state, and statistics of whole images."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import torch
+
+from ensemblead.calibration import DEFAULT_RATE, NormalSample, Origin
+from ensemblead.common.memory import return_free_memory
+from ensemblead.common.warnings import warn
+from ensemblead.detectors.parts import Fitted, Progress, Result
+from ensemblead.ensembles.tile_merging import TileFrame, TileMerger, TileStatistics, unvaried
+from ensemblead.ensembles.tile_plan import Location, TiledState, TilePlan
+
+
+class TileJoin:
+    """Locations in row-major order, or one if they share a detector. `known`: of an extension, what the
+    ensemble knew; `sampled_every`: a shared detector is scored on one of so many images.
+    """
+
+    def __init__(
+        self,
+        plan: TilePlan,
+        frame: TileFrame,
+        locations: Sequence[Location],
+        progress: Progress,
+        *,
+        known: TiledState | None = None,
+        sampled_every: int = 1,
+    ) -> None:
+        self._plan, self._frame, self._known = plan, frame, known
+        self._locations, self._progress, self._sampled_every = locations, progress, sampled_every
+        self._members = [one.member for one in locations]
+        self._samples = [one.samples for one in locations]
+        self._positions: list[int] = []  # of the images in the merged sample
+
+    def fitted(self) -> Fitted:
+        """What the ensemble has learned."""
+        statistics, sample = self._merged_statistics()
+        held_out = any("held_out" in one.origins for one in self._locations)
+        origin: Origin = "held_out" if held_out else "leave_one_out"
+        state = TiledState(tuple(self._members), self._frame, statistics)
+        return Fitted(state, sample, origin, self._warnings(), tuple(self._positions))
+
+    def _warnings(self) -> dict[str, str]:
+        """Of all locations; the first of its kind stands for all."""
+        counts = Counter(kind for one in self._locations for kind in one.warnings)
+        first: dict[str, str] = {}
+        for one in self._locations:
+            for kind, message in one.warnings.items():
+                first.setdefault(kind, message)
+        if self._plan.shared:
+            return first
+        total = len(self._frame)
+        return {
+            kind: f"{message} (so at {counts[kind]} of {total} tile locations)"
+            for kind, message in first.items()
+        }
+
+    def _merged_statistics(self) -> tuple[TileStatistics | None, NormalSample]:
+        plan, known = self._plan, self._known
+        if known is not None or plan.normalization == "none":
+            statistics = None if known is None else known.statistics
+            return statistics, self._merged(plan.merger(self._frame, statistics))
+        if plan.normalization == "tile":
+            statistics = self._statistics_of(self._measured())
+            return statistics, self._merged(plan.merger(self._frame, statistics))
+        raw = self._merged(plan.merger(self._frame, None))
+        whole = raw.calibration(DEFAULT_RATE, "leave_one_out", "")
+        row = [whole.score_mean, whole.score_std, whole.map_mean, whole.map_std]
+        statistics = self._statistics_of(torch.tensor([row], dtype=torch.float64))
+        return statistics, raw.standardized(*statistics.values[0].tolist())
+
+    def _statistics_of(self, values: torch.Tensor) -> TileStatistics:
+        rounding = self._rounding()
+        still = unvaried(values, rounding)
+        why, remedy = "there is one alone, or two for PaDiM, or all are alike", "fit on more images"
+        if self._num_results() == 1 < self._sampled_every:
+            why, remedy = "of which memory_budget lets one be scored", "give a larger memory_budget"
+        if still:
+            warn(
+                f"the {' and '.join(still)} of the tiles do not vary between the training images ({why}), so "
+                "there is no deviation to divide by: they stay in the unit that the members give them, after "
+                f"extend too; {remedy}"
+            )
+        return TileStatistics.floored(values, rounding)
+
+    def _rounding(self, statistics: TileStatistics | None = None) -> float:
+        """How far rounding moves members' results, or, given the statistics of locations, merged ones."""
+        roundings = [member.calibration_.rounding for member in self._members]
+        if statistics is None or len(statistics.values) != len(self._frame):
+            return max(roundings)
+        if self._plan.shared:
+            roundings *= len(self._frame)
+        least = statistics.values[:, (1, 3)].amin(1).tolist()
+        moved = [rounding / deviation for rounding, deviation in zip(roundings, least, strict=True)]
+        return float(max(moved))
+
+    def _num_results(self) -> int:
+        """Images that are scored without having been learned."""
+        found = self._samples[0][0].num_results
+        return found // len(self._frame) if self._plan.shared else found
+
+    def _left_out(self, image: int, number: int) -> tuple[Result, bool]:
+        """The result of tile `number` of one of these images, and whether the member could do without it."""
+        shared = self._plan.shared
+        index = image * len(self._frame) + number if shared else image
+        samples = self._samples[0 if shared else number]
+        member = self._members[0 if shared else number]
+        result = member._combine([sample.result(index) for sample in samples])
+        return result, any(sample.is_counted(index) for sample in samples)
+
+    def _measured(self) -> torch.Tensor:
+        """Statistics of every location, as in `TileStatistics`."""
+        rows = []
+        for number in range(len(self._frame)):
+            moments = []
+            for image in range(self._num_results()):
+                (score, anomaly_map), _ = self._left_out(image, number)
+                values = anomaly_map.double()
+                moments.append(torch.stack([score[0].double(), values.mean(), values.var(correction=0)]))
+            # A GPU is read once for a location.
+            scores, means, variances = torch.stack(moments).cpu().unbind(1)
+            spread = (variances + (means - means.mean()).square()).mean().sqrt()
+            rows.append(torch.stack([scores.mean(), scores.std(correction=0), means.mean(), spread]))
+        return torch.stack(rows)
+
+    def _merged(self, merger: TileMerger) -> NormalSample:
+        sample = NormalSample(self._rounding(merger.statistics))
+        count = self._num_results()
+        positions = self._locations[0].positions[:: len(merger.frame) if self._plan.shared else 1]
+        self._positions = []
+        for image in range(count):
+            buffer, fair = merger.buffer(1), False
+            for number in range(len(merger.frame)):
+                result, counted = self._left_out(image, number)
+                buffer.put(number, slice(0, 1), result)
+                fair = fair or counted
+            # An image that no member can do without would show what the members know by heart. Where a single
+            # location cannot, it is one where nothing ever varies, and one image's patches stand for all.
+            if fair:
+                sample.add(*buffer.merge())
+                self._positions += positions[image : image + 1]
+            return_free_memory()
+            self._progress("join", image + 1, count)
+        return sample

@@ -1,0 +1,149 @@
+"""Locations of a tiled ensemble as units of work: ranges of them are fitted apart, and joined here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from ensemblead.calibration import DEFAULT_RATE, NormalSample, sampled_positions, set_digest
+from ensemblead.config.registry import create
+from ensemblead.detectors.detector import Detector
+from ensemblead.detectors.learning import Learned, held_out, settle
+from ensemblead.detectors.parts import Run
+from ensemblead.distributed.files import with_contents
+from ensemblead.distributed.units import Task, Unit
+from ensemblead.distributed.working import no_progress
+from ensemblead.ensembles.tile_joining import TileJoin
+from ensemblead.ensembles.tile_learning import TiledLearning
+from ensemblead.ensembles.tile_merging import TileFrame
+from ensemblead.ensembles.tile_plan import Location, TilePlan
+from ensemblead.ensembles.units import (
+    Job,
+    given_images,
+    plain_description,
+    read_images,
+    readers_of,
+    skipped_document,
+    write_images,
+)
+from ensemblead.images import Images
+from ensemblead.store import FolderReader, FolderWriter
+
+
+def fit_tiles(ensemble: Detector, plan: TilePlan, device: torch.device, job: Job) -> None:
+    """Fit the locations of a tiled ensemble on an executor, and give it what they have learned."""
+    if plan.shared:
+        raise ValueError("executor= fits locations apart; with shared=True there is one detector for all")
+    description = plain_description(ensemble, "member")
+    job.open()
+    frame = plan.frame_for(_first_size(plan, job))
+    document = {"unit": "tile", "detector": with_contents(description), **job.identity()}
+    units = [
+        Unit.of(job.workdir, f"tile{number}", {**document, "location": number})
+        for number in range(len(frame))
+    ]
+    tasks = [
+        {
+            **job.common(description),
+            "locations": numbers,
+            "units": [units[number].plain() for number in numbers],
+        }
+        for numbers in job.divided(units)
+    ]
+    job.run(fit_locations, units, tasks)
+    _join(ensemble, plan, frame, units, device, job)
+
+
+def _first_size(plan: TilePlan, job: Job) -> tuple[int, int]:
+    """Of the images as they are cut: of the first whose header can be read."""
+    if isinstance(plan.geometry.resize, tuple):
+        return plan.geometry.output_size(1, 1)
+    for index in range(len(job.source)):
+        try:
+            return plan.geometry.output_size(*job.source.size(index))
+        except (OSError, ValueError):
+            if job.errors == "raise":
+                raise
+    raise ValueError(f"images: none of the {len(job.source)} images can be read")
+
+
+def fit_locations(task: Task) -> None:
+    """On a worker: fit those of some locations that are not there. Images are decoded once."""
+    with given_images(task) as (work, listed, source):
+        ensemble: Any = create(task["detector"])
+        plan: TilePlan = ensemble.plan()
+        memory = ensemble.spool_bytes
+        with Images(source, [plan.geometry], errors=task["errors"], memory_bytes=memory) as data:
+            trained = ensemble.passes == "held_out"
+            sampled = held_out(data) if trained else sampled_positions(len(source))
+            learning = TiledLearning(plan, data, Run(no_progress, len(source), sampled))
+            for number, plain in zip(task["locations"], task["units"], strict=True):
+                unit = Unit(**plain)
+                if unit.read() is not None:
+                    continue
+                location = learning.location(number)
+                listed.check("was changed while it was learned")
+
+                def fill(writer: FolderWriter, location: Location = location) -> dict[str, Any]:
+                    write_images(writer, data.identities())
+                    skipped = skipped_document(data.skipped)
+                    return {**_write_location(writer, location), "skipped": skipped, **work.record()}
+
+                unit.write(fill)
+
+
+def _write_location(writer: FolderWriter, location: Location) -> dict[str, Any]:
+    writer.child("member", location.member)
+    samples = []
+    for part, sample in enumerate(location.samples):
+        tensors, values = sample.results()
+        writer.tensors(f"held_out{part}.safetensors", tensors)
+        samples.append(values)
+    return {
+        "samples": samples,
+        "positions": list(location.positions),
+        "origins": list(location.origins),
+        "threshold_warnings": dict(location.warnings),
+    }
+
+
+def _read_location(reader: FolderReader, plan: TilePlan, device: torch.device) -> Location:
+    state = reader.state
+    lent = iter([network.network for network in plan.member._networks()])
+    samples = [
+        NormalSample.of_results(reader.tensors(f"held_out{part}.safetensors"), values, device)
+        for part, values in enumerate(state["samples"])
+    ]
+    return Location(
+        reader.child("member", networks=lent),
+        tuple(samples),
+        tuple(state["positions"]),
+        tuple(state["origins"]),
+        state["threshold_warnings"],
+    )
+
+
+def _join(
+    ensemble: Detector,
+    plan: TilePlan,
+    frame: TileFrame,
+    units: Sequence[Unit],
+    device: torch.device,
+    job: Job,
+) -> None:
+    readers = readers_of(units)
+    read = read_images(readers, job.source)
+    locations = [_read_location(reader, plan, device) for reader in readers]
+    fitted = TileJoin(plan, frame, locations, job.progress).fitted()
+    digest = set_digest(*zip(*read.identities, strict=True))
+    learned = Learned(
+        [fitted.state],
+        [fitted.sample.calibration(DEFAULT_RATE, fitted.origin, digest, fitted.positions)],
+        list(fitted.warnings.values()),
+        (plan.geometry,),
+        read.identities,
+        read.skipped,
+    )
+    settle(ensemble, learned, job.source)
