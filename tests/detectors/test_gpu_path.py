@@ -182,9 +182,9 @@ def test_no_step_of_predict_looks_at_a_value(
             monkeypatch.setattr(buffer, "free_on", lambda device, free=free: free)
             bank = detector.memory_bank_.copy()
             bank.add(seen.embeddings.flatten(0, 2), 7, copy=False, known_finite=True)
-            assert bank._buffer.chunks[0].device == torch.device(place)
+            assert bank._intake.buffer.chunks[0].device == torch.device(place)
             picks = np.array([5, 0, 9])
-            assert take(bank._buffer.chunks, picks, scores.device).device == scores.device
+            assert take(bank._intake.buffer.chunks, picks, scores.device).device == scores.device
         # And that a look would have failed.
         with pytest.raises(DataDependentOutputException):
             bool(scores.isfinite().all())
@@ -412,10 +412,10 @@ def test_rows_that_wait_on_the_host_give_the_same_bank(
 
     def fitted(free: int, buffer_bytes: int) -> ead.MemoryBank:
         monkeypatch.setattr(buffer, "free_on", lambda device: free)
-        bank = ead.MemoryBank(0.05, max_buffer_bytes=buffer_bytes)
+        bank = ead.MemoryBank(0.05, memory_budget=buffer_bytes)
         for i, part in enumerate(rows.split(100)):
             bank.add(part, i)
-            assert bank._buffer.num_rows == 0 or bank._buffer.chunks[-1].is_cuda == (free > 0)
+            assert bank._intake.buffer.num_rows == 0 or bank._intake.buffer.chunks[-1].is_cuda == (free > 0)
         return bank.fit()
 
     for buffer_bytes in (10**9, 300_000):  # at once, and by groups
