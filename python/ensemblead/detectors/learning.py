@@ -25,6 +25,7 @@ from ensemblead.calibration import (
     warn_if_too_few,
 )
 from ensemblead.common.files import valid_text
+from ensemblead.common.validation import whole_number
 from ensemblead.common.warnings import ThresholdWarning, warn
 from ensemblead.detectors.frozen import share_networks
 from ensemblead.detectors.parts import Fitted, Part, Progress, Reading, Run, Seen, Tree
@@ -48,8 +49,13 @@ def fit(
     *,
     extending: bool,
     checkpoint: Checkpoint | None = None,
+    max_rows: int | None = None,
 ) -> None:
     """Learn from images, and give the detector what came of it at the very end."""
+    if max_rows is not None:
+        max_rows = whole_number("max_rows", max_rows, 1)
+        if not any(part.has_bank for part in detector._parts()):
+            raise ValueError("max_rows: there is no memory bank here to keep small; leave it out")
     if checkpoint is not None and not any(part.passes == "held_out" for part in detector._parts()):
         raise ValueError(
             "checkpoint: nothing is trained here, and only training is kept in one; leave it out"
@@ -67,7 +73,7 @@ def fit(
         )
     share_networks([network for part in parts for network in part._networks()])
     report = progress or (lambda stage, done, total: None)
-    run = Run(report, len(source), sampled_positions(len(source)), checkpoint=checkpoint)
+    run = Run(report, len(source), sampled_positions(len(source)), checkpoint=checkpoint, max_rows=max_rows)
     if extending:
         run = replace(run, known=frozenset(detector._fingerprints.tolist()))
     kept = [part.geometry for part in parts if part.passes != "one"]
@@ -91,7 +97,7 @@ def fit(
         warn(message, ThresholdWarning)
     calibrations = [one.sample.calibration(DEFAULT_RATE, one.origin, digest, one.positions) for one in fitted]
     if extending:
-        falling = all(part.extending_lowers_scores for part in parts)
+        falling = all(part.extending_lowers_scores for part in parts) and not any(one.rose for one in fitted)
         calibrations = extended([part.calibration_ for part in parts], calibrations, falling)
         fingerprints = np.concatenate([detector._fingerprints, fingerprints])
     else:
@@ -155,6 +161,7 @@ def learn(detector: Tree, images: ImageSet, run: Run, *, extending: bool = False
     if started:
         originals, done, total, known = Originals(), 0, len(images), len(images.skipped)
         choice: _Choice | None = None
+        totals: dict[str, Any] = {}
         sharing = [parts[i] for i in started]
         # Tiles are what they are; whole images must be seen alike by all members.
         check = detector._check_batch if isinstance(images, Images) else None
@@ -163,7 +170,10 @@ def learn(detector: Tree, images: ImageSet, run: Run, *, extending: bool = False
             looks = zip(batch.indices, batch.sizes, batch.fingerprints, strict=True)
             numbers = tuple(originals.of(*look) for look in looks)
             if choice is None:
-                choice = _Choice(_affordable(run.sampled, seen, math.ceil(total / run.num_images)))
+                rows_per_image = math.ceil(total / run.num_images)
+                affordable = _affordable(run.sampled, sharing, seen, total, rows_per_image)
+                choice = _Choice(affordable)
+                totals = {"total": total, "total_sampled": rows_per_image * len(affordable)}
             sampled = tuple(
                 # Of images that are equal, the first counts.
                 choice.takes(index, is_new=index == number and look not in run.known)
@@ -172,7 +182,8 @@ def learn(detector: Tree, images: ImageSet, run: Run, *, extending: bool = False
             contents = {frame: _contents(pixels) for frame, pixels in batch.images.items()}
             for part, accumulator, own in zip(sharing, started.values(), seen, strict=True):
                 content = contents[images.frame(part.geometry)]
-                accumulator.add(replace(own, numbers=numbers, sampled=sampled, contents=content))
+                told = replace(own, numbers=numbers, sampled=sampled, contents=content)
+                accumulator.add(replace(told, **totals))
             done += len(batch)
             del batch, seen
             run.progress("embed", done + len(images.skipped) - known, total)
@@ -217,12 +228,19 @@ class _Choice:
         return True
 
 
-def _affordable(sampled: frozenset[int], seen: Sequence[Seen], rows_per_image: int) -> frozenset[int]:
+def _affordable(
+    sampled: frozenset[int], parts: Sequence[Part], seen: Sequence[Seen], total: int, rows_per_image: int
+) -> frozenset[int]:
     """Of the sampled images as many as may be held, evenly spread."""
-    row = sum(value[0].numel() * value.element_size() for one in seen for value in one.values)
-    most = max(_HELD_IMAGES, _HELD_BYTES // max(1, row * rows_per_image))
+    sizes = [sum(value[0].numel() * value.element_size() for value in one.values) for one in seen]
+    most = _HELD_BYTES // max(1, sum(sizes) * rows_per_image)
+    for part, one, size in zip(parts, seen, sizes, strict=True):
+        limit = part.held_bytes(one, total)
+        if limit is not None:
+            most = min(most, limit // max(1, size * rows_per_image))
     ordered = sorted(sampled)
-    return frozenset(ordered[item] for item in sampled_positions(len(ordered), most=most))
+    chosen = sampled_positions(len(ordered), most=max(_HELD_IMAGES, most))
+    return frozenset(ordered[item] for item in chosen)
 
 
 def _held_out(images: Images) -> frozenset[int]:

@@ -81,6 +81,7 @@ class TiledLearning:
         self._warnings: dict[str, str] = {}
         self._warned: Counter[str] = Counter()  # in how many locations, by kind
         self._sampled_every = 1
+        self._rose = False
 
     def fitted(self) -> Fitted:
         """What all locations have learned."""
@@ -98,7 +99,7 @@ class TiledLearning:
         statistics, sample = self._merged_statistics()
         origin: Origin = "held_out" if "held_out" in self._origins else "leave_one_out"
         state = TiledState(tuple(self._members), self._frame, statistics)
-        return Fitted(state, sample, origin, self._all_warnings(), tuple(self._positions))
+        return Fitted(state, sample, origin, self._all_warnings(), tuple(self._positions), self._rose)
 
     # Images
 
@@ -150,6 +151,7 @@ class TiledLearning:
                 self._warned[f"{part} {kind}"] += 1
                 self._warnings.setdefault(f"{part} {kind}", message)  # the first of its kind stands for all
             self._origins.add(one.origin)
+            self._rose = self._rose or one.rose
         self._scored = fitted[0].positions  # the same at all locations
         self._members.append(member)
         self._samples.append([one.sample for one in fitted])

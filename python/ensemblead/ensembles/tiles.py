@@ -195,6 +195,14 @@ class TiledEnsemble(Detector):
     def extending_lowers_scores(self) -> bool:
         return all(part.extending_lowers_scores for part in self.member._parts())
 
+    @property
+    def has_bank(self) -> bool:
+        """Whether its members have memory banks."""
+        return any(part.has_bank for part in self.member._parts())
+
+    def held_bytes(self, seen: Seen, total: int) -> int | None:
+        return None  # its members say so at every location
+
     def check_size(self, size: tuple[int, int], argument: str) -> None:
         """Raise ValueError where images (h, w) cannot be cut into tiles."""
         self.plan().frame_for(size)
