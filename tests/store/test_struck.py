@@ -17,7 +17,7 @@ TRIALS = {"kill": 100, "disk": 25}
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a full disk is a limit of Linux here")
 @pytest.mark.parametrize("blow", TRIALS)
-@pytest.mark.parametrize("kind", ["save", "fit", "extend", "suite"])
+@pytest.mark.parametrize("kind", ["save", "stream", "fit", "extend", "suite"])
 def test_what_was_there_is_whole(tmp_path: Path, kind: str, blow: str) -> None:
     call = [sys.executable, str(SCRIPT), kind, blow, str(tmp_path), str(TRIALS[blow]), "0"]
     threads = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}

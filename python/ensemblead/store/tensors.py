@@ -14,13 +14,14 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 
+# In the order that the library writes them: the largest values first, so that all are aligned.
 _NAMES = {
+    torch.int64: "I64",
     torch.float64: "F64",
     torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int64: "I64",
     torch.int32: "I32",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
     torch.int16: "I16",
     torch.int8: "I8",
     torch.uint8: "U8",
@@ -40,8 +41,8 @@ def write_tensors(file: BinaryIO, arrays: Mapping[str, Any], half: Sequence[str]
     unknown = [f"{name}: {dtype}" for name, dtype in dtypes.items() if dtype not in _NAMES]
     if unknown:
         raise TypeError(f"tensors of these kinds cannot be saved: {', '.join(unknown)}")
-    # The largest values first, so that all are aligned.
-    order = sorted(tensors, key=lambda name: (-dtypes[name].itemsize, name))
+    ranks = list(_NAMES)
+    order = sorted(tensors, key=lambda name: (ranks.index(dtypes[name]), name))
     header, end = {}, 0
     for name in order:
         start, end = end, end + tensors[name].numel() * dtypes[name].itemsize
