@@ -50,7 +50,7 @@ class TestFit:
 
     def test_a_bank_of_a_size_within_a_budget(self, category: Path, tmp_path: Path) -> None:
         sizes = ["--coreset-size", 30, "--memory-budget", "1.5 GiB", "--half"]
-        network = ["-b", "gabor", "--resize", "none", "--image-size", "none"]
+        network = ["-b", "gabor", "--resize", "none", "--device", "cpu"]
         arguments = ("fit", category / "train/good", "--model", tmp_path / "m", *network, *sizes)
         (member,) = call_json(*arguments)["members"]
         detector = ead.load(tmp_path / "m")
@@ -63,7 +63,7 @@ class TestFit:
         assert "lies within" not in call(*arguments, "--overwrite").stdout
 
     def test_a_budget_that_does_not_do(self, category: Path, tmp_path: Path) -> None:
-        network = ["-b", "gabor", "--resize", "none", "--image-size", "none"]
+        network = ["-b", "gabor", "--resize", "none", "--device", "cpu"]
         outcome = call(
             "fit", category / "train/good", "--model", tmp_path / "m", *network, "--memory-budget", "1kB"
         )
