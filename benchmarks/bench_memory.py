@@ -65,7 +65,8 @@ class Textures:
 def _detector(wide_resnet: bool, device: str = "cpu", **options: Any) -> PatchCore:
     backbone = "wide_resnet50_2" if wide_resnet else WideShapes()
     weights = None if wide_resnet else "default"
-    detector = PatchCore(backbone, weights=weights, resize=None, image_size=SIDE, device=device, **options)
+    options = {"weights": weights, "resize": None, "image_size": SIDE, "device": device, **options}
+    detector = PatchCore(backbone, ("layer2", "layer3"), **options)
     _ = detector.network_
     return detector
 

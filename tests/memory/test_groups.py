@@ -267,8 +267,7 @@ def test_expectations_that_cannot_be() -> None:
     with pytest.raises(ValueError, match="expect comes before them"):
         bank.expect(20, 8)
     bank.fit()
-    with pytest.raises(ValueError, match="fitted already"):
-        bank.expect(20, 8)
+    bank.expect(10**9, 8)
 
 
 @pytest.mark.parametrize(
@@ -351,6 +350,21 @@ def test_extending_goes_by_the_distance_of_the_last_selection() -> None:
     assert torch.equal(bank.rows_, rows)
     bank.extend(beyond + torch.eye(1, 8) * bank._reach * 1.01)
     assert len(bank) == 22
+
+
+def test_rows_of_an_extension_that_will_not_fit_are_taken_by_groups_at_once() -> None:
+    rows, new = _rows(400), _rows(600, seed=1) + 2
+    options: dict[str, Any] = {"memory_budget": 500 * 64, "projection_dim": None}
+    banks = [_fitted(rows, 50, coreset_size=20, **options) for _ in range(2)]
+    banks[0].expect(len(new), 8)
+    most = [0, 0]
+    for image, part in enumerate(np.array_split(new, 30)):
+        for number, bank in enumerate(banks):
+            bank.add(part, image)
+            most[number] = max(most[number], bank._intake.buffer.num_rows)
+    assert most == [120, 500]
+    for bank in banks:
+        assert _reach(np.concatenate([rows, new]), bank.extend()) <= bank.radius_ * (1 + ROUNDING)
 
 
 # Measuring

@@ -83,8 +83,8 @@ class TiledEnsemble(Detector):
         memory_budget: bytes; of resized images a quarter of it, 256 MiB at most, is kept in memory in
         `fit`, and a
             shared detector holds embeddings of sampled images up to a third. Besides them there are the
-            network, one batch of tiles, the embeddings of one location, the banks, and some images decoded
-            ahead.
+            network, one batch of tiles, the embeddings of one location (of a `PatchCore` up to its own
+            `memory_budget`), the banks, and some images decoded ahead.
 
     Attributes after `fit`: `members_`, a detector per location in row-major order (one if shared);
     `tile_grid_`, their rows and columns; `calibration_`, `threshold_` of the joined scores.

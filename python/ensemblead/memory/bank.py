@@ -124,23 +124,25 @@ class MemoryBank(SearchedRows):
         return self._intake.groups.count == 0
 
     def expect(self, num_rows: int, num_columns: int, *, beside: int = 0) -> None:
-        """Say how many rows will be added, before the first: where they will not fit at once they are taken
-        by groups from the start, and each keeps what the bound on the radius needs.
+        """Say how many rows will be added for `fit` or `extend`, before the first of them.
+
+        Where they will not fit at once they are taken by groups from the start. For `fit` each group then
+        keeps what the bound on the radius needs.
 
         Args:
             num_rows: of all calls of `add`; some may not come.
             num_columns: D.
             beside: bytes of `memory_budget` that others need, where there will be groups.
 
-        Raises ValueError where `memory_budget` is too small; it says what would do, and which `coreset_size`.
+        Raises ValueError where `memory_budget` is too small to fit a bank; it says what would do, and which
+        `coreset_size`.
         """
-        if self._rows is not None:
-            raise ValueError("the bank is fitted already; expect is for its first rows")
         num_rows, num_columns = (
             whole_number(name, value, 1)
             for name, value in (("num_rows", num_rows), ("num_columns", num_columns))
         )
-        self._intake.expect(num_rows, num_columns, whole_number("beside", beside, 0))
+        beside = whole_number("beside", beside, 0)
+        self._intake.expect(num_rows, num_columns, beside, extending=self._rows is not None)
 
     def fits(self, num_rows: int, num_columns: int) -> bool:
         """Whether so many rows can be held at once, so that the selection is exact."""

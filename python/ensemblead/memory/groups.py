@@ -72,7 +72,7 @@ class Groups:
         """Select again, `size` rows at a time, until no more than `capacity` rows are left.
 
         Sets that have passed as few selections as possible are merged, all that have passed as many, so that
-        few selections follow each other: with room for F sets, L do for about (F + L choose L) groups.
+        few follow each other: with room for F sets, L do for nearly (F + L + 1 choose L + 1) groups.
         """
         while self.num_rows > capacity and len(self.kept) > 1:
             levels = sorted(one.level for one in self.kept)

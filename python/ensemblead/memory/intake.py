@@ -80,11 +80,12 @@ class Intake:
         chunks = self.buffer.chunks + [one.rows for one in self.groups.kept]
         return int(chunks[0].shape[1]) if chunks else None
 
-    def expect(self, num_rows: int, dims: int, beside: int) -> None:
+    def expect(self, num_rows: int, dims: int, beside: int, *, extending: bool) -> None:
         """See `MemoryBank.expect`."""
         if self.num_rows:
             raise ValueError("rows were added already: expect comes before them")
-        self._sizes.budget(dims).check(num_rows, self._sizes.of(num_rows), beside)
+        if not extending:
+            self._sizes.budget(dims).check(num_rows, self._sizes.of(num_rows), beside)
         self._expected, self._beside = num_rows, beside
 
     def add(
@@ -157,10 +158,9 @@ class Intake:
         budget = self._sizes.budget(dims)
         if self.groups.count:
             return num_rows > self._most(dims, known)
-        if known is not None:
-            return num_rows * budget.row > budget.total
         coming = max(num_rows, self._expected)
-        return not budget.fits(coming, self._sizes.of(coming)) and num_rows > self._most(dims, None)
+        size = self._sizes.of(coming) if known is None else 0
+        return not budget.fits(coming, size) and num_rows > self._most(dims, known)
 
     def _keep_new(self, group: Buffer, known: Known) -> None:
         """Of a group keep what lies beyond the radius of the bank and of what was kept before."""

@@ -72,9 +72,8 @@ class BankAccumulator:
     def _expect(self, seen: Seen, per_image: int, dims: int) -> None:
         """Refuse a budget that will not do as soon as the size of embeddings is known."""
         self._fits = self._bank.fits(seen.total * per_image, dims)
-        if not self._bank.is_fitted:
-            held = 4 * dims * per_image * seen.total_sampled
-            self._bank.expect(seen.total * per_image, dims, beside=held)
+        held = 4 * dims * per_image * seen.total_sampled
+        self._bank.expect(seen.total * per_image, dims, beside=held)
 
     def finish(self, run: Run) -> Fitted:
         bank, few, rose, extending = self._bank, False, False, self._bank.is_fitted
