@@ -27,11 +27,11 @@ from ensemblead.detectors import running
 from ensemblead.images import batches, iterate_batches, open_images
 from ensemblead.images.batches import stack_planes
 from ensemblead.kernels import maps
-from ensemblead.memory import bank as bank_module
 from ensemblead.memory import buffer
 from ensemblead.memory.buffer import take, waits_on_host
 from ensemblead.networks import placement, transfer
 from ensemblead.networks.network import FeaturePool, resolve_device, resolve_precision
+from ensemblead.search.exact import ExactIndex
 
 NATIVE: dict[str, Any] = {"image_size": None, "resize": None, "device": "cpu"}
 
@@ -144,8 +144,8 @@ def _placed(detector: ead.PatchCore, device: str) -> None:
     fitted = detector.memory_bank_
     fitted._set(torch.empty_like(fitted.rows_, device=device), fitted._owners, fitted._search)
     fitted._images = torch.empty(len(fitted), dtype=torch.int64, device=device)
-    fitted._buffer.home = torch.device(device)
-    fitted._search = bank_module.ExactIndex(fitted.rows_)
+    fitted._intake.buffer.home = torch.device(device)
+    fitted._search = ExactIndex(fitted.rows_)
     # Seen once per bank, from values that there are none of here.
     fitted._search.products.__dict__["is_separated"] = True
 

@@ -114,6 +114,7 @@ class MemoryBank(SearchedRows):
         self.certificate_: float | None = None
         self._reach = 0.0  # see `BankState`
         self._num_added = 0
+        self._last_image = -1  # the largest number of one added
         self._intake = Intake(self._sizes())
 
     @property
@@ -175,11 +176,12 @@ class MemoryBank(SearchedRows):
             raise ValueError(f"embeddings are on {rows.device}, but those before are on {home}")
         if images is None:
             known = [int(self._owners.max())] if len(self._owners) else []
-            images = 1 + max(self._intake.buffer.last_image, *known, -1)
+            images = 1 + max(self._last_image, *known, -1)
         numbers = image_numbers(images, len(rows))
         if len(rows) == 0:
             return
         self._intake.add(rows, numbers, squares, self._known(0.0))
+        self._last_image = max(self._last_image, int(np.max(np.asarray(images))))
 
     def mean_square_norm(self) -> float:
         """The mean squared Euclidean norm of the rows added since the last `fit` or `extend`; 0 without any.

@@ -43,7 +43,6 @@ class AddedRows(Buffer):
     def __init__(self, home: torch.device | None = None) -> None:
         super().__init__()
         self.home = home
-        self.last_image = -1  # the largest number of an image
         self._on_host = False  # rows of a GPU wait on the host
         self._squares: torch.Tensor | None = None  # of all rows added, summed
         self._num_squared = 0
@@ -56,7 +55,6 @@ class AddedRows(Buffer):
         self.append(to_host(rows) if rows.is_cuda and self._on_host else rows, images)
         self._squares = squares if self._squares is None else self._squares + squares
         self._num_squared += len(rows)
-        self.last_image = max(self.last_image, int(images.max()))
 
     def mean_square_norm(self) -> float:
         """The mean squared Euclidean norm of the rows; 0 without any."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -69,7 +70,7 @@ class Selected:
         """Of all rows to the nearest selected one, float32 `[N]`."""
         return self.squared.clamp_min(0).sqrt()
 
-    @property
+    @cached_property
     def reach(self) -> float:
         """The largest distance from a row to the selected ones."""
         return float(self.distances.max())
