@@ -23,6 +23,9 @@ import pytest
 
 import ensemblead
 from ensemblead.common.errors import MissingExtraError
+from ensemblead.common.threads import set_thread_defaults
+
+set_thread_defaults()  # before torch is loaded
 
 # A shell that starts a suite in the background has it ignore Ctrl-C, which some tests press.
 signal.signal(signal.SIGINT, signal.default_int_handler)

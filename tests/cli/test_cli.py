@@ -82,6 +82,9 @@ class TestWithTyper:
         assert described["core"]["compiler"].startswith(("GNU", "Clang"))
         assert described["core"]["instruction_set"] in ("baseline", "x86-64-v3", "x86-64-v4")
         assert described["core"]["openmp_threads"] >= 1
+        assert described["threads"]["kernels"] >= 1
+        assert described["threads"]["affinity_cores"] >= 1
+        assert described["threads"]["waiting"] != "default"
         assert described["devices"][0]["device"] == "cpu"
         if "torch" not in described["missing"]:
             assert list(described["search"]) == [device["device"] for device in described["devices"]]

@@ -13,6 +13,7 @@ from support.networks import TinyNet
 from support.textures import normal_images, with_defects
 
 import ensemblead as ead
+from ensemblead.networks import placement
 from ensemblead.networks.network import resolve_device
 
 NATIVE: dict[str, Any] = {"image_size": None, "resize": None, "coreset_fraction": 0.05, "batch_size": 4}
@@ -29,6 +30,23 @@ def _lies_on(detector: ead.PatchCore, device: str) -> bool:
     bank = detector.memory_bank_
     tensors = [bank.rows_, bank.images_] + ([] if bank.projection_ is None else [bank.projection_])
     return all(tensor.device == place for tensor in tensors) and detector.network_.device == place
+
+
+def test_more_threads_than_the_quota_grants_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu, gpu = torch.device("cpu"), torch.device("cuda", 0)
+    monkeypatch.setattr(placement, "cpu_quota", lambda: 1.5)
+    monkeypatch.setattr(placement, "available_cores", lambda: 1)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
+    with pytest.warns(
+        RuntimeWarning, match=r"runs 64 threads, but .* grants 1\.5 cores.*set_num_threads\(1\)"
+    ):
+        placement.warn_of_threads(cpu)
+    placement.warn_of_threads(gpu)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    placement.warn_of_threads(cpu)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
+    monkeypatch.setattr(placement, "cpu_quota", lambda: None)
+    placement.warn_of_threads(cpu)
 
 
 @pytest.mark.parametrize("score", ["max", "reweighted", "topk"])

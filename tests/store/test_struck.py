@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 SCRIPT = Path(__file__).resolve().parents[1] / "support/struck.py"
-TRIALS = {"kill": 100, "disk": 25}
-_FEWER = {"stream": 4}  # every trial of it writes a large file
+TRIALS = {"kill": 50, "disk": 20}
+_FEWER = {"stream": 2}  # every trial of it writes a large file
 
 
 @pytest.mark.slow

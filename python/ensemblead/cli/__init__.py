@@ -6,12 +6,14 @@ import sys
 
 from ensemblead.common.errors import MissingExtraError
 from ensemblead.common.extras import require
+from ensemblead.common.threads import set_thread_defaults
 
 __all__ = ["main"]
 
 
 def main() -> None:
     """Entry point of the `ensemblead` script. What is missing is named, with what installs it."""
+    set_thread_defaults()
     try:
         for module in ("typer", "rich"):
             require(module, "the command line")

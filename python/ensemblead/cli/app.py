@@ -15,6 +15,7 @@ from ensemblead.cli.info import command as info
 from ensemblead.cli.layers import command as layers
 from ensemblead.cli.predict import command as predict
 from ensemblead.cli.shorthands import ShorthandCommand
+from ensemblead.cli.update import calibrate, extend
 from ensemblead.common.errors import EnsembleADError
 from ensemblead.kernels.build import __version__
 
@@ -36,6 +37,8 @@ app = typer.Typer(
 for _name, _command in (
     ("predict", predict),
     ("evaluate", evaluate),
+    ("calibrate", calibrate),
+    ("extend", extend),
     ("demo", demo),
     ("info", info),
     ("layers", layers),

@@ -15,6 +15,8 @@ from rich.table import Table
 
 from ensemblead.cli.bars import Bars
 from ensemblead.common.extras import EXTRAS, install_command
+from ensemblead.common.threads import affinity_cores, cpu_quota, wait_policy
+from ensemblead.kernels.arrays import num_threads
 from ensemblead.kernels.build import build
 
 # Import name -> distribution name, where the two differ.
@@ -61,6 +63,16 @@ def devices() -> list[dict[str, Any]]:
     return found
 
 
+def threads(packages: dict[str, dict[str, str]]) -> dict[str, Any]:
+    """The cores that this process may use, its threads, and what these do while they wait."""
+    found: dict[str, Any] = {"affinity_cores": affinity_cores(), "quota_cores": cpu_quota()}
+    if packages.get("torch"):
+        import torch
+
+        found["torch"] = torch.get_num_threads()
+    return {**found, "kernels": num_threads() or build().openmp_threads, "waiting": wait_policy()}
+
+
 def searches(found: list[dict[str, Any]]) -> dict[str, dict[str, str]]:
     """For every device, what searches a memory bank there, by the name of the index."""
     if not installed("torch"):
@@ -89,6 +101,7 @@ def describe() -> dict[str, Any]:
         "python": platform.python_version(),
         "packages": packages,
         "devices": found_devices,
+        "threads": threads(packages),
         "search": searches(found_devices),
         "core": core,
         "missing": missing,
@@ -143,7 +156,11 @@ def _sections(description: dict[str, Any]) -> dict[str, list[tuple[str, str]]]:
         memory = f", {device['memory_gib']} GiB" if "memory_gib" in device else ""
         shown.append((device["device"], device["name"] + memory))
     core = [(key.replace("_", " "), str(value)) for key, value in description["core"].items()]
-    sections = {"packages": packages, "devices": shown}
+    counted = [
+        (name.replace("_", " "), "no limit" if value is None else str(value))
+        for name, value in description["threads"].items()
+    ]
+    sections = {"packages": packages, "devices": shown, "threads": counted}
     for device, engines in description["search"].items():
         sections[f"search in a memory bank on {device}"] = list(engines.items())
     return {**sections, "compiled core": core}

@@ -7,7 +7,6 @@ defective ones too.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,6 +16,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 from scipy.ndimage import gaussian_filter
+
+from ensemblead.common.threads import available_cores
 
 Field = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
@@ -241,7 +242,7 @@ def draw_data_set(
             Image.fromarray(mask.astype(np.uint8) * 255).save(truth)
         return path
 
-    pool = ThreadPoolExecutor(min(4, os.cpu_count() or 1))
+    pool = ThreadPoolExecutor(min(4, available_cores()))
     try:
         yield from pool.map(lambda one: draw(*one), wanted)
     finally:

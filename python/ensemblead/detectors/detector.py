@@ -179,7 +179,8 @@ class Detector(ABC):
         Args:
             path: the folder.
             include_backbone: store the weights of published networks and of weights files too, so that the
-                folder needs nothing else. Others (state dicts, `weights=None`, modules) are stored anyway.
+                folder needs nothing else. Others (state dicts, `weights=None`, modules, and those that were
+                stored in the folder that the detector was loaded from) are stored anyway.
             half: store the rows of memory banks as float16, half as large. Loaded, they are float32 again,
                 every value rounded by up to 1 in 2048 of itself; docs/design/large_sets.md has what that
                 does to scores. Other states stay as they are.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import zlib
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -15,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ensemblead.common.errors import UnreadableImageError
+from ensemblead.common.threads import available_cores
 from ensemblead.common.validation import whole_number
 from ensemblead.images.geometry import Geometry
 from ensemblead.images.sources import ImageSource, open_images
@@ -116,7 +116,7 @@ def iterate_batches(
     if prefetch < 0:
         raise ValueError(f"prefetch must not be negative, got {prefetch}")
     if workers is None:
-        workers = min(8, _available_cores())
+        workers = min(8, available_cores())
     source = open_images(source, bits=bits)
     skipped: list[SkippedImage] = []
     # A plain function's generator, not a method's: no reference cycle keeps it alive when the iterator is
@@ -242,10 +242,3 @@ def _assemble(
     paths = [source.paths[index] for index in indices]
     sizes = [decoded.size for _, decoded in ready]
     return ImageBatch(indices, paths, sizes, [decoded.fingerprint for _, decoded in ready], images)
-
-
-def _available_cores() -> int:
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # not on every system
-        return os.cpu_count() or 1

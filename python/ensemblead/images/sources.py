@@ -16,6 +16,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from ensemblead.common.errors import UnreadableImageError
+from ensemblead.common.threads import available_cores
 from ensemblead.common.warnings import warn
 from ensemblead.images.decode import (
     check_ordinary_file,
@@ -133,7 +134,7 @@ def detect_bits(source: ImageSource, *, errors: Literal["raise", "skip"] = "rais
                 raise
             return None
 
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="ensemblead-depth") as pool:
+    with ThreadPoolExecutor(min(8, available_cores()), thread_name_prefix="ensemblead-depth") as pool:
         found = [value for value in pool.map(largest, range(len(source))) if value is not None]
     if not found:
         return None

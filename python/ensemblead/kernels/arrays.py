@@ -13,6 +13,8 @@ from typing import Any, Protocol, TypeAlias, TypedDict
 
 import numpy as np
 
+from ensemblead.kernels import QUOTA_THREADS
+
 # A NumPy array, a torch tensor or a CuPy array. A result is of the kind of its input.
 Array: TypeAlias = Any
 
@@ -180,9 +182,12 @@ def no_scratch() -> int:
 
 
 def num_threads() -> int:
-    """The number of threads of the CPU kernels: that of torch if it is loaded, else 0 (OpenMP's default).
+    """The number of threads of the CPU kernels: that of torch if it is loaded, else what a quota of the
+    control group leaves, else 0 (OpenMP's default).
 
     torch brings an OpenMP runtime of its own, so `torch.set_num_threads` does not reach ours by itself.
     """
     torch = sys.modules.get("torch")
-    return int(torch.get_num_threads()) if torch is not None and hasattr(torch, "get_num_threads") else 0
+    if torch is not None and hasattr(torch, "get_num_threads"):
+        return int(torch.get_num_threads())
+    return QUOTA_THREADS

@@ -22,7 +22,13 @@ from ensemblead.images import Geometry
 from ensemblead.networks.engines import default_engine
 from ensemblead.networks.extractor import FeatureExtractor
 from ensemblead.networks.noise import relative_noise
-from ensemblead.networks.placement import check_device, check_precision, resolve_device, resolve_precision
+from ensemblead.networks.placement import (
+    check_device,
+    check_precision,
+    resolve_device,
+    resolve_precision,
+    warn_of_threads,
+)
 from ensemblead.networks.transfer import check_finite
 from ensemblead.networks.vectors import POOLINGS
 from ensemblead.store import FolderReader, FolderWriter
@@ -67,6 +73,7 @@ class Network:
         identity: str | None = None,
     ) -> None:
         place = resolve_device(device)
+        warn_of_threads(place)
         dtype = resolve_precision(precision, place)
         source = extractor.source
         self._origin = extractor.module  # kept, for as long as its id stands for it
@@ -79,6 +86,7 @@ class Network:
         extractor.run_by(default_engine(dtype, compile=compile, changeable=source["kind"] == "module"))
         self.extractor = extractor
         self.device = place
+        self.from_folder = identity is not None
         # A state dict or a module says nothing about its values: only the very same object is the same
         # network.
         anonymous = source["kind"] == "module" or (source["kind"] == "state" and "seed" not in source)
@@ -104,12 +112,14 @@ class Network:
         return twin
 
     def to_store(self, writer: FolderWriter) -> dict[str, Any]:
-        """Describe the network; its weights are written where nothing else has them, or if they are asked
-        for. With the option `borrowed` somebody else writes them: see `network_from_store`.
+        """Describe the network; its weights are written where nothing else has them, if they were read from a
+        model's folder, or if they are asked for. With the option `borrowed` somebody else writes them: see
+        `network_from_store`.
         """
         extractor = self.extractor
         has_weights = extractor.source["kind"] != "gabor"
-        elsewhere = extractor.source["kind"] in ("zoo", "file")
+        # Weights that came out of a model's folder may be nowhere else on this machine.
+        elsewhere = extractor.source["kind"] in ("zoo", "file") and not self.from_folder
         borrowed = bool(writer.options.get("borrowed"))
         stored = has_weights and (not elsewhere or bool(writer.options.get("include_backbone")))
         stored = stored and not borrowed

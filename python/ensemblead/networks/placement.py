@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from ensemblead.common.threads import available_cores, cpu_quota
 from ensemblead.common.warnings import warn
 from ensemblead.kernels.build import __version__, cuda_available, has_cuda_kernels
 
@@ -71,6 +72,19 @@ def resolve_device(device: str) -> torch.device:
             f"{', '.join(f'cuda:{i}' for i in range(gpus))}"
         )
     return torch.device("cuda", index)
+
+
+def warn_of_threads(device: torch.device) -> None:
+    """Says so where torch runs more threads than the quota of this process grants."""
+    quota = cpu_quota() if device.type == "cpu" else None
+    cores, threads = available_cores(), torch.get_num_threads()
+    if quota is not None and threads > cores:
+        warn(
+            f"torch runs {threads} threads, but the control group of this process grants {quota:g} cores; "
+            f"threads that wait for their turn slow everything down: call torch.set_num_threads({cores}), or "
+            f"set OMP_NUM_THREADS={cores} in the environment",
+            RuntimeWarning,
+        )
 
 
 def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
