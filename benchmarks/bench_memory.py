@@ -1,26 +1,34 @@
-"""Peak memory of `PatchCore.fit`, and that its cost is linear in images.
+"""Peak memory of `PatchCore.fit` within its budget, its cost per image, and how well banks in groups cover.
 
-The target is 2 GB beyond the network for 5,000 images at 224 pixels, with embeddings of 784 x 1024 per image
-(16 GB in all). Two rows: 5,000 images through a small stand-in whose layers have the shapes of a wide
-ResNet's layer2 and layer3, which measures what the detector holds; and the wide ResNet itself, random
-weights, with as many images as make the memory bank leave its buffer, which adds the network's activations.
+Embeddings have 784 x 1024 values an image, as a wide ResNet's at 224 pixels (3.2 MB; 64 GB of 20,000 images).
+A small stand-in whose layers have those shapes measures what the detector holds; a wide ResNet itself, random
+weights, adds the network's activations. Every fit runs in a process of its own.
+
+    python -m pytest benchmarks/bench_memory.py                                     # an hour on two cores
+    python -m pytest benchmarks/bench_memory.py -k "budget or radius" --images 1000   # some minutes
 """
 
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from common import PeakMemory, in_child
 from record import FiguresOf
 from torch import nn
 
-from ensemblead import PatchCore
+from ensemblead import MemoryBank, PatchCore
+from ensemblead.memory.bank import MEMORY_BUDGET
 
 SIDE = 224
 GIGABYTE = 1e9
+COUNTS = (500, 1000, 2000, 5000, 20_000)
+BASE = 1000  # images whose time each is compared with
+BANK = 16_384  # rows
 
 
 class WideShapes(nn.Module):
@@ -54,40 +62,99 @@ class Textures:
         return np.kron(coarse, np.ones((8, 8, 1), np.uint8))
 
 
-def _detector(wide_resnet: bool, device: str = "cpu") -> PatchCore:
+def _detector(wide_resnet: bool, device: str = "cpu", **options: Any) -> PatchCore:
     backbone = "wide_resnet50_2" if wide_resnet else WideShapes()
     weights = None if wide_resnet else "default"
-    detector = PatchCore(backbone, weights=weights, resize=None, image_size=SIDE, device=device)
+    options = {"weights": weights, "resize": None, "image_size": SIDE, "device": device, **options}
+    detector = PatchCore(backbone, ("layer2", "layer3"), **options)
     _ = detector.network_
     return detector
 
 
-def _measure(count: int, wide_resnet: bool) -> tuple[int, float]:
-    """Peak bytes and seconds of a fit, in this process."""
-    _detector(wide_resnet).fit(Textures(32))
-    detector = _detector(wide_resnet)
+def _measure(count: int, wide_resnet: bool, **options: Any) -> tuple[int, float, float | None]:
+    """Peak bytes and seconds of a fit, in this process, and the certified factor of its bank."""
+    _detector(wide_resnet, **options).fit(Textures(32))
+    detector = _detector(wide_resnet, **options)
     memory, start = PeakMemory(), time.perf_counter()
     detector.fit(Textures(count))
-    return memory.read(), time.perf_counter() - start
+    return memory.read(), time.perf_counter() - start, detector.memory_bank_.certificate_
 
 
-def test_5000_images(figures: FiguresOf) -> None:
-    """Memory, and time per image against a fifth of the images."""
-    fewer, few_seconds = in_child(_measure, 1000, False)
-    peak, seconds = in_child(_measure, 5000, False)
-    note = f"{fewer / GIGABYTE:.3g} GB for 1,000 images"
-    figures.add("peak of fit, 5,000 images, layers' shapes", peak / GIGABYTE, "GB", at_most=2.0, note=note)
-    figures.add(
-        "fit, time per image: 5,000 images / 1,000 images",
-        (seconds / 5000) / (few_seconds / 1000),
-        "x",
-        note=f"each ran once: {seconds:.0f} s and {few_seconds:.0f} s",
-        seconds={"1000": few_seconds, "5000": seconds},
-    )
+def test_budget(figures: FiguresOf, request: pytest.FixtureRequest) -> None:
+    """A bank of one size within the default budget, whatever the number of images."""
+    most = request.config.getoption("--images") or COUNTS[-1]
+    seconds: dict[int, float] = {}
+    for count in [count for count in COUNTS if count <= most]:
+        peak, took, factor = in_child(partial(_measure, coreset_size=BANK), count, False)
+        seconds[count] = took / count
+        note = f"{peak / GIGABYTE:.3g} GB; ran once, {took:.0f} s; certified factor {factor:.3g}"
+        what = f"peak of fit, {count:,} images, bank of {BANK:,}, beside the budget"
+        figures.add(what, peak / MEMORY_BUDGET, "x", at_most=1.15, note=note)
+    last = max(seconds)
+    if last > BASE:
+        figures.add(
+            f"fit, time per image: {last:,} images / {BASE:,} images",
+            seconds[last] / seconds[BASE],
+            "x",
+            at_most=1.1,
+            seconds={str(count): took for count, took in seconds.items()},
+        )
+
+
+def test_a_share_of_the_patches(figures: FiguresOf) -> None:
+    """The default, 1 %, of 1,000 images: seven groups."""
+    peak, seconds, factor = in_child(_measure, BASE, False)
+    note = f"{peak / GIGABYTE:.3g} GB; ran once, {seconds:.0f} s; certified factor {factor:.3g}"
+    what = f"peak of fit, {BASE:,} images, 1 %, beside the budget"
+    figures.add(what, peak / MEMORY_BUDGET, "x", at_most=1.15, note=note)
+
+
+def _products() -> list[np.ndarray[Any, Any]]:
+    """Embeddings of 20 images of each of five products: 784 rows of 128 values an image. Their spectrum falls
+    as that of features does, and each product has its own directions.
+    """
+    images = []
+    for product in range(5):
+        rng = np.random.default_rng(product)
+        spectrum = (1.0 + np.arange(128)) ** -0.75
+        directions = np.linalg.qr(rng.normal(size=(128, 128)))[0] * spectrum[:, None]
+        centres = rng.normal(size=(40, 128)) * spectrum
+        for _ in range(20):
+            kinds = rng.integers(40, size=784)
+            rows = 2 * centres[kinds] + rng.normal(size=(784, 128)) + 0.5 * rng.normal(size=128)
+            images.append((rows @ directions).astype(np.float32))
+    return images
+
+
+def _bank(images: list[np.ndarray[Any, Any]], groups: int) -> MemoryBank:
+    """Of 1 % of the rows, selected at once, or in so many groups."""
+    rows = sum(map(len, images))
+    one = -(-rows // groups // len(images[0])) * len(images[0])
+    budget = MEMORY_BUDGET if groups == 1 else 2 * one * images[0].nbytes // len(images[0]) * 2
+    bank = MemoryBank(coreset_size=rows // 100, projection_dim=None, memory_budget=budget)
+    bank.expect(rows, images[0].shape[1])
+    for number, image in enumerate(images):
+        bank.add(image, number)
+    return bank.fit()
+
+
+def test_radius(figures: FiguresOf) -> None:
+    """What is lost by 16 groups, of images in any order and sorted by product."""
+    images = _products()
+    shuffled = [images[i] for i in np.random.default_rng(0).permutation(len(images))]
+    for order, given in (("shuffled", shuffled), ("sorted by product", images)):
+        exact, bank = _bank(given, 1), _bank(given, 16)
+        least, found = exact.verify(images), bank.verify(images)
+        note = f"certified factor {bank.certificate_:.3g}, and {found.certificate:.3g} by verify"
+        what = f"covering radius, 16 groups / at once, {order}"
+        figures.add(what, found.radius / least.radius, "x", at_most=1.3, note=note)
+        figures.add(
+            f"radius_ / true radius, 16 groups, {order}", bank.radius_ / found.radius, "x", at_least=1.0
+        )
 
 
 def test_with_a_wide_resnet(figures: FiguresOf) -> None:
-    peak, seconds = in_child(_measure, 512, True)
+    peak, seconds, _ = in_child(_measure, 512, True)
     note = f"ran once, {seconds:.0f} s"
     figures.add("peak of fit, 512 images, wide_resnet50_2", peak / GIGABYTE, "GB", at_most=2.0, note=note)
 

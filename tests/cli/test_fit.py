@@ -48,6 +48,29 @@ class TestFit:
         assert member["layers"] == ["layer2", "layer3"]
         assert summary["skipped"] == []
 
+    def test_a_bank_of_a_size_within_a_budget(self, category: Path, tmp_path: Path) -> None:
+        sizes = ["--coreset-size", 30, "--memory-budget", "1.5 GiB", "--half"]
+        network = ["-b", "gabor", "--resize", "none", "--device", "cpu"]
+        arguments = ("fit", category / "train/good", "--model", tmp_path / "m", *network, *sizes)
+        (member,) = call_json(*arguments)["members"]
+        detector = ead.load(tmp_path / "m")
+        assert isinstance(detector, ead.PatchCore)
+        assert (detector.coreset_size, detector.memory_budget) == (30, 3 << 29)
+        assert member["bank_rows"] == len(detector.memory_bank_) == 30
+        assert member["covering_radius"] < detector.memory_bank_.radius_ < 1.1 * member["covering_radius"]
+        told = call(*arguments, "--overwrite", "-v").stdout
+        assert f"lies within {member['covering_radius']:.4g} of it; certified: at most" in told
+        assert "lies within" not in call(*arguments, "--overwrite").stdout
+
+    def test_a_budget_that_does_not_do(self, category: Path, tmp_path: Path) -> None:
+        network = ["-b", "gabor", "--resize", "none", "--device", "cpu"]
+        outcome = call(
+            "fit", category / "train/good", "--model", tmp_path / "m", *network, "--memory-budget", "1kB"
+        )
+        assert outcome.exit_code == 2
+        assert "memory_budget is 1000 bytes, too few" in outcome.stderr
+        assert "give --memory-budget" in outcome.stderr
+
     def test_same_seed_same_model(self, category: Path, model: Path, tmp_path: Path) -> None:
         call_json("fit", category / "train/good", "--model", tmp_path / "m", *GABOR)
         kept, again = ead.load(model), ead.load(tmp_path / "m")

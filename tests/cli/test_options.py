@@ -15,6 +15,7 @@ import ensemblead as ead
 from ensemblead.cli.options import (
     DetectorOptions,
     build_detector,
+    byte_count,
     layers_per_member,
     read_config,
     typed_options,
@@ -153,3 +154,31 @@ class TestConfigurationFiles:
         file.write_text("seed: x\nsede: 3\n")
         with pytest.raises(ValueError, match=r"1\) line 1: seed must be a whole.*\n2\) line 2: sede is no"):
             build_detector(DetectorOptions(), read_config(file))
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        ("2GB", 2 * 10**9),
+        ("1.5 GiB", 3 << 29),
+        ("500mb", 5 * 10**8),
+        ("64KiB", 1 << 16),
+        ("12", 12),
+        ("12B", 12),
+        ("1t", None),
+        ("0", None),
+        ("0.1B", None),
+        ("GB", None),
+        ("-2GB", None),
+        ("2 GB more", None),
+        ("1e9", None),
+    ],
+)
+def test_bytes_as_they_are_written(text: str, count: int | None) -> None:
+    if count is not None:
+        assert byte_count("memory-budget", text) == count
+        return
+    with pytest.raises(
+        ValueError, match=r"memory-budget must be a number of bytes, such as 2GB or 500MB, got"
+    ):
+        byte_count("memory-budget", text)

@@ -113,3 +113,12 @@ def test_weights_inside_a_model_stay_inside(tmp_path: Path) -> None:
     (tmp_path / "weights.safetensors").unlink()
     call_json("extend", tmp_path / "model", draw(tmp_path / "new", 9))
     assert ead.load(tmp_path / "model").predict(tmp_path / "new").anomaly_score.shape == (1,)
+
+
+def test_a_bank_stays_at_a_size(tmp_path: Path, model: Path) -> None:
+    rows = ead.load(model).memory_bank_.rows_
+    new = draw(tmp_path / "new", 50, 51)
+    (member,) = call_json("extend", model, new, "--max-rows", len(rows) - 3)["members"]
+    assert member["bank_rows"] == len(ead.load(model).memory_bank_) == len(rows) - 3
+    outcome = call("extend", model, new, "--max-rows", 0)
+    assert (outcome.exit_code, "max_rows must be at least 1" in outcome.stderr) == (2, True)

@@ -27,11 +27,11 @@ from ensemblead.detectors import running
 from ensemblead.images import batches, iterate_batches, open_images
 from ensemblead.images.batches import stack_planes
 from ensemblead.kernels import maps
-from ensemblead.memory import bank as bank_module
 from ensemblead.memory import buffer
 from ensemblead.memory.buffer import take, waits_on_host
 from ensemblead.networks import placement, transfer
 from ensemblead.networks.network import FeaturePool, resolve_device, resolve_precision
+from ensemblead.search.exact import ExactIndex
 
 NATIVE: dict[str, Any] = {"image_size": None, "resize": None, "device": "cpu"}
 
@@ -144,8 +144,8 @@ def _placed(detector: ead.PatchCore, device: str) -> None:
     fitted = detector.memory_bank_
     fitted._set(torch.empty_like(fitted.rows_, device=device), fitted._owners, fitted._search)
     fitted._images = torch.empty(len(fitted), dtype=torch.int64, device=device)
-    fitted._buffer.home = torch.device(device)
-    fitted._search = bank_module.ExactIndex(fitted.rows_)
+    fitted._intake.buffer.home = torch.device(device)
+    fitted._search = ExactIndex(fitted.rows_)
     # Seen once per bank, from values that there are none of here.
     fitted._search.products.__dict__["is_separated"] = True
 
@@ -182,9 +182,9 @@ def test_no_step_of_predict_looks_at_a_value(
             monkeypatch.setattr(buffer, "free_on", lambda device, free=free: free)
             bank = detector.memory_bank_.copy()
             bank.add(seen.embeddings.flatten(0, 2), 7, copy=False, known_finite=True)
-            assert bank._buffer.chunks[0].device == torch.device(place)
+            assert bank._intake.buffer.chunks[0].device == torch.device(place)
             picks = np.array([5, 0, 9])
-            assert take(bank._buffer.chunks, picks, scores.device).device == scores.device
+            assert take(bank._intake.buffer.chunks, picks, scores.device).device == scores.device
         # And that a look would have failed.
         with pytest.raises(DataDependentOutputException):
             bool(scores.isfinite().all())
@@ -412,10 +412,10 @@ def test_rows_that_wait_on_the_host_give_the_same_bank(
 
     def fitted(free: int, buffer_bytes: int) -> ead.MemoryBank:
         monkeypatch.setattr(buffer, "free_on", lambda device: free)
-        bank = ead.MemoryBank(0.05, max_buffer_bytes=buffer_bytes)
+        bank = ead.MemoryBank(0.05, memory_budget=buffer_bytes)
         for i, part in enumerate(rows.split(100)):
             bank.add(part, i)
-            assert bank._buffer.num_rows == 0 or bank._buffer.chunks[-1].is_cuda == (free > 0)
+            assert bank._intake.buffer.num_rows == 0 or bank._intake.buffer.chunks[-1].is_cuda == (free > 0)
         return bank.fit()
 
     for buffer_bytes in (10**9, 300_000):  # at once, and by groups

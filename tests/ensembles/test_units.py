@@ -107,8 +107,7 @@ class TestTheSameBits:
     ) -> None:
         # Of two members together eight images are held; of one alone it would be all.
         monkeypatch.setattr(learning, "_HELD_IMAGES", 4)
-        monkeypatch.setattr(learning, "_HELD_BYTES", 16)
-        monkeypatch.setattr(learning, "_row_bytes", len)
+        monkeypatch.setattr(learning, "_most_held", lambda parts, *_: 16 // len(parts))
         expected = make().fit(images)
         found = make().fit(images, executor=Inline(), workdir=tmp_path)
         assert len(expected.calibration_.scores) == 8

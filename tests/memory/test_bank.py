@@ -134,12 +134,12 @@ def test_an_image_can_be_left_out() -> None:
 
 def test_rows_that_outgrow_the_buffer_are_taken_by_groups() -> None:
     data = _rows(6000, 16)
-    exact, grouped = MemoryBank(0.02), MemoryBank(0.02, max_buffer_bytes=6000 * 16 * 8 // 5)
+    exact, grouped = MemoryBank(0.02), MemoryBank(0.02, memory_budget=6000 * 16 * 8 // 5)
     for bank in (exact, grouped):
         held = 0
         for i, part in enumerate(np.array_split(data, 60)):
             bank.add(part, i)
-            held = max(held, bank._buffer.num_rows)
+            held = max(held, bank._intake.buffer.num_rows)
         bank.fit()
         assert len(bank) == 120
         if bank is grouped:
@@ -155,9 +155,10 @@ def test_rows_that_outgrow_the_buffer_are_taken_by_groups() -> None:
 
 
 def test_injection_needs_all_rows_at_once() -> None:
-    bank = MemoryBank(0.1, max_buffer_bytes=1000)
-    bank.add(_rows(100))
-    with pytest.raises(ValueError, match="outgrew max_buffer_bytes=1000"):
+    bank = MemoryBank(0.1, memory_budget=1000)
+    for image in range(2):
+        bank.add(_rows(50), image)
+    with pytest.raises(ValueError, match="outgrew memory_budget=1000"):
         bank.fit(start_indices=[0])
 
 
@@ -168,7 +169,7 @@ def test_extend_covers_what_is_new_and_keeps_what_is_old(index: str, buffer_byte
     bank = MemoryBank(0.1, index=index)
     bank.add(old, 0)
     bank.fit()
-    bank.max_buffer_bytes = buffer_bytes
+    bank = MemoryBank.from_state({**bank.parameters(), "memory_budget": buffer_bytes}, bank.state())
     before, radius = bank.rows_.clone(), bank.radius_
     unchanged = bank.copy()
     bank.extend(new[:200], 1)
@@ -240,7 +241,7 @@ def test_added_arrays_may_be_reused() -> None:
         ({"index": "kd"}, "index must be one of flat, .*, got 'kd'"),
         ({"num_neighbors": 0}, "num_neighbors must be at least 1, got 0"),
         ({"projection_dim": 0}, "projection_dim"),
-        ({"max_buffer_bytes": 0}, "max_buffer_bytes"),
+        ({"memory_budget": 0}, "memory_budget"),
     ],
 )
 def test_bad_parameters(options: dict[str, Any], message: str) -> None:
@@ -302,7 +303,7 @@ def test_rows_survive_a_failed_selection(monkeypatch: pytest.MonkeyPatch, failin
 
     def extended() -> MemoryBank:
         # Every addition is a group of its own.
-        bank = MemoryBank(0.1, max_buffer_bytes=4 * 100 * 40 * 4)
+        bank = MemoryBank(0.1, memory_budget=4 * 100 * 40 * 4)
         bank.add(data)
         bank.fit()
         for rows in more:

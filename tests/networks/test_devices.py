@@ -99,7 +99,7 @@ def test_many_images_through_a_small_buffer(torch_device: str) -> None:
     rows = torch.randn(4000, 60, generator=generator)
     banks = {}
     for buffer_bytes in (10**9, 4000 * 60 * 8 // 6):
-        bank = ead.MemoryBank(0.02, max_buffer_bytes=buffer_bytes, projection_dim=20)
+        bank = ead.MemoryBank(0.02, memory_budget=buffer_bytes, projection_dim=20)
         for i, part in enumerate(rows.to(torch_device).split(50)):
             bank.add(part, i)
         banks[buffer_bytes] = bank.fit()

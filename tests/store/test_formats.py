@@ -60,6 +60,15 @@ def test_the_origin_of_the_statistics_is_known() -> None:
     assert load("format1", "padim").calibration_.origin == "calibrated"
 
 
+def test_what_earlier_versions_did_not_say_of_their_banks() -> None:
+    detector = load("format1", "patchcore")
+    assert (detector.coreset_size, detector.memory_budget) == (None, 1_450_000_000)
+    bank = detector.memory_bank_
+    assert (bank.certificate_, bank._reach) == (None, bank.radius_)
+    images = np.load(SAVED / "format1" / "expected.npz")["images"]
+    assert detector.verify(images).certificate is None
+
+
 def test_they_can_be_extended() -> None:
     images = np.load(SAVED / "format1" / "expected.npz")["images"]
     detector = load("format1", "patchcore")

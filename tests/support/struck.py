@@ -33,6 +33,8 @@ from support.textures import normal_images
 import ensemblead as ead
 import ensemblead.cli.app
 import ensemblead.suites.running
+from ensemblead import store
+from ensemblead.config.registry import register
 from ensemblead.evaluation import run
 
 SIDE = 48
@@ -77,6 +79,41 @@ class Models:
             assert self._kind == "extend"
             return "extended"
         return f"known{self._thresholds.index(found.threshold_)}"
+
+
+@register("struck-rows")
+class Rows:
+    """Rows that are all the same number, whole or in half precision."""
+
+    def __init__(self, number: int, half: bool) -> None:
+        self._rows, self._half = torch.full((1 << 20, 4), float(number)), half
+
+    def to_store(self, writer: store.FolderWriter) -> dict[str, Any]:
+        writer.tensors("rows.safetensors", {"rows": self._rows}, half=["rows"] * self._half)
+        return {"number": float(self._rows[0, 0])}
+
+    @classmethod
+    def from_store(cls, reader: store.FolderReader) -> float:
+        rows, number = reader.tensors("rows.safetensors")["rows"], reader.state["number"]
+        assert bool((rows == number).all())
+        assert len(rows) == 1 << 20
+        return float(number)
+
+
+class Streams:
+    """A file of 8 or 16 MB, written in pieces."""
+
+    def __init__(self, folder: Path, kind: str) -> None:
+        self._model = folder / "model"
+
+    def prepare(self) -> None:
+        self.work(0)
+
+    def work(self, trial: int) -> None:
+        store.save(Rows(trial, half=trial % 2 == 0), self._model)
+
+    def look(self) -> str:
+        return "odd" if store.load(self._model) % 2 else "even"
 
 
 class Suites:
@@ -143,7 +180,7 @@ def _blow(blow: str, rng: np.random.Generator) -> Callable[[], object]:
 def main(kind: str, blow: str, folder: Path, trials: int, seed: int) -> None:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    job = (Suites if kind == "suite" else Models)(folder, kind)
+    job = {"suite": Suites, "stream": Streams}.get(kind, Models)(folder, kind)
     job.prepare()
     job.work(0)
     start = time.monotonic()

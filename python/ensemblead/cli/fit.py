@@ -16,7 +16,7 @@ from rich.table import Table
 from ensemblead.cli.bars import Bars
 from ensemblead.cli.console import Clock, print_json, reported_warnings, without_threshold_warnings
 from ensemblead.cli.models import describe_learned, describe_model, reads_weights_elsewhere
-from ensemblead.cli.options import DetectorOptions, build_detector, read_config, typed_options
+from ensemblead.cli.options import DetectorOptions, build_detector, byte_count, read_config, typed_options
 from ensemblead.common.extras import require
 from ensemblead.common.files import valid_text
 from ensemblead.common.validation import some_of
@@ -84,6 +84,14 @@ def command(
         str | None,
         option("-p", "--coreset-fraction", panel=_BANK, text="Share of the patches to keep: 0.01."),
     ] = None,
+    coreset_size: Annotated[
+        str | None,
+        option("--coreset-size", panel=_BANK, text="How many patches to keep, instead of a share."),
+    ] = None,
+    memory_budget: Annotated[
+        str | None,
+        option("--memory-budget", panel=_BANK, text="What patches may take in memory: 2GB, 500MB; 1.45GB."),
+    ] = None,
     num_neighbors: Annotated[
         str | None, option("--num-neighbors", panel=_BANK, text="Neighbours that a distance averages.")
     ] = None,
@@ -137,8 +145,15 @@ def command(
             text="Store the networks' weights with the model, for machines that do not have them.",
         ),
     ] = False,
+    half: Annotated[
+        bool, option("--half", panel=_RUN, text="Store the memory bank in half precision, half as large.")
+    ] = False,
     overwrite: Annotated[
         bool, option("--overwrite", panel=_RUN, text="Replace the model that is in the folder.")
+    ] = False,
+    verbose: Annotated[
+        bool,
+        option("-v", "--verbose", panel=_RUN, text="Say how well memory banks cover what they learned."),
     ] = False,
     as_json: Annotated[bool, option("--json", panel=_RUN, text="Print a JSON summary.")] = False,
 ) -> None:
@@ -154,6 +169,8 @@ def command(
         "pretrain_dim": pretrain_dim,
         "target_dim": target_dim,
         "coreset_fraction": coreset_fraction,
+        "coreset_size": coreset_size,
+        "memory_budget": None if memory_budget is None else str(byte_count("memory-budget", memory_budget)),
         "num_neighbors": num_neighbors,
         "tile_size": tile_size,
         "stride": stride,
@@ -175,12 +192,15 @@ def command(
             include_backbone,
             overwrite,
             checkpoint,
+            half,
         )
         summary = run.execute(bars)
     if as_json:
         print_json({**summary, "warnings": warned})
     else:
         show_summary(summary)
+        if verbose:
+            show_coverage(summary)
 
 
 @dataclass
@@ -197,6 +217,7 @@ class FitRun:
     include_backbone: bool = False
     overwrite: bool = False
     checkpoint: Path | None = None
+    half: bool = False
 
     def execute(self, bars: Bars) -> dict[str, Any]:
         require("torch", "ensemblead fit")
@@ -234,7 +255,7 @@ class FitRun:
         if fresh is not None:
             skipped += self._calibrate(detector, fresh, bars)
         bars.step("saving")
-        detector.save(self.model, include_backbone=self.include_backbone)
+        detector.save(self.model, include_backbone=self.include_backbone, half=self.half)
         return {
             "model": str(self.model),
             "images": len(source),
@@ -347,6 +368,22 @@ def show_summary(summary: dict[str, Any]) -> None:
         console.print(
             "The networks' weights are not in it, but read from where they are now: for another machine, fit "
             "with --include-backbone.",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+def show_coverage(summary: dict[str, Any]) -> None:
+    """What is known of memory banks, in a line each."""
+    console = Console()
+    banks = [member for member in summary["members"] if member.get("covering_radius") is not None]
+    for number, member in enumerate(banks):
+        name = f"memory bank {number}" if len(banks) > 1 else "memory bank"
+        known = "not certified"
+        if (factor := member["certified_factor"]) is not None:
+            known = f"certified: at most {factor:.3g} times the least that as many patches can do"
+        console.print(
+            f"{name}: every patch learned lies within {member['covering_radius']:.4g} of it; {known}",
             highlight=False,
             soft_wrap=True,
         )

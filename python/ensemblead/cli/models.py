@@ -83,14 +83,25 @@ def _tiled_members(ensemble: Any) -> Iterator[dict[str, Any]]:
             "resize": None,
             "image_size": parameters["image_size"],
             **summed,
+            **_worst_bank(same),
             "learned": {**same[0]["learned"], **summed},
             "tiles": tiles,
         }
 
 
+def _worst_bank(members: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
+    """Of the same member at all locations: the largest radius and factor, None where one is not known."""
+    worst: dict[str, float | None] = {}
+    for name in ("covering_radius", "certified_factor"):
+        values = [member[name] for member in members]
+        worst[name] = None if None in values else max(values)
+    return worst
+
+
 def _describe_leaf(leaf: Any) -> dict[str, Any]:
     network = getattr(leaf, "network_", None)  # a method may do without one
     learned: dict[str, int] = dict(getattr(leaf, "learned_", {}))
+    bank = getattr(leaf, "memory_bank_", None)
     return {
         "method": type(leaf).__name__,
         "backbone": None if network is None else network.name,
@@ -100,6 +111,8 @@ def _describe_leaf(leaf: Any) -> dict[str, Any]:
         "image_size": getattr(leaf, "image_size", None),
         **learned,
         "learned": learned,
+        "covering_radius": None if bank is None else bank.radius_,
+        "certified_factor": None if bank is None else bank.certificate_,
         "device": str(getattr(leaf, "device", "cpu") if network is None else network.device),
     }
 

@@ -26,6 +26,12 @@ if TYPE_CHECKING:
 
 DEFAULT_METHOD = "PatchCore"
 _INDEXED = re.compile(r"(\d+)\.(.+)")
+_BYTES = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]i?b|b|)", re.IGNORECASE)
+_UNITS = {"": 1, "b": 1} | {
+    f"{letter}{binary}b": (1024 if binary else 1000) ** power
+    for power, letter in enumerate("kmgt", start=1)
+    for binary in ("", "i")
+}
 _NO_FILE = ("default", "none")  # instead of a path of weights
 # Ensembles are made by other options than --method.
 _INSTEAD_OF_ENSEMBLES = {
@@ -67,6 +73,15 @@ _NAMES: Mapping[str, Any] = {
     "layers": str | list[str],
     "weights": str | list[str],
 }
+
+
+def byte_count(name: str, text: str) -> int:
+    """Bytes, written as 2GB, 1.5 GiB, 500MB or a plain number; ValueError for anything else."""
+    match = _BYTES.fullmatch(text.strip())
+    count = 0 if match is None else int(float(match[1]) * _UNITS[(match[2] or "").lower()])
+    if count < 1:
+        raise ValueError(f"{name} must be a number of bytes, such as 2GB or 500MB, got {text!r}")
+    return count
 
 
 def typed_options(values: Mapping[str, Any], sets: Sequence[str] = (), **names: Any) -> DetectorOptions:

@@ -69,6 +69,10 @@ def extend(
     model: _Model,
     images: _Images,
     out: _Out = None,
+    max_rows: Annotated[
+        int | None,
+        typer.Option("--max-rows", help="Keep a memory bank at so many rows; it grows if absent."),
+    ] = None,
     weights: _Weights = None,
     device: _Device = None,
     skip_unreadable: _Skip = False,
@@ -76,11 +80,12 @@ def extend(
 ) -> None:
     """Let a model learn more images of good parts, without starting over.
 
-    What it has learned stays. Methods that are trained cannot be extended: they are fitted again.
+    What it has learned stays, unless --max-rows lets new rows take the place of others. Methods that are
+    trained cannot be extended: they are fitted again.
     """
 
     def update(detector: Detector, source: ImageSource, errors: Any, bars: Bars) -> None:
-        detector.extend(source, errors=errors, progress=bars)
+        detector.extend(source, max_rows=max_rows, errors=errors, progress=bars)
 
     _run(_Update(model, images, out, weights or (), device, skip_unreadable, update), as_json)
 

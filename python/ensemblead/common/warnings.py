@@ -11,6 +11,10 @@ class ThresholdWarning(UserWarning):
     """What `fit` learned sets the threshold badly; `calibrate` sets it right."""
 
 
+class SlowPredictWarning(UserWarning):
+    """What `fit` learned makes `predict` slow: a memory bank of many rows."""
+
+
 def warn(message: str, category: type[Warning] = UserWarning) -> None:
     """`warnings.warn`, as if from the innermost line outside of this package."""
     # What `skip_file_prefixes` does from Python 3.12 on.

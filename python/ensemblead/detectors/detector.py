@@ -105,17 +105,31 @@ class Detector(ABC):
             fit(self, images, errors, progress, extending=False, checkpoint=kept)
         return self
 
-    def extend(self, images: Any, *, errors: Errors = "raise", progress: Progress | None = None) -> Self:
+    def extend(
+        self,
+        images: Any,
+        *,
+        max_rows: int | None = None,
+        errors: Errors = "raise",
+        progress: Progress | None = None,
+    ) -> Self:
         """Learn from more normal images, without starting over; what is known stays.
 
         Leave-one-out statistics then include the new images. Those of `calibrate` stay, guarantee and all,
         where more images only lower scores; for `PaDiM` and `score="reweighted"` they become estimates.
         Images that were learned before give no statistics; a warning says how many there were.
+
+        Args:
+            images, errors, progress: as for `fit`.
+            max_rows: a memory bank that would have more rows is selected anew, of its own and the new
+                ones, and has this many; so is every one of an ensemble. Scores may rise then, so that
+                statistics of `calibrate` become estimates. None: banks grow.
+
         Raises ValueError for methods that learn in many passes: they are fitted again. So does a set in which
         nothing is new.
         """
         self._require_fitted("extend")
-        fit(self, images, errors, progress, extending=True)
+        fit(self, images, errors, progress, extending=True, max_rows=max_rows)
         return self
 
     def predict(
@@ -157,7 +171,9 @@ class Detector(ABC):
         self._accept(calibrate(self, images, float(false_alarm_rate), errors, progress))
         return self
 
-    def save(self, path: str | os.PathLike[str], include_backbone: bool = False) -> None:
+    def save(
+        self, path: str | os.PathLike[str], include_backbone: bool = False, *, half: bool = False
+    ) -> None:
         """Write the fitted detector to a folder, whole or not at all; `ead.load(path)` reads it back.
 
         Args:
@@ -165,9 +181,14 @@ class Detector(ABC):
             include_backbone: store the weights of published networks and of weights files too, so that the
                 folder needs nothing else. Others (state dicts, `weights=None`, modules, and those that were
                 stored in the folder that the detector was loaded from) are stored anyway.
+            half: store the rows of memory banks as float16, half as large. Loaded, they are float32 again,
+                every value rounded by up to 1 in 2048 of itself; docs/design/large_sets.md has what that
+                does to scores. Other states stay as they are.
+
+        Raises ValueError where something else is at `path`, and with `half` for values beyond float16.
         """
         self._require_fitted("save")
-        store.save(self, path, include_backbone=include_backbone)
+        store.save(self, path, include_backbone=include_backbone, half=half)
 
     def load_networks(self) -> Self:
         """Load all networks now; they are loaded at their first use otherwise.

@@ -26,6 +26,7 @@ from ensemblead.calibration import (
     warn_if_too_few,
 )
 from ensemblead.common.files import valid_text
+from ensemblead.common.validation import whole_number
 from ensemblead.common.warnings import ThresholdWarning, warn
 from ensemblead.detectors.frozen import share_networks
 from ensemblead.detectors.parts import Fitted, Part, Progress, Reading, Run, Seen, Tree
@@ -57,8 +58,13 @@ def fit(
     *,
     extending: bool,
     checkpoint: Checkpoint | None = None,
+    max_rows: int | None = None,
 ) -> None:
     """Learn from images, and give the detector what came of it at the very end."""
+    if max_rows is not None:
+        max_rows = whole_number("max_rows", max_rows, 1)
+        if not any(part.has_bank for part in detector._parts()):
+            raise ValueError("max_rows: there is no memory bank here to keep small; leave it out")
     if checkpoint is not None and not any(part.passes == "held_out" for part in detector._parts()):
         raise ValueError(
             "checkpoint: nothing is trained here, and only training is kept in one; leave it out"
@@ -74,7 +80,7 @@ def fit(
             "on all images together"
         )
     report = progress or (lambda stage, done, total: None)
-    run = Run(report, len(source), sampled_positions(len(source)), checkpoint=checkpoint)
+    run = Run(report, len(source), sampled_positions(len(source)), checkpoint=checkpoint, max_rows=max_rows)
     if extending:
         run = replace(run, known=frozenset(detector._fingerprints.tolist()))
     learned = learned_from(learner, source, errors, run, extending=extending)
@@ -90,13 +96,13 @@ class SharedPass:
 
     Attributes:
         batch_size: of the pass that parts share.
-        row_bytes: of what they hold of an image that is to be scored; None: what the member itself holds
-            decides.
+        most_scored: of how many images they can hold what they have seen until these are scored; None: what
+            the member itself holds decides.
         holds_out: whether one of them is trained, and images are held out for all.
     """
 
     batch_size: int
-    row_bytes: int | None
+    most_scored: int | None
     holds_out: bool
 
 
@@ -110,6 +116,7 @@ class Learned:
         geometries: of the parts, as the images have decided them.
         identities: as `Images.identities` gives them.
         skipped: images that could not be read.
+        rose: as in `Fitted`, of any part.
     """
 
     states: Sequence[Any]
@@ -118,6 +125,7 @@ class Learned:
     geometries: tuple[Geometry, ...]
     identities: Sequence[tuple[int, tuple[int, int], int]]
     skipped: Sequence[SkippedImage]
+    rose: bool = False
 
     def fingerprints(self) -> npt.NDArray[np.uint64]:
         """Of the images that were read."""
@@ -129,13 +137,13 @@ def shared_pass(detector: Tree, source: ImageSource, errors: Any) -> SharedPass:
     parts = [part for part in detector._parts() if part.passes == "one"]
     batch_size = min((part.batch_size for part in parts), default=1)
     holds_out = any(part.passes == "held_out" for part in detector._parts())
-    row_bytes = None
+    most_scored = None
     if len(parts) > 1 and len(source) > _HELD_IMAGES:
         with Images(source, errors=errors) as data:
             for _, seen in seen_batches(parts, data, 1):
-                row_bytes = _row_bytes(seen)
+                most_scored = _most_held(parts, seen, len(data), 1)
                 break
-    return SharedPass(batch_size, row_bytes, holds_out)
+    return SharedPass(batch_size, most_scored, holds_out)
 
 
 def learned_from(
@@ -168,6 +176,7 @@ def learned_from(
         geometries,
         identities,
         skipped,
+        any(one.rose for one in fitted),
     )
 
 
@@ -186,9 +195,9 @@ def settle(detector: Tree, learned: Learned, source: ImageSource, *, extending: 
         warn(message, ThresholdWarning)
     calibrations = list(learned.calibrations)
     if extending:
-        parts = detector._parts()
-        falling = all(part.extending_lowers_scores for part in parts)
-        calibrations = extended([part.calibration_ for part in parts], calibrations, falling)
+        falling = all(part.extending_lowers_scores for part in detector._parts()) and not learned.rose
+        before = [part.calibration_ for part in detector._parts()]
+        calibrations = extended(before, calibrations, falling)
         fingerprints = np.concatenate([known, fingerprints])
     else:
         calibrations = _with_deciding(detector, calibrations, source, bool(learned.warnings))
@@ -255,6 +264,7 @@ def learn(
     if started:
         originals, done, total, known = Originals(), 0, len(images), len(images.skipped)
         choice: _Choice | None = None
+        totals: dict[str, Any] = {}
         sharing = [parts[i] for i in started]
         # Tiles are what they are; whole images must be seen alike by all members.
         check = detector._check_batch if isinstance(images, Images) else None
@@ -263,9 +273,12 @@ def learn(
             looks = zip(batch.indices, batch.sizes, batch.fingerprints, strict=True)
             numbers = tuple(originals.of(*look) for look in looks)
             if choice is None:
-                row = None if shared is None else shared.row_bytes
-                row = _row_bytes(seen) if row is None else row
-                choice = _Choice(_affordable(run.sampled, row * math.ceil(total / run.num_images)))
+                rows_per_image = math.ceil(total / run.num_images)
+                most = None if shared is None else shared.most_scored
+                most = _most_held(sharing, seen, total, rows_per_image) if most is None else most
+                affordable = _affordable(run.sampled, most)
+                choice = _Choice(affordable)
+                totals = {"total": total, "total_sampled": rows_per_image * len(affordable)}
             sampled = tuple(
                 # Of images that are equal, the first counts.
                 choice.takes(index, is_new=index == number and look not in run.known)
@@ -274,7 +287,8 @@ def learn(
             contents = {frame: _contents(pixels) for frame, pixels in batch.images.items()}
             for part, accumulator, own in zip(sharing, started.values(), seen, strict=True):
                 content = contents[images.frame(part.geometry)]
-                accumulator.add(replace(own, numbers=numbers, sampled=sampled, contents=content))
+                told = replace(own, numbers=numbers, sampled=sampled, contents=content)
+                accumulator.add(replace(told, **totals))
             done += len(batch)
             del batch, seen
             run.progress("embed", done + len(images.skipped) - known, total)
@@ -319,16 +333,22 @@ class _Choice:
         return True
 
 
-def _row_bytes(seen: Sequence[Seen]) -> int:
-    """Of what parts hold of one image."""
-    return sum(value[0].numel() * value.element_size() for one in seen for value in one.values)
+def _most_held(parts: Sequence[Part], seen: Sequence[Seen], total: int, rows_per_image: int) -> int:
+    """How many images may be held until they are scored."""
+    sizes = [sum(value[0].numel() * value.element_size() for value in one.values) for one in seen]
+    most = _HELD_BYTES // max(1, sum(sizes) * rows_per_image)
+    for part, one, size in zip(parts, seen, sizes, strict=True):
+        limit = part.held_bytes(one, total)
+        if limit is not None:
+            most = min(most, limit // max(1, size * rows_per_image))
+    return max(_HELD_IMAGES, most)
 
 
-def _affordable(sampled: frozenset[int], image_bytes: int) -> frozenset[int]:
-    """Of the sampled images as many as may be held, evenly spread."""
-    most = max(_HELD_IMAGES, _HELD_BYTES // max(1, image_bytes))
+def _affordable(sampled: frozenset[int], most: int) -> frozenset[int]:
+    """Of the sampled images so many at most, evenly spread."""
     ordered = sorted(sampled)
-    return frozenset(ordered[item] for item in sampled_positions(len(ordered), most=most))
+    chosen = sampled_positions(len(ordered), most=most)
+    return frozenset(ordered[item] for item in chosen)
 
 
 def held_out(images: Images) -> frozenset[int]:

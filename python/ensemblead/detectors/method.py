@@ -88,6 +88,8 @@ class Method(Detector):
     side_multiple: ClassVar[int] = 1
     # Whether a method with a network sees pixels all the same, and runs the network itself.
     sees_pixels: ClassVar[bool] = False
+    # Whether what it learns is a memory bank, which `extend(max_rows=)` keeps small.
+    has_bank: ClassVar[bool] = False
     # The strides of the layers that `layers="auto"` stands for.
     auto_strides: ClassVar[tuple[int, ...]] = MIDDLE_STRIDES
 
@@ -237,6 +239,10 @@ class Method(Detector):
     def passes(self) -> Passes:
         return "one" if type(self).train is Method.train else "held_out"
 
+    def held_bytes(self, seen: Seen, total: int) -> int | None:
+        """What may be held of sampled images in `fit`, of `total` rows like those seen; None: any."""
+        return None
+
     def _require_constructed(self) -> None:
         if "_reading" not in vars(self):
             name = type(self).__name__
@@ -326,6 +332,10 @@ class Method(Detector):
 
     def _state_to_save(self) -> Any:
         return self._state
+
+    def _in_half(self, state: Any) -> tuple[Any, Sequence[str]]:
+        """A state to save in half precision, and the fields that are rounded to float16; of most none are."""
+        return state, ()
 
     def _state_from_saved(self, saved: Any) -> Any:
         return saved

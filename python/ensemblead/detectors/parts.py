@@ -55,6 +55,8 @@ class Seen:
         sampled: in `fit`, whether the row's leave-one-out score is wanted.
         contents: in `fit`, 64 bits of the pixels that the row was made from: an order that follows from the
             set of images, not from where they stand.
+        total: in `fit`, of how many rows all batches will be, those included that turn out unreadable.
+        total_sampled: how many of them at most will be sampled.
         kind: which of the three the values are.
     """
 
@@ -63,6 +65,8 @@ class Seen:
     numbers: tuple[int, ...] = ()
     sampled: tuple[bool, ...] = ()
     contents: tuple[int, ...] = ()
+    total: int = 0
+    total_sampled: int = 0
     kind: Sight = "pixels"
 
     def __len__(self) -> int:
@@ -120,6 +124,7 @@ class Run:
         sampled: numbers of the images that give the statistics.
         known: fingerprints of images that were learned before, of which none give statistics.
         checkpoint: where training that is interrupted is kept; None: nowhere.
+        max_rows: of a memory bank that is extended; None: it may grow.
     """
 
     progress: Progress
@@ -127,6 +132,7 @@ class Run:
     sampled: frozenset[int]
     known: frozenset[int] = frozenset()
     checkpoint: Checkpoint | None = None
+    max_rows: int | None = None
 
     def below(self, name: str) -> Run:
         """For a part of what is learned, with a checkpoint of its own."""
@@ -144,6 +150,7 @@ class Fitted:
         warnings: why the sample says little of the threshold, by the kind of reason.
         positions: where the images of the sample stand among those given, in the order in which they were
             added; of a method that learns in one pass they are found for it.
+        rose: whether an extension may raise scores after all, against `extending_lowers_scores`.
     """
 
     state: Any
@@ -151,6 +158,7 @@ class Fitted:
     origin: Origin = "leave_one_out"
     warnings: Mapping[str, str] = field(default_factory=dict)
     positions: tuple[int, ...] = ()
+    rose: bool = False
 
 
 @dataclass(frozen=True)
@@ -209,6 +217,15 @@ class Part(Protocol):
     @property
     def spool_bytes(self) -> int:
         """Of resized images kept in memory for its passes."""
+        ...
+
+    @property
+    def has_bank(self) -> bool:
+        """Whether it has a memory bank, which `max_rows` keeps small."""
+        ...
+
+    def held_bytes(self, seen: Seen, total: int) -> int | None:
+        """What may be held of sampled images, of `total` rows like those seen; None: it does not mind."""
         ...
 
     def check_size(self, size: tuple[int, int], argument: str) -> None:

@@ -30,11 +30,13 @@ def arguments(detector: Any) -> dict[str, Any]:
 
 def write_method(method: Any, writer: FolderWriter) -> dict[str, Any]:
     """For `Method.to_store`."""
-    frozen = method._frozen
+    frozen, state, half = method._frozen, method._state_to_save(), ()
+    if writer.options.get("half"):
+        state, half = method._in_half(state)
     return {
         "parameters": method.parameters(),
         "network": None if frozen is None else frozen.network.to_store(writer),
-        "learned": save_state(writer, "learned", method._state_to_save(), type(method).State),
+        "learned": save_state(writer, "learned", state, type(method).State, half=half),
         **write_statistics(method, writer),
     }
 

@@ -42,7 +42,8 @@ class TileJoin:
         held_out = any("held_out" in one.origins for one in self._locations)
         origin: Origin = "held_out" if held_out else "leave_one_out"
         state = TiledState(tuple(self._members), self._frame, statistics)
-        return Fitted(state, sample, origin, self._warnings(), tuple(self._positions))
+        rose = any(one.rose for one in self._locations)
+        return Fitted(state, sample, origin, self._warnings(), tuple(self._positions), rose)
 
     def _warnings(self) -> dict[str, str]:
         """Of all locations; the first of its kind stands for all."""

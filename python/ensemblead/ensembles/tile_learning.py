@@ -115,6 +115,7 @@ class TiledLearning:
                 for part, one in enumerate(fitted)
                 for kind, message in one.warnings.items()
             },
+            any(one.rose for one in fitted),
         )
 
 

@@ -60,6 +60,7 @@ class Location:
         positions: where the images of these results stand among those given.
         origins: of the samples.
         warnings: why thresholds say little, by the part and the kind of reason.
+        rose: as in `Fitted`.
     """
 
     member: Detector
@@ -67,3 +68,4 @@ class Location:
     positions: tuple[int, ...]
     origins: tuple[Origin, ...]
     warnings: Mapping[str, str]
+    rose: bool = False

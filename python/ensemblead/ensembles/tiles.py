@@ -98,8 +98,8 @@ class TiledEnsemble(Detector):
         memory_budget: bytes; of resized images a quarter of it, 256 MiB at most, is kept in memory in
         `fit`, and a
             shared detector holds embeddings of sampled images up to a third. Besides them there are the
-            network, one batch of tiles, the embeddings of one location, the banks, and some images decoded
-            ahead.
+            network, one batch of tiles, the embeddings of one location (of a `PatchCore` up to its own
+            `memory_budget`), the banks, and some images decoded ahead.
 
     Attributes after `fit`: `members_`, a detector per location in row-major order (one if shared);
     `tile_grid_`, their rows and columns; `calibration_`, `threshold_` of the joined scores.
@@ -236,6 +236,14 @@ class TiledEnsemble(Detector):
     @property
     def extending_lowers_scores(self) -> bool:
         return all(part.extending_lowers_scores for part in self.member._parts())
+
+    @property
+    def has_bank(self) -> bool:
+        """Whether its members have memory banks."""
+        return any(part.has_bank for part in self.member._parts())
+
+    def held_bytes(self, seen: Seen, total: int) -> int | None:
+        return None  # its members say so at every location
 
     def check_size(self, size: tuple[int, int], argument: str) -> None:
         """Raise ValueError where images (h, w) cannot be cut into tiles."""

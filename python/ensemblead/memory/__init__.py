@@ -1,7 +1,8 @@
 """Normal embeddings to compare with: what is kept of them, and the nearest of them."""
 
 from ensemblead.memory.bank import MemoryBank
+from ensemblead.memory.coverage import Coverage
 from ensemblead.memory.selection import start_rows
 from ensemblead.memory.state import BankState
 
-__all__ = ["BankState", "MemoryBank", "start_rows"]
+__all__ = ["BankState", "Coverage", "MemoryBank", "start_rows"]

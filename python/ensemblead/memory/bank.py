@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
-from ensemblead.common.errors import NotFittedError
 from ensemblead.common.validation import whole_number
-from ensemblead.memory.buffer import AddedRows, Buffer, as_rows, image_numbers, take
-from ensemblead.memory.projection import make_projection, project_chunks
-from ensemblead.memory.selection import Progress, select, select_above_noise
+from ensemblead.common.warnings import warn
+from ensemblead.memory.buffer import as_rows, image_numbers, take
+from ensemblead.memory.intake import Intake, Known, Sizes
+from ensemblead.memory.projection import project_chunks
+from ensemblead.memory.searched import SearchedRows
+from ensemblead.memory.selection import ROUNDING, Progress, select_above_noise
 from ensemblead.memory.state import BankState
-from ensemblead.search.exact import ExactIndex
 from ensemblead.search.faiss import FaissIndex
-from ensemblead.search.neighbors import Excluded
 from ensemblead.search.plan import (
     INDEX_NAMES,
     extended_index,
@@ -27,14 +26,11 @@ from ensemblead.search.plan import (
     moved_index,
 )
 
-# How much a group of rows keeps of itself, as a multiple of the coreset's fraction, when not all rows fit the
-# buffer.
-_OVERSAMPLING = 2.0
-# A row at the radius itself must not enter for the last bit of its distance.
-_ROUNDING = 2e-6
+MEMORY_BUDGET = 1_450_000_000
+DEFAULT_FRACTION = 0.01
 
 
-class MemoryBank:
+class MemoryBank(SearchedRows):
     """A coreset of embeddings (PatchCore; Roth et al. 2022), with the image every row came from.
 
     `add` rows as they come, then `fit`; more normal rows later with `add` and `extend`, or `extend(rows)`.
@@ -42,6 +38,7 @@ class MemoryBank:
 
     Args:
         coreset_fraction: share of the added rows that the bank keeps, in (0, 1].
+        coreset_size: how many rows the bank keeps, instead of a share; fewer if there are fewer that differ.
         index: how it is searched: "flat" is exact; "ivf", "ivfpq", "hnsw" and "sq16" are FAISS's. On a GPU
             "ivf" needs FAISS's GPU build; without it, and for the last three, queries are copied to the CPU
             for every batch, and a UserWarning says so.
@@ -49,18 +46,23 @@ class MemoryBank:
         seed: of the projection and of the start rows; nothing else is random.
         projection_dim: rows are shortened to this many dimensions for the selection (only); None: they are
             not.
-        max_buffer_bytes: rows added are held until `fit` up to this size, and then the selection is exactly
-            that of `select_coreset` over all of them. Beyond it rows are taken group by group (a quarter of
-            the size each), every group keeps its own coreset of twice the fraction, and `fit` selects among
-            what the groups kept: the composable form of the greedy k-center (Malkomes et al. 2015). Memory
-            then grows with the bank only, and the cost linearly with the rows. The default holds 400 images
-            of 784 patches of 1024 dimensions. Rows of a GPU wait there, or, where it has less than twice this
-            size to spare, in page-locked memory of the host.
+        memory_budget: bytes that rows may take until they are in the bank, the bank included. Where all rows
+            fit, the selection is exactly that of `select_coreset` over all of them. Where they do not, they
+            are taken group by group: every group keeps as many of its own rows as the bank will have, and
+            what the groups keep is merged and reduced again (Malkomes et al. 2015).
+            The bank then covers all rows within 4 times the least radius that is possible with so many, or
+            2 more for every time that kept rows had to be reduced on the way. That needs the number of rows:
+            say it by `expect`, or give `coreset_size`. Otherwise a group keeps twice its share, without such
+            a bound. The default holds 397 images of 784 patches of 1024 dimensions. Rows of a GPU wait
+            there, or, where it has less than twice this size to spare, in page-locked memory of the host.
+        max_buffer_bytes: the former name of `memory_budget`.
 
     Attributes after `fit`: `rows_` float32 `[M, D]` without repeats, in selection order; `images_` int64
-    `[M]`; `projection_` float32 `[d, D]` or None; `radius_`, the largest Euclidean distance, in the projected
-    space, from an added row to its nearest bank row (over the groups' own selections where there were
-    groups), or the noise floor where that is larger.
+    `[M]`; `projection_` float32 `[d, D]` or None; `radius_`, a Euclidean distance in the projected space
+    within which all rows added lie from the bank: the largest there is where all rows fitted, a bound above
+    it where there were groups, and the noise floor where that is larger; `certificate_`, a factor: no bank of
+    as many rows covers them within less than `radius_ / certificate_`. It is computed, not assumed, and None
+    where it is not known: of earlier versions' banks, and after `extend` has added rows.
 
     Example:
         >>> import numpy as np
@@ -77,58 +79,76 @@ class MemoryBank:
 
     def __init__(
         self,
-        coreset_fraction: float = 0.01,
+        coreset_fraction: float = DEFAULT_FRACTION,
         *,
+        coreset_size: int | None = None,
         index: str = "flat",
         num_neighbors: int = 1,
         seed: int = 0,
         projection_dim: int | None = 128,
-        max_buffer_bytes: int = 1_450_000_000,
+        memory_budget: int = MEMORY_BUDGET,
+        max_buffer_bytes: int | None = None,
     ) -> None:
         if not 0 < coreset_fraction <= 1:
             raise ValueError(f"coreset_fraction must be in (0, 1], got {coreset_fraction}")
+        super().__init__(whole_number("num_neighbors", num_neighbors, 1))
+        if coreset_size is not None:
+            coreset_size = whole_number("coreset_size", coreset_size, 1)
+            if coreset_fraction != DEFAULT_FRACTION:
+                raise ValueError(
+                    f"coreset_size is {coreset_size} and coreset_fraction {coreset_fraction}: give only one"
+                )
+        if max_buffer_bytes is not None:
+            warn("max_buffer_bytes is called memory_budget now", DeprecationWarning)
+            memory_budget = max_buffer_bytes
         if index not in INDEX_NAMES:
             raise ValueError(f"index must be one of {', '.join(INDEX_NAMES)}, got {index!r}")
         if projection_dim is not None:
             projection_dim = whole_number("projection_dim", projection_dim, 1)
-        if max_buffer_bytes < 1:
-            raise ValueError(f"max_buffer_bytes must be positive, got {max_buffer_bytes}")
-        self.coreset_fraction = float(coreset_fraction)
+        self.coreset_fraction, self.coreset_size = float(coreset_fraction), coreset_size
         self.index = index
-        self.num_neighbors = whole_number("num_neighbors", num_neighbors, 1)
         self.seed = whole_number("seed", seed)
         self.projection_dim = projection_dim
-        self.max_buffer_bytes = int(max_buffer_bytes)
-        self.projection_: torch.Tensor | None = None
+        self.memory_budget = whole_number("memory_budget", memory_budget, 1)
         self.radius_ = 0.0
-        self._rows: torch.Tensor | None = None
-        self._images: torch.Tensor | None = None
-        self._owners = np.empty(0, dtype=np.int64)  # the same as `_images`, on the host
-        self._search: ExactIndex | FaissIndex | None = None
-        self._buffer = AddedRows()
+        self.certificate_: float | None = None
+        self._reach = 0.0  # see `BankState`
         self._num_added = 0
-
-    @property
-    def is_fitted(self) -> bool:
-        return self._rows is not None
+        self._last_image = -1  # the largest number of one added
+        self._intake = Intake(self._sizes())
 
     @property
     def holds_all_rows(self) -> bool:
         """Whether all rows added since the last `fit` or `extend` are in the buffer: none has left with a
         group.
         """
-        return self._buffer.num_groups == 0
+        return self._intake.groups.count == 0
 
-    @property
-    def rows_(self) -> torch.Tensor:
-        return self._fitted()[0]
+    def expect(self, num_rows: int, num_columns: int, *, beside: int = 0) -> None:
+        """Say how many rows will be added for `fit` or `extend`, before the first of them.
 
-    @property
-    def images_(self) -> torch.Tensor:
-        return self._fitted()[1]
+        Where they will not fit at once they are taken by groups from the start. For `fit` each group then
+        keeps what the bound on the radius needs.
 
-    def __len__(self) -> int:
-        return 0 if self._rows is None else len(self._rows)
+        Args:
+            num_rows: of all calls of `add`; some may not come.
+            num_columns: D.
+            beside: bytes of `memory_budget` that others need, where there will be groups.
+
+        Raises ValueError where `memory_budget` is too small to fit a bank; it says what would do, and which
+        `coreset_size`.
+        """
+        num_rows, num_columns = (
+            whole_number(name, value, 1)
+            for name, value in (("num_rows", num_rows), ("num_columns", num_columns))
+        )
+        beside = whole_number("beside", beside, 0)
+        self._intake.expect(num_rows, num_columns, beside, extending=self._rows is not None)
+
+    def fits(self, num_rows: int, num_columns: int) -> bool:
+        """Whether so many rows can be held at once, so that the selection is exact."""
+        sizes = self._sizes()
+        return sizes.budget(num_columns).fits(num_rows, sizes.of(num_rows))
 
     def add(
         self, embeddings: Any, images: Any = None, *, copy: bool = True, known_finite: bool = False
@@ -151,28 +171,24 @@ class MemoryBank:
         width = self._dims()
         if width is not None and rows.shape[1] != width:
             raise ValueError(f"embeddings must have {width} columns as before, got shape {tuple(rows.shape)}")
-        home = self._buffer.home
+        home = self._intake.buffer.home
         if home is not None and rows.device != home:
             raise ValueError(f"embeddings are on {rows.device}, but those before are on {home}")
         if images is None:
             known = [int(self._owners.max())] if len(self._owners) else []
-            images = 1 + max(self._buffer.last_image(), *known, -1)
+            images = 1 + max(self._last_image, *known, -1)
         numbers = image_numbers(images, len(rows))
         if len(rows) == 0:
             return
-        self._buffer.add(rows, numbers, squares, self.max_buffer_bytes)
-        self._num_added += len(rows)
-        # After the first overflow groups are a quarter as large: the peak stays at that first buffer.
-        limit = self.max_buffer_bytes if self._buffer.num_groups == 0 else self.max_buffer_bytes // 4
-        if self._bytes(self._buffer.num_rows) > limit:
-            self._leave_buffer(0.0)
+        self._intake.add(rows, numbers, squares, self._known(0.0))
+        self._last_image = max(self._last_image, int(np.max(np.asarray(images))))
 
     def mean_square_norm(self) -> float:
         """The mean squared Euclidean norm of the rows added since the last `fit` or `extend`; 0 without any.
 
         A GPU is waited for here alone.
         """
-        return self._buffer.mean_square_norm()
+        return self._intake.buffer.mean_square_norm()
 
     def fit(
         self,
@@ -197,125 +213,92 @@ class MemoryBank:
         """
         if self._rows is not None:
             raise ValueError("the bank is fitted already; extend it, or make a new one")
-        if self._num_added == 0:
+        intake = self._intake
+        if intake.num_rows == 0:
             raise ValueError("the bank has no rows to fit; add some first")
         floor = _checked_floor(noise_floor)
-        if self._buffer.num_groups:
+        if self.holds_all_rows:
+            chunks, images = intake.buffer.chunks, intake.buffer.images
+            self.projection_ = intake.drawn_projection(chunks[0].shape[1], projection)
+            self._select(chunks, images, intake.size, floor, progress, start_indices=start_indices)
+        else:
             if projection is not None or start_indices is not None:
                 raise ValueError(
-                    "projection and start_indices need all rows at once, but they outgrew max_buffer_bytes="
-                    f"{self.max_buffer_bytes}"
+                    "projection and start_indices need all rows at once, but they outgrew memory_budget="
+                    f"{self.memory_budget}"
                 )
-            self._leave_buffer(0.0)
-            kept = self._buffer.kept
-            chunks, images, mapping = kept.chunks, kept.images, self.projection_
-        else:
-            chunks, images = self._buffer.chunks, self._buffer.images
-            mapping = self._projection_for(chunks[0].shape[1], projection)
-        home = self._require_home()
-        size = max(1, int(self._num_added * self.coreset_fraction))
-        projected = project_chunks(chunks, mapping, home)
-        selected = select_above_noise(
-            projected, size, floor, progress, seed=self.seed, start_indices=start_indices
-        )
-        rows, owners = take(chunks, selected.picks, home), selected.images(torch.cat(images), floor)
-        self._set(rows, owners, make_index(self.index, rows, self.seed))
-        self.projection_, self.radius_ = mapping, max(selected.reach, floor)
-        self._buffer = AddedRows(self._buffer.home)
+            intake.leave(None)
+            self.projection_, kept = intake.projection, intake.groups.kept
+            chunks, images = [one.rows for one in kept], [one.images for one in kept]
+            slack = intake.groups.slacks(intake.home)
+            self._select(chunks, images, intake.size, floor, progress, slack=slack)
+            self._bound_from(intake.groups.separation(len(self)))
+        self._taken()
         return self
 
-    def extend(self, embeddings: Any = None, images: Any = None, *, noise_floor: float = 0.0) -> MemoryBank:
+    def extend(
+        self,
+        embeddings: Any = None,
+        images: Any = None,
+        *,
+        noise_floor: float = 0.0,
+        max_rows: int | None = None,
+    ) -> MemoryBank:
         """Take in the normal rows added since `fit` (and `embeddings`, as `add` takes them).
 
         Existing rows stay. New ones enter by the same greedy rule, farthest first, until every new row lies
-        within `radius_` of the bank, or within `noise_floor` if that is larger, in the projected space.
-        """
-        rows, _, old = self._fitted()
-        floor = _checked_floor(noise_floor)
-        if embeddings is not None:
-            self.add(embeddings, images)
-        self._leave_buffer(floor)
-        kept = self._buffer.kept
-        if kept.num_rows:
-            first_new = len(rows)
-            rows = torch.cat([rows, *kept.chunks])
-            owners = torch.cat([torch.from_numpy(self._owners), *kept.images]).numpy()
-            self._set(rows, owners, extended_index(old, rows, first_new))
-        self._buffer = AddedRows(self._buffer.home)
-        return self
-
-    def search(
-        self,
-        queries: Any,
-        k: int | None = None,
-        *,
-        exclude_image: int | Sequence[int] | npt.NDArray[np.integer] | None = None,
-    ) -> tuple[Any, Any]:
-        """The k bank rows nearest to every query.
+        within the distance that the selection left, in the projected space, or within `noise_floor` if that
+        is larger. That distance is `radius_` where all rows fitted at once.
 
         Args:
-            queries: float `[Q, D]`, NumPy, or torch on the bank's device.
-            k: how many, exactly; by default `num_neighbors`.
-            exclude_image: leave this image's rows out of the bank; or int `[Q]`, an image for every query.
-
-        Returns:
-            *Squared* L2 distances float32 `[Q, k]`, ascending, and row numbers int64 `[Q, k]`; NumPy or torch
-            as `queries`.
-
-        Raises:
-            ValueError: the bank has fewer than k rows (other than the excluded ones).
+            max_rows: where the bank would have more rows it is selected anew, of its own and the new rows, so
+                that it has this many. `radius_` grows by the distance that this leaves.
         """
-        rows, numbers, index = self._fitted()
-        k = self.num_neighbors if k is None else k
-        away = None if exclude_image is None else np.asarray(exclude_image, dtype=np.int64)
-        available = len(rows) if away is None else self._fewest_without(away)
-        if not 1 <= k <= available:
-            raise ValueError(f"k must be between 1 and the {available} rows of the bank, got {k}")
-        points = as_rows(queries, "queries", copy=False)
-        if points.shape[1] != rows.shape[1]:
-            raise ValueError(f"queries must have {rows.shape[1]} columns, got shape {tuple(points.shape)}")
-        if points.device != rows.device:
-            raise ValueError(f"queries are on {points.device}, but the bank is on {rows.device}")
-        if away is not None and away.ndim and away.shape != (len(points),):
-            raise ValueError(f"exclude_image must be one int, or [{len(points)}], got shape {away.shape}")
-        # Where no row is left out, none need be compared.
-        kept_out = away is not None and available < len(rows)
-        excluded = Excluded.of(numbers, away) if kept_out and away is not None else None
-        distances, found = index.search(points, k, excluded)
-        if isinstance(queries, np.ndarray):
-            return distances.cpu().numpy(), found.cpu().numpy()
-        return distances, found
-
-    def rows_without(self, image: int) -> int:
-        """How many bank rows are of other images than this one."""
         self._fitted()
-        return len(self._owners) - int((self._owners == image).sum())
-
-    def _fewest_without(self, images: npt.NDArray[np.int64]) -> int:
-        return min(self.rows_without(int(image)) for image in np.unique(images)) if images.size else len(self)
+        floor = _checked_floor(noise_floor)
+        most = None if max_rows is None else whole_number("max_rows", max_rows, 1)
+        if embeddings is not None:
+            self.add(embeddings, images)
+        rows, _, old = self._fitted()
+        self._intake.leave(self._known(floor))
+        kept = self._intake.groups.kept
+        chunks = [rows, *(one.rows for one in kept)]
+        owners = [torch.from_numpy(self._owners), *(one.images for one in kept)]
+        if self._intake.num_rows:
+            self.radius_ = max(self.radius_, floor)
+        if most is not None and sum(map(len, chunks)) > most:
+            slack = torch.tensor(self.radius_, device=rows.device)
+            self._select(chunks, owners, most, floor, None, slack=slack)
+        elif kept:
+            grown = torch.cat(chunks)
+            self._set(grown, torch.cat(owners).numpy(), extended_index(old, grown, len(rows)))
+            self.certificate_, self._separation = None, 0.0
+        self._taken()
+        return self
 
     def to(self, device: torch.device | str) -> MemoryBank:
         """Move a fitted bank to another device."""
         rows, _, old = self._fitted()
         rows = rows.to(device)
-        self._set(rows, self._owners, moved_index(old, rows))
-        self._buffer.home = rows.device
         if self.projection_ is not None:
             self.projection_ = self.projection_.to(device)
+        self._set(rows, self._owners, moved_index(old, rows))
+        self._taken()
         return self
 
     def copy(self) -> MemoryBank:
         """A bank that can be extended without touching this one; the rows are shared until then."""
         other = MemoryBank(**self.parameters())
         other._rows, other._images, other._search = self._fitted()
-        other._owners, other._buffer.home = self._owners, self._buffer.home
-        other.projection_, other.radius_, other._num_added = self.projection_, self.radius_, self._num_added
+        names = ("_owners", "projection_", "radius_", "certificate_", "_reach", "_separation", "_num_added")
+        vars(other).update({name: getattr(self, name) for name in names})
+        other._taken()
         return other
 
     def parameters(self) -> dict[str, Any]:
         """The constructor's arguments."""
-        names = ("coreset_fraction", "index", "num_neighbors", "seed", "projection_dim", "max_buffer_bytes")
-        return {name: getattr(self, name) for name in names}
+        names = ("coreset_fraction", "coreset_size", "index", "num_neighbors", "seed", "projection_dim")
+        return {name: getattr(self, name) for name in (*names, "memory_budget")}
 
     def state(self) -> BankState:
         """The learned part as data; `from_state` makes the bank again from it and `parameters`."""
@@ -327,6 +310,9 @@ class MemoryBank:
             radius=self.radius_,
             num_added=self._num_added,
             index=index.to_bytes() if isinstance(index, FaissIndex) else None,
+            reach=self._reach,
+            separation=self._separation,
+            certificate=self.certificate_,
         )
 
     @classmethod
@@ -345,69 +331,69 @@ class MemoryBank:
             bank._set(rows, owners, flat_index(rows))
         else:
             bank._set(rows, owners, index_from_bytes(bank.index, rows, state.index, bank.seed))
-        bank._buffer.home = rows.device
         bank.projection_, bank.radius_ = state.projection, float(state.radius)
+        bank._reach = bank.radius_ if state.reach is None else float(state.reach)
+        bank._separation, bank.certificate_ = float(state.separation), state.certificate
         bank._num_added = state.num_added
+        bank._taken()
         return bank
 
-    def _fitted(self) -> tuple[torch.Tensor, torch.Tensor, ExactIndex | FaissIndex]:
-        if self._rows is None or self._images is None or self._search is None:
-            raise NotFittedError("the memory bank is not fitted; call fit first")
-        return self._rows, self._images, self._search
-
-    def _set(
-        self, rows: torch.Tensor, owners: npt.NDArray[np.int64], search: ExactIndex | FaissIndex
+    def _select(
+        self,
+        chunks: list[torch.Tensor],
+        images: list[torch.Tensor],
+        size: int,
+        floor: float,
+        progress: Progress | None,
+        *,
+        slack: torch.Tensor | None = None,
+        start_indices: Any = None,
     ) -> None:
-        self._rows, self._owners, self._search = rows, owners, search
-        self._images = torch.from_numpy(owners).to(rows.device)
+        """Make the bank of at most `size` of these rows: all that were added, or, with a `slack`, rows within
+        which distance, one for all or float32 `[N]`, the others lie.
+        """
+        home = chunks[0].device if self._rows is not None else self._intake.home
+        projected = project_chunks(chunks, self.projection_, home)
+        how = {"start_indices": start_indices} if slack is None else {"start": "row"}
+        size = min(size, len(projected))
+        selected = select_above_noise(projected, size, floor, progress, seed=self.seed, **how)
+        rows, owners = take(chunks, selected.picks, home), selected.images(torch.cat(images), floor)
+        if slack is None:
+            bound = selected.reach
+            separation = selected.separation(projected) if bound > floor else 0.0
+        else:
+            bound = float((selected.distances + slack).max()) * (1 + ROUNDING)
+            separation = selected.reach * (1 - ROUNDING)
+        self._set(rows, owners, make_index(self.index, rows, self.seed))
+        self.radius_, self._reach = max(bound, floor), max(selected.reach, floor, self._reach)
+        self.certificate_, self._separation = None, 0.0
+        if bound <= floor:
+            self.certificate_ = 1.0  # what is beyond the bank is rounding
+        else:
+            self._bound_from(separation)
 
-    def _require_home(self) -> torch.device:
-        assert self._buffer.home is not None, "rows were added"
-        return self._buffer.home
+    def _bound_from(self, separation: float) -> None:
+        """Know of more rows than the bank has that they lie so far apart."""
+        if separation > self._separation and self.certificate_ != 1.0:
+            self._separation, self.certificate_ = separation, 2 * self.radius_ / separation
+
+    def _known(self, floor: float) -> Known | None:
+        """The bank as rows that extend it see it."""
+        return None if self._rows is None else Known(self._rows, max(self._reach, floor))
+
+    def _taken(self) -> None:
+        """The rows added are in the bank: others may come."""
+        self._num_added += self._intake.num_rows
+        self._intake = Intake(self._sizes(), self._fitted()[0].device)
+        self._intake.projection = self.projection_
+
+    def _sizes(self) -> Sizes:
+        return Sizes(
+            self.coreset_fraction, self.coreset_size, self.memory_budget, self.projection_dim, self.seed
+        )
 
     def _dims(self) -> int | None:
-        bank = [] if self._rows is None else [self._rows]
-        chunks = bank + self._buffer.chunks + self._buffer.kept.chunks
-        return int(chunks[0].shape[1]) if chunks else None
-
-    def _bytes(self, num_rows: int) -> int:
-        dims = self._dims() or 0
-        return 4 * num_rows * (dims + min(dims, self.projection_dim or dims))
-
-    def _projection_for(self, dims: int, given: Any) -> torch.Tensor | None:
-        mapping = make_projection(given, dims, self.projection_dim, self.seed)
-        return None if mapping is None else mapping.to(self._require_home())
-
-    def _leave_buffer(self, noise_floor: float) -> None:
-        """Take the buffered rows group by group: their coreset is kept, the rest is let go. Rows leave with
-        their group: after a failure those of the groups left are still in the buffer.
-        """
-        groups = self._buffer.groups(lambda rows: self._bytes(rows) >= self.max_buffer_bytes // 4)
-        try:
-            if groups and self._rows is None and self._buffer.num_groups == 0:
-                self.projection_ = self._projection_for(groups[0].chunks[0].shape[1], None)
-            while groups:
-                self._keep_of(groups[0], noise_floor)
-                groups.pop(0)
-        finally:
-            for group in groups:
-                for rows, numbers in zip(group.chunks, group.images, strict=True):
-                    self._buffer.append(rows, numbers)
-
-    def _keep_of(self, group: Buffer, noise_floor: float) -> None:
-        home = self._require_home()
-        projected = project_chunks(group.chunks, self.projection_, home)
-        if self._rows is None:
-            size = max(1, int(group.num_rows * min(1.0, _OVERSAMPLING * self.coreset_fraction)))
-            picks = select(projected, size=size, seed=self.seed + self._buffer.num_groups)
-        else:
-            bank = project_chunks([self._rows, *self._buffer.kept.chunks], self.projection_, home)
-            radius = max(self.radius_, noise_floor) * (1 + _ROUNDING)
-            picks = select(projected, size=len(projected), radius=radius, bank=bank)
-        if len(picks):
-            numbers = torch.cat(group.images)[torch.from_numpy(picks)]
-            self._buffer.kept.append(take(group.chunks, picks, home), numbers)
-        self._buffer.num_groups += 1
+        return self._intake.dims if self._rows is None else int(self._rows.shape[1])
 
 
 def _checked_floor(noise_floor: float) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -23,11 +22,11 @@ class Buffer:
         self.images.append(images)
         self.num_rows += len(rows)
 
-    def groups(self, is_full: Callable[[int], bool]) -> list[Buffer]:
-        """The same pieces in groups, each closed as soon as it is full; this buffer lets them go."""
+    def groups(self, most: int) -> list[Buffer]:
+        """The same pieces in groups of at most `most` rows, or of one piece; this buffer lets them go."""
         groups: list[Buffer] = []
         for chunk, images in zip(self.chunks, self.images, strict=True):
-            if not groups or is_full(groups[-1].num_rows):
+            if not groups or groups[-1].num_rows + len(chunk) > most:
                 groups.append(Buffer())
             groups[-1].append(chunk, images)
         self.chunks, self.images, self.num_rows = [], [], 0
@@ -38,14 +37,11 @@ class AddedRows(Buffer):
     """The rows added to a bank since its last `fit` or `extend`, all of one device.
 
     Attributes:
-        kept: what is left of the groups of rows that have left the buffer, and `num_groups` of them.
         home: where rows come from, and are selected and searched.
     """
 
     def __init__(self, home: torch.device | None = None) -> None:
         super().__init__()
-        self.kept = Buffer()
-        self.num_groups = 0
         self.home = home
         self._on_host = False  # rows of a GPU wait on the host
         self._squares: torch.Tensor | None = None  # of all rows added, summed
@@ -63,10 +59,6 @@ class AddedRows(Buffer):
     def mean_square_norm(self) -> float:
         """The mean squared Euclidean norm of the rows; 0 without any."""
         return 0.0 if self._squares is None else float(self._squares) / self._num_squared
-
-    def last_image(self) -> int:
-        """The largest number of an image; -1 without any."""
-        return max((int(numbers.max()) for numbers in self.images + self.kept.images), default=-1)
 
 
 def as_rows(array: Any, name: str, copy: bool) -> torch.Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,8 @@ from ensemblead.search.exact import ExactIndex
 Progress = Callable[[int, int], None]
 # The image of a row that several images have.
 SHARED = -1
+# By so much, relatively, float32 may be wrong about a distance.
+ROUNDING = 1e-5
 
 
 def select(projected: torch.Tensor, *, start_indices: Any = None, **options: Any) -> npt.NDArray[np.int64]:
@@ -34,6 +37,24 @@ def select(projected: torch.Tensor, *, start_indices: Any = None, **options: Any
     return np.array(distinct, dtype=np.int64)
 
 
+def farthest_first(projected: torch.Tensor, size: int, seed: int) -> tuple[npt.NDArray[np.int64], float]:
+    """At most `size` rows, and a distance from them within which all rows lie.
+
+    The rule of Gonzalez (1985): a random row first, then always the one that is farthest from those picked.
+    With the farthest row that is left they lie at least that distance apart, so no `size` rows, of these or
+    of any that they are among, cover all within less than half of it. Rows that are no more than `size` are
+    kept as they are, within 0.
+    """
+    if len(projected) <= size:
+        return np.arange(len(projected), dtype=np.int64), 0.0
+    picks = select(projected, size=size + 1, start="row", seed=seed)
+    if len(picks) <= size:
+        return picks, 0.0
+    *_, left = chosen = projected[torch.from_numpy(picks).to(projected.device)]
+    distances = torch.linalg.vector_norm(chosen[:-1] - left, dim=1)
+    return picks[:-1], float(distances.min()) * (1 + ROUNDING)
+
+
 @dataclass(frozen=True)
 class Selected:
     """Rows selected, and how all rows `[N]` lie to them: squared distances float32 `[N]` and places among the
@@ -45,9 +66,22 @@ class Selected:
     nearest: torch.Tensor
 
     @property
+    def distances(self) -> torch.Tensor:
+        """Of all rows to the nearest selected one, float32 `[N]`."""
+        return self.squared.clamp_min(0).sqrt()
+
+    @cached_property
     def reach(self) -> float:
         """The largest distance from a row to the selected ones."""
-        return float(self.squared.max().clamp_min(0).sqrt())
+        return float(self.distances.max())
+
+    def separation(self, projected: torch.Tensor) -> float:
+        """A distance that the selected rows and the one farthest from them have to each other at least."""
+        if len(self.picks) < 2 or self.reach == 0:
+            return self.reach
+        chosen = projected[torch.from_numpy(self.picks).to(projected.device)]
+        squared, _ = ExactIndex(chosen).search(chosen, 2, None)
+        return min(self.reach, float(squared[:, 1].min().clamp_min(0).sqrt()))
 
     def images(self, images: torch.Tensor, noise_floor: float) -> npt.NDArray[np.int64]:
         """The image of every selected row, given that of all rows: `SHARED` for a row that has an equal, but

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
+
+_CHUNK = 4096  # rows that are rounded at once
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,11 @@ class BankState:
         radius: no row added lay farther from the bank than this, in the projected space.
         num_added: rows that were added, M or more.
         index: FAISS's index, serialised, or None for an exact search.
+        reach: rows farther from the bank than this enter it when it is extended; None: `radius`.
+        separation: no bank of as many rows covers what was added within less than half of it; 0: not known.
+        certificate: see `MemoryBank.certificate_`; None: not known.
+
+    The last three are absent from models of earlier versions.
 
     Raises TypeError for another kind or dtype, ValueError for a shape or value that no bank has.
     """
@@ -33,6 +40,9 @@ class BankState:
     radius: float
     num_added: int
     index: bytes | None = None
+    reach: float | None = None
+    separation: float = 0.0
+    certificate: float | None = None
 
     def __post_init__(self) -> None:
         rows = _tensor("rows", self.rows, torch.float32, 2)
@@ -50,16 +60,43 @@ class BankState:
                     f"projection must be [d, {rows.shape[1]}], got shape {tuple(projection.shape)}"
                 )
             object.__setattr__(self, "projection", projection.to(rows.device))
-        if type(self.radius) not in (int, float):
-            raise TypeError(f"radius must be a number, got {self.radius!r}")
-        if not 0.0 <= self.radius < math.inf:
-            raise ValueError(f"radius must be a finite distance, got {self.radius}")
+        for name in ("radius", "reach", "separation", "certificate"):
+            value = getattr(self, name)
+            if value is None and name in ("reach", "certificate"):
+                continue
+            if type(value) not in (int, float):
+                raise TypeError(f"{name} must be a number, got {value!r}")
+            if not 0.0 <= value < math.inf:
+                kind = "factor" if name == "certificate" else "distance"
+                raise ValueError(f"{name} must be a finite {kind}, got {value}")
         if type(self.num_added) is not int:
             raise TypeError(f"num_added must be a whole number, got {self.num_added!r}")
         if not len(rows) <= self.num_added < 2**63:
             raise ValueError(f"num_added must be at least the {len(rows)} rows, got {self.num_added}")
         if self.index is not None and type(self.index) is not bytes:
             raise TypeError(f"index must be bytes, got {type(self.index).__name__}")
+
+    def for_half(self) -> BankState:
+        """The state for rows that are about to be rounded to float16, which moves them by a little: `radius`
+        and what follows from it grow by that.
+
+        Raises ValueError for values that float16 does not have.
+        """
+        moved = 0.0
+        for start in range(0, len(self.rows), _CHUNK):
+            rows = self.rows[start : start + _CHUNK]
+            halves = rows.half().float()
+            if not bool(torch.isfinite(halves).all()):
+                largest = float(self.rows.abs().max())
+                raise ValueError(f"half: float16 has values up to 65504, the bank's go up to {largest:.6g}")
+            short = rows - halves
+            if self.projection is not None:
+                short = short @ self.projection.T
+            moved = max(moved, float(torch.linalg.vector_norm(short, dim=1).max()))
+        radius = self.radius + moved
+        known = self.certificate is not None and self.separation > 0
+        certificate = 2 * radius / self.separation if known else self.certificate
+        return replace(self, radius=radius, certificate=certificate)
 
 
 def _tensor(name: str, given: Any, dtype: torch.dtype, axes: int) -> torch.Tensor:

@@ -11,18 +11,18 @@ import hashlib
 import importlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
-import numpy as np
 import torch
 
 from ensemblead.common.errors import DamagedModelError, NewerFormatError
 from ensemblead.common.extras import require
 from ensemblead.config.names import is_registered, registered_class, registered_name
 from ensemblead.kernels.build import __version__
+from ensemblead.store.tensors import write_tensors
 
 FORMAT_VERSION = 2
 MANIFEST = "model.json"
@@ -47,17 +47,12 @@ class FolderWriter:
         self._folder = folder
         self._files: dict[str, dict[str, Any]] = {}
 
-    def tensors(self, name: str, arrays: Mapping[str, Any]) -> None:
-        """A safetensors file of NumPy arrays and torch tensors."""
-        seen: set[int] = set()
-        tensors = {}
-        for key, array in arrays.items():
-            tensor = torch.from_numpy(np.ascontiguousarray(array)) if isinstance(array, np.ndarray) else array
-            tensor = tensor.detach().cpu().contiguous()
-            # Tied weights share memory, which safetensors refuses.
-            tensors[key] = tensor.clone() if tensor.data_ptr() in seen else tensor
-            seen.add(tensor.data_ptr())
-        self.data(name, _safetensors().save(tensors))
+    def tensors(self, name: str, arrays: Mapping[str, Any], *, half: Sequence[str] = ()) -> None:
+        """A safetensors file of NumPy arrays and torch tensors; those named in `half` rounded to float16."""
+        with open(self._folder / name, "wb") as file:
+            count, digest = write_tensors(file, arrays, half)
+            _flush(file)
+        self._files[name] = {"bytes": count, "sha256": digest}
 
     def data(self, name: str, data: bytes) -> None:
         """A file of bytes."""
@@ -250,11 +245,15 @@ def _checksum(manifest: Mapping[str, Any]) -> str:
 def _write(path: Path, data: bytes) -> None:
     with open(path, "wb") as file:
         file.write(data)
-        file.flush()
-        # A full disk may show only here.
-        os.fsync(file.fileno())
+        _flush(file)
+
+
+def _flush(file: BinaryIO) -> None:
+    file.flush()
+    # A full disk may show only here.
+    os.fsync(file.fileno())
 
 
 def _safetensors() -> Any:
-    require("safetensors", "saving and loading models")
+    require("safetensors", "loading models")
     return importlib.import_module("safetensors.torch")

@@ -8,7 +8,7 @@ not fit them is refused when it is saved, and when it is loaded.
 from __future__ import annotations
 
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass, replace
 from inspect import isclass
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -21,8 +21,12 @@ from ensemblead.store.folders import FolderReader, FolderWriter
 _PLAIN = (bool, int, float, str)
 
 
-def save_state(writer: FolderWriter, name: str, state: Any, cls: type) -> dict[str, Any]:
+def save_state(
+    writer: FolderWriter, name: str, state: Any, cls: type, *, half: Sequence[str] = ()
+) -> dict[str, Any]:
     """Write the tensors of a dataclass to the file `name`.safetensors, and return the rest, in JSON's types.
+
+    Tensors of the fields in `half`, float32, are rounded to float16; loaded, they are float32 again.
 
     Raises TypeError for a state that is no `cls`, lacks a field, or holds what its type does not allow.
     """
@@ -32,10 +36,11 @@ def save_state(writer: FolderWriter, name: str, state: Any, cls: type) -> dict[s
     files: dict[str, bytes] = {}
     values = _dump(state, cls, "", tensors, files)
     if tensors:
-        writer.tensors(f"{name}.safetensors", tensors)
+        writer.tensors(f"{name}.safetensors", tensors, half=half)
     for field, data in files.items():
         writer.data(f"{name}.{field}", data)
-    return {"values": values, "tensors": bool(tensors)}
+    stored = {"values": values, "tensors": bool(tensors)}
+    return {**stored, "half": list(half)} if half else stored
 
 
 def load_state(reader: FolderReader, name: str, stored: Any, cls: type) -> Any:
@@ -44,6 +49,8 @@ def load_state(reader: FolderReader, name: str, stored: Any, cls: type) -> Any:
     Raises KeyError, TypeError or ValueError for what `save_state` never writes, and what `cls` refuses.
     """
     tensors = reader.tensors(f"{name}.safetensors") if stored["tensors"] else {}
+    for field in stored.get("half", ()):
+        tensors[field] = tensors[field].float()
     return _read(cls, stored["values"], "", tensors, lambda field: reader.data(f"{name}.{field}"))
 
 

@@ -6,30 +6,29 @@ Roth et al., "Towards Total Recall in Industrial Anomaly Detection", CVPR 2022.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import groupby
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import nn
 
 from ensemblead.common.validation import whole_number
 from ensemblead.config.registry import register
-from ensemblead.detectors.method import Accumulator, Fitted, Method, NormalSample, Run, Scores, Seen
+from ensemblead.detectors.detector import Errors
+from ensemblead.detectors.method import Accumulator, Method, Scores, Seen
+from ensemblead.detectors.parts import Progress
+from ensemblead.detectors.patchcore.accumulator import BankAccumulator
+from ensemblead.detectors.patchcore.scoring import PatchScoring
+from ensemblead.detectors.running import scored_batches
 from ensemblead.kernels.patches import aggregate_patches
-from ensemblead.memory import MemoryBank, start_rows
+from ensemblead.memory import Coverage, MemoryBank
+from ensemblead.memory.bank import DEFAULT_FRACTION, MEMORY_BUDGET
 from ensemblead.memory.state import BankState
-from ensemblead.networks.noise import moved_distance, relative_noise
+from ensemblead.networks.noise import relative_noise
 from ensemblead.store import FolderReader
 
 _SCORES = ("max", "reweighted", "topk")
 _AGGREGATIONS = ("adaptive", "concat")
-_TOP_SHARE = 0.01
-# With fewer rows in the bank than this, leave-one-out thresholds lie far above fresh images' scores. It is
-# their number that matters, from however many images they come; docs/design/thresholds.md has the figures.
-_FEW_ROWS = 50
 
 
 @register("PatchCore")
@@ -53,8 +52,15 @@ class PatchCore(Method):
         target_dim: length of an embedding (with "auto", at most what the layers give).
         aggregation: "adaptive" (the paper's implementation) or "concat" (averaged neighbourhoods, channels as
             they are).
-        coreset_fraction, index: see `MemoryBank`. A bank of fewer than 50 rows gives `fit` a threshold that
-            is too high for many defects, and it warns; `calibrate` does not depend on that.
+        coreset_fraction, coreset_size, index: see `MemoryBank`. A bank of fewer than 50 rows gives `fit` a
+            threshold that is too high for many defects, and it warns; `calibrate` does not depend on that.
+            Of many images give a `coreset_size`, such as 16384: predict takes as long as the bank is large. A
+            SlowPredictWarning says where it takes more than 100 GFLOP an image.
+        memory_budget: bytes that `fit` and `extend` hold at most, beyond the network, a batch of images and
+            its feature maps. Where the embeddings of all images fit, all patches are selected among at once.
+            Where they do not, they are selected among group by group (see `MemoryBank`); a quarter of the
+            budget then holds images that give the threshold, 100 at least. A budget that is too small is
+            refused after the first batch. Members of a `BackboneEnsemble` have a budget each.
         num_neighbors: a patch's distance is the mean over so many nearest bank rows.
         score: "topk": *squared* L2 distances, the image's score is the mean over the largest 1 % (at least
             one). "max": squared distances, the largest one (the reference implementation). "reweighted": L2
@@ -87,6 +93,7 @@ class PatchCore(Method):
     """
 
     State = BankState
+    has_bank = True
 
     def __init__(
         self,
@@ -100,11 +107,13 @@ class PatchCore(Method):
         pretrain_dim: int | Sequence[int] | Literal["auto"] = "auto",
         target_dim: int = 1024,
         aggregation: Literal["adaptive", "concat"] = "adaptive",
-        coreset_fraction: float = 0.01,
+        coreset_fraction: float = DEFAULT_FRACTION,
+        coreset_size: int | None = None,
         num_neighbors: int = 1,
         score: Literal["max", "reweighted", "topk"] = "topk",
         reweight_neighbors: int = 9,
         index: str = "flat",
+        memory_budget: int = MEMORY_BUDGET,
         device: str | torch.device = "auto",
         precision: str = "auto",
         batch_size: int = 16,
@@ -126,7 +135,9 @@ class PatchCore(Method):
         self.num_neighbors = whole_number("num_neighbors", num_neighbors, 1)
         self.score = score
         self.reweight_neighbors = whole_number("reweight_neighbors", reweight_neighbors, 1)
-        self.new_bank()  # checks its own parameters
+        self.coreset_size, self.memory_budget = coreset_size, memory_budget
+        bank = self.new_bank()  # checks its own parameters
+        self.coreset_size, self.memory_budget = bank.coreset_size, bank.memory_budget
 
     @property
     def memory_bank_(self) -> MemoryBank:
@@ -146,8 +157,34 @@ class PatchCore(Method):
     def new_bank(self) -> MemoryBank:
         """An empty bank of this detector's parameters."""
         return MemoryBank(
-            self.coreset_fraction, index=self.index, num_neighbors=self.num_neighbors, seed=self.seed
+            self.coreset_fraction,
+            coreset_size=self.coreset_size,
+            index=self.index,
+            num_neighbors=self.num_neighbors,
+            seed=self.seed,
+            memory_budget=self.memory_budget,
         )
+
+    def verify(self, images: Any, *, errors: Errors = "raise", progress: Progress | None = None) -> Coverage:
+        """How well the memory bank covers the patches of images: of those of the fit, in a second pass that
+        holds one batch, or of others.
+
+        Args:
+            images, errors, progress: as for `predict`.
+
+        Returns the largest distance and quantiles of all distances, in the space that the bank was selected
+        in, and a certificate: of the images of the fit, no bank of as many rows comes closer than the radius
+        divided by it.
+        """
+        self._require_fitted("verify")
+        measure = self.memory_bank_.coverage_measure()
+        for _, (seen,) in scored_batches(self, images, errors, progress, "verify"):
+            measure.add(seen.embeddings.flatten(0, 2))
+        return measure.coverage()
+
+    @property
+    def _scoring(self) -> PatchScoring:
+        return PatchScoring(self.score, self.num_neighbors, self.reweight_neighbors)
 
     # The method
 
@@ -163,7 +200,16 @@ class PatchCore(Method):
         return embedded
 
     def start(self, state: MemoryBank | None = None) -> Accumulator:
-        return BankAccumulator(self, self.new_bank() if state is None else state.copy())
+        bank = self.new_bank() if state is None else state.copy()
+        return BankAccumulator(self._scoring, bank, self.batch_size, self._relative_noise)
+
+    def _relative_noise(self) -> float:
+        return relative_noise(self.network_.dtype)
+
+    def held_bytes(self, seen: Seen, total: int) -> int | None:
+        num_rows = total * seen.embeddings[0, :, :, 0].numel()
+        fits = self.new_bank().fits(num_rows, seen.embeddings.shape[3])
+        return None if fits else self.memory_budget // 4
 
     def scores(self, state: MemoryBank, seen: Seen) -> Scores:
         return self.patch_scores(state, seen.embeddings)
@@ -171,52 +217,16 @@ class PatchCore(Method):
     def patch_scores(
         self, bank: MemoryBank, patches: torch.Tensor, exclude_images: Sequence[int] | None = None
     ) -> Scores:
-        """Scores of embeddings `[B, h, w, D]`, each without the bank rows of its own number among
-        `exclude_images`.
-        """
-        images, height, width, dims = patches.shape
-        queries = patches.reshape(-1, dims)
-        own = None if exclude_images is None else np.repeat(exclude_images, height * width)
-        distances, found = bank.search(queries, exclude_image=own)
-        if self.score == "reweighted":
-            distances = distances.sqrt()
-        per_patch = distances.mean(1).view(images, -1)
-        grids = per_patch.view(images, height, width)
-        if self.score == "topk":
-            count = max(1, int(per_patch.shape[1] * _TOP_SHARE))
-            return Scores(grids, per_patch.topk(count, dim=1).values.mean(1))
-        largest, place = per_patch.max(1)
-        if self.score == "max":
-            return Scores(grids, largest)
-        # The strangest patch of every image, and the bank row nearest to it.
-        strangest = torch.arange(images, device=place.device) * per_patch.shape[1] + place
-        weight = self._reweighting(bank, queries[strangest], found[strangest, 0], exclude_images)
-        return Scores(grids, largest * weight)
-
-    def _reweighting(
-        self,
-        bank: MemoryBank,
-        patches: torch.Tensor,
-        winners: torch.Tensor,
-        exclude_images: Sequence[int] | None,
-    ) -> torch.Tensor:
-        """`1 - softmax(distances)[0]` over a patch's distances to the bank rows around its winning one."""
-        available = min([len(bank), *map(bank.rows_without, exclude_images or ())])
-        count = min(self.reweight_neighbors, available)
-        if count == 1:
-            return torch.ones(len(patches), device=patches.device)
-        _, around = bank.search(bank.rows_[winners], count, exclude_image=exclude_images)
-        # An approximate index, or rows that are equal, may not put the winner first.
-        is_winner = around == winners[:, None]
-        others = torch.argsort(is_winner.to(torch.int8), dim=1, stable=True)[:, : count - 1]
-        around = torch.cat([winners[:, None], around.gather(1, others)], 1)
-        distances = torch.linalg.vector_norm(bank.rows_[around] - patches[:, None], dim=2)
-        return 1.0 - torch.softmax(distances, dim=1)[:, 0]
+        """See `PatchScoring.scores`."""
+        return self._scoring.scores(bank, patches, exclude_images)
 
     # Saving: the bank's rows, without the structures that are searched
 
     def _state_to_save(self) -> BankState:
         return self.memory_bank_.state()
+
+    def _in_half(self, state: BankState) -> tuple[BankState, Sequence[str]]:
+        return state.for_half(), ("rows",)
 
     def _state_from_saved(self, saved: BankState) -> MemoryBank:
         return MemoryBank.from_state(self.new_bank().parameters(), saved)
@@ -232,128 +242,6 @@ class PatchCore(Method):
             num_added=known["num_added"],
             index=reader.data("bank.faiss") if reader.has("bank.faiss") else None,
         )
-
-
-@dataclass
-class _Held:
-    """The embedding `[1, h, w, D]` of an image that will be scored without its own bank rows."""
-
-    number: int
-    patches: torch.Tensor
-    size: tuple[int, int]
-
-
-class BankAccumulator:
-    """Gathers patches of normal images for a bank, new or to be extended."""
-
-    def __init__(self, detector: PatchCore, bank: MemoryBank) -> None:
-        self._detector = detector
-        self._bank = bank
-        self._first = int(bank.images_.max()) + 1 if bank.is_fitted else 0
-        self._held: list[_Held] = []
-        self._contents: list[int] = []  # of the images,
-        self._counts: list[int] = []  # and how many patches each has
-
-    def add(self, seen: Seen) -> None:
-        patches = seen.embeddings
-        per_image = patches.shape[1] * patches.shape[2]
-        self._contents += seen.contents
-        self._counts += [per_image] * len(patches)
-        own = np.array(seen.numbers, dtype=np.int64) + self._first
-        self._bank.add(
-            patches.reshape(-1, patches.shape[3]),
-            own.repeat(per_image),
-            copy=False,
-            known_finite=True,  # or this batch would not have come here
-        )
-        for i, chosen in enumerate(seen.sampled):
-            if chosen:
-                held = patches[i : i + 1]
-                # A copy where the rest of the batch can go when its group has left the bank's buffer.
-                held = held if all(seen.sampled) else held.clone()
-                self._held.append(_Held(int(own[i]), held, seen.size))
-
-    def finish(self, run: Run) -> Fitted:
-        bank, few, extending = self._bank, False, self._bank.is_fitted
-        floor = relative_noise(self._detector.network_.dtype) * float(bank.mean_square_norm()) ** 0.5
-        if bank.is_fitted:
-            bank.extend(noise_floor=floor)
-        else:
-            starts = None
-            if bank.holds_all_rows:  # the same images in another order give the same bank
-                starts = start_rows(self._contents, self._counts, seed=bank.seed)
-            bank.fit(
-                start_indices=starts,
-                noise_floor=floor,
-                progress=lambda done, total: run.progress("select", done, total),
-            )
-            # Of a bank that has every distinct patch there are no more to be had.
-            num_patches = sum(self._counts)
-            wanted = int(num_patches * bank.coreset_fraction)
-            few = wanted <= len(bank) < min(_FEW_ROWS, num_patches)
-        needed = self._detector.num_neighbors
-        if len(bank) < needed:
-            raise ValueError(
-                f"num_neighbors is {needed}, but the memory bank has only {len(bank)} rows; "
-                "give more images or a larger coreset_fraction"
-            )
-        fair = sum(bank.rows_without(held.number) >= needed for held in self._held)
-        sample = NormalSample()
-        done = 0
-        for batch, alone in self._batches(bank):
-            patches = torch.cat([held.patches for held in batch])
-            numbers = [held.number for held in batch] if alone else None
-            scores = self._detector.patch_scores(bank, patches, numbers)
-            sample.add_grids(scores.images, scores.grids, batch[0].size, counted=alone or not fair)
-            done += len(batch)
-            run.progress("calibrate", done, len(self._held))
-        self._held = []
-        sample.rounding = self._rounding(floor, sample.largest_score())
-        return Fitted(bank, sample, warnings={} if extending else self._warnings(fair, few))
-
-    def _rounding(self, floor: float, largest: float) -> float:
-        """How far rounding moves scores like these, where it moves an embedding by `floor`."""
-        squared = self._detector.score != "reweighted"
-        distance = max(largest, 0.0) ** 0.5 if squared else largest
-        moved = moved_distance(floor, distance, int(self._bank.rows_.shape[1]))
-        return (distance + moved) ** 2 - distance**2 if squared else moved
-
-    def _warnings(self, fair: int, few: bool) -> dict[str, str]:
-        """Why the threshold says little: few images could be scored without themselves, or few rows."""
-        if not fair:
-            return {
-                "none": "no training image can be scored without its own memory bank rows (it is one alone, "
-                "or copies of one, or too few rows are others'), so the statistics and the threshold are of "
-                "images that the bank knows, and too low; give more images, or call calibrate"
-            }
-        if fair == 1:
-            return {
-                "one": "a single training image gives the statistics and the threshold, so they say nothing "
-                "of how much normal images differ; give more images, or call calibrate"
-            }
-        if few:
-            return {
-                "few": f"the memory bank has only {len(self._bank)} rows, and an image that is scored "
-                "without its own finds no others in their place: the threshold is probably far too high; set "
-                f"a larger coreset_fraction or give more images, for {_FEW_ROWS} rows at least, "
-                "or call calibrate"
-            }
-        return {}
-
-    def _batches(self, bank: MemoryBank) -> Iterator[tuple[list[_Held], bool]]:
-        """Images that can be scored together, `batch_size` at most: of one size, with as many neighbours to
-        be reweighted by, and all of them with enough rows of others, or none.
-        """
-
-        def kind(held: _Held) -> tuple[Any, ...]:
-            others = bank.rows_without(held.number)
-            neighbours = min(self._detector.reweight_neighbors, others)
-            return others >= self._detector.num_neighbors, neighbours, held.size, held.patches.shape
-
-        for (alone, *_), alike in groupby(self._held, kind):
-            group = list(alike)
-            for start in range(0, len(group), self._detector.batch_size):
-                yield group[start : start + self._detector.batch_size], alone
 
 
 def _check_pretrain_dim(given: Any, num_layers: int) -> int | tuple[int, ...] | Literal["auto"]:

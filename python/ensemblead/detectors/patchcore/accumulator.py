@@ -1,0 +1,178 @@
+"""Learning of PatchCore: patches of normal images on their way into a memory bank."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+import torch
+
+from ensemblead.calibration import NormalSample
+from ensemblead.common.warnings import SlowPredictWarning, warn
+from ensemblead.detectors.parts import Fitted, Run, Seen
+from ensemblead.detectors.patchcore.scoring import PatchScoring
+from ensemblead.memory import MemoryBank, start_rows
+from ensemblead.networks.noise import moved_distance
+
+# With fewer rows in the bank than this, leave-one-out thresholds lie far above fresh images' scores. It is
+# their number that matters, from however many images they come; docs/design/thresholds.md has the figures.
+_FEW_ROWS = 50
+# Operations of the comparison of one image with all bank rows, beyond which `fit` warns.
+_SLOW = 100e9
+
+
+@dataclass
+class _Held:
+    """The embedding `[1, h, w, D]` of an image that will be scored without its own bank rows."""
+
+    number: int
+    patches: torch.Tensor
+    size: tuple[int, int]
+
+
+class BankAccumulator:
+    """Gathers patches of normal images for a bank, new or to be extended."""
+
+    def __init__(
+        self, scoring: PatchScoring, bank: MemoryBank, batch_size: int, relative_noise: Callable[[], float]
+    ) -> None:
+        self._scoring, self._batch_size = scoring, batch_size
+        self._relative_noise = relative_noise  # of embeddings: asked when the network has run
+        self._bank = bank
+        self._first = int(bank.images_.max()) + 1 if bank.is_fitted else 0
+        self._held: list[_Held] = []
+        self._contents: list[int] = []  # of the images,
+        self._counts: list[int] = []  # and how many patches each has
+        self._fits = False  # all patches can be held at once
+
+    def add(self, seen: Seen) -> None:
+        patches = seen.embeddings
+        per_image, dims = patches.shape[1] * patches.shape[2], patches.shape[3]
+        if not self._counts and seen.total:
+            self._expect(seen, per_image, dims)
+        self._contents += seen.contents
+        self._counts += [per_image] * len(patches)
+        own = np.array(seen.numbers, dtype=np.int64) + self._first
+        self._bank.add(
+            patches.reshape(-1, dims),
+            own.repeat(per_image),
+            copy=False,
+            known_finite=True,  # or this batch would not have come here
+        )
+        for i, chosen in enumerate(seen.sampled):
+            if chosen:
+                held = patches[i : i + 1]
+                # A copy where the rest of the batch can go when its group has left the bank's buffer.
+                held = held if self._fits or all(seen.sampled) else held.clone()
+                self._held.append(_Held(int(own[i]), held, seen.size))
+
+    def _expect(self, seen: Seen, per_image: int, dims: int) -> None:
+        """Refuse a budget that will not do as soon as the size of embeddings is known."""
+        self._fits = self._bank.fits(seen.total * per_image, dims)
+        held = 4 * dims * per_image * seen.total_sampled
+        self._bank.expect(seen.total * per_image, dims, beside=held)
+
+    def finish(self, run: Run) -> Fitted:
+        bank, few, rose, extending = self._bank, False, False, self._bank.is_fitted
+        floor = self._relative_noise() * float(bank.mean_square_norm()) ** 0.5
+        num_patches = sum(self._counts)
+        if extending:
+            before = bank.rows_
+            bank.extend(noise_floor=floor, max_rows=run.max_rows)
+            # Scores fall where rows are added, but not where others have taken their place.
+            rose = len(bank) < len(before) or not torch.equal(bank.rows_[: len(before)], before)
+        else:
+            starts = None
+            if bank.holds_all_rows:  # the same images in another order give the same bank
+                starts = start_rows(self._contents, self._counts, seed=bank.seed)
+            bank.fit(
+                start_indices=starts,
+                noise_floor=floor,
+                progress=lambda done, total: run.progress("select", done, total),
+            )
+            # Of a bank that has every distinct patch there are no more to be had.
+            wanted = bank.coreset_size or int(num_patches * bank.coreset_fraction)
+            few = wanted <= len(bank) < min(_FEW_ROWS, num_patches)
+        needed = self._scoring.num_neighbors
+        if len(bank) < needed:
+            raise ValueError(
+                f"num_neighbors is {needed}, but the memory bank has only {len(bank)} rows; "
+                f"give more images or a larger {self._size_name}"
+            )
+        self._warn_if_slow()
+        fair = sum(bank.rows_without(held.number) >= needed for held in self._held)
+        sample = NormalSample()
+        done = 0
+        for batch, alone in self._batches(bank):
+            patches = torch.cat([held.patches for held in batch])
+            numbers = [held.number for held in batch] if alone else None
+            scores = self._scoring.scores(bank, patches, numbers)
+            sample.add_grids(scores.images, scores.grids, batch[0].size, counted=alone or not fair)
+            done += len(batch)
+            run.progress("calibrate", done, len(self._held))
+        self._held = []
+        sample.rounding = self._rounding(floor, sample.largest_score())
+        return Fitted(bank, sample, warnings={} if extending else self._warnings(fair, few), rose=rose)
+
+    @property
+    def _size_name(self) -> str:
+        return "coreset_fraction" if self._bank.coreset_size is None else "coreset_size"
+
+    def _warn_if_slow(self) -> None:
+        """Where the comparison of an image with all bank rows will take long."""
+        rows, dims = self._bank.rows_.shape
+        operations = 2 * max(self._counts) * rows * dims
+        if self._bank.index == "flat" and operations > _SLOW:
+            most = int(_SLOW) // (2 * max(self._counts) * dims)
+            warn(
+                f"every image is compared with {rows} bank rows, {operations / 1e9:.0f} GFLOP: predict will "
+                f'be slow; coreset_size={most} takes {_SLOW / 1e9:.0f}, and index="ivf" compares with fewer',
+                SlowPredictWarning,
+            )
+
+    def _rounding(self, floor: float, largest: float) -> float:
+        """How far rounding moves scores like these, where it moves an embedding by `floor`."""
+        squared = self._scoring.is_squared
+        distance = max(largest, 0.0) ** 0.5 if squared else largest
+        moved = moved_distance(floor, distance, int(self._bank.rows_.shape[1]))
+        return (distance + moved) ** 2 - distance**2 if squared else moved
+
+    def _warnings(self, fair: int, few: bool) -> dict[str, str]:
+        """Why the threshold says little: few images could be scored without themselves, or few rows."""
+        if not fair:
+            return {
+                "none": "no training image can be scored without its own memory bank rows (it is one alone, "
+                "or copies of one, or too few rows are others'), so the statistics and the threshold are of "
+                "images that the bank knows, and too low; give more images, or call calibrate"
+            }
+        if fair == 1:
+            return {
+                "one": "a single training image gives the statistics and the threshold, so they say nothing "
+                "of how much normal images differ; give more images, or call calibrate"
+            }
+        if few:
+            return {
+                "few": f"the memory bank has only {len(self._bank)} rows, and an image that is scored "
+                "without its own finds no others in their place: the threshold is probably far too high; set "
+                f"a larger {self._size_name} or give more images, for {_FEW_ROWS} rows at least, "
+                "or call calibrate"
+            }
+        return {}
+
+    def _batches(self, bank: MemoryBank) -> Iterator[tuple[list[_Held], bool]]:
+        """Images that can be scored together, `batch_size` at most: of one size, with as many neighbours to
+        be reweighted by, and all of them with enough rows of others, or none.
+        """
+
+        def kind(held: _Held) -> tuple[Any, ...]:
+            others = bank.rows_without(held.number)
+            neighbours = min(self._scoring.reweight_neighbors, others)
+            return others >= self._scoring.num_neighbors, neighbours, held.size, held.patches.shape
+
+        for (alone, *_), alike in groupby(self._held, kind):
+            group = list(alike)
+            for start in range(0, len(group), self._batch_size):
+                yield group[start : start + self._batch_size], alone
