@@ -33,11 +33,15 @@ if TYPE_CHECKING:
     from ensemblead.metrics import aupro, auroc
     from ensemblead.networks import FeatureExtractor
     from ensemblead.report.report import Report, evaluate
+    from ensemblead.retrieval.embedders import Embedder
+    from ensemblead.retrieval.ensemble import EmbeddingEnsemble
 
 __all__ = [
     "DRAEM",
     "BackboneEnsemble",
     "EfficientAD",
+    "Embedder",
+    "EmbeddingEnsemble",
     "EnsembleADError",
     "FastFlow",
     "FeatureExtractor",
@@ -77,6 +81,8 @@ _LAZY = {
     "FastFlow": "ensemblead.detectors.fastflow",
     "EfficientAD": "ensemblead.detectors.efficientad",
     "DRAEM": "ensemblead.detectors.draem",
+    "Embedder": "ensemblead.retrieval.embedders",
+    "EmbeddingEnsemble": "ensemblead.retrieval.ensemble",
     "FeatureExtractor": "ensemblead.networks",
     "Folder": "ensemblead.datasets",
     "MVTecAD": "ensemblead.datasets",

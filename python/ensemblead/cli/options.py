@@ -210,9 +210,9 @@ def _method(names: Mapping[str, Any]) -> Node:
 
 def _method_name(text: str) -> str:
     """The registered name of a method, whose capitals and hyphens may be left out."""
-    from ensemblead.config.registry import registered_names
+    from ensemblead.config.names import detector_names
 
-    known = {name.lower(): name for name in registered_names()}
+    known = {name.lower(): name for name in detector_names()}
     plain = text.lower()
     found = known.get(plain, known.get(plain.replace("-", "").replace("_", "")))
     if found in _INSTEAD_OF_ENSEMBLES:

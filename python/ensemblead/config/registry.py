@@ -192,7 +192,8 @@ def _expanded_preset(given: Mapping[str, Any], path: KeyPath, problems: Problems
 def describe(obj: Any) -> dict[str, Any]:
     """The description of an object: `create(describe(obj))` makes one that behaves alike.
 
-    For every parameter of its class's signature it has the attribute of that name.
+    For every parameter of its class's signature it has the attribute of that name, or, where attributes
+    mean something else, a method `constructor_arguments` that returns the values by name.
 
     >>> import ensemblead as ead
     >>> description = describe(ead.PaDiM("gabor", num_dimensions=20))
@@ -208,13 +209,15 @@ def describe(obj: Any) -> dict[str, Any]:
 def _described(obj: Any, path: KeyPath) -> dict[str, Any]:
     cls = type(obj)
     description = {"type": registered_name(cls)}
+    own: dict[str, Any] = getattr(obj, "constructor_arguments", dict)()
     for name in parameters(cls):
         place = (*path, name)
-        if not hasattr(obj, name):
+        if name not in own and not hasattr(obj, name):
             raise TypeError(
                 f"{key_text(place)} is a parameter of {cls.__name__} without an attribute of its name"
             )
-        description[name] = _plain(getattr(obj, name), place, cls.__name__)
+        value = own[name] if name in own else getattr(obj, name)
+        description[name] = _plain(value, place, cls.__name__)
     return description
 
 

@@ -113,7 +113,7 @@ def _as_suite(configuration: Suite | Source | Mapping[str, Any] | StrPath) -> Su
 
 def _check_networks(cells: list[Cell]) -> None:
     """Load the networks of the cells, one after the other, so that an error comes before hours of work."""
-    from ensemblead.ensembles.loading import load
+    from ensemblead.ensembles.loading import load_detector
 
     described: dict[str, Cell] = {}
     for cell in cells:
@@ -123,7 +123,7 @@ def _check_networks(cells: list[Cell]) -> None:
         try:
             # On the device that the cell is run on: the one of the fit need not be there.
             device = cell.entry.description["device"] if cell.entry.is_saved else None
-            detector = load(place, device=device) if cell.entry.is_saved else _new(cell)
+            detector = load_detector(place, device=device) if cell.entry.is_saved else _new(cell)
             detector.load_networks()
         except ValueError as error:
             raise ValueError(f"detector {cell.entry.name!r}: {error}") from error
@@ -209,10 +209,10 @@ class _CellRun:
         return _new(self._cell).fit(list(category.train), errors=self._settings.errors, progress=self._step)
 
     def _load(self) -> Detector:
-        from ensemblead.ensembles.loading import load
+        from ensemblead.ensembles.loading import load_detector
 
         device = self._cell.entry.description["device"]
-        return load(model_for(self._cell.entry, self._cell.category), device=device)
+        return load_detector(model_for(self._cell.entry, self._cell.category), device=device)
 
     def _see(self, image: ScoredImage) -> None:
         assert self._on_image is not None

@@ -1,0 +1,1 @@
+"""Image search: embeddings of one network or several, joined, trained, measured and indexed."""
