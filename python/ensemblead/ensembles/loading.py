@@ -56,7 +56,7 @@ def load(
     options |= {"weights": weights, "backbone": backbone}
     loaded = store.load(path, **options)
     if not isinstance(loaded, Detector) and not hasattr(loaded, "embed_batches"):
-        raise TypeError(f"{path} holds a {type(loaded).__name__}, which is no detector and embeds nothing")
+        raise TypeError(f"{path} holds a saved {type(loaded).__name__}, which is no detector and embeds nothing")
     return loaded
 
 
@@ -64,5 +64,5 @@ def load_detector(path: str | os.PathLike[str], **options: Any) -> Detector:
     """`load`, of a detector alone: raises TypeError for anything else."""
     detector = load(path, **options)
     if not isinstance(detector, Detector):
-        raise TypeError(f"{path} holds a {type(detector).__name__}, which is no detector")
+        raise TypeError(f"{path} holds a saved {type(detector).__name__}, which is no detector")
     return detector

@@ -325,8 +325,9 @@ class EmbeddingEnsemble:
     @classmethod
     def from_store(cls, reader: FolderReader) -> Self:
         """For `store.load`; there, `weights` and `backbone` are one per member (None: as stored)."""
-        state = dict(reader.state)
-        count, learned = state.pop("members"), state.pop("learned")
+        state, names = reader.state, ("mode", "weights", "normalize", "dim", "seed")
+        count, learned = state["members"], state["learned"]
+        own = {name: state[name] for name in names}
         with reader.as_damage():
             # Before room is made for so many.
             held = type(count) is int and reader.has(f"member{count - 1}")
@@ -338,7 +339,7 @@ class EmbeddingEnsemble:
             for i in range(count)
         ]
         with reader.as_damage():
-            ensemble = cls(members, **state)
+            ensemble = cls(members, **own)
             if (learned is None) != (ensemble.mode == "concat"):
                 raise ValueError(f"learned must be there, and for mode 'concat' null; got {learned!r}")
             if learned is not None:
