@@ -260,3 +260,17 @@ def test_a_detector_is_asked_for_where_one_is_needed(tmp_path: Path) -> None:
     _embedder("gabor", layer="layer2").save(tmp_path / "model")
     with pytest.raises(TypeError, match="holds a saved Embedder, which is no detector"):
         load_model(tmp_path / "model")
+
+
+def test_configurations_and_methods_are_of_detectors() -> None:
+    from ensemblead.cli.options import options_of
+    from ensemblead.config.documents import Source
+    from ensemblead.config.names import detector_names, registered_names
+    from ensemblead.suites.suite import Suite
+
+    description = {"type": "Embedder", "backbone": "gabor"}
+    with pytest.raises(ValueError, match="type must be a detector, got 'Embedder'"):
+        options_of(Source(description, "model.json"))
+    with pytest.raises(ValueError, match="type must be a detector, got 'Embedder'"):
+        Suite.parse({"detectors": [description], "datasets": [{"type": "MVTecAD", "root": "data"}]})
+    assert set(registered_names()) - set(detector_names()) == {"Embedder", "EmbeddingEnsemble"}

@@ -94,9 +94,9 @@ def options_of(source: Source) -> DetectorOptions:
         raise ValueError(f"{source.name} must hold one mapping, got {type(document).__name__}")
     problems = Problems(source)
     if "type" in document:
-        from ensemblead.config.registry import resolve
+        from ensemblead.config.registry import resolve_detector
 
-        described = resolve(document, (), problems)
+        described = resolve_detector(document, (), problems)
         problems.raise_any()
         return DetectorOptions(described=described, source=source)
     names: dict[str, Any] = {}

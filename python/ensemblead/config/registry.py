@@ -21,6 +21,7 @@ from typing import Any, get_args, get_origin
 from ensemblead.common.validation import did_you_mean
 from ensemblead.config.documents import KeyPath, Problems, Source, key_text
 from ensemblead.config.names import (
+    detector_names,
     is_registered,
     register,
     registered_class,
@@ -49,6 +50,7 @@ __all__ = [
     "registered_name",
     "registered_names",
     "resolve",
+    "resolve_detector",
 ]
 
 # Objects from descriptions
@@ -166,6 +168,17 @@ def _resolve_nested(
     node = resolve(value, path, problems, defaults)
     if node and not issubclass(registered_class(node["type"]), hint):
         problems.add(path, f"must be a {hint.__name__.lower()}, got a {node['type']}")
+    return node
+
+
+def resolve_detector(
+    given: Any, path: KeyPath, problems: Problems, defaults: Mapping[str, Any] | None = None
+) -> Node:
+    """`resolve`, with a problem for the description of what is no detector."""
+    node = resolve(given, path, problems, defaults)
+    if node and node["type"] not in detector_names():
+        problems.add((*path, "type"), f"must be a detector, got {node['type']!r}")
+        return {}
     return node
 
 

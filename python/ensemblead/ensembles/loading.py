@@ -56,7 +56,8 @@ def load(
     options |= {"weights": weights, "backbone": backbone}
     loaded = store.load(path, **options)
     if not isinstance(loaded, Detector) and not hasattr(loaded, "embed_batches"):
-        raise TypeError(f"{path} holds a saved {type(loaded).__name__}, which is no detector and embeds nothing")
+        kind = type(loaded).__name__
+        raise TypeError(f"{path} holds a saved {kind}, which is no detector and embeds nothing")
     return loaded
 
 
