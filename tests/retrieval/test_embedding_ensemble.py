@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,12 @@ from support.pictures import draw
 from support.tampering import altered, set_tensors
 
 import ensemblead as ead
-from ensemblead.common.errors import DamagedModelError, NotFittedError, UnreadableImageError
+from ensemblead.common.errors import (
+    DamagedModelError,
+    MissingExtraError,
+    NotFittedError,
+    UnreadableImageError,
+)
 
 MODES = ["concat", "fusion", "project", "ratios", "whiten", "lda"]
 # Rounding of float32 embeddings of length 1.
@@ -417,10 +423,18 @@ def test_wrong_labels(mode: str, labels: Any, error: type[Exception], message: s
     assert not ensemble.is_fitted
 
 
-def test_labels_are_checked_before_images_are_read() -> None:
+def test_labels_are_checked_before_images_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
     images = _Counted(_images())
     with pytest.raises(ValueError, match=r"labels must be one per image \(8\), got 3"):
         ead.EmbeddingEnsemble(_pair(), mode="lda").fit(images, ["a", "b", "a"])
+    fusion_of_images = ead.EmbeddingEnsemble(_pair(), mode="fusion")
+    with pytest.raises(ValueError, match="needs 2 images of every class"):
+        fusion_of_images.fit(images, ["a"] * 7 + ["b"])
+    with pytest.raises(ValueError, match=r"validation=0.01 leaves nothing"):
+        fusion_of_images.fit(images, ["a", "b"] * 4, validation=0.01)
+    monkeypatch.setitem(sys.modules, "pytorch_metric_learning", None)
+    with pytest.raises(MissingExtraError, match="retrieval"):
+        fusion_of_images.fit(images, ["a", "b"] * 4)
     assert images.asked == [0] * 8
 
 

@@ -17,10 +17,10 @@ from ensemblead.detectors.detector import constructor_text
 from ensemblead.detectors.frozen import per_member
 from ensemblead.detectors.parts import Progress
 from ensemblead.images import open_images
-from ensemblead.retrieval.checks import Label, Matrix, are_embeddings, check_embeddings, check_labels
+from ensemblead.retrieval.checks import Label, Matrix, are_embeddings, check_embeddings
 from ensemblead.retrieval.embedders import Embedder, OnError, Positions, Vectors, nonzero, read_vectors
 from ensemblead.retrieval.joining import Learned, concatenated
-from ensemblead.retrieval.learning import DIMS, MODES, TRAINED, learn
+from ensemblead.retrieval.learning import DIMS, MODES, TRAINED, check_start, learn
 from ensemblead.retrieval.training import Training
 from ensemblead.store import FolderReader, FolderWriter, load_state, save_state
 
@@ -205,10 +205,11 @@ class EmbeddingEnsemble:
             vectors = check_embeddings(images_or_embeddings, len(self.members))
         else:
             source = open_images(images_or_embeddings)
-            if labels is not None:  # before the images are read, which may take hours
-                check_labels(labels, len(source))
+            check_start(self.mode, labels, len(source), settings)  # before hours of reading
             positions, vectors = self._read(source, on_error, progress)
-            labels = None if labels is None else [labels[place] for place in positions]
+            if labels is not None:
+                own = list(labels)
+                labels = [own[place] for place in positions]
         self._learned = learn(
             self.mode,
             vectors,

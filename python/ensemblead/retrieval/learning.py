@@ -8,18 +8,37 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from ensemblead.common.extras import require
 from ensemblead.detectors.parts import Progress
 from ensemblead.networks.modes import default_modes, own_generator
 from ensemblead.networks.network import resolve_device
-from ensemblead.retrieval.checks import Matrix, check_labels
+from ensemblead.retrieval.checks import Label, Matrix, check_labels
 from ensemblead.retrieval.closed_forms import discriminants, whitening
 from ensemblead.retrieval.joining import Learned, Scaler, standardised
-from ensemblead.retrieval.training import Linear, Ratios, Training, check_classes, train
+from ensemblead.retrieval.training import Linear, Ratios, Training, check_classes, held_out, train
 
 TRAINED = ("fusion", "project", "ratios")
 MODES = (*TRAINED, "whiten", "lda")
 # Dimensions where none are given; of "lda" they follow from the labels, of "ratios" from the networks.
 DIMS = {"fusion": 512, "project": 512, "whiten": 64}
+
+
+def check_start(
+    mode: str, labels: Any, count: int, settings: Training
+) -> tuple[tuple[Label, ...], npt.NDArray[np.int64]]:
+    """The classes, and the number of each of `count` images; none without labels.
+
+    Raises ValueError for labels that the mode cannot learn from, and MissingExtraError where the losses are
+    not installed.
+    """
+    if labels is None:
+        return (), np.zeros(0, dtype=np.int64)
+    classes, numbers = check_labels(labels, count)
+    if mode in TRAINED:
+        require("pytorch_metric_learning", "training a fusion")
+        check_classes(settings, numbers, classes)
+        held_out(settings, numbers, 0)
+    return classes, numbers
 
 
 def learn(
@@ -34,12 +53,7 @@ def learn(
     progress: Progress | None,
 ) -> Learned:
     """Learn from vectors `[N, D_k]` of every network and a label per image (None: mode "whiten" alone)."""
-    classes: tuple[str | int, ...] = ()
-    numbers = np.zeros(0, dtype=np.int64)
-    if labels is not None:
-        classes, numbers = check_labels(labels, len(vectors[0]))
-    if mode in TRAINED:
-        check_classes(settings, numbers, classes)
+    classes, numbers = check_start(mode, labels, len(vectors[0]), settings)
     scalers = [Scaler.of(one) for one in vectors]
     inputs = standardised(scalers, vectors)
     means = tuple(torch.from_numpy(scaler.mean) for scaler in scalers)

@@ -14,7 +14,6 @@ from torch import nn
 from torch.nn import functional
 
 from ensemblead.common.errors import NonFiniteLossError
-from ensemblead.common.extras import require
 from ensemblead.common.precision import exact_products
 from ensemblead.common.validation import one_of, positive_number, some_of, whole_number
 from ensemblead.detectors.parts import Progress
@@ -222,7 +221,6 @@ def _run(
 
 
 def _loss(name: str, classes: int, dim: int, seed: int) -> nn.Module:
-    require("pytorch_metric_learning", "training a fusion")
     from pytorch_metric_learning import losses
 
     made, has_classes, _ = LOSSES[name]
