@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from ensemblead.metrics import aupro, auroc
     from ensemblead.networks import FeatureExtractor
     from ensemblead.report.report import Report, evaluate
+    from ensemblead.retrieval.embedders import Embedder
+    from ensemblead.retrieval.ensemble import EmbeddingEnsemble
     from ensemblead.retrieval.metrics import retrieval_metrics
     from ensemblead.retrieval.rerank import rerank
     from ensemblead.retrieval.weights import search_weights
@@ -43,6 +45,8 @@ __all__ = [
     "DRAEM",
     "BackboneEnsemble",
     "EfficientAD",
+    "Embedder",
+    "EmbeddingEnsemble",
     "EnsembleADError",
     "Executors",
     "FastFlow",
@@ -88,6 +92,8 @@ _LAZY = {
     "EfficientAD": "ensemblead.detectors.efficientad",
     "Executors": "ensemblead.distributed.executors",
     "DRAEM": "ensemblead.detectors.draem",
+    "Embedder": "ensemblead.retrieval.embedders",
+    "EmbeddingEnsemble": "ensemblead.retrieval.ensemble",
     "FeatureExtractor": "ensemblead.networks",
     "Folder": "ensemblead.datasets",
     "MVTecAD": "ensemblead.datasets",

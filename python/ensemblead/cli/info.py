@@ -20,7 +20,12 @@ from ensemblead.kernels.arrays import num_threads
 from ensemblead.kernels.build import build
 
 # Import name -> distribution name, where the two differ.
-_DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn", "yaml": "PyYAML"}
+_DISTRIBUTIONS = {
+    "PIL": "pillow",
+    "pytorch_metric_learning": "pytorch-metric-learning",
+    "sklearn": "scikit-learn",
+    "yaml": "PyYAML",
+}
 # Several distributions provide these, each overwriting the files of the others.
 _FAMILIES = {
     "faiss": ("faiss", "faiss-cpu", "faiss-gpu"),

@@ -81,12 +81,12 @@ def _typed_size(text: str) -> tuple[int, int]:
 
 def _defaults(backbone: str) -> tuple[dict[str, tuple[str, ...]], str | None]:
     """For every method whose layers are "auto" these layers; or why there are none."""
-    from ensemblead.config.registry import registered_class, registered_names
+    from ensemblead.config.names import detector_names, registered_class
     from ensemblead.config.signatures import parameters
     from ensemblead.networks.layers import default_layers
 
     found: dict[str, tuple[str, ...]] = {}
-    for name in registered_names():
+    for name in detector_names():
         cls: Any = registered_class(name)
         layers = parameters(cls).get("layers")
         if layers is None or layers.default != "auto":

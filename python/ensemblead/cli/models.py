@@ -24,17 +24,17 @@ _DIMENSIONS = "dimensions"
 
 
 def load_model(path: Path, weights: Sequence[str] = (), device: str | None = None) -> Detector:
-    """`ead.load` with weights given as `[I.]PATH`."""
-    from ensemblead.ensembles.loading import load
+    """`load_detector` with weights given as `[I.]PATH`."""
+    from ensemblead.ensembles.loading import load_detector
 
     if not weights:
-        return load(path, device=device)
+        return load_detector(path, device=device)
     indexed = any(text.split(".", 1)[0].isdecimal() and not Path(text).exists() for text in weights)
     if len(weights) == 1 and not indexed:
-        return load(path, weights=weights_per_member(weights, 1)[0], device=device)
+        return load_detector(path, weights=weights_per_member(weights, 1)[0], device=device)
     # The number of members is not known here; the model refuses a number that it does not have.
     numbered = weights_per_member(weights, 1 << 16)
-    return load(path, weights=numbered, device=device)
+    return load_detector(path, weights=numbered, device=device)
 
 
 def describe_model(detector: Detector) -> dict[str, Any]:

@@ -109,9 +109,9 @@ def options_of(source: Source) -> DetectorOptions:
         raise ValueError(f"{source.name} must hold one mapping, got {type(document).__name__}")
     problems = Problems(source)
     if "type" in document:
-        from ensemblead.config.registry import resolve
+        from ensemblead.config.registry import resolve_detector
 
-        described = resolve(document, (), problems)
+        described = resolve_detector(document, (), problems)
         problems.raise_any()
         return DetectorOptions(described=described, source=source)
     names: dict[str, Any] = {}
@@ -225,9 +225,9 @@ def _method(names: Mapping[str, Any]) -> Node:
 
 def _method_name(text: str) -> str:
     """The registered name of a method, whose capitals and hyphens may be left out."""
-    from ensemblead.config.registry import registered_names
+    from ensemblead.config.names import detector_names
 
-    known = {name.lower(): name for name in registered_names()}
+    known = {name.lower(): name for name in detector_names()}
     plain = text.lower()
     found = known.get(plain, known.get(plain.replace("-", "").replace("_", "")))
     if found in _INSTEAD_OF_ENSEMBLES:

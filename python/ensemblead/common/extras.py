@@ -23,6 +23,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "faiss": ("cpu", "gpu"),
     "cupy": ("gpu",),
     "pandas": ("retrieval",),
+    "pytorch_metric_learning": ("retrieval",),
 }
 
 

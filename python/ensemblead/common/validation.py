@@ -35,10 +35,12 @@ def positive_number(name: str, value: Any) -> float:
 
 
 def one_of(name: str, value: Any, known: Iterable[str]) -> str:
-    """`value` if it is one of the known names; raises ValueError for anything else."""
+    """`value` if it is one of the known names; raises ValueError, with near matches, for anything else."""
     names = list(known)
     if not isinstance(value, str) or value not in names:
-        raise ValueError(f"{name} must be one of {', '.join(names)}, got {value!r}")
+        near = near_names(value, names)
+        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        raise ValueError(f"{name} must be one of {', '.join(names)}, got {value!r}{hint}")
     return value
 
 

@@ -21,6 +21,12 @@ _MODULES = {
     "ReverseDistillation": "ensemblead.detectors.reverse_distillation",
     "TiledEnsemble": "ensemblead.ensembles.tiles",
 }
+# Those that are no detectors.
+_OF_RETRIEVAL = {
+    "Embedder": "ensemblead.retrieval.embedders",
+    "EmbeddingEnsemble": "ensemblead.retrieval.ensemble",
+}
+_MODULES |= _OF_RETRIEVAL
 # Other packages name their classes in an entry point of this group, so that no import is needed.
 _ENTRY_POINTS = "ensemblead.detectors"
 
@@ -73,6 +79,11 @@ def registered_names() -> list[str]:
     """Every name that `registered_class` knows, sorted."""
     found = importlib.metadata.entry_points(group=_ENTRY_POINTS)
     return sorted({*_classes, *_MODULES, *(one.name for one in found)})
+
+
+def detector_names() -> list[str]:
+    """Every name but those of the library's classes that are no detectors, sorted."""
+    return [name for name in registered_names() if name not in _OF_RETRIEVAL]
 
 
 def registered_class(name: str) -> Any:

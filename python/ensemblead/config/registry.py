@@ -21,6 +21,7 @@ from typing import Any, get_args, get_origin
 from ensemblead.common.validation import did_you_mean
 from ensemblead.config.documents import KeyPath, Problems, Source, key_text
 from ensemblead.config.names import (
+    detector_names,
     is_registered,
     register,
     registered_class,
@@ -49,6 +50,7 @@ __all__ = [
     "registered_name",
     "registered_names",
     "resolve",
+    "resolve_detector",
 ]
 
 # Objects from descriptions
@@ -169,6 +171,17 @@ def _resolve_nested(
     return node
 
 
+def resolve_detector(
+    given: Any, path: KeyPath, problems: Problems, defaults: Mapping[str, Any] | None = None
+) -> Node:
+    """`resolve`, with a problem for the description of what is no detector."""
+    node = resolve(given, path, problems, defaults)
+    if node and node["type"] not in detector_names():
+        problems.add((*path, "type"), f"must be a detector, got {node['type']!r}")
+        return {}
+    return node
+
+
 def _expanded_preset(given: Mapping[str, Any], path: KeyPath, problems: Problems) -> Node:
     """The description that a preset stands for, with the other keys set in it."""
     try:
@@ -192,7 +205,8 @@ def _expanded_preset(given: Mapping[str, Any], path: KeyPath, problems: Problems
 def describe(obj: Any) -> dict[str, Any]:
     """The description of an object: `create(describe(obj))` makes one that behaves alike.
 
-    For every parameter of its class's signature it has the attribute of that name.
+    For every parameter of its class's signature it has the attribute of that name, or, where attributes
+    mean something else, a method `constructor_arguments` that returns the values by name.
 
     >>> import ensemblead as ead
     >>> description = describe(ead.PaDiM("gabor", num_dimensions=20))
@@ -208,13 +222,15 @@ def describe(obj: Any) -> dict[str, Any]:
 def _described(obj: Any, path: KeyPath) -> dict[str, Any]:
     cls = type(obj)
     description = {"type": registered_name(cls)}
+    own: dict[str, Any] = getattr(obj, "constructor_arguments", dict)()
     for name in parameters(cls):
         place = (*path, name)
-        if not hasattr(obj, name):
+        if name not in own and not hasattr(obj, name):
             raise TypeError(
                 f"{key_text(place)} is a parameter of {cls.__name__} without an attribute of its name"
             )
-        description[name] = _plain(getattr(obj, name), place, cls.__name__)
+        value = own[name] if name in own else getattr(obj, name)
+        description[name] = _plain(value, place, cls.__name__)
     return description
 
 

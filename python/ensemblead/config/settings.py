@@ -17,7 +17,7 @@ from typing import Any, TypeAlias, Union, get_args, get_origin
 
 from ensemblead.common.validation import did_you_mean
 from ensemblead.config.documents import KeyPath, Problems, Source, read_text
-from ensemblead.config.names import is_base, registered_class, registered_names
+from ensemblead.config.names import detector_names, is_base, registered_class
 from ensemblead.config.signatures import MismatchError, Parameter, fitted_to, parameters, shown
 
 # A description; once it is checked every default is filled in. Nested ones are nodes again.
@@ -250,7 +250,7 @@ def _as_typed(wanted: str) -> str:
 def _unknown(name: str, chosen: Sequence[_Leaf]) -> str:
     types = list(dict.fromkeys(node["type"] for node, _ in chosen))
     text = f"is no parameter of {' or '.join(types)}"
-    owners = [other for other in registered_names() if name in parameters(registered_class(other))]
+    owners = [other for other in detector_names() if name in parameters(registered_class(other))]
     own = name.removeprefix("tile_")
     if own != name and own in parameters(registered_class(_TILED)):
         owners.append(_TILED)

@@ -46,12 +46,7 @@ class Detector(ABC):
 
     def __repr__(self) -> str:
         """One line: the parameters that are not the default, and the threshold."""
-        given = []
-        for name, parameter in inspect.signature(type(self)).parameters.items():
-            value = getattr(self, name, parameter.default)
-            if repr(value) != repr(parameter.default):
-                given.append(f"{name}={_short(value)}")
-        name = f"{type(self).__name__}({', '.join(given)})"
+        name = constructor_text(self)
         try:
             return f"{name}, threshold {self.threshold_:.4g}"
         except (NotFittedError, AttributeError):  # or not constructed yet
@@ -267,6 +262,17 @@ class Detector(ABC):
     def _require_fitted(self, action: str) -> None:
         if not self.is_fitted:
             raise NotFittedError(f"cannot {action}: this {type(self).__name__} is not fitted; call fit first")
+
+
+def constructor_text(obj: Any) -> str:
+    """One line: an object's class, and the parameters of its constructor that are not the default."""
+    own: dict[str, Any] = getattr(obj, "constructor_arguments", dict)()
+    given = []
+    for name, parameter in inspect.signature(type(obj)).parameters.items():
+        value = own[name] if name in own else getattr(obj, name, parameter.default)
+        if repr(value) != repr(parameter.default):
+            given.append(f"{name}={_short(value)}")
+    return f"{type(obj).__name__}({', '.join(given)})"
 
 
 def _short(value: Any) -> str:

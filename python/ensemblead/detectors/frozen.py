@@ -14,6 +14,7 @@ from ensemblead.networks import FeatureExtractor
 from ensemblead.networks.layers import MIDDLE_STRIDES, default_layers
 from ensemblead.networks.network import Network, check_device, check_precision
 from ensemblead.networks.sizes import check_size, sizes_taken
+from ensemblead.networks.vectors import Pooling
 
 
 class FrozenNetwork:
@@ -21,6 +22,7 @@ class FrozenNetwork:
 
     Args:
         backbone, layers, weights: as `FeatureExtractor` takes them; layers may be "auto".
+        pooling: of an embedder, which reads a vector per image, as `FeatureExtractor` takes it.
         device, precision, compile: as `Network` takes them.
         seed: of random weights.
         strides: of the layers that "auto" stands for.
@@ -29,7 +31,7 @@ class FrozenNetwork:
     def __init__(
         self,
         backbone: str | nn.Module,
-        layers: Sequence[str] | Literal["auto"],
+        layers: Sequence[str] | Literal["auto"] | None,
         *,
         weights: Any,
         device: Any,
@@ -37,7 +39,10 @@ class FrozenNetwork:
         compile: bool,
         seed: int,
         strides: Sequence[int] = MIDDLE_STRIDES,
+        pooling: Pooling | None = None,
     ) -> None:
+        if layers is None and pooling is None:
+            raise TypeError('layers must be "auto" or a sequence of names, got None')
         if isinstance(layers, str):
             if layers != "auto":
                 raise TypeError(
@@ -46,7 +51,9 @@ class FrozenNetwork:
             layers = default_layers(backbone, strides)
         if not isinstance(compile, bool):
             raise TypeError(f"compile must be a bool, got {compile!r}")
-        self.backbone, self.layers, self.weights = backbone, tuple(layers), weights
+        self.backbone, self.weights = backbone, weights
+        self.layers = None if layers is None else tuple(layers)
+        self.pooling = pooling
         self.device, self.precision = check_device(device), check_precision(precision)
         self.compile, self.seed = compile, seed
         self._network: Network | None = None
@@ -62,7 +69,9 @@ class FrozenNetwork:
     def network(self) -> Network:
         with self._lock:
             if self._network is None:
-                extractor = FeatureExtractor(self.backbone, self.layers, weights=self.weights, seed=self.seed)
+                extractor = FeatureExtractor(
+                    self.backbone, self.layers, weights=self.weights, seed=self.seed, pooling=self.pooling
+                )
                 self._network = Network(extractor, self.device, self.precision, compile=self.compile)
             return self._network
 
@@ -74,7 +83,7 @@ class FrozenNetwork:
     def check_size(self, size: tuple[int, int], argument: str) -> None:
         """Raise ValueError, naming sizes that do, for images (h, w) that the network cannot take."""
         if isinstance(self.backbone, str):
-            check_size(self.backbone, self.layers, size, argument)
+            check_size(self.backbone, self.layers or (), size, argument)
 
     def fitting_geometry(self, geometry: Geometry) -> Geometry:
         """A geometry that the network takes, where the images decide.
@@ -84,7 +93,7 @@ class FrozenNetwork:
         if not (geometry.is_decided or isinstance(geometry.crop, tuple)) and isinstance(self.backbone, str):
             side = geometry.decided([(1, 1)]).resize
             assert isinstance(side, tuple)
-            sizes, multiple = sizes_taken(self.backbone, self.layers, side)
+            sizes, multiple = sizes_taken(self.backbone, self.layers or (), side)
             if multiple is not None:
                 return replace(geometry, multiple=multiple)
             if sizes and sizes[0] != side:
@@ -118,3 +127,21 @@ def per_network(option: str, given: Any) -> Any:
     if wrong:
         raise ValueError(f"{option}: the model is one detector, number 0, and no ensemble; got {wrong[0]}")
     return given[0]
+
+
+def per_member(name: str, given: Any, count: int) -> list[Any]:
+    """An option of `load`, one value per member: from a sequence, or a mapping of member numbers."""
+    if given is None:
+        return [None] * count
+    if isinstance(given, Mapping) and all(isinstance(key, int) for key in given):
+        wrong = [key for key in given if not 0 <= key < count]
+        if wrong:
+            raise ValueError(f"{name}: the ensemble has members 0 to {count - 1}, got {wrong[0]}")
+        return [given.get(i) for i in range(count)]
+    if isinstance(given, (list, tuple)):
+        if len(given) != count:
+            raise ValueError(f"{name} must be one per member ({count}), got {len(given)}")
+        return list(given)
+    raise ValueError(
+        f"{name}: the model is an ensemble of {count}; give a list of one per member, or {{number: value}}"
+    )

@@ -110,7 +110,7 @@ def read_method(cls: Any, reader: FolderReader) -> Any:
     # Apart from the rest: whether this machine has the device says nothing of the folder.
     method.device = check_device(stored if given is None else given)
     if state["network"] is not None:
-        _open_network(method, reader)
+        open_network(method, reader)
     with reader.as_damage():
         if reader.format == 1:
             saved = cls._state_from_format1(reader)
@@ -122,7 +122,8 @@ def read_method(cls: Any, reader: FolderReader) -> Any:
     return method
 
 
-def _open_network(method: Any, reader: FolderReader) -> None:
+def open_network(method: Any, reader: FolderReader) -> None:
+    """Give a method, or an embedder, the network that its folder describes."""
     frozen = method._frozen
     assert frozen is not None
     for option in ("weights", "backbone"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from ensemblead.common.files import StrPath
 from ensemblead.config.presets import PRESETS
 from ensemblead.config.registry import register
 from ensemblead.detectors.detector import Detector, Errors
-from ensemblead.detectors.frozen import FrozenNetwork
+from ensemblead.detectors.frozen import FrozenNetwork, per_member
 from ensemblead.detectors.parts import Part, Progress, Reading, Result, Seen
 from ensemblead.detectors.patchcore import PatchCore
 from ensemblead.detectors.predictions import Predictions
@@ -350,31 +350,13 @@ class BackboneEnsemble(Detector):
         held = type(count) is int and reader.has(f"member{count - 1}") and not reader.has(f"member{count}")
         if not held:
             raise DamagedModelError(f"{reader.folder} states {count} members, but holds others")
-        given = {name: _per_member(name, reader.options.get(name), count) for name in ("weights", "backbone")}
+        given = {name: per_member(name, reader.options.get(name), count) for name in ("weights", "backbone")}
         members = [
             reader.child(f"member{i}", **{name: values[i] for name, values in given.items()})
             for i in range(count)
         ]
         with reader.as_damage():
             return cls(members, fusion=reader.state["fusion"], weights=reader.state["weights"])
-
-
-def _per_member(name: str, given: Any, count: int) -> list[Any]:
-    """An option of `load`, one value per member: from a sequence, or a mapping of member numbers."""
-    if given is None:
-        return [None] * count
-    if isinstance(given, Mapping) and all(isinstance(key, int) for key in given):
-        wrong = [key for key in given if not 0 <= key < count]
-        if wrong:
-            raise ValueError(f"{name}: the ensemble has members 0 to {count - 1}, got {wrong[0]}")
-        return [given.get(i) for i in range(count)]
-    if isinstance(given, (list, tuple)):
-        if len(given) != count:
-            raise ValueError(f"{name} must be one per member ({count}), got {len(given)}")
-        return list(given)
-    raise ValueError(
-        f"{name}: the model is an ensemble of {count}; give a list of one per member, or {{number: value}}"
-    )
 
 
 def _box(box: Sequence[float]) -> str:

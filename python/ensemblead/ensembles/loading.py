@@ -1,5 +1,4 @@
-"""`ead.load`: here, above all detectors and ensembles, because importing them is what makes them known to the
-store."""
+"""`ead.load`: what a folder holds is found by its name in the registry, retrieval's classes too."""
 
 from __future__ import annotations
 
@@ -10,7 +9,7 @@ from typing import Any
 from ensemblead import store
 from ensemblead.detectors import Detector
 
-__all__ = ["load"]
+__all__ = ["load", "load_detector"]
 
 
 def load(
@@ -19,8 +18,8 @@ def load(
     backbone: Any = None,
     *,
     device: str | None = None,
-) -> Detector:
-    """A detector that `save` wrote, ready to predict.
+) -> Any:
+    """What `save` wrote: a detector, ready to predict, an `Embedder` or an `EmbeddingEnsemble`.
 
     Args:
         path: the folder.
@@ -55,7 +54,16 @@ def load(
     """
     options: dict[str, str | Mapping[int, Any] | Sequence[Any] | None] = {"device": device}
     options |= {"weights": weights, "backbone": backbone}
-    detector = store.load(path, **options)
+    loaded = store.load(path, **options)
+    if not isinstance(loaded, Detector) and not hasattr(loaded, "embed_batches"):
+        kind = type(loaded).__name__
+        raise TypeError(f"{path} holds a saved {kind}, which is no detector and embeds nothing")
+    return loaded
+
+
+def load_detector(path: str | os.PathLike[str], **options: Any) -> Detector:
+    """`load`, of a detector alone: raises TypeError for anything else."""
+    detector = load(path, **options)
     if not isinstance(detector, Detector):
-        raise TypeError(f"{path} holds a {type(detector).__name__}, which is no detector")
+        raise TypeError(f"{path} holds a saved {type(detector).__name__}, which is no detector")
     return detector

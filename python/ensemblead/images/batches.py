@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import zlib
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -77,7 +77,7 @@ def iterate_batches(
     geometries: Sequence[Geometry],
     batch_size: int,
     *,
-    errors: Literal["raise", "skip"] = "raise",
+    errors: Literal["raise", "skip"] | Callable[[int, Exception], object] = "raise",
     workers: int | None = None,
     prefetch: int = 2,
     pin_memory: bool = False,
@@ -91,7 +91,7 @@ def iterate_batches(
         batch_size: images per batch; the last batch may be smaller.
         errors: "raise" stops at the first image that cannot be read, or for which there is not enough memory;
             "skip" leaves it out, fills the batch with the next one, and records it in `.skipped` of the
-            iterator.
+            iterator. So does a function, which is called with the image's place and the error.
         workers: decoding threads, by default as many as there are cores, at most 8.
         prefetch: batches decoded ahead of the one being consumed; with the batch itself this bounds the
             memory.
@@ -109,8 +109,8 @@ def iterate_batches(
     if not distinct:
         raise ValueError("geometries must not be empty")
     batch_size = whole_number("batch_size", batch_size, 1)
-    if errors not in ("raise", "skip"):
-        raise ValueError(f'errors must be "raise" or "skip", got {errors!r}')
+    if errors not in ("raise", "skip") and not callable(errors):
+        raise ValueError(f'errors must be "raise", "skip" or a function, got {errors!r}')
     if workers is not None and workers < 1:
         raise ValueError(f"workers must be at least 1, got {workers}")
     if prefetch < 0:
@@ -119,13 +119,19 @@ def iterate_batches(
         workers = min(8, available_cores())
     source = open_images(source, bits=bits)
     skipped: list[SkippedImage] = []
+
+    def leave_out(index: int, error: Exception) -> None:
+        skipped.append(SkippedImage(index, source.paths[index], str(error)))
+        if callable(errors):
+            errors(index, error)
+
     # A plain function's generator, not a method's: no reference cycle keeps it alive when the iterator is
     # dropped.
     batches = _batches(
         source,
         distinct,
         batch_size,
-        skipped if errors == "skip" else None,
+        None if errors == "raise" else leave_out,
         workers if source.concurrent else 1,
         prefetch,
         pin_memory,
@@ -171,7 +177,7 @@ def _batches(
     source: ImageSource,
     geometries: tuple[Geometry, ...],
     batch_size: int,
-    skipped: list[SkippedImage] | None,
+    leave_out: Callable[[int, Exception], None] | None,
     workers: int,
     prefetch: int,
     pin_memory: bool,
@@ -191,9 +197,9 @@ def _batches(
             try:
                 ready.append((index, future.result()))
             except (UnreadableImageError, FileNotFoundError, MemoryError) as error:
-                if skipped is None:
+                if leave_out is None:
                     raise
-                skipped.append(SkippedImage(index, source.paths[index], str(error)))
+                leave_out(index, error)
             if len(ready) == batch_size:
                 batch, ready = _assemble(source, geometries, ready, pin_memory), []
                 yield batch

@@ -112,10 +112,10 @@ class CellRun:
         )
 
     def _load(self) -> Detector:
-        from ensemblead.ensembles.loading import load
+        from ensemblead.ensembles.loading import load_detector
 
         device = self._cell.entry.description["device"]
-        return load(model_for(self._cell.entry, self._cell.category), device=device)
+        return load_detector(model_for(self._cell.entry, self._cell.category), device=device)
 
     def _see(self, image: ScoredImage) -> None:
         assert self._on_image is not None

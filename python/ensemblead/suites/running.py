@@ -150,7 +150,7 @@ def _as_suite(configuration: Suite | Source | Mapping[str, Any] | StrPath) -> Su
 
 def _check_networks(cells: list[Cell]) -> None:
     """Load the networks of the cells, one after the other, so that an error comes before hours of work."""
-    from ensemblead.ensembles.loading import load
+    from ensemblead.ensembles.loading import load_detector
 
     described: dict[str, Cell] = {}
     for cell in cells:
@@ -160,7 +160,7 @@ def _check_networks(cells: list[Cell]) -> None:
         try:
             # On the device that the cell is run on: the one of the fit need not be there.
             device = cell.entry.description["device"] if cell.entry.is_saved else None
-            detector = load(place, device=device) if cell.entry.is_saved else new_detector(cell)
+            detector = load_detector(place, device=device) if cell.entry.is_saved else new_detector(cell)
             detector.load_networks()
         except ValueError as error:
             raise ValueError(f"detector {cell.entry.name!r}: {error}") from error

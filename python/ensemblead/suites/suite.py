@@ -254,9 +254,9 @@ def _usual_name(given: Mapping[str, Any]) -> str:
 def _described(
     given: Mapping[str, Any], path: KeyPath, settings: Settings, problems: Problems
 ) -> Mapping[str, Any]:
-    from ensemblead.config.registry import resolve
+    from ensemblead.config.registry import resolve_detector
 
-    return resolve(given, path, problems, {"seed": settings.seed, "device": settings.device})
+    return resolve_detector(given, path, problems, {"seed": settings.seed, "device": settings.device})
 
 
 def _saved(

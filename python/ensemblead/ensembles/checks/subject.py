@@ -20,7 +20,7 @@ from ensemblead.detectors.method import Method
 from ensemblead.detectors.predictions import Predictions
 from ensemblead.ensembles.backbones import BackboneEnsemble
 from ensemblead.ensembles.checks.drawing import Pixels, drawn_size, good_images, with_blots
-from ensemblead.ensembles.loading import load
+from ensemblead.ensembles.loading import load_detector
 from ensemblead.ensembles.tiles import TiledEnsemble
 
 TRAINING_IMAGES = 6
@@ -102,7 +102,7 @@ class Subject:
     def saved_and_loaded(self, detector: Detector) -> Detector:
         path = self.new_folder() / "model"
         detector.save(path)
-        return load(path, backbone=_modules(detector))
+        return load_detector(path, backbone=_modules(detector))
 
 
 def _modules(detector: Detector) -> Any:
