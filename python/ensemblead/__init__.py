@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from ensemblead.metrics import aupro, auroc
     from ensemblead.networks import FeatureExtractor
     from ensemblead.report.report import Report, evaluate
+    from ensemblead.retrieval.index import ImageIndex
 
 __all__ = [
     "DRAEM",
@@ -42,6 +43,7 @@ __all__ = [
     "FastFlow",
     "FeatureExtractor",
     "Folder",
+    "ImageIndex",
     "MVTecAD",
     "MemoryBank",
     "PaDiM",
@@ -79,6 +81,7 @@ _LAZY = {
     "DRAEM": "ensemblead.detectors.draem",
     "FeatureExtractor": "ensemblead.networks",
     "Folder": "ensemblead.datasets",
+    "ImageIndex": "ensemblead.retrieval.index",
     "MVTecAD": "ensemblead.datasets",
     "MemoryBank": "ensemblead.memory",
     "PaDiM": "ensemblead.detectors.padim",

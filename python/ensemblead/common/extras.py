@@ -22,6 +22,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "yaml": ("cpu", "gpu"),
     "faiss": ("cpu", "gpu"),
     "cupy": ("gpu",),
+    "usearch": ("retrieval",),
 }
 
 

@@ -1,7 +1,7 @@
 """Saved models: folders, checksums, and one way to save a state."""
 
 from ensemblead.store.folders import MANIFEST, FolderReader, FolderWriter
-from ensemblead.store.saving import check_target, load, read_folder, remove_folder, save, write_folder
+from ensemblead.store.saving import check_target, load, read_folder, remove_folder, save, verify, write_folder
 from ensemblead.store.states import load_state, move_state, save_state
 
 __all__ = [
@@ -16,5 +16,6 @@ __all__ = [
     "remove_folder",
     "save",
     "save_state",
+    "verify",
     "write_folder",
 ]

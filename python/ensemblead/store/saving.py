@@ -161,6 +161,19 @@ def load(path: str | os.PathLike[str], **options: Any) -> Any:
                 raise
 
 
+def verify(path: str | os.PathLike[str]) -> None:
+    """Raise DamagedModelError unless every file of what is saved at `path` is what was written."""
+
+    def check(folder: Path, expected: str | None = None) -> None:
+        reader = FolderReader(folder, {}, expected)
+        for name in reader.names():
+            reader.data(name)
+            if (folder / name).name == MANIFEST:
+                check((folder / name).parent, reader.digest(name))
+
+    check(_place_of_model(Path(path)))
+
+
 def _await(target: Path) -> None:
     """Until there is something at `target`; FileNotFoundError if nothing can come."""
     end = time.monotonic() + _WAIT_SECONDS

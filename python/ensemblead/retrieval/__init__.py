@@ -1,0 +1,1 @@
+"""Embedding ensembles for image search, and indexes of images."""
