@@ -16,11 +16,11 @@ from support.registry import separate_registry
 
 pytest.importorskip("torch")
 
-from support.mean_colours import MeanColours, draw_image, register_mean_colours  # noqa: E402
+from support.mean_colours import MeanColours, draw_image, register_mean_colours
 
-import ensemblead as ead  # noqa: E402
-from ensemblead.common.errors import UnreadableImageError  # noqa: E402
-from ensemblead.retrieval import adding  # noqa: E402
+import ensemblead as ead
+from ensemblead.common.errors import UnreadableImageError
+from ensemblead.retrieval import adding
 
 
 @pytest.fixture(autouse=True)
@@ -118,6 +118,7 @@ def test_where_holds_for_every_hit(index: ead.ImageIndex, images: Path) -> None:
     assert found(height=8, id=[0, 1]) == set(
         names(index.search(query, top=100, where={"id": (0, 1)}).paths[0])
     )
+    assert found(id=index.search(query, top=1).ids[0]) == {"0.png"}
     assert found(label="bad' OR '1'='1") == set()
     assert found(path='"; DROP TABLE images; --') == set()
     assert len(index) == 8

@@ -1,4 +1,4 @@
-"""Writers of an `ImageIndex` that are killed, two processes at once, damage to its files, and long random walks."""
+"""Writers of an `ImageIndex` that are killed, two processes at once, damage to files, and random walks."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from support.registry import separate_registry
 
 pytest.importorskip("torch")
 
-from support.mean_colours import MeanColours, draw_image, register_mean_colours  # noqa: E402
-from support.vectors import vector_of, vectors_of  # noqa: E402
+from support.mean_colours import MeanColours, draw_image, register_mean_colours
+from support.vectors import vector_of, vectors_of
 
-import ensemblead as ead  # noqa: E402
-from ensemblead.common.errors import (  # noqa: E402
+import ensemblead as ead
+from ensemblead.common.errors import (
     DamagedModelError,
     EnsembleADError,
     IndexBusyError,
     NewerFormatError,
 )
-from ensemblead.retrieval import folder as folders  # noqa: E402
-from ensemblead.retrieval import structures, view  # noqa: E402
+from ensemblead.retrieval import folder as folders
+from ensemblead.retrieval import structures, view
 
 SUPPORT = Path(__file__).resolve().parents[1] / "support"
 NAMES = [f"image {i:03}" for i in range(40)]
@@ -203,9 +203,9 @@ def test_damage_is_refused(out: Path, name: str, change: Any, message: str) -> N
 
 def test_an_altered_vector_is_named(out: Path) -> None:
     damaged(out / "vectors.0.f16", lambda data: data[:161] + bytes([data[161] ^ 1]) + data[162:])
-    with ead.ImageIndex.open(out) as index:
-        with pytest.raises(DamagedModelError, match=r"image 10 \(image 010\) is not what was stored"):
-            index.verify()
+    said = r"image 10 \(image 010\) is not what was stored"
+    with ead.ImageIndex.open(out) as index, pytest.raises(DamagedModelError, match=said):
+        index.verify()
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """A process that is struck while it fits, saves, extends, runs a suite or changes an image index, again and
-again: killed, at any time or at any line of an image index's code, or with a full disk. What is there is looked
-at after every blow.
+again: killed, at any time or at any line of an image index's code, or with a full disk. What is there is
+looked at after every blow.
 
     python struck.py KIND BLOW FOLDER TRIALS SEED
 

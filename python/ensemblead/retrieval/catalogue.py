@@ -175,7 +175,7 @@ class Catalogue:
         for column, wanted in where.items():
             if column not in COLUMNS:
                 raise ValueError(f"where: unknown column {column!r}; {did_you_mean(column, COLUMNS)}")
-            several = list(wanted) if isinstance(wanted, (list, tuple, set, frozenset)) else [wanted]
+            several = as_list(wanted)
             for value in several:
                 if value is not None and type(value) not in (str, int):
                     raise TypeError(
@@ -260,3 +260,9 @@ class Catalogue:
         moved = ((new, old) for new, old in enumerate(rows.tolist()) if new != old)
         self._sql.executemany("UPDATE images SET row = ? WHERE row = ?", moved)
         self._sql.execute("UPDATE state SET rows = ?, generation = ?", (len(rows), state.generation + 1))
+
+
+def as_list(values: Any) -> list[Any]:
+    """One value or several as a list, those of NumPy as Python has them."""
+    several = list(values) if isinstance(values, (list, tuple, set, frozenset, np.ndarray)) else [values]
+    return [value.item() if isinstance(value, np.generic) else value for value in several]

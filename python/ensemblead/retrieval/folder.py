@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ensemblead.common.errors import DamagedModelError, IndexBusyError
-from ensemblead.common.files import write_atomically
+from ensemblead.common.files import sync_folder, write_atomically
 from ensemblead.common.warnings import warn
 from ensemblead.retrieval.catalogue import NAME as CATALOGUE
 from ensemblead.retrieval.catalogue import Catalogue, Entry, State
@@ -128,7 +128,6 @@ class IndexFolder:
             pass  # nobody has come to write it
         except DamagedModelError as error:
             warn(f"{error}; it is built anew from the vectors")
-            path.unlink(missing_ok=True)
         view.structure = self._built(view.rows)
         try:
             with self.writing():
@@ -229,6 +228,7 @@ class IndexFolder:
         if self.manifest.kind != "flat" and len(rows) >= SMALLEST:
             structure = self._built(self._mapped(following), progress)
             structure.write(self._ann(following))
+        sync_folder(self.path)
         with self.catalogue.commit() as state:
             self.catalogue.compact(state, rows)
         self._clean()

@@ -20,6 +20,7 @@ from ensemblead.common.files import StrPath
 from ensemblead.common.validation import one_of, whole_number
 from ensemblead.common.warnings import warn
 from ensemblead.retrieval.adding import Collector, EmbedsImages, add_images, add_ready
+from ensemblead.retrieval.catalogue import as_list
 from ensemblead.retrieval.folder import IndexFolder
 from ensemblead.retrieval.hits import Hits
 from ensemblead.retrieval.incoming import (
@@ -48,9 +49,9 @@ class ImageIndex:
 
     Kinds: "flat" compares every vector, exactly. FAISS has "ivf" (inverted lists), "hnsw" (a navigable graph)
     and "pq" (inverted lists of product-quantised vectors). "usearch" is a graph in half precision of the
-    package usearch. All but "flat" find most of the nearest images. Their similarities are exact, and they give as
-    many hits as asked for. Below 1,024 images every kind searches exactly. Graphs that several threads build
-    may differ.
+    package usearch. All but "flat" find most of the nearest images. Their similarities are exact, and they
+    give as many hits as asked for. Below 1,024 images every kind searches exactly. Graphs that several
+    threads build may differ.
 
     One process may write while others read. Whoever searches sees a whole state: that of the last commit.
     After a crash, or `kill -9`, the index is as of the last commit; the next writer removes what was left
@@ -285,7 +286,7 @@ class ImageIndex:
         Where more than a quarter of the stored vectors are of removed images, the index is compacted.
         Raises ValueError for images that are not there, or that are named twice.
         """
-        given = list(images) if isinstance(images, (list, tuple, set, frozenset)) else [images]
+        given = as_list(images)
         with self._alone, self._folder.writing():
             with self._folder.snapshot():
                 found = find_images(given, self._folder.catalogue)
@@ -404,7 +405,7 @@ class ImageIndex:
         if is_path(query) or several:
             paths = [os.fspath(path) for path in (query if several else [query])]
             return paths, unit_vectors("query", self._embedded(paths), paths)
-        array = np.asarray(query)
+        array = np.asarray(query, dtype=np.float32 if isinstance(query, (list, tuple)) else None)
         if array.dtype == np.uint8 and array.ndim in (3, 4):
             array = self._embedded(array if array.ndim == 4 else array[None])
         vectors = as_vectors("query", array[None] if array.ndim == 1 else array, self.dim)

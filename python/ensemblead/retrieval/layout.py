@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ensemblead.common.errors import DamagedModelError, IndexBusyError, NewerFormatError
-from ensemblead.common.files import write_atomically
+from ensemblead.common.files import sync_folder, write_atomically
 from ensemblead.common.validation import some_of
 from ensemblead.kernels.build import __version__
 from ensemblead.retrieval.catalogue import NAME as CATALOGUE
@@ -116,6 +116,7 @@ def create(folder: Path, manifest: Manifest, save_embedder: Callable[[Path], obj
         if save_embedder is not None:
             save_embedder(folder / EMBEDDER)
         manifest.write(folder)
+        sync_folder(folder)
     finally:
         os.close(descriptor)
 

@@ -43,6 +43,10 @@ def check_kind(kind: str) -> None:
 
 
 class _Engine(Protocol):
+    @property
+    def count(self) -> int:
+        """How many rows it holds, from row 0 on."""
+
     def add(self, rows: npt.NDArray[np.float32]) -> None:
         """More rows."""
 
@@ -63,7 +67,6 @@ class Structure:
 
     kind: str
     engine: _Engine
-    rows: int
     trained: int
     written: int = 0
 
@@ -82,18 +85,16 @@ class Structure:
             chosen = np.sort(np.random.default_rng(seed).choice(len(rows), size, replace=False))
             sample = rows[chosen].astype(np.float32)
             engine = FaissCandidates.trained(_NAMES.get(kind, kind), sample, len(rows), seed)
-        structure = cls(kind, engine, 0, len(rows))
+        structure = cls(kind, engine, len(rows))
         structure.top_up(rows, progress)
         return structure
 
     def top_up(self, rows: Rows, progress: Progress = lambda done, total: None) -> None:
         """Add the rows that it lacks of all `rows`."""
         step = max(1, _STEP_BYTES // (4 * rows.shape[1]))
-        for a in range(self.rows, len(rows), step):
-            part = rows[a : a + step]
-            self.engine.add(np.ascontiguousarray(part, dtype=np.float32))
-            self.rows += len(part)
-            progress(self.rows, len(rows))
+        while (a := self.engine.count) < len(rows):
+            self.engine.add(np.ascontiguousarray(rows[a : a + step], dtype=np.float32))
+            progress(self.engine.count, len(rows))
 
     def is_outgrown(self, rows: int) -> bool:
         """Whether there are so many rows that it should be built anew."""
@@ -102,7 +103,7 @@ class Structure:
     def write(self, path: Path) -> None:
         """Beside, and renamed."""
         data = memoryview(self.engine.to_bytes())
-        header = {"kind": self.kind, "rows": self.rows, "trained": self.trained}
+        header = {"kind": self.kind, "rows": self.engine.count, "trained": self.trained}
         digest = hashlib.sha256(json.dumps(header).encode())
         digest.update(data)
         line = json.dumps({**header, "sha256": digest.hexdigest()}).encode() + b"\n"
@@ -112,7 +113,7 @@ class Structure:
             file.write(data)
 
         write_atomically(path, write, sync=True)
-        self.written = self.rows
+        self.written = self.engine.count
 
     @classmethod
     def read(cls, path: Path, kind: str, dims: int, most: int) -> Structure:
@@ -135,4 +136,4 @@ class Structure:
             engine = UsearchCandidates.read((rows, dims), data)
         else:
             engine = FaissCandidates.read(_NAMES.get(kind, kind), (rows, dims), data)
-        return cls(kind, engine, rows, trained, rows)
+        return cls(kind, engine, trained, rows)

@@ -205,6 +205,11 @@ class FaissCandidates:
             raise DamagedModelError("the FAISS index names another file")
         return cls(name, _checked_index(name, shape, data))
 
+    @property
+    def count(self) -> int:
+        """How many rows it holds."""
+        return int(self.faiss_index.ntotal)
+
     def to_bytes(self) -> npt.NDArray[np.uint8]:
         """The index as `read` takes it."""
         data: npt.NDArray[np.uint8] = _faiss().serialize_index(self.faiss_index)

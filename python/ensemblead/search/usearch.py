@@ -46,6 +46,11 @@ class UsearchCandidates:
             )
         return cls(index)
 
+    @property
+    def count(self) -> int:
+        """How many rows it holds."""
+        return int(self._index.size)
+
     def to_bytes(self) -> bytearray:
         """The graph as `read` takes it."""
         data: bytearray = self._index.save()
@@ -53,8 +58,7 @@ class UsearchCandidates:
 
     def add(self, rows: npt.NDArray[np.float32]) -> None:
         """More rows `[B, D]`."""
-        first = self._index.size
-        numbers = np.arange(first, first + len(rows), dtype=np.uint64)
+        numbers = np.arange(self.count, self.count + len(rows), dtype=np.uint64)
         self._index.add(numbers, rows, threads=torch.get_num_threads())
 
     def search(

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ensemblead.common.errors import DamagedModelError
-from ensemblead.common.files import write_atomically
+from ensemblead.common.files import sync_folder, write_atomically
 from ensemblead.store.exchange import exchange
 from ensemblead.store.folders import (
     FORMAT_VERSION,
@@ -66,7 +66,7 @@ def write_folder(path: str | os.PathLike[str], write: Callable[[Path], object]) 
         target.parent.mkdir(parents=True, exist_ok=True)
         with _written(target.parent / f".{target.name}.{secrets.token_hex(6)}.new", write) as fresh:
             _take_place(fresh, target)
-        _sync(target.parent)
+        sync_folder(target.parent)
     except OSError as error:
         if error.errno not in _CANNOT_RENAME or not target.is_dir():
             raise
@@ -104,7 +104,7 @@ def _written(fresh: Path, write: Callable[[Path], object]) -> Iterator[Path]:
     os.mkdir(fresh)
     try:
         write(fresh)
-        _sync(fresh)
+        sync_folder(fresh)
         yield fresh
     finally:
         if not _is_named(fresh):
@@ -222,20 +222,12 @@ def _name_inside(fresh: Path, target: Path) -> None:
     content = {"format": FORMAT_VERSION, "inside": fresh.name}
     earlier = [entry for entry in target.iterdir() if entry.name not in (fresh.name, MANIFEST, _LOST_FOUND)]
     write_atomically(target / MANIFEST, json.dumps(content), sync=True)
-    _sync(target)
+    sync_folder(target)
     for entry in earlier:  # `check_target` has seen that all of it is a model's
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry, ignore_errors=True)
         else:
             entry.unlink(missing_ok=True)
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 # Beside it
