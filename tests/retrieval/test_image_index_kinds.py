@@ -190,6 +190,16 @@ def test_compaction_builds_the_structure_anew(tmp_path: Path, kind: str) -> None
         index.verify()
 
 
+@pytest.mark.parametrize("kind", TRAINED_QUICKLY)
+def test_a_disk_that_is_full_is_said_as_it_is(tmp_path: Path, kind: str) -> None:
+    def full(data: bytes) -> None:
+        raise OSError(28, "No space left on device")
+
+    structure = structures.Structure.build(kind, ROWS[:1200], 0)
+    with pytest.raises(OSError, match="No space left"):
+        structure.engine.write(full)
+
+
 def test_few_rows_have_no_structure(tmp_path: Path) -> None:
     with build(tmp_path / "x", "pq", 100) as index:
         assert index.search(ROWS[:3], top=1).paths == [["0000"], ["0001"], ["0002"]]

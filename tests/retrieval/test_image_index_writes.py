@@ -8,6 +8,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,7 @@ def struck(tmp_path: Path, blow: str, trials: int, seed: int) -> dict[str, int]:
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="processes are forked")
 def test_killed_at_any_line_it_is_whole(tmp_path: Path) -> None:
-    counts = struck(tmp_path, "line", 10, 0)
+    counts = struck(tmp_path, "line", 8, 0)
     assert counts["killed"] > 3
     assert counts.get("error", 0) == 0
 
@@ -113,7 +114,7 @@ from support.vectors import vectors_of
 import ensemblead as ead
 names = [f"image {i:03}" for i in range(40)]
 with ead.ImageIndex.open(sys.argv[2]) as index:
-    for number in range(12):
+    for number in range(6):
         new = [f"round {number} {i}" for i in range(30)]
         index.add_vectors(new, vectors_of(new))
         index.add_vectors(names[6:9], vectors_of(names[6:9], version=number % 2))
@@ -130,6 +131,7 @@ def test_readers_see_whole_states_while_another_process_writes(out: Path) -> Non
     sizes = set()
     with ead.ImageIndex.open(out) as index:
         while writer.poll() is None or not sizes:
+            time.sleep(0.01)  # half of a core is the writer's
             hits = index.search(query, top=1000)[0]
             names = [hit.path for hit in hits]
             sizes.add(len(names))
@@ -299,7 +301,7 @@ def test_random_walk(
         names[:5], vectors_of(names[:5]), tmp_path / "x", kind=kind, dtype=dtype, labels=["c"] * 5
     )
     known = {name: (vector_of(name), "c") for name in names[:5]}
-    for step in range(120):
+    for step in range(80):
         action = rng.choice(["add", "add", "remove", "compact", "reopen"], p=[0.3, 0.3, 0.3, 0.05, 0.05])
         if action == "add":
             some = rng.choice(names, rng.integers(1, 12), replace=False).tolist()

@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import BinaryIO, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -55,8 +55,8 @@ class _Engine(Protocol):
     ) -> Numbers:
         """Up to `count` rows per query that are allowed, -1 where no more are found."""
 
-    def to_bytes(self) -> Any:
-        """What the engine reads again."""
+    def write(self, take: Callable[[bytes], object]) -> None:
+        """Give what the engine reads again to `take`, part by part."""
 
 
 @dataclass
@@ -102,15 +102,14 @@ class Structure:
 
     def write(self, path: Path) -> None:
         """Beside, and renamed."""
-        data = memoryview(self.engine.to_bytes())
         header = {"kind": self.kind, "rows": self.engine.count, "trained": self.trained}
         digest = hashlib.sha256(json.dumps(header).encode())
-        digest.update(data)
+        self.engine.write(digest.update)
         line = json.dumps({**header, "sha256": digest.hexdigest()}).encode() + b"\n"
 
         def write(file: BinaryIO) -> None:
             file.write(line)
-            file.write(data)
+            self.engine.write(file.write)
 
         write_atomically(path, write, sync=True)
         self.written = self.engine.count

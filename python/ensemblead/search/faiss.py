@@ -6,7 +6,7 @@ Distances are always the true ones to the rows found; what an index approximates
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -200,7 +200,7 @@ class FaissCandidates:
 
     @classmethod
     def read(cls, name: str, shape: tuple[int, int], data: bytes) -> FaissCandidates:
-        """What `to_bytes` gave, over rows of that shape; DamagedModelError for anything else."""
+        """What `write` gave, over rows of that shape; DamagedModelError for anything else."""
         if b"ilod" in data:  # see `read_index`
             raise DamagedModelError("the FAISS index names another file")
         return cls(name, _checked_index(name, shape, data))
@@ -210,10 +210,21 @@ class FaissCandidates:
         """How many rows it holds."""
         return int(self.faiss_index.ntotal)
 
-    def to_bytes(self) -> npt.NDArray[np.uint8]:
-        """The index as `read` takes it."""
-        data: npt.NDArray[np.uint8] = _faiss().serialize_index(self.faiss_index)
-        return data
+    def write(self, take: Callable[[bytes], object]) -> None:
+        """Give the index to `take` as `read` has it, part by part: it is never in memory twice."""
+        faiss = _faiss()
+        failures: list[Exception] = []
+
+        def part(data: bytes) -> None:
+            if not failures:  # FAISS would make an error of its own of an exception
+                try:
+                    take(data)
+                except Exception as error:
+                    failures.append(error)
+
+        faiss.write_index(self.faiss_index, faiss.PyCallbackIOWriter(part))
+        if failures:
+            raise failures[0]
 
     def add(self, rows: npt.NDArray[np.float32]) -> None:
         """More rows `[B, D]`."""

@@ -5,6 +5,7 @@ imports it.
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,7 @@ class UsearchCandidates:
 
     @classmethod
     def read(cls, shape: tuple[int, int], data: bytes) -> UsearchCandidates:
-        """What `to_bytes` gave, over rows of that shape; DamagedModelError for anything else."""
+        """What `write` gave, over rows of that shape; DamagedModelError for anything else."""
         library = _library()
         try:
             index = library.Index.restore(data)
@@ -51,10 +52,9 @@ class UsearchCandidates:
         """How many rows it holds."""
         return int(self._index.size)
 
-    def to_bytes(self) -> bytearray:
-        """The graph as `read` takes it."""
-        data: bytearray = self._index.save()
-        return data
+    def write(self, take: Callable[[bytes], object]) -> None:
+        """Give the graph to `take`, as `read` has it."""
+        take(self._index.save())
 
     def add(self, rows: npt.NDArray[np.float32]) -> None:
         """More rows `[B, D]`."""
