@@ -106,6 +106,29 @@ def test_rows_added_later_are_found(tmp_path: Path, kind: str) -> None:
         assert index.search(vector_of("more 9", DIM), top=1).paths == [["more 9"]]
 
 
+@pytest.mark.parametrize("compacted", [False, True])
+def test_a_structure_of_a_later_state_is_no_damage(
+    tmp_path: Path, compacted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A writer replaces the structure between a reader's look at the state and at the file."""
+    build(tmp_path / "x", "ivf").close()
+    read, many = structures.Structure.read, [f"more {i}" for i in range(1100)]
+
+    def read_late(*arguments: Any) -> structures.Structure:
+        monkeypatch.setattr(structures.Structure, "read", read)
+        with ead.ImageIndex.open(tmp_path / "x") as writer:
+            writer.add_vectors(many, vectors_of(many, DIM))
+            if compacted:
+                writer.remove(NAMES[:5])
+                writer.compact()
+        return read(*arguments)
+
+    monkeypatch.setattr(structures.Structure, "read", read_late)
+    with ead.ImageIndex.open(tmp_path / "x") as index:
+        assert index.search(vectors_of(many[:3], DIM), top=1).paths == [[name] for name in many[:3]]
+        assert len(index) == COUNT + 1100 - 5 * compacted
+
+
 @pytest.mark.parametrize(
     ("kind", "damage"),
     [

@@ -116,18 +116,21 @@ class IndexFolder:
         """Read or build the search structure, if the kind has one and there are rows enough. Not inside
         `snapshot`.
         """
-        with self.snapshot() as view:
-            pass
-        if view.structure is not None or self.manifest.kind == "flat" or len(view.rows) < SMALLEST:
-            return
-        path = self._ann(view.state)
-        try:
-            view.structure = Structure.read(path, self.manifest.kind, self.manifest.dim, len(view.rows))
-            return
-        except FileNotFoundError:
-            pass  # nobody has come to write it
-        except DamagedModelError as error:
-            warn(f"{error}; it is built anew from the vectors")
+        while True:
+            with self.snapshot() as view:
+                pass
+            if view.structure is not None or self.manifest.kind == "flat" or len(view.rows) < SMALLEST:
+                return
+            path = self._ann(view.state)
+            try:
+                view.structure = Structure.read(path, self.manifest.kind, self.manifest.dim, len(view.rows))
+                return
+            except (FileNotFoundError, DamagedModelError) as error:
+                if self.catalogue.state() != view.state:
+                    continue  # a writer has put the structure of a later state there
+                if isinstance(error, DamagedModelError):
+                    warn(f"{error}; it is built anew from the vectors")
+                break
         view.structure = self._built(view.rows)
         try:
             with self.writing():
@@ -272,6 +275,11 @@ class IndexFolder:
             if damaged or expected != len(view.rows):
                 said = f"{damaged} is not what was stored" if damaged else f"{expected} entries"
                 raise DamagedModelError(f"{self.path} is damaged: {said}, of {len(view.rows)} rows")
-            path = self._ann(view.state)
-            if self.manifest.kind != "flat" and path.exists():
-                Structure.read(path, self.manifest.kind, self.manifest.dim, len(view.rows))
+        if self.manifest.kind != "flat":
+            try:
+                Structure.read(self._ann(view.state), self.manifest.kind, self.manifest.dim, len(view.rows))
+            except FileNotFoundError:
+                pass  # it is derived
+            except DamagedModelError:
+                if self.catalogue.state() == view.state:  # else a writer has put a later one there
+                    raise
