@@ -166,22 +166,47 @@ class Indexes:
         return f"{len(hits.ids[0])} images"
 
 
-def _at_line(number: int, strike: Callable[[], object]) -> Callable[[], object]:
-    """Before a process begins: `strike` is called at that line of what it runs of an image index's code."""
+# What writes, in an image index's code.
+WRITERS = {"append", "change", "commit", "compact", "create", "finish", "replace", "write", "writing"}
+WRITERS |= {"_clean", "write_atomically"}
+Step = tuple[str, int]  # a line of code
+
+
+def _trace_steps(seen: Callable[[Step], object]) -> Callable[[], object]:
+    """Let `seen` be called at every line of `WRITERS` that this process comes to run."""
     package = Path(adding.__file__).parents[1]
     places = (str(package / "retrieval"), str(package / "common/files.py"))
-    left = [number]
 
     def trace(frame: Any, event: str, argument: object) -> Any:
-        if not frame.f_code.co_filename.startswith(places):
+        code = frame.f_code
+        if code.co_name not in WRITERS or not code.co_filename.startswith(places):
             return None
         if event == "line":
-            left[0] -= 1
-            if left[0] == 0:
-                strike()
+            seen((code.co_filename, frame.f_lineno))
         return trace
 
     return lambda: sys.settrace(trace)
+
+
+def _steps(job: Indexes, rng: np.random.Generator) -> list[tuple[Step, int]]:
+    """The steps of one work in random order, each with the time at which it is to be the last."""
+    counts = Counter[Step]()
+    _trace_steps(lambda step: counts.update([step]))()
+    job.work(4)  # from nothing
+    sys.settrace(None)
+    steps = [sorted(counts)[i] for i in rng.permutation(len(counts))]
+    return [(step, int(rng.integers(min(3, counts[step]))) + 1) for step in steps]
+
+
+def _kill_at(step: Step, time: int) -> Callable[[], object]:
+    left = [time]
+
+    def seen(now: Step) -> None:
+        left[0] -= now == step
+        if left[0] == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return _trace_steps(seen)
 
 
 def _in_child(function: Callable[[], object], before: Callable[[], object] = lambda: None) -> int:
@@ -204,14 +229,8 @@ def _end_of(process: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
 
 
-# Lines of an index's code that one trial runs, and a few more: some trials are to finish.
-LINES = 7_000
-
-
 def _blow(blow: str, rng: np.random.Generator) -> Callable[[], object]:
     """What strikes a process from inside, before it begins."""
-    if blow == "line":
-        return _at_line(int(rng.integers(1, LINES)), lambda: os.kill(os.getpid(), signal.SIGKILL))
     if blow == "disk":
         limit = int(np.exp(rng.uniform(np.log(1_000), np.log(300_000))))
         return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
@@ -228,8 +247,10 @@ def main(kind: str, blow: str, place: Path, trials: int, seed: int) -> None:
     assert _end_of(_in_child(lambda: job.work(1))) == 0
     whole = time.monotonic() - start
     rng, counts = np.random.default_rng(seed), Counter[str]()
+    steps = _steps(job, rng) if blow == "line" and isinstance(job, Indexes) else []
     for trial in range(2, trials + 2):
-        process = _in_child(lambda trial=trial: job.work(trial), _blow(blow, rng))
+        before = _kill_at(*steps[trial % len(steps)]) if steps else _blow(blow, rng)
+        process = _in_child(lambda trial=trial: job.work(trial), before)
         if blow == "kill":
             time.sleep(rng.uniform(0, whole))
             os.kill(process, signal.SIGKILL)
