@@ -62,13 +62,13 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
 
 @contextmanager
 def _skipped_without_faiss() -> Iterator[None]:
-    """Images with a GPU often lack FAISS, and a test that needs it has nothing to say there. An installation
-    of the extras `cpu` or `gpu` has it.
+    """Images with a GPU often lack FAISS and usearch, and a test that needs them has nothing to say there. An
+    installation of the extras `cpu` or `gpu` and `test` has them.
     """
     try:
         yield
     except MissingExtraError as error:
-        if error.name != "faiss":
+        if error.name not in ("faiss", "usearch"):
             raise
         pytest.skip(str(error))
 

@@ -38,6 +38,7 @@ PUBLIC_NAMES = [
     "FastFlow",
     "FeatureExtractor",
     "Folder",
+    "ImageIndex",
     "MVTecAD",
     "MemoryBank",
     "PaDiM",
@@ -94,6 +95,7 @@ FACES = ("__init__.py", "evaluation/__init__.py")
 ONLY_THERE = {
     "ensemblead._core": ("kernels/",),
     "faiss": ("search/faiss.py",),
+    "usearch": ("search/usearch.py",),
     "timm": ("networks/zoo.py",),
     "torchvision": ("networks/zoo.py", "detectors/draem/textures.py"),
     "cupy": ("kernels/arrays.py",),

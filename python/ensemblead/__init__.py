@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from ensemblead.report.report import Report, evaluate
     from ensemblead.retrieval.embedders import Embedder
     from ensemblead.retrieval.ensemble import EmbeddingEnsemble
+    from ensemblead.retrieval.index import ImageIndex
     from ensemblead.retrieval.metrics import retrieval_metrics
     from ensemblead.retrieval.rerank import rerank
     from ensemblead.retrieval.weights import search_weights
@@ -52,6 +53,7 @@ __all__ = [
     "FastFlow",
     "FeatureExtractor",
     "Folder",
+    "ImageIndex",
     "MVTecAD",
     "MemoryBank",
     "PaDiM",
@@ -96,6 +98,7 @@ _LAZY = {
     "EmbeddingEnsemble": "ensemblead.retrieval.ensemble",
     "FeatureExtractor": "ensemblead.networks",
     "Folder": "ensemblead.datasets",
+    "ImageIndex": "ensemblead.retrieval.index",
     "MVTecAD": "ensemblead.datasets",
     "MemoryBank": "ensemblead.memory",
     "PaDiM": "ensemblead.detectors.padim",

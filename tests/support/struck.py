@@ -1,5 +1,6 @@
-"""A process that is struck while it fits, saves, extends or runs a suite, again and again: killed, or
-with a full disk. What is there is looked at after every blow.
+"""A process that is struck while it fits, saves, extends, runs a suite or changes an image index, again and
+again: killed, at any time or at any line of an image index's code, or with a full disk. What is there is
+looked at after every blow.
 
     python struck.py KIND BLOW FOLDER TRIALS SEED
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shutil
 import signal
 import sys
 import time
@@ -27,6 +29,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from support.brightness import draw_two_categories
+from support.mean_colours import MeanColours, draw_image, register_mean_colours
 from support.suites import two_by_two
 from support.textures import normal_images
 
@@ -36,6 +39,7 @@ import ensemblead.suites.running
 from ensemblead import store
 from ensemblead.config.registry import register
 from ensemblead.evaluation import run
+from ensemblead.retrieval import adding, folder, structures, view
 
 SIDE = 48
 ENDS = {0: "finished", 3: "error", -signal.SIGKILL: "killed"}
@@ -149,6 +153,99 @@ class Suites:
         return f"{len(cells)} cells" if out.exists() else "whole"
 
 
+class Indexes:
+    """An image index: built, then images are removed, the index compacted, and changed images added."""
+
+    COUNT = 24
+
+    def __init__(self, path: Path, kind: str) -> None:
+        self._images, self._index, self._folder = path / "images", path / "index", path
+        register_mean_colours()
+        # Small images and batches: all that happens with many happens with few.
+        adding._BATCH = 5
+        for module in (structures, view, folder):
+            module.SMALLEST = 8  # type: ignore[attr-defined]
+        folder._LACKING = 0.0  # type: ignore[attr-defined]
+
+    def prepare(self) -> None:
+        for i in range(self.COUNT):
+            draw_image(self._images / f"{i:02}.png", i)
+
+    def work(self, trial: int) -> None:
+        if trial % 4 == 0:
+            shutil.rmtree(self._index, ignore_errors=True)
+        paths = sorted(self._images.glob("*.png"))
+        with ead.ImageIndex.build(paths, MeanColours(), self._index, kind="hnsw") as index:
+            index.remove(paths[trial % 6 :: 6])
+            index.compact()
+            # Every second image has two looks, which follow from the number of the trial.
+            draw_image(paths[trial % 12 * 2], trial % 12 * 2 + 100 * (trial // 12 % 2))
+            index.add(paths)
+            index.remove(paths[trial % 3 :: 3])  # more than a quarter: compacted by itself
+            assert len(index) == self.COUNT - self.COUNT // 3
+
+    def look(self) -> str:
+        """How many images are there: whole, or this raises."""
+        if not (self._index / "index.json").exists():
+            return "none"
+        embedder = MeanColours()
+        with ead.ImageIndex.open(self._index) as index:
+            index.verify()
+            query = np.linspace(1.0, 2.0, embedder.dim)
+            hits = index.search(query, top=100)
+            assert hits.ids.shape == (1, len(index))
+            assert len(set(hits.paths[0])) == len(index)
+            for hit in hits[0]:
+                looks = [int(Path(hit.path).stem) + add for add in (0, 100)]
+                known = [embedder.embed([draw_image(self._folder / "look.png", seed)])[0] for seed in looks]
+                cosines = [float(v @ query / np.linalg.norm(v) / np.linalg.norm(query)) for v in known]
+                assert min(abs(hit.similarity - cosine) for cosine in cosines) < 2e-3, hit
+        return f"{len(hits.ids[0])} images"
+
+
+# What writes, in an image index's code.
+WRITERS = {"append", "change", "commit", "compact", "create", "finish", "replace", "write", "writing"}
+WRITERS |= {"_clean", "write_atomically"}
+Step = tuple[str, int]  # a line of code
+
+
+def _trace_steps(seen: Callable[[Step], object]) -> Callable[[], object]:
+    """Let `seen` be called at every line of `WRITERS` that this process comes to run."""
+    package = Path(adding.__file__).parents[1]
+    places = (str(package / "retrieval"), str(package / "common/files.py"))
+
+    def trace(frame: Any, event: str, argument: object) -> Any:
+        code = frame.f_code
+        if code.co_name not in WRITERS or not code.co_filename.startswith(places):
+            return None
+        if event == "line":
+            seen((code.co_filename, frame.f_lineno))
+        return trace
+
+    return lambda: sys.settrace(trace)
+
+
+def _steps(job: Indexes, rng: np.random.Generator) -> list[tuple[Step, int]]:
+    """The steps of one work in random order, each with the time at which it is to be the last."""
+    counts = Counter[Step]()
+    _trace_steps(lambda step: counts.update([step]))()
+    job.work(4)  # from nothing
+    sys.settrace(None)
+    steps = [sorted(counts)[i] for i in rng.permutation(len(counts))]
+    return [(step, int(rng.integers(min(3, counts[step]))) + 1) for step in steps]
+
+
+def _kill_at(step: Step, time: int) -> Callable[[], object]:
+    left = [time]
+
+    def seen(now: Step) -> None:
+        left[0] -= now == step
+        if left[0] == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return _trace_steps(seen)
+
+
 def _in_child(function: Callable[[], object], before: Callable[[], object] = lambda: None) -> int:
     """The process in which it runs: it exits with 0, or with 3 after an error."""
     process = os.fork()
@@ -177,24 +274,26 @@ def _blow(blow: str, rng: np.random.Generator) -> Callable[[], object]:
     return lambda: None
 
 
-def main(kind: str, blow: str, folder: Path, trials: int, seed: int) -> None:
+def main(kind: str, blow: str, place: Path, trials: int, seed: int) -> None:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    job = {"suite": Suites, "stream": Streams}.get(kind, Models)(folder, kind)
+    job = {"suite": Suites, "stream": Streams, "index": Indexes}.get(kind, Models)(place, kind)
     job.prepare()
     job.work(0)
     start = time.monotonic()
     assert _end_of(_in_child(lambda: job.work(1))) == 0
     whole = time.monotonic() - start
     rng, counts = np.random.default_rng(seed), Counter[str]()
+    steps = _steps(job, rng) if blow == "line" and isinstance(job, Indexes) else []
     for trial in range(2, trials + 2):
-        process = _in_child(lambda trial=trial: job.work(trial), _blow(blow, rng))
+        before = _kill_at(*steps[trial % len(steps)]) if steps else _blow(blow, rng)
+        process = _in_child(lambda trial=trial: job.work(trial), before)
         if blow == "kill":
             time.sleep(rng.uniform(0, whole))
             os.kill(process, signal.SIGKILL)
         ended = _end_of(process)
         counts[ENDS.get(ended, f"ended with {ended}")] += 1
-        said = folder / "said.txt"
+        said = place / "said.txt"
 
         def look(said: Path = said) -> None:
             said.write_text(job.look())

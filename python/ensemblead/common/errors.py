@@ -71,6 +71,10 @@ class DamagedModelError(EnsembleADError):
     that the installed version of timm does not know, or knows with other layers) is a ValueError."""
 
 
+class IndexBusyError(EnsembleADError):
+    """An image index that another process, or another object of this one, is writing to; reading goes on."""
+
+
 class NewerFormatError(EnsembleADError):
     """A saved model written by a later version of this library."""
 

@@ -24,6 +24,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "cupy": ("gpu",),
     "pandas": ("retrieval",),
     "pytorch_metric_learning": ("retrieval",),
+    "usearch": ("retrieval",),
 }
 
 

@@ -53,6 +53,15 @@ def write_atomically(
     return target
 
 
+def sync_folder(folder: StrPath) -> None:
+    """Wait until the names in a folder are on the disk, for renames that must outlast a loss of power."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def sha256_of(path: StrPath) -> str:
     """SHA-256 of a file, as hexadecimal digits."""
     digest = hashlib.sha256()

@@ -6,7 +6,7 @@ Distances are always the true ones to the rows found; what an index approximates
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -180,6 +180,79 @@ class FaissIndex:
         return faiss.SearchParameters(**options)
 
 
+class FaissCandidates:
+    """An index of FAISS that says which rows of length 1 may be the most similar ones, and holds no others.
+
+    "ivf", "hnsw" and "ivfpq" as in `FaissIndex`; L2 distances order rows of length 1 as products do. Rows are
+    numbered in the order in which they are added.
+    """
+
+    def __init__(self, name: str, index: Any) -> None:
+        self.name = name
+        self.faiss_index = index
+
+    @classmethod
+    def trained(cls, name: str, sample: npt.NDArray[np.float32], rows: int, seed: int) -> FaissCandidates:
+        """An empty one for about so many rows, trained on some of them, `[S, D]`."""
+        index = _empty_index(_faiss(), name, rows, sample.shape[1], seed)
+        index.train(sample)
+        return cls(name, index)
+
+    @classmethod
+    def read(cls, name: str, shape: tuple[int, int], data: bytes) -> FaissCandidates:
+        """What `write` gave, over rows of that shape; DamagedModelError for anything else."""
+        if b"ilod" in data:  # see `read_index`
+            raise DamagedModelError("the FAISS index names another file")
+        return cls(name, _checked_index(name, shape, data))
+
+    @property
+    def count(self) -> int:
+        """How many rows it holds."""
+        return int(self.faiss_index.ntotal)
+
+    def write(self, take: Callable[[bytes], object]) -> None:
+        """Give the index to `take` as `read` has it, part by part: it is never in memory twice."""
+        faiss = _faiss()
+        failures: list[Exception] = []
+
+        def part(data: bytes) -> None:
+            if not failures:  # FAISS would make an error of its own of an exception
+                try:
+                    take(data)
+                except Exception as error:
+                    failures.append(error)
+
+        faiss.write_index(self.faiss_index, faiss.PyCallbackIOWriter(part))
+        if failures:
+            raise failures[0]
+
+    def add(self, rows: npt.NDArray[np.float32]) -> None:
+        """More rows `[B, D]`."""
+        _faiss()
+        self.faiss_index.add(rows)
+
+    def search(
+        self, queries: npt.NDArray[np.float32], count: int, allowed: npt.NDArray[np.bool_] | None
+    ) -> npt.NDArray[np.int64]:
+        """Up to `count` rows per query, `[Q, count]`, -1 where it finds no more.
+
+        Args:
+            allowed: which rows may be found, `[N]`; None: all.
+        """
+        faiss = _faiss()
+        bits = None if allowed is None else np.packbits(allowed, bitorder="little")
+        selector = None if bits is None else faiss.IDSelectorBitmap(bits)  # points to the bits
+        parameters: Any
+        if self.name == "hnsw":
+            parameters = faiss.SearchParametersHNSW(efSearch=max(128, 2 * count), sel=selector)
+        else:
+            kind = faiss.SearchParametersIVF if self.name == "ivf" else faiss.IVFPQSearchParameters
+            lists = self.faiss_index.nlist
+            parameters = kind(nprobe=min(lists, max(16, lists // 32)), sel=selector)
+        found: npt.NDArray[np.int64] = self.faiss_index.search(queries, count, params=parameters)[1]
+        return found
+
+
 def build_index(name: str, rows: torch.Tensor, seed: int) -> Any:
     """FAISS's index of that name, trained on the rows and filled with them.
 
@@ -203,20 +276,25 @@ def read_index(name: str, rows: torch.Tensor, data: bytes, seed: int) -> Any:
     """
     if b"ilod" in data:
         return build_index(name, rows, seed)
+    return _checked_index(name, (len(rows), rows.shape[1]), data)
+
+
+def _checked_index(name: str, shape: tuple[int, int], data: bytes) -> Any:
+    """The index of that name over rows of that shape; DamagedModelError for anything else."""
     faiss = _faiss()
     try:
         index = faiss.deserialize_index(np.frombuffer(data, dtype=np.uint8))
     except (RuntimeError, MemoryError) as error:
-        raise DamagedModelError("the FAISS index of the memory bank cannot be read") from error
-    expected = _empty_index(faiss, name, max(len(rows), 256), rows.shape[1], 0)
-    if type(index) is not type(expected) or (index.ntotal, index.d) != tuple(rows.shape):
+        raise DamagedModelError("the FAISS index cannot be read") from error
+    expected = _empty_index(faiss, name, max(shape[0], 256), shape[1], 0)
+    if type(index) is not type(expected) or (index.ntotal, index.d) != shape:
         raise DamagedModelError(
-            f"the FAISS index of the memory bank is a {type(index).__name__} of {index.ntotal} rows of "
-            f'{index.d} dimensions; "{name}" over {tuple(rows.shape)} was expected'
+            f"the FAISS index is a {type(index).__name__} of {index.ntotal} rows of "
+            f'{index.d} dimensions; "{name}" over {shape} was expected'
         )
     wrong = _contradiction(faiss, name, index)
     if wrong:
-        raise DamagedModelError(f"the FAISS index of the memory bank is damaged: {wrong}")
+        raise DamagedModelError(f"the FAISS index is damaged: {wrong}")
     return index
 
 

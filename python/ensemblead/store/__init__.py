@@ -8,6 +8,7 @@ from ensemblead.store.saving import (
     remove_folder,
     remove_leftovers,
     save,
+    verify,
     write_folder,
 )
 from ensemblead.store.states import load_state, move_state, save_state
@@ -25,5 +26,6 @@ __all__ = [
     "remove_leftovers",
     "save",
     "save_state",
+    "verify",
     "write_folder",
 ]

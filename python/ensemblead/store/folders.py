@@ -98,6 +98,10 @@ class FolderReader:
         for name, entry in self._files.items():
             _check_place(folder, name, entry)
 
+    def names(self) -> list[str]:
+        """All files that the folder was written with; a child is named by its manifest."""
+        return list(self._files)
+
     def has(self, name: str) -> bool:
         """Whether the folder was written with a file (or child) of that name."""
         return name in self._files or f"{name}/{MANIFEST}" in self._files

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ensemblead.common.errors import DamagedModelError
-from ensemblead.common.files import write_atomically
+from ensemblead.common.files import sync_folder, write_atomically
 from ensemblead.store.exchange import exchange
 from ensemblead.store.folders import (
     FORMAT_VERSION,
@@ -71,7 +71,7 @@ def write_folder(
         target.parent.mkdir(parents=True, exist_ok=True)
         with _written(target.parent / f".{target.name}.{secrets.token_hex(6)}.new", write) as fresh:
             _take_place(fresh, target, keep)
-        _sync(target.parent)
+        sync_folder(target.parent)
     except OSError as error:
         if error.errno not in _CANNOT_RENAME or not target.is_dir():
             raise
@@ -114,7 +114,7 @@ def _written(fresh: Path, write: Callable[[Path], object]) -> Iterator[Path]:
     os.mkdir(fresh)
     try:
         write(fresh)
-        _sync(fresh)
+        sync_folder(fresh)
         yield fresh
     finally:
         if not _is_named(fresh):
@@ -171,6 +171,19 @@ def load(path: str | os.PathLike[str], **options: Any) -> Any:
                 raise
 
 
+def verify(path: str | os.PathLike[str]) -> None:
+    """Raise DamagedModelError unless every file of what is saved at `path` is what was written."""
+
+    def check(folder: Path, expected: str | None = None) -> None:
+        reader = FolderReader(folder, {}, expected)
+        for name in reader.names():
+            reader.data(name)
+            if (folder / name).name == MANIFEST:
+                check((folder / name).parent, reader.digest(name))
+
+    check(_place_of_model(Path(path)))
+
+
 def _await(target: Path) -> None:
     """Until there is something at `target`; FileNotFoundError if nothing can come."""
     end = time.monotonic() + _WAIT_SECONDS
@@ -219,20 +232,12 @@ def _name_inside(fresh: Path, target: Path) -> None:
     content = {"format": FORMAT_VERSION, "inside": fresh.name}
     earlier = [entry for entry in target.iterdir() if entry.name not in (fresh.name, MANIFEST, _LOST_FOUND)]
     write_atomically(target / MANIFEST, json.dumps(content), sync=True)
-    _sync(target)
+    sync_folder(target)
     for entry in earlier:  # `check_target` has seen that all of it is a model's
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry, ignore_errors=True)
         else:
             entry.unlink(missing_ok=True)
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 # Beside it

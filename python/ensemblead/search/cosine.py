@@ -1,0 +1,170 @@
+"""Exact search by cosine similarity: the largest inner products of rows of length 1, in bounded memory.
+
+Rows may lie in a memory-mapped file, in float16 or float32. They are read a chunk at a time. Products in
+float32 say which rows may be among the nearest, and products in float64 settle it, so that the result does
+not depend on chunks, threads or the order of a sum. docs/design/index.md has the bound.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ensemblead.common.precision import exact_products
+
+Rows = npt.NDArray[np.float16] | npt.NDArray[np.float32]
+Numbers = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float32]
+
+# A chunk of rows in float32, which a core's cache holds, and a block of products.
+CHUNK_BYTES, _BLOCK_BYTES = 4 << 20, 32 << 20
+_QUERIES = 256  # in one block of products
+_UNSURE = 32  # queries for which all rows are looked at again together
+_SPARE = 32  # rows kept beyond those asked for, among which float64 decides
+_GATHERED = 1 << 22  # values of rows that are gathered at a time
+
+
+def most_similar(
+    queries: Floats, rows: Rows, k: int, numbers: Numbers | None = None
+) -> tuple[Floats, Numbers]:
+    """The k rows with the largest inner products: float32 `[Q, k]`, descending, and row numbers `[Q, k]`.
+
+    Products are summed in float64 and rounded to float32; among equals the lower row comes first.
+
+    Args:
+        queries: `[Q, D]`, of length 1.
+        rows: `[N, D]`, of length 1 up to rounding.
+        k: at most as many as there are rows to search.
+        numbers: the rows to search, ascending; None: all.
+    """
+    total = len(rows) if numbers is None else len(numbers)
+    kept = min(total, k + _SPARE)
+    values, found = _candidates(queries, rows, kept, numbers)
+    similarities, found = ordered_by_similarity(queries, rows, found)
+    if kept < total:
+        # A row that was not kept has a product of at most the last one kept, and so a similarity of at most
+        # that and the error.
+        last, error = similarities[:, k - 1], _error(rows.shape[1])
+        unsure = np.flatnonzero(values[:, -1] + error >= last)
+        for some in (unsure[a : a + _UNSURE] for a in range(0, len(unsure), _UNSURE)):
+            places, open_rows = _at_least(queries[some], rows, last[some] - error, numbers)
+            for place, q in enumerate(some):
+                row = open_rows[None, places == place]
+                best, row = ordered_by_similarity(queries[q : q + 1], rows, row)
+                similarities[q, :k], found[q, :k] = best[0, :k], row[0, :k]
+    return similarities[:, :k], found[:, :k]
+
+
+def ordered_by_similarity(queries: Floats, rows: Rows, found: Numbers) -> tuple[Floats, Numbers]:
+    """Similarities of query q to the rows `found[q]`, and these, the most similar first; -1 stays last, with
+    a similarity of -inf.
+    """
+    similarities = np.full(found.shape, -np.inf, dtype=np.float32)
+    step = max(1, _GATHERED // rows.shape[1])
+    for q, query in enumerate(queries.astype(np.float64)):
+        places = np.flatnonzero(found[q] >= 0)
+        for part in np.array_split(places, -(-len(places) // step) or 1):
+            similarities[q, part] = (rows[found[q, part]] * query).sum(1)
+    # NumPy sorts by the last key first; a row that is missing is no row below the others.
+    order = np.lexsort((np.where(found < 0, np.iinfo(np.int64).max, found), -similarities), axis=1)
+    return np.take_along_axis(similarities, order, 1), np.take_along_axis(found, order, 1)
+
+
+def similar_pairs(
+    rows: Rows,
+    numbers: Numbers,
+    threshold: float,
+    progress: Callable[[int, int], object] = lambda done, total: None,
+) -> Iterator[tuple[int, int]]:
+    """Every pair of rows (the lower one first) whose similarity is at least `threshold`, in ascending order.
+
+    All pairs are compared. Similarity is as in `most_similar`, rounded to float32 as the threshold is.
+    """
+    limit = np.float32(threshold - _error(rows.shape[1]))
+    for a in range(0, len(numbers), _QUERIES):
+        block = numbers[a : a + _QUERIES]
+        some = np.asarray(rows[block], dtype=np.float32)
+        first, second = _at_least(some, rows, np.full(len(some), limit), numbers[a:])
+        later = second > block[first]
+        first, second = first[later], second[later]
+        order = np.lexsort((second, first))
+        first, second = first[order], second[order]
+        exact = np.empty(len(first), dtype=np.float32)
+        step = max(1, _GATHERED // rows.shape[1])
+        for b in range(0, len(first), step):
+            part = slice(b, b + step)
+            exact[part] = (some[first[part]].astype(np.float64) * rows[second[part]]).sum(1)
+        near = exact >= np.float32(threshold)
+        for i, j in zip(first[near], second[near], strict=True):
+            yield int(block[i]), int(j)
+        progress(min(a + _QUERIES, len(numbers)), len(numbers))
+
+
+def _error(dims: int) -> float:
+    """How far a product in float32 may be from the similarity, for lengths of up to 1.01."""
+    # D roundings of a sum whose terms' magnitudes sum to at most |x| |p| (Higham, Accuracy and Stability of
+    # Numerical Algorithms, section 3.1), one of the query, and one of the similarity to float32.
+    return 1.03 * (dims + 8) * 2.0**-24
+
+
+def _chunks(rows: Rows, numbers: Numbers | None) -> Iterator[tuple[Any, torch.Tensor]]:
+    """Row numbers and the rows in float32, so many that they fill `CHUNK_BYTES`."""
+    step = max(1, CHUNK_BYTES // (4 * rows.shape[1]))
+    total = len(rows) if numbers is None else len(numbers)
+    buffer = torch.empty((min(step, total), rows.shape[1]))
+    for a in range(0, total, step):
+        b = min(a + step, total)
+        part = np.arange(a, b) if numbers is None else numbers[a:b]
+        contiguous = part[-1] - part[0] == len(part) - 1
+        chunk = rows[part[0] : part[-1] + 1] if contiguous else rows[part]
+        if chunk.dtype == np.float32:
+            yield part, torch.from_numpy(chunk)
+        else:  # into one buffer: fresh memory costs more than the conversion
+            yield part, buffer[: len(part)].copy_(torch.from_numpy(chunk))
+
+
+def _blocks(queries: Floats, chunk: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
+    """Products of a block of queries with a chunk of rows, `[q, r]`."""
+    step = max(1, min(_QUERIES, _BLOCK_BYTES // (4 * len(chunk))))
+    for a in range(0, len(queries), step):
+        yield slice(a, a + step), torch.from_numpy(queries[a : a + step]) @ chunk.T
+
+
+def _candidates(queries: Floats, rows: Rows, count: int, numbers: Numbers | None) -> tuple[Floats, Numbers]:
+    """The rows with the `count` largest float32 products, and these products, descending: `[Q, count]`."""
+    best = torch.full((len(queries), count), -torch.inf)
+    found = torch.full((len(queries), count), -1, dtype=torch.int64)
+    with exact_products():
+        for part, chunk in _chunks(rows, numbers):
+            part = torch.from_numpy(part)
+            for block, products in _blocks(queries, chunk):
+                # Once the best are good, few of a chunk are better: only those are sorted.
+                better = products > best[block, -1:]
+                most = int(better.sum(1).max())
+                if most == 0:
+                    continue
+                values, columns = products.topk(min(most, count), dim=1)
+                values, order = torch.cat([best[block], values], 1).topk(count, dim=1)
+                best[block] = values
+                found[block] = torch.cat([found[block], part[columns]], 1).gather(1, order)
+    return best.numpy(), found.numpy()
+
+
+def _at_least(
+    queries: Floats, rows: Rows, limits: Floats, numbers: Numbers | None
+) -> tuple[Numbers, Numbers]:
+    """Places of queries and numbers of rows whose float32 product is at least the query's limit `[Q]`."""
+    least = torch.from_numpy(limits)[:, None]
+    places: list[torch.Tensor] = []
+    found: list[torch.Tensor] = []
+    with exact_products():
+        for part, chunk in _chunks(rows, numbers):
+            for block, products in _blocks(queries, chunk):
+                query, column = (products >= least[block]).nonzero(as_tuple=True)
+                places.append(query + block.start)
+                found.append(torch.from_numpy(part)[column])
+    return torch.cat(places).numpy(), torch.cat(found).numpy()
