@@ -127,6 +127,37 @@ def test_a_bank_that_makes_predict_slow_is_warned_of(monkeypatch: pytest.MonkeyP
     _detector(index="hnsw").fit(TRAIN[:12])
 
 
+# In ensembles every bank has its budget
+
+TILE = 64 * DIMS * 4  # bytes of a tile's embeddings
+
+
+@pytest.mark.parametrize(
+    ("shared", "budget"), [(False, 40 * TILE + 4 * 60 * ROW), (True, 160 * TILE + 4 * 60 * ROW)]
+)
+def test_tiles_within_a_budget(shared: bool, budget: int) -> None:
+    def ensemble(budget: int) -> ead.TiledEnsemble:
+        member = _detector(memory_budget=budget)
+        return ead.TiledEnsemble(member, tile_size=32, stride=32, image_size=SIDE, shared=shared)
+
+    exact, fitted = ensemble(10**9).fit(TRAIN), ensemble(budget).fit(TRAIN)
+    for bank, least in zip(_banks(fitted), _banks(exact), strict=True):
+        assert len(bank) == len(least) == 60
+        assert not torch.equal(bank.rows_, least.rows_)
+        assert least.radius_ < bank.radius_ < 10 * least.radius_
+    assert fitted.predict(QUERIES).is_anomalous.all()
+    with pytest.raises(ValueError, match="memory_budget is"):
+        ensemble(budget - 1).fit(TRAIN)
+
+
+def test_members_within_their_budgets() -> None:
+    members = [_detector(memory_budget=SMALL), _detector(seed=1)]
+    ensemble = ead.BackboneEnsemble(members).fit(TRAIN)
+    alone = _detector(memory_budget=SMALL).fit(TRAIN)
+    assert torch.equal(_banks(ensemble)[0].rows_, alone.memory_bank_.rows_)
+    assert ensemble.members[1].memory_bank_.radius_ < alone.memory_bank_.radius_
+
+
 # Extending within a size
 
 

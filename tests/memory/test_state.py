@@ -124,3 +124,12 @@ def test_rows_that_an_index_names_must_be_there() -> None:
     neighbors[3] = 10**6
     with pytest.raises(DamagedModelError, match="its graph names points that there are not|cannot be read"):
         MemoryBank.from_state(bank.parameters(), replace(state, index=faiss.serialize_index(index).tobytes()))
+
+
+def test_a_bank_of_all_rows_is_not_the_best_once_they_are_rounded() -> None:
+    state = replace(GOOD, radius=0.0, certificate=1.0, projection=None)
+    rounded = state.for_half()
+    moved = torch.linalg.vector_norm(state.rows - state.rows.half().float(), dim=1).max()
+    assert rounded.radius == pytest.approx(float(moved))
+    assert rounded.certificate is None
+    assert replace(state, rows=state.rows.half().float()).for_half().certificate == 1.0

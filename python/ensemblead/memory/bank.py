@@ -61,8 +61,9 @@ class MemoryBank(SearchedRows):
     `[M]`; `projection_` float32 `[d, D]` or None; `radius_`, a Euclidean distance in the projected space
     within which all rows added lie from the bank: the largest there is where all rows fitted, a bound above
     it where there were groups, and the noise floor where that is larger; `certificate_`, a factor: no bank of
-    as many rows covers them within less than `radius_ / certificate_`. It is computed, not assumed, and None
-    where it is not known: of earlier versions' banks, and after `extend` has added rows.
+    as many rows covers them within less than `radius_ / certificate_`. It is computed, not assumed. It is 1
+    where all rows lie in the bank but for rounding, and None where it is not known: of earlier versions'
+    banks, and after `extend` has added rows.
 
     Example:
         >>> import numpy as np

@@ -94,8 +94,9 @@ class BankState:
                 short = short @ self.projection.T
             moved = max(moved, float(torch.linalg.vector_norm(short, dim=1).max()))
         radius = self.radius + moved
-        known = self.certificate is not None and self.separation > 0
-        certificate = 2 * radius / self.separation if known else self.certificate
+        certificate = self.certificate if moved == 0 else None
+        if self.certificate is not None and self.separation > 0:
+            certificate = 2 * radius / self.separation
         return replace(self, radius=radius, certificate=certificate)
 
 
