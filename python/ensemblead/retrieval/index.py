@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import threading
 import time
@@ -20,6 +19,7 @@ from ensemblead.common.files import StrPath
 from ensemblead.common.validation import one_of, whole_number
 from ensemblead.common.warnings import warn
 from ensemblead.retrieval.adding import Collector, EmbedsImages, add_images, add_ready
+from ensemblead.retrieval.agreement import described, difference, has_learned, is_fitted_otherwise
 from ensemblead.retrieval.catalogue import as_list
 from ensemblead.retrieval.folder import IndexFolder
 from ensemblead.retrieval.hits import Hits
@@ -32,8 +32,8 @@ from ensemblead.retrieval.incoming import (
     list_images,
     ready_labels,
 )
-from ensemblead.retrieval.layout import EMBEDDER, SUFFIXES, Manifest, create
-from ensemblead.retrieval.structures import KINDS, check_kind
+from ensemblead.retrieval.layout import EMBEDDER, MANIFEST, Manifest, checked_manifest, create
+from ensemblead.retrieval.structures import check_kind
 from ensemblead.retrieval.vectors import as_vectors, unit_vectors
 from ensemblead.search.cosine import Floats, similar_pairs
 
@@ -86,21 +86,16 @@ class ImageIndex:
         {'a': ['b']}
     """
 
-    def __init__(self, path: StrPath, embedder: EmbedsImages | None = None) -> None:
+    def __init__(self, path: StrPath, **loading: Any) -> None:
         self.path = Path(os.path.abspath(path))
         self._folder = IndexFolder(self.path)
         self._finalizer = weakref.finalize(self, self._folder.catalogue.close)
         manifest = self._folder.manifest
         self.kind, self.dim, self.dtype = manifest.kind, manifest.dim, manifest.dtype
         self.skipped_: list[Skipped] = []
-        self._embedder = embedder
+        self._embedder: EmbedsImages | None = None
+        self._loading = loading
         self._alone = threading.RLock()
-        if embedder is not None and _description(embedder) != manifest.embedder:
-            self.close()
-            raise ValueError(
-                f"embedder is not the one that {self.path} was built with: it is described by "
-                f"{_description(embedder)}, that one by {manifest.embedder}"
-            )
 
     # Making and opening
 
@@ -139,7 +134,7 @@ class ImageIndex:
         """
         one_of("errors", errors, ("skip", "raise"))
         listed = list_images(images, labels)
-        manifest = _manifest(embedder.dim, dtype, kind, seed, _description(embedder))
+        manifest = checked_manifest(embedder.dim, dtype, kind, seed, described(embedder))
         index = cls._created(out, manifest, embedder.save, embedder)
         return index._or_close(lambda: index._add(listed, labels is not None, errors, progress))
 
@@ -163,23 +158,31 @@ class ImageIndex:
         `add_vectors`.
         """
         ready = as_vectors("vectors", vectors)
-        index = cls._created(out, _manifest(ready.shape[1], dtype, kind, seed, None), None, None)
+        index = cls._created(out, checked_manifest(ready.shape[1], dtype, kind, seed, None), None, None)
         return index._or_close(
             lambda: index.add_vectors(paths, vectors, labels=labels, errors=errors, progress=progress)
         )
 
     @classmethod
-    def open(cls, path: StrPath, *, embedder: EmbedsImages | None = None) -> ImageIndex:
+    def open(
+        cls,
+        path: StrPath,
+        *,
+        embedder: EmbedsImages | None = None,
+        weights: Any = None,
+        device: str | None = None,
+    ) -> ImageIndex:
         """The index in a folder.
 
         Args:
-            embedder: in place of the one that is saved there, for a network that cannot be had from where it
-            was.
+            embedder: in place of the one that is saved there; it must give the same vectors.
+            weights, device: where the saved one's weights are now, and what it runs on, as `ead.load`.
 
         Raises FileNotFoundError for no index, DamagedModelError for one that is incomplete or was altered,
         NewerFormatError for one of a later version, ValueError for another embedder.
         """
-        return cls(path, embedder)
+        index = cls(path, weights=weights, device=device)
+        return index if embedder is None else index._or_close(lambda: index._use(embedder))
 
     @classmethod
     def _created(
@@ -191,14 +194,31 @@ class ImageIndex:
     ) -> ImageIndex:
         check_kind(manifest.kind)
         path = Path(os.path.abspath(out))
+        is_new = not (path / MANIFEST).exists()
         create(path, manifest, save)
-        index = cls(path, embedder)
-        there = vars(index._folder.manifest)
+        index = cls(path)
+        if is_new:
+            index._embedder = embedder
+            return index
+        return index._or_close(lambda: index._check(manifest, embedder))
+
+    def _check(self, manifest: Manifest, embedder: EmbedsImages | None) -> None:
+        """ValueError if an index that is to go on is of other settings."""
+        if embedder is not None:
+            self._use(embedder)
+        there = vars(self._folder.manifest)
         for name, value in vars(manifest).items():
-            if there[name] != value:
-                index.close()
-                raise ValueError(f"out {path} is an index of {name} {there[name]!r}, got {value!r}")
-        return index
+            if there[name] != value and (name != "embedder" or embedder is None):
+                raise ValueError(f"out {self.path} is an index of {name} {there[name]!r}, got {value!r}")
+
+    def _use(self, embedder: EmbedsImages) -> None:
+        """Embed by this one from now on. ValueError if its vectors are others than those that are stored."""
+        differs = difference(self._folder.manifest.embedder, described(embedder))
+        if not differs and has_learned(embedder) and is_fitted_otherwise(self.embedder, embedder):
+            differs = "an ensemble that was fitted otherwise"
+        if differs:
+            raise ValueError(f"embedder is not the one that {self.path} was built with: {differs}")
+        self._embedder = embedder
 
     def _or_close(self, work: Callable[[], object]) -> ImageIndex:
         try:
@@ -235,7 +255,7 @@ class ImageIndex:
                     f"{self.path} was built of ready vectors: it has no embedder, give it vectors"
                 )
             try:
-                self._embedder = store.load(self.path / EMBEDDER)
+                self._embedder = store.load(self.path / EMBEDDER, **self._loading)
             except FileNotFoundError as error:
                 raise DamagedModelError(f"{self.path} is incomplete: {EMBEDDER} is missing") from error
         embedder: EmbedsImages = self._embedder
@@ -414,21 +434,6 @@ class ImageIndex:
 
     def _embedded(self, images: Any) -> Floats:
         return as_vectors("embeddings", self.embedder.embed(images), self.dim)
-
-
-def _manifest(dim: Any, dtype: str, kind: str, seed: int, embedder: Any) -> Manifest:
-    return Manifest(
-        whole_number("dim", dim, 1),
-        one_of("dtype", dtype, SUFFIXES),
-        one_of("kind", kind, KINDS),
-        whole_number("seed", seed, 0),
-        embedder,
-    )
-
-
-def _description(embedder: EmbedsImages) -> Any:
-    """As JSON has it."""
-    return json.loads(json.dumps(embedder.describe(), default=str))
 
 
 def _staged(progress: Progress | None, stage: str = "index") -> Callable[[int, int], object]:

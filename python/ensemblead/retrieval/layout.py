@@ -14,7 +14,7 @@ from typing import Any
 
 from ensemblead.common.errors import DamagedModelError, IndexBusyError, NewerFormatError
 from ensemblead.common.files import sync_folder, write_atomically
-from ensemblead.common.validation import some_of
+from ensemblead.common.validation import one_of, some_of, whole_number
 from ensemblead.kernels.build import __version__
 from ensemblead.retrieval.catalogue import NAME as CATALOGUE
 from ensemblead.retrieval.catalogue import Catalogue
@@ -73,6 +73,17 @@ class Manifest:
         ):
             raise DamagedModelError(f"{path} does not describe an index")
         return found
+
+
+def checked_manifest(dim: Any, dtype: str, kind: str, seed: int, embedder: Any) -> Manifest:
+    """Of arguments. Raises ValueError and TypeError."""
+    return Manifest(
+        whole_number("dim", dim, 1),
+        one_of("dtype", dtype, SUFFIXES),
+        one_of("kind", kind, KINDS),
+        whole_number("seed", seed, 0),
+        embedder,
+    )
 
 
 def _checksum(content: Mapping[str, Any]) -> str:
