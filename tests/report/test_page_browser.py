@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,24 +19,12 @@ import pytest
 pytest.importorskip("PIL")
 
 from support.brightness import Brightness, draw, draw_category
-from support.browser import Browser, find_chromium
+from support.browser import Browser
 
 from ensemblead.evaluation import MVTecAD, Report, evaluate
 from ensemblead.evaluation.by_type import worst_first
 
 NASTY = '<img src=x onerror="window.hit=1">.png'
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    path = find_chromium()
-    if path is None:
-        reason = "there is no Chromium (Debian: apt-get install chromium)"
-        if os.environ.get("ENSEMBLEAD_REQUIRE_BROWSER") == "1":
-            pytest.fail(f"ENSEMBLEAD_REQUIRE_BROWSER=1, but {reason}", pytrace=False)
-        pytest.skip(reason)
-    with Browser(path) as started:
-        yield started
 
 
 @pytest.fixture(scope="module")
@@ -416,39 +403,6 @@ def test_a_small_screen_is_wide_enough(browser: Browser, made: SimpleNamespace, 
     assert browser.problems() == []
 
 
-_CONTRAST = """
-(() => {
-  const canvas = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
-  const rgb = (color, under) => {
-    canvas.fillStyle = `rgb(${under.join()})`; canvas.fillRect(0, 0, 1, 1);
-    canvas.fillStyle = color; canvas.fillRect(0, 0, 1, 1);
-    return [...canvas.getImageData(0, 0, 1, 1).data].slice(0, 3);
-  };
-  const light = (c) => c.map((v) => v / 255)
-    .map((v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4))
-    .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
-  const behind = (node) => {
-    const above = [];
-    for (let at = node; at; at = at.parentElement) above.unshift(getComputedStyle(at).backgroundColor);
-    return above.reduce((under, color) => rgb(color, under), [255, 255, 255]);
-  };
-  const found = [];
-  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
-  while (walker.nextNode()) {
-    const node = walker.currentNode.parentElement;
-    if (!walker.currentNode.textContent.trim() || !node.checkVisibility()) continue;
-    if (node.closest("script, :disabled")) continue;
-    const under = behind(node);
-    const style = getComputedStyle(node);
-    const [a, b] = [light(rgb(node.closest("svg") ? style.fill : style.color, under)), light(under)];
-    const contrast = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
-    found.push([contrast, walker.currentNode.textContent.slice(0, 30)]);
-  }
-  return found.sort((one, other) => one[0] - other[0]);
-})()
-"""
-
-
 @pytest.mark.parametrize("dark", [False, True])
 def test_text_is_readable_in_both_schemes(browser: Browser, made: SimpleNamespace, dark: bool) -> None:
     browser.open(made.path, dark=dark)
@@ -457,7 +411,7 @@ def test_text_is_readable_in_both_schemes(browser: Browser, made: SimpleNamespac
     channels = [int(part) for part in background[4:-1].split(",")]
     assert all(channel < 60 for channel in channels) if dark else all(channel > 200 for channel in channels)
     browser.run("document.querySelector('details.notes').open = true")
-    texts: list[Any] = browser.run(_CONTRAST)
+    texts: list[Any] = browser.contrasts()
     assert len(texts) > 150
     assert texts[0][0] >= 4.5, texts[:5]  # WCAG AA
 

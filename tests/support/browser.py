@@ -35,6 +35,37 @@ _KEYS = {
     "Tab": 9,
     "Enter": 13,
 }
+_CONTRAST = """
+(() => {
+  const canvas = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
+  const rgb = (color, under) => {
+    canvas.fillStyle = `rgb(${under.join()})`; canvas.fillRect(0, 0, 1, 1);
+    canvas.fillStyle = color; canvas.fillRect(0, 0, 1, 1);
+    return [...canvas.getImageData(0, 0, 1, 1).data].slice(0, 3);
+  };
+  const light = (c) => c.map((v) => v / 255)
+    .map((v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4))
+    .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
+  const behind = (node) => {
+    const above = [];
+    for (let at = node; at; at = at.parentElement) above.unshift(getComputedStyle(at).backgroundColor);
+    return above.reduce((under, color) => rgb(color, under), [255, 255, 255]);
+  };
+  const found = [];
+  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  while (walker.nextNode()) {
+    const node = walker.currentNode.parentElement;
+    if (!walker.currentNode.textContent.trim() || !node.checkVisibility()) continue;
+    if (node.closest("script, :disabled")) continue;
+    const under = behind(node);
+    const style = getComputedStyle(node);
+    const [a, b] = [light(rgb(node.closest("svg") ? style.fill : style.color, under)), light(under)];
+    const contrast = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+    found.push([contrast, walker.currentNode.textContent.slice(0, 30)]);
+  }
+  return found.sort((one, other) => one[0] - other[0]);
+})()
+"""
 _PATIENCE = 60.0  # seconds without an answer after which the browser counts as stuck
 
 
@@ -192,6 +223,10 @@ class Browser:
         """What is seen, or the whole page, as a PNG."""
         data = self.send("Page.captureScreenshot", format="png", captureBeyondViewport=whole)["data"]
         path.write_bytes(base64.b64decode(data))
+
+    def contrasts(self) -> list[tuple[float, str]]:
+        """The contrast of every visible text with what is behind it, 1 to 21, the lowest first."""
+        return [(contrast, text) for contrast, text in self.run(_CONTRAST)]
 
     def problems(self) -> list[str]:
         """Errors and warnings of the console, exceptions, refused loads, and requests that leave the file."""

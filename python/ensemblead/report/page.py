@@ -7,25 +7,23 @@ lets no other script or style run than its own two, by their hashes.
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 import math
 import re
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from html import escape
-from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ensemblead.common.files import StrPath, valid_text, write_atomically
+from ensemblead.common.files import StrPath, write_atomically
 from ensemblead.common.warnings import warn
 from ensemblead.evaluation.gallery import Pictures
 from ensemblead.evaluation.results import Results
 from ensemblead.kernels.build import __version__
 from ensemblead.report.charts import charts
 from ensemblead.report.pictures import COLORS, common_folder, describe_item
+from ensemblead.report.similar import Neighbours
 from ensemblead.report.tables import (
     decisions,
     exactness,
@@ -36,14 +34,18 @@ from ensemblead.report.tables import (
     types,
     warning_list,
 )
+from ensemblead.report.template import filled, write_pieces
 
-_STYLES = ("page.css",)
+if TYPE_CHECKING:
+    from ensemblead.retrieval.index import ImageIndex
+
 _SCRIPTS = ("overlay.js", "sorting.js", "page.js")
 
 
-def write_page(report: Results, path: StrPath, max_images: int) -> None:
+def write_page(report: Results, path: StrPath, max_images: int, similar: ImageIndex | None = None) -> None:
     """Write the report as one file, under a temporary name that is then renamed.
 
+    Findings (images that are defective, or called so) have the most similar images of the index `similar`.
     One photograph is in memory at a time. A photograph or mask that is gone or cannot be read is left out;
     the page says so where it would be, and a warning counts them.
     """
@@ -52,50 +54,37 @@ def write_page(report: Results, path: StrPath, max_images: int) -> None:
     if max_images < 0:
         raise ValueError(f"max_images must be at least 0, got {max_images}")
     missing: list[str] = []
-    parts = _parts(report, max_images, missing)
-    target = write_atomically(path, lambda file: file.writelines(valid_text(one).encode() for one in parts))
+    pieces = filled("page.html", _parts(report, max_images, similar, missing), scripts=_SCRIPTS)
+    target = write_atomically(path, lambda file: write_pieces(pieces, file))
     if missing:
         files = f"{len(missing)} image(s) or mask(s)"
         warn(f"{files} could not be read for {target.name}, the first is {missing[0]}")
 
 
-def _parts(report: Results, max_images: int, missing: list[str]) -> Iterator[str]:
-    style = "".join(_asset(name) for name in _STYLES)
-    script = "".join(_asset(name) for name in _SCRIPTS)
+def _parts(
+    report: Results, max_images: int, similar: ImageIndex | None, missing: list[str]
+) -> dict[str, str | Iterator[str]]:
     chosen = _choose(report, max_images)
+    neighbours = None if similar is None else Neighbours.of(similar, _findings(report, chosen))
     title = str(report.settings.get("dataset") or report.rows[0].category)
     if "detector" in report.settings:
         title = f"{report.settings['detector']} on {title}"
-    texts = {
-        "policy": (
-            f"default-src 'none'; img-src data:; style-src '{_hash(style)}'; script-src '{_hash(script)}'; "
-            "base-uri 'none'; form-action 'none'"
-        ),
-        "version": escape(__version__),
+    return {
         "cells": escape(str(report.settings.get("cells", ""))),
         "title": escape(title),
-        "style": style,
-        "script": script,
         "lead": _lead(report),
         "tiles": tiles(report),
         "warnings": warning_list(report),
         "metrics": metrics(report),
         "decisions": decisions(report),
         "thresholds": thresholds(report),
-        "exactness": exactness(report),
+        "exactness": exactness(report) + ("" if neighbours is None else neighbours.note()),
         "curves_title": "Types of defect and curves" if has_types(report) else "Curves",
         "curves": _curves(report),
         "selection": _selection(report, chosen),
         "footer": _footer(report),
+        "data": _data(report, chosen, neighbours, missing),
     }
-    pieces = re.split(r"\{\{(\w+)\}\}", _asset("page.html"))
-    for position, piece in enumerate(pieces):
-        if position % 2 == 0:
-            yield piece
-        elif piece == "data":
-            yield from _data(report, chosen, missing)
-        else:
-            yield texts[piece]
 
 
 def page_cells(path: Path) -> str | None:
@@ -103,15 +92,6 @@ def page_cells(path: Path) -> str | None:
     with path.open("rb") as file:
         found = re.search(rb'<meta name="cells" content="(\w*)">', file.read(4096))
     return None if found is None else found[1].decode()
-
-
-def _asset(name: str) -> str:
-    return (files(__package__) / "assets" / name).read_text(encoding="utf-8")
-
-
-def _hash(text: str) -> str:
-    """As a Content-Security-Policy names what is between two tags."""
-    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
 def _choose(report: Results, most: int) -> list[tuple[int, int]]:
@@ -124,7 +104,24 @@ def _choose(report: Results, most: int) -> list[tuple[int, int]]:
     return [(number, place) for _, place, number in sorted(ranked)[:most]]
 
 
-def _data(report: Results, chosen: Sequence[tuple[int, int]], missing: list[str]) -> Iterator[str]:
+def _findings(report: Results, chosen: Sequence[tuple[int, int]]) -> list[str]:
+    """The paths of chosen images that are defective, or called so."""
+    found = []
+    for number, place in chosen:
+        details = report.details_of(report.rows[number])
+        assert details.pictures is not None
+        image = details.images[details.pictures.kept[place].index]
+        if image.label or image.is_anomalous:
+            found.append(image.path)
+    return found
+
+
+def _data(
+    report: Results,
+    chosen: Sequence[tuple[int, int]],
+    neighbours: Neighbours | None,
+    missing: list[str],
+) -> Iterator[str]:
     """The JSON that the script reads, piece by piece."""
     categories = []
     for row in report.rows:
@@ -140,13 +137,16 @@ def _data(report: Results, chosen: Sequence[tuple[int, int]], missing: list[str]
         )
     yield f'{{"categories":{_json(categories)},"colors":{_json(COLORS)},"items":['
     bases = {
-        number: common_folder(report.details_of(report.rows[number]))
+        number: common_folder(image.path for image in report.details_of(report.rows[number]).images)
         for number in {number for number, _ in chosen}
     }
     for position, (number, place) in enumerate(chosen):
         details = report.details_of(report.rows[number])
         assert isinstance(details.pictures, Pictures)
-        item = describe_item(details, details.pictures.kept[place], bases[number], missing)
+        picture = details.pictures.kept[place]
+        item = describe_item(details, picture, bases[number], missing)
+        if neighbours is not None:
+            item.update(neighbours.described(details.images[picture.index].path))
         yield ("," if position else "") + _json({"category": number, **item})
     yield "]}"
 

@@ -1,10 +1,11 @@
-"""One image of a report's gallery as data for its page: photograph, heat map and mask as data URLs."""
+"""Images of pages: photograph, heat map and mask as data URLs."""
 
 from __future__ import annotations
 
 import base64
 import io
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +29,9 @@ COLORS = (
 )
 
 
-def common_folder(details: Details) -> str:
-    """The folder that all images of a category lie in or below."""
-    return os.path.commonpath([os.path.abspath(os.path.dirname(one.path)) for one in details.images])
+def common_folder(paths: Iterable[str]) -> str:
+    """The folder that all files lie in or below."""
+    return os.path.commonpath([os.path.abspath(os.path.dirname(path)) for path in paths])
 
 
 def describe_item(details: Details, picture: Picture, base: str, missing: list[str]) -> dict[str, Any]:
@@ -54,7 +55,7 @@ def describe_item(details: Details, picture: Picture, base: str, missing: list[s
         missing.append(image.path)
         return item
     height, width = photo.shape[:2]
-    item.update(width=width, height=height, photo=_photo(photo))
+    item.update(width=width, height=height, photo=photo_url(photo))
     if details.pictures.frame is not None:
         top, left, bottom, right = details.pictures.frame.crop_box(height, width)
         item["seen"] = [top / height, left / width, bottom / height, right / width]
@@ -66,9 +67,10 @@ def describe_item(details: Details, picture: Picture, base: str, missing: list[s
     return item
 
 
-def _photo(pixels: NDArray[np.uint8]) -> str:
+def photo_url(pixels: NDArray[np.uint8], side: int = PHOTO_SIDE) -> str:
+    """A photograph, its longer side at most `side`, as a data URL."""
     image = Image.fromarray(pixels)
-    image.thumbnail((PHOTO_SIDE, PHOTO_SIDE), Image.Resampling.LANCZOS)
+    image.thumbnail((side, side), Image.Resampling.LANCZOS)
     file = io.BytesIO()
     if features.check("webp"):  # half as large as JPEG, but not in every build of Pillow
         image.save(file, format="WEBP", quality=_QUALITY, method=4)

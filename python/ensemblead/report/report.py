@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from ensemblead.common.files import StrPath, write_atomically
 from ensemblead.common.warnings import warn
@@ -18,6 +18,9 @@ from ensemblead.report.text import (
     types_csv,
     write_json,
 )
+
+if TYPE_CHECKING:
+    from ensemblead.retrieval.index import ImageIndex
 
 
 class Report(Results):
@@ -61,7 +64,7 @@ class Report(Results):
         """Everything but the curves: rows, intervals, error bounds, image scores, warnings, settings."""
         write_json(path, results_document(self))
 
-    def to_html(self, path: StrPath, *, max_images: int = 300) -> None:
+    def to_html(self, path: StrPath, *, max_images: int = 300, similar: ImageIndex | None = None) -> None:
         """One file that loads nothing: tables, curves, and a gallery that sorts and filters.
 
         An image takes 20 to 60 KB with its heat map, smooth ones least, so that 300 take 6 to 18 MB;
@@ -71,13 +74,17 @@ class Report(Results):
             max_images: Of the images that `evaluate` kept (see its `gallery`), how many to show: errors
                 first, then normal images with high scores and defective ones with low scores. The page says
                 how many were left out.
+            similar: An index of normal images, such as
+                `ImageIndex.build("bottle/train/good", embedder, "index")`. Beside each finding (an image that
+                is defective, or called so) the page then names the three images of the index that are most
+                similar to it, with their cosine similarities.
 
         Raises:
             ValueError: `max_images` is negative.
         """
         from ensemblead.report.page import write_page
 
-        write_page(self, path, max_images)
+        write_page(self, path, max_images, similar)
 
     def figures(self, folder: StrPath) -> list[Path]:
         """One PNG per category with ROC, precision-recall and PRO curves and the scores' histogram.

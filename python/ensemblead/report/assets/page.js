@@ -134,6 +134,11 @@
       make("span", { class: "kind" }, ...breakable(several + item.kind)),
       make("span", { class: "score" }, shown(item.score)),
       verdict);
+    if (item.similar) {
+      const title = make("p", { class: "similar-title" }, "Most similar normal images");
+      const lines = item.similar.map(([value, name]) => make("li", {}, `${value.toFixed(4)} `, ...breakable(name)));
+      caption.append(make("div", { class: "similar" }, title, make("ol", {}, ...lines)));
+    }
     const node = make("li", { class: "card" }, open, caption, slider);
     slider.addEventListener("input", drawn.redraw);
     open.addEventListener("click", () => detail.open(item));
@@ -215,6 +220,7 @@
         ["Contour at", category.contour === null ? "none: no masks to find it by" : shown(category.contour)],
       ];
       if (item.label && item.mask === undefined) facts.push(["Mask", "none"]);
+      for (const [value, name] of item.similar ?? []) facts.push([`Similar normal, ${value.toFixed(4)}`, name]);
       byId("detail-facts").replaceChildren(...facts.flatMap(([name, text]) => [make("dt", {}, name), make("dd", {}, text)]));
       byId("detail-previous").disabled = visible[0] === item;
       byId("detail-next").disabled = visible[visible.length - 1] === item;
