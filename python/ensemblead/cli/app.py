@@ -8,15 +8,20 @@ import typer
 
 from ensemblead.cli.console import guarded, report_error, show_tracebacks
 from ensemblead.cli.demo import command as demo
+from ensemblead.cli.duplicates import command as duplicates
 from ensemblead.cli.evaluate import command as evaluate
 from ensemblead.cli.fit import command as fit
+from ensemblead.cli.fuse import command as fuse
 from ensemblead.cli.imports import load_modules
+from ensemblead.cli.index import command as index
 from ensemblead.cli.info import command as info
 from ensemblead.cli.layers import command as layers
 from ensemblead.cli.merge import command as merge
 from ensemblead.cli.predict import command as predict
+from ensemblead.cli.search import command as search
 from ensemblead.cli.shorthands import ShorthandCommand
 from ensemblead.cli.update import calibrate, extend
+from ensemblead.cli.weights import command as weights
 from ensemblead.common.errors import EnsembleADError
 from ensemblead.kernels.build import __version__
 
@@ -28,7 +33,7 @@ _SETTINGS: dict[str, Any] = {"help_option_names": ["-h", "--help"]}
 
 app = typer.Typer(
     name="ensemblead",
-    help="Visual anomaly detection with memory-bank ensembles.",
+    help="Visual anomaly detection and image search with ensembles.",
     epilog=_EPILOG,
     no_args_is_help=True,
     add_completion=False,
@@ -44,6 +49,11 @@ for _name, _command in (
     ("demo", demo),
     ("info", info),
     ("layers", layers),
+    ("index", index),
+    ("search", search),
+    ("duplicates", duplicates),
+    ("weights", weights),
+    ("fuse", fuse),
 ):
     app.command(_name, context_settings=_SETTINGS)(guarded(_command))
 app.command("fit", context_settings=_SETTINGS, cls=ShorthandCommand)(guarded(fit))
@@ -72,7 +82,7 @@ def options(
         ),
     ] = None,
 ) -> None:
-    """Visual anomaly detection with memory-bank ensembles."""
+    """Visual anomaly detection and image search with ensembles."""
     show_tracebacks(debug)
     load_modules(modules or ())
 

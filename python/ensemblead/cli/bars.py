@@ -31,6 +31,10 @@ _WORDS = {
     "units": "fitting on workers",
     "predict": "predicting",
     "evaluate": "evaluating",
+    "index": "building the search structure",
+    "duplicates": "comparing images",
+    "weights": "measuring weights",
+    "refit": "training on all images",
 }
 _SECONDS_BETWEEN_LINES = 30.0  # where stderr is no terminal
 _Stage: TypeAlias = tuple[str, str]  # the prefix and the stage

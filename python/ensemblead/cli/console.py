@@ -40,6 +40,7 @@ _OPTIONS = (
     (re.compile(r"""\bmissing_masks=["']exclude["']"""), "--missing-masks exclude"),
     (re.compile(r"\binclude_backbone=True\b"), "--include-backbone"),
     (re.compile(r"\blayers=\[\.\.\.\] with names"), "-le LAYER with layers"),
+    (re.compile(r" \(see \.skipped_\)"), ""),
     (re.compile(r"\bimage_size=\(h, w\)"), "--image-size HxW"),
     (re.compile(r"\bmemory_budget=(\d+)"), r"--memory-budget \1"),
     (re.compile(r"\bcoreset_size=(\d+)"), r"--coreset-size \1"),

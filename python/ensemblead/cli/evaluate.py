@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,6 +26,7 @@ from ensemblead.config.documents import Source, read_source
 if TYPE_CHECKING:
     from ensemblead.detectors.detector import Errors
     from ensemblead.evaluation import Category, Dataset, Report, ScoredImage
+    from ensemblead.retrieval.index import ImageIndex
 
 _BY_TYPE = ("image_auroc", "pixel_auroc", "aupro")
 _SHOWN = ("image_auroc", "pixel_auroc", "aupro", "false_alarm_rate", "miss_rate", "images_per_second")
@@ -70,6 +72,15 @@ def command(
     gallery: Annotated[
         int, typer.Option("--gallery", help="Images on a page of results, errors first; 0 for none.", min=0)
     ] = 300,
+    similar: Annotated[
+        Path | None,
+        typer.Option(
+            "--similar",
+            metavar="INDEX",
+            help="An index of normal images (`ensemblead index DATA/train/good --out INDEX -b NAME`): the "
+            "page names the three most similar to each finding.",
+        ),
+    ] = None,
     weights: Annotated[
         list[str] | None,
         typer.Option("--weights", help="[I.]PATH: where the networks' weights are now."),
@@ -121,7 +132,8 @@ def command(
                 chosen = typed_options({"device": device}, weights=weights)
                 detector = fitter(chosen, options_of(source), bars, errors)
             options: dict[str, Any] = {"bootstrap": bootstrap, "seed": seed, "gallery": gallery}
-            report = measure(detector, dataset, out, bars, **options, errors=errors)
+            with nullcontext() if similar is None else opened_index(similar) as index:
+                report = measure(detector, dataset, out, bars, **options, errors=errors, similar=index)
     if suite is not None:
         show_suite(suite, out, warned if as_json else None)
     elif as_json:
@@ -178,6 +190,19 @@ def fitter(
     return fit
 
 
+def opened_index(path: Path) -> ImageIndex:
+    """An index that embeds queries, its networks loaded: what is wrong with it shows before the work."""
+    from ensemblead.retrieval.index import ImageIndex
+
+    index = ImageIndex.open(path)
+    try:
+        _ = index.embedder
+    except BaseException:
+        index.close()
+        raise
+    return index
+
+
 def _models(path: Path, dataset: Dataset, weights: list[str], device: str | None) -> Any:
     """The model at `path` for all categories, or, in a folder of models, one for each."""
     own = {category.name: path / as_file_name(category.name) for category in dataset.categories}
@@ -197,6 +222,7 @@ def measure(
     per_type: int = 3,
     errors: Errors = "raise",
     gallery: int = 300,
+    similar: ImageIndex | None = None,
 ) -> Report:
     """`ead.evaluate`, with every file of results written to `out`."""
     from ensemblead.evaluation import evaluate
@@ -232,7 +258,7 @@ def measure(
         on_image=draw,
         progress=progress,
     )
-    _write(report, out, gallery, bars)
+    _write(report, out, bars, max_images=gallery, similar=similar)
     files = file_names(list(sheets))
     for number, (name, sheet) in enumerate(sheets.items()):
         bars("writing contact sheets", number, len(sheets))
@@ -242,14 +268,14 @@ def measure(
     return report
 
 
-def _write(report: Report, out: Path, gallery: int, bars: Bars) -> None:
-    """Write every form of a report."""
+def _write(report: Report, out: Path, bars: Bars, **page: Any) -> None:
+    """Write every form of a report; `page` are options of `to_html`."""
     steps: list[Callable[[], Any]] = [
         lambda: report.to_csv(out / "results.csv"),
         lambda: report.to_csv(out / "types.csv", by_type=True),
         lambda: report.to_json(out / "results.json"),
         lambda: report.to_markdown(out / "results.md", intervals=True),
-        lambda: report.to_html(out / "report.html", max_images=gallery),
+        lambda: report.to_html(out / "report.html", **page),
         lambda: report.figures(out / "figures"),
     ]
     for number, step in enumerate(steps):

@@ -27,14 +27,18 @@ def load_model(path: Path, weights: Sequence[str] = (), device: str | None = Non
     """`load_detector` with weights given as `[I.]PATH`."""
     from ensemblead.ensembles.loading import load_detector
 
-    if not weights:
-        return load_detector(path, device=device)
-    indexed = any(text.split(".", 1)[0].isdecimal() and not Path(text).exists() for text in weights)
-    if len(weights) == 1 and not indexed:
-        return load_detector(path, weights=weights_per_member(weights, 1)[0], device=device)
+    return load_detector(path, weights=moved_weights(weights), device=device)
+
+
+def moved_weights(given: Sequence[str]) -> str | dict[int, str | None] | None:
+    """`weights` of `ead.load` from `[I.]PATH`."""
+    if not given:
+        return None
+    indexed = any(text.split(".", 1)[0].isdecimal() and not Path(text).exists() for text in given)
+    if len(given) == 1 and not indexed:
+        return weights_per_member(given, 1)[0]
     # The number of members is not known here; the model refuses a number that it does not have.
-    numbered = weights_per_member(weights, 1 << 16)
-    return load_detector(path, weights=numbered, device=device)
+    return weights_per_member(given, 1 << 16)
 
 
 def describe_model(detector: Detector) -> dict[str, Any]:

@@ -32,6 +32,7 @@ _OTHERS = (
     "missing_masks",
     "bootstrap",
     "seed",
+    "similar",
     "weights",
     "device",
     "skip_unreadable",
