@@ -400,11 +400,11 @@ def test_rows_that_wait_are_not_lost_by_a_move() -> None:
     assert len(bank.extend().to("cpu")) > 20
 
 
-@pytest.mark.parametrize(("budget", "scale"), [(10**9, 4e18), (10**9, 1e19), (_budget(40), 1e19)])
+@pytest.mark.parametrize(("budget", "scale"), [(10**9, 3e18), (10**9, 1e19), (_budget(100, 16), 1e19)])
 def test_distances_beyond_float32_are_refused(budget: int, scale: float) -> None:
     with pytest.raises(ValueError, match="embeddings lie so far from each other"):
         _fitted(
-            _rows(400) * np.float32(scale), 20, coreset_size=10, memory_budget=budget, projection_dim=None
+            _rows(600, 16) * np.float32(scale), 20, coreset_size=20, memory_budget=budget, projection_dim=None
         )
 
 
