@@ -120,7 +120,7 @@ def test_a_bank_that_makes_predict_slow_is_warned_of(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("ensemblead.detectors.patchcore.accumulator._SLOW", 59.5 * per_row)
     with pytest.warns(SlowPredictWarning, match=r"compared with 60 bank rows.* coreset_size=59 takes"):
         detector = _detector().fit(TRAIN[:12])
-    with pytest.warns(SlowPredictWarning, match="bank rows"):
+    with pytest.warns(SlowPredictWarning, match="bank rows.* max_rows=59 takes"):
         detector.extend(QUERIES)
     _detector(coreset_size=59).fit(TRAIN[:12])
     pytest.importorskip("faiss")
@@ -212,7 +212,9 @@ def test_sizes_for_extend_that_cannot_be() -> None:
     rows = detector.memory_bank_.rows_
     with pytest.raises(ValueError, match="max_rows must be at least 1, got 0"):
         detector.extend(QUERIES, max_rows=0)
-    with pytest.raises(ValueError, match="num_neighbors is 3, but the memory bank has only 2 rows"):
+    with pytest.raises(
+        ValueError, match="num_neighbors is 3, but the memory bank has only 2 rows; .*max_rows"
+    ):
         detector.extend(QUERIES, max_rows=2)
     assert torch.equal(detector.memory_bank_.rows_, rows)
     padim = ead.PaDiM("gabor", ("layer1",), num_dimensions=4, **NATIVE, device="cpu").fit(TRAIN[:12])

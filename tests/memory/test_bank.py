@@ -266,6 +266,8 @@ def test_bad_rows() -> None:
     bank.add(_rows(10))
     with pytest.raises(ValueError, match=r"20 columns as before, got shape \(10, 21\)"):
         bank.add(_rows(10, 21))
+    with pytest.raises(TypeError, match="images must be whole numbers, got float64"):
+        bank.add(_rows(2), [0.5, 1.5])
     with pytest.raises(ValueError, match=r"images must be one int, or \[10\], got shape \(9,\)"):
         bank.add(_rows(10), range(9))
     with pytest.raises(ValueError, match=r"projection must be \[d, 20\], got shape \(4, 19\)"):

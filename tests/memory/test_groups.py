@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import combinations, permutations
 from typing import Any
 
@@ -293,6 +294,8 @@ def test_the_former_name_of_the_budget() -> None:
         bank = MemoryBank(0.1, max_buffer_bytes=12345)
     assert bank.memory_budget == bank.parameters()["memory_budget"] == 12345
     assert "max_buffer_bytes" not in bank.parameters()
+    with pytest.raises(ValueError, match="give only one"):
+        MemoryBank(max_buffer_bytes=12345, memory_budget=99)
 
 
 # Extending
@@ -367,7 +370,78 @@ def test_rows_of_an_extension_that_will_not_fit_are_taken_by_groups_at_once() ->
         assert _reach(np.concatenate([rows, new]), bank.extend()) <= bank.radius_ * (1 + ROUNDING)
 
 
+def test_an_extension_by_rows_at_the_radius_keeps_the_bound() -> None:
+    """Rows enter beyond the radius and a little, so that the bound is a little above it."""
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        rows = rng.normal(size=(200, 3)).astype(np.float32)
+        bank = _fitted(rows, 20, coreset_size=10, projection_dim=None)
+        way = rng.normal(size=(2000, 3))
+        way *= bank._reach * (1 + 1.5e-6) / np.linalg.norm(way, axis=1, keepdims=True)
+        bank.extend((bank.rows_[0].numpy() + way).astype(np.float32))
+        assert _reach(bank.rows_.numpy()[:1] + way, bank) <= bank.radius_
+
+
+def test_the_certificate_grows_with_the_radius() -> None:
+    rows = _rows(600)
+    bank = _fitted(rows, 20, coreset_size=20, projection_dim=None)
+    radius, factor = bank.radius_, bank.certificate_
+    assert factor is not None
+    bank.extend(rows[:10], noise_floor=2 * radius)
+    assert bank.certificate_ is not None
+    assert bank.radius_ / bank.certificate_ == pytest.approx(radius / factor)
+
+
+def test_rows_that_wait_are_not_lost_by_a_move() -> None:
+    bank = _fitted(_rows(100), 20, coreset_size=20)
+    bank.add(_rows(30, seed=1) * 10)
+    with pytest.raises(ValueError, match="30 rows were added: call extend before to"):
+        bank.to("cpu")
+    assert len(bank.extend().to("cpu")) > 20
+
+
+@pytest.mark.parametrize(("budget", "scale"), [(10**9, 3e18), (10**9, 1e19), (_budget(100, 16), 1e19)])
+def test_distances_beyond_float32_are_refused(budget: int, scale: float) -> None:
+    with pytest.raises(ValueError, match="embeddings lie so far from each other"):
+        _fitted(
+            _rows(600, 16) * np.float32(scale), 20, coreset_size=20, memory_budget=budget, projection_dim=None
+        )
+
+
+# Half precision
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_radius_of_rounded_rows_is_a_bound(seed: int) -> None:
+    """Also where rounding in the projection is not small beside the radius."""
+    rows = _rows(60, 13, seed) * np.float32(1e-3) + 1000
+    bank = _fitted(rows, 20, coreset_size=40, projection_dim=1)
+    state = bank.state().for_half()
+    halves = replace(state, rows=state.rows.half().float())
+    again = MemoryBank.from_state(bank.parameters(), halves)
+    assert again.verify(rows).radius <= again.radius_
+
+
+def test_a_bank_of_all_rows_is_not_the_best_once_it_is_rounded() -> None:
+    state = _fitted(_rows(50), 10, coreset_size=50).state()
+    assert state.certificate == 1.0
+    rounded = state.for_half()
+    assert rounded.radius > 0
+    assert rounded.certificate is None
+    exact = replace(state, rows=state.rows.half().float())
+    assert exact.for_half() == exact
+
+
 # Measuring
+
+
+def test_verify_refuses_what_add_refuses() -> None:
+    for dims in (None, 4):
+        bank = _fitted(_rows(100), 20, coreset_size=10, projection_dim=dims)
+        assert bank.verify([_rows(9), _rows(9)[:0]]) == bank.verify(_rows(9))
+        for value in (np.nan, np.inf):
+            with pytest.raises(ValueError, match="embeddings must be finite"):
+                bank.verify(np.full((3, 8), value, np.float32))
 
 
 def test_verify_gives_the_distances_of_all_rows() -> None:

@@ -44,6 +44,7 @@ _OPTIONS = (
     (re.compile(r"\bimage_size=\(h, w\)"), "--image-size HxW"),
     (re.compile(r"\bmemory_budget=(\d+)"), r"--memory-budget \1"),
     (re.compile(r"\bcoreset_size=(\d+)"), r"--coreset-size \1"),
+    (re.compile(r"\bmax_rows=(\d+)"), r"--max-rows \1"),
     (re.compile(r"\bor call calibrate\b"), "or set the threshold by fresh ones (--calibrate FOLDER)"),
 )
 _STORE_WEIGHTS = "; fit --include-backbone stores a network's weights with its model"

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 
 from ensemblead.calibration import Calibration
-from ensemblead.common.errors import DamagedModelError, NotFittedError
+from ensemblead.common.errors import NotFittedError
 from ensemblead.common.files import StrPath
 from ensemblead.common.validation import whole_number
 from ensemblead.config.registry import register
@@ -36,15 +36,16 @@ from ensemblead.detectors.parts import (
 )
 from ensemblead.detectors.saving import arguments, plain_parameters, read_statistics, write_statistics
 from ensemblead.ensembles.tile_learning import TiledLearning
-from ensemblead.ensembles.tile_merging import EDGES, NORMALIZATIONS, SCORES, TileFrame, TileStatistics
+from ensemblead.ensembles.tile_merging import EDGES, NORMALIZATIONS, SCORES, TileFrame
 from ensemblead.ensembles.tile_plan import TiledState, TilePlan
+from ensemblead.ensembles.tile_saving import read_tiles, write_tiles
 from ensemblead.ensembles.tile_units import fit_tiles
 from ensemblead.ensembles.units import job_of
 from ensemblead.images import AS_IS, Geometry, ImageSet
 from ensemblead.images.spool import MEMORY_BYTES
 from ensemblead.kernels.tiling import tile_grid
 from ensemblead.networks.network import FeaturePool
-from ensemblead.store import FolderReader, FolderWriter, load_state, save_state
+from ensemblead.store import FolderReader, FolderWriter
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -96,10 +97,9 @@ class TiledEnsemble(Detector):
         shared: one detector for all locations, fitted on the tiles of all of them. Its leave-one-out
             statistics come from as many images as fit a third of `memory_budget`.
         memory_budget: bytes; of resized images a quarter of it, 256 MiB at most, is kept in memory in
-        `fit`, and a
-            shared detector holds embeddings of sampled images up to a third. Besides them there are the
-            network, one batch of tiles, the embeddings of one location (of a `PatchCore` up to its own
-            `memory_budget`), the banks, and some images decoded ahead.
+            `fit`, and a shared detector holds embeddings of sampled images up to a third. Besides them there
+            are the network, one batch of tiles, the embeddings of one location (of a `PatchCore` up to its
+            own `memory_budget`), the banks, and some images decoded ahead.
 
     Attributes after `fit`: `members_`, a detector per location in row-major order (one if shared);
     `tile_grid_`, their rows and columns; `calibration_`, `threshold_` of the joined scores.
@@ -340,52 +340,22 @@ class TiledEnsemble(Detector):
 
     def to_store(self, writer: FolderWriter) -> dict[str, Any]:
         """For `store.save`: a folder per location; the first has the network, the others borrow it."""
-        state = self._fitted()
-        for number, member in enumerate(state.members):
-            borrowed = {"borrowed": True} if number else {}
-            writer.child(self._folder(number, state.frame), member, **borrowed)
-        kept: dict[str, Any] = {"parameters": self.parameters(), "image_size": list(state.frame.image_size)}
-        kept["tiles"] = list(state.frame.grid)
-        if state.statistics is not None:
-            kept["statistics"] = save_state(writer, "statistics", state.statistics, TileStatistics)
-        return {**kept, **write_statistics(self, writer)}
+        tiles = write_tiles(writer, self._fitted(), shared=self.shared)
+        return {"parameters": self.parameters(), **tiles, **write_statistics(self, writer)}
 
     @classmethod
     def from_store(cls, reader: FolderReader) -> Self:
         """For `store.load`; there, `weights` and `backbone` are those of one member."""
-        state = reader.state
         with reader.as_damage():
-            own = plain_parameters(state["parameters"])
+            own = plain_parameters(reader.state["parameters"])
             if reader.format == 1:
                 own["edge"] = "pad"
-            frame = TileFrame(tuple(state["image_size"]), own["tile_size"], own["stride"], own["edge"])
-            grid = frame.grid
-        if list(grid) != state["tiles"]:
-            raise DamagedModelError(f"{reader.folder} states {state['tiles']} tiles, its sizes give {grid}")
-        members = [reader.child("member" if own["shared"] else _tile_name(0, frame))]
-        for number in range(1, 1 if own["shared"] else len(frame)):
-            lent = iter([network.network for network in members[0]._networks()])
-            members.append(reader.child(_tile_name(number, frame), networks=lent))
+        state = read_tiles(reader, own)
         with reader.as_damage():
-            ensemble = cls(members[0]._clone(), **own)
-            statistics = cls._read_tile_statistics(reader)
-            expected = {"tile": len(frame), "image": 1, "none": 0}[ensemble.normalization]
-            if (0 if statistics is None else len(statistics.values)) != expected:
-                raise ValueError(f"the statistics of tiles must have {expected} rows")
-        ensemble._state = TiledState(tuple(members), frame, statistics)
-        read_statistics(ensemble, reader, max(member.calibration_.rounding for member in members))
+            ensemble = cls(state.members[0]._clone(), **own)
+        ensemble._state = state
+        read_statistics(ensemble, reader, max(member.calibration_.rounding for member in state.members))
         return ensemble
-
-    @classmethod
-    def _read_tile_statistics(cls, reader: FolderReader) -> TileStatistics | None:
-        if reader.format == 1:
-            known = reader.has("units.safetensors")
-            return TileStatistics(reader.tensors("units.safetensors")["units"]) if known else None
-        known = "statistics" in reader.state
-        return load_state(reader, "statistics", reader.state["statistics"], TileStatistics) if known else None
-
-    def _folder(self, number: int, frame: TileFrame) -> str:
-        return "member" if self.shared else _tile_name(number, frame)
 
 
 def score_together(ensembles: Sequence[TiledEnsemble], seen: Seen) -> list[Result]:
@@ -428,11 +398,6 @@ def _tile_batches(
             which = slice(done, done + len(images))
             yield number, slice(images[0], images[-1] + 1), [one.rows(which) for one in seen]
             done += len(images)
-
-
-def _tile_name(number: int, frame: TileFrame) -> str:
-    row, column = divmod(number, frame.grid[1])
-    return f"tile_{row}_{column}"
 
 
 def _check_member(member: Any) -> None:

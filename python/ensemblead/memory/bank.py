@@ -100,6 +100,8 @@ class MemoryBank(SearchedRows):
                     f"coreset_size is {coreset_size} and coreset_fraction {coreset_fraction}: give only one"
                 )
         if max_buffer_bytes is not None:
+            if memory_budget != MEMORY_BUDGET:
+                raise ValueError("max_buffer_bytes is the former name of memory_budget: give only one")
             warn("max_buffer_bytes is called memory_budget now", DeprecationWarning)
             memory_budget = max_buffer_bytes
         if index not in INDEX_NAMES:
@@ -207,7 +209,8 @@ class MemoryBank(SearchedRows):
                 random ones; `start_rows` draws some that do not depend on the order of the images.
             noise_floor: rows that lie within this Euclidean distance of the bank, in the projected space, do
                 not enter it: they may differ from its rows by rounding alone. A bank row that such rows of
-                other images equal belongs to no image (-1), and is never left out of a search.
+                other images equal belongs to no image (-1), and is never left out of a search. Where there
+                were groups, equal rows are found among those that the groups have kept.
             progress: called with the picks made and the picks to make.
 
         The first two need all rows in the buffer (ValueError otherwise).
@@ -251,6 +254,8 @@ class MemoryBank(SearchedRows):
         within the distance that the selection left, in the projected space, or within `noise_floor` if that
         is larger. That distance is `radius_` where all rows fitted at once.
 
+        Rows that wait keep to `memory_budget`; the bank and the rows that enter it are held besides.
+
         Args:
             max_rows: where the bank would have more rows it is selected anew, of its own and the new rows, so
                 that it has this many. `radius_` grows by the distance that this leaves.
@@ -266,7 +271,10 @@ class MemoryBank(SearchedRows):
         chunks = [rows, *(one.rows for one in kept)]
         owners = [torch.from_numpy(self._owners), *(one.images for one in kept)]
         if self._intake.num_rows:
-            self.radius_ = max(self.radius_, floor)
+            # What stayed out lies within this, but for rounding.
+            self.radius_ = max(self.radius_, max(self._reach, floor) * (1 + ROUNDING))
+            if self._separation > 0:
+                self.certificate_ = 2 * self.radius_ / self._separation
         if most is not None and sum(map(len, chunks)) > most:
             slack = torch.tensor(self.radius_, device=rows.device)
             self._select(chunks, owners, most, floor, None, slack=slack)
@@ -278,8 +286,10 @@ class MemoryBank(SearchedRows):
         return self
 
     def to(self, device: torch.device | str) -> MemoryBank:
-        """Move a fitted bank to another device."""
+        """Move a fitted bank to another device. Raises ValueError where rows wait for `extend`."""
         rows, _, old = self._fitted()
+        if self._intake.num_rows:
+            raise ValueError(f"{self._intake.num_rows} rows were added: call extend before to")
         rows = rows.to(device)
         if self.projection_ is not None:
             self.projection_ = self.projection_.to(device)

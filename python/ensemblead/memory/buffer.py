@@ -77,7 +77,10 @@ def as_rows(array: Any, name: str, copy: bool) -> torch.Tensor:
 
 def image_numbers(images: Any, count: int) -> torch.Tensor:
     """int64 `[count]` from one int for all, or one for each."""
-    numbers = torch.tensor(np.asarray(images), dtype=torch.int64)
+    given = np.asarray(images)
+    if given.dtype.kind not in "iu" and given.size:
+        raise TypeError(f"images must be whole numbers, got {given.dtype}")
+    numbers = torch.tensor(given, dtype=torch.int64)
     if numbers.ndim > 1 or (numbers.ndim == 1 and len(numbers) != count):
         raise ValueError(f"images must be one int, or [{count}], got shape {tuple(numbers.shape)}")
     return numbers.expand(count)

@@ -97,12 +97,16 @@ class SearchedRows:
         Args:
             embeddings: float `[n, D]` as `add` takes them, or an iterable of such, of which one is held.
 
-        Raises ValueError where there are none.
+        Raises ValueError where there are none, and for NaN or infinity.
         """
         measure = self.coverage_measure()
         is_one = hasattr(embeddings, "shape")
         for batch in [embeddings] if is_one else embeddings:
-            measure.add(self._points(batch, "embeddings"))
+            points = self._points(batch, "embeddings")
+            if not bool(torch.isfinite(points).all()):
+                raise ValueError("embeddings must be finite, got NaN or infinity")
+            if len(points):
+                measure.add(points)
         return measure.coverage()
 
     def coverage_measure(self) -> CoverageMeasure:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -43,7 +44,7 @@ def farthest_first(projected: torch.Tensor, size: int, seed: int) -> tuple[npt.N
     The rule of Gonzalez (1985): a random row first, then always the one that is farthest from those picked.
     With the farthest row that is left they lie at least that distance apart, so no `size` rows, of these or
     of any that they are among, cover all within less than half of it. Rows that are no more than `size` are
-    kept as they are, within 0.
+    kept as they are, within 0. Raises ValueError for rows whose squared distances are beyond float32.
     """
     if len(projected) <= size:
         return np.arange(len(projected), dtype=np.int64), 0.0
@@ -52,7 +53,7 @@ def farthest_first(projected: torch.Tensor, size: int, seed: int) -> tuple[npt.N
         return picks, 0.0
     *_, left = chosen = projected[torch.from_numpy(picks).to(projected.device)]
     distances = torch.linalg.vector_norm(chosen[:-1] - left, dim=1)
-    return picks[:-1], float(distances.min()) * (1 + ROUNDING)
+    return picks[:-1], _not_too_far(float(distances.min())) * (1 + ROUNDING)
 
 
 @dataclass(frozen=True)
@@ -73,14 +74,14 @@ class Selected:
     @cached_property
     def reach(self) -> float:
         """The largest distance from a row to the selected ones."""
-        return float(self.distances.max())
+        return _not_too_far(float(self.distances.max()))
 
     def separation(self, projected: torch.Tensor) -> float:
         """A distance that the selected rows and the one farthest from them have to each other at least."""
         if len(self.picks) < 2 or self.reach == 0:
             return self.reach
         chosen = projected[torch.from_numpy(self.picks).to(projected.device)]
-        squared, _ = ExactIndex(chosen).search(chosen, 2, None)
+        squared, _ = _nearest(chosen, chosen, 2)
         return min(self.reach, float(squared[:, 1].min().clamp_min(0).sqrt()))
 
     def images(self, images: torch.Tensor, noise_floor: float) -> npt.NDArray[np.int64]:
@@ -119,13 +120,24 @@ def select_above_noise(
 
 def _covered(projected: torch.Tensor, picks: npt.NDArray[np.int64]) -> Selected:
     chosen = projected[torch.from_numpy(picks).to(projected.device)]
-    try:
-        squared, nearest = ExactIndex(chosen).search(projected, 1, None)
-    except ValueError as error:
-        raise ValueError(
-            "embeddings lie so far from each other that squared distances are beyond float32 (3.4e38)"
-        ) from error
+    squared, nearest = _nearest(chosen, projected, 1)
     return Selected(picks, squared[:, 0], nearest[:, 0])
+
+
+_TOO_FAR = "embeddings lie so far from each other that squared distances are beyond float32 (3.4e38)"
+
+
+def _nearest(rows: torch.Tensor, queries: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    try:
+        return ExactIndex(rows).search(queries, k, None)
+    except ValueError as error:
+        raise ValueError(_TOO_FAR) from error
+
+
+def _not_too_far(distance: float) -> float:
+    if not math.isfinite(distance):
+        raise ValueError(_TOO_FAR)
+    return distance
 
 
 def start_rows(

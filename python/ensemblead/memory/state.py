@@ -9,6 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from ensemblead.memory.projection import project_chunks
+from ensemblead.memory.selection import ROUNDING
+
 _CHUNK = 4096  # rows that are rounded at once
 
 
@@ -89,15 +92,14 @@ class BankState:
             if not bool(torch.isfinite(halves).all()):
                 largest = float(self.rows.abs().max())
                 raise ValueError(f"half: float16 has values up to 65504, the bank's go up to {largest:.6g}")
-            short = rows - halves
-            if self.projection is not None:
-                short = short @ self.projection.T
-            moved = max(moved, float(torch.linalg.vector_norm(short, dim=1).max()))
-        radius = self.radius + moved
-        certificate = self.certificate if moved == 0 else None
-        if self.certificate is not None and self.separation > 0:
-            certificate = 2 * radius / self.separation
-        return replace(self, radius=radius, certificate=certificate)
+            # Each projected as the bank does it, since that rounds too.
+            before, after = (project_chunks([one], self.projection, one.device) for one in (rows, halves))
+            moved = max(moved, float(torch.linalg.vector_norm(before - after, dim=1).max()))
+        if moved == 0:
+            return self
+        radius = self.radius + moved * (1 + ROUNDING)
+        known = self.certificate is not None and self.separation > 0
+        return replace(self, radius=radius, certificate=2 * radius / self.separation if known else None)
 
 
 def _tensor(name: str, given: Any, dtype: torch.dtype, axes: int) -> torch.Tensor:

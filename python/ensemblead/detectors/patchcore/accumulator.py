@@ -100,9 +100,9 @@ class BankAccumulator:
         if len(bank) < needed:
             raise ValueError(
                 f"num_neighbors is {needed}, but the memory bank has only {len(bank)} rows; "
-                f"give more images or a larger {self._size_name}"
+                f"give more images or a larger {'max_rows' if run.max_rows else self._size_name}"
             )
-        self._warn_if_slow()
+        self._warn_if_slow("max_rows" if extending else "coreset_size")
         fair = sum(bank.rows_without(held.number) >= needed for held in self._held)
         sample = NormalSample()
         done = 0
@@ -121,15 +121,15 @@ class BankAccumulator:
     def _size_name(self) -> str:
         return "coreset_fraction" if self._bank.coreset_size is None else "coreset_size"
 
-    def _warn_if_slow(self) -> None:
-        """Where the comparison of an image with all bank rows will take long."""
+    def _warn_if_slow(self, limit: str) -> None:
+        """Where the comparison of an image with all bank rows will take long; `limit` would shorten it."""
         rows, dims = self._bank.rows_.shape
         operations = 2 * max(self._counts) * rows * dims
         if self._bank.index == "flat" and operations > _SLOW:
             most = int(_SLOW) // (2 * max(self._counts) * dims)
             warn(
                 f"every image is compared with {rows} bank rows, {operations / 1e9:.0f} GFLOP: predict will "
-                f'be slow; coreset_size={most} takes {_SLOW / 1e9:.0f}, and index="ivf" compares with fewer',
+                f'be slow; {limit}={most} takes {_SLOW / 1e9:.0f}, and index="ivf" compares with fewer',
                 SlowPredictWarning,
             )
 

@@ -43,9 +43,8 @@ class PatchCore(Method):
         weights: "default" | None | path | state dict; see `FeatureExtractor`.
         image_size: centre crop of the resized image: int = square, `(h, w)`, or None for no crop.
         resize: "auto": the whole image at 256 x 256 pixels, or, where the training images' median aspect
-        ratio
-            is beyond 1.5, about as many pixels in that ratio; settled by `fit` and saved. int = shorter side,
-            `(h, w)` = exact, None = native.
+            ratio is beyond 1.5, about as many pixels in that ratio; settled by `fit` and saved. int = shorter
+            side, `(h, w)` = exact, None = native.
         patch_size: side of a patch's neighbourhood in its feature map, odd.
         pretrain_dim: values each layer is pooled to: int, one per layer, or "auto": a layer of fewer than 512
             channels to their number, any other to 1024.
@@ -56,11 +55,12 @@ class PatchCore(Method):
             threshold that is too high for many defects, and it warns; `calibrate` does not depend on that.
             Of many images give a `coreset_size`, such as 16384: predict takes as long as the bank is large. A
             SlowPredictWarning says where it takes more than 100 GFLOP an image.
-        memory_budget: bytes that `fit` and `extend` hold at most, beyond the network, a batch of images and
-            its feature maps. Where the embeddings of all images fit, all patches are selected among at once.
-            Where they do not, they are selected among group by group (see `MemoryBank`); a quarter of the
-            budget then holds images that give the threshold, 100 at least. A budget that is too small is
-            refused after the first batch. Members of a `BackboneEnsemble` have a budget each.
+        memory_budget: bytes that `fit` holds at most, beyond the network, a batch of images and its feature
+            maps; in `extend` the bank and the rows that enter it come on top. Where the embeddings of all
+            images fit, all patches are selected among at once. Where they do not, they are selected among
+            group by group (see `MemoryBank`); a quarter of the budget then holds images that give the
+            threshold, 100 at least. A budget that is too small is refused after the first batch. Members of a
+            `BackboneEnsemble` have a budget each.
         num_neighbors: a patch's distance is the mean over so many nearest bank rows.
         score: "topk": *squared* L2 distances, the image's score is the mean over the largest 1 % (at least
             one). "max": squared distances, the largest one (the reference implementation). "reweighted": L2
