@@ -192,6 +192,35 @@ def test_labels_given_again_replace_the_old(index: ead.ImageIndex, images: Path)
     index.verify()
 
 
+def test_a_changed_file_keeps_its_label(index: ead.ImageIndex, images: Path) -> None:
+    path = draw_image(images / "bad/0.png", 77)
+    assert index.add(images) == 1
+    assert index.search(path, top=1).labels == [["bad"]]
+    draw_image(path, 78)
+    assert index.add([path], labels={path: None}) == 1
+    assert index.search(path, top=1).labels == [[None]]
+    index.add_vectors(["v"], np.ones((1, 12)), labels=["kept"])
+    assert index.add_vectors(["v"], np.eye(12)[:1]) == 1
+    assert index.search(np.eye(12)[0], top=1).labels == [["kept"]]
+
+
+def test_a_closed_index_says_so(index: ead.ImageIndex) -> None:
+    index.close()
+    for use in (lambda: len(index), lambda: index.search(np.ones(12)), lambda: index.remove(0)):
+        with pytest.raises(ValueError, match="is closed"):
+            use()
+
+
+def test_names_that_the_catalogue_cannot_keep(tmp_path: Path) -> None:
+    with ead.ImageIndex.from_vectors(["a"], np.ones((1, 2)), tmp_path / "x") as index:
+        for name in ("b\udcff", "b\0c"):
+            with pytest.raises(ValueError, match="paths must be UTF-8 without NUL, got 'b"):
+                index.add_vectors([name], np.ones((1, 2)))
+            with pytest.raises(ValueError, match="labels must be UTF-8 without NUL, got 'b"):
+                index.add_vectors(["b"], np.ones((1, 2)), labels=[name])
+        assert len(index) == 1
+
+
 def index_paths(index: ead.ImageIndex) -> list[str]:
     return [path for path in index.search(np.ones(12), top=100).paths[0] if "alone" not in path]
 
@@ -264,8 +293,9 @@ def test_unreadable_images_and_zeros_are_listed(images: Path, tmp_path: Path) ->
     (images / "broken.png").write_bytes(b"nothing")
     black = draw_image(images / "black.png", 1)
     ead_image(black).point(lambda _: 0).save(black)
-    with pytest.warns(UserWarning, match=r"left out 2 of 10 images \(see .skipped_\)"):
+    with pytest.warns(UserWarning, match=r"left out 2 of 10 images \(see .skipped_\)") as warned:
         index = ead.ImageIndex.build(images, MeanColours(), tmp_path / "index")
+    assert warned[0].filename == __file__
     with index:
         assert len(index) == 8
         assert [(Path(path).name, reason.split(": ")[-1]) for path, reason in sorted(index.skipped_)] == [
@@ -420,9 +450,9 @@ def test_near_duplicates(index: ead.ImageIndex, images: Path) -> None:
     index.remove(images / "bad/2.png")
     assert index.duplicates() == {}
     said: list[Any] = []
-    every = index.duplicates(-1.0, progress=lambda *args: said.append(args))
+    every = index.duplicates(-1.0, progress=lambda *args: said.append((*args, len(index))))
     assert sum(map(len, every.values())) == 7 * 6 / 2
-    assert said == [("duplicates", 7, 7)]
+    assert said == [("duplicates", 7, 7, 7)]
     for wrong, error in ((1.5, ValueError), ("high", TypeError), (float("nan"), ValueError)):
         with pytest.raises(error, match="threshold must be"):
             index.duplicates(wrong)  # type: ignore[arg-type]

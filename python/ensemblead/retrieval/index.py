@@ -26,6 +26,7 @@ from ensemblead.retrieval.hits import Hits
 from ensemblead.retrieval.incoming import (
     Listed,
     Skipped,
+    check_texts,
     check_unique,
     find_images,
     is_path,
@@ -253,7 +254,8 @@ class ImageIndex:
     ) -> int:
         """Add images, and replace those whose file was changed; the number of images embedded.
 
-        Arguments and errors as for `build`. Labels that are given replace those of images that are there.
+        Arguments and errors as for `build`. Labels that are given replace those of images that are there;
+        without labels they stay, also of files that were changed.
         """
         return self._add(list_images(images, labels), labels is not None, errors, progress)
 
@@ -268,16 +270,19 @@ class ImageIndex:
     ) -> int:
         """Add ready vectors `[N, D]` of floats under these paths; the number of vectors added.
 
-        A path that is there gets the new vector, unless it has it. Vectors of zeros are errors.
+        A path that is there gets the new vector, unless it has it; its label stays if there are no labels.
+        Vectors of zeros are errors. Paths and labels are texts that UTF-8 can write, without NUL.
         """
         ready = as_vectors("vectors", vectors, self.dim)
         names = [os.fspath(path) for path in paths]
         if len(names) != len(ready):
             raise ValueError(f"paths must be one for each of the {len(ready)} vectors, got {len(names)}")
         check_unique(names, "paths")
+        check_texts("paths", names)
         given = Listed(names, ready_labels(names, labels))
-        with self._adding(errors, len(names), progress) as collector:
+        with self._adding(errors, progress) as collector:
             add_ready(self._folder, collector, given, ready, labels is not None, _staged(progress, "embed"))
+        self._warn_of_skipped(len(names))
         return collector.added
 
     def remove(self, images: StrPath | int | Sequence[StrPath | int]) -> int:
@@ -310,8 +315,7 @@ class ImageIndex:
 
         Args:
             query: a path or several, an image uint8 `[H, W, 3]` or several `[Q, H, W, 3]`, or vectors of
-            floats,
-                `[D]` or `[Q, D]`, of any length.
+                floats, `[D]` or `[Q, D]`, of any length.
             top: how many hits per query; all images if there are fewer.
             where: conditions that hold for every hit: columns and the value, or a list of values, of each.
                 Columns: id, path, sha256, bytes, mtime_ns, height, width, label, added (seconds since 1970).
@@ -347,13 +351,14 @@ class ImageIndex:
         """Images that nearly repeat an earlier one: `{path: [paths]}`, in the order of their numbers.
 
         All pairs are compared exactly, each appears once, under the image that was added first. The time
-        grows with the square of the number of images.
+        grows with the square of the number of images, the memory with that of pairs: where all images are of
+        one product, take a threshold that few pairs reach.
 
         Look at them before a training set is split: photographs of one part, or of one plate, that stand on
         both sides of the split make a model seem better than it is. Keep all images of a group on one side.
 
         Args:
-            threshold: the least cosine similarity of a pair, -1 to 1.
+            threshold: the least cosine similarity of a pair, -1 to 1. Images with equal vectors have 1.
             progress: called as `progress("duplicates", done, total)`.
         """
         if isinstance(threshold, bool) or not isinstance(threshold, (int, float)):
@@ -363,11 +368,14 @@ class ImageIndex:
         report = _staged(progress, "duplicates")
         with self._alone, self._folder.snapshot() as view:
             numbers = np.arange(len(view.rows)) if view.present is None else view.present
-            pairs = np.array(list(similar_pairs(view.rows, numbers, threshold, report)), dtype=np.int64)
-            entries = self._folder.entries(pairs.reshape(-1, 2))
+            pairs = list(similar_pairs(view.rows, numbers, threshold, report))
+            rows = np.unique(np.concatenate([numbers[:0], *(part for pair in pairs for part in pair)]))
+            entries = self._folder.entries(rows[None])[0]
+        paths = {row: entry.path for row, entry in zip(rows.tolist(), entries, strict=True)}
         found: dict[str, list[str]] = {}
-        for first, second in entries:
-            found.setdefault(first.path, []).append(second.path)
+        for first, second in pairs:
+            for one, other in zip(first.tolist(), second.tolist(), strict=True):
+                found.setdefault(paths[one], []).append(paths[other])
         return found
 
     def verify(self) -> None:
@@ -381,18 +389,21 @@ class ImageIndex:
 
     def _add(self, listed: Listed, relabel: bool, errors: str, progress: Progress | None) -> int:
         embedder = self.embedder
-        with self._adding(errors, len(listed.paths), progress) as collector:
+        with self._adding(errors, progress) as collector:
             add_images(self._folder, collector, listed, embedder, relabel, _staged(progress, "embed"))
+        self._warn_of_skipped(len(listed.paths))
         return collector.added
 
     @contextmanager
-    def _adding(self, errors: str, total: int, progress: Progress | None) -> Iterator[Collector]:
+    def _adding(self, errors: str, progress: Progress | None) -> Iterator[Collector]:
         one_of("errors", errors, ("skip", "raise"))
         self.skipped_ = []
         with self._alone, self._folder.writing():
             collector = Collector(self._folder, errors == "skip", self.skipped_)
             yield collector
             self._folder.finish(_staged(progress))
+
+    def _warn_of_skipped(self, total: int) -> None:
         if self.skipped_:
             first = self.skipped_[0]
             warn(
