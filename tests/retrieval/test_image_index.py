@@ -469,3 +469,48 @@ def test_hits_are_printed_and_written(index: ead.ImageIndex, images: Path, tmp_p
     written = json.loads(hits.to_json())
     assert written[1]["hits"][0]["path"] == str(images / "alone.png")
     assert [[hit.id for hit in line] for line in hits] == hits.ids.tolist()
+
+
+def drawn(tmp_path: Path) -> list[Path]:
+    return [draw_image(tmp_path / f"drawn/{i}.png", i, size=32) for i in range(4)]
+
+
+def gabor(layer: str, **options: Any) -> ead.Embedder:
+    return ead.Embedder("gabor", layer=layer, resize=None, image_size=None, device="cpu", **options)
+
+
+def fitted(seed: int) -> ead.EmbeddingEnsemble:
+    images = np.random.default_rng(seed).integers(0, 255, (12, 32, 32, 3), dtype=np.uint8)
+    ensemble = ead.EmbeddingEnsemble([gabor("layer1"), gabor("layer2")], mode="whiten", dim=4)
+    return ensemble.fit(images, [0, 1] * 6)
+
+
+def test_embedders_are_told_apart_by_what_they_learned(tmp_path: Path) -> None:
+    """Equal settings are no equal vectors."""
+    paths, one, other = drawn(tmp_path), fitted(0), fitted(1)
+    assert one.describe() == other.describe()
+    ead.ImageIndex.build(paths[:2], one, tmp_path / "x").close()
+    for use in (
+        lambda: ead.ImageIndex.build(paths, other, tmp_path / "x"),
+        lambda: ead.ImageIndex.open(tmp_path / "x", embedder=other),
+    ):
+        with pytest.raises(ValueError, match=r"is not the one that .* was built with: its learned"):
+            use()
+    with ead.ImageIndex.build(paths, fitted(0), tmp_path / "x") as index:
+        assert len(index) == 4
+        assert str(paths[3]) in index.search(paths[3], top=2).paths[0]
+
+
+def test_how_an_embedder_is_run_is_no_difference(tmp_path: Path) -> None:
+    paths = drawn(tmp_path)
+    (tmp_path / "drawn/broken.png").write_bytes(b"nothing")
+    with pytest.warns(UserWarning, match="left out 1 of 5"):
+        ead.ImageIndex.build(tmp_path / "drawn", gabor("layer1"), tmp_path / "x").close()
+    with ead.ImageIndex.open(tmp_path / "x", embedder=gabor("layer1", batch_size=1)) as index:
+        assert index.search(paths[1], top=1).paths == [[str(paths[1])]]
+        index.verify()
+    with pytest.raises(ValueError, match=r"its state\.parameters\.layer is 'layer2', that one's 'layer1'"):
+        ead.ImageIndex.open(tmp_path / "x", embedder=gabor("layer2"))
+    ead.ImageIndex.from_vectors(["a"], np.ones((1, 18)), tmp_path / "ready").close()
+    with pytest.raises(ValueError, match="built of ready vectors: it takes no embedder"):
+        ead.ImageIndex.open(tmp_path / "ready", embedder=gabor("layer1"))

@@ -23,6 +23,7 @@ from ensemblead.retrieval.adding import Collector, EmbedsImages, add_images, add
 from ensemblead.retrieval.catalogue import as_list
 from ensemblead.retrieval.folder import IndexFolder
 from ensemblead.retrieval.hits import Hits
+from ensemblead.retrieval.identity import difference
 from ensemblead.retrieval.incoming import (
     Listed,
     Skipped,
@@ -96,12 +97,8 @@ class ImageIndex:
         self.skipped_: list[Skipped] = []
         self._embedder = embedder
         self._alone = threading.RLock()
-        if embedder is not None and _description(embedder) != manifest.embedder:
-            self.close()
-            raise ValueError(
-                f"embedder is not the one that {self.path} was built with: it is described by "
-                f"{_description(embedder)}, that one by {manifest.embedder}"
-            )
+        if embedder is not None:
+            self._or_close(lambda: self._check_embedder(embedder))
 
     # Making and opening
 
@@ -175,7 +172,8 @@ class ImageIndex:
 
         Args:
             embedder: in place of the one that is saved there, for a network that cannot be had from where it
-            was.
+                was, or to be run otherwise: it must have the same settings, weights and what was learned, but
+                for device, batch_size, compile and the path of weights.
 
         Raises FileNotFoundError for no index, DamagedModelError for one that is incomplete or was altered,
         NewerFormatError for one of a later version, ValueError for another embedder.
@@ -196,7 +194,7 @@ class ImageIndex:
         index = cls(path, embedder)
         there = vars(index._folder.manifest)
         for name, value in vars(manifest).items():
-            if there[name] != value:
+            if there[name] != value and name != "embedder":  # which was compared
                 index.close()
                 raise ValueError(f"out {path} is an index of {name} {there[name]!r}, got {value!r}")
         return index
@@ -386,6 +384,13 @@ class ImageIndex:
                 store.verify(self.path / EMBEDDER)
 
     # Parts of these
+
+    def _check_embedder(self, embedder: EmbedsImages) -> None:
+        if self._folder.manifest.embedder is None:
+            raise ValueError(f"{self.path} was built of ready vectors: it takes no embedder")
+        differs = difference(embedder, self.path / EMBEDDER)
+        if differs:
+            raise ValueError(f"embedder is not the one that {self.path} was built with: {differs}")
 
     def _add(self, listed: Listed, relabel: bool, errors: str, progress: Progress | None) -> int:
         embedder = self.embedder
