@@ -471,6 +471,17 @@ def test_hits_are_printed_and_written(index: ead.ImageIndex, images: Path, tmp_p
     assert [[hit.id for hit in line] for line in hits] == hits.ids.tolist()
 
 
+def test_no_similarity_is_above_one(tmp_path: Path) -> None:
+    """Though rounding to float16 makes rows longer."""
+    vectors = unit(np.random.default_rng(3).standard_normal((50, 4)))
+    assert (np.linalg.norm(vectors.astype(np.float16).astype(np.float64), axis=1) > 1 + 1e-5).any()
+    with ead.ImageIndex.from_vectors([f"{i}" for i in range(50)], vectors, tmp_path / "x") as index:
+        hits = index.search(vectors, top=1)
+    assert hits.ids[:, 0].tolist() == list(range(50))
+    assert hits.similarities.max() == 1
+    assert hits.similarities.min() > 0.999
+
+
 def drawn(tmp_path: Path) -> list[Path]:
     return [draw_image(tmp_path / f"drawn/{i}.png", i, size=32) for i in range(4)]
 

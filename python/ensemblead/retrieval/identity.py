@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +13,11 @@ from ensemblead.common.errors import DamagedModelError
 
 # How an embedder is run, and where its weights lie: its vectors are the same.
 _HOW = {"device", "batch_size", "compile", "path"}
+
+
+def description(embedder: Any) -> Any:
+    """An embedder's settings, as JSON has them."""
+    return json.loads(json.dumps(embedder.describe(), default=str))
 
 
 def difference(embedder: Any, saved: Path) -> str | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import threading
 import time
@@ -23,7 +22,7 @@ from ensemblead.retrieval.adding import Collector, EmbedsImages, add_images, add
 from ensemblead.retrieval.catalogue import as_list
 from ensemblead.retrieval.folder import IndexFolder
 from ensemblead.retrieval.hits import Hits
-from ensemblead.retrieval.identity import difference
+from ensemblead.retrieval.identity import description, difference
 from ensemblead.retrieval.incoming import (
     Listed,
     Skipped,
@@ -137,7 +136,7 @@ class ImageIndex:
         """
         one_of("errors", errors, ("skip", "raise"))
         listed = list_images(images, labels)
-        manifest = _manifest(embedder.dim, dtype, kind, seed, _description(embedder))
+        manifest = _manifest(embedder.dim, dtype, kind, seed, description(embedder))
         index = cls._created(out, manifest, embedder.save, embedder)
         return index._or_close(lambda: index._add(listed, labels is not None, errors, progress))
 
@@ -338,7 +337,7 @@ class ImageIndex:
         return Hits(
             names,
             np.array([[entry.id for entry in line] for line in entries], dtype=np.int64).reshape(rows.shape),
-            similarities,
+            np.clip(similarities, -1, 1),  # rows in float16 have lengths of up to 1 + 2^-11
             [[entry.path for entry in line] for line in entries],
             [[entry.label for entry in line] for line in entries],
         )
@@ -440,11 +439,6 @@ def _manifest(dim: Any, dtype: str, kind: str, seed: int, embedder: Any) -> Mani
         whole_number("seed", seed, 0),
         embedder,
     )
-
-
-def _description(embedder: EmbedsImages) -> Any:
-    """As JSON has it."""
-    return json.loads(json.dumps(embedder.describe(), default=str))
 
 
 def _staged(progress: Progress | None, stage: str = "index") -> Callable[[int, int], object]:
