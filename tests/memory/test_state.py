@@ -130,6 +130,6 @@ def test_a_bank_of_all_rows_is_not_the_best_once_they_are_rounded() -> None:
     state = replace(GOOD, radius=0.0, certificate=1.0, projection=None)
     rounded = state.for_half()
     moved = torch.linalg.vector_norm(state.rows - state.rows.half().float(), dim=1).max()
-    assert rounded.radius == pytest.approx(float(moved))
+    assert rounded.radius == pytest.approx(float(moved), rel=1e-4)
     assert rounded.certificate is None
     assert replace(state, rows=state.rows.half().float()).for_half().certificate == 1.0

@@ -192,6 +192,35 @@ def test_labels_given_again_replace_the_old(index: ead.ImageIndex, images: Path)
     index.verify()
 
 
+def test_a_changed_file_keeps_its_label(index: ead.ImageIndex, images: Path) -> None:
+    path = draw_image(images / "bad/0.png", 77)
+    assert index.add(images) == 1
+    assert index.search(path, top=1).labels == [["bad"]]
+    draw_image(path, 78)
+    assert index.add([path], labels={path: None}) == 1
+    assert index.search(path, top=1).labels == [[None]]
+    index.add_vectors(["v"], np.ones((1, 12)), labels=["kept"])
+    assert index.add_vectors(["v"], np.eye(12)[:1]) == 1
+    assert index.search(np.eye(12)[0], top=1).labels == [["kept"]]
+
+
+def test_a_closed_index_says_so(index: ead.ImageIndex) -> None:
+    index.close()
+    for use in (lambda: len(index), lambda: index.search(np.ones(12)), lambda: index.remove(0)):
+        with pytest.raises(ValueError, match="is closed"):
+            use()
+
+
+def test_names_that_the_catalogue_cannot_keep(tmp_path: Path) -> None:
+    with ead.ImageIndex.from_vectors(["a"], np.ones((1, 2)), tmp_path / "x") as index:
+        for name in ("b\udcff", "b\0c"):
+            with pytest.raises(ValueError, match="paths must be UTF-8 without NUL, got 'b"):
+                index.add_vectors([name], np.ones((1, 2)))
+            with pytest.raises(ValueError, match="labels must be UTF-8 without NUL, got 'b"):
+                index.add_vectors(["b"], np.ones((1, 2)), labels=[name])
+        assert len(index) == 1
+
+
 def index_paths(index: ead.ImageIndex) -> list[str]:
     return [path for path in index.search(np.ones(12), top=100).paths[0] if "alone" not in path]
 
@@ -264,8 +293,9 @@ def test_unreadable_images_and_zeros_are_listed(images: Path, tmp_path: Path) ->
     (images / "broken.png").write_bytes(b"nothing")
     black = draw_image(images / "black.png", 1)
     ead_image(black).point(lambda _: 0).save(black)
-    with pytest.warns(UserWarning, match=r"left out 2 of 10 images \(see .skipped_\)"):
+    with pytest.warns(UserWarning, match=r"left out 2 of 10 images \(see .skipped_\)") as warned:
         index = ead.ImageIndex.build(images, MeanColours(), tmp_path / "index")
+    assert warned[0].filename == __file__
     with index:
         assert len(index) == 8
         assert [(Path(path).name, reason.split(": ")[-1]) for path, reason in sorted(index.skipped_)] == [
@@ -420,9 +450,9 @@ def test_near_duplicates(index: ead.ImageIndex, images: Path) -> None:
     index.remove(images / "bad/2.png")
     assert index.duplicates() == {}
     said: list[Any] = []
-    every = index.duplicates(-1.0, progress=lambda *args: said.append(args))
+    every = index.duplicates(-1.0, progress=lambda *args: said.append((*args, len(index))))
     assert sum(map(len, every.values())) == 7 * 6 / 2
-    assert said == [("duplicates", 7, 7)]
+    assert said == [("duplicates", 7, 7, 7)]
     for wrong, error in ((1.5, ValueError), ("high", TypeError), (float("nan"), ValueError)):
         with pytest.raises(error, match="threshold must be"):
             index.duplicates(wrong)  # type: ignore[arg-type]
@@ -439,3 +469,59 @@ def test_hits_are_printed_and_written(index: ead.ImageIndex, images: Path, tmp_p
     written = json.loads(hits.to_json())
     assert written[1]["hits"][0]["path"] == str(images / "alone.png")
     assert [[hit.id for hit in line] for line in hits] == hits.ids.tolist()
+
+
+def test_no_similarity_is_above_one(tmp_path: Path) -> None:
+    """Though rounding to float16 makes rows longer."""
+    vectors = unit(np.random.default_rng(3).standard_normal((50, 4)))
+    assert (np.linalg.norm(vectors.astype(np.float16).astype(np.float64), axis=1) > 1 + 1e-5).any()
+    with ead.ImageIndex.from_vectors([f"{i}" for i in range(50)], vectors, tmp_path / "x") as index:
+        hits = index.search(vectors, top=1)
+    assert hits.ids[:, 0].tolist() == list(range(50))
+    assert hits.similarities.max() == 1
+    assert hits.similarities.min() > 0.999
+
+
+def drawn(tmp_path: Path) -> list[Path]:
+    return [draw_image(tmp_path / f"drawn/{i}.png", i, size=32) for i in range(4)]
+
+
+def gabor(layer: str, **options: Any) -> ead.Embedder:
+    return ead.Embedder("gabor", layer=layer, resize=None, image_size=None, device="cpu", **options)
+
+
+def fitted(seed: int) -> ead.EmbeddingEnsemble:
+    images = np.random.default_rng(seed).integers(0, 255, (12, 32, 32, 3), dtype=np.uint8)
+    ensemble = ead.EmbeddingEnsemble([gabor("layer1"), gabor("layer2")], mode="whiten", dim=4)
+    return ensemble.fit(images, [0, 1] * 6)
+
+
+def test_embedders_are_told_apart_by_what_they_learned(tmp_path: Path) -> None:
+    """Equal settings are no equal vectors."""
+    paths, one, other = drawn(tmp_path), fitted(0), fitted(1)
+    assert one.describe() == other.describe()
+    ead.ImageIndex.build(paths[:2], one, tmp_path / "x").close()
+    for use in (
+        lambda: ead.ImageIndex.build(paths, other, tmp_path / "x"),
+        lambda: ead.ImageIndex.open(tmp_path / "x", embedder=other),
+    ):
+        with pytest.raises(ValueError, match=r"is not the one that .* was built with: its learned"):
+            use()
+    with ead.ImageIndex.build(paths, fitted(0), tmp_path / "x") as index:
+        assert len(index) == 4
+        assert str(paths[3]) in index.search(paths[3], top=2).paths[0]
+
+
+def test_how_an_embedder_is_run_is_no_difference(tmp_path: Path) -> None:
+    paths = drawn(tmp_path)
+    (tmp_path / "drawn/broken.png").write_bytes(b"nothing")
+    with pytest.warns(UserWarning, match="left out 1 of 5"):
+        ead.ImageIndex.build(tmp_path / "drawn", gabor("layer1"), tmp_path / "x").close()
+    with ead.ImageIndex.open(tmp_path / "x", embedder=gabor("layer1", batch_size=1)) as index:
+        assert index.search(paths[1], top=1).paths == [[str(paths[1])]]
+        index.verify()
+    with pytest.raises(ValueError, match=r"its state\.parameters\.layer is 'layer2', not 'layer1'"):
+        ead.ImageIndex.open(tmp_path / "x", embedder=gabor("layer2"))
+    ead.ImageIndex.from_vectors(["a"], np.ones((1, 18)), tmp_path / "ready").close()
+    with pytest.raises(ValueError, match="built of ready vectors: it takes no embedder"):
+        ead.ImageIndex.open(tmp_path / "ready", embedder=gabor("layer1"))

@@ -223,6 +223,18 @@ def test_a_disk_that_is_full_is_said_as_it_is(tmp_path: Path, kind: str) -> None
         structure.engine.write(full)
 
 
+def test_a_search_needs_no_room_for_the_structure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: structures.Structure, path: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    build(tmp_path / "x", "ivf").close()
+    next((tmp_path / "x").glob("ann.0.*")).unlink()
+    monkeypatch.setattr(structures.Structure, "write", full)
+    said = "search structure cannot be written, .*: .* No space left"
+    with ead.ImageIndex.open(tmp_path / "x") as index, pytest.warns(UserWarning, match=said):
+        assert index.search(ROWS[:3], top=1).paths == [["0000"], ["0001"], ["0002"]]
+
+
 def test_few_rows_have_no_structure(tmp_path: Path) -> None:
     with build(tmp_path / "x", "pq", 100) as index:
         assert index.search(ROWS[:3], top=1).paths == [["0000"], ["0001"], ["0002"]]

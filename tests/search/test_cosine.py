@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -78,12 +80,30 @@ def test_missing_candidates_stay_last() -> None:
     assert similarities[0, 0] >= similarities[0, 1] > similarities[0, 2] == -np.inf
 
 
+def pairs(*arguments: Any) -> list[tuple[int, int]]:
+    return [
+        pair
+        for parts in similar_pairs(*arguments)
+        for pair in zip(*map(np.ndarray.tolist, parts), strict=True)
+    ]
+
+
+@pytest.mark.usefixtures("chunks")
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_equal_rows_have_a_cosine_of_one(dtype: str) -> None:
+    """Rounded to float16 their lengths differ from 1, and so do their products with themselves."""
+    rows = np.tile(unit((40, 16), 10, dtype), (2, 1))
+    assert pairs(rows, np.arange(80), 1.0) == [(i, i + 40) for i in range(40)]
+    assert pairs(np.concatenate([rows[:40], -rows[:40]]), np.arange(80), 1.0) == []
+    assert len(pairs(rows, np.arange(80), -1.0)) == 80 * 79 / 2
+
+
 @pytest.mark.usefixtures("chunks")
 def test_every_pair_is_compared_once() -> None:
     rows = unit((90, 3), 9)  # crowded: many pairs are near
     numbers = np.flatnonzero(np.arange(90) % 10)
     said: list[tuple[int, int]] = []
-    found = list(similar_pairs(rows, numbers, 0.9, lambda done, total: said.append((done, total))))
+    found = pairs(rows, numbers, 0.9, lambda done, total: said.append((done, total)))
     wide = rows.astype(np.float64) @ rows.astype(np.float64).T
     near = wide.astype(np.float32) >= np.float32(0.9)
     expected = [(i, j) for i in numbers for j in numbers if i < j and near[i, j]]

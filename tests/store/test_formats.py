@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +37,7 @@ def load(form: str, name: str) -> ead.PatchCore:
     return loaded
 
 
-@pytest.mark.parametrize("form", sorted(path.name for path in SAVED.iterdir()))
+@pytest.mark.parametrize("form", sorted(path.name for path in SAVED.glob("format*")))
 @pytest.mark.parametrize("name", ["patchcore", "padim", "tiled"])
 def test_old_models_say_what_they_said(form: str, name: str, tmp_path: Path) -> None:
     expected = np.load(SAVED / form / "expected.npz")
@@ -74,3 +75,19 @@ def test_they_can_be_extended() -> None:
     detector = load("format1", "patchcore")
     rows = len(detector.memory_bank_)
     assert len(detector.extend(images).memory_bank_) > rows
+
+
+@pytest.mark.parametrize("form", sorted(path.name for path in SAVED.glob("index_format*")))
+def test_old_indexes_find_what_they_found(form: str, tmp_path: Path) -> None:
+    images = np.load(SAVED / "format1" / "expected.npz")["images"]
+    shutil.copytree(SAVED / form, tmp_path / "index")  # SQLite writes beside a catalogue that it reads
+    with ead.ImageIndex.open(tmp_path / "index") as index:
+        index.verify()
+        assert (len(index), index.kind, index.dtype, index.dim) == (3, "flat", "float16", 42)
+        hits = index.search(images[2], top=3)
+        assert (hits.paths[0][0], hits.labels[0][0], int(hits.ids[0, 0])) == ("2.png", None, 2)
+        assert hits.similarities[0, 0] > 0.999
+        assert set(hits.ids[0]) == {0, 2, 3}  # number 1 was removed
+        assert index.search(images[0], where={"label": "good"}).paths == [["0.png"]]
+        assert index.add_vectors(["new"], np.eye(42)[:1]) == 1
+        assert index.search(np.eye(42)[0], where={"path": "new"}).ids.tolist() == [[4]]

@@ -84,14 +84,16 @@ class Collector:
         relabel: bool,
     ) -> None:
         """A ready vector, unless the path has it already; then it gets the label alone, if there are
-        labels.
+        labels. If there are none, the label stays.
         """
+        if known is not None and not relabel:
+            entry = entry._replace(label=known[1].label)
         stored = self._stored(entry, vector)
         if stored is None:
             return
         if known is None or there is None or not np.array_equal(stored, there):
             self._take(entry, stored, None if known is None else known[1])
-        elif relabel and known[1].label != entry.label:
+        elif known[1].label != entry.label:
             self._changed.append(known[1]._replace(label=entry.label))
 
     def commit_if_due(self) -> None:

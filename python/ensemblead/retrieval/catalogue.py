@@ -115,6 +115,8 @@ class Catalogue:
     def _errors(self) -> Iterator[None]:
         try:
             yield
+        except sqlite3.ProgrammingError as error:
+            raise ValueError(f"the image index {self._folder} is closed: {error}") from error
         except UnicodeDecodeError as error:  # damage that stands in SQLite's own message
             raise DamagedModelError(f"{self._folder / NAME} is damaged: {error}") from error
         except sqlite3.DatabaseError as error:
@@ -122,16 +124,21 @@ class Catalogue:
             operational = isinstance(error, sqlite3.OperationalError)
             if operational and "locked" in text:
                 raise IndexBusyError(f"{self._folder} is being written to") from error
-            if operational and any(
-                word in text for word in ("full", "disk I/O", "readonly", "unable to open")
-            ):
+            if operational and any(word in text for word in ("readonly", "unable to open")):
+                raise OSError(
+                    f"{path}: {text}; SQLite writes into the folder for readers, too: is it writable?"
+                ) from error
+            if operational and any(word in text for word in ("full", "disk I/O")):
                 raise OSError(f"{path}: {text}") from error
             raise DamagedModelError(f"{path} is damaged: {text}") from error
 
     @contextmanager
     def snapshot(self) -> Iterator[State]:
-        """Inside, all that is read is of one commit."""
+        """Inside, all that is read is of one commit; within another snapshot, of the same."""
         with self._errors():
+            if self._sql.in_transaction:
+                yield self.state()
+                return
             self._sql.execute("BEGIN")
             try:
                 yield self.state()

@@ -136,8 +136,10 @@ class IndexFolder:
             with self.writing():
                 if self.catalogue.state().generation == view.state.generation:
                     view.structure.write(path)
-        except (IndexBusyError, PermissionError):
+        except IndexBusyError:
             pass  # the writer, or the next one, writes it
+        except OSError as error:
+            warn(f"the search structure cannot be written, and is built again by whoever opens it: {error}")
 
     def _built(self, rows: Rows, progress: Progress = lambda done, total: None) -> Structure:
         return Structure.build(self.manifest.kind, rows, self.manifest.seed, progress)

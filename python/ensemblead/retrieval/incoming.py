@@ -121,7 +121,15 @@ def checked_labels(paths: Sequence[str], labels: Sequence[Any]) -> list[str | No
     for path, label in zip(paths, labels, strict=True):
         if label is not None and not isinstance(label, str):
             raise TypeError(f"labels must be texts or None, got {label!r} for {path}")
+    check_texts("labels", [label for label in labels if label is not None])
     return list(labels)
+
+
+def check_texts(what: str, texts: Sequence[str]) -> None:
+    """Raise ValueError for texts that the catalogue cannot keep."""
+    wrong = [ascii(text) for text in texts if not _is_storable(text)]
+    if wrong:
+        raise ValueError(f"{what} must be UTF-8 without NUL, got {some_of(wrong, 3)}")
 
 
 def check_unique(names: Sequence[Any], what: str = "images") -> None:
@@ -154,8 +162,9 @@ def find_changes(
                 if not _is_storable(path):
                     raise ValueError("its name is no UTF-8: rename it")
                 stat = os.stat(path)
-                file = File(path, label, stat.st_size, stat.st_mtime_ns)
                 entry = known[path][1] if path in known else None
+                label = label if relabel or entry is None else entry.label
+                file = File(path, label, stat.st_size, stat.st_mtime_ns)
                 same = entry is not None and _is_same(file, entry)
             except (OSError, ValueError) as error:
                 leave_out(path, error)
@@ -166,7 +175,7 @@ def find_changes(
                     changes.replaced[path] = entry
                 continue
             assert entry is not None
-            now = entry._replace(mtime_ns=file.mtime_ns, label=label if relabel else entry.label)
+            now = entry._replace(mtime_ns=file.mtime_ns, label=label)
             if now != entry:
                 changes.changed.append(now)
     return changes
@@ -178,12 +187,12 @@ def _is_same(file: File, entry: Entry) -> bool:
     return file.mtime_ns == entry.mtime_ns or sha256_of(file.path) == entry.sha256
 
 
-def _is_storable(path: str) -> bool:
+def _is_storable(text: str) -> bool:
     try:
-        path.encode()
+        text.encode()
     except UnicodeEncodeError:
         return False
-    return True
+    return "\0" not in text  # where a text ends for SQLite's JSON
 
 
 def is_path(value: Any) -> bool:

@@ -19,13 +19,14 @@ from ensemblead.common.files import StrPath
 from ensemblead.common.validation import one_of, whole_number
 from ensemblead.common.warnings import warn
 from ensemblead.retrieval.adding import Collector, EmbedsImages, add_images, add_ready
-from ensemblead.retrieval.agreement import described, difference, has_learned, is_fitted_otherwise
 from ensemblead.retrieval.catalogue import as_list
 from ensemblead.retrieval.folder import IndexFolder
 from ensemblead.retrieval.hits import Hits
+from ensemblead.retrieval.identity import description, difference
 from ensemblead.retrieval.incoming import (
     Listed,
     Skipped,
+    check_texts,
     check_unique,
     find_images,
     is_path,
@@ -134,7 +135,7 @@ class ImageIndex:
         """
         one_of("errors", errors, ("skip", "raise"))
         listed = list_images(images, labels)
-        manifest = checked_manifest(embedder.dim, dtype, kind, seed, described(embedder))
+        manifest = checked_manifest(embedder.dim, dtype, kind, seed, description(embedder))
         index = cls._created(out, manifest, embedder.save, embedder)
         return index._or_close(lambda: index._add(listed, labels is not None, errors, progress))
 
@@ -175,7 +176,9 @@ class ImageIndex:
         """The index in a folder.
 
         Args:
-            embedder: in place of the one that is saved there; it must give the same vectors.
+            embedder: in place of the one that is saved there, for a network that cannot be had from where it
+                was, or to be run otherwise: it must have the same settings, weights and what was learned, but
+                for device, batch_size, compile and the path of weights.
             weights, device: where the saved one's weights are now, and what it runs on, as `ead.load`.
 
         Raises FileNotFoundError for no index, DamagedModelError for one that is incomplete or was altered,
@@ -213,9 +216,9 @@ class ImageIndex:
 
     def _use(self, embedder: EmbedsImages) -> None:
         """Embed by this one from now on. ValueError if its vectors are others than those that are stored."""
-        differs = difference(self._folder.manifest.embedder, described(embedder))
-        if not differs and has_learned(embedder) and is_fitted_otherwise(self.embedder, embedder):
-            differs = "an ensemble that was fitted otherwise"
+        if self._folder.manifest.embedder is None:
+            raise ValueError(f"{self.path} was built of ready vectors: it takes no embedder")
+        differs = difference(embedder, self.path / EMBEDDER)
         if differs:
             raise ValueError(f"embedder is not the one that {self.path} was built with: {differs}")
         self._embedder = embedder
@@ -273,7 +276,8 @@ class ImageIndex:
     ) -> int:
         """Add images, and replace those whose file was changed; the number of images embedded.
 
-        Arguments and errors as for `build`. Labels that are given replace those of images that are there.
+        Arguments and errors as for `build`. Labels that are given replace those of images that are there;
+        without labels they stay, also of files that were changed.
         """
         return self._add(list_images(images, labels), labels is not None, errors, progress)
 
@@ -288,16 +292,19 @@ class ImageIndex:
     ) -> int:
         """Add ready vectors `[N, D]` of floats under these paths; the number of vectors added.
 
-        A path that is there gets the new vector, unless it has it. Vectors of zeros are errors.
+        A path that is there gets the new vector, unless it has it; its label stays if there are no labels.
+        Vectors of zeros are errors. Paths and labels are texts that UTF-8 can write, without NUL.
         """
         ready = as_vectors("vectors", vectors, self.dim)
         names = [os.fspath(path) for path in paths]
         if len(names) != len(ready):
             raise ValueError(f"paths must be one for each of the {len(ready)} vectors, got {len(names)}")
         check_unique(names, "paths")
+        check_texts("paths", names)
         given = Listed(names, ready_labels(names, labels))
-        with self._adding(errors, len(names), progress) as collector:
+        with self._adding(errors, progress) as collector:
             add_ready(self._folder, collector, given, ready, labels is not None, _staged(progress, "embed"))
+        self._warn_of_skipped(len(names))
         return collector.added
 
     def remove(self, images: StrPath | int | Sequence[StrPath | int]) -> int:
@@ -330,8 +337,7 @@ class ImageIndex:
 
         Args:
             query: a path or several, an image uint8 `[H, W, 3]` or several `[Q, H, W, 3]`, or vectors of
-            floats,
-                `[D]` or `[Q, D]`, of any length.
+                floats, `[D]` or `[Q, D]`, of any length.
             top: how many hits per query; all images if there are fewer.
             where: conditions that hold for every hit: columns and the value, or a list of values, of each.
                 Columns: id, path, sha256, bytes, mtime_ns, height, width, label, added (seconds since 1970).
@@ -356,7 +362,7 @@ class ImageIndex:
         return Hits(
             names,
             np.array([[entry.id for entry in line] for line in entries], dtype=np.int64).reshape(rows.shape),
-            similarities,
+            np.clip(similarities, -1, 1),  # rows in float16 have lengths of up to 1 + 2^-11
             [[entry.path for entry in line] for line in entries],
             [[entry.label for entry in line] for line in entries],
         )
@@ -367,13 +373,14 @@ class ImageIndex:
         """Images that nearly repeat an earlier one: `{path: [paths]}`, in the order of their numbers.
 
         All pairs are compared exactly, each appears once, under the image that was added first. The time
-        grows with the square of the number of images.
+        grows with the square of the number of images, the memory with that of pairs: where all images are of
+        one product, take a threshold that few pairs reach.
 
         Look at them before a training set is split: photographs of one part, or of one plate, that stand on
         both sides of the split make a model seem better than it is. Keep all images of a group on one side.
 
         Args:
-            threshold: the least cosine similarity of a pair, -1 to 1.
+            threshold: the least cosine similarity of a pair, -1 to 1. Images with equal vectors have 1.
             progress: called as `progress("duplicates", done, total)`.
         """
         if isinstance(threshold, bool) or not isinstance(threshold, (int, float)):
@@ -383,11 +390,14 @@ class ImageIndex:
         report = _staged(progress, "duplicates")
         with self._alone, self._folder.snapshot() as view:
             numbers = np.arange(len(view.rows)) if view.present is None else view.present
-            pairs = np.array(list(similar_pairs(view.rows, numbers, threshold, report)), dtype=np.int64)
-            entries = self._folder.entries(pairs.reshape(-1, 2))
+            pairs = list(similar_pairs(view.rows, numbers, threshold, report))
+            rows = np.unique(np.concatenate([numbers[:0], *(part for pair in pairs for part in pair)]))
+            entries = self._folder.entries(rows[None])[0]
+        paths = {row: entry.path for row, entry in zip(rows.tolist(), entries, strict=True)}
         found: dict[str, list[str]] = {}
-        for first, second in entries:
-            found.setdefault(first.path, []).append(second.path)
+        for first, second in pairs:
+            for one, other in zip(first.tolist(), second.tolist(), strict=True):
+                found.setdefault(paths[one], []).append(paths[other])
         return found
 
     def verify(self) -> None:
@@ -401,18 +411,21 @@ class ImageIndex:
 
     def _add(self, listed: Listed, relabel: bool, errors: str, progress: Progress | None) -> int:
         embedder = self.embedder
-        with self._adding(errors, len(listed.paths), progress) as collector:
+        with self._adding(errors, progress) as collector:
             add_images(self._folder, collector, listed, embedder, relabel, _staged(progress, "embed"))
+        self._warn_of_skipped(len(listed.paths))
         return collector.added
 
     @contextmanager
-    def _adding(self, errors: str, total: int, progress: Progress | None) -> Iterator[Collector]:
+    def _adding(self, errors: str, progress: Progress | None) -> Iterator[Collector]:
         one_of("errors", errors, ("skip", "raise"))
         self.skipped_ = []
         with self._alone, self._folder.writing():
             collector = Collector(self._folder, errors == "skip", self.skipped_)
             yield collector
             self._folder.finish(_staged(progress))
+
+    def _warn_of_skipped(self, total: int) -> None:
         if self.skipped_:
             first = self.skipped_[0]
             warn(

@@ -79,12 +79,16 @@ def similar_pairs(
     numbers: Numbers,
     threshold: float,
     progress: Callable[[int, int], object] = lambda done, total: None,
-) -> Iterator[tuple[int, int]]:
-    """Every pair of rows (the lower one first) whose similarity is at least `threshold`, in ascending order.
+) -> Iterator[tuple[Numbers, Numbers]]:
+    """Every pair of rows (the lower one first) whose cosine is at least `threshold`, in ascending order, in
+    parts: the lower rows and the others.
 
-    All pairs are compared. Similarity is as in `most_similar`, rounded to float32 as the threshold is.
+    All pairs are compared. Cosines are computed in float64 and divided by the lengths, which rounding to
+    float16 changes by up to 2^-11, so that equal rows have 1. They are rounded to float32, as the threshold
+    is.
     """
-    limit = np.float32(threshold - _error(rows.shape[1]))
+    lengths = 1.1 * float(np.finfo(rows.dtype).eps)  # of two rows, each rounded by half of it
+    limit = np.float32(threshold - _error(rows.shape[1]) - lengths)
     for a in range(0, len(numbers), _QUERIES):
         block = numbers[a : a + _QUERIES]
         some = np.asarray(rows[block], dtype=np.float32)
@@ -97,10 +101,10 @@ def similar_pairs(
         step = max(1, _GATHERED // rows.shape[1])
         for b in range(0, len(first), step):
             part = slice(b, b + step)
-            exact[part] = (some[first[part]].astype(np.float64) * rows[second[part]]).sum(1)
+            one, other = some[first[part]].astype(np.float64), rows[second[part]].astype(np.float64)
+            exact[part] = (one * other).sum(1) / np.sqrt((one * one).sum(1) * (other * other).sum(1))
         near = exact >= np.float32(threshold)
-        for i, j in zip(first[near], second[near], strict=True):
-            yield int(block[i]), int(j)
+        yield block[first[near]], second[near]
         progress(min(a + _QUERIES, len(numbers)), len(numbers))
 
 
