@@ -50,7 +50,8 @@ class EmbeddingEnsemble:
     Args:
         members: embedders. Each image is decoded once for all of them.
         mode: one of the above.
-        weights: of "concat", one per member, not negative, as `search_weights(...).best.weights`; None: equal.
+        weights: of "concat", one per member, not negative, as `search_weights(...).best.weights`
+            has them; None: all equal.
         normalize: of "concat": "each" or "joint".
         dim: length of the embedding. None: 512 of "fusion" and "project" (which splits it evenly, remainder
             to the first), 64 of "whiten", one less than there are classes of "lda". "concat" and "ratios"

@@ -102,7 +102,7 @@ def _parsed(one: Any, argument: str) -> dict[Hashable, float | None]:
             raise ValueError(f"{argument} must have finite scores, got {score} for {name!r}")
         found[name] = None if score is None else float(score)
     if isinstance(one, Mapping):
-        return dict(sorted(_scores(found, argument).items(), key=lambda pair: -pair[1]))
+        found = dict(sorted(_scores(found, argument).items(), key=lambda named: -named[1]))
     return found
 
 
