@@ -102,7 +102,8 @@ def _parsed(one: Any, argument: str) -> dict[Hashable, float | None]:
             raise ValueError(f"{argument} must have finite scores, got {score} for {name!r}")
         found[name] = None if score is None else float(score)
     if isinstance(one, Mapping):
-        found = dict(sorted(_scores(found, argument).items(), key=lambda named: -named[1]))
+        scores = _scores(found, argument)
+        return {name: scores[name] for name in sorted(scores, key=lambda name: -scores[name])}
     return found
 
 
