@@ -1,11 +1,16 @@
-"""Embedding ensembles for image search: the grid search over weights.
+"""Embedding ensembles for image search: the grid search over weights, fusion, image indexes, embedding.
 
     python -m pytest benchmarks/bench_retrieval.py -k grid
+    python -m pytest benchmarks/bench_retrieval.py -k "fusion or build" --data FOLDER --weights FOLDER
+    python -m pytest benchmarks/bench_retrieval.py -k "index and 1e5" [--cache FOLDER]
 
 grid: 125 combinations of three networks' drawn embeddings, 2048 + 2560 + 1536 dimensions, 5,000 items. The
 naive way joins, normalises, multiplies and ranks anew for every combination. It and the way by torch alone
 (products once, then a sum and `topk` for every combination) are timed on a few combinations and their times
 are multiplied; the note says so.
+
+fusion and build: see retrieval_fusion.py; index: see retrieval_index.py. What they have measured is kept in
+`--cache`, and not measured again.
 """
 
 from __future__ import annotations
@@ -13,12 +18,15 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
 
+import retrieval_fusion  # noqa: E402
+import retrieval_index  # noqa: E402
 from common import Timing, interleaved, ratio  # noqa: E402
 from record import FiguresOf  # noqa: E402
 
@@ -116,3 +124,22 @@ def test_grid(figures: FiguresOf) -> None:
         timings=timings,
     )
     figures.add("grid: largest difference of mAP to naive", difference, at_most=1e-6)
+
+
+# --- fusion, build, index -------------------------------------------------------------------------
+
+
+def test_fusion(figures: FiguresOf, material: tuple[Path, Path], pytestconfig: pytest.Config) -> None:
+    retrieval_fusion.fusion(figures, *material, pytestconfig.getoption("--cache"))
+
+
+def test_build(figures: FiguresOf, material: tuple[Path, Path]) -> None:
+    retrieval_fusion.build(figures, *material)
+
+
+@pytest.mark.parametrize("count", [100_000, 1_000_000], ids=["1e5", "1e6"])
+def test_index(figures: FiguresOf, count: int, pytestconfig: pytest.Config) -> None:
+    for row in retrieval_index.measure(pytestconfig.getoption("--cache"), count):
+        what = f"index: {row['kind']}, {count} x {row['dim']}"
+        columns = {name: value for name, value in row.items() if name not in ("kind", "count", "dim")}
+        figures.add(what, row["recall"], "recall@10", columns=columns)

@@ -23,6 +23,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--data", type=Path, help="folder of real inspection images, in MVTec layout")
     parser.addoption("--weights", type=Path, help="folder of the networks' weights, <name>.safetensors")
     parser.addoption("--scores", type=Path, help="a .npz file that keeps the scores (bench_thresholds.py)")
+    parser.addoption(
+        "--cache", type=Path, default=Path("retrieval-cache"), help="folder of bench_retrieval.py's parts"
+    )
     parser.addoption("--again", action="store_true", help="measure what is known anew (bench_tiled.py)")
 
 

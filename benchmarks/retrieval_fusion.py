@@ -1,7 +1,6 @@
-"""Embedding ensembles on labelled photographs: the published experiments in kind, and how fast embedding is.
+"""Embedding ensembles on labelled photographs: the parts "fusion" and "build" of bench_retrieval.py.
 
-    python benchmarks/retrieval_fusion.py --data FOLDER --weights FOLDER [--seeds 5] [--cache FOLDER]
-        [--out FOLDER] [--part fusion build]
+fusion: the published experiments in kind. build: how fast embedding is.
 
 `--data` holds products as `<product>/train/good` and `<product>/test/<type>`. The class of an image is its
 product and type. `--weights` holds `<network>.safetensors`. Embeddings, and the rows of every seed, are kept
@@ -14,7 +13,6 @@ seeds, by Student's t at 95 %.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import itertools
 import json
@@ -25,9 +23,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from common import interleaved
-from record import RESULTS, Figures, plain_table, write_text
+from record import FiguresOf, write_text
 
 import ensemblead as ead
 from ensemblead.images import iterate_batches, open_images
@@ -87,50 +84,21 @@ def embeddings(data: Path, weights: Path, cache: Path) -> tuple[dict[str, Matrix
 # --- measures -------------------------------------------------------------------------------------
 
 
-def average_precisions(similar: npt.NDArray[np.floating], labels: npt.NDArray[np.int64]) -> Any:
-    """AP@50 of every item, searched for among all others by similarities `[N, N]`."""
-    similar = torch.from_numpy(np.array(similar))
-    similar.fill_diagonal_(-math.inf)
-    numbers = torch.from_numpy(labels)
-    hits = (numbers[similar.topk(K).indices] == numbers[:, None]).double()
-    relevant = torch.bincount(numbers)[numbers] - 1
-    ranks = torch.arange(1, K + 1)
-    return ((hits * hits.cumsum(1) / ranks).sum(1) / relevant.clamp(max=K)).numpy()
+def scores(found: npt.NDArray[Any], labels: npt.NDArray[np.int64]) -> tuple[float, float]:
+    """mAP@50 over items, and the mean over classes, of embeddings or of result lists."""
+    metrics = ead.retrieval_metrics(found, labels, k=K, replicates=0)
+    return metrics.map, metrics.macro_map
 
 
-def scores(similar: npt.NDArray[np.floating], labels: npt.NDArray[np.int64]) -> tuple[float, float]:
-    """mAP@50 over items, and the mean over classes."""
-    found = average_precisions(similar, labels)
-    return float(found.mean()), float(np.mean([found[labels == one].mean() for one in np.unique(labels)]))
-
-
-def merged(vectors: Sequence[Matrix]) -> npt.NDArray[np.float64]:
-    """Reciprocal rank fusion of the networks' result lists, as similarities."""
+def merged(vectors: Sequence[Matrix]) -> npt.NDArray[np.int64]:
+    """Reciprocal rank fusion of the networks' result lists, as lists `[N, N]` with the query behind all."""
     total = np.zeros((len(vectors[0]), len(vectors[0])))
     for one in vectors:
-        similar = cosine(one)
+        unit = one / np.linalg.norm(one, axis=1, keepdims=True)
+        similar = unit @ unit.T
         np.fill_diagonal(similar, -math.inf)
         total += 1.0 / (RANK + 1 + np.argsort(np.argsort(-similar, axis=1, kind="stable"), axis=1))
-    return total
-
-
-def cosine(vectors: Matrix) -> Matrix:
-    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-    return unit @ unit.T
-
-
-def best_weights(vectors: Sequence[Matrix], labels: npt.NDArray[np.int64]) -> tuple[int, ...]:
-    """Weights of the best mAP, of all combinations of 1 to 5 that are not proportional."""
-    blocks = [cosine(one) for one in vectors]
-    grid = [one for one in itertools.product(GRID, repeat=len(blocks)) if math.gcd(*one) == 1]
-    return max(
-        grid,
-        key=lambda weights: float(
-            average_precisions(
-                sum(w * w * block for w, block in zip(weights, blocks, strict=True)), labels
-            ).mean()
-        ),
-    )
+    return np.argsort(-total, axis=1, kind="stable")
 
 
 # --- rows -----------------------------------------------------------------------------------------
@@ -152,7 +120,7 @@ class Split:
         self.train_labels, self.test_labels = labels[learned], labels[~learned]
 
     def score(self, networks: Sequence[str], ensemble: ead.EmbeddingEnsemble) -> tuple[float, float]:
-        return scores(cosine(ensemble.combine([self.test[name] for name in networks])), self.test_labels)
+        return scores(ensemble.combine([self.test[name] for name in networks]), self.test_labels)
 
 
 def ensemble_of(networks: Sequence[str], **arguments: Any) -> ead.EmbeddingEnsemble:
@@ -161,7 +129,7 @@ def ensemble_of(networks: Sequence[str], **arguments: Any) -> ead.EmbeddingEnsem
 
 
 def single(network: str) -> Row:
-    return lambda split: scores(cosine(split.test[network]), split.test_labels)
+    return lambda split: scores(split.test[network], split.test_labels)
 
 
 def concat(networks: Sequence[str], **arguments: Any) -> Row:
@@ -170,8 +138,9 @@ def concat(networks: Sequence[str], **arguments: Any) -> Row:
 
 def grid(networks: Sequence[str]) -> Row:
     def row(split: Split) -> tuple[float, float]:
-        weights = best_weights([split.train[name] for name in networks], split.train_labels)
-        return split.score(networks, ensemble_of(networks, weights=weights))
+        vectors = [split.train[name] for name in networks]
+        table = ead.search_weights(vectors, split.train_labels, grid=GRID, k=K, holdout=0)
+        return split.score(networks, ensemble_of(networks, weights=table.best.weights))
 
     return row
 
@@ -233,10 +202,10 @@ def measure(
     return found
 
 
-def fusion(figures: Figures, data: Path, weights: Path, cache: Path, seeds: int) -> None:
+def fusion(figures: FiguresOf, data: Path, weights: Path, cache: Path, seeds: int = 5) -> None:
     vectors, labels = embeddings(data, weights, cache)
     found = measure(vectors, labels, range(seeds), cache)
-    add = figures.of("retrieval_fusion").add
+    add = figures.add
     for name, _ in rows():
         values = np.array([found[name][str(seed)] for seed in range(seeds)])
         spread = (
@@ -262,11 +231,11 @@ def fusion(figures: Figures, data: Path, weights: Path, cache: Path, seeds: int)
     add("fusion 512 above LDA", gain["LDA: three"], "mAP@50", at_least=0.0)
 
 
-def build(figures: Figures, data: Path, weights: Path, images: int = 64) -> None:
+def build(figures: FiguresOf, data: Path, weights: Path, images: int = 64) -> None:
     """Embedding from files against forward passes over the same images, decoded and resized before."""
     paths, _, _ = photographs(data)
     paths = paths[:: max(1, len(paths) // images)][:images]
-    add = figures.of("retrieval_fusion").add
+    add = figures.add
     for name in FOUR:
         member = embedder(name, weights)
         extractor = member._frozen.network.extractor
@@ -284,25 +253,3 @@ def build(figures: Figures, data: Path, weights: Path, images: int = 64) -> None
         rate = len(paths) / min(times["embed"].seconds)
         note = f"{rate:.1f} images a second"
         add(f"embed {name} / forward passes", ratio, at_least=0.9, note=note, timings=times)
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--weights", type=Path, required=True)
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--cache", type=Path, default=Path("retrieval-cache"))
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of retrieval_fusion.json")
-    parser.add_argument("--part", nargs="+", choices=("fusion", "build"), default=["fusion", "build"])
-    options = parser.parse_args(argv)
-    figures = Figures()
-    if "fusion" in options.part:
-        fusion(figures, options.data, options.weights, options.cache, options.seeds)
-    if "build" in options.part:
-        build(figures, options.data, options.weights)
-    print("\n".join(plain_table(figures.rows)))
-    figures.write(options.out)
-
-
-if __name__ == "__main__":
-    main()

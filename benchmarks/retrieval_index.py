@@ -1,19 +1,17 @@
-"""The kinds of an image index: recall, latency, memory, and how soon an index is open.
-
-    nice -n 19 python benchmarks/retrieval_index.py FOLDER --count 100000
+"""The kinds of an image index: recall, latency, memory, and how soon an index is open. The part "index" of
+bench_retrieval.py.
 
 Vectors are synthetic and clustered, 512 dimensions: there are count / 100 centres from a standard normal
 distribution, a row is a random centre plus noise of the same distribution, scaled to length 1. Queries are
 made in the same way and are not in the index. Two rows of one centre have a cosine similarity of about .5.
 Everything follows from the seed.
 
-Every kind is measured in a process of its own, and its row is kept in FOLDER as JSON: a run that was
+Every kind is measured in a process of its own, and its row is kept in `--cache` as JSON: a run that was
 interrupted goes on with the next kind.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shutil
@@ -127,20 +125,3 @@ def _timed(call: Callable[[], Any]) -> tuple[Any, float]:
     start = time.perf_counter()
     result = call()
     return result, time.perf_counter() - start
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--count", type=int, default=100_000)
-    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
-    parser.add_argument("--threads", type=int, default=1)
-    options = parser.parse_args()
-    for row in measure(options.folder, options.count, options.kinds, options.threads):
-        print(json.dumps(row))
-
-
-if __name__ == "__main__":
-    main()

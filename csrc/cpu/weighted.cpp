@@ -15,6 +15,7 @@ namespace ensemblead::cpu {
 namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
+constexpr float kSmallestNormal = std::numeric_limits<float>::min();
 constexpr std::int64_t kBatch = 2 * kMostCollected;  // columns that are collected under one bound
 
 // The search of one thread, query after query.
@@ -85,7 +86,8 @@ void RowSearch::run(std::int64_t query) {
 }
 
 // Any k columns have a smallest sum, and the k-th largest of all columns is no smaller. Columns with just
-// that sum are not to be missed, so the bound lies below it by the least step.
+// that sum are not to be missed, so the bound lies below it by the least step, and is no subnormal number:
+// threads that flush those to zero (torch.set_flush_denormal) would compare with 0.
 float RowSearch::first_bound(const WeightedRows& rows) {
   if (before_.empty()) return -kInfinity;
   for (std::int64_t b = 0; b < rows.count; ++b)
@@ -99,7 +101,8 @@ float RowSearch::first_bound(const WeightedRows& rows) {
     if (!(sum > -kInfinity)) return -kInfinity;  // NaN too
     least = std::min(least, sum);
   }
-  return std::nextafter(least, -kInfinity);
+  const float below = std::nextafter(least, -kInfinity);
+  return std::fpclassify(below) == FP_NORMAL ? below : std::min(below, -kSmallestNormal);
 }
 
 void RowSearch::add_collected(const Collected& found) {

@@ -208,6 +208,19 @@ def test_bounds_hold_where_the_row_before_had_fewer_than_k():
     assert np.isneginf(values[:, 0, 1:]).all()
 
 
+def test_bounds_of_0_hold_where_subnormal_numbers_are_flushed():
+    """The least step below 0 is none then."""
+    torch = pytest.importorskip("torch")
+    blocks = [np.zeros((1, 300), np.float32) for _ in range(2)]
+    blocks[0][0, [10, 20]] = blocks[1][0, [250, 251]] = 1, 2
+    try:
+        torch.set_flush_denormal(True)
+        _, indices = weighted_top_k(blocks, [[1, 1], [1, 2], [2, 1]], 6)
+    finally:
+        torch.set_flush_denormal(False)
+    assert indices[:, 0, 4:].tolist() == [[0, 1]] * 3
+
+
 # --- what is left out -----------------------------------------------------------------------------
 
 

@@ -233,6 +233,15 @@ def test_an_image_without_a_direction_is_named_or_left_out() -> None:
     batches = list(ensemble.embed_batches(images, on_error=lambda *error: errors.append(error)))
     assert [positions.tolist() for positions, _ in batches] == [[0, 1, 2, 3], [4, 6, 7]]
     assert [(place, type(error)) for place, error in errors] == [(5, ValueError)]
+    # Jointly, where those members that have a weight see nothing.
+    other = ead.Embedder("gabor", layer="layer1", device="cpu", batch_size=4, **NATIVE)
+    both = [member, other]
+    joint = ead.EmbeddingEnsemble(both, normalize="joint", weights=(1, 0))
+    with pytest.raises(ValueError, match="the weighted concatenation has zero vectors.* at position 5"):
+        joint.embed(images)
+    batches = list(joint.embed_batches(images, on_error=lambda *error: errors.append(error)))
+    assert [positions.tolist() for positions, _ in batches] == [[0, 1, 2, 3], [4, 6, 7]]
+    assert [place for place, _ in errors] == [5, 5]
 
 
 # Saving

@@ -52,6 +52,13 @@ def test_second_stage():
     assert rerank([first, {}], method="second_stage") == [(name, -np.inf) for name in first]
 
 
+def test_equal_terms_make_equal_scores():
+    """Each has the ranks 1, 2 and 3; summed in the order of the lists, some differ in the last bit."""
+    lists = [["a", "b", "c"], ["b", "c", "a"], ["c", "a", "b"]]
+    for k in range(100):
+        assert [name for name, _ in rerank(lists, k=k)] == ["a", "b", "c"]
+
+
 def test_lists_of_other_kinds():
     expected = [(3, 1 / 61 + 1 / 61), (1, 1 / 62 + 1 / 62)]
     for one in ([3, 1], np.array([3, 1]), (3, 1), {1: 0.5, 3: 0.9}):
@@ -96,6 +103,9 @@ def test_properties_of_rrf(lists, k):
             ValueError,
             r"lists\[1\] must have a score.*none for 'b'",
         ),
+        ([{"a": 1.0, "b": None}], {}, ValueError, r"lists\[0\] must have a score .* none for 'b'"),
+        ([np.array([3, -1])], {}, ValueError, r"lists\[0\] must hold ids, and end before .* got -1"),
+        ([["a", None]], {}, ValueError, r"lists\[0\] must hold ids, and end before .* got None"),
         ([["a"]], {"k": -1}, ValueError, "k must be at least 0, got -1"),
         ([["a"]], {"k": 1.5}, TypeError, "k must be a whole number"),
         ([["a"], {}], {"method": "second_stage", "k": 0}, ValueError, "k must be at least 1"),

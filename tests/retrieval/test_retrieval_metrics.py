@@ -250,6 +250,7 @@ def with_row(row):
         (GOOD, LABELS, {"groups": LABELS}, ValueError, "labels leave no query with a relevant item"),
         (GOOD, [[0, 1]], {}, ValueError, r"labels must be 1-D \[N\]"),
         (GOOD, [0.5, 1, 0, 1], {}, TypeError, "labels must be integers or strings"),
+        (GOOD, [1, "1", 0, 0], {}, TypeError, "labels must be all integers or all strings, got both"),
         (GOOD, LABELS, {"groups": [1, 2]}, ValueError, r"groups must be as many as labels \(4\), got 2"),
         (GOOD[:3], LABELS, {}, ValueError, r"embeddings must be \[N, D\] with N = 4 .*got shape \(3, 4\)"),
         (with_row(0.0), LABELS, {"ids": list("abcd")}, ValueError, "zero vectors, .*: 'b', 'c'$"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import itertools
 import sys
+import tracemalloc
 from types import SimpleNamespace
 
 import numpy as np
@@ -141,6 +142,21 @@ def test_the_memory_budget_changes_nothing(normalize, monkeypatch):
     assert steps[-1] == ("weights", total, total)
 
 
+@pytest.mark.parametrize("normalize", ["each", "joint"])
+def test_the_memory_budget_bounds_the_factors_of_joint_and_the_replicates(normalize):
+    """NumPy's memory: factors of all combinations for all items would take 17 MB, replicates 18 MB."""
+    rng = np.random.default_rng(0)
+    budget = 2_000_000
+    for count, grid in ((20_000, range(1, 9)), (300, range(1, 31))):
+        embeddings = [rng.standard_normal((count, 2)).astype(np.float32) for _ in range(2)]
+        options = {"k": 2, "normalize": normalize, "max_queries": 4, "memory_budget": budget}
+        tracemalloc.start()
+        search_weights(embeddings, np.arange(count) % 2, grid=grid, **options)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 2 * budget
+
+
 def test_an_exception_in_progress_ends_the_search():
     embeddings, labels = networks()
 
@@ -167,6 +183,12 @@ def test_joint_takes_lengths_that_float32_cannot_square():
         scaled = [(one * np.float32(factor)) for one in embeddings]
         found = search_weights(scaled, labels, grid=[1, 2], k=5, normalize="joint")
         assert found == expected
+    # One network beside others of quite another scale: alone it orders as it did.
+    embeddings[2] *= np.float32(2.0**-100)
+    (found,) = search_weights(embeddings, labels, grid=[(0, 0, 1)], k=5, normalize="joint").rows
+    embeddings[2] *= np.float32(2.0**100)
+    (expected,) = search_weights(embeddings, labels, grid=[(0, 0, 1)], k=5, normalize="joint").rows
+    assert found == expected
 
 
 def test_weights_that_float32_cannot_square():
@@ -294,4 +316,6 @@ def test_grids_are_counted_before_they_are_made():
     """Of ten networks with a thousand weights each there are 10^30."""
     with pytest.raises(ValueError, match="got 1,000,000,000,000,000,000,000,000,000,000"):
         distinct_combinations(range(1000), 10)
+    with pytest.raises(ValueError, match="100,000 combinations, got more"):
+        distinct_combinations(itertools.count(), 1)
     assert len(list(itertools.product(range(1, 6), repeat=3))) == 125

@@ -261,17 +261,24 @@ def _read(
 
 
 def nonzero(
-    batches: Iterator[tuple[Positions, list[Vectors]]], on_error: OnError | None
+    batches: Iterator[tuple[Positions, list[Vectors]]],
+    on_error: OnError | None,
+    jointly: Sequence[int] | None = None,
 ) -> Iterator[tuple[Positions, list[Vectors]]]:
     """Batches of `read_vectors` without the images of which a member gives zeros: those have no direction.
 
-    Each goes to `on_error` as a ValueError; None: it is raised.
+    Each goes to `on_error` as a ValueError; None: it is raised. `jointly`: only those images are left out of
+    which all these members give zeros.
     """
     for positions, vectors in batches:
         usable = np.ones(len(positions), dtype=bool)
-        for k, one in enumerate(vectors):
+        if jointly is None:
+            parts = {f"members[{k}]": one for k, one in enumerate(vectors)}
+        else:
+            parts = {"the weighted concatenation": np.hstack([vectors[k] for k in jointly])}
+        for what, one in parts.items():
             for row in np.flatnonzero(usable & ~one.any(axis=1)):
-                error = zero_vectors(f"members[{k}]", [positions[row]])
+                error = zero_vectors(what, [positions[row]])
                 if on_error is None:
                     raise error
                 on_error(int(positions[row]), error)

@@ -50,7 +50,8 @@ class EmbeddingEnsemble:
     Args:
         members: embedders. Each image is decoded once for all of them.
         mode: one of the above.
-        weights: of "concat", one per member, not negative, as `search_weights(...).best`; None: all equal.
+        weights: of "concat", one per member, not negative, as `search_weights(...).best.weights`
+            has them; None: all equal.
         normalize: of "concat": "each" or "joint".
         dim: length of the embedding. None: 512 of "fusion" and "project" (which splits it evenly, remainder
             to the first), 64 of "whiten", one less than there are classes of "lda". "concat" and "ratios"
@@ -225,15 +226,16 @@ class EmbeddingEnsemble:
     def embed(self, images: Any, *, progress: Progress | None = None) -> Vectors:
         """Embeddings float32 `[N, dim]`, of length 1; arguments and errors as `Embedder.embed`.
 
-        Raises ValueError, naming the image, for a member's vector of zeros as well.
+        Raises ValueError, naming the image, for a member's vector of zeros as well; under
+        `normalize="joint"` only where all members that have a weight give zeros.
         """
         return np.concatenate([vectors for _, vectors in self.embed_batches(images, progress=progress)])
 
     def embed_batches(
         self, images: Any, *, on_error: OnError | None = None, progress: Progress | None = None
     ) -> Iterator[tuple[Positions, Vectors]]:
-        """The same batch by batch, in order; arguments and results as `Embedder.embed_batches`. An image of
-        which a member gives zeros has no embedding either.
+        """The same batch by batch, in order; arguments and results as `Embedder.embed_batches`. An image that
+        has no direction by `embed` goes to `on_error` too.
         """
         self._require_ready()
         batches = self._usable(images, on_error, progress)
@@ -293,10 +295,11 @@ class EmbeddingEnsemble:
     def _usable(
         self, images: Any, on_error: OnError | None, progress: Progress | None
     ) -> Iterator[tuple[Positions, list[Vectors]]]:
-        """The members' vectors, batch by batch, without images that one of them gives zeros of."""
+        """The members' vectors, batch by batch, without images that have no direction."""
         options: Any = {"on_error": on_error, "progress": progress}
         batches = read_vectors(self.members, images, self.batch_size, **options)
-        return batches if self._takes_zeros else nonzero(batches, on_error)
+        counted = [k for k, weight in enumerate(self._concat_weights()) if weight > 0]
+        return nonzero(batches, on_error, counted if self._takes_zeros else None)
 
     def _read(
         self, images: Any, on_error: OnError | None, progress: Progress | None

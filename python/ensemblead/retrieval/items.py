@@ -113,6 +113,10 @@ def unit_rows(embeddings: Any, argument: str, items: Items) -> torch.Tensor:
 def _numbered(values: Any, name: str) -> Ints:
     """Integers or strings `[N]` as numbers from 0 in their order."""
     array = np.asarray(values) if isinstance(values, (list, tuple)) else values
+    if isinstance(array, np.ndarray) and array.dtype.kind in "UO":
+        kinds = {isinstance(value, str) for value in (array if array is values else values)}
+        if len(kinds) > 1:  # NumPy makes "1" of 1
+            raise TypeError(f"{name} must be all integers or all strings, got both")
     if not (isinstance(array, np.ndarray) and array.dtype.kind in "UO"):
         array = as_numpy(array, name)
     if array.ndim != 1:

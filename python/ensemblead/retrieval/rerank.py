@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Mapping, Sequence
 from numbers import Real
 from typing import Any, Literal, TypeAlias
@@ -32,7 +33,8 @@ def rerank(
     Args:
         lists: For each list the ids, the most similar first, or `(id, score)` pairs in that order, or a
             mapping from id to score, which is sorted. Scores grow with similarity. An id is anything that a
-            dict takes as a key, but no pair.
+            dict takes as a key, but no pair, and neither None nor a negative number, which fill lists
+            elsewhere. Hits of an `ImageIndex`: `[(hit.path, hit.similarity) for hit in hits[0]]`.
         method: "rrf", "score" or "second_stage".
         k: The constant of "rrf", at least 0. For "second_stage" the number of candidates that are reranked,
             at least 1. "score" does not use it.
@@ -63,15 +65,17 @@ def rerank(
     if method == "second_stage":
         return _second_stage(parsed, constant, weights)
     factors = _weights(weights, len(parsed))
-    merged: dict[Hashable, float] = {}
+    terms: dict[Hashable, list[float]] = {}
     for index, (one, factor) in enumerate(zip(parsed, factors, strict=True)):
         if method == "rrf":
             values = {name: 1.0 / (constant + rank) for rank, name in enumerate(one, start=1)}
         else:
             values = _min_max(_scores(one, f"lists[{index}]"))
         for name, value in values.items():
-            merged[name] = merged.get(name, 0.0) + factor * value
-    return sorted(merged.items(), key=lambda pair: -pair[1])  # stable: by list, then by rank
+            terms.setdefault(name, []).append(factor * value)
+    # Rounded once: equal terms make equal scores, in whatever order the lists have them.
+    merged = [(name, math.fsum(values)) for name, values in terms.items()]
+    return sorted(merged, key=lambda pair: -pair[1])  # stable: by list, then by rank
 
 
 def _parsed(one: Any, argument: str) -> dict[Hashable, float | None]:
@@ -88,6 +92,8 @@ def _parsed(one: Any, argument: str) -> dict[Hashable, float | None]:
         if len(pair) != 2:
             raise ValueError(f"{argument} must hold ids or (id, score) pairs, got {pair!r}")
         name, score = pair
+        if name is None or (isinstance(name, (int, np.integer)) and name < 0):
+            raise ValueError(f"{argument} must hold ids, and end before what fills it, got {name!r}")
         if name in found:
             raise ValueError(f"{argument} holds {name!r} twice")
         if score is not None and (isinstance(score, bool) or not isinstance(score, Real)):
@@ -96,7 +102,8 @@ def _parsed(one: Any, argument: str) -> dict[Hashable, float | None]:
             raise ValueError(f"{argument} must have finite scores, got {score} for {name!r}")
         found[name] = None if score is None else float(score)
     if isinstance(one, Mapping):
-        found = dict(sorted(found.items(), key=lambda pair: -(pair[1] or 0.0)))
+        scores = _scores(found, argument)
+        return {name: scores[name] for name in sorted(scores, key=lambda name: -scores[name])}
     return found
 
 

@@ -140,7 +140,8 @@ def search_weights(
             queries. The mean of the best row over them is no longer optimistic by having been chosen. Without
             `groups` it has the same share of every class.
         max_queries: At most so many queries, drawn at random; None: all.
-        memory_budget: Bytes for similarities and results, beyond the embeddings and a copy of them.
+        memory_budget: Bytes for similarities and results, beyond the embeddings and a copy of them. What one
+            query and one combination need is taken in any case.
         seed: Of what is held out, of `max_queries`, and of the bootstrap.
         progress: Called as `progress("weights", done, total)`. An exception in it ends the search.
 
@@ -183,7 +184,7 @@ def search_weights(
     queries = np.concatenate([chosen, held])
     parts: list[list[_Means]] = [[], []]
     weights = np.array(combinations)
-    step = max(1, memory_budget // 4 // (4 * len(queries)))
+    step = max(1, memory_budget // 4 // max(4 * len(queries), 16 * _REPLICATES))
     for start in range(0, len(weights), step):
         some = weights[start : start + step]
         report = _report(progress, start * len(queries), len(some), len(weights) * len(queries))
@@ -206,11 +207,13 @@ def distinct_combinations(grid: Iterable[Any], networks: int) -> list[tuple[floa
         ValueError: see `search_weights`.
         TypeError: what is no number.
     """
-    listed = grid.tolist() if hasattr(grid, "tolist") else list(grid)
+    values = grid.tolist() if hasattr(grid, "tolist") else grid
+    listed = list(itertools.islice(values, _MOST_COMBINATIONS + 1))
     explicit = bool(listed) and all(isinstance(row, (list, tuple)) for row in listed)
     total = len(listed) if explicit else len(listed) ** networks
     if not 0 < total <= _MOST_COMBINATIONS:
-        raise ValueError(f"grid must have 1 to {_MOST_COMBINATIONS:,} combinations, got {total:,}")
+        got = f"{total:,}" if len(listed) <= _MOST_COMBINATIONS else "more"
+        raise ValueError(f"grid must have 1 to {_MOST_COMBINATIONS:,} combinations, got {got}")
     rows = listed if explicit else list(itertools.product(listed, repeat=networks))
     try:
         weights = np.array(rows, np.float64)
@@ -273,23 +276,27 @@ class _Search:
     def __init__(
         self, embeddings: Sequence[Any], items: Items, k: int, joint: bool, memory_budget: int
     ) -> None:
-        self._items, self._k = items, k
+        self._items, self._k, self._at_once = items, k, _MOST_AT_ONCE
+        self._factors = np.ones(len(embeddings))
         self._squares: Floats | None = None
         arguments = [f"embeddings[{index}]" for index in range(len(embeddings))]
         if joint:
             checked = [
                 checked_rows(one, name, items) for one, name in zip(embeddings, arguments, strict=True)
             ]
-            # By one power of two, which changes no bit, so that no product is beyond float32.
-            largest = max(float(lengths.max()) for _, lengths in checked)
-            scale = 2.0 ** -float(np.ceil(np.log2(largest)))
-            self._rows = [(rows * scale).contiguous() for rows, _ in checked]
-            self._squares = np.stack([(lengths * scale).square().cpu().numpy() for _, lengths in checked])
+            # By powers of two, which change no bit, so that no product is beyond float32. The weights are
+            # multiplied by them instead.
+            largest = np.array([float(lengths.max()) for _, lengths in checked])
+            self._factors = 2.0 ** np.ceil(np.log2(largest))
+            scaled = list(zip(checked, self._factors.tolist(), strict=True))
+            self._rows = [(rows.double() / by).float().contiguous() for (rows, _), by in scaled]
+            self._squares = np.stack([(lengths / by).square().cpu().numpy() for (_, lengths), by in scaled])
+            self._at_once = int(np.clip(memory_budget // 4 // (4 * items.count), 1, _MOST_AT_ONCE))
         else:
             self._rows = [
                 unit_rows(one, name, items) for one, name in zip(embeddings, arguments, strict=True)
             ]
-        needed = items.count * (4 * len(embeddings) + 1) + _MOST_AT_ONCE * k * _RESULT_BYTES
+        needed = items.count * (4 * len(embeddings) + 1) + self._at_once * k * _RESULT_BYTES
         self._step = int(np.clip(memory_budget // 2 // needed, 1, _MOST_QUERIES))
 
     def average_precision(
@@ -317,12 +324,16 @@ class _Search:
     ) -> Iterator[tuple[int, NDArray[np.bool_]]]:
         """The first combination, and whether what is retrieved is relevant `[w, q, k]`."""
         classes = self._items.classes
-        for first in range(0, len(weights), _MOST_AT_ONCE):
-            some = weights[first : first + _MOST_AT_ONCE]
+        for first in range(0, len(weights), self._at_once):
+            some = weights[first : first + self._at_once]
+            some = some / some.max(axis=1, keepdims=True) * self._factors
             squares = np.square(some / some.max(axis=1, keepdims=True))
             scales = None
             if self._squares is not None:
-                scales = torch.from_numpy((squares @ self._squares) ** -0.5).float().to(exclude.device)
+                scales = torch.empty(len(squares), self._items.count)
+                for row, of_items in zip(squares, scales.numpy(), strict=True):
+                    of_items[:] = (row @ self._squares) ** -0.5
+                scales = scales.to(exclude.device)
             _, top = weighted_top_k(blocks, squares, self._k, exclude=exclude, scales=scales)
             indices = top.cpu().numpy()
             yield first, (classes[indices] == classes[queries][:, None]) & (indices >= 0)
