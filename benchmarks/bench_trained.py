@@ -44,8 +44,9 @@ GROUP = (*FUSED, "PaDiM")
 FAMILIES = "families"
 ENSEMBLE = "PatchCore + ReverseDistillation + FastFlow"
 # Side of the image in pixels, stride of its tiles, and whether all tiles share one detector. The names are
-# those of Rolih et al., arXiv 2403.04932.
+# those of Rolih et al., arXiv 2403.04932. At SM128 an update of DRAEM or EfficientAD takes about a quarter.
 SETUPS: dict[str, tuple[int, int | None, bool]] = {
+    "SM128": (TILE // 2, None, False),
     "SM256": (TILE, None, False),
     "SM512": (2 * TILE, None, False),
     "ST9": (2 * TILE, TILE // 2, True),
@@ -92,7 +93,7 @@ class Cell:
 def ordered_cells() -> list[Cell]:
     """All cells, the most telling first."""
     trained = ("ReverseDistillation", "FastFlow")
-    slow = (("DRAEM", 200, 4), ("EfficientAD", 120, 1))
+    slow = (("DRAEM", 400, 4), ("EfficientAD", 400, 1))
 
     def tiled(category: str, settings: tuple[str, ...]) -> list[Cell]:
         return [Cell(category, family, 30, 8, setting) for family in trained for setting in settings]
@@ -102,13 +103,14 @@ def ordered_cells() -> list[Cell]:
 
     return [
         *groups(0),
-        *(Cell("bottle", *one) for one in slow),
+        *(Cell("bottle", *one, "SM128") for one in slow),
         *tiled("bottle", ("SM256", "SM512", "ENS9")),
         *groups(1),
         *groups(2),
-        *(Cell(category, *one) for category in ("cookies", "magnetic tile") for one in slow),
+        *(Cell(category, *one, "SM128") for category in ("cookies", "magnetic tile") for one in slow),
         *tiled("bottle", ("ST9", "ENS4")),
         *(Cell(category, family, 200, 32) for category in CATEGORIES for family in trained),
+        *(Cell("bottle", *one) for one in slow),
         *tiled("magnetic tile", ("SM256", "SM512", "ENS9")),
     ]
 
