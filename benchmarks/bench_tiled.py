@@ -13,7 +13,7 @@ run can be stopped, and goes on with what is missing; `--again` measures anew wh
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,9 @@ import pytest
 pytest.importorskip("torch")
 
 import torch
-from common import in_child, interleaved, ratio
-from record import RESULTS, Figure, FiguresOf, commit, load_results, write_results
+from common import interleaved, ratio
+from kept import Kept
+from record import Figure, FiguresOf
 from tiled_setups import (
     METHODS,
     SETUPS,
@@ -50,8 +51,6 @@ WIDE_IMAGES, WIDE_FRACTION = 40, 0.01 * 209 / 40
 methods = pytest.mark.parametrize("method", METHODS)
 categories = pytest.mark.parametrize("category", CATEGORIES)
 
-Cell = Mapping[str, float]
-
 
 def folder(material: tuple[Path, Path], category: str) -> Path:
     path = material[0] / CATEGORIES[category]
@@ -63,51 +62,14 @@ def folder(material: tuple[Path, Path], category: str) -> Path:
 # --- keeping --------------------------------------------------------------------------------------
 
 
-class Kept:
-    """One row of results/tiled.json, made of cells (seeds) that are measured one by one."""
-
-    def __init__(self, figures: FiguresOf, what: str, again: bool) -> None:
-        self._figures, self._what = figures, what
-        self._cells = self._known()
-        self._again = again
-
-    def _known(self) -> dict[str, dict[str, Any]]:
-        for document in load_results(RESULTS):
-            if document["benchmark"] == self._figures.benchmark:
-                for row in document["rows"]:
-                    if row["what"] == self._what:
-                        return dict(row["details"].get("cells", {}))
-        return {}
-
-    def measure(self, key: str, function: Callable[..., Any], *arguments: Any) -> None:
-        """Measure a cell in a child process and write the row anew, unless it is known."""
-        if key in self._cells and not self._again:
-            return
-        found = in_child(function, *arguments)
-        self._cells[key] = {**found, "commit": commit()}
-        write_results(self._figures.benchmark, [self._row()], [])
-
-    def report(self) -> None:
-        """Show the row at the end of the run, in place of how it stood after an earlier cell."""
-        rows = self._figures.figures.rows
-        rows[:] = [row for row in rows if row.what != self._what]
-        rows.append(self._row())
-
-    def values(self, name: str) -> list[float]:
-        return [float(cell[name]) for _, cell in sorted(self._cells.items())]
-
-    def _row(self) -> Figure:
-        raise NotImplementedError
-
-
 class Quality(Kept):
     """A setup, by seeds: its metrics with mean and standard deviation, its costs by their medians."""
 
-    def _row(self) -> Figure:
+    def figure(self) -> Figure:
         columns: dict[str, Any] = {
-            "image AUROC": self._spread("image_auroc"),
-            "pixel AUROC": self._spread("pixel_auroc"),
-            "AUPRO": self._spread("aupro"),
+            "image AUROC": self.spread("image_auroc"),
+            "pixel AUROC": self.spread("pixel_auroc"),
+            "AUPRO": self.spread("aupro"),
         }
         costs = {
             "fit, s": ("fit_seconds", 1.0),
@@ -126,17 +88,11 @@ class Quality(Kept):
         details = {"columns": columns, "cells": self._cells}
         return Figure(self._figures.benchmark, self._what, mean, "image AUROC", details=details)
 
-    def _spread(self, name: str) -> str:
-        values = self.values(name)
-        if len(values) < 2:
-            return f"{values[0]:.3f}"
-        return f"{statistics.fmean(values):.3f} ± {statistics.stdev(values):.3f}"
-
 
 class Memory(Kept):
     """Peaks of one kind of model, by the side of the image."""
 
-    def _row(self) -> Figure:
+    def figure(self) -> Figure:
         sizes = sorted(map(int, self._cells))
         peaks = {size: self._cells[str(size)] for size in sizes}
         columns: dict[str, Any] = {}

@@ -266,7 +266,9 @@ def plain_table(rows: Iterable[Figure]) -> list[str]:
 
 
 def load_results(folder: Path = RESULTS) -> list[dict[str, Any]]:
-    return [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    """Files of `write_results`; those of compare_checkouts.py and bench_defaults.py have no rows."""
+    documents = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    return [document for document in documents if "rows" in document]
 
 
 def markdown(documents: Iterable[Mapping[str, Any]]) -> str:

@@ -1,0 +1,226 @@
+"""Trained families against PatchCore and PaDiM: how well they detect after how much training, alone,
+fused with each other, and in tiles.
+
+    python -m pytest benchmarks/bench_trained.py --data FOLDER --weights FOLDER [-k "bottle and DRAEM"]
+
+`--data` and `--weights` are those of bench_detection.py. The papers' lengths of training are a GPU's work. So
+every row names its own: updates x images each. The most telling cells come first. Every cell is measured in
+a process of its own and kept in results/trained.json at once, with its commit: a run can be stopped, and goes
+on with what is missing; `--again` measures anew what is known.
+
+Times are the process's CPU seconds, which other work on the machine changes least. Run it with
+OMP_NUM_THREADS=1, so that they are near the seconds of one core.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+import warnings
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("torch")
+
+from common import in_child
+from kept import Kept, measure_together
+from record import Figure, FiguresOf
+from tiled_setups import TILE
+
+import ensemblead as ead
+from ensemblead.datasets import MVTecAD
+from ensemblead.datasets.categories import Category
+from ensemblead.evaluation import evaluate
+from ensemblead.images import read_image
+
+CATEGORIES = {"bottle": "mvtec_bottle", "cookies": "aws_cookies", "magnetic tile": "magnetic_tile"}
+# The members of the ensemble of families, then the other yardstick.
+FUSED = ("PatchCore", "ReverseDistillation", "FastFlow")
+GROUP = (*FUSED, "PaDiM")
+FAMILIES = "families"
+ENSEMBLE = "PatchCore + ReverseDistillation + FastFlow"
+# Side of the image in pixels, stride of its tiles, and whether all tiles share one detector. The names are
+# those of Rolih et al., arXiv 2403.04932. At SM128 an update of DRAEM or EfficientAD takes about a quarter.
+SETUPS: dict[str, tuple[int, int | None, bool]] = {
+    "SM128": (TILE // 2, None, False),
+    "SM256": (TILE, None, False),
+    "SM512": (2 * TILE, None, False),
+    "ST9": (2 * TILE, TILE // 2, True),
+    "ENS4": (2 * TILE, TILE, False),
+    "ENS9": (2 * TILE, TILE // 2, False),
+}
+WITHOUT_TRAINING = ("PatchCore", "PaDiM")
+DRAEM_WIDTH, DRAEM_RATE = 16, 1e-3
+# Single-image calls: before the clock starts, and with it.
+WARM_UP, TIMED = 2, 10
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What is measured at once: a family in a setting, or the group of families with their ensemble."""
+
+    category: str
+    family: str
+    steps: int
+    batch: int
+    setting: str = "SM256"
+    seed: int = 0
+
+    @property
+    def id(self) -> str:
+        parts = (self.category, self.family, self.setting, f"{self.steps}x{self.batch}", f"seed{self.seed}")
+        return "-".join(parts)
+
+    def row(self, family: str) -> str:
+        """The name of a row: all but the seed; a length only where there is training."""
+        name = f"{self.category}, {family}"
+        if family == "DRAEM":
+            name += f" (width {DRAEM_WIDTH})"
+        if family not in WITHOUT_TRAINING:
+            name += f", {self.steps} x {self.batch}"
+        return f"{name}, {self.setting}"
+
+    def rows(self) -> list[str]:
+        if self.family != FAMILIES:
+            return [self.row(self.family)]
+        return [self.row(family) for family in (*GROUP, ENSEMBLE)]
+
+
+def ordered_cells() -> list[Cell]:
+    """All cells, the most telling first."""
+    trained = ("ReverseDistillation", "FastFlow")
+    slow = (("DRAEM", 400, 4), ("EfficientAD", 400, 1))
+
+    def tiled(category: str, settings: tuple[str, ...]) -> list[Cell]:
+        return [Cell(category, family, 30, 8, setting) for family in trained for setting in settings]
+
+    def groups(seed: int) -> list[Cell]:
+        return [Cell(category, FAMILIES, 60, 16, seed=seed) for category in CATEGORIES]
+
+    return [
+        *groups(0),
+        *(Cell("bottle", *one, "SM128") for one in slow),
+        *tiled("bottle", ("SM256", "SM512", "ENS9")),
+        *groups(1),
+        *groups(2),
+        *(Cell(category, *one, "SM128") for category in ("cookies", "magnetic tile") for one in slow),
+        *tiled("bottle", ("ST9", "ENS4")),
+        *(Cell(category, family, 200, 32) for category in CATEGORIES for family in trained),
+        *(Cell("bottle", *one) for one in slow),
+        *tiled("magnetic tile", ("SM256", "SM512", "ENS9")),
+    ]
+
+
+# --- what is measured -----------------------------------------------------------------------------
+
+
+def member(family: str, weights: Path, cell: Cell, **options: Any) -> Any:
+    """A detector of a family; frozen networks are resnet18, trained families run in bfloat16."""
+    common: dict[str, Any] = {"device": "cpu", "seed": cell.seed, **options}
+    if family != "DRAEM":
+        common["weights"] = weights / "resnet18.safetensors"
+    if family == "PatchCore":
+        return ead.PatchCore("resnet18", **common)
+    if family == "PaDiM":
+        return ead.PaDiM("resnet18", **common)
+    common |= {"steps": cell.steps, "batch_size": cell.batch, "precision": "bfloat16"}
+    if family == "EfficientAD":
+        return ead.EfficientAD("small", "resnet18", **common)
+    if family == "DRAEM":
+        return ead.DRAEM(DRAEM_WIDTH, learning_rate=DRAEM_RATE, **common)
+    kind = {"ReverseDistillation": ead.ReverseDistillation, "FastFlow": ead.FastFlow}[family]
+    return kind("resnet18", **common)
+
+
+def build(family: str, weights: Path, cell: Cell) -> Any:
+    """A family in the setting of the cell; whole images are squashed to a square."""
+    side, stride, shared = SETUPS[cell.setting]
+    if stride is None:
+        return member(family, weights, cell, resize=(side, side), image_size=None)
+    return ead.TiledEnsemble(member(family, weights, cell), TILE, stride, image_size=side, shared=shared)
+
+
+def measure(path: Path, weights: Path, cell: Cell) -> list[dict[str, float]]:
+    """The figures of the cell's rows, in their order."""
+    category = MVTecAD(path).categories[0]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of how few images a rate rests on
+        if cell.family != FAMILIES:
+            return [measure_one(build(cell.family, weights, cell), category)]
+        members = {family: build(family, weights, cell) for family in GROUP}
+        found = [measure_one(one, category) for one in members.values()]
+        costs = found[: len(FUSED)]
+        fused = measure_quality(ead.BackboneEnsemble([members[family] for family in FUSED]), category)
+        fused["fit_cpu"] = sum(cost["fit_cpu"] for cost in costs)
+        fused["fit_seconds"] = sum(cost["fit_seconds"] for cost in costs)
+        return [*found, fused]
+
+
+def measure_one(detector: Any, category: Category) -> dict[str, float]:
+    """Fit and evaluate. Seconds of the fit have the loading of the network in them."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    detector.fit(category.train)
+    found = {
+        "fit_cpu": time.process_time() - cpu,
+        "fit_seconds": time.perf_counter() - wall,
+    }
+    return found | measure_quality(detector, category)
+
+
+def measure_quality(detector: Any, category: Category) -> dict[str, float]:
+    row = evaluate(detector, category, bootstrap=0).rows[0]
+    names = ("image_auroc", "pixel_auroc", "aupro", "false_alarm_rate", "miss_rate", "images_per_second")
+    found = {name: float(getattr(row, name)) for name in names}
+    return found | {"predict_cpu": predict_cpu(detector, [sample.path for sample in category.test])}
+
+
+def predict_cpu(detector: Any, paths: list[str]) -> float:
+    """CPU seconds for one decoded image at a time: the median of 10 calls after 2."""
+    images = [read_image(path)[None] for path in paths[:WARM_UP]]
+    seconds = []
+    for number in range(WARM_UP + TIMED):
+        start = time.process_time()
+        detector.predict(images[number % len(images)])
+        seconds.append(time.process_time() - start)
+    return statistics.median(seconds[WARM_UP:])
+
+
+# --- keeping --------------------------------------------------------------------------------------
+
+
+class Trained(Kept):
+    """A family in a setting, by seeds: metrics with mean and standard deviation, costs by their medians."""
+
+    def figure(self) -> Figure:
+        columns: dict[str, Any] = {
+            "image AUROC": self.spread("image_auroc"),
+            "pixel AUROC": self.spread("pixel_auroc"),
+            "AUPRO": self.spread("aupro"),
+            "fit, CPU s": statistics.median(self.values("fit_cpu")),
+            "one image, CPU ms": statistics.median(self.values("predict_cpu")) * 1e3,
+            "false alarms": self.spread("false_alarm_rate"),
+            "misses": self.spread("miss_rate"),
+            "seeds": str(len(self._cells)),
+        }
+        mean = statistics.fmean(self.values("image_auroc"))
+        details = {"columns": columns, "cells": self._cells}
+        return Figure(self._figures.benchmark, self._what, mean, "image AUROC", details=details)
+
+
+@pytest.mark.parametrize("cell", ordered_cells(), ids=lambda cell: cell.id)
+def test_cell(
+    request: pytest.FixtureRequest, figures: FiguresOf, material: tuple[Path, Path], cell: Cell
+) -> None:
+    data, weights = material
+    path = data / CATEGORIES[cell.category]
+    if not path.is_dir():
+        pytest.skip(f"--data has no {path.name}")
+    again = bool(request.config.getoption("--again"))
+    rows = [Trained(figures, what, again) for what in cell.rows()]
+    if measure_together(rows, str(cell.seed), partial(in_child, measure, path, weights, cell)):
+        for row in rows:
+            row.report()

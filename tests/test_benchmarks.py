@@ -1,0 +1,70 @@
+"""What benchmark scripts share: rows that are made of cells, and the order in which cells are measured."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("torch")
+
+import bench_trained
+import kept
+import record
+
+
+class Row(kept.Kept):
+    def figure(self) -> record.Figure:
+        details = {"cells": self._cells}
+        return record.Figure(self.benchmark, self._what, sum(self.values("x")), details=details)
+
+
+@pytest.fixture
+def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder of results, in place of the repository's."""
+
+    def write(*arguments: Any) -> Path:
+        return record.write_results(*arguments, folder=tmp_path)
+
+    monkeypatch.setattr(kept, "load_results", lambda folder: record.load_results(tmp_path))
+    monkeypatch.setattr(kept, "write_results", write)
+    return tmp_path
+
+
+def rows(*, again: bool = False) -> list[Row]:
+    figures = record.Figures().of("numbers")
+    return [Row(figures, what, again) for what in ("one", "two")]
+
+
+def test_a_cell_is_measured_once_and_kept_at_once(results: Path) -> None:
+    assert kept.measure_together(rows(), "0", lambda: [{"x": 1.0}, {"x": 2.0}])
+    assert not kept.measure_together(rows(), "0", lambda: pytest.fail("it is known"))
+    assert kept.measure_together(rows(), "1", lambda: [{"x": 10.0}, {"x": 20.0}])
+    assert [row.values("x") for row in rows()] == [[1.0, 10.0], [2.0, 20.0]]
+    assert rows()[1].spread("x") == "11.000 ± 12.728"
+
+
+def test_again_measures_anew(results: Path) -> None:
+    kept.measure_together(rows(), "0", lambda: [{"x": 1.0}, {"x": 2.0}])
+    assert kept.measure_together(rows(again=True), "0", lambda: [{"x": 3.0}, {"x": 4.0}])
+    assert [row.values("x") for row in rows()] == [[3.0], [4.0]]
+
+
+def test_files_of_other_scripts_are_left_alone(results: Path) -> None:
+    (results / "house.json").write_text(json.dumps({"processor": "some"}))
+    kept.measure_together(rows(), "0", lambda: [{"x": 1.0}, {"x": 2.0}])
+    assert "| numbers | cpu | two | 2 |" in record.markdown(record.load_results(results))
+
+
+def test_the_tables_of_the_repository_can_be_made() -> None:
+    assert "| trained |" in record.markdown(record.load_results())
+
+
+def test_cells_of_trained_families_have_names_of_their_own() -> None:
+    cells = bench_trained.ordered_cells()
+    assert len({cell.id for cell in cells}) == len(cells)
+    assert {cell.category for cell in cells[:3]} == set(bench_trained.CATEGORIES)
+    named = [(name, cell.seed) for cell in cells for name in cell.rows()]
+    assert len(set(named)) == len(named)
