@@ -69,3 +69,9 @@ class Location:
     origins: tuple[Origin, ...]
     warnings: Mapping[str, str]
     rose: bool = False
+
+
+def tile_name(number: int, frame: TileFrame) -> str:
+    """The folder of a location in a saved ensemble."""
+    row, column = divmod(number, frame.grid[1])
+    return f"tile_{row}_{column}"

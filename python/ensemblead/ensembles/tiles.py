@@ -37,7 +37,7 @@ from ensemblead.detectors.parts import (
 from ensemblead.detectors.saving import arguments, plain_parameters, read_statistics, write_statistics
 from ensemblead.ensembles.tile_learning import TiledLearning
 from ensemblead.ensembles.tile_merging import EDGES, NORMALIZATIONS, SCORES, TileFrame, TileStatistics
-from ensemblead.ensembles.tile_plan import TiledState, TilePlan
+from ensemblead.ensembles.tile_plan import TiledState, TilePlan, tile_name
 from ensemblead.ensembles.tile_units import fit_tiles
 from ensemblead.ensembles.units import job_of
 from ensemblead.images import AS_IS, Geometry, ImageSet
@@ -362,10 +362,10 @@ class TiledEnsemble(Detector):
             grid = frame.grid
         if list(grid) != state["tiles"]:
             raise DamagedModelError(f"{reader.folder} states {state['tiles']} tiles, its sizes give {grid}")
-        members = [reader.child("member" if own["shared"] else _tile_name(0, frame))]
+        members = [reader.child("member" if own["shared"] else tile_name(0, frame))]
         for number in range(1, 1 if own["shared"] else len(frame)):
             lent = iter([network.network for network in members[0]._networks()])
-            members.append(reader.child(_tile_name(number, frame), networks=lent))
+            members.append(reader.child(tile_name(number, frame), networks=lent))
         with reader.as_damage():
             ensemble = cls(members[0]._clone(), **own)
             statistics = cls._read_tile_statistics(reader)
@@ -385,7 +385,7 @@ class TiledEnsemble(Detector):
         return load_state(reader, "statistics", reader.state["statistics"], TileStatistics) if known else None
 
     def _folder(self, number: int, frame: TileFrame) -> str:
-        return "member" if self.shared else _tile_name(number, frame)
+        return "member" if self.shared else tile_name(number, frame)
 
 
 def score_together(ensembles: Sequence[TiledEnsemble], seen: Seen) -> list[Result]:
@@ -428,11 +428,6 @@ def _tile_batches(
             which = slice(done, done + len(images))
             yield number, slice(images[0], images[-1] + 1), [one.rows(which) for one in seen]
             done += len(images)
-
-
-def _tile_name(number: int, frame: TileFrame) -> str:
-    row, column = divmod(number, frame.grid[1])
-    return f"tile_{row}_{column}"
 
 
 def _check_member(member: Any) -> None:
