@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
+import subprocess
+import sys
 import threading
 import time
-from concurrent.futures import BrokenExecutor, CancelledError, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import BrokenExecutor, CancelledError, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.pool import ThreadPool
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -56,6 +60,33 @@ class TestExecutors:
     def test_no_workers(self, workers: int) -> None:
         with pytest.raises(ValueError, match=f"workers must be at least 1, got {workers}"):
             ead.Executors.processes(workers)
+
+
+SCRIPT = """
+import os, sys, time
+import ensemblead as ead
+
+if __name__ == "__main__":
+    pool = ead.Executors.processes(1)
+    print(pool.submit(os.getpid).result(), flush=True)
+    time.sleep(600)
+"""
+
+
+class TestWorkers:
+    def test_they_end_with_the_process_that_made_the_pool(self, tmp_path: Path) -> None:
+        (tmp_path / "script.py").write_text(SCRIPT)
+        command = [sys.executable, str(tmp_path / "script.py")]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
+            assert parent.stdout is not None
+            worker = int(parent.stdout.readline())
+            parent.kill()
+            try:
+                # The worker holds the other end of the pipe until it is gone.
+                assert parent.communicate(timeout=60)[0] == ""
+            except subprocess.TimeoutExpired:
+                os.kill(worker, signal.SIGKILL)
+                raise
 
 
 class TestGPUs:
@@ -187,6 +218,33 @@ class TestCollected:
         with pytest.raises(PartialFitError, match="The executor broke .dead.; call again with a new one"):
             collect(executor, retries=5)
         assert executor.given == 3
+
+    def test_a_pool_that_breaks_says_what_scripts_need(self) -> None:
+        with ead.Executors.processes(1) as pool:
+            pool._broken = "dead"  # type: ignore[attr-defined]
+            with pytest.raises(PartialFitError, match='outside of `if __name__ == "__main__":`.; call again'):
+                collect(pool)
+
+    def test_a_pool_is_given_what_its_workers_can_begin(self) -> None:
+        """What waits in the queue of a pool cannot be cancelled, and would be done after Ctrl-C."""
+        given: list[Future[Any]] = []
+
+        class Pool(ProcessPoolExecutor):
+            def submit(self, function: Any, /, *args: Any, **kwargs: Any) -> Any:
+                given.append(Future())
+                if len(given) == 1:
+                    given[0].set_result(0)
+                return given[-1]
+
+        def press() -> None:
+            if len(given) == 3:  # the first is done, and two are under way
+                raise KeyboardInterrupt
+
+        pool = Pool(2, mp_context=multiprocessing.get_context("spawn"))
+        tasks = [{"value": 0}] * 9
+        with pytest.raises(KeyboardInterrupt):
+            list(collected(pool, double, tasks, 0, lambda: ([], []), press))
+        assert len(given) == 3
 
     def test_an_executor_that_is_broken_already(self) -> None:
         class Broken(Inline):

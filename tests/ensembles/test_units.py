@@ -128,6 +128,19 @@ class TestTheSameBits:
             with pytest.raises(ead.EnsembleADError, match="cannot"):
                 make().fit(tmp_path / "in", executor=Inline(), workdir=tmp_path / "work")
 
+    def test_the_size_of_tiles_is_that_of_the_first_image_that_can_be_read(self, tmp_path: Path) -> None:
+        """Of a truncated one the header can be read, and it may have another size."""
+        paths = draw_images(tmp_path / "in")
+        draw_images(tmp_path / "large", 1, side=64)
+        Path(paths[0]).write_bytes((tmp_path / "large/0.png").read_bytes()[:3000])
+
+        def make() -> ead.TiledEnsemble:
+            return tiled(core(), image_size=None)
+
+        expected, _ = fitted(make, paths, errors="skip")
+        found, _ = fitted(make, paths, errors="skip", executor=Inline(), workdir=tmp_path / "work")
+        assert_same(found, expected, SEEN)
+
     def test_an_image_that_decides_the_threshold_is_named(self, tmp_path: Path) -> None:
         from PIL import Image
 

@@ -7,7 +7,7 @@ import math
 import os
 import threading
 from collections import Counter, defaultdict, deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -140,7 +140,7 @@ class PredictRun:
         errors: Any = "skip" if self.skip_unreadable else "raise"
         own = own_part(source, self.part)
         with ScoresFile(self.out, self.part, source.paths) as scores, writer:
-            for batch in detector.predict_batches(own, errors=errors, progress=bars) if own else ():
+            for batch in self._batches(detector, own, errors, bars) if own else ():
                 scores.add(batch, threshold)
                 verdicts += _verdicts(batch)
                 for path, anomaly_map in zip(batch.paths, batch.anomaly_map, strict=True):
@@ -162,6 +162,17 @@ class PredictRun:
             "seconds": round(clock(), 3),
             "predictions": verdicts,
         }
+
+    def _batches(
+        self, detector: Detector, own: ImageSource, errors: Any, bars: Bars
+    ) -> Iterator[Predictions]:
+        """The results of images, batch by batch; none of a part in which no image can be read."""
+        try:
+            yield from detector.predict_batches(own, errors=errors, progress=bars)
+        except ValueError:
+            # Other parts have images that can be read, and merge needs all parts.
+            if self.part is None or len(_skipped(detector)) < len(own):
+                raise
 
 
 def own_part(source: ImageSource, part: tuple[int, int] | None) -> ImageSource | None:

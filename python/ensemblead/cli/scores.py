@@ -94,7 +94,8 @@ def merge_scores(folder: Path) -> tuple[Path, int, int]:
         )
     rows = sorted((row for path in parts.values() for row in _rows(path)), key=lambda row: int(row[0]))
     thresholds = {row[-1] for row in rows}
-    if len(thresholds) > 1 or len({row[0] for row in rows}) < len(rows):
+    repeated = any(len({row[column] for row in rows}) < len(rows) for column in (0, 1))
+    if len(thresholds) > 1 or repeated:
         raise ValueError(f"the parts in {folder} are of several models or sets of images: predict anew")
     lines = [csv_line(COLUMNS), *(csv_line(row[1:]) for row in rows)]
     path = write_atomically(folder / "scores.csv", "".join(lines))

@@ -6,8 +6,9 @@ No torch at the top: a worker with a GPU of its own runs code of this file befor
 from __future__ import annotations
 
 import os
+import threading
 from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from typing import Any
 
 from ensemblead.common.extras import require
@@ -20,6 +21,9 @@ _SUPPOSED = 4
 
 class Executors:
     """Pools of processes on one machine, for `executor=`; those of Dask, mpi4py and loky do as well.
+
+    Every new process reads the script anew, so what a script does must stand below
+    `if __name__ == "__main__":`. The processes end with the one that made the pool, even if that is killed.
 
     Example:
         >>> import ensemblead as ead
@@ -34,7 +38,8 @@ class Executors:
 
         Python's own pool is forked on Linux up to Python 3.13, where no thread of the kernels survives.
         """
-        return ProcessPoolExecutor(whole_number("workers", workers, 1), mp_context=get_context("spawn"))
+        count = whole_number("workers", workers, 1)
+        return ProcessPoolExecutor(count, mp_context=get_context("spawn"), initializer=_end_with_parent)
 
     @staticmethod
     def gpus() -> ProcessPoolExecutor:
@@ -62,7 +67,23 @@ def _visible_gpus() -> list[str]:
 
 def _take(free: Any) -> None:
     """In a new worker: take one of the GPUs that are free."""
+    _end_with_parent()
     os.environ[_VISIBLE] = free.get()
+
+
+def _end_with_parent() -> None:
+    """In a new worker: end when the process that made the pool is gone.
+
+    Otherwise a worker whose parent was killed waits for ever for work, and keeps its memory and its GPU.
+    """
+    parent = parent_process()
+    assert parent is not None
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True, name="ensemblead-parent").start()
 
 
 def check_executor(executor: Any) -> None:
@@ -95,5 +116,16 @@ def sharing_cores(executor: Any) -> int:
 
     A pool of processes is on this machine. Dask starts its workers with a number of threads, and so does MPI.
     """
-    pool = isinstance(executor, ProcessPoolExecutor) or "loky" in type(executor).__module__
-    return num_workers(executor) if pool else 1
+    return num_workers(executor) if _is_pool(executor) else 1
+
+
+def most_at_once(executor: Any) -> int | None:
+    """How many tasks an executor should be given at a time; None for all.
+
+    A pool of processes takes more than it works on, and those can no longer be cancelled.
+    """
+    return num_workers(executor) if _is_pool(executor) else None
+
+
+def _is_pool(executor: Any) -> bool:
+    return isinstance(executor, ProcessPoolExecutor) or "loky" in type(executor).__module__

@@ -7,7 +7,7 @@ asks for it, and is never replaced: of two that compute the same unit, the first
 from __future__ import annotations
 
 import shutil
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
 from dataclasses import asdict, dataclass
@@ -17,6 +17,7 @@ from typing import Any
 from ensemblead.common.errors import DamagedModelError, EnsembleADError, PartialFitError
 from ensemblead.common.files import as_file_name
 from ensemblead.common.validation import some_of
+from ensemblead.distributed.executors import most_at_once
 from ensemblead.distributed.files import digest_of
 from ensemblead.kernels.build import __version__
 from ensemblead.store import FolderReader, FolderWriter, read_folder, remove_leftovers, write_folder
@@ -24,6 +25,11 @@ from ensemblead.store import FolderReader, FolderWriter, read_folder, remove_lef
 _FORMAT, _KIND = 1, "UnitOfWork"
 # So often the caller looks at what is done.
 _LOOK_SECONDS = 1.0
+# Why a pool of processes breaks.
+_CAUSES = (
+    " A worker was killed or ran out of memory, or, if none ever works, the script does its work outside of "
+    '`if __name__ == "__main__":`'
+)
 
 Task = dict[str, Any]  # plain values alone
 Standing = Callable[[], tuple[list[str], list[str]]]  # names of units that are done, and of the others
@@ -109,10 +115,12 @@ def collected(
         attempts[place] += 1
         waiting[executor.submit(function, tasks[place])] = place
 
+    ready = deque(range(len(tasks)))
+    most = most_at_once(executor) or len(tasks)
     try:
-        for place in range(len(tasks)):
-            submit(place)
-        while waiting:
+        while waiting or ready:
+            while ready and len(waiting) < most:
+                submit(ready.popleft())
             done, _ = wait(waiting, timeout=_LOOK_SECONDS, return_when=FIRST_COMPLETED)
             look()
             for future in sorted(done, key=waiting.__getitem__):  # the same error, whoever was first
@@ -122,11 +130,13 @@ def collected(
                 elif isinstance(error, BrokenExecutor) or _is_final(error):
                     raise error
                 elif attempts[place] <= retries:
-                    submit(place)
+                    ready.append(place)
                 else:
                     failure = error
     except BrokenExecutor as error:
-        raise _partial(now, f"The executor broke ({error}); call again with a new one", error) from error
+        cause = _CAUSES if most_at_once(executor) else ""
+        why = f"The executor broke ({error}{cause}); call again with a new one"
+        raise _partial(now, why, error) from error
     finally:
         for future in waiting:
             future.cancel()

@@ -57,11 +57,13 @@ def fit_tiles(ensemble: Detector, plan: TilePlan, device: torch.device, job: Job
 
 
 def _first_size(plan: TilePlan, job: Job) -> tuple[int, int]:
-    """Of the images as they are cut: of the first whose header can be read."""
+    """Of the images as they are cut: of the first that can be read."""
     if isinstance(plan.geometry.resize, tuple):
         return plan.geometry.output_size(1, 1)
     for index in range(len(job.source)):
         try:
+            if job.errors == "skip":  # the header may be whole where the pixels are not
+                job.source.read(index)
             return plan.geometry.output_size(*job.source.size(index))
         except (OSError, ValueError):
             if job.errors == "raise":

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from ensemblead.common.files import sha256_of
 from ensemblead.common.validation import some_of, whole_number
+from ensemblead.common.warnings import warn
 from ensemblead.images import open_images
 from ensemblead.images.decode import upright_size
 from ensemblead.retrieval.catalogue import Catalogue, Entry
@@ -25,6 +26,15 @@ class Skipped(NamedTuple):
 
     path: str
     reason: str
+
+
+def warn_of_skipped(skipped: Sequence[Skipped], total: int) -> None:
+    """Say how many of the images were left out, if any, and the first."""
+    if skipped:
+        first = skipped[0]
+        warn(
+            f"left out {len(skipped)} of {total} images (see .skipped_); the first: {first.path}: {first.reason}"
+        )
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,6 @@ from ensemblead import store
 from ensemblead.common.errors import DamagedModelError
 from ensemblead.common.files import StrPath
 from ensemblead.common.validation import one_of, whole_number
-from ensemblead.common.warnings import warn
 from ensemblead.retrieval.adding import Collector, EmbedsImages, add_images, add_ready
 from ensemblead.retrieval.catalogue import as_list
 from ensemblead.retrieval.folder import IndexFolder
@@ -32,6 +31,7 @@ from ensemblead.retrieval.incoming import (
     is_path,
     list_images,
     ready_labels,
+    warn_of_skipped,
 )
 from ensemblead.retrieval.layout import EMBEDDER, MANIFEST, Manifest, checked_manifest, create
 from ensemblead.retrieval.structures import check_kind
@@ -304,7 +304,7 @@ class ImageIndex:
         given = Listed(names, ready_labels(names, labels))
         with self._adding(errors, progress) as collector:
             add_ready(self._folder, collector, given, ready, labels is not None, _staged(progress, "embed"))
-        self._warn_of_skipped(len(names))
+        warn_of_skipped(self.skipped_, len(names))
         return collector.added
 
     def remove(self, images: StrPath | int | Sequence[StrPath | int]) -> int:
@@ -413,7 +413,7 @@ class ImageIndex:
         embedder = self.embedder
         with self._adding(errors, progress) as collector:
             add_images(self._folder, collector, listed, embedder, relabel, _staged(progress, "embed"))
-        self._warn_of_skipped(len(listed.paths))
+        warn_of_skipped(self.skipped_, len(listed.paths))
         return collector.added
 
     @contextmanager
@@ -424,14 +424,6 @@ class ImageIndex:
             collector = Collector(self._folder, errors == "skip", self.skipped_)
             yield collector
             self._folder.finish(_staged(progress))
-
-    def _warn_of_skipped(self, total: int) -> None:
-        if self.skipped_:
-            first = self.skipped_[0]
-            warn(
-                f"left out {len(self.skipped_)} of {total} images (see .skipped_); the first: "
-                f"{first.path}: {first.reason}"
-            )
 
     def _queries(self, query: Any) -> tuple[list[str], Floats]:
         several = isinstance(query, (list, tuple)) and len(query) > 0 and all(map(is_path, query))
