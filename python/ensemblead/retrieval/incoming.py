@@ -31,10 +31,8 @@ class Skipped(NamedTuple):
 def warn_of_skipped(skipped: Sequence[Skipped], total: int) -> None:
     """Say how many of the images were left out, if any, and the first."""
     if skipped:
-        first = skipped[0]
-        warn(
-            f"left out {len(skipped)} of {total} images (see .skipped_); the first: {first.path}: {first.reason}"
-        )
+        path, reason = skipped[0]
+        warn(f"left out {len(skipped)} of {total} images (see .skipped_); the first: {path}: {reason}")
 
 
 @dataclass(frozen=True)
