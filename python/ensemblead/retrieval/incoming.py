@@ -26,6 +26,10 @@ class Skipped(NamedTuple):
     path: str
     reason: str
 
+    def __str__(self) -> str:
+        """Both; the path once, as most reasons name it."""
+        return self.reason if self.path in self.reason else f"{self.path}: {self.reason}"
+
 
 @dataclass(frozen=True)
 class File:

@@ -8,6 +8,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -38,6 +39,7 @@ from ensemblead.retrieval.vectors import as_vectors, unit_vectors
 from ensemblead.search.cosine import Floats, similar_pairs
 
 Progress: TypeAlias = Callable[[str, int, int], None]
+_PAIRS = 2_000_000  # of similar images, at most; one takes some 200 bytes
 
 
 class ImageIndex:
@@ -375,6 +377,8 @@ class ImageIndex:
         Args:
             threshold: the least cosine similarity of a pair, -1 to 1.
             progress: called as `progress("duplicates", done, total)`.
+
+        Raises ValueError for more than 2,000,000 pairs: what is found then tells nothing, but fills memory.
         """
         if isinstance(threshold, bool) or not isinstance(threshold, (int, float)):
             raise TypeError(f"threshold must be a number, got {threshold!r}")
@@ -383,7 +387,13 @@ class ImageIndex:
         report = _staged(progress, "duplicates")
         with self._alone, self._folder.snapshot() as view:
             numbers = np.arange(len(view.rows)) if view.present is None else view.present
-            pairs = np.array(list(similar_pairs(view.rows, numbers, threshold, report)), dtype=np.int64)
+            near = islice(similar_pairs(view.rows, numbers, threshold, report), _PAIRS + 1)
+            pairs = np.array(list(near), dtype=np.int64)
+            if len(pairs) > _PAIRS:
+                raise ValueError(
+                    f"threshold {threshold:g}: more than {_PAIRS:,} pairs of the {view.count:,} images are "
+                    "that similar; raise it"
+                )
             entries = self._folder.entries(pairs.reshape(-1, 2))
         found: dict[str, list[str]] = {}
         for first, second in entries:
@@ -414,11 +424,8 @@ class ImageIndex:
             yield collector
             self._folder.finish(_staged(progress))
         if self.skipped_:
-            first = self.skipped_[0]
-            warn(
-                f"left out {len(self.skipped_)} of {total} images (see .skipped_); the first: "
-                f"{first.path}: {first.reason}"
-            )
+            left_out, first = len(self.skipped_), self.skipped_[0]
+            warn(f"left out {left_out} of {total} images (see .skipped_); the first: {first}")
 
     def _queries(self, query: Any) -> tuple[list[str], Floats]:
         several = isinstance(query, (list, tuple)) and len(query) > 0 and all(map(is_path, query))
