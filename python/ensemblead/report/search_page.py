@@ -26,12 +26,15 @@ _QUERY_SIDE, _HIT_SIDE = 448, 336
 _KEPT = 256  # pictures that are not read again when another query finds them
 
 
-def write_search_page(hits: Hits, path: StrPath, *, title: str = "Similar images") -> Path:
+def write_search_page(hits: Hits, path: StrPath, *, title: str = "Similar images", note: str = "") -> Path:
     """Write a page of the queries of a search, and the images found for each, the most similar first.
 
     Images are read from their paths, one at a time. A picture takes 5 to 20 KB, and is a link to its file.
     One that is gone or cannot be read is left out; the page says so where it would be, and a warning counts
     them.
+
+    Args:
+        note: what a reader must know beside: which images were searched, and by what conditions.
 
     Example:
         >>> import tempfile
@@ -58,8 +61,8 @@ def write_search_page(hits: Hits, path: StrPath, *, title: str = "Similar images
     parts = {
         "title": escape(title),
         "lead": escape(
-            f"{_counted(count, 'image', 'images')} found for {_counted(number, 'query', 'queries')}, "
-            f"the most similar first, by cosine similarity (at most 1).{below}"
+            f"{_counted(count, 'hit', 'hits')} for {_counted(number, 'query', 'queries')}, "
+            f"the most similar first, by cosine similarity (at most 1).{below}{f' {note}' if note else ''}"
         ),
         "queries": _list_of_queries([asked[query] for query in hits.queries]),
         "sections": (
