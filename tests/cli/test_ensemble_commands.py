@@ -201,8 +201,37 @@ class TestSimilar:
             ((model, category, "--similar", tmp_path / "nowhere"), "no image index at"),
             ((model, category, "--similar", vectors), "was built of ready vectors"),
             (("--config", suite, "--similar", vectors), "leave out --similar"),
+            ((model, category, "--similar-weights", vectors), "--similar-weights goes with --similar"),
         ):
             outcome = call("evaluate", *arguments, "--out", tmp_path / "out")
             assert outcome.exit_code == 2, (arguments, outcome.stderr)
             assert message in " ".join(outcome.stderr.split()), outcome.stderr
         assert not (tmp_path / "out").exists()
+
+    def test_weights_of_the_index_that_have_moved(self, category: Path, model: Path, tmp_path: Path) -> None:
+        from safetensors.torch import save_file
+
+        from ensemblead.networks import FeatureExtractor
+
+        file, moved, normal = tmp_path / "a.safetensors", tmp_path / "b.safetensors", tmp_path / "index"
+        save_file(FeatureExtractor("pdn_small", ["conv1"], weights=None).state_dict(), file)
+        network = ["-b", "pdn_small", "-le", "conv1", "--weights", file, "--device", "cpu"]
+        call_json("index", category / "train/good", "--out", normal, *network)
+        file.rename(moved)
+        measured = (
+            "evaluate",
+            model,
+            category,
+            "--out",
+            tmp_path / "out",
+            "--similar",
+            normal,
+            "--bootstrap",
+            0,
+        )
+        lost = call(*measured)
+        assert lost.exit_code == 1
+        assert f"similar: the weights of pdn_small are no longer at {file}" in lost.stderr
+        assert "give --similar-weights PATH with where they are now" in lost.stderr
+        call_json(*measured, "--similar-weights", moved)
+        assert any("similar" in item for item in Page(tmp_path / "out/report.html").data["items"])
