@@ -191,7 +191,13 @@ class TestSimilar:
                 assert values == pytest.approx([hit.similarity for hit in expected], abs=1e-3)
 
     def test_refusals(self, category: Path, model: Path, tmp_path: Path) -> None:
-        vectors, suite = tmp_path / "vectors", tmp_path / "suite.yaml"
+        vectors, suite, empty = tmp_path / "vectors", tmp_path / "suite.yaml", tmp_path / "empty"
+        gabor = ead.Embedder("gabor", resize=None, image_size=None, device="cpu")
+        query = next((category / "train/good").iterdir())
+        with ead.ImageIndex.build([query], gabor, empty) as index:
+            index.remove([query])
+        refused = call("search", empty, query)
+        assert (refused.exit_code, "has no images, or none yet" in refused.stderr) == (2, True)
         ead.ImageIndex.from_vectors(["a", "b"], np.eye(2, dtype=np.float32), vectors).close()
         suite.write_text(
             "detectors: [{name: a, type: PatchCore, backbone: gabor}]\n"
@@ -200,6 +206,7 @@ class TestSimilar:
         for arguments, message in (
             ((model, category, "--similar", tmp_path / "nowhere"), "no image index at"),
             ((model, category, "--similar", vectors), "was built of ready vectors"),
+            ((model, category, "--similar", empty), "has no images, or none yet"),
             (("--config", suite, "--similar", vectors), "leave out --similar"),
             ((model, category, "--similar-weights", vectors), "--similar-weights goes with --similar"),
         ):

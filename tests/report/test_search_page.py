@@ -97,6 +97,15 @@ def test_missing_images_and_no_hits_are_told(tmp_path: Path) -> None:
     assert "nav" not in {tag for tag, _ in page.tags}
 
 
+def test_so_many_queries_are_shown(made: SimpleNamespace, tmp_path: Path) -> None:
+    page = Page(write_search_page(made.hits, tmp_path / "page.html", max_queries=1, note="Mine."))
+    assert "12 hits for 2 queries" in page.words
+    assert "Only the first 1 query is shown. Mine." in page.words
+    assert sum(tag == "section" for tag, _ in page.tags) == 1
+    with pytest.raises(ValueError, match="max_queries"):
+        write_search_page(made.hits, tmp_path / "page.html", max_queries=0)
+
+
 def test_bytes_that_are_no_text_are_escaped(tmp_path: Path) -> None:
     query = draw(tmp_path / "caf\udce9.png", 0)
     hits = Hits([query], np.array([[0]]), np.array([[1.0]], np.float32), [[query]], [["x"]])

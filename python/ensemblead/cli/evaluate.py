@@ -210,6 +210,8 @@ def opened_index(path: Path, weights: Sequence[str], device: str | None) -> Imag
 
     index = ImageIndex.open(path, weights=moved_weights(weights), device=device)
     try:
+        if not len(index):
+            raise ValueError(f"similar: {path} has no images, or none yet")
         _ = index.embedder
     except BackboneUnavailableError as error:
         index.close()

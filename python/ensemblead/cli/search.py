@@ -92,6 +92,9 @@ class _SearchRun:
         left_out = LeftOut(paths)
         bars.step("loading the networks")
         with ImageIndex.open(self.index, weights=moved_weights(self.weights), device=self.device) as index:
+            images = len(index)
+            if not images:
+                raise ValueError(f"index: {self.index} has no images, or none yet")
             hits = search_images(
                 index,
                 paths,
@@ -100,7 +103,6 @@ class _SearchRun:
                 on_error=left_out if self.skip_unreadable else None,
                 progress=bars,
             )
-            images = len(index)
         if not len(hits):
             raise ValueError(f"images: none of {len(paths)} can be read, the first: {left_out.first}")
         if conditions and not hits.ids.size:
