@@ -245,7 +245,7 @@ class TestFit:
         outcome = call(*predict)
         assert (outcome.exit_code, outcome.stderr.count("\n")) == (1, 1)
         assert "give --weights PATH with where they are now" in outcome.stderr
-        assert "fit --include-backbone stores" in outcome.stderr
+        assert "fit and fuse --include-backbone store" in outcome.stderr
         assert "ead.load" not in outcome.stderr
         assert call(*predict, "--weights", tmp_path / "moved.pt").exit_code == 0
         assert call("predict", tmp_path / "whole", *predict[2:]).exit_code == 0
