@@ -11,6 +11,7 @@ import importlib.util
 import os
 import signal
 import sys
+import zlib
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -46,6 +47,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--numpy-only", action="store_true", help="behave as if no other array framework were installed"
     )
+    parser.addoption(
+        "--share",
+        metavar="K/N",
+        help="run one of N shares of the tests, the same in every run: K from 0",
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if (share := config.getoption("--share")) is not None:
+        turn, shares = map(int, share.split("/"))
+        kept = [item for item in items if zlib.crc32(item.nodeid.encode()) % shares == turn]
+        config.hook.pytest_deselected(items=[item for item in items if item not in set(kept)])
+        items[:] = kept
 
 
 @pytest.hookimpl(wrapper=True)
