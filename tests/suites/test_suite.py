@@ -408,14 +408,14 @@ class TestFailures:
 INTERRUPTED = """
 import os, signal, sys
 from ensemblead.cli import main
-from ensemblead.suites import running
-inner, calls = running.measure_category, []
+from ensemblead.suites import measuring
+inner, calls = measuring.measure_category, []
 def interrupt(*args, **kwargs):
     calls.append(1)
     if len(calls) == 3:
         os.kill(os.getpid(), signal.SIGINT)
     return inner(*args, **kwargs)
-running.measure_category = interrupt
+measuring.measure_category = interrupt
 main()
 """
 
