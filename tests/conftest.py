@@ -57,9 +57,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if (share := config.getoption("--share")) is not None:
         turn, shares = map(int, share.split("/"))
-        kept = [item for item in items if zlib.crc32(item.nodeid.encode()) % shares == turn]
-        config.hook.pytest_deselected(items=[item for item in items if item not in set(kept)])
-        items[:] = kept
+        if not 0 <= turn < shares:
+            raise pytest.UsageError(f"--share: K/N must have 0 <= K < N, got {share}")
+        parts: tuple[list[pytest.Item], list[pytest.Item]] = [], []
+        for item in items:
+            parts[zlib.crc32(item.nodeid.encode()) % shares == turn].append(item)
+        others, items[:] = parts
+        config.hook.pytest_deselected(items=others)
 
 
 @pytest.hookimpl(wrapper=True)
