@@ -78,6 +78,29 @@ class TestIndex:
         assert "the index has 18 images, as vectors of 90 dimensions" in outcome.stdout
         assert f"index: {out}" in outcome.stdout
 
+    def test_images_that_are_gone_are_removed_where_that_is_asked_for(
+        self, images: Path, tmp_path: Path
+    ) -> None:
+        root, other, out = tmp_path / "images", tmp_path / "images2", tmp_path / "index"
+        shutil.copytree(images, root)
+        shutil.copytree(images / "dark", other)
+        call_json("index", root, "--out", out, *NETWORK)
+        call_json("index", other, "--out", out)
+        (root / "dark/0.png").unlink()
+        (other / "1.png").unlink()
+        kept = call_json("index", root, "--out", out)
+        assert (kept["images"], kept["removed"]) == (20, 0)
+        outcome = call("index", root, "--out", out, "--remove-gone")
+        assert outcome.exit_code == 0
+        assert "0 images embedded in" in outcome.stdout
+        assert "1 that are gone removed; the index has 19 images" in " ".join(outcome.stdout.split())
+        with ead.ImageIndex.open(out) as index:
+            assert index.remove_gone(root) == []
+            with pytest.raises(ValueError, match="there is no folder"):
+                index.remove_gone(tmp_path / "elsewhere")
+            assert index.remove_gone(tmp_path) == [str(other / "1.png")]
+            assert len(index) == 18
+
     def test_unreadable_images_are_named(self, images: Path, tmp_path: Path) -> None:
         root, out = tmp_path / "images", tmp_path / "index"
         shutil.copytree(images, root)

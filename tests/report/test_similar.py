@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
+from urllib.parse import unquote
 
 import pytest
 
@@ -34,16 +36,25 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     )
 
 
+def named(page: Page, place: int) -> str:
+    return str(page.data["similar"][place]["name"])
+
+
 def test_findings_alone_have_neighbours(made: SimpleNamespace) -> None:
     page = Page(made.path)
     items = page.data["items"]
     names = {path.name for path in (made.part / "train/good").iterdir()}
     for item in items:
         assert ("similar" in item) == bool(item["label"] or item["verdict"])
-        for value, name in item.get("similar", []):
+        for value, place in item.get("similar", []):
             assert -1 <= value <= 1
-            assert name in names
+            assert page.data["similar"][place]["name"] in names
     assert any("similar" in item for item in items)
+    shown = {place for item in items for _, place in item.get("similar", [])}
+    assert shown == set(range(len(page.data["similar"])))  # each of them once
+    for photo in page.data["similar"]:
+        assert photo["src"].startswith("data:image/")
+        assert unquote(photo["href"]) == f"file://{made.part / 'train/good' / photo['name']}"
     assert f"of the {made.normal} images of the index {made.folder / 'index'}" in page.words
 
 
@@ -65,8 +76,9 @@ def test_links_and_defective_images_are_known(tmp_path: Path) -> None:
         pytest.warns(UserWarning, match=told),
     ):
         report.to_html(tmp_path / "report.html", similar=index)
-    for item in Page(tmp_path / "report.html").data["items"]:
-        assert item["name"] not in [name for _, name in item.get("similar", [])]
+    page = Page(tmp_path / "report.html")
+    for item in page.data["items"]:
+        assert item["name"] not in [named(page, place) for _, place in item.get("similar", [])]
 
 
 def test_a_finding_that_is_gone_has_none(tmp_path: Path) -> None:
@@ -84,24 +96,39 @@ def test_a_finding_that_is_gone_has_none(tmp_path: Path) -> None:
         assert "similar" not in items[path.relative_to(part / "test").as_posix()]
 
 
+def test_a_similar_image_that_is_gone_is_said(tmp_path: Path) -> None:
+    part = draw_category(tmp_path / "part", 0)
+    report = ead.evaluate(Brightness(), ead.MVTecAD(part), bootstrap=0)
+    embedder = ead.Embedder("gabor", resize=None, image_size=None, device="cpu")
+    with ead.ImageIndex.build(part / "train/good", embedder, tmp_path / "index") as index:
+        shutil.rmtree(part / "train/good")
+        with pytest.warns(UserWarning, match="could not be read for report.html, the first is .*train/good"):
+            report.to_html(tmp_path / "report.html", similar=index)
+    photos = Page(tmp_path / "report.html").data["similar"]
+    assert photos
+    assert all("src" not in photo for photo in photos)
+
+
 @pytest.mark.parametrize("width", [1280, 320])
 def test_they_stand_beside_the_finding(browser: Browser, made: SimpleNamespace, width: int) -> None:
     browser.open(made.path, width, 800)
     browser.wait("!document.getElementById('gallery-body').hidden")
-    items = {item["name"]: item for item in Page(made.path).data["items"]}
+    page = Page(made.path)
+    items = {item["name"]: item for item in page.data["items"]}
     cards = browser.run(
         "[...document.querySelectorAll('.card')].map((card) => [card.querySelector('.name').textContent,"
         " [...card.querySelectorAll('.similar li')].map((line) => line.textContent)])"
     )
     assert len(cards) == len(items)
     for name, lines in cards:
-        expected = [f"{value:.4f} {other}" for value, other in items[name].get("similar", [])]
+        similar = items[name].get("similar", [])
+        expected = [f"{value:.4f} {named(page, place)}" for value, place in similar]
         assert lines == expected
     finding = next(i for i, (_, lines) in enumerate(cards) if lines)
     browser.run(f"document.querySelectorAll('.card')[{finding}].id = 'finding'")
     browser.click("#finding .open")
-    facts = browser.run("[...document.querySelectorAll('#detail-facts dt')].map((term) => term.textContent)")
-    assert sum(fact.startswith("Similar, ") for fact in facts) == 3
+    browser.wait("[...document.querySelectorAll('#detail-similar img')].every((image) => image.naturalWidth)")
+    assert browser.run("document.querySelectorAll('#detail-similar img').length") == 3
     assert browser.run("document.documentElement.scrollWidth") <= width
     assert browser.run("window.hit === undefined")
     assert browser.contrasts()[0][0] >= 4.5

@@ -79,7 +79,7 @@ def command(
             "--similar",
             metavar="INDEX",
             help="An index of normal images (`ensemblead index DATA/train/good --out INDEX -b NAME`): the "
-            "page names the three most similar to each finding.",
+            "page shows the three most similar to each finding.",
         ),
     ] = None,
     similar_weights: Annotated[

@@ -64,26 +64,32 @@ def command(
     settings: Settings = None,
     device: Device = None,
     skip_unreadable: SkipUnreadable = False,
+    remove_gone: Annotated[
+        bool,
+        typer.Option("--remove-gone", help="Remove images in or below FOLDER whose files are gone."),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Index the images of a folder, to be found by example.
 
     Where OUT is an index already, new and changed images are added, by the networks that it was built with:
-    name them again or leave them out. Images that are gone stay in it. After an interrupt the same command
-    goes on.
+    name them again or leave them out. Images that are gone stay in it, unless there is --remove-gone. After
+    an interrupt the same command goes on.
     """
     values = {"resize": resize, "image_size": image_size, "device": device}
     options = EmbedderOptions(backbone, layers, weights, values, settings)
     with reported_warnings() as warned, Bars() as bars:
-        run = _IndexRun(folder, out, options, fusion, kind, labels, skip_unreadable)
+        run = _IndexRun(folder, out, options, fusion, kind, labels, skip_unreadable, remove_gone)
         summary = run.execute(bars)
     if as_json:
         print_json({**summary, "warnings": warned})
         return
+    removed = f", {summary['removed']} that are gone removed" if remove_gone else ""
     Console(highlight=False, soft_wrap=True, markup=False).print(
         valid_text(
             f"{described_skips(summary['skipped'])}"
-            f"{summary['embedded']} images embedded in {summary['seconds']:.1f} s; the index has "
+            f"{summary['embedded']} images embedded in {summary['seconds']:.1f} s"
+            f"{removed}; the index has "
             f"{summary['images']} images, as vectors of {summary['dim']} dimensions\n"
             f"index: {summary['index']}"
         )
@@ -101,6 +107,7 @@ class _IndexRun:
     kind: str | None
     labels: str | None
     skip_unreadable: bool
+    remove_gone: bool
 
     def execute(self, bars: Bars) -> dict[str, Any]:
         require("torch", "ensemblead index")
@@ -133,10 +140,12 @@ class _IndexRun:
             if index.skipped_ and not len(index):
                 first = index.skipped_[0]
                 raise ValueError(f"images: none of {len(index.skipped_)} can be indexed, the first: {first}")
+            removed = len(index.remove_gone(self.folder)) if self.remove_gone else 0
             return {
                 "index": str(self.out),
                 "images": len(index),
                 "embedded": embedded,
+                "removed": removed,
                 "dim": index.dim,
                 "kind": index.kind,
                 "skipped": [{"path": one.path, "reason": one.reason} for one in index.skipped_],

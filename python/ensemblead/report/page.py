@@ -151,6 +151,9 @@ def _data(
         if neighbours is not None:
             item.update(neighbours.described(details.images[picture.index].path))
         yield ("," if position else "") + _json({"category": number, **item})
+    yield '],"similar":['
+    for position, photo in enumerate(neighbours.photos(missing) if neighbours is not None else ()):
+        yield ("," if position else "") + _json(photo)
     yield "]}"
 
 

@@ -76,7 +76,7 @@ class Report(Results):
                 how many were left out.
             similar: An index of normal images, such as
                 `ImageIndex.build("bottle/train/good", embedder, "index")`. Beside each finding (an image that
-                is defective, or called so) the page then names the three images of the index that are most
+                is defective, or called so) the page then shows the three images of the index that are most
                 similar to it, with their cosine similarities.
 
         Raises:

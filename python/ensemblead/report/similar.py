@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ensemblead.common.warnings import warn
-from ensemblead.report.pictures import common_folder
+from ensemblead.images import read_image
+from ensemblead.report.pictures import common_folder, photo_url
 from ensemblead.retrieval.queries import search_images
 
 if TYPE_CHECKING:
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from ensemblead.retrieval.index import ImageIndex
 
 MOST = 3
+_SIDE = 192  # the longer side of a picture, twice as large as it is shown
 
 
 @dataclass(frozen=True)
@@ -57,12 +60,31 @@ class Neighbours:
         return common_folder(paths) if paths else ""
 
     def described(self, path: str) -> dict[str, Any]:
-        """Those of an image, named as they lie below `folder`, as the page's script reads them."""
-        if not self.hits.get(path):
+        """Similarity and place in `photos` of those of an image, as the page's script reads them."""
+        found = self.hits.get(path)
+        if not found:
             return {}
-        names = [Path(os.path.relpath(hit.path, self.folder)).as_posix() for hit in self.hits[path]]
-        pairs = zip(names, self.hits[path], strict=True)
-        return {"similar": [[round(min(hit.similarity, 1.0), 4), name] for name, hit in pairs]}
+        return {"similar": [[round(min(hit.similarity, 1.0), 4), self._places[hit.path]] for hit in found]}
+
+    def photos(self, missing: list[str]) -> Iterator[dict[str, Any]]:
+        """Each of them once, read one at a time: named as it lies below `folder`, with its picture and file.
+
+        Files that cannot be read are appended to `missing`, and have no picture.
+        """
+        folder = self.folder
+        for path in self._places:
+            name = Path(os.path.relpath(path, folder)).as_posix()
+            try:
+                photo = {"src": photo_url(read_image(path), _SIDE)}
+            except (OSError, ValueError, MemoryError):
+                missing.append(path)
+                photo = {}
+            yield {"name": name, "href": Path(os.path.abspath(path)).as_uri(), **photo}
+
+    @cached_property
+    def _places(self) -> dict[str, int]:
+        paths = dict.fromkeys(hit.path for hits in self.hits.values() for hit in hits)
+        return {path: place for place, path in enumerate(paths)}
 
     def note(self) -> str:
         """What they are, as a term of the page's notes."""

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ensemblead.common.files import StrPath
+from ensemblead.detectors import parts
 from ensemblead.retrieval.catalogue import Entry
 from ensemblead.retrieval.folder import IndexFolder
 from ensemblead.retrieval.incoming import Listed, Skipped, find_changes
@@ -184,3 +185,10 @@ def add_ready(
             collector.add_unless_stored(entry, vector, known.get(path), there.get(path), relabel)
         collector.commit()
         progress(min(a + _READY, total), total)
+
+
+def staged(progress: parts.Progress | None, stage: str = "index") -> Progress:
+    """The progress of one stage."""
+    if progress is None:
+        return lambda done, total: None
+    return lambda done, total: progress(stage, done, total)

@@ -230,3 +230,10 @@ def find_images(given: Sequence[Any], catalogue: Catalogue) -> list[Entry]:
         raise ValueError(f"images: not in the index: {some_of(missing)}")
     check_unique([entry.path for entry in found])
     return found
+
+
+def find_gone(folder: str, catalogue: Catalogue) -> list[Entry]:
+    """The entries of images in or below a folder whose files are gone."""
+    stored = (entry for _, entry, _ in catalogue.every() if entry.removed is None)
+    below = [entry for entry in stored if Path(entry.path).is_relative_to(folder)]
+    return [entry for entry in below if not os.path.exists(entry.path)]

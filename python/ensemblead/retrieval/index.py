@@ -9,7 +9,7 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal
 
 import numpy as np
 
@@ -17,8 +17,9 @@ from ensemblead import store
 from ensemblead.common.errors import DamagedModelError
 from ensemblead.common.files import StrPath
 from ensemblead.common.validation import one_of, whole_number
-from ensemblead.retrieval.adding import Collector, EmbedsImages, add_images, add_ready
-from ensemblead.retrieval.catalogue import as_list
+from ensemblead.detectors.parts import Progress
+from ensemblead.retrieval.adding import Collector, EmbedsImages, add_images, add_ready, staged
+from ensemblead.retrieval.catalogue import Entry, as_list
 from ensemblead.retrieval.duplicates import near_duplicates
 from ensemblead.retrieval.folder import IndexFolder
 from ensemblead.retrieval.hits import Hits
@@ -28,6 +29,7 @@ from ensemblead.retrieval.incoming import (
     Skipped,
     check_texts,
     check_unique,
+    find_gone,
     find_images,
     is_path,
     list_images,
@@ -38,8 +40,6 @@ from ensemblead.retrieval.layout import EMBEDDER, MANIFEST, Manifest, checked_ma
 from ensemblead.retrieval.structures import check_kind
 from ensemblead.retrieval.vectors import as_vectors, unit_vectors
 from ensemblead.search.cosine import Floats
-
-Progress: TypeAlias = Callable[[str, int, int], None]
 
 
 class ImageIndex:
@@ -304,7 +304,7 @@ class ImageIndex:
         check_texts("paths", names)
         given = Listed(names, ready_labels(names, labels))
         with self._adding(errors, progress) as collector:
-            add_ready(self._folder, collector, given, ready, labels is not None, _staged(progress, "embed"))
+            add_ready(self._folder, collector, given, ready, labels is not None, staged(progress, "embed"))
         warn_of_skipped(self.skipped_, len(names))
         return collector.added
 
@@ -318,18 +318,29 @@ class ImageIndex:
         with self._alone, self._folder.writing():
             with self._folder.snapshot():
                 found = find_images(given, self._folder.catalogue)
-            if found:
-                now = int(time.time())
-                self._folder.change([entry._replace(removed=now) for entry in found])
-                self._folder.finish()
+            self._drop(found)
         return len(found)
+
+    def remove_gone(self, folder: StrPath) -> list[str]:
+        """Remove the images in or below a folder whose files are gone; their paths.
+
+        Raises ValueError where there is no such folder: a disk that is not mounted has lost nothing.
+        """
+        root = os.path.abspath(folder)
+        if not os.path.isdir(root):
+            raise ValueError(f"folder: there is no folder {root}")
+        with self._alone, self._folder.writing():
+            with self._folder.snapshot():
+                gone = find_gone(root, self._folder.catalogue)
+            self._drop(gone)
+        return [entry.path for entry in gone]
 
     def compact(self, *, progress: Progress | None = None) -> None:
         """Give the space of removed images back: vectors move to a new file, and the structure is built
         anew.
         """
         with self._alone, self._folder.writing():
-            self._folder.compact(_staged(progress))
+            self._folder.compact(staged(progress))
 
     # Finding
 
@@ -391,7 +402,7 @@ class ImageIndex:
         if not -1.0 <= threshold <= 1.0:
             raise ValueError(f"threshold must be between -1 and 1, got {threshold}")
         with self._alone:
-            return near_duplicates(self._folder, threshold, _staged(progress, "duplicates"))
+            return near_duplicates(self._folder, threshold, staged(progress, "duplicates"))
 
     def verify(self) -> None:
         """Read everything, and raise DamagedModelError for what is not as it was written, naming an image."""
@@ -402,10 +413,15 @@ class ImageIndex:
 
     # Parts of these
 
+    def _drop(self, entries: Sequence[Entry]) -> None:
+        if entries:
+            self._folder.change([entry._replace(removed=int(time.time())) for entry in entries])
+            self._folder.finish()
+
     def _add(self, listed: Listed, relabel: bool, errors: str, progress: Progress | None) -> int:
         embedder = self.embedder
         with self._adding(errors, progress) as collector:
-            add_images(self._folder, collector, listed, embedder, relabel, _staged(progress, "embed"))
+            add_images(self._folder, collector, listed, embedder, relabel, staged(progress, "embed"))
         warn_of_skipped(self.skipped_, len(listed.paths))
         return collector.added
 
@@ -416,7 +432,7 @@ class ImageIndex:
         with self._alone, self._folder.writing():
             collector = Collector(self._folder, errors == "skip", self.skipped_)
             yield collector
-            self._folder.finish(_staged(progress))
+            self._folder.finish(staged(progress))
 
     def _queries(self, query: Any) -> tuple[list[str], Floats]:
         several = isinstance(query, (list, tuple)) and len(query) > 0 and all(map(is_path, query))
@@ -432,9 +448,3 @@ class ImageIndex:
 
     def _embedded(self, images: Any) -> Floats:
         return as_vectors("embeddings", self.embedder.embed(images), self.dim)
-
-
-def _staged(progress: Progress | None, stage: str = "index") -> Callable[[int, int], object]:
-    return (
-        (lambda done, total: None) if progress is None else lambda done, total: progress(stage, done, total)
-    )

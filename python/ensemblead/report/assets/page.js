@@ -2,7 +2,7 @@
 // The gallery. Texts from the data are only ever set as text, never parsed as HTML.
 (() => {
   const byId = (id) => document.getElementById(id);
-  const { categories, colors, items } = JSON.parse(byId("data").textContent);
+  const { categories, colors, items, similar } = JSON.parse(byId("data").textContent);
   if (items.length === 0) return;
   const table = colorTable(colors);
   const SVG = "http://www.w3.org/2000/svg";
@@ -120,6 +120,19 @@
   }, { rootMargin: "400px" });
   const cards = new Map(); // node -> {item, picture}
 
+  // The similar images of a finding, as links to their files.
+  function neighbours(item) {
+    const lines = item.similar.map(([value, place]) => {
+      const { name, href, src } = similar[place];
+      const inner = src === undefined
+        ? make("span", { class: "gone" }, "It could not be read.")
+        : make("img", { src, alt: "", loading: "lazy" });
+      const open = make("a", { href, "aria-label": `Open ${name}` }, inner);
+      return make("li", {}, open, make("span", {}, `${value.toFixed(4)} `, ...breakable(name)));
+    });
+    return make("ol", {}, ...lines);
+  }
+
   function card(item) {
     const slider = make("input", {
       type: "range", min: 0, max: 100, step: 5, class: "own", "aria-label": `Image to heat map, ${item.name}`,
@@ -135,9 +148,8 @@
       make("span", { class: "score" }, shown(item.score)),
       verdict);
     if (item.similar) {
-      const title = make("p", { class: "similar-title" }, "Most similar in the index");
-      const lines = item.similar.map(([value, name]) => make("li", {}, `${value.toFixed(4)} `, ...breakable(name)));
-      caption.append(make("div", { class: "similar" }, title, make("ol", {}, ...lines)));
+      const title = make("p", {}, "Most similar in the index");
+      caption.append(make("div", { class: "similar" }, title, neighbours(item)));
     }
     const node = make("li", { class: "card" }, open, caption, slider);
     slider.addEventListener("input", drawn.redraw);
@@ -220,8 +232,9 @@
         ["Contour at", category.contour === null ? "none: no masks to find it by" : shown(category.contour)],
       ];
       if (item.label && item.mask === undefined) facts.push(["Mask", "none"]);
-      for (const [value, name] of item.similar ?? []) facts.push([`Similar, ${value.toFixed(4)}`, name]);
       byId("detail-facts").replaceChildren(...facts.flatMap(([name, text]) => [make("dt", {}, name), make("dd", {}, text)]));
+      byId("detail-similar").replaceChildren(
+        ...(item.similar ? [make("p", {}, "Most similar in the index"), neighbours(item)] : []));
       byId("detail-previous").disabled = visible[0] === item;
       byId("detail-next").disabled = visible[visible.length - 1] === item;
     }
