@@ -15,7 +15,8 @@ from ensemblead.detectors.format1 import calibration_of_format1
 from ensemblead.detectors.frozen import per_network
 from ensemblead.detectors.parts import Reading
 from ensemblead.images import BIT_DEPTHS, Geometry
-from ensemblead.networks.network import check_device, network_from_store, resolve_device
+from ensemblead.networks.network import check_device, resolve_device
+from ensemblead.networks.stored import network_from_store
 from ensemblead.store import FolderReader, FolderWriter, load_state, move_state, save_state
 
 # The network describes itself.
@@ -129,8 +130,15 @@ def open_network(method: Any, reader: FolderReader) -> None:
     for option in ("weights", "backbone"):
         reader.options[option] = per_network(option, reader.options.get(option))
     frozen.device = method.device
+    options = {name: reader.options.get(name) or getattr(frozen, name) for name in ("engine", "precision")}
+    frozen.run_by(**options)
     network = network_from_store(
-        reader, reader.state["network"], method.device, method.precision, compile=method.compile
+        reader,
+        reader.state["network"],
+        frozen.device,
+        frozen.precision,
+        compile=frozen.compile,
+        engine=frozen.engine,
     )
     frozen.replace(network)
     extractor = network.extractor

@@ -128,6 +128,8 @@ class EfficientAD(TrainedMethod):
         batch_size: images per update, and per forward pass. The largest errors are those of a whole batch.
         seed: of everything random.
         compile: run the teacher through `torch.compile`.
+        engine: what runs the teacher on a CPU: "torch", "openvino" (the extra openvino), or "auto": OpenVINO if
+            it is installed. docs/design/engines.md has their speed. `quantize` adds precision "int8".
 
     Attributes after `fit`: `losses_`, `calibration_`, `threshold_`; `network_`, the teacher, once it is
     needed.
@@ -163,6 +165,7 @@ class EfficientAD(TrainedMethod):
         batch_size: int = 1,
         seed: int = 0,
         compile: bool = False,
+        engine: str = "torch",
     ) -> None:
         super().__init__(locals())
         self.size = one_of("size", size, SIZES)

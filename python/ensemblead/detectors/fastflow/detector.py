@@ -101,6 +101,8 @@ class FastFlow(TrainedMethod):
         batch_size: images per update, and per forward pass.
         seed: of everything random.
         compile: run the frozen network through `torch.compile`.
+        engine: what runs the frozen network on a CPU: "torch", "openvino" (the extra openvino), or "auto": OpenVINO if
+            it is installed. docs/design/engines.md has their speed. `quantize` adds precision "int8".
 
     Attributes after `fit`: `losses_`, `calibration_`, `threshold_`; `network_`, the frozen network, once it
     is needed.
@@ -139,6 +141,7 @@ class FastFlow(TrainedMethod):
         batch_size: int = 32,
         seed: int = 0,
         compile: bool = False,
+        engine: str = "torch",
     ) -> None:
         super().__init__(locals())
         self.steps = checked_steps(steps)

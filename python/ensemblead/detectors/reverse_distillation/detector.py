@@ -103,6 +103,8 @@ class ReverseDistillation(TrainedMethod):
         batch_size: images per update, and per forward pass.
         seed: of everything random.
         compile: run the teacher through `torch.compile`.
+        engine: what runs the teacher on a CPU: "torch", "openvino" (the extra openvino), or "auto": OpenVINO if
+            it is installed. docs/design/engines.md has their speed. `quantize` adds precision "int8".
 
     Attributes after `fit`: `losses_`, `calibration_`, `threshold_`; `network_`, the teacher, once it is
     needed.
@@ -140,6 +142,7 @@ class ReverseDistillation(TrainedMethod):
         batch_size: int = 16,
         seed: int = 0,
         compile: bool = False,
+        engine: str = "torch",
     ) -> None:
         super().__init__(locals())
         if len(self.layers) != _NUM_LAYERS:

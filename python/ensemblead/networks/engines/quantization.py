@@ -1,0 +1,67 @@
+"""Networks in int8, by NNCF's quantization after training. This is the only file that imports nncf."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
+from typing import Any
+
+from torch import Tensor
+
+from ensemblead.common.errors import EngineError
+from ensemblead.common.extras import require
+from ensemblead.networks.engines.engine import Part, Quantized, digest_of
+from ensemblead.networks.engines.openvino import converted, stored
+
+_SILENT = "NNCF_CI"  # while it is imported with this in the environment, it sends nothing to its makers
+_quantizing = threading.Lock()
+
+
+def quantized(part: Part, images: Sequence[Tensor], weights: Mapping[str, Tensor]) -> Quantized:
+    """A network in int8, with the ranges of values that it has for these images.
+
+    Convolutions and products are in int8, with a scale per channel of the weights; the rest stays in float32.
+    The biases are corrected for the mean error (NNCF's fast bias correction).
+
+    Args:
+        part: the network in float32, as far as its layers.
+        images: normalised, `[1, 3, H, W]` each. Of several sizes, those of the most frequent one are used.
+        weights: of the network as far as the layers; their digest is kept.
+
+    Raises EngineError where it cannot be converted or quantized.
+    """
+    size = Counter(image.shape for image in images).most_common(1)[0][0]
+    chosen = [image for image in images if image.shape == size]
+    with _quantizing:
+        nncf = _nncf()
+        model = converted(part, chosen[0])
+        logger = logging.getLogger("nncf")
+        level = logger.level
+        logger.setLevel(logging.ERROR)
+        try:
+            with redirect_stdout(sys.stderr):  # its progress, with the time left
+                data = nncf.Dataset([image.contiguous().numpy() for image in chosen])
+                result = nncf.quantize(model, data, subset_size=len(chosen))
+        except Exception as error:  # NNCF and OpenVINO raise all kinds
+            reason = str(error).strip().partition("\n")[0] or type(error).__name__
+            raise EngineError(f"{part.name} cannot be quantized ({reason}); use precision='float32'") from error
+        finally:
+            logger.setLevel(level)
+    return Quantized(part.layers, digest_of(weights), len(chosen), *stored(result))
+
+
+def _nncf() -> Any:
+    before = os.environ.get(_SILENT)
+    os.environ[_SILENT] = "1"
+    try:
+        return require("nncf", "quantize")
+    finally:
+        if before is None:
+            del os.environ[_SILENT]
+        else:
+            os.environ[_SILENT] = before
