@@ -47,7 +47,7 @@ class CompilationError(EnsembleADError):
 
 
 class EngineError(EnsembleADError):
-    """A network that an engine cannot run, or computes otherwise than torch; the message says what was seen."""
+    """A network that an engine cannot run, or runs otherwise than torch; the message says what was seen."""
 
 
 class NotExportableError(EnsembleADError):

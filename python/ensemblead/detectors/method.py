@@ -77,8 +77,8 @@ class Method(Detector):
     Args:
         arguments: `locals()` of the subclass's constructor. Taken from it, checked and kept as attributes are
             the parameters that all methods share: `image_size`, `resize`, `batch_size`, `seed`, `device`, and
-            of methods with a network `backbone`, `layers`, `weights`, `precision`, `compile`, `engine`. One that
-            trains all of its networks may take `precision` as well.
+            of methods with a network `backbone`, `layers`, `weights`, `precision`, `compile`, `engine`. One
+            that trains all of its networks may take `precision` as well.
     """
 
     State: ClassVar[type]

@@ -68,7 +68,7 @@ class _Sample:
         self._random = np.random.default_rng(seed)
 
     def add(self, batch: torch.Tensor) -> None:
-        for image in batch.split(1):
+        for image in torch.split(batch, 1):
             self._seen += 1
             if len(self.images) < self._limit:
                 self.images.append(image.clone(memory_format=torch.contiguous_format))

@@ -75,9 +75,7 @@ class Network:
         # SqueezeNet a sixth to a half of the pass.
         extractor.to(place, dtype, channels_last=True)
         # A caller's module may yet be changed.
-        kind = default_engine(
-            dtype, engine=engine, compile=compile, changeable=source["kind"] == "module"
-        )
+        kind = default_engine(dtype, engine=engine, compile=compile, changeable=source["kind"] == "module")
         extractor.run_by(kind, "int8" if precision == "int8" else None, quantized)
         self.extractor, self.quantized = extractor, quantized
         self.device = place

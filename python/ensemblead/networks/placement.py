@@ -58,7 +58,9 @@ def check_engine(engine: str, device: str, *, compile: bool) -> str:
     one_of("engine", engine, ("torch", "openvino", "auto"))
     if engine == "openvino":
         if compile:
-            raise ValueError("compile=True goes with engine='torch', got 'openvino', which compiles by itself")
+            raise ValueError(
+                "compile=True goes with engine='torch', got 'openvino', which compiles by itself"
+            )
         if device != "auto":
             _require_cpu(torch.device(device))
     return engine

@@ -60,8 +60,8 @@ class Embedder:
         batch_size: images per forward pass.
         seed: of random weights.
         compile: run the network through `torch.compile`.
-        engine: what runs the network on a CPU: "torch", "openvino" (the extra openvino), or "auto": OpenVINO if
-            it is installed. docs/design/engines.md has their speed. `quantize` adds precision "int8".
+        engine: what runs the network: "torch", "openvino" (on CPUs; the extra openvino), or "auto": OpenVINO
+            on a CPU where it is installed. For precision "int8" call `quantize`.
 
     Raises ValueError or TypeError for what is none of these; ValueError, at the first use, for a layer that
     does not exist, for weights that do not reach it, and for `layer=None` with a network whose classifier
@@ -182,7 +182,9 @@ class Embedder:
         seed: int = 0,
         progress: Progress | None = None,
     ) -> Self:
-        """Run the network in int8 from now on; see `Detector.quantize`. Vectors of before are other vectors."""
+        """Run the network in int8 from now on; see `Detector.quantize`. Its vectors are others than before: embed
+        all images again.
+        """
 
         def look(source: ImageSource) -> None:
             for _ in self.embed_batches(source, progress=progress):

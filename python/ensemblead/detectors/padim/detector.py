@@ -129,8 +129,9 @@ class PaDiM(Method):
         seed: of everything random.
         compile: run the network through `torch.compile`. The first batch then takes long; where it cannot be
             done, a CompilationError at that batch says why.
-        engine: what runs the network on a CPU: "torch", "openvino" (the extra openvino), or "auto": OpenVINO if
-            it is installed. docs/design/engines.md has their speed. `quantize` adds precision "int8".
+        engine: of the network: "torch", "openvino" (on CPUs; the extra openvino), or "auto": OpenVINO on
+            a CPU where it is installed. docs/design/engines.md has their speed. For precision "int8"
+            fit in float32 and call `quantize`.
 
     Attributes: `gaussians_`, `calibration_`, `threshold_` after `fit`; `network_`, the extractor, once it is
     needed.

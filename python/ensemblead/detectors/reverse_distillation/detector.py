@@ -103,8 +103,9 @@ class ReverseDistillation(TrainedMethod):
         batch_size: images per update, and per forward pass.
         seed: of everything random.
         compile: run the teacher through `torch.compile`.
-        engine: what runs the teacher on a CPU: "torch", "openvino" (the extra openvino), or "auto": OpenVINO if
-            it is installed. docs/design/engines.md has their speed. `quantize` adds precision "int8".
+        engine: of the teacher: "torch", "openvino" (on CPUs; the extra openvino), or "auto": OpenVINO on
+            a CPU where it is installed. docs/design/engines.md has their speed. For precision "int8"
+            fit in float32 and call `quantize`.
 
     Attributes after `fit`: `losses_`, `calibration_`, `threshold_`; `network_`, the teacher, once it is
     needed.

@@ -9,16 +9,22 @@ import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
+from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ensemblead.common.errors import EngineError
 from ensemblead.common.extras import require
+from ensemblead.networks.engines.eager import EagerEngine
 from ensemblead.networks.engines.engine import Part, Quantized, digest_of
-from ensemblead.networks.engines.openvino import converted, stored
+from ensemblead.networks.engines.openvino import OpenVinoEngine, converted, deviation, stored
 
 _SILENT = "NNCF_CI"  # while it is imported with this in the environment, it sends nothing to its makers
+# So many images are compared with torch, and so far may features be from torch's, relative to their norm:
+# convolutional networks have been seen at 0.02 to 0.11.
+_COMPARED, _MOST_OFF = 8, 0.3
 _quantizing = threading.Lock()
 
 
@@ -49,10 +55,26 @@ def quantized(part: Part, images: Sequence[Tensor], weights: Mapping[str, Tensor
                 result = nncf.quantize(model, data, subset_size=len(chosen))
         except Exception as error:  # NNCF and OpenVINO raise all kinds
             reason = str(error).strip().partition("\n")[0] or type(error).__name__
-            raise EngineError(f"{part.name} cannot be quantized ({reason}); use precision='float32'") from error
+            raise EngineError(
+                f"{part.name} cannot be quantized ({reason}); use precision='float32'"
+            ) from error
         finally:
             logger.setLevel(level)
-    return Quantized(part.layers, digest_of(weights), len(chosen), *stored(result))
+    found = Quantized(part.layers, digest_of(weights), len(chosen), *stored(result))
+    _check(part, found, torch.cat(chosen[:_COMPARED]))
+    return found
+
+
+def _check(part: Part, found: Quantized, images: Tensor) -> None:
+    """Raise EngineError for a network that is far off on the images that it was quantized with."""
+    outputs = OpenVinoEngine(replace(part, precision="int8", quantized=found)).run(images)
+    for layer, expected in EagerEngine(part).run(images).items():
+        error = deviation(outputs[layer], expected, "int8")
+        if not error <= _MOST_OFF:
+            raise EngineError(
+                f"{part.name} loses too much in int8: layer {layer!r} is off by {error:.2g} of its norm on the "
+                f"images given, where {_MOST_OFF:g} is allowed; use precision='bfloat16' or 'float32'"
+            )
 
 
 def _nncf() -> Any:
