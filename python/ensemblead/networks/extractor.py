@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,8 +13,8 @@ from torch import Tensor, nn
 
 from ensemblead.common.validation import near_names
 from ensemblead.networks.engines import ENGINES
-from ensemblead.networks.engines.eager import EagerEngine
-from ensemblead.networks.engines.engine import Engine, Outputs, Part, Quantized, input_of
+from ensemblead.networks.engines.engine import Outputs, Part, Quantized, input_of
+from ensemblead.networks.engines.kept import KeptEngines
 from ensemblead.networks.gabor import GaborBank
 from ensemblead.networks.grids import TokenLayout
 from ensemblead.networks.modes import default_modes
@@ -26,43 +25,6 @@ from ensemblead.networks.zoo import BackboneInfo, Weights, load_backbone, module
 
 # The size of the images that a network ran on last, whichever extractor ran it: some networks take no other.
 _ran_at: weakref.WeakKeyDictionary[nn.Module, tuple[int, int]] = weakref.WeakKeyDictionary()
-
-
-class _Engines:
-    """The engines over one network, each made once, whichever thread comes first."""
-
-    def __init__(self) -> None:
-        self._made: dict[tuple[Any, ...], Engine] = {}
-        self.lock = threading.RLock()
-        self.notes: list[Callable[[Tensor], None]] = []
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _Engines, ()  # a copy makes its own
-
-    def clear(self) -> None:
-        self._made.clear()
-
-    def engine(self, name: str, part: Part, images: Tensor, check: Callable[[Outputs], object]) -> Engine:
-        """The engine of that name for the part; eager torch where it does not know the precision or device.
-
-        `check` raises for outputs that the layers should not have; it is called before an engine is made.
-        """
-        eager = EagerEngine(part)
-        kind = ENGINES.get(name)
-        if kind is None:
-            return eager
-        if part.precision not in kind.precisions or part.device.type not in kind.device_types:
-            if kind.strict:
-                raise ValueError(f"engine {name!r} has no {part.precision} on {part.device}")
-            return eager
-        key = (kind.name, part.layers, part.precision, part.quantized and part.quantized.identity)
-        with self.lock:
-            if key not in self._made:
-                sample = images if kind.whole_batch else images[:1]
-                expected = eager.run(sample)
-                check(expected)
-                self._made[key] = kind.make(part, sample, eager, expected)
-            return self._made[key]
 
 
 class FeatureExtractor:
@@ -131,7 +93,7 @@ class FeatureExtractor:
         self._scale: Tensor | None = None
         self._engine, self._precision = "eager", ""
         self._quantized: Quantized | None = None
-        self._engines = _Engines()
+        self._engines = KeptEngines()
         self._set_layers(layers)
         if info.missing:
             what = self.source.get("path", "the state dict given")
@@ -162,7 +124,7 @@ class FeatureExtractor:
             other.module = copy.deepcopy(self.module)
         if self.module in _ran_at:
             _ran_at[other.module] = _ran_at[self.module]
-        other._engines = _Engines()
+        other._engines = KeptEngines()
         other._layout = TokenLayout(other.module)
         return other
 

@@ -47,8 +47,8 @@ def check_precision(precision: str, engine: str = "torch") -> str:
         raise ValueError(f'precision must be "auto" or one of {", ".join(_PRECISIONS)}, got {precision!r}')
     if precision == "int8" and engine == "torch":
         raise ValueError(
-            "precision='int8' needs the frozen network of a method, and engine='openvino', got 'torch'; fit in "
-            "float32, then call quantize(images)"
+            "precision must be float32, bfloat16 or float16 with engine='torch', got 'int8'; fit in float32, "
+            "then call quantize(images)"
         )
     return precision
 
@@ -59,7 +59,7 @@ def check_engine(engine: str, device: str, *, compile: bool) -> str:
     if engine == "openvino":
         if compile:
             raise ValueError(
-                "compile=True goes with engine='torch', got 'openvino', which compiles by itself"
+                "compile=True goes with engine='torch', got engine='openvino', which compiles too"
             )
         if device != "auto":
             _require_cpu(torch.device(device))

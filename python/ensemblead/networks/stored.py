@@ -97,9 +97,7 @@ def _quantized(
     found = Quantized(tuple(layers), digest, images, reader.data(GRAPH_FILE), reader.data(CONSTANTS_FILE))
     if digest_of(extractor.with_layers(layers).state_dict()) == digest:
         return found
-    warn(
-        f"{reader.folder} has an int8 network of other weights, which is not used: call quantize(images) again"
-    )
+    warn(f"{reader.folder} has an int8 network of other weights, which is not used; call quantize again")
     return None
 
 

@@ -182,8 +182,8 @@ class Embedder:
         seed: int = 0,
         progress: Progress | None = None,
     ) -> Self:
-        """Run the network in int8 from now on; see `Detector.quantize`. Its vectors are others than before: embed
-        all images again.
+        """Run the network in int8 from now on; see `Detector.quantize`. Its vectors are others than before:
+        embed all images again.
         """
 
         def look(source: ImageSource) -> None:

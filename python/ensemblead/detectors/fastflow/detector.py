@@ -101,8 +101,8 @@ class FastFlow(TrainedMethod):
         batch_size: images per update, and per forward pass.
         seed: of everything random.
         compile: run the frozen network through `torch.compile`.
-        engine: of the frozen network: "torch", "openvino" (on CPUs; the extra openvino), or "auto": OpenVINO on
-            a CPU where it is installed. docs/design/engines.md has their speed. For precision "int8"
+        engine: of the frozen network: "torch", "openvino" (on CPUs; the extra openvino), or "auto": OpenVINO
+            on a CPU where it is installed. docs/design/engines.md has their speed. For precision "int8"
             fit in float32 and call `quantize`.
 
     Attributes after `fit`: `losses_`, `calibration_`, `threshold_`; `network_`, the frozen network, once it

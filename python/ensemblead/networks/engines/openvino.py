@@ -146,7 +146,8 @@ def deviation(found: Tensor, expected: Tensor, precision: str) -> float:
 
     Zero where torch's are not finite: `require_finite` speaks of it.
     """
-    error, wanted = found.double() - expected.double(), expected.double()
+    wanted = expected.detach().double()
+    error = found.detach().double() - wanted
     order = 2.0 if precision == "int8" else float("inf")
     scale = float(torch.linalg.vector_norm(wanted, order))
     return float(torch.linalg.vector_norm(error, order)) / max(scale, 1e-30) if scale < float("inf") else 0.0

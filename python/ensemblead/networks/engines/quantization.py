@@ -55,9 +55,8 @@ def quantized(part: Part, images: Sequence[Tensor], weights: Mapping[str, Tensor
                 result = nncf.quantize(model, data, subset_size=len(chosen))
         except Exception as error:  # NNCF and OpenVINO raise all kinds
             reason = str(error).strip().partition("\n")[0] or type(error).__name__
-            raise EngineError(
-                f"{part.name} cannot be quantized ({reason}); use precision='float32'"
-            ) from error
+            message = f"{part.name} cannot be quantized ({reason}); use precision='float32'"
+            raise EngineError(message) from error
         finally:
             logger.setLevel(level)
     found = Quantized(part.layers, digest_of(weights), len(chosen), *stored(result))
@@ -72,8 +71,8 @@ def _check(part: Part, found: Quantized, images: Tensor) -> None:
         error = deviation(outputs[layer], expected, "int8")
         if not error <= _MOST_OFF:
             raise EngineError(
-                f"{part.name} loses too much in int8: layer {layer!r} is off by {error:.2g} of its norm on the "
-                f"images given, where {_MOST_OFF:g} is allowed; use precision='bfloat16' or 'float32'"
+                f"{part.name} loses too much in int8: layer {layer!r} is off by {error:.2g} of its norm on "
+                f"the images given, where {_MOST_OFF:g} is allowed; use precision='bfloat16' or 'float32'"
             )
 
 
