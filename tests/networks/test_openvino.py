@@ -251,14 +251,14 @@ def test_int8_of_other_weights_is_not_used(images: Any, quantized: ead.PatchCore
         loaded = ead.load(altered(tmp_path / "m", tmp_path / "n", change), backbone=Normed())
     with pytest.raises(EngineError, match="Normed is not quantized; fit in float32"):
         loaded.predict(images)
-    for given in ({"layers": ["first"], "weights": 3, "images": 8}, [], {"layers": "first"}):
+    for number, given in enumerate(
+        ({"layers": ["first"], "weights": 3, "images": 8}, [], {"layers": "first"})
+    ):
+        copy = altered(
+            tmp_path / "m", tmp_path / str(number), lambda s, g=given: s["network"].update(quantized=g)
+        )
         with pytest.raises(DamagedModelError):
-            folder = altered(
-                tmp_path / "m",
-                tmp_path / str(given)[:30],
-                lambda state, g=given: state["network"].update(quantized=g),
-            )
-            ead.load(folder, backbone=Normed())
+            ead.load(copy, backbone=Normed())
 
 
 def test_members_of_one_network_share_one_int8_pass(images: Any, probe: Any, tmp_path: Path) -> None:
@@ -357,9 +357,9 @@ def test_openvino_and_a_gpu() -> None:
         resolve_engine("openvino", "auto", torch.device("cuda", 0), compile=False)
     with pytest.raises(ValueError, match="are for CPUs, and device is 'cuda'"):
         check_engine("openvino", "cuda", compile=False)
+    elsewhere = ead.FeatureExtractor(Normed().to("meta"), LAYERS).run_by("openvino")
     with pytest.raises(ValueError, match="'openvino' has no float32 on meta"):
-        module = Normed().to("meta")
-        ead.FeatureExtractor(module, LAYERS).run_by("openvino")(torch.zeros(1, 3, 8, 8, device="meta"))
+        elsewhere(torch.zeros(1, 3, 8, 8, device="meta"))
 
 
 def test_engines_that_there_are_not() -> None:

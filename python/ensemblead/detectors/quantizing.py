@@ -16,7 +16,7 @@ from ensemblead.images import ImageSource, chosen_images, open_images
 from ensemblead.networks.engines.engine import Part
 from ensemblead.networks.engines.quantization import quantized
 
-# Images that ranges are read from by default; the sixfold changes scores by next to nothing.
+# Images that ranges are read from by default.
 MAX_IMAGES = 100
 
 
@@ -50,7 +50,7 @@ def quantize(
             for key, members in groups.items():
                 stack.enter_context(members[0].network.extractor.recorded(samples[key].add))
             look(source)
-        made = {key: _quantized(members, samples[key].images) for key, members in groups.items()}
+        made = {key: _quantized(members, samples[key].widened()) for key, members in groups.items()}
     finally:
         for one, network in zip(networks, before, strict=True):
             one.replace(network)
@@ -60,7 +60,11 @@ def quantize(
 
 
 class _Sample:
-    """A sample of all images that a network sees, each as likely, by Vitter's algorithm R."""
+    """A sample of all images that a network sees, each as likely, by Vitter's algorithm R.
+
+    `widened` adds each mirrored at the mean colour. A defect goes beyond the values of normal images, where int8
+    cuts off; mirrored images widen the ranges. docs/design/engines.md has what that is worth.
+    """
 
     def __init__(self, limit: int, seed: int) -> None:
         self.images: list[torch.Tensor] = []
@@ -74,6 +78,10 @@ class _Sample:
                 self.images.append(image.clone(memory_format=torch.contiguous_format))
             elif (place := int(self._random.integers(self._seen))) < self._limit:
                 self.images[place] = image.clone(memory_format=torch.contiguous_format)
+
+    def widened(self) -> list[torch.Tensor]:
+        """The images, and each mirrored."""
+        return [form for image in self.images for form in (image, -image)]
 
 
 def _check(one: FrozenNetwork) -> None:
