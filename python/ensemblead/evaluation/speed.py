@@ -1,4 +1,4 @@
-"""How fast a saved model predicts on this machine by each engine and precision, and what that does to scores."""
+"""How fast a saved model predicts on this machine by each engine, and what that does to scores."""
 
 from __future__ import annotations
 
