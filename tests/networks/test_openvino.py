@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import nn
 
 import ensemblead as ead
 from ensemblead.common.errors import DamagedModelError, EngineError, MissingExtraError
+from ensemblead.detectors import Method
 from ensemblead.detectors.quantizing import _Sample
 from ensemblead.images import chosen_images, open_images
 from ensemblead.networks.engines import openvino
@@ -369,6 +371,31 @@ def test_engines_that_there_are_not() -> None:
         _detector(engine="openvin")
     with pytest.raises(ValueError, match="compile=True goes with engine='torch'"):
         _detector(engine="openvino", compile=True)
+
+
+@dataclass(frozen=True)
+class Nothing:
+    """What `Bare` learns."""
+
+
+class Bare(Method):
+    """A method of one's own, whose constructor has no `engine`."""
+
+    State = Nothing
+
+    def __init__(self, backbone: Any, layers: Any, *, precision: str = "auto") -> None:
+        super().__init__(locals())
+
+    def start(self, state: Any = None) -> Any:
+        return None
+
+    def scores(self, state: Any, seen: Any) -> Any:
+        return None
+
+
+def test_a_method_without_the_parameter_can_be_int8_all_the_same() -> None:
+    assert Bare("gabor", ("layer1",)).engine == "torch"
+    assert Bare("gabor", ("layer1",), precision="int8").engine == "openvino"
 
 
 class Untraceable(TinyNet):

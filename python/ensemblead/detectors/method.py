@@ -129,6 +129,8 @@ class Method(Detector):
                 name = type(self).__name__
                 raise TypeError(f"{name}.__init__ takes backbone and must take layers as well")
             shared = {name: given.get(name, default) for name, default in _NETWORK_DEFAULTS.items()}
+            if "engine" not in given and shared["precision"] == "int8":
+                shared["engine"] = "openvino"  # a method without that parameter can be quantized, and loaded
             self._frozen = FrozenNetwork(
                 given["backbone"],
                 given["layers"],

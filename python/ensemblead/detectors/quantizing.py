@@ -62,8 +62,8 @@ def quantize(
 class _Sample:
     """A sample of all images that a network sees, each as likely, by Vitter's algorithm R.
 
-    `widened` adds each mirrored at the mean colour. A defect goes beyond the values of normal images, and int8
-    cuts off there; mirrored images widen the ranges. docs/design/engines.md has what that is worth.
+    `widened` adds each mirrored at the mean colour. A defect goes beyond the values of normal images, where
+    int8 cuts off; mirrored images widen the ranges. docs/design/engines.md has what that is worth.
     """
 
     def __init__(self, limit: int, seed: int) -> None:
