@@ -16,7 +16,7 @@ from ensemblead.common.errors import EngineError, MissingExtraError
 from ensemblead.detectors.detector import Detector
 from ensemblead.detectors.predictions import Predictions
 from ensemblead.ensembles.loading import load_detector
-from ensemblead.images import ImageSource
+from ensemblead.images import ImageSource, open_images
 
 # The first is what the others are compared with.
 CHOICES = (
@@ -37,7 +37,8 @@ class Measured:
     Attributes:
         one, many: milliseconds an image, of images one by one and in batches: the least over the rounds.
         one_median, many_median: the medians.
-        median_change, largest_change: of scores, relative to those of torch in float32.
+        median_change, largest_change: of scores, relative to those of torch in float32, or to the threshold
+            where that is larger.
         changed_verdicts: how many images are on the other side of the threshold.
         failure: why there is none of this; everything else is then NaN or 0.
     """
@@ -79,7 +80,9 @@ def measure_engines(
 
     Returns one for each of `CHOICES`, in their order; of those that this machine lacks `failure` says why.
     """
-    decoded, report = Decoded(images), progress or (lambda stage, done, total: None)
+    report = progress or (lambda stage, done, total: None)
+    exact = load_detector(model, engine="torch", precision="float32", weights=weights, device="cpu")
+    decoded = Decoded(open_images(images, bits=exact.bits_))
     ready: dict[tuple[str, str], Detector] = {}
     failures: dict[tuple[str, str], str] = {}
     first: dict[tuple[str, str], Predictions] = {}
@@ -90,7 +93,9 @@ def measure_engines(
             first[choice] = detector.predict(decoded)  # compiles for batches
             detector.predict(_single(decoded, 0))
             ready[choice] = detector
-        except (EngineError, MissingExtraError) as error:
+        except (EngineError, MissingExtraError, ValueError) as error:
+            if choice == CHOICES[0]:
+                raise  # it is not the engine
             failures[choice] = str(error)
     report("prepare", len(CHOICES), len(CHOICES))
     one: dict[tuple[str, str], list[float]] = {choice: [] for choice in ready}
@@ -105,8 +110,7 @@ def measure_engines(
         if choice in failures:
             found.append(Measured(*choice, failure=failures[choice]))
             continue
-        change = first[choice].anomaly_score / np.maximum(first[CHOICES[0]].anomaly_score, 1e-30) - 1.0
-        differ = first[choice].is_anomalous != first[CHOICES[0]].is_anomalous
+        change, differ = _changes(first[choice], first[CHOICES[0]], float(exact.threshold_))
         found.append(
             Measured(
                 *choice,
@@ -114,12 +118,22 @@ def measure_engines(
                 statistics.median(one[choice]),
                 min(many[choice]),
                 statistics.median(many[choice]),
-                float(np.median(np.abs(change))),
-                float(np.abs(change).max()),
-                int(differ.sum()),
+                float(np.median(change)),
+                float(change.max()),
+                differ,
             )
         )
     return found
+
+
+def _changes(found: Predictions, exact: Predictions, threshold: float) -> tuple[npt.NDArray[np.float32], int]:
+    """How far scores are from the exact ones, relatively, and how many verdicts differ.
+
+    Scores of ensembles may be anywhere around zero, so none counts as smaller than the threshold.
+    """
+    scale = np.maximum(np.abs(exact.anomaly_score), max(abs(threshold), 1e-30))
+    change = np.abs(found.anomaly_score - exact.anomaly_score) / scale
+    return change, int((found.is_anomalous != exact.is_anomalous).sum())
 
 
 def recommended(found: Sequence[Measured]) -> Measured:
