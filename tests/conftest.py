@@ -11,6 +11,7 @@ import importlib.util
 import os
 import signal
 import sys
+import zlib
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -46,6 +47,23 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--numpy-only", action="store_true", help="behave as if no other array framework were installed"
     )
+    parser.addoption(
+        "--share",
+        metavar="K/N",
+        help="run one of N shares of the tests, the same in every run: K from 0",
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if (share := config.getoption("--share")) is not None:
+        turn, shares = map(int, share.split("/"))
+        if not 0 <= turn < shares:
+            raise pytest.UsageError(f"--share: K/N must have 0 <= K < N, got {share}")
+        parts: tuple[list[pytest.Item], list[pytest.Item]] = [], []
+        for item in items:
+            parts[zlib.crc32(item.nodeid.encode()) % shares == turn].append(item)
+        others, items[:] = parts
+        config.hook.pytest_deselected(items=others)
 
 
 @pytest.hookimpl(wrapper=True)

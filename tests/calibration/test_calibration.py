@@ -278,3 +278,20 @@ def test_nothing_to_take_statistics_from() -> None:
         NormalSample().calibration(0.1, "leave_one_out", "")
     with pytest.raises(ValueError, match="scores must not be empty"):
         conformal_threshold(np.zeros(0), 0.1)
+
+
+def test_results_are_kept_and_given_again() -> None:
+    sample, generator = NormalSample(rounding=1e-4), torch.Generator().manual_seed(0)
+    grids = torch.rand(3, 4, 5, generator=generator)
+    sample.add_grids(None, grids[:2], (20, 25), sigma=1.5)
+    sample.add_grids(torch.tensor([7.0]), grids[2:], (20, 25), sigma=1.5, counted=False)
+    again = NormalSample.of_results(*sample.results(), torch.device("cpu"))
+    assert again.num_results == 3
+    assert again.rounding == sample.rounding
+    for index in range(3):
+        for mine, theirs in zip(again.result(index), sample.result(index), strict=True):
+            assert torch.equal(mine, theirs)
+        assert again.is_counted(index) == sample.is_counted(index) == (index < 2)
+    sample.add_grids(None, grids, (10, 10), sigma=1.5)
+    with pytest.raises(ValueError, match="one size and sigma"):
+        sample.results()

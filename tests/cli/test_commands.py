@@ -248,7 +248,7 @@ def test_brackets_in_names_are_no_markup(capsys: pytest.CaptureFixture[str]) -> 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("module", ["torch", "PIL", "safetensors"])
+@pytest.mark.parametrize("module", ["torch", "PIL"])
 def test_a_missing_extra_is_named(category: Path, tmp_path: Path, module: str) -> None:
     code = f"import sys; sys.modules[{module!r}] = None\nfrom ensemblead.cli import main; main()"
     arguments = ["fit", str(category / "train/good"), "--model", str(tmp_path / "m"), *GABOR]

@@ -36,7 +36,7 @@ def test_arguments_become_options(message: str, line: str) -> None:
 
 def test_weights_that_are_not_there_name_the_way_out() -> None:
     for kind in (WeightsUnavailableError, BackboneUnavailableError):
-        assert "fit --include-backbone stores" in error_line(kind("the weights are gone"))
+        assert "fit and fuse --include-backbone store" in error_line(kind("the weights are gone"))
     assert "--weights PATH" in error_line(WeightsUnavailableError("the weights are gone"))
 
 

@@ -150,7 +150,7 @@ class TestFuse:
         call_json("fuse", draw_classes(tmp_path / "more", 7), "--out", other, *TWO, *LDA)
         refused = call("index", images, "--out", out, "--fusion", other)
         assert refused.exit_code == 2
-        assert "was built with: an ensemble that was fitted otherwise" in refused.stderr
+        assert "was built with: its learned.safetensors has other contents" in refused.stderr
 
     def test_refusals(self, images: Path, fused: Path, tmp_path: Path) -> None:
         out = tmp_path / "model"
@@ -191,7 +191,13 @@ class TestSimilar:
                 assert values == pytest.approx([hit.similarity for hit in expected], abs=1e-3)
 
     def test_refusals(self, category: Path, model: Path, tmp_path: Path) -> None:
-        vectors, suite = tmp_path / "vectors", tmp_path / "suite.yaml"
+        vectors, suite, empty = tmp_path / "vectors", tmp_path / "suite.yaml", tmp_path / "empty"
+        gabor = ead.Embedder("gabor", resize=None, image_size=None, device="cpu")
+        query = next((category / "train/good").iterdir())
+        with ead.ImageIndex.build([query], gabor, empty) as index:
+            index.remove([query])
+        refused = call("search", empty, query)
+        assert (refused.exit_code, "has no images, or none yet" in refused.stderr) == (2, True)
         ead.ImageIndex.from_vectors(["a", "b"], np.eye(2, dtype=np.float32), vectors).close()
         suite.write_text(
             "detectors: [{name: a, type: PatchCore, backbone: gabor}]\n"
@@ -200,9 +206,39 @@ class TestSimilar:
         for arguments, message in (
             ((model, category, "--similar", tmp_path / "nowhere"), "no image index at"),
             ((model, category, "--similar", vectors), "was built of ready vectors"),
+            ((model, category, "--similar", empty), "has no images, or none yet"),
             (("--config", suite, "--similar", vectors), "leave out --similar"),
+            ((model, category, "--similar-weights", vectors), "--similar-weights goes with --similar"),
         ):
             outcome = call("evaluate", *arguments, "--out", tmp_path / "out")
             assert outcome.exit_code == 2, (arguments, outcome.stderr)
             assert message in " ".join(outcome.stderr.split()), outcome.stderr
         assert not (tmp_path / "out").exists()
+
+    def test_weights_of_the_index_that_have_moved(self, category: Path, model: Path, tmp_path: Path) -> None:
+        from safetensors.torch import save_file
+
+        from ensemblead.networks import FeatureExtractor
+
+        file, moved, normal = tmp_path / "a.safetensors", tmp_path / "b.safetensors", tmp_path / "index"
+        save_file(FeatureExtractor("pdn_small", ["conv1"], weights=None).state_dict(), file)
+        network = ["-b", "pdn_small", "-le", "conv1", "--weights", file, "--device", "cpu"]
+        call_json("index", category / "train/good", "--out", normal, *network)
+        file.rename(moved)
+        measured = (
+            "evaluate",
+            model,
+            category,
+            "--out",
+            tmp_path / "out",
+            "--similar",
+            normal,
+            "--bootstrap",
+            0,
+        )
+        lost = call(*measured)
+        assert lost.exit_code == 1
+        assert f"similar: the weights of pdn_small are no longer at {file}" in lost.stderr
+        assert "give --similar-weights PATH with where they are now" in lost.stderr
+        call_json(*measured, "--similar-weights", moved)
+        assert any("similar" in item for item in Page(tmp_path / "out/report.html").data["items"])

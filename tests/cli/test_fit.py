@@ -202,7 +202,7 @@ class TestFit:
         outcome = call("fit", tmp_path / "empty", "--model", tmp_path / "m", *GABOR)
         assert (outcome.exit_code, "no image files" in outcome.stderr) == (2, True)
         outcome = call("fit", tmp_path / "nowhere", "--model", tmp_path / "m", *GABOR)
-        assert (outcome.exit_code, "no such folder" in outcome.stderr) == (2, True)
+        assert (outcome.exit_code, "no such image or folder" in outcome.stderr) == (2, True)
 
     def test_what_is_no_model_is_not_overwritten(self, category: Path, tmp_path: Path) -> None:
         (tmp_path / "mine.txt").write_text("precious")
@@ -245,7 +245,7 @@ class TestFit:
         outcome = call(*predict)
         assert (outcome.exit_code, outcome.stderr.count("\n")) == (1, 1)
         assert "give --weights PATH with where they are now" in outcome.stderr
-        assert "fit --include-backbone stores" in outcome.stderr
+        assert "fit and fuse --include-backbone store" in outcome.stderr
         assert "ead.load" not in outcome.stderr
         assert call(*predict, "--weights", tmp_path / "moved.pt").exit_code == 0
         assert call("predict", tmp_path / "whole", *predict[2:]).exit_code == 0

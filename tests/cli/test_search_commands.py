@@ -75,7 +75,7 @@ class TestIndex:
         outcome = call("index", root, "--out", out)
         assert outcome.exit_code == 0
         assert "3 images embedded" in outcome.stdout
-        assert "the index has 18 of 90 dimensions" in outcome.stdout
+        assert "the index has 18 images, as vectors of 90 dimensions" in outcome.stdout
         assert f"index: {out}" in outcome.stdout
 
     def test_unreadable_images_are_named(self, images: Path, tmp_path: Path) -> None:
@@ -91,10 +91,18 @@ class TestIndex:
         assert taken.exit_code == 0
         assert "7 image(s) left out:" in taken.stdout
         assert "and 2 more (--json has all)" in taken.stdout
-        assert "warning: left out 7 of 22 images; the first: " in taken.stderr
+        assert f"  cannot read image {root / 'broken0.png'}: " in taken.stdout  # the path once
+        assert "warning: left out 7 of 22 images; the first: cannot read image " in taken.stderr
         document = call_json("index", root, "--out", out, "--skip-unreadable")
         assert [Path(one["path"]).name for one in document["skipped"]] == [f"broken{i}.png" for i in range(7)]
         assert "no image of a known format" in document["skipped"][0]["reason"]
+
+    def test_unreadable_images_alone_make_no_index(self, tmp_path: Path) -> None:
+        (tmp_path / "images").mkdir()
+        (tmp_path / "images/a.png").write_bytes(b"no image")
+        outcome = call("index", tmp_path / "images", "--out", tmp_path / "i", *NETWORK, "--skip-unreadable")
+        assert outcome.exit_code == 2
+        assert "none of 1 can be indexed, the first: cannot read image" in outcome.stderr
 
     def test_an_interrupt_keeps_what_was_committed(
         self, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -123,9 +131,9 @@ class TestIndex:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            (["-b", "gabor", "-le", "layer2"], "was built with: layer None, got 'layer2'"),
-            (["-b", "gabor"], "was built with: resize None, got 256"),
-            (["-b", "gabor", "-b", "gabor"], "was built with: networks 'Embedder', got 'EmbeddingEnsemble'"),
+            ([*NETWORK, "-le", "layer2"], "was built with: its state.parameters.layer is 'layer2', not None"),
+            (["-b", "gabor", "--device", "cpu"], "its state.parameters.resize is 256, not None"),
+            ([*NETWORK, "-b", "gabor"], "its class is 'EmbeddingEnsemble', not 'Embedder'"),
             ([*NETWORK, "--kind", "hnsw"], "is an index of kind flat, got hnsw"),
             (["--labels", "mine"], "labels must be one of from-folders, got 'mine'"),
             (["-b", "gabor", "--fusion", "model"], "fusion brings its networks and layers"),
@@ -241,6 +249,18 @@ class TestSearch:
             (found,) = call_json("search", built, query, *options)["queries"]
             assert {hit["label"] for hit in found["hits"]} == expected
         assert read_conditions(["label=a=b", "id=3", "label="]) == {"label": ["a=b", None], "id": [3]}
+
+    def test_the_page_says_what_was_searched(self, images: Path, built: Path, tmp_path: Path) -> None:
+        (tmp_path / "broken.png").write_bytes(b"no image")
+        query, html = images / "dark/0.png", tmp_path / "r.html"
+        only = ["--where", "label=<light>", "--skip-unreadable"]
+        found = call_json("search", built, query, tmp_path / "broken.png", *only, "--html", html)
+        assert found["warnings"] == ["where: no image of the index has label=<light>"]
+        words = Page(html).words
+        assert f"Searched: the index {built} of 15 images, those with label=<light> alone." in words
+        assert "Queries that could not be read and are not here: 1." in words
+        call_json("search", built, query, "--html", html)
+        assert f"Searched: the index {built} of 15 images. " in Page(html).words
 
     def test_unreadable_and_zero_queries(self, images: Path, built: Path, tmp_path: Path) -> None:
         (tmp_path / "broken.png").write_bytes(b"no image")

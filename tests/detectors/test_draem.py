@@ -461,7 +461,7 @@ def test_what_shows_in_fit_alone(tmp_path: Path) -> None:
         draem().fit(normal_images(4, side=40))
     with pytest.raises(ValueError, match="batch_size must be at least 2 for images so small"):
         draem(batch_size=1).fit(TRAIN)
-    with pytest.raises(FileNotFoundError, match="textures: no such folder of images: .*none"):
+    with pytest.raises(FileNotFoundError, match="textures: no such image or folder of images: .*none"):
         draem(textures=tmp_path / "none").fit(TRAIN)
     with pytest.raises(ValueError, match="textures: images: no image files in"):
         draem(textures=tmp_path).fit(TRAIN)

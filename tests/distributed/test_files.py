@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.units import draw_images
+from support.units import draw_images, trapped
 
 pytest.importorskip("torch")
 
@@ -16,6 +16,7 @@ import ensemblead as ead
 from ensemblead.distributed import units
 from ensemblead.distributed.files import ImageList, with_absolute_paths, with_contents
 from ensemblead.distributed.units import Unit, clean, standing
+from ensemblead.distributed.working import modules_of
 from ensemblead.images import open_images
 from ensemblead.store import FolderWriter
 
@@ -177,3 +178,8 @@ class TestDescriptions:
             (tmp_path / name).mkdir()
         described = ead.PatchCore("gabor", device="cpu").describe()
         assert with_absolute_paths(described) == described == with_contents(described)
+
+    def test_modules_of_ones_own_are_imported(self, tmp_path: Path) -> None:
+        tiled = ead.TiledEnsemble(trapped(tmp_path), 16, 16, image_size=32)
+        assert modules_of(tiled.describe()) == ["support.units"]
+        assert modules_of(ead.BackboneEnsemble([ead.PaDiM("gabor")]).describe()) == []

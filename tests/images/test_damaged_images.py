@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("torch")
+from support.campaigns import trials
 
 SCRIPT = Path(__file__).resolve().parents[1] / "support/damaged_images.py"
-COUNT = 1000
+COUNT = trials(1000)
 SEED = 20
 
 

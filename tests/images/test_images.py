@@ -303,7 +303,7 @@ def test_folder_without_images_or_missing(tmp_path):
     (tmp_path / "notes.txt").write_text("x")
     with pytest.raises(ValueError, match=r"no image files in .*1 other files ignored"):
         open_images(tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"no such folder of images: .*nowhere"):
+    with pytest.raises(FileNotFoundError, match=r"no such image or folder of images: .*nowhere"):
         open_images(tmp_path / "nowhere")
 
 

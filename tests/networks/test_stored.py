@@ -114,7 +114,7 @@ def test_weights_that_lie(tmp_path: Path) -> None:
             _again(tmp_path / str(i), {}, {**good, name: value})
     with pytest.raises(DamagedModelError, match="names that SqueezeNet does not know: other"):
         _again(tmp_path / "m", {}, {**good, "other": torch.zeros(1)})
-    with pytest.raises(DamagedModelError, match=r"lacks 1 tensors that .* need: features\.0\.weight"):
+    with pytest.raises(DamagedModelError, match=r"lacks 1 tensors needed for .*: features\.0\.weight"):
         _again(tmp_path / "n", {}, {key: value for key, value in good.items() if key != name})
 
 

@@ -127,7 +127,7 @@ def test_weights_may_lack_only_what_is_not_run(squeezenet):
     extractor = FeatureExtractor("squeezenet1_1", ("features.3",), weights=lacking)
     assert {name.split(".")[1] for name in extractor.state_dict()} == {"0", "3"}
     with pytest.raises(
-        ValueError, match=r"lacks 6 tensors that .*features\.5.* need: features\.4\.expand1x1\.bias"
+        ValueError, match=r"lacks 6 tensors needed for .*features\.5.*: features\.4\.expand1x1\.bias"
     ):
         FeatureExtractor("squeezenet1_1", LAYERS, weights=lacking)
 

@@ -50,7 +50,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
 
 def test_it_shows_queries_and_hits_in_their_order(made: SimpleNamespace) -> None:
     words = made.page.words
-    assert "12 images found for 2 queries" in words
+    assert "12 hits for 2 queries" in words
     assert f"below {made.folder / 'images'}." in words
     first, second = (part.split("</section>")[0] for part in made.page.source.split("<section")[1:])
     similarities = re.findall(r'class="score">([\d.]+)<', first)
@@ -89,12 +89,21 @@ def test_missing_images_and_no_hits_are_told(tmp_path: Path) -> None:
         page = Page(write_search_page(one, tmp_path / "one.html", title="<i>Mine"))
     assert page.words.count("The image could not be read.") == 2
     assert "<i>Mine" in page.words
-    assert "1 image found for 1 query" in page.words
+    assert "1 hit for 1 query" in page.words
     query = draw(tmp_path / "query.png", 0)
     none = Hits([query], np.empty((1, 0), np.int64), np.empty((1, 0), np.float32), [[]], [[]])
     page = Page(write_search_page(none, tmp_path / "none.html"))
     assert "No image of the index matches." in page.words
     assert "nav" not in {tag for tag, _ in page.tags}
+
+
+def test_so_many_queries_are_shown(made: SimpleNamespace, tmp_path: Path) -> None:
+    page = Page(write_search_page(made.hits, tmp_path / "page.html", max_queries=1, note="Mine."))
+    assert "12 hits for 2 queries" in page.words
+    assert "Only the first 1 query is shown. Mine." in page.words
+    assert sum(tag == "section" for tag, _ in page.tags) == 1
+    with pytest.raises(ValueError, match="max_queries"):
+        write_search_page(made.hits, tmp_path / "page.html", max_queries=0)
 
 
 def test_bytes_that_are_no_text_are_escaped(tmp_path: Path) -> None:

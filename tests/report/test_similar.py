@@ -50,8 +50,23 @@ def test_findings_alone_have_neighbours(made: SimpleNamespace) -> None:
 def test_without_an_index_nothing_is_said(made: SimpleNamespace, tmp_path: Path) -> None:
     made.report.to_html(tmp_path / "report.html")
     page = Page(tmp_path / "report.html")
-    assert "Most similar normal images" not in page.words
+    assert "Most similar images" not in page.words
     assert not any("similar" in item for item in page.data["items"])
+
+
+def test_links_and_defective_images_are_known(tmp_path: Path) -> None:
+    part = draw_category(tmp_path / "part", 0)
+    (tmp_path / "link").symlink_to(part)
+    report = ead.evaluate(Brightness(), ead.MVTecAD(tmp_path / "link"), bootstrap=0)
+    embedder = ead.Embedder("gabor", resize=None, image_size=None, device="cpu")
+    told = r"index has defective images of these data, .* normal images alone"
+    with (
+        ead.ImageIndex.build(part / "test", embedder, tmp_path / "index") as index,
+        pytest.warns(UserWarning, match=told),
+    ):
+        report.to_html(tmp_path / "report.html", similar=index)
+    for item in Page(tmp_path / "report.html").data["items"]:
+        assert item["name"] not in [name for _, name in item.get("similar", [])]
 
 
 def test_a_finding_that_is_gone_has_none(tmp_path: Path) -> None:
@@ -86,7 +101,7 @@ def test_they_stand_beside_the_finding(browser: Browser, made: SimpleNamespace, 
     browser.run(f"document.querySelectorAll('.card')[{finding}].id = 'finding'")
     browser.click("#finding .open")
     facts = browser.run("[...document.querySelectorAll('#detail-facts dt')].map((term) => term.textContent)")
-    assert sum(fact.startswith("Similar normal, ") for fact in facts) == 3
+    assert sum(fact.startswith("Similar, ") for fact in facts) == 3
     assert browser.run("document.documentElement.scrollWidth") <= width
     assert browser.run("window.hit === undefined")
     assert browser.contrasts()[0][0] >= 4.5

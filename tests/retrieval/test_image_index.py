@@ -21,6 +21,7 @@ from support.mean_colours import MeanColours, draw_image, register_mean_colours
 import ensemblead as ead
 from ensemblead.common.errors import UnreadableImageError
 from ensemblead.retrieval import adding
+from ensemblead.retrieval import duplicates as duplicates_module
 
 
 @pytest.fixture(autouse=True)
@@ -456,6 +457,17 @@ def test_near_duplicates(index: ead.ImageIndex, images: Path) -> None:
     for wrong, error in ((1.5, ValueError), ("high", TypeError), (float("nan"), ValueError)):
         with pytest.raises(error, match="threshold must be"):
             index.duplicates(wrong)  # type: ignore[arg-type]
+
+
+def test_pairs_that_would_fill_memory_are_refused(
+    index: ead.ImageIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count = len(index) * (len(index) - 1) // 2
+    monkeypatch.setattr(duplicates_module, "_PAIRS", count)
+    assert sum(map(len, index.duplicates(-1.0).values())) == count
+    monkeypatch.setattr(duplicates_module, "_PAIRS", count - 1)
+    with pytest.raises(ValueError, match=f"threshold -1: more than {count - 1} pairs of the .* raise it"):
+        index.duplicates(-1.0)
 
 
 def test_hits_are_printed_and_written(index: ead.ImageIndex, images: Path, tmp_path: Path) -> None:

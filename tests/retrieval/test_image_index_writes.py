@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.campaigns import trials
 from support.registry import separate_registry
 
 pytest.importorskip("torch")
@@ -67,10 +68,10 @@ def test_killed_at_any_line_it_is_whole(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a full disk is a limit of Linux here")
-@pytest.mark.parametrize(("blow", "trials"), [("line", 150), ("kill", 20), ("disk", 10)])
-def test_struck_it_is_whole(tmp_path: Path, blow: str, trials: int) -> None:
-    counts = struck(tmp_path, blow, trials, 1)
-    assert counts.get("error" if blow == "disk" else "killed", 0) > trials // 10
+@pytest.mark.parametrize(("blow", "count"), [("line", 150), ("kill", 40), ("disk", 20)])
+def test_struck_it_is_whole(tmp_path: Path, blow: str, count: int) -> None:
+    counts = struck(tmp_path, blow, trials(count), 1)
+    assert counts.get("error" if blow == "disk" else "killed", 0) > trials(count) // 10
 
 
 def test_what_a_killed_writer_leaves_is_ignored_and_removed(out: Path) -> None:

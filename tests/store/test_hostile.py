@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load
+from support.campaigns import BRIEF, trials
 from support.methods import Colours, Epochs
 from support.networks import NATIVE
 from support.tampering import replace_file, set_state, set_tensors
@@ -91,7 +92,7 @@ def _outcome(folder: Path) -> str:
 # Bytes
 
 
-@pytest.mark.parametrize("rounds", [1, pytest.param(15, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("rounds", [1, pytest.param(trials(40), marks=pytest.mark.slow)])
 @pytest.mark.parametrize("model", MODELS)
 def test_flipped_bits_and_cut_files_are_refused(
     saved: dict[str, Path], tmp_path: Path, model: str, rounds: int
@@ -203,7 +204,7 @@ def _put(state: Any, path: tuple[Any, ...], value: Any) -> None:
 HOSTILE: list[Any] = [None, -1, 0, True, 1e308, "x", "../../x", [], {}, [None], 10**30]
 
 
-@pytest.mark.parametrize("every", [7, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("every", [7, pytest.param(4 if BRIEF else 1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("model", MODELS)
 def test_hostile_values(saved: dict[str, Path], tmp_path: Path, model: str, every: int) -> None:
     """Of every entry of every manifest; sizes that no memory holds are not tried out."""

@@ -31,20 +31,22 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def config(data: Path) -> Config:
-    """Two small detectors on two categories."""
-    config = two_by_two(data)
-    config["detectors"][1] = {**config["detectors"][0], "name": "two", "layers": ["layer2"]}
-    return config
+    return small(data)
 
 
 @pytest.fixture(scope="module")
 def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, str]]:
     """The rows of one run."""
     out = tmp_path_factory.mktemp("whole")
-    config = two_by_two(data)
-    config["detectors"][1] = {**config["detectors"][0], "name": "two", "layers": ["layer2"]}
-    run(config, out)
+    run(small(data), out)
     return table(out)
+
+
+def small(data: Path) -> Config:
+    """Two small detectors on two categories."""
+    config = two_by_two(data) | {"gallery": 0}
+    config["detectors"][1] = {**config["detectors"][0], "name": "two", "layers": ["layer2"]}
+    return config
 
 
 def table(out: Path) -> list[dict[str, str]]:

@@ -408,14 +408,14 @@ class TestFailures:
 INTERRUPTED = """
 import os, signal, sys
 from ensemblead.cli import main
-from ensemblead.suites import running
-inner, calls = running.measure_category, []
+from ensemblead.suites import measuring
+inner, calls = measuring.measure_category, []
 def interrupt(*args, **kwargs):
     calls.append(1)
     if len(calls) == 3:
         os.kill(os.getpid(), signal.SIGINT)
     return inner(*args, **kwargs)
-running.measure_category = interrupt
+measuring.measure_category = interrupt
 main()
 """
 
@@ -471,13 +471,20 @@ class TestCommand:
 def test_the_peak_of_a_cell_is_its_own() -> None:
     if not reset_peak_memory():
         pytest.skip("this system does not let the peak begin anew")
+    # A hole in the heap, below an array that stays: what is allocated there does not go back by itself.
+    arrays = [np.ones(100_000, np.uint8) for _ in range(1200)]
+    stays = arrays.pop()
+    del arrays
+    assert reset_peak_memory()
     before = peak_memory_mb()
     block = np.ones(80 << 20, np.uint8)
     assert peak_memory_mb() >= before + 60
     del block
-    for _ in range(50):  # other threads of the process may hold memory for a moment
+    for _ in range(20):  # other threads of the process may hold memory for a moment
         assert reset_peak_memory()
         if peak_memory_mb() < before + 60:
-            return
+            break
         time.sleep(0.05)
-    pytest.fail(f"the peak stays at {peak_memory_mb():.0f} MB, {before:.0f} before")
+    else:
+        pytest.fail(f"the peak stays at {peak_memory_mb():.0f} MB, {before:.0f} before")
+    assert stays.all()

@@ -47,7 +47,7 @@ _OPTIONS = (
     (re.compile(r"\bmax_rows=(\d+)"), r"--max-rows \1"),
     (re.compile(r"\bor call calibrate\b"), "or set the threshold by fresh ones (--calibrate FOLDER)"),
 )
-_STORE_WEIGHTS = "; fit --include-backbone stores a network's weights with its model"
+_STORE_WEIGHTS = "; fit and fuse --include-backbone store a network's weights with the model"
 
 
 def show_tracebacks(wanted: bool) -> None:

@@ -160,8 +160,10 @@ def described_skips(skipped: Sequence[Mapping[str, str]], most: int = 5) -> str:
     """Lines that name images that were left out; "" for none."""
     if not skipped:
         return ""
+    from ensemblead.retrieval.incoming import Skipped
+
     lines = [f"{len(skipped)} image(s) left out:"]
-    lines += [f"  {one['path']}: {one['reason']}" for one in skipped[:most]]
+    lines += [f"  {Skipped(one['path'], one['reason'])}" for one in skipped[:most]]
     if len(skipped) > most:
         lines.append(f"  and {len(skipped) - most} more (--json has all)")
     return "\n".join(lines) + "\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -15,7 +16,7 @@ from rich.table import Table
 from ensemblead.cli.bars import Bars
 from ensemblead.cli.console import print_json, reported_warnings
 from ensemblead.cli.division import PART_HELP, parse_part
-from ensemblead.cli.models import load_model
+from ensemblead.cli.models import load_model, moved_weights
 from ensemblead.cli.options import DetectorOptions, build_detector, options_of, typed_options
 from ensemblead.cli.suite import run_suite, show_suite
 from ensemblead.cli.testsets import good_and_bad, untrained
@@ -81,6 +82,12 @@ def command(
             "page names the three most similar to each finding.",
         ),
     ] = None,
+    similar_weights: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--similar-weights", help="[I.]PATH: where the weights of the index's networks are now."
+        ),
+    ] = None,
     weights: Annotated[
         list[str] | None,
         typer.Option("--weights", help="[I.]PATH: where the networks' weights are now."),
@@ -116,6 +123,8 @@ def command(
             if part is not None:
                 raise ValueError("--part divides a suite: give --config FILE with detectors and datasets")
             _check_paths(paths, source, good, bad, masks)
+            if similar_weights and similar is None:
+                raise ValueError("--similar-weights goes with --similar INDEX")
             if out.exists() and not out.is_dir():
                 raise ValueError(f"out must be a folder, got the file {out}")
             if good is not None:
@@ -132,7 +141,11 @@ def command(
                 chosen = typed_options({"device": device}, weights=weights)
                 detector = fitter(chosen, options_of(source), bars, errors)
             options: dict[str, Any] = {"bootstrap": bootstrap, "seed": seed, "gallery": gallery}
-            with nullcontext() if similar is None else opened_index(similar) as index:
+            with (
+                nullcontext()
+                if similar is None
+                else opened_index(similar, similar_weights or (), device) as index
+            ):
                 report = measure(detector, dataset, out, bars, **options, errors=errors, similar=index)
     if suite is not None:
         show_suite(suite, out, warned if as_json else None)
@@ -190,13 +203,20 @@ def fitter(
     return fit
 
 
-def opened_index(path: Path) -> ImageIndex:
+def opened_index(path: Path, weights: Sequence[str], device: str | None) -> ImageIndex:
     """An index that embeds queries, its networks loaded: what is wrong with it shows before the work."""
+    from ensemblead.common.errors import BackboneUnavailableError
     from ensemblead.retrieval.index import ImageIndex
 
-    index = ImageIndex.open(path)
+    index = ImageIndex.open(path, weights=moved_weights(weights), device=device)
     try:
+        if not len(index):
+            raise ValueError(f"similar: {path} has no images, or none yet")
         _ = index.embedder
+    except BackboneUnavailableError as error:
+        index.close()
+        place = re.sub(r"pass ead\.load\(.*\) with", "give --similar-weights PATH with", str(error))
+        raise BackboneUnavailableError(f"similar: {place}") from error
     except BaseException:
         index.close()
         raise

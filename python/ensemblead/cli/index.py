@@ -84,7 +84,8 @@ def command(
         valid_text(
             f"{described_skips(summary['skipped'])}"
             f"{summary['embedded']} images embedded in {summary['seconds']:.1f} s; the index has "
-            f"{summary['images']} of {summary['dim']} dimensions\nindex: {summary['index']}"
+            f"{summary['images']} images, as vectors of {summary['dim']} dimensions\n"
+            f"index: {summary['index']}"
         )
     )
 
@@ -129,6 +130,9 @@ class _IndexRun:
         except KeyboardInterrupt:
             raise KeyboardInterrupt(_kept(self.out)) from None
         with index:
+            if index.skipped_ and not len(index):
+                first = index.skipped_[0]
+                raise ValueError(f"images: none of {len(index.skipped_)} can be indexed, the first: {first}")
             return {
                 "index": str(self.out),
                 "images": len(index),

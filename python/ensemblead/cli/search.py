@@ -18,6 +18,7 @@ from ensemblead.cli.models import moved_weights
 from ensemblead.cli.predict import chosen_images
 from ensemblead.common.extras import require
 from ensemblead.common.files import valid_text
+from ensemblead.common.warnings import warn
 
 _NUMBERS = ("id", "bytes", "mtime_ns", "height", "width", "added")
 
@@ -91,6 +92,9 @@ class _SearchRun:
         left_out = LeftOut(paths)
         bars.step("loading the networks")
         with ImageIndex.open(self.index, weights=moved_weights(self.weights), device=self.device) as index:
+            images = len(index)
+            if not images:
+                raise ValueError(f"index: {self.index} has no images, or none yet")
             hits = search_images(
                 index,
                 paths,
@@ -99,12 +103,13 @@ class _SearchRun:
                 on_error=left_out if self.skip_unreadable else None,
                 progress=bars,
             )
-            images = len(index)
         if not len(hits):
             raise ValueError(f"images: none of {len(paths)} can be read, the first: {left_out.first}")
+        if conditions and not hits.ids.size:
+            warn(f"where: no image of the index has {', '.join(self.where)}")
         if self.html is not None:
             bars.step("writing the page")
-            write_search_page(hits, self.html)
+            write_search_page(hits, self.html, note=self._note(images, len(left_out.skipped)))
         found = json.loads(hits.to_json())
         return {
             "index": str(self.index),
@@ -114,6 +119,12 @@ class _SearchRun:
             "html": None if self.html is None else str(self.html),
             "seconds": round(clock(), 3),
         }, str(hits)
+
+    def _note(self, images: int, unread: int) -> str:
+        """What was searched, and what is not on the page."""
+        only = f", those with {', '.join(self.where)} alone" if self.where else ""
+        gone = f" Queries that could not be read and are not here: {unread}." if unread else ""
+        return f"Searched: the index {self.index} of {images:,} images{only}.{gone}"
 
 
 def read_conditions(given: Sequence[str]) -> dict[str, list[str | int | None]]:

@@ -33,6 +33,7 @@ _OTHERS = (
     "bootstrap",
     "seed",
     "similar",
+    "similar_weights",
     "weights",
     "device",
     "skip_unreadable",

@@ -24,8 +24,9 @@ def peak_memory_mb() -> float:
 
 
 def reset_peak_memory() -> bool:
-    """Let the peak begin anew at what is resident now; whether that could be done (on Linux alone)."""
+    """Let the peak begin anew at what is in use now; whether that could be done (on Linux alone)."""
     gc.collect()
+    return_free_memory()
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:

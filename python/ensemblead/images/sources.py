@@ -323,7 +323,7 @@ def _open_path(path: Path) -> ImageSource:
     if path.is_dir():
         return _open_folder(path)
     if not path.exists():
-        raise FileNotFoundError(f"no such folder of images: {path}")
+        raise FileNotFoundError(f"no such image or folder of images: {path}")
     check_ordinary_file(path)
     return _Files([str(path)])
 

@@ -89,8 +89,13 @@ def require_loaded(
     """Raise ValueError listing the names that the weights lack though the layers need them."""
     lacking = sorted(needed.intersection(missing))
     if lacking:
+        read = ", ".join(
+            f"the input of {name.removesuffix(':input')}" if name.endswith(":input") else name
+            for name in layers
+        )
         raise ValueError(
-            f"weights: {what} lacks {len(lacking)} tensors that {layers} need: {some_of(lacking, 8)}"
+            f"weights: {what} lacks {len(lacking)} tensors needed for {read}: {some_of(lacking, 8)}; an "
+            "earlier layer may do without them"
         )
 
 

@@ -66,6 +66,9 @@ def _parts(
 ) -> dict[str, str | Iterator[str]]:
     chosen = _choose(report, max_images)
     neighbours = None if similar is None else Neighbours.of(similar, _findings(report, chosen))
+    if neighbours is not None:
+        every = (image for row in report.rows for image in report.details_of(row).images)
+        neighbours.warn_of_defective(image.path for image in every if image.label)
     title = str(report.settings.get("dataset") or report.rows[0].category)
     if "detector" in report.settings:
         title = f"{report.settings['detector']} on {title}"

@@ -14,6 +14,7 @@ from pathlib import Path
 from re import sub
 
 from ensemblead.common.files import StrPath, write_atomically
+from ensemblead.common.validation import whole_number
 from ensemblead.common.warnings import warn
 from ensemblead.images import read_image
 from ensemblead.kernels.build import __version__
@@ -26,12 +27,19 @@ _QUERY_SIDE, _HIT_SIDE = 448, 336
 _KEPT = 256  # pictures that are not read again when another query finds them
 
 
-def write_search_page(hits: Hits, path: StrPath, *, title: str = "Similar images") -> Path:
+def write_search_page(
+    hits: Hits, path: StrPath, *, title: str = "Similar images", note: str = "", max_queries: int = 200
+) -> Path:
     """Write a page of the queries of a search, and the images found for each, the most similar first.
 
     Images are read from their paths, one at a time. A picture takes 5 to 20 KB, and is a link to its file.
     One that is gone or cannot be read is left out; the page says so where it would be, and a warning counts
     them.
+
+    Args:
+        note: what a reader must know beside: which images were searched, and by what conditions.
+        max_queries: how many queries to show, the first ones; with 20 hits each, 200 take some 35 MB. The
+            page says how many there were.
 
     Example:
         >>> import tempfile
@@ -51,20 +59,23 @@ def write_search_page(hits: Hits, path: StrPath, *, title: str = "Similar images
     """
     missing: list[str] = []
     pictures = _Pictures(missing)
-    number, count = len(hits), sum(map(len, hits))
-    base, shown = _names({path for found in hits.paths for path in found})
-    _, asked = _names(hits.queries)
+    number, count = len(hits), sum(map(len, hits.paths))
+    queries = hits.queries[: whole_number("max_queries", max_queries, 1)]
+    base, shown = _names({path for found in hits.paths[: len(queries)] for path in found})
+    _, asked = _names(queries)
+    if len(queries) < number:
+        note = f"Only the first {_counted(len(queries), 'query is', 'queries are')} shown. {note}".strip()
     below = f" Their paths are below {base}." if base else ""
     parts = {
         "title": escape(title),
         "lead": escape(
-            f"{_counted(count, 'image', 'images')} found for {_counted(number, 'query', 'queries')}, "
-            f"the most similar first, by cosine similarity (at most 1).{below}"
+            f"{_counted(count, 'hit', 'hits')} for {_counted(number, 'query', 'queries')}, "
+            f"the most similar first, by cosine similarity (at most 1).{below}{f' {note}' if note else ''}"
         ),
-        "queries": _list_of_queries([asked[query] for query in hits.queries]),
+        "queries": _list_of_queries([asked[query] for query in queries]),
         "sections": (
             _section(place, (query, asked[query]), found, pictures, shown)
-            for place, (query, found) in enumerate(zip(hits.queries, hits, strict=True))
+            for place, (query, found) in enumerate(zip(queries, hits, strict=False))
         ),
         "footer": escape(
             f"ensemblead {__version__} · {datetime.now().astimezone().strftime('%Y-%m-%d %H:%M %Z')}"

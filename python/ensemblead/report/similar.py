@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ensemblead.common.warnings import warn
 from ensemblead.report.pictures import common_folder
 from ensemblead.retrieval.queries import search_images
 
@@ -33,10 +34,21 @@ class Neighbours:
             return cls(index, {})
         found = search_images(index, paths, MOST + 1, on_error=lambda position, error: None)
         others = {
-            path: [hit for hit in hits if hit.path != os.path.abspath(path)][:MOST]
+            path: [hit for hit in hits if not _is_same(hit.path, path)][:MOST]
             for path, hits in zip(found.queries, found, strict=True)
         }
         return cls(index, others)
+
+    def warn_of_defective(self, paths: Iterable[str]) -> None:
+        """Warn where images that the report knows to be defective are among those named."""
+        defective = set(map(os.path.realpath, paths))
+        named = {hit.path for hits in self.hits.values() for hit in hits}
+        found = sorted(path for path in named if os.path.realpath(path) in defective)
+        if found:
+            warn(
+                f"similar: {self.index.path} has defective images of these data, {len(found)} of them are "
+                f"named as similar, such as {found[0]}; build the index of normal images alone"
+            )
 
     @property
     def folder(self) -> str:
@@ -56,7 +68,12 @@ class Neighbours:
         """What they are, as a term of the page's notes."""
         below = f"; they lie below <code>{escape(self.folder)}</code>" if self.folder else ""
         return (
-            f"<dt>Most similar normal images</dt><dd>of the {len(self.index):,} images of the index "
+            f"<dt>Most similar images</dt><dd>of the {len(self.index):,} images of the index "
             f"<code>{escape(str(self.index.path))}</code>, by the cosine similarity of their embeddings, "
             f"at most 1{below}.</dd>"
         )
+
+
+def _is_same(path: str, other: str) -> bool:
+    """Whether two paths name one file, links followed."""
+    return os.path.realpath(path) == os.path.realpath(other)

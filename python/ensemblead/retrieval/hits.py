@@ -56,7 +56,7 @@ class Hits:
     def __str__(self) -> str:
         lines = []
         for query, hits in zip(self.queries, self, strict=True):
-            lines.append(f"{query}: {len(hits)} images")
+            lines.append(f"{query}: {len(hits)} image{'' if len(hits) == 1 else 's'}")
             lines += [f"  {hit.similarity:.4f}  {hit.path}" + f"  {hit.label or ''}".rstrip() for hit in hits]
         return "\n".join(lines)
 

@@ -27,12 +27,15 @@ class Skipped(NamedTuple):
     path: str
     reason: str
 
+    def __str__(self) -> str:
+        """Both; the path once, as most reasons name it."""
+        return self.reason if self.path in self.reason else f"{self.path}: {self.reason}"
+
 
 def warn_of_skipped(skipped: Sequence[Skipped], total: int) -> None:
     """Say how many of the images were left out, if any, and the first."""
     if skipped:
-        path, reason = skipped[0]
-        warn(f"left out {len(skipped)} of {total} images (see .skipped_); the first: {path}: {reason}")
+        warn(f"left out {len(skipped)} of {total} images (see .skipped_); the first: {skipped[0]}")
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from ensemblead.common.files import StrPath
 from ensemblead.common.validation import one_of, whole_number
 from ensemblead.retrieval.adding import Collector, EmbedsImages, add_images, add_ready
 from ensemblead.retrieval.catalogue import as_list
+from ensemblead.retrieval.duplicates import near_duplicates
 from ensemblead.retrieval.folder import IndexFolder
 from ensemblead.retrieval.hits import Hits
 from ensemblead.retrieval.identity import description, difference
@@ -36,7 +37,7 @@ from ensemblead.retrieval.incoming import (
 from ensemblead.retrieval.layout import EMBEDDER, MANIFEST, Manifest, checked_manifest, create
 from ensemblead.retrieval.structures import check_kind
 from ensemblead.retrieval.vectors import as_vectors, unit_vectors
-from ensemblead.search.cosine import Floats, similar_pairs
+from ensemblead.search.cosine import Floats
 
 Progress: TypeAlias = Callable[[str, int, int], None]
 
@@ -382,23 +383,15 @@ class ImageIndex:
         Args:
             threshold: the least cosine similarity of a pair, -1 to 1. Images with equal vectors have 1.
             progress: called as `progress("duplicates", done, total)`.
+
+        Raises ValueError for more than 2,000,000 pairs: what is found then tells nothing, but fills memory.
         """
         if isinstance(threshold, bool) or not isinstance(threshold, (int, float)):
             raise TypeError(f"threshold must be a number, got {threshold!r}")
         if not -1.0 <= threshold <= 1.0:
             raise ValueError(f"threshold must be between -1 and 1, got {threshold}")
-        report = _staged(progress, "duplicates")
-        with self._alone, self._folder.snapshot() as view:
-            numbers = np.arange(len(view.rows)) if view.present is None else view.present
-            pairs = list(similar_pairs(view.rows, numbers, threshold, report))
-            rows = np.unique(np.concatenate([numbers[:0], *(part for pair in pairs for part in pair)]))
-            entries = self._folder.entries(rows[None])[0]
-        paths = {row: entry.path for row, entry in zip(rows.tolist(), entries, strict=True)}
-        found: dict[str, list[str]] = {}
-        for first, second in pairs:
-            for one, other in zip(first.tolist(), second.tolist(), strict=True):
-                found.setdefault(paths[one], []).append(paths[other])
-        return found
+        with self._alone:
+            return near_duplicates(self._folder, threshold, _staged(progress, "duplicates"))
 
     def verify(self) -> None:
         """Read everything, and raise DamagedModelError for what is not as it was written, naming an image."""

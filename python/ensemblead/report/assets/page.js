@@ -135,7 +135,7 @@
       make("span", { class: "score" }, shown(item.score)),
       verdict);
     if (item.similar) {
-      const title = make("p", { class: "similar-title" }, "Most similar normal images");
+      const title = make("p", { class: "similar-title" }, "Most similar in the index");
       const lines = item.similar.map(([value, name]) => make("li", {}, `${value.toFixed(4)} `, ...breakable(name)));
       caption.append(make("div", { class: "similar" }, title, make("ol", {}, ...lines)));
     }
@@ -220,7 +220,7 @@
         ["Contour at", category.contour === null ? "none: no masks to find it by" : shown(category.contour)],
       ];
       if (item.label && item.mask === undefined) facts.push(["Mask", "none"]);
-      for (const [value, name] of item.similar ?? []) facts.push([`Similar normal, ${value.toFixed(4)}`, name]);
+      for (const [value, name] of item.similar ?? []) facts.push([`Similar, ${value.toFixed(4)}`, name]);
       byId("detail-facts").replaceChildren(...facts.flatMap(([name, text]) => [make("dt", {}, name), make("dd", {}, text)]));
       byId("detail-previous").disabled = visible[0] === item;
       byId("detail-next").disabled = visible[visible.length - 1] === item;
