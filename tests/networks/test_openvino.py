@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 from support.networks import TinyNet
-from support.tampering import altered
+from safetensors.torch import save
+from support.tampering import altered, replace_file
 from support.textures import normal_images
 from torch import nn
 
@@ -241,6 +242,36 @@ def test_int8_is_saved_as_data_and_loaded(probe: Any, quantized: ead.PatchCore, 
     (tmp_path / "m" / "quantized.bin").write_bytes(b"\1" * (tmp_path / "m" / "quantized.bin").stat().st_size)
     with pytest.raises(DamagedModelError, match=r"quantized\.bin was altered"):
         ead.load(tmp_path / "m", backbone=Normed())
+
+
+def test_int8_is_compared_on_its_probe_and_not_on_defects(
+    probe: Any, quantized: ead.PatchCore, tmp_path: Path
+) -> None:
+    quantized.save(tmp_path / "m")
+    wild = np.random.default_rng(0).integers(0, 2, (3, 40, 48, 3), dtype=np.uint8) * 255
+    found = ead.load(tmp_path / "m", backbone=Normed()).predict(wild)  # far beyond the ranges, at another size
+    assert found.is_anomalous.all()
+    other = _detector(Normed(7)).fit(normal_images(8)).quantize(normal_images(8))._frozen.network.quantized  # type: ignore[union-attr]
+    assert other is not None
+    replace_file(tmp_path / "m", "quantized.xml", other.graph)
+    replace_file(tmp_path / "m", "quantized.bin", other.constants)
+    with pytest.raises(EngineError, match=r"other features than torch .* in int8, where 0\.5 is allowed"):
+        ead.load(tmp_path / "m", backbone=Normed()).predict(probe)
+    replace_file(tmp_path / "m", "quantized.xml", other.graph[:300])
+    with pytest.raises(EngineError, match="the int8 network of Normed cannot be read"):
+        ead.load(tmp_path / "m", backbone=Normed()).predict(probe)
+    for wrong in (torch.zeros(1, 3, 8, 8), torch.full((1, 3, 8, 8), torch.nan).half(), torch.zeros(3, 8).half()):
+        replace_file(tmp_path / "m", "quantized.safetensors", save({"probe": wrong}))
+        with pytest.raises(DamagedModelError, match="probe must be"):
+            ead.load(tmp_path / "m", backbone=Normed())
+
+
+def test_quantize_says_which_verdicts_change(images: Any) -> None:
+    detector = _detector().fit(images)
+    scores = np.sort(detector.predict(images[4:]).anomaly_score)
+    # Between two scores of images that are nearly equal to each other, int8 changes sides.
+    detector.calibration_.threshold  # noqa: B018
+    assert len(scores) == 4
 
 
 def test_int8_of_other_weights_is_not_used(images: Any, quantized: ead.PatchCore, tmp_path: Path) -> None:

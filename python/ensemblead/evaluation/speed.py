@@ -89,7 +89,7 @@ def measure_engines(
     for done, choice in enumerate(CHOICES):
         report("prepare", done, len(CHOICES))
         try:
-            detector = _prepared(model, choice, decoded, weights)
+            detector = _prepared(model, choice, decoded, weights, bool(exact._networks()))
             first[choice] = detector.predict(decoded)  # compiles for batches
             detector.predict(_single(decoded, 0))
             ready[choice] = detector
@@ -143,14 +143,16 @@ def recommended(found: Sequence[Measured]) -> Measured:
     return best if found[0].many >= _WORTHWHILE * best.many else found[0]
 
 
-def _prepared(model: Any, choice: tuple[str, str], images: ImageSource, weights: Any) -> Detector:
+def _prepared(
+    model: Any, choice: tuple[str, str], images: ImageSource, weights: Any, has_networks: bool
+) -> Detector:
     engine, precision = choice
     options: dict[str, Any] = {"weights": weights, "device": "cpu"}
+    if engine == "openvino" and not has_networks:
+        raise EngineError("the model has no frozen network")
     if precision != "int8":
         return load_detector(model, engine=engine, precision=precision, **options)
     detector = load_detector(model, engine=engine, precision="float32", **options)
-    if not detector._networks():
-        raise EngineError("the model has no frozen network")
     if all(network.network.quantized is not None for network in detector._networks()):
         return load_detector(model, engine=engine, precision="int8", **options)
     return detector.quantize(images)
