@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support.networks import TinyNet
 from safetensors.torch import save
+from support.networks import TinyNet
 from support.tampering import altered, replace_file
 from support.textures import normal_images
 from torch import nn

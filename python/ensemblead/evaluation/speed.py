@@ -110,7 +110,9 @@ def measure_engines(
         if choice in failures:
             found.append(Measured(*choice, failure=failures[choice]))
             continue
-        change, differ = _changes(first[choice], first[CHOICES[0]], float(exact.threshold_))
+        own, other = first[choice], first[CHOICES[0]]
+        change = score_changes(own.anomaly_score, other.anomaly_score, float(exact.threshold_))
+        differ = int((own.is_anomalous != other.is_anomalous).sum())
         found.append(
             Measured(
                 *choice,
@@ -126,14 +128,16 @@ def measure_engines(
     return found
 
 
-def _changes(found: Predictions, exact: Predictions, threshold: float) -> tuple[npt.NDArray[np.float32], int]:
-    """How far scores are from the exact ones, relatively, and how many verdicts differ.
+def score_changes(
+    found: npt.NDArray[Any], exact: npt.NDArray[Any], threshold: float
+) -> npt.NDArray[np.floating[Any]]:
+    """How far scores `[N]` are from the exact ones, relatively.
 
     Scores of ensembles may be anywhere around zero, so none counts as smaller than the threshold.
     """
-    scale = np.maximum(np.abs(exact.anomaly_score), max(abs(threshold), 1e-30))
-    change = np.abs(found.anomaly_score - exact.anomaly_score) / scale
-    return change, int((found.is_anomalous != exact.is_anomalous).sum())
+    change: npt.NDArray[np.floating[Any]] = np.abs(found - exact)
+    change /= np.maximum(np.abs(exact), max(abs(threshold), 1e-30))
+    return change
 
 
 def recommended(found: Sequence[Measured]) -> Measured:
