@@ -118,6 +118,29 @@ def test_four_shapes_are_kept() -> None:
     assert [key[2] for key in engine._kept] == [24, 28, 16, 32]
 
 
+@torch.no_grad()
+def test_weights_that_change_are_seen() -> None:
+    module = Normed()
+    plain = ead.FeatureExtractor(module, LAYERS)
+    quick = ead.FeatureExtractor(module, LAYERS).run_by("openvino")
+    given = torch.rand(2, 3, 16, 16)
+    before = quick(given)[0]
+    module.first.weight.mul_(2)  # in place
+    torch.testing.assert_close(quick(given)[0], plain(given)[0], rtol=1e-4, atol=1e-5)
+    module.second = nn.Conv2d(10, 14, 3, 2, 1)  # another tensor
+    torch.testing.assert_close(quick(given)[1], plain(given)[1], rtol=1e-4, atol=1e-5)
+    assert not torch.equal(quick(given)[0], before)
+
+
+def test_int8_of_weights_that_have_changed(images: Any) -> None:
+    detector = _detector().fit(images).quantize(images)
+    detector.predict(images)
+    with torch.no_grad():
+        detector.network_.module.first.weight.mul_(2)
+    with pytest.raises(EngineError, match="weights of Normed have changed since it was made int8; quantize"):
+        detector.predict(images)
+
+
 def test_sizes_of_batches() -> None:
     sizes = {count: len(openvino._padded(torch.zeros(count, 1))) for count in range(1, 50)}
     assert sorted(set(sizes.values())) == [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64]

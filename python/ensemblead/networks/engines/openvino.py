@@ -55,17 +55,19 @@ class OpenVinoEngine:
             _require_quantized(part)
         self._hint = self._supported_hint()
         self._kept: OrderedDict[tuple[int, ...], Any] = OrderedDict()
-        self._lock = threading.Lock()
+        self._lock, self._weights = threading.Lock(), _versions(part.module)
 
     def run(self, images: Tensor) -> Outputs:
         """See `Engine.run`.
 
-        Raises EngineError where the network cannot be converted, or computes something else when it is.
+        Raises EngineError where the network cannot be converted, or computes something else when it is, and
+        where weights were changed that an int8 network was made from.
         """
         count = len(images)
         padded = _padded(images)
         shape, threads = tuple(padded.shape), torch.get_num_threads()
         with self._lock:
+            self._see_changes()
             request = self._kept.get((*shape, threads))
             if request is None:
                 request = self._compiled(padded, threads)
@@ -73,6 +75,17 @@ class OpenVinoEngine:
                 self._keep((*shape, threads), request)
             self._kept.move_to_end((*shape, threads))
             return self._inferred(request, padded, count)
+
+    def _see_changes(self) -> None:
+        """Forget what was compiled from weights that their owner has changed since."""
+        weights = _versions(self._part.module)
+        if weights != self._weights:
+            if self._part.precision == "int8":
+                raise EngineError(
+                    f"the weights of {self._part.name} have changed since it was made int8; quantize it again"
+                )
+            self._kept.clear()
+            self._weights = weights
 
     def _keep(self, key: tuple[int, ...], request: Any) -> None:
         self._kept[key] = request
@@ -142,6 +155,12 @@ class OpenVinoEngine:
                     f"{error:.2g} of them in {part.precision}, where {allowed:g} is allowed, for images of "
                     f"{size}; use engine='torch'"
                 )
+
+
+def _versions(module: nn.Module) -> list[tuple[int, int]]:
+    """Which tensors a module has, and how often each was written into, as far as torch counts that."""
+    tensors = [*module.parameters(), *module.buffers()]
+    return [(id(one), -1 if one.is_inference() else one._version) for one in tensors]
 
 
 def deviation(found: Tensor, expected: Tensor, precision: str) -> float:
