@@ -380,6 +380,7 @@ def test_the_seed_decides_which_images_are_drawn() -> None:
     assert len(set(kept[0])) == 4
 
 
+@pytest.mark.slow
 def test_quantizing_twice_comes_to_the_same(images: Any, probe: Any, quantized: ead.PatchCore) -> None:
     again = _detector().fit(images).quantize(images)
     again.quantize(images)
