@@ -98,6 +98,8 @@ ONLY_THERE = {
     "usearch": ("search/usearch.py",),
     "timm": ("networks/zoo.py",),
     "torchvision": ("networks/zoo.py", "detectors/draem/textures.py"),
+    "openvino": ("networks/engines/openvino.py",),
+    "nncf": ("networks/engines/quantization.py",),
     "cupy": ("kernels/arrays.py",),
     "pytorch_metric_learning": ("retrieval/training.py",),
     "typer": ("cli/",),

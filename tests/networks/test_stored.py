@@ -13,7 +13,8 @@ from ensemblead import store
 from ensemblead.common.errors import DamagedModelError
 from ensemblead.config.registry import register
 from ensemblead.networks import FeatureExtractor
-from ensemblead.networks.network import Network, network_from_store
+from ensemblead.networks.network import Network
+from ensemblead.networks.stored import network_from_store
 
 pytest.importorskip("timm")
 

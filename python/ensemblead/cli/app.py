@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ensemblead.cli.benchmark import command as benchmark
 from ensemblead.cli.console import guarded, report_error, show_tracebacks
 from ensemblead.cli.demo import command as demo
 from ensemblead.cli.duplicates import command as duplicates
@@ -20,7 +21,7 @@ from ensemblead.cli.merge import command as merge
 from ensemblead.cli.predict import command as predict
 from ensemblead.cli.search import command as search
 from ensemblead.cli.shorthands import ShorthandCommand
-from ensemblead.cli.update import calibrate, extend
+from ensemblead.cli.update import calibrate, extend, quantize
 from ensemblead.cli.weights import command as weights
 from ensemblead.common.errors import EnsembleADError
 from ensemblead.kernels.build import __version__
@@ -46,6 +47,8 @@ for _name, _command in (
     ("evaluate", evaluate),
     ("calibrate", calibrate),
     ("extend", extend),
+    ("quantize", quantize),
+    ("benchmark", benchmark),
     ("demo", demo),
     ("info", info),
     ("layers", layers),

@@ -23,11 +23,19 @@ _RATE_IS = {
 _DIMENSIONS = "dimensions"
 
 
-def load_model(path: Path, weights: Sequence[str] = (), device: str | None = None) -> Detector:
+def load_model(
+    path: Path,
+    weights: Sequence[str] = (),
+    device: str | None = None,
+    engine: str | None = None,
+    precision: str | None = None,
+) -> Detector:
     """`load_detector` with weights given as `[I.]PATH`."""
     from ensemblead.ensembles.loading import load_detector
 
-    return load_detector(path, weights=moved_weights(weights), device=device)
+    return load_detector(
+        path, weights=moved_weights(weights), device=device, engine=engine, precision=precision
+    )
 
 
 def moved_weights(given: Sequence[str]) -> str | dict[int, str | None] | None:

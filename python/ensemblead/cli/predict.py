@@ -61,6 +61,13 @@ def command(
     device: Annotated[
         str | None, typer.Option("--device", help="auto, cpu, cuda; as at the fit if absent.")
     ] = None,
+    engine: Annotated[
+        str | None, typer.Option("--engine", help="torch, openvino, auto; as in the model if absent.")
+    ] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option("--precision", help="float32, bfloat16, float16, int8; as in the model if absent."),
+    ] = None,
     skip_unreadable: Annotated[
         bool, typer.Option("--skip-unreadable", help="Leave out images that cannot be read.")
     ] = False,
@@ -82,6 +89,7 @@ def command(
         run = PredictRun(
             model, images, out, heat_maps, maps, scale, weights or (), device, skip_unreadable, chosen
         )
+        run.engine, run.precision = engine, precision
         summary = run.execute(bars)
     if as_json:
         print_json({**summary, "warnings": warned})
@@ -107,6 +115,8 @@ class PredictRun:
     device: str | None = None
     skip_unreadable: bool = False
     part: tuple[int, int] | None = None
+    engine: str | None = None
+    precision: str | None = None
 
     def execute(self, bars: Bars) -> dict[str, Any]:
         require("torch", "ensemblead predict")
@@ -129,7 +139,7 @@ class PredictRun:
             if count:
                 warn(f"{kept} holds {count} files of before: those of images that are not given now stay")
         bars.step("loading the model")
-        detector = load_model(self.model, self.weights, self.device)
+        detector = load_model(self.model, self.weights, self.device, self.engine, self.precision)
         threshold = float(detector.threshold_)
         if math.isnan(threshold):
             raise ValueError(f"the threshold of {self.model} is NaN, so that no score is above or below it")

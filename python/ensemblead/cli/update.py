@@ -1,4 +1,4 @@
-"""`ensemblead calibrate` and `ensemblead extend`: a saved model, more good images, and the model anew."""
+"""`ensemblead calibrate`, `extend` and `quantize`: a saved model, good images, and the model anew."""
 
 from __future__ import annotations
 
@@ -90,6 +90,30 @@ def extend(
     _run(_Update(model, images, out, weights or (), device, skip_unreadable, update), as_json)
 
 
+def quantize(
+    model: _Model,
+    images: _Images,
+    out: _Out = None,
+    max_images: Annotated[
+        int, typer.Option("--max-images", help="Read ranges of values from so many images.", min=1)
+    ] = 100,
+    seed: Annotated[int, typer.Option("--seed", help="Of the draw of these images.", min=0)] = 0,
+    weights: _Weights = None,
+    skip_unreadable: _Skip = False,
+    as_json: _Json = False,
+) -> None:
+    """Run a model's networks in int8 from now on, by OpenVINO: several times as fast on a CPU.
+
+    Give images of good parts, those of the fit or others. What was learned stays, and the threshold too;
+    scores move by a few per cent. `calibrate` takes a threshold of int8 scores.
+    """
+
+    def update(detector: Detector, source: ImageSource, errors: Any, bars: Bars) -> None:
+        detector.quantize(source, max_images=max_images, seed=seed, errors=errors, progress=bars)
+
+    _run(_Update(model, images, out, weights or (), "cpu", skip_unreadable, update), as_json)
+
+
 def _run(update: _Update, as_json: bool) -> None:
     with reported_warnings() as warned, Bars() as bars:
         summary = update.execute(bars)
@@ -117,7 +141,7 @@ class _Update:
     update: Callable[[Detector, ImageSource, Any, Bars], None]
 
     def execute(self, bars: Bars) -> dict[str, Any]:
-        require("torch", "ensemblead calibrate and extend")
+        require("torch", "ensemblead calibrate, extend and quantize")
         from ensemblead.images import check_normal_folder, check_output_outside
         from ensemblead.store import MANIFEST, check_target
 

@@ -46,6 +46,10 @@ class CompilationError(EnsembleADError):
     """`torch.compile` is not to be had here, or not for this network; the message says why."""
 
 
+class EngineError(EnsembleADError):
+    """A network that an engine cannot run, or runs otherwise than torch; the message says what was seen."""
+
+
 class NotExportableError(EnsembleADError):
     """A detector that cannot be written as one graph; the message says why."""
 

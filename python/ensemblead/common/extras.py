@@ -25,6 +25,8 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "pandas": ("retrieval",),
     "pytorch_metric_learning": ("retrieval",),
     "usearch": ("retrieval",),
+    "openvino": ("openvino",),
+    "nncf": ("openvino",),
 }
 
 
@@ -57,3 +59,12 @@ def require(module: str, purpose: str) -> ModuleType:
         if error.name != module:
             raise  # it is there, but something that it needs is not
         raise missing_extra(module, purpose) from None
+
+
+def is_installed(module: str) -> bool:
+    """Whether a module that an extra installs can be imported; it is imported to see."""
+    try:
+        require(module, "a look at what is installed")
+    except MissingExtraError:
+        return False
+    return True

@@ -11,8 +11,9 @@ from torch import nn
 
 from ensemblead.images import Geometry
 from ensemblead.networks import FeatureExtractor
+from ensemblead.networks.engines.engine import Quantized
 from ensemblead.networks.layers import MIDDLE_STRIDES, default_layers
-from ensemblead.networks.network import Network, check_device, check_precision
+from ensemblead.networks.network import Network, check_device, check_engine, check_precision
 from ensemblead.networks.sizes import check_size, sizes_taken
 from ensemblead.networks.vectors import Pooling
 
@@ -23,7 +24,7 @@ class FrozenNetwork:
     Args:
         backbone, layers, weights: as `FeatureExtractor` takes them; layers may be "auto".
         pooling: of an embedder, which reads a vector per image, as `FeatureExtractor` takes it.
-        device, precision, compile: as `Network` takes them.
+        device, precision, compile, engine: as `Network` takes them.
         seed: of random weights.
         strides: of the layers that "auto" stands for.
     """
@@ -40,6 +41,7 @@ class FrozenNetwork:
         seed: int,
         strides: Sequence[int] = MIDDLE_STRIDES,
         pooling: Pooling | None = None,
+        engine: str = "torch",
     ) -> None:
         if layers is None and pooling is None:
             raise TypeError('layers must be "auto" or a sequence of names, got None')
@@ -54,8 +56,8 @@ class FrozenNetwork:
         self.backbone, self.weights = backbone, weights
         self.layers = None if layers is None else tuple(layers)
         self.pooling = pooling
-        self.device, self.precision = check_device(device), check_precision(precision)
-        self.compile, self.seed = compile, seed
+        self.device, self.compile, self.seed = check_device(device), compile, seed
+        self.run_by(engine, precision)
         self._network: Network | None = None
         self._lock = threading.Lock()
 
@@ -72,8 +74,20 @@ class FrozenNetwork:
                 extractor = FeatureExtractor(
                     self.backbone, self.layers, weights=self.weights, seed=self.seed, pooling=self.pooling
                 )
-                self._network = Network(extractor, self.device, self.precision, compile=self.compile)
+                self._network = Network(
+                    extractor, self.device, self.precision, compile=self.compile, engine=self.engine
+                )
             return self._network
+
+    def run_by(self, engine: str, precision: str) -> None:
+        """Set both, for a network that is not loaded yet."""
+        self.engine = check_engine(engine, self.device, compile=self.compile)
+        self.precision = check_precision(precision, self.engine)
+
+    def quantize(self, quantized: Quantized) -> None:
+        """Run the network in int8 from now on."""
+        self.replace(self.network.in_int8(quantized))
+        self.engine, self.precision = "openvino", "int8"
 
     @property
     def is_loaded(self) -> bool:

@@ -77,8 +77,8 @@ class Method(Detector):
     Args:
         arguments: `locals()` of the subclass's constructor. Taken from it, checked and kept as attributes are
             the parameters that all methods share: `image_size`, `resize`, `batch_size`, `seed`, `device`, and
-            of methods with a network `backbone`, `layers`, `weights`, `precision`, `compile`. A method that
-            trains all of its networks may take `precision` as well.
+            of methods with a network `backbone`, `layers`, `weights`, `precision`, `compile`, `engine`. One
+            that trains all of its networks may take `precision` as well.
     """
 
     State: ClassVar[type]
@@ -100,7 +100,6 @@ class Method(Detector):
     backbone: str | nn.Module
     layers: tuple[str, ...]
     weights: str | os.PathLike[str] | Mapping[str, torch.Tensor] | None
-    precision: str
     compile: bool
 
     def __init_subclass__(cls, *, abstract: bool = False, **options: Any) -> None:
@@ -130,6 +129,8 @@ class Method(Detector):
                 name = type(self).__name__
                 raise TypeError(f"{name}.__init__ takes backbone and must take layers as well")
             shared = {name: given.get(name, default) for name, default in _NETWORK_DEFAULTS.items()}
+            if "engine" not in given and shared["precision"] == "int8":
+                shared["engine"] = "openvino"  # a method without that parameter can be quantized, and loaded
             self._frozen = FrozenNetwork(
                 given["backbone"],
                 given["layers"],
@@ -139,10 +140,10 @@ class Method(Detector):
                 **shared,
             )
             self._geometry = self._frozen.fitting_geometry(self._geometry)
-            for name in ("backbone", "layers", *_NETWORK_DEFAULTS):
+            for name in ("backbone", "layers", "weights", "compile"):
                 setattr(self, name, getattr(self._frozen, name))
         else:
-            self.precision = check_precision(given.get("precision", "float32"))
+            self._precision = check_precision(given.get("precision", "float32"))
         for name, size in (("image_size", self._geometry.crop), ("resize", self._geometry.resize)):
             if isinstance(size, tuple):
                 self.check_size(size, name)
@@ -178,6 +179,18 @@ class Method(Detector):
     def parameters(self) -> dict[str, Any]:
         """The constructor's arguments but for the network's: `backbone`, `layers`, `weights`."""
         return {name: value for name, value in arguments(self).items() if name not in OF_THE_NETWORK}
+
+    @property
+    def precision(self) -> str:
+        """What its networks compute in."""
+        return self._precision if self._frozen is None else self._frozen.precision
+
+    @property
+    def engine(self) -> str:
+        """What runs the frozen network."""
+        if self._frozen is None:
+            raise AttributeError(f"{type(self).__name__} has no frozen network")
+        return self._frozen.engine
 
     @property
     def is_fitted(self) -> bool:
@@ -284,7 +297,7 @@ class Method(Detector):
             for seen in data.held_out():
                 scores = check_scores(self, self.scores(state, seen), seen)
                 sample.add_grids(scores.images, scores.grids, seen.size, sigma=self.map_sigma)
-        sample.rounding = 2.0 * relative_noise(self._dtype) * sample.largest_score()
+        sample.rounding = 2.0 * relative_noise(self._dtype, self.precision) * sample.largest_score()
         warnings = {} if data.holds_out else {"known": _KNOWN}
         return Fitted(state, sample, "held_out", warnings, data.held_out_positions())
 
@@ -354,7 +367,7 @@ class Method(Detector):
         return method
 
 
-_NETWORK_DEFAULTS = {"weights": "default", "precision": "auto", "compile": False}
+_NETWORK_DEFAULTS = {"weights": "default", "precision": "auto", "compile": False, "engine": "torch"}
 _KNOWN = (
     "a single training image, or copies of one, leave nothing to hold out: the statistics and the threshold "
     "are of images that were trained on, and too low; give more images, or call calibrate"

@@ -18,6 +18,8 @@ def load(
     backbone: Any = None,
     *,
     device: str | None = None,
+    engine: str | None = None,
+    precision: str | None = None,
 ) -> Any:
     """What `save` wrote: a detector, ready to predict, an `Embedder` or an `EmbeddingEnsemble`.
 
@@ -27,7 +29,9 @@ def load(
             fit.
         backbone: a module of the same architecture, for a model that was fitted with a module; the weights of
             the fit are loaded into a copy of it.
-        device: in place of the one given at the fit.
+        device, engine, precision: in place of those given at the fit, of all networks. A bank and a threshold
+            made by one engine hold for the others; docs/design/engines.md says how far scores move. Engines
+            are for frozen networks; a RuntimeWarning names a detector that has none.
 
     For an ensemble `weights` and `backbone` are lists of one per member, or mappings from member numbers. A
     single detector is number 0.
@@ -52,7 +56,11 @@ def load(
         >>> loaded.threshold_ == detector.threshold_
         True
     """
-    options: dict[str, str | Mapping[int, Any] | Sequence[Any] | None] = {"device": device}
+    options: dict[str, str | Mapping[int, Any] | Sequence[Any] | None] = {
+        "device": device,
+        "engine": engine,
+        "precision": precision,
+    }
     options |= {"weights": weights, "backbone": backbone}
     loaded = store.load(path, **options)
     if not isinstance(loaded, Detector) and not hasattr(loaded, "embed_batches"):

@@ -159,7 +159,7 @@ class TiledEnsemble(Detector):
         self._state: TiledState | None = None
         self._calibration: Calibration | None = None
         self._reading = nothing_read()
-        self._pool: tuple[list[Part], FeaturePool] | None = None
+        self._pool: tuple[Any, FeaturePool] | None = None
 
     @property
     def is_fitted(self) -> bool:
@@ -330,10 +330,11 @@ class TiledEnsemble(Detector):
 
     def _pool_for(self, parts: list[Part]) -> FeaturePool:
         """Forward passes over tiles for these parts, kept from batch to batch."""
-        if self._pool is None or self._pool[0] != parts:
+        readers = [network for part in parts for network in part._own_networks()]
+        known = parts, [network.network.key for network in readers]
+        if self._pool is None or self._pool[0] != known:
             share_networks([network for part in parts for network in part._networks()])
-            readers = [(network.network, AS_IS) for part in parts for network in part._own_networks()]
-            self._pool = parts, FeaturePool(readers)
+            self._pool = known, FeaturePool([(network.network, AS_IS) for network in readers])
         return self._pool[1]
 
     # Saving

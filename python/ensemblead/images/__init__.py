@@ -6,7 +6,7 @@ from ensemblead.images.depth import BIT_DEPTHS, BitDepthWarning
 from ensemblead.images.folders import check_normal_folder, check_output_outside
 from ensemblead.images.geometry import Geometry
 from ensemblead.images.masks import examine_mask, read_mask
-from ensemblead.images.sources import ImageSource, are_files, detect_bits, open_images
+from ensemblead.images.sources import ImageSource, are_files, chosen_images, detect_bits, open_images
 from ensemblead.images.spool import Images, ImageSet
 from ensemblead.images.tiles import AS_IS, Tiles, Window
 
@@ -28,6 +28,7 @@ __all__ = [
     "are_files",
     "check_normal_folder",
     "check_output_outside",
+    "chosen_images",
     "detect_bits",
     "examine_mask",
     "iterate_batches",

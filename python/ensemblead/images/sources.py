@@ -113,6 +113,37 @@ def open_images(images: Any, *, bits: int | None = None, max_pixels: int | None 
     return source
 
 
+class _Chosen(ImageSource):
+    """Some images of a source."""
+
+    def __init__(self, source: ImageSource, indices: Sequence[int]) -> None:
+        self._source, self._indices = copy.copy(source), list(indices)
+        self.paths = [source.paths[index] for index in indices]
+        self.folders, self.concurrent = source.folders, source.concurrent
+        self.bits, self.max_pixels = source.bits, source.max_pixels
+
+    def read(self, index: int) -> npt.NDArray[np.uint8]:
+        self._source.bits = self.bits  # which a detector settles
+        return self._source.read(self._indices[index])
+
+    def size(self, index: int) -> tuple[int, int]:
+        return self._source.size(self._indices[index])
+
+    def largest_value(self, index: int) -> int | None:
+        return self._source.largest_value(self._indices[index])
+
+    def describe(self, index: int) -> str:
+        return self._source.describe(self._indices[index])
+
+
+def chosen_images(source: ImageSource, count: int, seed: int) -> ImageSource:
+    """`count` images of a source, drawn by a seed, in their order; the source itself if it has no more."""
+    if count >= len(source):
+        return source
+    drawn = np.random.default_rng(seed).choice(len(source), count, replace=False)
+    return _Chosen(source, sorted(drawn.tolist()))
+
+
 def detect_bits(source: ImageSource, *, errors: Literal["raise", "skip"] = "raise") -> int | None:
     """How many bits the 16-bit files among images use; None if there are no such files.
 

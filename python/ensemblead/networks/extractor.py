@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
-import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from ensemblead.common.validation import near_names
 from ensemblead.networks.engines import ENGINES
-from ensemblead.networks.engines.eager import EagerEngine
-from ensemblead.networks.engines.engine import Engine, Outputs, Part, input_of
+from ensemblead.networks.engines.engine import Outputs, Part, Quantized, input_of
+from ensemblead.networks.engines.kept import KeptEngines
 from ensemblead.networks.gabor import GaborBank
 from ensemblead.networks.grids import TokenLayout
 from ensemblead.networks.modes import default_modes
@@ -25,38 +25,6 @@ from ensemblead.networks.zoo import BackboneInfo, Weights, load_backbone, module
 
 # The size of the images that a network ran on last, whichever extractor ran it: some networks take no other.
 _ran_at: weakref.WeakKeyDictionary[nn.Module, tuple[int, int]] = weakref.WeakKeyDictionary()
-
-
-class _Engines:
-    """The engines over one network, each made once, whichever thread comes first."""
-
-    def __init__(self) -> None:
-        self._made: dict[tuple[str, tuple[str, ...]], Engine] = {}
-        self.lock = threading.RLock()
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _Engines, ()  # a copy makes its own
-
-    def clear(self) -> None:
-        self._made.clear()
-
-    def engine(self, name: str, part: Part, images: Tensor, check: Callable[[Outputs], object]) -> Engine:
-        """The engine of that name for the part; eager torch where it does not know the precision or device.
-
-        `check` raises for outputs that the layers should not have; it is called before an engine is made.
-        """
-        eager = EagerEngine(part)
-        kind = ENGINES.get(name)
-        if kind is None or part.precision not in kind.precisions or part.device.type not in kind.device_types:
-            return eager
-        key = (kind.name, part.layers)
-        with self.lock:
-            if key not in self._made:
-                sample = images if kind.whole_batch else images[:1]
-                expected = eager.run(sample)
-                check(expected)
-                self._made[key] = kind.make(part, sample, eager, expected)
-            return self._made[key]
 
 
 class FeatureExtractor:
@@ -123,8 +91,9 @@ class FeatureExtractor:
             raise ValueError(f"std must be positive, got {self.std}")
         self.module = module
         self._scale: Tensor | None = None
-        self._engine = "eager"
-        self._engines = _Engines()
+        self._engine, self._precision = "eager", ""
+        self._quantized: Quantized | None = None
+        self._engines = KeptEngines()
         self._set_layers(layers)
         if info.missing:
             what = self.source.get("path", "the state dict given")
@@ -155,7 +124,7 @@ class FeatureExtractor:
             other.module = copy.deepcopy(self.module)
         if self.module in _ran_at:
             _ran_at[other.module] = _ran_at[self.module]
-        other._engines = _Engines()
+        other._engines = KeptEngines()
         other._layout = TokenLayout(other.module)
         return other
 
@@ -208,22 +177,44 @@ class FeatureExtractor:
     def compile(self) -> FeatureExtractor:
         """Run the network through `torch.compile` from now on; returns self.
 
-        It is compiled at the first call, which takes long, and again for batches of one image. Call it after
-        `to`. Raises CompilationError, at that first call, where the network cannot be compiled, or computes
-        something else when it is.
+        It is compiled at the first call, which takes long, and again for batches of one image; on a CPU it
+        gains little. Call it after `to`. Raises CompilationError, at that first call, where the network
+        cannot be compiled, or computes something else when it is.
         """
         return self.run_by("compiled")
 
-    def run_by(self, engine: str) -> FeatureExtractor:
+    def run_by(
+        self, engine: str, precision: str | None = None, quantized: Quantized | None = None
+    ) -> FeatureExtractor:
         """Run the network by the engine of that name from now on; returns self.
 
         "eager" is torch as it is. The others are made at the first call and compared with it there; where
-        they do not know the network's precision or device, eager torch stays.
+        "folded" and "compiled" do not know the network's precision or device, eager torch stays.
+
+        Args:
+            precision: what to compute in, if that is not the network's dtype: "int8", by "openvino".
+            quantized: the network for that.
         """
         if engine != "eager" and engine not in ENGINES:
             raise ValueError(f"engine must be one of eager, {', '.join(ENGINES)}, got {engine!r}")
-        self._engine = engine
+        if precision is not None and (engine == "eager" or precision not in ENGINES[engine].precisions):
+            raise ValueError(f"engine {engine!r} does not compute in {precision}; for int8 take 'openvino'")
+        self._engine, self._precision, self._quantized = engine, precision or "", quantized
         return self
+
+    @property
+    def precision(self) -> str:
+        """What the network computes in: the name of its dtype, or "int8"."""
+        return self._precision or str(self.dtype).removeprefix("torch.")
+
+    @contextmanager
+    def recorded(self, note: Callable[[Tensor], None]) -> Iterator[None]:
+        """Inside, `note` is called with all images that the network, or one of other layers over it, sees."""
+        self._engines.notes.append(note)
+        try:
+            yield
+        finally:
+            self._engines.notes.remove(note)
 
     def normalize(self, images: Tensor) -> Tensor:
         """Network input from pixels: uint8 `[B, 3, H, W]`, on any device -> normalised, on the network's,
@@ -262,6 +253,8 @@ class FeatureExtractor:
             if images.is_inference():
                 images = images.clone()  # a network may write into it
             images = images.to(self.dtype).contiguous(memory_format=layout)
+            for note in self._engines.notes:
+                note(images)
             try:
                 engine = self._engines.engine(
                     self._engine, self._part(), images, lambda outputs: self._arranged(outputs, size)
@@ -315,8 +308,9 @@ class FeatureExtractor:
         return self._shapes[size]
 
     def _part(self) -> Part:
-        precision = str(self.dtype).removeprefix("torch.")
-        return Part(self.module, self.layers, self.name, self.device, self.dtype, precision)
+        return Part(
+            self.module, self.layers, self.name, self.device, self.dtype, self.precision, self._quantized
+        )
 
     def _needed_names(self) -> frozenset[str]:
         side = self.input_size or 224

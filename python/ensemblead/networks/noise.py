@@ -12,11 +12,13 @@ _RELATIVE_NOISE = {
     torch.bfloat16: 4e-2,
     torch.float16: 6e-3,
 }
+# In int8 rounding in the last bit may become a step of 1/127 of a channel's range.
+_RELATIVE_NOISE_INT8 = 4e-2
 
 
-def relative_noise(dtype: torch.dtype) -> float:
+def relative_noise(dtype: torch.dtype, precision: str | None = None) -> float:
     """A bound on the Euclidean distance between the features of one image in two batches, relative to their
-    norm, for a network that computes in `dtype`.
+    norm, for a network whose features are of `dtype`, and which computes in int8 if `precision` says so.
 
     Features that are closer than this may be those of equal images.
 
@@ -28,7 +30,7 @@ def relative_noise(dtype: torch.dtype) -> float:
     """
     if dtype not in _RELATIVE_NOISE:
         raise ValueError(f"dtype must be one of {', '.join(map(str, _RELATIVE_NOISE))}, got {dtype}")
-    return _RELATIVE_NOISE[dtype]
+    return _RELATIVE_NOISE_INT8 if precision == "int8" else _RELATIVE_NOISE[dtype]
 
 
 def moved_distance(floor: float, distance: float, dims: int) -> float:

@@ -6,11 +6,19 @@ from typing import Any
 
 import torch
 
+from ensemblead.common.extras import is_installed, require
 from ensemblead.common.threads import available_cores, cpu_quota
+from ensemblead.common.validation import one_of
 from ensemblead.common.warnings import warn
 from ensemblead.kernels.build import __version__, cuda_available, has_cuda_kernels
 
-_PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# A network in int8 has feature maps in float32.
+_PRECISIONS = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "int8": torch.float32,
+}
 
 
 def check_device(device: Any) -> str:
@@ -31,12 +39,56 @@ def check_device(device: Any) -> str:
     return name
 
 
-def check_precision(precision: str) -> str:
+def check_precision(precision: str, engine: str = "torch") -> str:
+    """The precision itself. Raises ValueError for one that no engine has, and for int8 with torch."""
     if not isinstance(precision, str):
         raise TypeError(f"precision must be a name, got {precision!r}")
     if precision != "auto" and precision not in _PRECISIONS:
         raise ValueError(f'precision must be "auto" or one of {", ".join(_PRECISIONS)}, got {precision!r}')
+    if precision == "int8" and engine == "torch":
+        raise ValueError(
+            "precision must be float32, bfloat16 or float16 with engine='torch', got 'int8'; fit in float32, "
+            "then call quantize(images); to load an int8 model for torch, give precision='float32' too"
+        )
     return precision
+
+
+def check_engine(engine: str, device: str, *, compile: bool) -> str:
+    """The engine's name itself, if it goes with the device, as far as one is named, and with `compile`."""
+    one_of("engine", engine, ("torch", "openvino", "auto"))
+    if engine == "openvino":
+        if compile:
+            raise ValueError(
+                "compile=True goes with engine='torch', got engine='openvino', which compiles too"
+            )
+        if device != "auto":
+            _require_cpu(torch.device(device))
+    return engine
+
+
+def resolve_engine(engine: str, precision: str, device: torch.device, *, compile: bool) -> str:
+    """ "torch" or "openvino". "auto" is OpenVINO on a CPU if it is installed and `compile` is not set.
+
+    Raises:
+        MissingExtraError: OpenVINO is asked for, or needed by int8, and not installed.
+        ValueError: it is asked for, or needed, on another device than a CPU.
+    """
+    if engine == "auto" and precision != "int8":
+        return "openvino" if device.type == "cpu" and not compile and is_installed("openvino") else "torch"
+    if engine == "torch":
+        check_precision(precision, engine)
+        return "torch"
+    _require_cpu(device)
+    require("openvino", f"engine={engine!r}" if engine == "openvino" else "precision='int8'")
+    return "openvino"
+
+
+def _require_cpu(device: torch.device) -> None:
+    if device.type != "cpu":
+        raise ValueError(
+            f"engine='openvino' and precision='int8' are for CPUs, and device is {str(device)!r}; use "
+            "device='cpu', or engine='torch' and another precision"
+        )
 
 
 def resolve_device(device: str) -> torch.device:

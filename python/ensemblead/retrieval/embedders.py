@@ -17,6 +17,7 @@ from ensemblead.config.registry import describe, register
 from ensemblead.detectors.detector import constructor_text
 from ensemblead.detectors.frozen import FrozenNetwork, share_networks
 from ensemblead.detectors.parts import Progress
+from ensemblead.detectors.quantizing import MAX_IMAGES, quantize
 from ensemblead.detectors.saving import arguments, open_network, plain_parameters
 from ensemblead.images import Geometry, ImageBatch, ImageSource, iterate_batches, open_images
 from ensemblead.networks.network import FeaturePool, check_device, require_finite
@@ -58,7 +59,9 @@ class Embedder:
         device, precision: as for detectors: "auto" is the GPU if there is one, and half precision there.
         batch_size: images per forward pass.
         seed: of random weights.
-        compile: run the network through `torch.compile`.
+        compile: run the network through `torch.compile`, which gains little on a CPU.
+        engine: what runs the network: "torch", "openvino" (on CPUs; the extra openvino), or "auto": OpenVINO
+            on a CPU where it is installed. For precision "int8" call `quantize`.
 
     Raises ValueError or TypeError for what is none of these; ValueError, at the first use, for a layer that
     does not exist, for weights that do not reach it, and for `layer=None` with a network whose classifier
@@ -89,6 +92,7 @@ class Embedder:
         batch_size: int = 32,
         seed: int = 0,
         compile: bool = False,
+        engine: str = "torch",
     ) -> None:
         if layer is not None and not isinstance(layer, str):
             raise TypeError(f"layer must be a name or None, got {layer!r}")
@@ -114,10 +118,10 @@ class Embedder:
             compile=compile,
             seed=self.seed,
             pooling=pooling,
+            engine=engine,
         )
         self.backbone, self.weights = self._frozen.backbone, self._frozen.weights
-        self.device, self.precision = self._frozen.device, self._frozen.precision
-        self.compile = compile
+        self.device, self.compile = self._frozen.device, compile
         for name, size in (("image_size", self.geometry.crop), ("resize", self.geometry.resize)):
             if isinstance(size, tuple):
                 self._frozen.check_size(size, name)
@@ -125,6 +129,16 @@ class Embedder:
 
     def __repr__(self) -> str:
         return constructor_text(self)
+
+    @property
+    def precision(self) -> str:
+        """What the network computes in."""
+        return self._frozen.precision
+
+    @property
+    def engine(self) -> str:
+        """What runs the network."""
+        return self._frozen.engine
 
     @property
     def dim(self) -> int:
@@ -159,6 +173,25 @@ class Embedder:
         """
         batches = read_vectors([self], images, self.batch_size, on_error=on_error, progress=progress)
         return ((positions, vectors[0]) for positions, vectors in batches)
+
+    def quantize(
+        self,
+        images: Any,
+        *,
+        max_images: int = MAX_IMAGES,
+        seed: int = 0,
+        progress: Progress | None = None,
+    ) -> Self:
+        """Run the network in int8 from now on; see `Detector.quantize`. Its vectors are others than before:
+        embed all images again.
+        """
+
+        def look(source: ImageSource) -> None:
+            for _ in self.embed_batches(source, progress=progress):
+                pass
+
+        quantize([self._frozen], images, look, max_images, seed)
+        return self
 
     def describe(self) -> dict[str, Any]:
         """The embedder as plain values, from which `ead.create` makes one like it.

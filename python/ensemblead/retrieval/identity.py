@@ -12,7 +12,7 @@ from ensemblead import store
 from ensemblead.common.errors import DamagedModelError
 
 # How an embedder is run, and where its weights lie: its vectors are the same.
-_HOW = {"device", "batch_size", "compile", "path"}
+_HOW = {"device", "batch_size", "compile", "engine", "path"}
 
 
 def description(embedder: Any) -> Any:

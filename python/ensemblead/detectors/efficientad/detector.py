@@ -127,7 +127,10 @@ class EfficientAD(TrainedMethod):
             GPU. What is trained is kept in float32, and losses and distances are computed in it.
         batch_size: images per update, and per forward pass. The largest errors are those of a whole batch.
         seed: of everything random.
-        compile: run the teacher through `torch.compile`.
+        compile: run the teacher through `torch.compile`, which gains little on a CPU.
+        engine: of the teacher: "torch", "openvino" (on CPUs; the extra openvino), or "auto": OpenVINO on
+            a CPU where it is installed. docs/design/engines.md has their speed. For precision "int8"
+            fit in float32 and call `quantize`.
 
     Attributes after `fit`: `losses_`, `calibration_`, `threshold_`; `network_`, the teacher, once it is
     needed.
@@ -163,6 +166,7 @@ class EfficientAD(TrainedMethod):
         batch_size: int = 1,
         seed: int = 0,
         compile: bool = False,
+        engine: str = "torch",
     ) -> None:
         super().__init__(locals())
         self.size = one_of("size", size, SIZES)

@@ -100,7 +100,10 @@ class FastFlow(TrainedMethod):
             GPU. It is that of convolutions; what is trained, and all else, is float32.
         batch_size: images per update, and per forward pass.
         seed: of everything random.
-        compile: run the frozen network through `torch.compile`.
+        compile: run the frozen network through `torch.compile`, which gains little on a CPU.
+        engine: of the frozen network: "torch", "openvino" (on CPUs; the extra openvino), or "auto": OpenVINO
+            on a CPU where it is installed. docs/design/engines.md has their speed. For precision "int8"
+            fit in float32 and call `quantize`.
 
     Attributes after `fit`: `losses_`, `calibration_`, `threshold_`; `network_`, the frozen network, once it
     is needed.
@@ -139,6 +142,7 @@ class FastFlow(TrainedMethod):
         batch_size: int = 32,
         seed: int = 0,
         compile: bool = False,
+        engine: str = "torch",
     ) -> None:
         super().__init__(locals())
         self.steps = checked_steps(steps)

@@ -127,8 +127,11 @@ class PaDiM(Method):
             them are float32 or float64.
         batch_size: images per forward pass.
         seed: of everything random.
-        compile: run the network through `torch.compile`. The first batch then takes long; where it cannot be
-            done, a CompilationError at that batch says why.
+        compile: run the network through `torch.compile`, which gains little on a CPU. The first batch then
+            takes long; where it cannot be done, a CompilationError at that batch says why.
+        engine: of the network: "torch", "openvino" (on CPUs; the extra openvino), or "auto": OpenVINO on
+            a CPU where it is installed. docs/design/engines.md has their speed. For precision "int8"
+            fit in float32 and call `quantize`.
 
     Attributes: `gaussians_`, `calibration_`, `threshold_` after `fit`; `network_`, the extractor, once it is
     needed.
@@ -162,6 +165,7 @@ class PaDiM(Method):
         batch_size: int = 16,
         seed: int = 0,
         compile: bool = False,
+        engine: str = "torch",
     ) -> None:
         super().__init__(locals())
         if num_dimensions is not None:
@@ -293,7 +297,8 @@ class MomentsAccumulator:
         # A GPU is read once.
         norms = [rows.double().square().sum(1).mean() for _, rows in self._held]
         norm = float(torch.stack(norms).mean()) ** 0.5 if norms else 0.0
-        floor = relative_noise(self._detector.network_.dtype) * norm
+        network = self._detector.network_
+        floor = relative_noise(network.dtype, network.precision) * norm
         floor = 2.0 * floor / REGULARIZATION**0.5
         dims = self._held[0][1].shape[1] if self._held else 1
         return moved_distance(floor, sample.largest_score(), dims)

@@ -73,8 +73,11 @@ class PatchCore(Method):
             them are float32.
         batch_size: images per forward pass.
         seed: of everything random.
-        compile: run the network through `torch.compile`. The first batch then takes long; where it cannot be
-            done, a CompilationError at that batch says why.
+        compile: run the network through `torch.compile`, which gains little on a CPU. The first batch then
+            takes long; where it cannot be done, a CompilationError at that batch says why.
+        engine: of the network: "torch", "openvino" (on CPUs; the extra openvino), or "auto": OpenVINO on
+            a CPU where it is installed. docs/design/engines.md has their speed. For precision "int8"
+            fit in float32 and call `quantize`.
 
     Attributes: `memory_bank_`, `calibration_`, `threshold_` after `fit`; `network_`, the extractor, once it
     is needed.
@@ -119,6 +122,7 @@ class PatchCore(Method):
         batch_size: int = 16,
         seed: int = 0,
         compile: bool = False,
+        engine: str = "torch",
     ) -> None:
         super().__init__(locals())
         patch_size = whole_number("patch_size", patch_size)
@@ -204,7 +208,7 @@ class PatchCore(Method):
         return BankAccumulator(self._scoring, bank, self.batch_size, self._relative_noise)
 
     def _relative_noise(self) -> float:
-        return relative_noise(self.network_.dtype)
+        return relative_noise(self.network_.dtype, self.network_.precision)
 
     def held_bytes(self, seen: Seen, total: int) -> int | None:
         num_rows = total * seen.embeddings[0, :, :, 0].numel()

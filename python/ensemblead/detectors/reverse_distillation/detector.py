@@ -102,7 +102,10 @@ class ReverseDistillation(TrainedMethod):
             GPU. What is trained is kept in float32, and losses and cosines are computed in it.
         batch_size: images per update, and per forward pass.
         seed: of everything random.
-        compile: run the teacher through `torch.compile`.
+        compile: run the teacher through `torch.compile`, which gains little on a CPU.
+        engine: of the teacher: "torch", "openvino" (on CPUs; the extra openvino), or "auto": OpenVINO on
+            a CPU where it is installed. docs/design/engines.md has their speed. For precision "int8"
+            fit in float32 and call `quantize`.
 
     Attributes after `fit`: `losses_`, `calibration_`, `threshold_`; `network_`, the teacher, once it is
     needed.
@@ -140,6 +143,7 @@ class ReverseDistillation(TrainedMethod):
         batch_size: int = 16,
         seed: int = 0,
         compile: bool = False,
+        engine: str = "torch",
     ) -> None:
         super().__init__(locals())
         if len(self.layers) != _NUM_LAYERS:

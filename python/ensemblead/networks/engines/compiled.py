@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import copy
 import threading
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ensemblead.common.errors import CompilationError
-from ensemblead.networks.engines.eager import attach
 from ensemblead.networks.engines.engine import EngineKind, Part
+from ensemblead.networks.engines.traced import Traced
 
 
 class CompiledEngine:
@@ -26,7 +25,7 @@ class CompiledEngine:
         self._name = part.name
         self._lock = threading.Lock()
         try:
-            self._call = torch.compile(_Traced(part))
+            self._call = torch.compile(Traced(part))
         except Exception as error:  # Python or platform unknown to this torch
             raise _failure(part.name, error) from error
 
@@ -71,27 +70,3 @@ COMPILED = EngineKind(
     whole_batch=True,
     mismatch=_mismatch,
 )
-
-
-class _Traced(nn.Module):
-    """A twin of the network, of the same tensors, whose hooks stay: a compiler reads them once."""
-
-    def __init__(self, part: Part) -> None:
-        super().__init__()
-        tensors = [*part.module.parameters(), *part.module.buffers()]
-        self.network = copy.deepcopy(part.module, {id(tensor): tensor for tensor in tensors})
-        self.network.eval()
-        self._found: dict[str, Any] = {}
-        attach(self.network, part.layers, self._keep)
-
-    def _keep(self, layer: str, output: Any) -> None:
-        if layer not in self._found:
-            # Later layers may write into this tensor; where none does, no copy is made.
-            self._found[layer] = output.clone() if isinstance(output, Tensor) else output
-
-    def forward(self, images: Tensor) -> dict[str, Any]:
-        self._found.clear()
-        self.network(images)
-        outputs = dict(self._found)
-        self._found.clear()
-        return outputs

@@ -1,0 +1,312 @@
+"""OpenVINO on a CPU: the network as a graph of its own, compiled for each size of batches.
+
+This is the only file that imports openvino. docs/design/engines.md has the figures and the reasons.
+"""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+import threading
+import warnings
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ensemblead.common.errors import EngineError
+from ensemblead.common.extras import require
+from ensemblead.common.warnings import warn
+from ensemblead.networks.engines.eager import EagerEngine
+from ensemblead.networks.engines.engine import EngineKind, Outputs, Part, Quantized
+from ensemblead.networks.engines.traced import Traced
+
+# Compiled networks that are kept: for full batches and for last ones, of two sizes of images.
+_MOST_KEPT = 4
+# Precision -> the name that OpenVINO has for it, and the capability that a CPU needs for it.
+_HINTS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16", "int8": "f32"}
+_CAPABILITIES = {"bfloat16": "BF16", "float16": "FP16"}
+# The largest `deviation` from eager torch. In int8, quantization allows 0.3 at the probe's own size.
+_TOLERANCES = {"float32": 1e-4, "bfloat16": 0.1, "float16": 0.1, "int8": 0.5}
+_PURPOSE = "engine='openvino'"
+# Tracing changes Python's filters of warnings, which are the process's.
+_tracing = threading.Lock()
+
+
+class OpenVinoEngine:
+    """A network as far as some of its layers, by OpenVINO.
+
+    A network is compiled for one shape of images, and at most four are kept. Batches are padded to the next
+    size of 1, 2, 3, 4, 6, 8, 12, 16, 24, ...: a network does not compute an image by what came before it, and
+    last batches do not make many sizes. Each network is compared with eager torch on the batch that it was
+    compiled for. In int8, which cuts off what a defect puts out, it is compared on an image that it was
+    quantized with, scaled to the size of that batch.
+    """
+
+    def __init__(self, part: Part) -> None:
+        openvino = require("openvino", _PURPOSE)
+        self._part, self._eager, self._core = part, EagerEngine(part), openvino.Core()
+        if part.precision == "int8":
+            _require_quantized(part)
+        self._hint = self._supported_hint()
+        self._kept: OrderedDict[tuple[int, ...], Any] = OrderedDict()
+        self._lock, self._weights = threading.Lock(), _versions(part.module)
+
+    def run(self, images: Tensor) -> Outputs:
+        """See `Engine.run`.
+
+        Raises EngineError where the network cannot be converted, or computes something else when it is, and
+        where weights were changed that an int8 network was made from.
+        """
+        count = len(images)
+        padded = _padded(images)
+        shape, threads = tuple(padded.shape), torch.get_num_threads()
+        with self._lock:
+            self._see_changes()
+            request = self._kept.get((*shape, threads))
+            if request is None:
+                request = self._compiled(padded, threads)
+                self._compare(request, padded)
+                self._keep((*shape, threads), request)
+            self._kept.move_to_end((*shape, threads))
+            return self._inferred(request, padded, count)
+
+    def _see_changes(self) -> None:
+        """Forget what was compiled from weights that their owner has changed since."""
+        weights = _versions(self._part.module)
+        if weights != self._weights:
+            if self._part.precision == "int8":
+                raise EngineError(
+                    f"the weights of {self._part.name} have changed since it was made int8; quantize it again"
+                )
+            self._kept.clear()
+            self._weights = weights
+
+    def _keep(self, key: tuple[int, ...], request: Any) -> None:
+        self._kept[key] = request
+        if len(self._kept) > _MOST_KEPT:
+            self._kept.popitem(last=False)
+
+    def _supported_hint(self) -> str:
+        """OpenVINO's name of the precision; with a warning, float32 where the CPU has no such arithmetic."""
+        precision = self._part.precision
+        needed = _CAPABILITIES.get(precision)
+        if needed is not None and needed not in cpu_capabilities():
+            warn(
+                f"this CPU has no {precision} that OpenVINO could use, and {self._part.name} is computed in "
+                "float32, at its speed; use precision='float32' or 'int8'",
+                RuntimeWarning,
+            )
+            return _HINTS["float32"]
+        return _HINTS[precision]
+
+    def _compiled(self, images: Tensor, threads: int) -> Any:
+        part = self._part
+        if part.precision == "int8":
+            model = _of_shape(_require_quantized(part), part, tuple(images.shape))
+        else:
+            model = converted(part, images)
+        settings = {
+            "INFERENCE_NUM_THREADS": threads,
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_PRECISION_HINT": self._hint,
+        }
+        try:
+            return self._core.compile_model(model, "CPU", settings).create_infer_request()
+        except RuntimeError as error:
+            raise _failure(part, error) from error
+
+    def _inferred(self, request: Any, images: Tensor, count: int) -> dict[str, Tensor]:
+        values = images.float().contiguous(memory_format=torch.contiguous_format).numpy()
+        request.infer([values], share_inputs=True)
+        found = {}
+        for number, layer in enumerate(self._part.layers):
+            # The request writes into the same memory the next time.
+            output = torch.from_numpy(request.get_output_tensor(number).data[:count])
+            layout = torch.channels_last if output.ndim == 4 else torch.contiguous_format
+            found[layer] = output.clone(memory_format=layout).to(self._part.dtype)
+        return found
+
+    def _compare(self, request: Any, images: Tensor) -> None:
+        part, allowed = self._part, _TOLERANCES[self._part.precision]
+        if part.quantized is not None and part.precision == "int8":
+            probe = functional.interpolate(
+                part.quantized.probe.to(part.dtype), images.shape[2:], mode="bilinear"
+            )
+            images = probe.expand(len(images), -1, -1, -1).contiguous(memory_format=torch.channels_last)
+        outputs = self._inferred(request, images, len(images))
+        for layer, expected in self._eager.run(images).items():
+            found = outputs[layer]
+            size = " x ".join(map(str, images.shape))
+            if found.shape != expected.shape:
+                raise EngineError(
+                    f"OpenVINO puts out {tuple(found.shape)} for layer {layer!r} of {part.name} where torch "
+                    f"has {tuple(expected.shape)}, for images of {size}; use engine='torch'"
+                )
+            error = deviation(found, expected, part.precision)
+            if not error <= allowed:
+                raise EngineError(
+                    f"OpenVINO computes other features than torch for layer {layer!r} of {part.name}: off by "
+                    f"{error:.2g} of them in {part.precision}, where {allowed:g} is allowed, for images of "
+                    f"{size}; use engine='torch'"
+                )
+
+
+def _versions(module: nn.Module) -> list[tuple[int, int]]:
+    """Which tensors a module has, and how often each was written into, as far as torch counts that."""
+    tensors = [*module.parameters(), *module.buffers()]
+    return [(id(one), -1 if one.is_inference() else one._version) for one in tensors]
+
+
+def deviation(found: Tensor, expected: Tensor, precision: str) -> float:
+    """How far features are from those of torch: the largest error, relative to the largest absolute value; in
+    int8, where single values may be far off, the norm of the error, relative to the norm.
+
+    Zero where torch's are not finite: `require_finite` speaks of it.
+    """
+    wanted = expected.detach().double()
+    error = found.detach().double() - wanted
+    order = 2.0 if precision == "int8" else float("inf")
+    scale = float(torch.linalg.vector_norm(wanted, order))
+    return float(torch.linalg.vector_norm(error, order)) / max(scale, 1e-30) if scale < float("inf") else 0.0
+
+
+def cpu_capabilities() -> tuple[str, ...]:
+    """What OpenVINO can compute in on this CPU, by its names, such as "FP32", "BF16", "INT8"."""
+    core = require("openvino", _PURPOSE).Core()
+    return tuple(core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
+
+
+def converted(part: Part, images: Tensor) -> Any:
+    """The network as an OpenVINO model in float32, for images of this shape; outputs as the part's layers.
+
+    Raises EngineError for a network that torch cannot trace, or of which OpenVINO lacks an operation.
+    """
+    require("openvino", _PURPOSE)
+    from openvino.frontend import FrontEndManager
+    from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
+
+    if part.dtype != torch.float32:
+        # Values that were rounded are exact in float32.
+        part = Part(
+            copy.deepcopy(part.module).float(), part.layers, part.name, part.device, torch.float32, "float32"
+        )
+    images = images.float().contiguous(memory_format=torch.contiguous_format)
+    try:
+        with _quiet(), torch.no_grad():
+            network = _InOrder(part)
+            traced: Any = torch.jit.trace(network, images, check_trace=False, strict=False)  # type: ignore[no-untyped-call]
+            # The front end itself: openvino.convert_model would send statistics of use to its makers.
+            # The decoder must live as long as what is read through it.
+            decoder = TorchScriptPythonDecoder(traced, example_input=images)
+            front = FrontEndManager().load_by_framework("pytorch")
+            model = front.convert(front.load(decoder))
+        model.reshape(list(images.shape))
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # tracers and converters raise all kinds
+        raise _failure(part, error) from error
+    return model
+
+
+def stored(model: Any) -> tuple[bytes, bytes]:
+    """A model as the bytes of OpenVINO's two files: the graph, and the constants."""
+    openvino = require("openvino", _PURPOSE)
+    with tempfile.TemporaryDirectory(prefix="ensemblead-") as folder:
+        path = Path(folder) / "network.xml"
+        openvino.save_model(model, path, compress_to_fp16=False)
+        return path.read_bytes(), path.with_suffix(".bin").read_bytes()
+
+
+def _require_quantized(part: Part) -> Quantized:
+    """The network in int8, of all the layers of a part."""
+    if part.quantized is None:
+        raise EngineError(
+            f"precision='int8': {part.name} is not quantized; fit in float32, then call quantize(images)"
+        )
+    lacking = [layer for layer in part.layers if layer not in part.quantized.layers]
+    if lacking:
+        raise EngineError(
+            f"precision='int8': {part.name} is quantized for {', '.join(part.quantized.layers)}, without "
+            f"{', '.join(lacking)}; call quantize(images) again"
+        )
+    return part.quantized
+
+
+def _of_shape(quantized: Quantized, part: Part, shape: tuple[int, ...]) -> Any:
+    """A quantized network that puts out the layers of a part, for images of a shape."""
+    openvino = require("openvino", _PURPOSE)
+    try:
+        model = openvino.Core().read_model(quantized.graph, quantized.constants)
+    except RuntimeError as error:
+        raise EngineError(
+            f"the int8 network of {part.name} cannot be read ({_first_line(error)}); call quantize again"
+        ) from error
+    try:
+        results = [model.get_results()[quantized.layers.index(layer)] for layer in part.layers]
+        model = openvino.Model(results, model.get_parameters(), part.name)
+        model.reshape(list(shape))
+    except (RuntimeError, IndexError) as error:
+        size = " x ".join(map(str, shape))
+        raise EngineError(
+            f"the int8 network of {part.name} does not take images of {size} ({_first_line(error)}); call "
+            "quantize with images of that size, or use precision='float32'"
+        ) from error
+    return model
+
+
+class _InOrder(nn.Module):
+    """The layers' outputs as a tuple."""
+
+    def __init__(self, part: Part) -> None:
+        super().__init__()
+        self.traced, self._layers = Traced(part), part.layers
+
+    def forward(self, images: Tensor) -> tuple[Any, ...]:
+        outputs = self.traced(images)
+        return tuple(outputs[layer] for layer in self._layers)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without warnings: the tracer warns of its own age, and of constants, which the comparison sees."""
+    with _tracing, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _padded(images: Tensor) -> Tensor:
+    """Images `[B, ...]` with the last one repeated, up to the next size of 1, 2, 3, 4, 6, 8, 12, 16, ..."""
+    count, size = len(images), 1
+    while size < count:
+        is_power = size & (size - 1) == 0
+        size = 2 if size == 1 else size * 3 // 2 if is_power else size * 4 // 3
+    if size == count:
+        return images
+    return torch.cat([images, images[-1:].expand(size - count, *images.shape[1:])])
+
+
+def _failure(part: Part, error: Exception) -> EngineError:
+    return EngineError(
+        f"OpenVINO cannot run {part.name} as far as {', '.join(part.layers)} ({_first_line(error)}); use "
+        "engine='torch'"
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+OPENVINO = EngineKind(
+    name="openvino",
+    build=lambda part, _sample: OpenVinoEngine(part),
+    precisions=tuple(_HINTS),
+    device_types=("cpu",),
+    tolerance=lambda part: _TOLERANCES[part.precision],
+    strict=True,
+)
