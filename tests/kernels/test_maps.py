@@ -73,7 +73,5 @@ def test_maps_as_anomalib_makes_them(kind: str, grid: tuple[int, int], size: tup
 
 
 def test_maps_that_the_blur_outreaches() -> None:
-    with pytest.raises(
-        ValueError, match=r"maps of \(16, 40\) are too small: kind='reflect' needs sides of 17"
-    ):
+    with pytest.raises(ValueError, match=r"maps of \(16, 40\) are too small: .*'reflect' needs sides of 17"):
         render_maps(torch.rand(1, 4, 4), (16, 40), kind="reflect")

@@ -46,6 +46,10 @@ class CompilationError(EnsembleADError):
     """`torch.compile` is not to be had here, or not for this network; the message says why."""
 
 
+class ConversionError(EnsembleADError):
+    """A converted detector whose scores are not those of the tool that it comes from; nothing is written."""
+
+
 class NotExportableError(EnsembleADError):
     """A detector that cannot be written as one graph; the message says why."""
 

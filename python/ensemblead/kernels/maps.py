@@ -44,9 +44,8 @@ def render_maps(
     if not (math.isfinite(sigma) and sigma >= 0):
         raise ValueError(f"sigma must be finite and not negative, got {sigma}")
     if kind != "bilinear" and min(size) <= _radius(sigma):
-        raise ValueError(
-            f"maps of {size} are too small: kind={kind!r} needs more than {_radius(sigma)} pixels"
-        )
+        least = _radius(sigma) + 1
+        raise ValueError(f"maps of {size} are too small: kind={kind!r} needs sides of {least} at least")
     rows = _operator(grids.shape[1], size[0], sigma, kind, grids.device)
     columns = _operator(grids.shape[2], size[1], sigma, kind, grids.device)
     with exact_products():
