@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch")
+pytest.importorskip("torch")
 pytest.importorskip("typer")
 pytest.importorskip("timm")
 
+import torch
 from support.commands import call, call_json
 from support.other_tools import IMAGES, checkpoint, model_state, network_state, write_inspection
 

@@ -175,6 +175,10 @@ WRONG: dict[str, tuple[Any, str]] = {
         changed(**{"backbone.name": "test_resnet"}),
         "normalises images by mean",
     ),
+    "a large pickle": (
+        lambda folder: (folder / PICKLE).write_bytes(bytes(2 << 20)),
+        "must have at most 1048576 bytes, got 2097152",
+    ),
     "two models": (lambda folder: write_inspection(folder, "Ensemble-1-1_"), "holds several models"),
 }
 

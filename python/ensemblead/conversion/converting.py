@@ -97,11 +97,29 @@ def convert(
     ConversionError where scores are not those of the definition, and what loading a network raises.
 
     Example:
+        >>> import pickle, tempfile
+        >>> from pathlib import Path
+        >>> import faiss
+        >>> import numpy as np
         >>> import ensemblead as ead
-        >>> ead.convert("anomalib", "no.ckpt")
-        Traceback (most recent call last):
-            ...
-        FileNotFoundError: no such file: no.ckpt
+        >>> folder = Path(tempfile.mkdtemp())  # such as patchcore-inspection writes it
+        >>> parameters = {
+        ...     "backbone.name": "resnet10t",
+        ...     "layers_to_extract_from": ["layer1", "layer2"],
+        ...     "input_shape": (3, 64, 64),
+        ...     "pretrain_embed_dimension": 96,
+        ...     "target_embed_dimension": 80,
+        ...     "patchsize": 3,
+        ...     "patchstride": 1,
+        ...     "anomaly_scorer_num_nn": 1,
+        ... }
+        >>> size = (folder / "patchcore_params.pkl").write_bytes(pickle.dumps(parameters))
+        >>> index = faiss.IndexFlatL2(80)
+        >>> index.add(np.random.default_rng(0).random((50, 80), np.float32))
+        >>> faiss.write_index(index, str(folder / "nnscorer_search_index.faiss"))
+        >>> made = ead.convert("patchcore-inspection", folder, weights=None, resize=64, device="cpu")
+        >>> made.detector.score, made.detector.memory_bank_.rows_.shape, made.verified_images
+        ('max', torch.Size([50, 80]), 4)
     """
     one_of("tool", tool, TOOLS)
     if out is not None and any(check_target(out).glob("*")):
@@ -157,7 +175,8 @@ def _set_threshold(detector: Detector, images: Any, rate: float, progress: Progr
     if np.isfinite(detector.threshold_):
         return f"calibrate sets the threshold by images of your own; {_COLOURS}"
     if images is None:
-        return f"it has no threshold: nothing is called anomalous until calibrate sets one by good images; {_COLOURS}"
+        without = "it has no threshold: nothing is called anomalous until calibrate sets one by good images"
+        return f"{without}; {_COLOURS}"
     detector.calibrate(images, rate, progress=progress)
     known = detector.calibration_
     return (

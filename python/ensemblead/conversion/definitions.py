@@ -138,10 +138,12 @@ def _nearest(
     for start in range(0, len(queries), step):
         some = queries[start : start + step]
         table = (some**2).sum(axis=1)[:, None] - 2.0 * (some @ known.T) + squares
-        order = np.argsort(table, axis=1, kind="stable")[:, :count]
+        near = np.argpartition(table, count - 1, axis=1)[:, :count]
         # Once more as differences: the product above loses digits where a distance is small.
-        distances[start : start + step] = ((known[order] - some[:, None]) ** 2).sum(axis=2)
-        found[start : start + step] = order
+        exact = ((known[near] - some[:, None]) ** 2).sum(axis=2)
+        order = np.argsort(exact, axis=1, kind="stable")
+        distances[start : start + step] = np.take_along_axis(exact, order, axis=1)
+        found[start : start + step] = np.take_along_axis(near, order, axis=1)
     return distances, found
 
 

@@ -16,7 +16,7 @@ import torch
 
 from ensemblead.common.validation import some_of, whole_number
 from ensemblead.conversion.definitions import patchcore_inspection
-from ensemblead.conversion.plain_pickle import read_plain_pickle
+from ensemblead.conversion.plain_pickle import MOST_BYTES, read_plain_pickle
 from ensemblead.conversion.source import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -107,7 +107,8 @@ def _prefixes(folder: Path) -> list[str]:
 
 def _read(folder: Path, prefix: str, weights: Any, resize: Any, device: Any) -> Converted:
     parameters, index = folder / (prefix + PARAMETERS), folder / (prefix + INDEX)
-    known = _parameters(read_plain_pickle(read_bytes(parameters), str(parameters)), str(parameters))
+    given = read_plain_pickle(read_bytes(parameters, MOST_BYTES), str(parameters))
+    known = _parameters(given, str(parameters))
     rows = read_flat_rows(read_bytes(index), str(index))
     size, target = known["size"], known["target_embed_dimension"]
     if rows.shape[1] != target:

@@ -40,10 +40,12 @@ class Converted:
     notes: tuple[str, ...]
 
 
-def read_bytes(path: Path) -> bytes:
-    """A file that must be there."""
+def read_bytes(path: Path, most: int | None = None) -> bytes:
+    """A file that must be there, and have at most so many bytes."""
     if not path.is_file():
         raise FileNotFoundError(f"no such file: {path}")
+    if most is not None and (size := path.stat().st_size) > most:
+        raise ValueError(f"{path} must have at most {most} bytes, got {size}")
     return path.read_bytes()
 
 

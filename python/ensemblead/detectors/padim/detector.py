@@ -235,8 +235,9 @@ class PaDiM(Method):
     def _state_from_saved(self, saved: PackedPositions) -> Positions:
         positions = saved.unpacked()
         dims, wanted = positions.gaussians.num_dimensions, self.num_dimensions
-        if (len(wanted) if isinstance(wanted, tuple) else wanted) not in (None, dims):
-            raise ValueError(f"mean must have as many dimensions as num_dimensions says, got {dims}")
+        wanted = len(wanted) if isinstance(wanted, tuple) else wanted
+        if wanted not in (None, dims):
+            raise ValueError(f"mean must have {wanted} dimensions, got {dims}")
         return positions
 
     @classmethod
