@@ -25,6 +25,9 @@ from support.other_tools import (
 import ensemblead as ead
 from ensemblead.common.errors import ConversionError
 from ensemblead.conversion import definitions
+from ensemblead.conversion.anomalib import read_detector
+from ensemblead.conversion.verify import verify
+from ensemblead.images import open_images
 
 pytest.importorskip("timm")
 # What anomalib 2.7 makes of these models, by record_anomalib.py.
@@ -255,7 +258,40 @@ WRONG: dict[str, tuple[Any, dict[str, Any], str]] = {
         {},
         "weights: .* lacks",
     ),
+    "layers by number": (
+        lambda: checkpoint("padim", hyper_parameters={"backbone": BACKBONE, "layers": [1, 2]}),
+        {},
+        r"must be names, got 'resnet10t' and \[1, 2\]",
+    ),
+    "fewer dimensions": (
+        lambda: state_with("padim", "gaussian.inv_covariance", lambda inverse: inverse[:, :5, :5]),
+        {},
+        r"inv_covariance of shape \(256, 5, 5\), which does not go with gaussian.mean of shape \(12, 256\)",
+    ),
+    "a channel twice": (
+        lambda: state_with("padim", "idx", torch.zeros_like),
+        {},
+        "num_dimensions must be different channels",
+    ),
+    "a transform of another form": (
+        lambda: checkpoint(
+            "padim", anomalib_pre_processor_config={"transform": transforms(transform("Normalize"))}
+        ),
+        {},
+        "does not describe its transforms as anomalib 2 does: 'mean'",
+    ),
+    "no network": (
+        lambda: {"memory_bank": torch.ones(9, 4)},
+        {"backbone": BACKBONE, "layers": LAYERS},
+        r"has no tensors feature_extractor.feature_extractor.\*",
+    ),
     "no state dict": (lambda: {"epoch": 3}, {}, "must hold a state dict of tensors"),
+    "a transformer": (
+        lambda: checkpoint("padim", hyper_parameters={"backbone": "test_vit", "layers": ["blocks.1"]}),
+        {},
+        "has the transformer test_vit, whose tokens anomalib normalises",
+    ),
+    "a numbered tensor": (lambda: {0: torch.zeros(1)}, {}, "must hold a state dict of tensors"),
     "a list": (lambda: [torch.zeros(1)], {}, "must hold a state dict of tensors"),
 }
 
@@ -312,3 +348,26 @@ def test_a_detector_that_is_not_the_definition_is_not_written(
     with pytest.raises(ConversionError, match="but by definition .*nothing is written"):
         convert(path, tmp_path / "model")
     assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "value"),
+    [
+        ("patchcore", "reweight_neighbors", 4),
+        ("patchcore", "map_kind", "reflect"),
+        ("patchcore", "score", "topk"),
+        ("padim", "map_kind", "bilinear"),
+        ("padim", "interpolation", "bilinear"),
+    ],
+)
+def test_every_choice_is_seen_by_the_verification(kind: str, name: str, value: Any, tmp_path: Path) -> None:
+    nothing: dict[str, Any] = dict.fromkeys(
+        ("backbone", "layers", "num_neighbors", "resize", "image_size"), None
+    )
+    path = write(tmp_path / "one.ckpt", checkpoint(kind))
+    converted = read_detector(path, device="cpu", **nothing)
+    source = open_images(IMAGES)
+    assert verify([converted], source, None)[1] < 1e-5
+    setattr(converted.detector, name, value)
+    with pytest.raises(ConversionError, match="by definition"):
+        verify([converted], source, None)

@@ -14,17 +14,12 @@ import torch
 
 from ensemblead.conversion.definitions import anomalib_padim, anomalib_patchcore
 from ensemblead.conversion.patchcore_inspection import bank_of, norm_of
-from ensemblead.conversion.source import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    Converted,
-    check_normalization,
-    give_state,
-)
+from ensemblead.conversion.source import Converted, check_normalization, give_state
 from ensemblead.detectors.padim import PaDiM
 from ensemblead.detectors.padim.detector import Positions
 from ensemblead.detectors.padim.gaussians import Gaussians
 from ensemblead.detectors.patchcore import PatchCore
+from ensemblead.networks.zoo import IMAGENET_MEAN, IMAGENET_STD
 
 NAME = "anomalib"
 _NETWORK = "feature_extractor.feature_extractor."
@@ -86,13 +81,17 @@ def read_checkpoint(path: Path) -> Checkpoint:
             f"{_FITS_OTHERWISE}"
         ) from error
     state = content.get("state_dict", content) if isinstance(content, Mapping) else None
-    if not isinstance(state, Mapping) or not all(isinstance(v, torch.Tensor) for v in state.values()):
+    tensors = state.items() if isinstance(state, Mapping) else ()
+    if not tensors or not all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in tensors):
         raise ValueError(f"{path} must hold a state dict of tensors; {_FITS_OTHERWISE}")
-    own = {key.removeprefix("model."): value for key, value in state.items()}
+    own = {key.removeprefix("model."): value for key, value in tensors}
     others = {key: value for key, value in own.items() if key.startswith("post_processor.")}
-    hyper = content.get("hyper_parameters", {})
     rest = content if state is not content else {}
-    return Checkpoint(str(path), own, others, hyper if isinstance(hyper, Mapping) else {}, rest)
+    stated = rest.get("hyper_parameters", {})
+    hyper = dict(stated) if isinstance(stated, Mapping) else {}
+    if isinstance(hyper.get("layers"), tuple):
+        hyper["layers"] = list(hyper["layers"])
+    return Checkpoint(str(path), own, others, hyper, rest)
 
 
 def read_detector(
@@ -106,26 +105,8 @@ def read_detector(
     device: Any,
 ) -> Converted:
     """The detector of a checkpoint; arguments that it states need not be given."""
-    known = read_checkpoint(path)
-    notes: list[str] = []
-    given_layers = None if layers is None else tuple(layers)
-    stated = (
-        {**known.hyper, "layers": tuple(known.hyper["layers"])} if "layers" in known.hyper else known.hyper
-    )
-    known = Checkpoint(known.what, known.state, known.others, stated, known.content)
-    shared = {
-        "backbone": known.choose("backbone", backbone),
-        "layers": known.choose("layers", given_layers),
-        "weights": {
-            key.removeprefix(_NETWORK): value
-            for key, value in known.state.items()
-            if key.startswith(_NETWORK)
-        },
-        "precision": "float32",
-        "device": device,
-    }
-    if not shared["weights"]:
-        raise ValueError(f"{path} has no tensors {_NETWORK}*, which hold the network of anomalib")
+    known, notes = read_checkpoint(path), list[str]()
+    shared = _network(known, backbone, layers, device)
     shared["resize"], shared["image_size"], mean, std = _geometry(known, resize, image_size, notes)
     _check_blur(known)
     threshold = _threshold(known, notes)
@@ -145,6 +126,28 @@ def read_detector(
         "differ by that"
     )
     return Converted(detector, definition, scale, False, tuple(notes))
+
+
+def _network(
+    known: Checkpoint, backbone: str | None, layers: Sequence[str] | None, device: Any
+) -> dict[str, Any]:
+    """Arguments of both detectors: the network, with its weights from the checkpoint."""
+    name = known.choose("backbone", backbone)
+    names = known.choose("layers", None if layers is None else list(layers))
+    is_list = isinstance(names, list) and bool(names) and all(isinstance(layer, str) for layer in names)
+    if not (isinstance(name, str) and is_list):
+        raise ValueError(f"backbone and layers in {known.what} must be names, got {name!r} and {names!r}")
+    if "vit" in name.lower():
+        raise ValueError(
+            f"{known.what} has the transformer {name}, whose tokens anomalib normalises once more; only "
+            "convolutional networks can be converted"
+        )
+    weights = {
+        key.removeprefix(_NETWORK): value for key, value in known.state.items() if key.startswith(_NETWORK)
+    }
+    if not weights:
+        raise ValueError(f"{known.what} has no tensors {_NETWORK}*, which hold the network of anomalib")
+    return {"backbone": name, "layers": names, "weights": weights, "precision": "float32", "device": device}
 
 
 def _patchcore(
@@ -177,6 +180,11 @@ def _patchcore(
 
 def _padim(known: Checkpoint, shared: Mapping[str, Any], notes: list[str]) -> tuple[Any, Any, Any, float]:
     mean, inverse = _tensor(known, "gaussian.mean", 2), _tensor(known, "gaussian.inv_covariance", 3)
+    if inverse.shape != (mean.shape[1], len(mean), len(mean)):
+        raise ValueError(
+            f"{known.what} has gaussian.inv_covariance of shape {tuple(inverse.shape)}, which does not go "
+            f"with gaussian.mean of shape {tuple(mean.shape)}"
+        )
     index = known.state.get("idx")
     if index is None or index.dtype != torch.int64 or index.shape != (len(mean),) or int(index.min()) < 0:
         raise ValueError(f"{known.what} must have idx, one channel for each of {len(mean)} dimensions")
@@ -260,7 +268,12 @@ def _geometry(
                 f"resize {_RESIZE[0]}x{_RESIZE[1]}: the default of anomalib, since the file does not state it"
             )
         return resize, image_size, IMAGENET_MEAN, IMAGENET_STD
-    found = _read_transform(known.what, transform)
+    try:
+        found = _read_transform(known.what, transform)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{known.what} does not describe its transforms as anomalib 2 does: {error}"
+        ) from error
     for name, given in (("resize", resize), ("image_size", image_size)):
         if given is not None and given != found[name]:
             raise ValueError(f"{name} is {found[name]} in {known.what}, got {given}")

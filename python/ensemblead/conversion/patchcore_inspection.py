@@ -17,17 +17,11 @@ import torch
 from ensemblead.common.validation import some_of, whole_number
 from ensemblead.conversion.definitions import patchcore_inspection
 from ensemblead.conversion.plain_pickle import MOST_BYTES, read_plain_pickle
-from ensemblead.conversion.source import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    Converted,
-    check_normalization,
-    give_state,
-    read_bytes,
-)
+from ensemblead.conversion.source import Converted, check_normalization, give_state, read_bytes
 from ensemblead.detectors.patchcore import PatchCore
 from ensemblead.memory import MemoryBank
 from ensemblead.memory.state import BankState
+from ensemblead.networks.zoo import IMAGENET_MEAN, IMAGENET_STD
 from ensemblead.search.faiss import read_flat_rows
 
 NAME = "patchcore-inspection"

@@ -13,7 +13,6 @@ import numpy.typing as npt
 from ensemblead.calibration import Calibration
 from ensemblead.detectors import Detector
 from ensemblead.detectors.parts import Reading
-from ensemblead.networks.zoo import IMAGENET_MEAN, IMAGENET_STD
 
 Values = npt.NDArray[np.float64]
 # Score and map float64 [H, W] of an image by a tool's definition, of its layers' feature maps [C, h, w] and
@@ -65,15 +64,3 @@ def check_normalization(detector: Detector, what: str, mean: Sequence[float], st
             f"{what} normalises images by mean {tuple(mean)} and std {tuple(std)}, but {own.name} takes mean "
             f"{own.mean} and std {own.std} here: its scores would differ"
         )
-
-
-__all__ = [
-    "IMAGENET_MEAN",
-    "IMAGENET_STD",
-    "Converted",
-    "Definition",
-    "Values",
-    "check_normalization",
-    "give_state",
-    "read_bytes",
-]

@@ -305,7 +305,7 @@ def read_flat_rows(data: bytes, what: str) -> npt.NDArray[np.float32]:
 
     Raises ValueError, naming `what`, for any other kind of index and for a file that is not whole.
     """
-    faiss = _faiss()
+    faiss = _faiss("reading an index of FAISS")
     # Only this kind is given to FAISS: others may name files that it would open.
     if data[:4] != _FLAT_L2:
         raise ValueError(f"{what} must be a FAISS IndexFlatL2, which begins with 'IxF2', got {data[:4]!r}")
@@ -382,8 +382,8 @@ def _wrong_graph(faiss: Any, index: Any) -> str | None:
     return None
 
 
-def _faiss() -> Any:
-    faiss: Any = require("faiss", "an index other than 'flat'")
+def _faiss(purpose: str = "an index other than 'flat'") -> Any:
+    faiss: Any = require("faiss", purpose)
     # FAISS brings an OpenMP runtime of its own; what torch was told holds for it, too.
     faiss.omp_set_num_threads(torch.get_num_threads())
     return faiss
