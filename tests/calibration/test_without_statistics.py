@@ -14,6 +14,7 @@ from support.textures import normal_images, with_defects
 import ensemblead as ead
 from ensemblead.calibration import Calibration
 from ensemblead.common.errors import NotFittedError
+from ensemblead.common.warnings import ThresholdWarning
 
 NORMAL = normal_images(8)
 BAD, MASKS = with_defects(normal_images(4, seed=5))
@@ -50,7 +51,8 @@ def test_a_given_threshold_is_the_threshold(tmp_path: Path) -> None:
 
 def test_calibrate_gives_statistics_and_extend_keeps_what_was_given() -> None:
     more = normal_images(6, seed=9)
-    assert detector(3.5).extend(more).threshold_ == 3.5
+    with pytest.warns(ThresholdWarning, match="was given and stays, though the scores .* have changed"):
+        assert detector(3.5).extend(more).threshold_ == 3.5
     extended = detector(None).extend(more)
     assert extended.calibration_.origin == "leave_one_out"
     calibrated = detector(3.5).calibrate(normal_images(20, seed=3), 0.1)

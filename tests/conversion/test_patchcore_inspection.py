@@ -80,6 +80,7 @@ def test_an_ensemble_scores_as_the_tool_over_a_set(tmp_path: Path, weights: Any)
     made = convert(folder, tmp_path / "model", weights=weights, images=None)
     assert len(made.detector.members) == 2
     assert made.detector.threshold_ == math.inf
+    assert any("single images have no score" in note for note in made.notes)
     apart = [
         reference(folder, prefix, member.network_)
         for prefix, member in zip(prefixes, made.detector.members, strict=True)

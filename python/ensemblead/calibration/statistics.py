@@ -14,7 +14,7 @@ import torch
 
 from ensemblead.calibration.thresholds import conformal_threshold, estimated_threshold
 from ensemblead.common.errors import NotFittedError
-from ensemblead.common.warnings import warn
+from ensemblead.common.warnings import ThresholdWarning, warn
 
 # Where statistics come from: training images scored without themselves, training images that a method has not
 # trained on, fresh images given to `calibrate`, or no images: the threshold was given, or there is none.
@@ -288,6 +288,11 @@ def extended(known: Sequence[Calibration], new: Sequence[Calibration], falling: 
         warn(
             "the guarantee of calibrate does not hold after extend, since scores may have risen: the "
             "threshold is an estimate now; call calibrate again"
+        )
+    if any(old.given is not None for old in known):
+        warn(
+            "the threshold was given and stays, though the scores of images have changed: call calibrate",
+            ThresholdWarning,
         )
     pairs = zip(known, new, strict=True)
     return [old if old.is_guaranteed and falling else old.merged(own) for old, own in pairs]

@@ -172,6 +172,11 @@ def _joined(members: Sequence[Converted], fusion: str, images: Any) -> Detector:
 
 def _set_threshold(detector: Detector, images: Any, rate: float, progress: Progress | None) -> str:
     """Calibrate a detector that has no threshold, if there are images; a sentence on its threshold."""
+    if images is None and isinstance(detector, BackboneEnsemble) and detector.fusion == _FUSION:
+        return (
+            'the ensemble scales scores over the set that evaluate is given (fusion="minmax"): single images '
+            "have no score, and there is no threshold; another fusion and images give both"
+        )
     if np.isfinite(detector.threshold_):
         return f"calibrate sets the threshold by images of your own; {_COLOURS}"
     if images is None:
