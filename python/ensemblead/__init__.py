@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ensemblead import evaluation as evaluation
     from ensemblead import metrics as metrics
     from ensemblead.config.registry import create, register
+    from ensemblead.conversion import convert
     from ensemblead.datasets import Folder, MVTecAD, VisA
     from ensemblead.detectors import Predictions
     from ensemblead.detectors.draem import DRAEM
@@ -68,6 +69,7 @@ __all__ = [
     "aupro",
     "auroc",
     "check_detector",
+    "convert",
     "create",
     "cuda_available",
     "distil_teacher",
@@ -112,6 +114,7 @@ _LAZY = {
     "aupro": "ensemblead.metrics",
     "auroc": "ensemblead.metrics",
     "check_detector": "ensemblead.ensembles.check",
+    "convert": "ensemblead.conversion",
     "create": "ensemblead.config.registry",
     "distil_teacher": "ensemblead.detectors.efficientad",
     "evaluate": "ensemblead.report.report",

@@ -293,5 +293,5 @@ def test_results_are_kept_and_given_again() -> None:
             assert torch.equal(mine, theirs)
         assert again.is_counted(index) == sample.is_counted(index) == (index < 2)
     sample.add_grids(None, grids, (10, 10), sigma=1.5)
-    with pytest.raises(ValueError, match="one size and sigma"):
+    with pytest.raises(ValueError, match="one size, sigma and kind"):
         sample.results()

@@ -57,3 +57,21 @@ def test_bad_input() -> None:
         render_maps(torch.zeros(1, 4, 0), (8, 8))
     with pytest.raises(ValueError, match="sigma must be finite"):
         render_maps(torch.zeros(1, 4, 4), (8, 8), sigma=-1.0)
+
+
+@pytest.mark.parametrize("kind", ["reflect", "nearest"])
+@pytest.mark.parametrize(("grid", "size"), [((8, 8), (64, 64)), ((7, 13), (50, 31)), ((3, 40), (90, 17))])
+def test_maps_as_anomalib_makes_them(kind: str, grid: tuple[int, int], size: tuple[int, int]) -> None:
+    grids = torch.rand(2, *grid, generator=torch.Generator().manual_seed(0))
+    how = {"mode": "nearest"} if kind == "nearest" else {"mode": "bilinear", "align_corners": False}
+    up = torch.nn.functional.interpolate(grids.double()[:, None], size=size, **how)[:, 0].numpy()
+    # SciPy's "mirror" is torch's and anomalib's "reflect".
+    expected = np.stack([gaussian_filter(one, 4.0, mode="mirror", truncate=4.0) for one in up])
+    out = render_maps(grids, size, kind=kind)
+    np.testing.assert_allclose(out.numpy(), expected, atol=1e-5, rtol=0)
+    assert np.abs(out.numpy() - render_maps(grids, size).numpy()).max() > 1e-3
+
+
+def test_maps_that_the_blur_outreaches() -> None:
+    with pytest.raises(ValueError, match=r"maps of \(16, 40\) are too small: .*'reflect' needs sides of 17"):
+        render_maps(torch.rand(1, 4, 4), (16, 40), kind="reflect")

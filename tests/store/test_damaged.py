@@ -68,7 +68,7 @@ def _with(state: dict[str, Any], *keys: str, value: Any) -> None:
         ("patchcore", ("parameters", "index"), "tree", "index must be one of"),
         ("padim", ("parameters", "image_size"), [[4], 4], "crop must be whole numbers"),
         ("padim", ("parameters", "num_dimensions"), 0, "num_dimensions must be at least 1"),
-        ("padim", (*LEARNED, "count"), 0, "count must be at least 1"),
+        ("padim", (*LEARNED, "count"), -1, "count must be at least 0"),
         ("padim", (*LEARNED, "grid"), [16], "not enough values"),
         ("padim", (*LEARNED, "grid"), [16, "16"], "grid must be a whole number"),
         ("padim", (*LEARNED, "grid"), [10**9, 10**9], "grid .* must have 256 positions"),

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from ensemblead.calibration.statistics import LATTICE, Calibration, Origin
-from ensemblead.kernels.maps import SIGMA, render_maps
+from ensemblead.kernels.maps import SIGMA, MapKind, render_maps
 
 
 class NormalSample:
@@ -22,7 +22,7 @@ class NormalSample:
         self.rounding = rounding
         self._parts: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
         self._count = 0
-        self._results: list[tuple[torch.Tensor, torch.Tensor, tuple[int, int], float, bool]] = []
+        self._results: list[tuple[torch.Tensor, torch.Tensor, tuple[int, int], float, MapKind, bool]] = []
 
     def __len__(self) -> int:
         """Images in the statistics."""
@@ -46,35 +46,37 @@ class NormalSample:
         size: tuple[int, int],
         *,
         sigma: float = SIGMA,
+        kind: MapKind = "bilinear",
         counted: bool = True,
     ) -> None:
         """Scores `[B]` and the maps that `render_maps` makes of grids `[B, h, w]`; `result` gives them again.
 
         Args:
             scores: None: each the largest value of its map.
-            sigma: of the blur.
+            sigma, kind: as for `render_maps`.
             counted: False leaves these images out of the statistics (their scores are not fair), but not out
                 of the results.
         """
         if counted or scores is None:
-            maps = render_maps(grids, size, sigma=sigma)
+            maps = render_maps(grids, size, sigma=sigma, kind=kind)
             scores = maps.flatten(1).amax(1) if scores is None else scores
             if counted:
                 self.add(scores, maps)
         for score, grid in zip(scores, grids, strict=True):
-            self._results.append((score.clone(), grid.clone(), size, sigma, counted))
+            self._results.append((score.clone(), grid.clone(), size, sigma, kind, counted))
 
     def results(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """What `result` and `is_counted` give: tensors, and the rest in JSON's types.
 
-        Raises ValueError for grids of several sizes or sigmas.
+        Raises ValueError for grids of several sizes, sigmas or kinds.
         """
-        scores, grids, sizes, sigmas, counted = zip(*self._results, strict=True)
-        if len({(size, sigma) for size, sigma in zip(sizes, sigmas, strict=True)}) > 1:
-            raise ValueError("the grids of a sample must have one size and sigma to be kept")
+        scores, grids, sizes, sigmas, kinds, counted = zip(*self._results, strict=True)
+        if len(set(zip(sizes, sigmas, kinds, strict=True))) > 1:
+            raise ValueError("the grids of a sample must have one size, sigma and kind to be kept")
         tensors = {"scores": torch.stack(scores), "grids": torch.stack(grids)}
         tensors["counted"] = torch.tensor(counted)
-        return tensors, {"size": list(sizes[0]), "sigma": sigmas[0], "rounding": self.rounding}
+        values = {"size": list(sizes[0]), "sigma": sigmas[0], "kind": kinds[0], "rounding": self.rounding}
+        return tensors, values
 
     @classmethod
     def of_results(
@@ -86,7 +88,7 @@ class NormalSample:
         scores, grids = tensors["scores"].to(device), tensors["grids"].to(device)
         counted = tensors["counted"].tolist()
         sample._results = [
-            (score, grid, size, values["sigma"], own)
+            (score, grid, size, values["sigma"], values["kind"], own)
             for score, grid, own in zip(scores, grids, counted, strict=True)
         ]
         return sample
@@ -105,12 +107,12 @@ class NormalSample:
         """Score `[1]` and map `[1, H, W]` of the image that came as number `index` to `add_grids`. Kept as
         grids, they take a hundredth of the maps' memory.
         """
-        score, grid, size, sigma, _ = self._results[index]
-        return score[None], render_maps(grid[None], size, sigma=sigma)
+        score, grid, size, sigma, kind, _ = self._results[index]
+        return score[None], render_maps(grid[None], size, sigma=sigma, kind=kind)
 
     def is_counted(self, index: int) -> bool:
         """Whether `add_grids` counted image `index`."""
-        return self._results[index][4]
+        return self._results[index][5]
 
     def standardized(
         self, score_mean: float, score_std: float, map_mean: float, map_std: float

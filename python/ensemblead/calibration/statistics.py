@@ -13,11 +13,12 @@ import numpy.typing as npt
 import torch
 
 from ensemblead.calibration.thresholds import conformal_threshold, estimated_threshold
-from ensemblead.common.warnings import warn
+from ensemblead.common.errors import NotFittedError
+from ensemblead.common.warnings import ThresholdWarning, warn
 
 # Where statistics come from: training images scored without themselves, training images that a method has not
-# trained on, or fresh images given to `calibrate`.
-Origin = Literal["leave_one_out", "held_out", "calibrated"]
+# trained on, fresh images given to `calibrate`, or no images: the threshold was given, or there is none.
+Origin = Literal["leave_one_out", "held_out", "calibrated", "given"]
 DEFAULT_RATE = 0.01
 # With fewer scores, the median of their deviations says too little of how much they spread.
 _FEWEST_TO_COMPARE = 10
@@ -42,7 +43,7 @@ class Calibration:
         pixels: float32 `[n, P]`, a lattice out of every map.
         map_mean, map_std: over all pixels.
         requested_rate: the false-alarm rate asked for.
-        origin: "leave_one_out", "held_out" or "calibrated".
+        origin: "leave_one_out", "held_out", "calibrated", or "given": there are no statistics, n = 0.
         images_sha256: identifies the images, so that detectors calibrated on the same ones can be told.
         rounding: how far rounding moves scores and map values like these. Differences up to it mean nothing:
             a score within it of the threshold is not anomalous, and nothing is divided by it.
@@ -50,6 +51,7 @@ class Calibration:
             known, and of images that came otherwise.
         deciding: which of `scores` are of images that decide the threshold, see `deciding_images`.
         deciding_names: those images' paths, or places, as they were given to `fit`.
+        given: of the origin "given" the threshold; None: there is none, and no score is anomalous.
     """
 
     scores: npt.NDArray[np.float32]
@@ -63,6 +65,7 @@ class Calibration:
     positions: tuple[int, ...] = ()
     deciding: tuple[int, ...] = ()
     deciding_names: tuple[str, ...] = ()
+    given: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("map_mean", "map_std", "rounding"):
@@ -80,10 +83,15 @@ class Calibration:
             raise ValueError(f"origin must be one of {', '.join(get_args(Origin))}, got {self.origin!r}")
         if not isinstance(self.images_sha256, str):
             raise TypeError(f"images_sha256 must be a str, got {self.images_sha256!r}")
-        n = len(self.scores)
+        n, is_given = len(self.scores), self.origin == "given"
+        if self.given is not None and not (is_given and abs(self.given) <= _LARGEST):
+            raise ValueError(f"given must be a finite threshold of the origin 'given', got {self.given!r}")
+        if is_given and n:
+            raise ValueError(f"scores must be empty with the origin 'given', got {n}")
         for name, rank, shape in (("scores", 1, "[n]"), ("pixels", 2, "[n, P]")):
             array = getattr(self, name)
-            fits = array.dtype == np.float32 and array.ndim == rank and len(array) == n and array.size > 0
+            fits = array.dtype == np.float32 and array.ndim == rank and len(array) == n
+            fits = fits and (array.size > 0 or is_given)
             if not (fits and np.isfinite(array).all()):
                 raise ValueError(
                     f"{name} must be finite float32 {shape} of at least one image, got {array.dtype} "
@@ -95,12 +103,22 @@ class Calibration:
         ):
             raise ValueError(f"positions must be {n} different indices, or none, got {len(places)}")
         which, names = self.deciding, self.deciding_names
-        if len(set(which)) >= n or any(type(index) is not int or not 0 <= index < n for index in which):
+        known = all(type(index) is int and 0 <= index < n for index in which)
+        if not known or (which and len(set(which)) >= n):
             raise ValueError(f"deciding must be indices of some of {n} scores, got {which}")
         if len(names) != len(which) or not all(isinstance(name, str) for name in names):
             raise ValueError(f"deciding_names must be one str per deciding score, got {names}")
 
+    @classmethod
+    def without_images(cls, threshold: float | None = None, rounding: float = 0.0) -> Calibration:
+        """No statistics; a threshold that comes from elsewhere, or none."""
+        empty = np.empty(0, dtype=np.float32)
+        pixels = np.empty((0, LATTICE**2), dtype=np.float32)
+        return cls(empty, pixels, 0.0, 0.0, DEFAULT_RATE, "given", "", rounding, given=threshold)
+
     def __repr__(self) -> str:
+        if not self.has_statistics:
+            return f"Calibration(threshold {self.threshold:.4g}, given)"
         kind = "at most" if self.is_guaranteed else "about"
         return (
             f"Calibration(threshold {self.threshold:.4g} by {len(self.scores)} images, {self.origin}, false "
@@ -113,8 +131,20 @@ class Calibration:
         return self.origin == "calibrated"
 
     @property
+    def has_statistics(self) -> bool:
+        """Whether there are images behind it."""
+        return self.origin != "given"
+
+    def require_statistics(self, purpose: str) -> None:
+        """Raise NotFittedError where there are none."""
+        if not self.has_statistics:
+            raise NotFittedError(
+                f"{purpose} needs statistics of normal images, and this detector has none; call calibrate"
+            )
+
+    @property
     def threshold(self) -> float:
-        """A score above it is anomalous."""
+        """A score above it is anomalous; infinity where there is none."""
         return self._threshold_and_rate()[0]
 
     @property
@@ -141,16 +171,19 @@ class Calibration:
     @property
     def false_alarm_rate(self) -> float:
         """The share of normal images that `threshold` takes for anomalous: a guarantee where the origin is
-        "calibrated", else an estimate.
+        "calibrated", NaN where there are no statistics, else an estimate.
         """
         return self._threshold_and_rate()[1]
 
     def _threshold_and_rate(self) -> tuple[float, float]:
+        if not self.has_statistics:
+            return math.inf if self.given is None else self.given, math.nan
         rule = conformal_threshold if self.is_guaranteed else estimated_threshold
         return rule(self.scores, self.requested_rate)
 
     @property
     def score_mean(self) -> float:
+        self.require_statistics("the mean of normal images' scores")
         return float(self.scores.mean(dtype=np.float64))
 
     @property
@@ -165,6 +198,7 @@ class Calibration:
     @property
     def map_scale(self) -> float:
         """`map_std`, fit to be divided by: see `floored`."""
+        self.require_statistics("the scale of normal images' maps")
         return floored(self.map_std, self.map_mean, self.rounding)
 
     def standardize_scores(self, scores: torch.Tensor) -> torch.Tensor:
@@ -176,7 +210,9 @@ class Calibration:
         return (maps - self.map_mean) / self.map_scale
 
     def merged(self, other: Calibration) -> Calibration:
-        """The statistics of both sets of images together."""
+        """The statistics of both sets of images together. A threshold that was given stays."""
+        if not self.has_statistics:
+            return other if self.given is None else self
         n, m = len(self.scores), len(other.scores)
         mean = (n * self.map_mean + m * other.map_mean) / (n + m)
         second = n * (self.map_std**2 + self.map_mean**2) + m * (other.map_std**2 + other.map_mean**2)
@@ -252,6 +288,11 @@ def extended(known: Sequence[Calibration], new: Sequence[Calibration], falling: 
         warn(
             "the guarantee of calibrate does not hold after extend, since scores may have risen: the "
             "threshold is an estimate now; call calibrate again"
+        )
+    if any(old.given is not None for old in known):
+        warn(
+            "the threshold was given and stays, though the scores of images have changed: call calibrate",
+            ThresholdWarning,
         )
     pairs = zip(known, new, strict=True)
     return [old if old.is_guaranteed and falling else old.merged(own) for old, own in pairs]

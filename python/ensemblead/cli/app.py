@@ -8,6 +8,7 @@ import typer
 
 from ensemblead.cli.benchmark import command as benchmark
 from ensemblead.cli.console import guarded, report_error, show_tracebacks
+from ensemblead.cli.convert import app as convert
 from ensemblead.cli.demo import command as demo
 from ensemblead.cli.duplicates import command as duplicates
 from ensemblead.cli.evaluate import command as evaluate
@@ -60,6 +61,7 @@ for _name, _command in (
 ):
     app.command(_name, context_settings=_SETTINGS)(guarded(_command))
 app.command("fit", context_settings=_SETTINGS, cls=ShorthandCommand)(guarded(fit))
+app.add_typer(convert, name="convert", context_settings=_SETTINGS)
 
 
 def _print_version(wanted: bool) -> None:

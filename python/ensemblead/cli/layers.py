@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import asdict
 from typing import Annotated, Any
 
@@ -13,8 +12,9 @@ from rich.table import Table
 
 from ensemblead.cli.bars import Bars
 from ensemblead.cli.console import print_json
-from ensemblead.cli.options import DEFAULT_METHOD
+from ensemblead.cli.options import DEFAULT_METHOD, typed_size
 from ensemblead.common.extras import require
+from ensemblead.common.validation import pair
 
 _SIZE = (224, 224)
 _EVERY_DEPTH = 1 << 10
@@ -52,7 +52,7 @@ def describe(backbone: str, image_size: str | None, nested: bool) -> dict[str, A
         taken, _ = sizes_taken(backbone, (), _SIZE)
         size = _SIZE if _SIZE in taken or not taken else taken[-1]
     else:
-        size = _typed_size(image_size)
+        size = pair("image_size", typed_size("image_size", image_size))
         check_size(backbone, (), size, "image_size")
     taps = taps_of(module, size, depth=_EVERY_DEPTH if nested else 2)
     defaults, missing = _defaults(backbone)
@@ -70,13 +70,6 @@ def describe(backbone: str, image_size: str | None, nested: bool) -> dict[str, A
         for tap in taps
     ]
     return {"backbone": backbone, "image_size": list(size), "layers": layers, "no_default": missing}
-
-
-def _typed_size(text: str) -> tuple[int, int]:
-    match = re.fullmatch(r"([1-9]\d*)(?:x([1-9]\d*))?", text)
-    if match is None:
-        raise ValueError(f"image_size must be N or HxW, got {text!r}")
-    return int(match[1]), int(match[2] or match[1])
 
 
 def _defaults(backbone: str) -> tuple[dict[str, tuple[str, ...]], str | None]:

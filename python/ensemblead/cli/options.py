@@ -84,6 +84,14 @@ def byte_count(name: str, text: str) -> int:
     return count
 
 
+def typed_size(name: str, text: str) -> int | tuple[int, int]:
+    """A size from `N` or `HxW`."""
+    match = re.fullmatch(r"([1-9]\d*)(?:x([1-9]\d*))?", text)
+    if match is None:
+        raise ValueError(f"{name} must be N or HxW, got {text!r}")
+    return int(match[1]) if match[2] is None else (int(match[1]), int(match[2]))
+
+
 def typed_options(values: Mapping[str, Any], sets: Sequence[str] = (), **names: Any) -> DetectorOptions:
     """Options of a command line: `values` by parameter, None where an option was not given, and `--set`s."""
     typed = [f"{name}={value}" for name, value in values.items() if value is not None]

@@ -50,6 +50,10 @@ class EngineError(EnsembleADError):
     """A network that an engine cannot run, or runs otherwise than torch; the message says what was seen."""
 
 
+class ConversionError(EnsembleADError):
+    """A converted detector whose scores are not those of the tool that it comes from; nothing is written."""
+
+
 class NotExportableError(EnsembleADError):
     """A detector that cannot be written as one graph; the message says why."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -50,7 +51,8 @@ class Detector(ABC):
         """One line: the parameters that are not the default, and the threshold."""
         name = constructor_text(self)
         try:
-            return f"{name}, threshold {self.threshold_:.4g}"
+            threshold = self.threshold_
+            return f"{name}, threshold {threshold:.4g}" if threshold < math.inf else f"{name}, no threshold"
         except (NotFittedError, AttributeError):  # or not constructed yet
             return f"{name}, not fitted"
 
@@ -71,7 +73,7 @@ class Detector(ABC):
 
     @property
     def threshold_(self) -> float:
-        """Scores above it are anomalous."""
+        """Scores above it are anomalous; infinity where none is known, as of some converted models."""
         return self.calibration_.threshold
 
     def fit(

@@ -51,7 +51,7 @@ from ensemblead.detectors.saving import OF_THE_NETWORK, arguments, read_method, 
 from ensemblead.detectors.training.data import TrainingData
 from ensemblead.images import Geometry, ImageSet
 from ensemblead.images.spool import MEMORY_BYTES
-from ensemblead.kernels.maps import SIGMA, render_maps
+from ensemblead.kernels.maps import SIGMA, MapKind, render_maps
 from ensemblead.networks import FeatureExtractor
 from ensemblead.networks.layers import MIDDLE_STRIDES
 from ensemblead.networks.modes import default_modes
@@ -84,6 +84,8 @@ class Method(Detector):
     State: ClassVar[type]
     # The standard deviation, in pixels, of the blur that turns grids into maps.
     map_sigma: ClassVar[float] = SIGMA
+    # How grids become maps besides, see `render_maps`.
+    map_kind: MapKind = "bilinear"
     # Sides of images must be multiples of it.
     side_multiple: ClassVar[int] = 1
     # Whether a method with a network sees pixels all the same, and runs the network itself.
@@ -296,7 +298,9 @@ class Method(Detector):
             sample = NormalSample()
             for seen in data.held_out():
                 scores = check_scores(self, self.scores(state, seen), seen)
-                sample.add_grids(scores.images, scores.grids, seen.size, sigma=self.map_sigma)
+                sample.add_grids(
+                    scores.images, scores.grids, seen.size, sigma=self.map_sigma, kind=self.map_kind
+                )
         sample.rounding = 2.0 * relative_noise(self._dtype, self.precision) * sample.largest_score()
         warnings = {} if data.holds_out else {"known": _KNOWN}
         return Fitted(state, sample, "held_out", warnings, data.held_out_positions())
@@ -319,7 +323,7 @@ class Method(Detector):
 
     def _result(self, seen: Seen) -> Result:
         scores = check_scores(self, self.scores(self._state, seen), seen)
-        maps = render_maps(scores.grids, seen.size, sigma=self.map_sigma)
+        maps = render_maps(scores.grids, seen.size, sigma=self.map_sigma, kind=self.map_kind)
         return (maps.flatten(1).amax(1) if scores.images is None else scores.images), maps
 
     def _take(self, states: Sequence[Any], reading: Reading) -> None:

@@ -73,10 +73,10 @@ def write_statistics(detector: Any, writer: FolderWriter) -> dict[str, Any]:
     fingerprints = torch.from_numpy(reading.fingerprints.view(np.int64))
     saved = save_state(writer, "images", SavedReading(fingerprints, reading.bits, resize), SavedReading)
     # For the reader of the file; computed again from the scores on loading.
-    summary = {
-        name: getattr(calibration, name)
-        for name in ("threshold", "false_alarm_rate", "score_mean", "score_std")
-    }
+    names = ("threshold", "false_alarm_rate", "score_mean", "score_std")
+    summary = {name: getattr(calibration, name) for name in names if calibration.has_statistics}
+    if not calibration.has_statistics:
+        summary["threshold"] = calibration.given
     stored = save_state(writer, "calibration", calibration, Calibration)
     return {"calibration": stored, "summary": summary, "images": saved}
 

@@ -212,7 +212,9 @@ class BackboneEnsemble(Detector):
         for batch, seen in scored_batches(self, images, errors, progress, "predict"):
             paths += batch.paths
             per_member = self._member_results(seen)
-            fused = fuse_scores("calibrated", [s for s, _ in per_member], calibrations, self.weights)
+            # Without statistics there is no threshold, and no score is above it.
+            fusion = "calibrated" if self.calibration_.has_statistics else "mean"
+            fused = fuse_scores(fusion, [s for s, _ in per_member], calibrations, self.weights)
             above, *arrays = HostCopy(
                 [self.calibration_.is_anomalous(fused), *(tensor for pair in per_member for tensor in pair)]
             ).wait()

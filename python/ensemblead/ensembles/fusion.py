@@ -47,6 +47,7 @@ def fuse_scores(
     scores take among those of normal images.
     """
     if fusion == "rank":
+        _require_statistics(fusion, calibrations)
         ranked = [rank(x, c.scores, c.rounding) for x, c in zip(scores, calibrations, strict=True)]
         return _weighted(ranked, weights)
     if fusion == "mean":
@@ -60,6 +61,7 @@ def fuse_maps(
 ) -> torch.Tensor:
     """One map from each member's of the same shape; as `fuse_scores`, with the statistics of pixels."""
     if fusion == "rank":
+        _require_statistics(fusion, calibrations)
         tables = [np.quantile(c.pixels, np.linspace(0, 1, _QUANTILES)) for c in calibrations]
         ranked = [rank(x, t, c.rounding) for x, t, c in zip(maps, tables, calibrations, strict=True)]
         return _weighted(ranked, weights)
@@ -135,7 +137,11 @@ def combine_calibrations(
     images of each are ordered by score and fused rank by rank, as if the members agreed on which images are
     the strangest. That is the coupling with the widest tail of sums, so the estimated threshold errs to the
     high side.
+
+    Where a member has no statistics the whole has none, and no threshold.
     """
+    if not all(c.has_statistics for c in members):
+        return Calibration.without_images()
     together = len({c.images_sha256 for c in members}) == 1 and len({len(c.scores) for c in members}) == 1
     if together:
         scores, pixels = [c.scores for c in members], [c.pixels for c in members]
@@ -162,6 +168,11 @@ def combine_calibrations(
         deciding=members[0].deciding if agreed else (),
         deciding_names=members[0].deciding_names if agreed else (),
     )
+
+
+def _require_statistics(fusion: str, members: Sequence[Calibration]) -> None:
+    for one in members:
+        one.require_statistics(f"fusion={fusion!r}")
 
 
 def _common_origin(members: Sequence[Calibration], together: bool) -> Origin:

@@ -136,7 +136,8 @@ class PictureKeeper:
         fusion = getattr(self._detector, "fusion", None)
         if fusion in ("rank", "minmax"):
             return color_scale(self._detector)
-        if hasattr(self._detector, "calibration_"):
+        known = getattr(self._detector, "calibration_", None)
+        if known is not None and getattr(known, "has_statistics", True):
             low, high = color_scale(self._detector)
             # Colours that no map reaches would be wasted.
             return low, min(high, self._largest) if self._largest > low else high
@@ -154,6 +155,11 @@ def color_scale(detector: Any) -> tuple[float, float]:
         return 0.5, 1.0  # ranks among normal pixels: from the median to beyond them all
     if getattr(detector, "fusion", None) == "minmax":
         return 0.0, 1.0  # its maps are scaled to that over the set
+    if not detector.calibration_.has_statistics:
+        raise ValueError(
+            "the model has no statistics of normal images, which the colours of heat maps come from: call "
+            "calibrate, or give a scale (--scale LOW HIGH)"
+        )
     low, high = np.quantile(detector.calibration_.pixels, (0.5, 0.999))
     reach = _REACH * float(high - low)
     return float(low), float(low) + (reach if reach > 0 else 1.0)
@@ -167,6 +173,8 @@ def describe_threshold(detector: Any) -> str:
     calibration = getattr(detector, "calibration_", None)
     if calibration is None:
         return "set by the detector"
+    if not calibration.has_statistics:
+        return "given, not taken from normal images" if threshold < np.inf else ""
     images, rate = len(calibration.scores), f"{calibration.false_alarm_rate:.2g}"
     if calibration.is_guaranteed:
         return f"from {images} fresh normal images: false alarms at most {rate} (split conformal)"

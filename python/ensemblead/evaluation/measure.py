@@ -137,7 +137,7 @@ def measure_category(
     unreadable = category.unreadable() if options.errors == "skip" else []
     batches, is_minmax = _batches(chosen, category, options)
     own = None if is_minmax else getattr(chosen, "threshold_", None)
-    threshold = NAN if own is None else float(own)
+    threshold = NAN if own is None or own == math.inf else float(own)  # infinity: there is none
     # No score is above or below NaN.
     has_verdicts = own is None or not math.isnan(threshold)
     run = _Run(chosen, category, options, has_verdicts, on_image, progress)
@@ -185,7 +185,8 @@ def measure_category(
     elif sentence := _deciding(chosen):
         warnings.append(sentence)
     if not has_verdicts:
-        warnings.append("the detector's threshold is NaN: nothing is called normal or anomalous")
+        which = "the detector has no threshold" if own == math.inf else "the detector's threshold is NaN"
+        warnings.append(f"{which}: nothing is called normal or anomalous")
     return CategoryResult(row, details, (*warnings, *run.warnings(), *metrics.warnings))
 
 

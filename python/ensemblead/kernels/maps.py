@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
+from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -17,15 +18,24 @@ import torch
 from ensemblead.common.precision import exact_products
 
 SIGMA = 4.0
+# How a grid becomes a map, see `render_maps`.
+MapKind = Literal["bilinear", "reflect", "nearest"]
+MAP_KINDS: tuple[MapKind, ...] = get_args(MapKind)
 _TRUNCATE = 4.0
 
 
-def render_maps(grids: torch.Tensor, size: tuple[int, int], *, sigma: float = SIGMA) -> torch.Tensor:
+def render_maps(
+    grids: torch.Tensor, size: tuple[int, int], *, sigma: float = SIGMA, kind: MapKind = "bilinear"
+) -> torch.Tensor:
     """Upsample and blur: float `[B, h, w]` -> float32 `[B, H, W]`, on the device of `grids`.
 
     Bilinear with `align_corners=False`, then a Gaussian as `scipy.ndimage.gaussian_filter(map, sigma)` has it
     (edge pixel repeated on reflection, cut off at 4 sigma). `sigma=0` leaves the blur out. The values keep
     their unit.
+
+    `kind="reflect"` does not repeat the edge pixel, and "nearest" upsamples without interpolation besides: so
+    anomalib makes the maps of PaDiM and of PatchCore. Maps must then have more pixels on a side than the blur
+    reaches, 4 sigma.
     """
     if grids.ndim != 3:
         raise ValueError(f"grids must be [B, h, w], got shape {tuple(grids.shape)}")
@@ -33,8 +43,11 @@ def render_maps(grids: torch.Tensor, size: tuple[int, int], *, sigma: float = SI
         raise ValueError(f"cannot turn grids of {tuple(grids.shape[1:])} into maps of {size}")
     if not (math.isfinite(sigma) and sigma >= 0):
         raise ValueError(f"sigma must be finite and not negative, got {sigma}")
-    rows = _operator(grids.shape[1], size[0], sigma, grids.device)
-    columns = _operator(grids.shape[2], size[1], sigma, grids.device)
+    if kind != "bilinear" and min(size) <= _radius(sigma):
+        least = _radius(sigma) + 1
+        raise ValueError(f"maps of {size} are too small: kind={kind!r} needs sides of {least} at least")
+    rows = _operator(grids.shape[1], size[0], sigma, kind, grids.device)
+    columns = _operator(grids.shape[2], size[1], sigma, kind, grids.device)
     with exact_products():
         return torch.matmul(torch.matmul(rows, grids.float()), columns.T)
 
@@ -47,11 +60,16 @@ def resize_maps(maps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
 
 
 @lru_cache(maxsize=32)
-def _operator(source: int, target: int, sigma: float, device: torch.device) -> torch.Tensor:
+def _operator(source: int, target: int, sigma: float, kind: MapKind, device: torch.device) -> torch.Tensor:
     """float32 `[target, source]`: upsampling, then blur."""
-    matrix = _resize_matrix(source, target)
+    if kind == "nearest":
+        # In float32, as torch rounds it.
+        places = np.arange(target, dtype=np.float32) * (np.float32(source) / np.float32(target))
+        matrix = np.eye(source)[np.minimum(places.astype(np.int64), source - 1)]
+    else:
+        matrix = _resize_matrix(source, target)
     if sigma > 0:
-        matrix = _blur_rows(matrix, sigma)
+        matrix = _blur_rows(matrix, sigma, repeats_edge=kind == "bilinear")
     return torch.from_numpy(matrix.astype(np.float32)).to(device)
 
 
@@ -67,9 +85,16 @@ def _resize_matrix(source: int, target: int) -> npt.NDArray[np.float64]:
     return matrix
 
 
-def _blur_rows(matrix: npt.NDArray[np.float64], sigma: float) -> npt.NDArray[np.float64]:
+def _radius(sigma: float) -> int:
+    """How many pixels the blur reaches."""
+    return int(_TRUNCATE * sigma + 0.5)
+
+
+def _blur_rows(
+    matrix: npt.NDArray[np.float64], sigma: float, *, repeats_edge: bool = True
+) -> npt.NDArray[np.float64]:
     """The Gaussian along the first axis, tap by tap: no `[target, target]` matrix, however large the map."""
-    radius = int(_TRUNCATE * sigma + 0.5)
+    radius = _radius(sigma)
     taps = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
     taps /= taps.sum()
     length = len(matrix)
@@ -78,5 +103,10 @@ def _blur_rows(matrix: npt.NDArray[np.float64], sigma: float) -> npt.NDArray[np.
         # d c b a | a b c d | d c b a: reflection about the pixels' outer edges, repeated where the map is
         # short.
         place = (np.arange(length) + offset) % (2 * length)
-        blurred += tap * matrix[np.minimum(place, 2 * length - 1 - place)]
+        if repeats_edge:
+            place = np.minimum(place, 2 * length - 1 - place)
+        else:  # d c b | a b c d | c b a
+            place = np.abs(np.arange(length) + offset)
+            place = np.minimum(place, 2 * (length - 1) - place)
+        blurred += tap * matrix[place]
     return blurred

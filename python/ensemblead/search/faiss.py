@@ -23,6 +23,8 @@ from ensemblead.search.products import ProductSearch
 # FAISS's own scratch on a GPU (it would take a share of the card otherwise), and the most neighbours it gives
 # there.
 _GPU_SCRATCH, _GPU_MOST_NEIGHBORS = 64 << 20, 1024
+# How a serialised flat index of L2 distances begins, and its bytes beside the rows.
+_FLAT_L2, _FLAT_HEADER = b"IxF2", 45
 
 
 def count_gpus() -> int:
@@ -298,6 +300,31 @@ def _checked_index(name: str, shape: tuple[int, int], data: bytes) -> Any:
     return index
 
 
+def read_flat_rows(data: bytes, what: str) -> npt.NDArray[np.float32]:
+    """The rows `[N, D]` of a serialised `IndexFlatL2`, as another tool wrote it.
+
+    Raises ValueError, naming `what`, for any other kind of index and for a file that is not whole.
+    """
+    faiss = _faiss("reading an index of FAISS")
+    # Only this kind is given to FAISS: others may name files that it would open.
+    if data[:4] != _FLAT_L2:
+        raise ValueError(f"{what} must be a FAISS IndexFlatL2, which begins with 'IxF2', got {data[:4]!r}")
+    dims, count = (int.from_bytes(data[start:end], "little", signed=True) for start, end in ((4, 8), (8, 16)))
+    expected = _FLAT_HEADER + 4 * dims * count
+    if dims < 1 or count < 1 or len(data) != expected:
+        raise ValueError(
+            f"{what} is damaged: it states {count} rows of {dims} dimensions, and has {len(data)} bytes"
+        )
+    try:
+        index = faiss.deserialize_index(np.frombuffer(data, dtype=np.uint8))
+    except (RuntimeError, MemoryError) as error:
+        raise ValueError(f"{what} is damaged: FAISS cannot read it") from error
+    if index.metric_type != faiss.METRIC_L2 or (index.ntotal, index.d) != (count, dims):
+        raise ValueError(f"{what} is damaged: its header contradicts itself")
+    rows: npt.NDArray[np.float32] = index.reconstruct_n(0, count)
+    return rows
+
+
 def grown_index(index: Any, rows: torch.Tensor) -> Any:
     """A copy of FAISS's index with more rows."""
     copy = _faiss().clone_index(index)
@@ -355,8 +382,8 @@ def _wrong_graph(faiss: Any, index: Any) -> str | None:
     return None
 
 
-def _faiss() -> Any:
-    faiss: Any = require("faiss", "an index other than 'flat'")
+def _faiss(purpose: str = "an index other than 'flat'") -> Any:
+    faiss: Any = require("faiss", purpose)
     # FAISS brings an OpenMP runtime of its own; what torch was told holds for it, too.
     faiss.omp_set_num_threads(torch.get_num_threads())
     return faiss

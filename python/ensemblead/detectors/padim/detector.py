@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,14 +17,16 @@ import numpy as np
 import torch
 from torch import nn
 
-from ensemblead.common.validation import whole_number
+from ensemblead.common.validation import one_of, whole_number
 from ensemblead.config.registry import register
 from ensemblead.detectors.method import Accumulator, Fitted, Method, NormalSample, Run, Scores, Seen
 from ensemblead.detectors.padim.gaussians import REGULARIZATION, Gaussians, LeftOut, Moments, block_spans
+from ensemblead.kernels.maps import MAP_KINDS, MapKind
 from ensemblead.kernels.patches import aggregate_patches
 from ensemblead.networks.noise import moved_distance, relative_noise
 from ensemblead.store import FolderReader
 
+_INTERPOLATIONS = ("bilinear", "nearest")
 # Maps rendered at once.
 _RENDERED = 16
 
@@ -113,7 +115,12 @@ class PaDiM(Method):
             16 (of a ResNet layer1, layer2 and layer3), of a transformer blocks at 1/4, 1/2 and 3/4 of its
             depth. `ensemblead layers NAME` lists them. A module has no "auto".
         num_dimensions: channels to keep of all layers together (the paper: 100 for ResNet18, 550 for
-            WideResNet50); None keeps all.
+            WideResNet50); None keeps all. A sequence: the numbers of those to keep, counted from 0 over all
+            layers.
+        interpolation: how the grids of later layers come to the first one's: "bilinear" or "nearest"
+            (anomalib).
+        map_kind: "bilinear", or as anomalib makes maps "reflect": the blur reflects about the edge pixels
+            without repeating them.
         weights: "default" (published), a path, a state dict, or None (random, from the seed).
         image_size: centre crop after the resize; int = square, `(h, w)`, or None for no crop.
         resize: "auto": the whole image at 256 x 256 pixels, or, where the training images' median aspect
@@ -156,7 +163,9 @@ class PaDiM(Method):
         backbone: str | nn.Module = "resnet18",
         layers: Sequence[str] | Literal["auto"] = "auto",
         *,
-        num_dimensions: int | None = 100,
+        num_dimensions: int | Sequence[int] | None = 100,
+        interpolation: Literal["bilinear", "nearest"] = "bilinear",
+        map_kind: MapKind = "bilinear",
         weights: str | os.PathLike[str] | Mapping[str, torch.Tensor] | None = "default",
         image_size: int | tuple[int, int] | None = None,
         resize: int | tuple[int, int] | Literal["auto"] | None = "auto",
@@ -168,9 +177,10 @@ class PaDiM(Method):
         engine: str = "torch",
     ) -> None:
         super().__init__(locals())
-        if num_dimensions is not None:
-            num_dimensions = whole_number("num_dimensions", num_dimensions, 1)
-        self.num_dimensions = num_dimensions
+        self.num_dimensions = _check_dimensions(num_dimensions)
+        one_of("interpolation", interpolation, _INTERPOLATIONS)
+        one_of("map_kind", map_kind, MAP_KINDS)
+        self.interpolation, self.map_kind = interpolation, map_kind
         self._subset: tuple[tuple[Any, ...], list[torch.Tensor]] | None = None
 
     @property
@@ -197,6 +207,9 @@ class PaDiM(Method):
         sets_grid = len(chosen[0]) > 0
         if not sets_grid:  # no channel of the first layer is kept, but its grid is the result's
             kept.insert(0, feature_maps[0][:, :1].contiguous())
+        if self.interpolation == "nearest":
+            grid = kept[0].shape[2:]
+            kept = [kept[0], *(nn.functional.interpolate(own, grid, mode="nearest") for own in kept[1:])]
         embedded: torch.Tensor = aggregate_patches(kept, patch_size=1, mode="concat")
         if not sets_grid:
             embedded = embedded[..., 1:].contiguous()
@@ -225,9 +238,10 @@ class PaDiM(Method):
 
     def _state_from_saved(self, saved: PackedPositions) -> Positions:
         positions = saved.unpacked()
-        dims = positions.gaussians.num_dimensions
-        if self.num_dimensions not in (None, dims):
-            raise ValueError(f"mean must have {self.num_dimensions} dimensions, got {dims}")
+        dims, wanted = positions.gaussians.num_dimensions, self.num_dimensions
+        wanted = len(wanted) if isinstance(wanted, tuple) else wanted
+        if wanted not in (None, dims):
+            raise ValueError(f"mean must have {wanted} dimensions, got {dims}")
         return positions
 
     @classmethod
@@ -243,6 +257,11 @@ class MomentsAccumulator:
     """Gathers the moments of embeddings at every position, and the embeddings of the sampled images."""
 
     def __init__(self, detector: PaDiM, state: Positions | None) -> None:
+        if state is not None and state.gaussians.count == 0:
+            raise ValueError(
+                "extend: it is not known of how many images these Gaussians are (they come from another "
+                "tool); fit a PaDiM on all images"
+            )
         self._detector = detector
         self._moments = Moments() if state is None else state.gaussians.moments()
         self._grid = None if state is None else state.grid
@@ -287,7 +306,9 @@ class MomentsAccumulator:
         sample = NormalSample()
         distances = squared.sqrt_().view(len(squared), *self._grid)
         for some in torch.split(distances, _RENDERED) if len(distances) else ():
-            sample.add_grids(None, some, self._size, sigma=self._detector.map_sigma)
+            sample.add_grids(
+                None, some, self._size, sigma=self._detector.map_sigma, kind=self._detector.map_kind
+            )
         sample.rounding = self._rounding(sample)
         self._held = []
         return Fitted(Positions(gaussians, self._grid), sample, warnings=warnings)
@@ -305,21 +326,43 @@ class MomentsAccumulator:
 
 
 def choose_dimensions(
-    channels: Sequence[int], num_dimensions: int | None, seed: int
+    channels: Sequence[int], num_dimensions: int | tuple[int, ...] | None, seed: int
 ) -> list[np.ndarray[Any, np.dtype[np.int64]]]:
     """For every layer, of so many `channels`, the numbers of those to keep, ascending: a random subset of all
-    layers' channels together.
+    layers' channels together, or those given.
     """
     total = sum(channels)
+    edges = np.cumsum([0, *channels])
+    if isinstance(num_dimensions, tuple):
+        if num_dimensions[-1] >= total:
+            raise ValueError(
+                f"num_dimensions names channel {num_dimensions[-1]}, but the layers have {total} channels "
+                f"together ({' + '.join(map(str, channels))})"
+            )
+        return _by_layer(np.array(num_dimensions, dtype=np.int64), edges)
     wanted = total if num_dimensions is None else num_dimensions
     if wanted > total:
         raise ValueError(
             f"num_dimensions is {wanted}, but the layers have only {total} channels together "
             f"({' + '.join(map(str, channels))}); None keeps them all"
         )
-    picks = np.sort(np.random.default_rng(seed).permutation(total)[:wanted])
-    edges = np.cumsum([0, *channels])
+    return _by_layer(np.sort(np.random.default_rng(seed).permutation(total)[:wanted]), edges)
+
+
+def _by_layer(
+    picks: np.ndarray[Any, np.dtype[np.int64]], edges: np.ndarray[Any, np.dtype[np.int64]]
+) -> list[np.ndarray[Any, np.dtype[np.int64]]]:
+    """Ascending numbers of channels, counted over all layers, as numbers within each layer."""
     return [picks[(picks >= a) & (picks < b)] - a for a, b in itertools.pairwise(edges)]
+
+
+def _check_dimensions(given: Any) -> int | tuple[int, ...] | None:
+    if given is None or not isinstance(given, Iterable):
+        return None if given is None else whole_number("num_dimensions", given, 1)
+    numbers = tuple(sorted(whole_number("num_dimensions", one, 0) for one in given))
+    if not numbers or len(set(numbers)) < len(numbers):
+        raise ValueError(f"num_dimensions must be different channels, one at least, got {given!r}")
+    return numbers
 
 
 def check_grid(patches: torch.Tensor, size: tuple[int, int], grid: tuple[int, int]) -> None:

@@ -118,7 +118,8 @@ class Moments:
 
 @dataclass(frozen=True)
 class Gaussians:
-    """Fitted: a mean and a regularised covariance at each of P positions, of `count` rows.
+    """Fitted: a mean and a regularised covariance at each of P positions, of `count` rows; 0: of how many is
+    not known.
 
     Kept are `mean` float64 `[P, D]` and `whitening`, the inverse of the covariance's Cholesky factor, as
     float32 block rows: a squared Mahalanobis distance is `|whitening @ (x - mean)|^2`, one batched product.
@@ -130,7 +131,7 @@ class Gaussians:
     whitening: tuple[torch.Tensor, ...]
 
     def __post_init__(self) -> None:
-        whole_number("count", self.count, 1)
+        whole_number("count", self.count, 0)
         if self.mean.ndim != 2:
             raise ValueError(f"mean must be [P, D], got shape {tuple(self.mean.shape)}")
         _require("mean", self.mean, self.mean.shape, torch.float64)
@@ -174,6 +175,28 @@ class Gaussians:
             factor = factor_covariance(square, count - 1)
             into_block_rows(invert_triangles(factor), scatter, where)
         return cls(count, mean, tuple(scatter))
+
+    @classmethod
+    def from_precision(cls, mean: torch.Tensor, precision: torch.Tensor) -> Gaussians:
+        """Gaussians of means float `[P, D]` and inverse covariances float `[P, D, D]`, of an unknown count.
+
+        Raises ValueError for shapes that differ, and where an inverse is not positive definite.
+        """
+        positions, dims = mean.shape
+        if precision.shape != (positions, dims, dims):
+            raise ValueError(
+                f"precision must be {(positions, dims, dims)} as the mean, got {tuple(precision.shape)}"
+            )
+        whitening = empty_block_rows(positions, dims, mean.device, fill=0.0)
+        for where in chunks(positions, 8 * dims * dims, mean.device):
+            square = precision[where].double()
+            # P = W^T W with W lower triangular: of the reversed matrix that is a Cholesky factor.
+            factor, failed = torch.linalg.cholesky_ex(((square + square.mT) / 2).flip(1, 2))
+            if bool(failed.any()) or not bool(torch.isfinite(factor).all()):
+                at = where.start + int(failed.argmax())
+                raise ValueError(f"precision must be positive definite, but is not at position {at}")
+            into_block_rows(factor.flip(1, 2).mT, whitening, where)
+        return cls(0, mean.double(), tuple(whitening))
 
     def moments(self) -> Moments:
         """The moments that these came from, up to the rounding of `whitening`."""

@@ -14,6 +14,7 @@ from ensemblead.calibration import NormalSample
 from ensemblead.common.warnings import SlowPredictWarning, warn
 from ensemblead.detectors.parts import Fitted, Run, Seen
 from ensemblead.detectors.patchcore.scoring import PatchScoring
+from ensemblead.kernels.maps import MapKind
 from ensemblead.memory import MemoryBank, start_rows
 from ensemblead.networks.noise import moved_distance
 
@@ -37,9 +38,14 @@ class BankAccumulator:
     """Gathers patches of normal images for a bank, new or to be extended."""
 
     def __init__(
-        self, scoring: PatchScoring, bank: MemoryBank, batch_size: int, relative_noise: Callable[[], float]
+        self,
+        scoring: PatchScoring,
+        bank: MemoryBank,
+        batch_size: int,
+        relative_noise: Callable[[], float],
+        map_kind: MapKind = "bilinear",
     ) -> None:
-        self._scoring, self._batch_size = scoring, batch_size
+        self._scoring, self._batch_size, self._map_kind = scoring, batch_size, map_kind
         self._relative_noise = relative_noise  # of embeddings: asked when the network has run
         self._bank = bank
         self._first = int(bank.images_.max()) + 1 if bank.is_fitted else 0
@@ -110,7 +116,9 @@ class BankAccumulator:
             patches = torch.cat([held.patches for held in batch])
             numbers = [held.number for held in batch] if alone else None
             scores = self._scoring.scores(bank, patches, numbers)
-            sample.add_grids(scores.images, scores.grids, batch[0].size, counted=alone or not fair)
+            sample.add_grids(
+                scores.images, scores.grids, batch[0].size, kind=self._map_kind, counted=alone or not fair
+            )
             done += len(batch)
             run.progress("calibrate", done, len(self._held))
         self._held = []

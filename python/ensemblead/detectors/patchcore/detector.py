@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from ensemblead.common.validation import whole_number
+from ensemblead.common.validation import one_of, whole_number
 from ensemblead.config.registry import register
 from ensemblead.detectors.detector import Errors
 from ensemblead.detectors.method import Accumulator, Method, Scores, Seen
@@ -20,6 +20,7 @@ from ensemblead.detectors.parts import Progress
 from ensemblead.detectors.patchcore.accumulator import BankAccumulator
 from ensemblead.detectors.patchcore.scoring import PatchScoring
 from ensemblead.detectors.running import scored_batches
+from ensemblead.kernels.maps import MAP_KINDS, MapKind
 from ensemblead.kernels.patches import aggregate_patches
 from ensemblead.memory import Coverage, MemoryBank
 from ensemblead.memory.bank import DEFAULT_FRACTION, MEMORY_BUDGET
@@ -66,6 +67,8 @@ class PatchCore(Method):
             one). "max": squared distances, the largest one (the reference implementation). "reweighted": L2
             distances, the largest one weighted by how alone its nearest bank row is (the paper's eq. 7).
         reweight_neighbors: bank rows around the nearest one that "reweighted" looks at, itself included.
+        map_kind: "bilinear" (the reference implementation), or as anomalib makes maps "nearest": distances
+            are repeated, not interpolated, before the blur, which reflects about the edge pixels.
         device: "auto" is the GPU if there is one and this version has kernels for it (see `ensemblead info`),
             else the CPU.
         precision: of the network: "float32", "bfloat16", "float16", or "auto": float32 on a CPU, half on a
@@ -115,6 +118,7 @@ class PatchCore(Method):
         num_neighbors: int = 1,
         score: Literal["max", "reweighted", "topk"] = "topk",
         reweight_neighbors: int = 9,
+        map_kind: MapKind = "bilinear",
         index: str = "flat",
         memory_budget: int = MEMORY_BUDGET,
         device: str | torch.device = "auto",
@@ -139,6 +143,8 @@ class PatchCore(Method):
         self.num_neighbors = whole_number("num_neighbors", num_neighbors, 1)
         self.score = score
         self.reweight_neighbors = whole_number("reweight_neighbors", reweight_neighbors, 1)
+        one_of("map_kind", map_kind, MAP_KINDS)
+        self.map_kind = map_kind
         self.coreset_size, self.memory_budget = coreset_size, memory_budget
         bank = self.new_bank()  # checks its own parameters
         self.coreset_size, self.memory_budget = bank.coreset_size, bank.memory_budget
@@ -205,7 +211,7 @@ class PatchCore(Method):
 
     def start(self, state: MemoryBank | None = None) -> Accumulator:
         bank = self.new_bank() if state is None else state.copy()
-        return BankAccumulator(self._scoring, bank, self.batch_size, self._relative_noise)
+        return BankAccumulator(self._scoring, bank, self.batch_size, self._relative_noise, self.map_kind)
 
     def _relative_noise(self) -> float:
         return relative_noise(self.network_.dtype, self.network_.precision)
