@@ -73,6 +73,7 @@ class Bars:
         )
         self._said = None if console.is_terminal else time.monotonic()
         self._prefix = ""
+        self._noted = ""  # of the stage that comes next
         self._tasks: dict[_Stage, tuple[TaskID, int]] = {}  # with how much was done
         self._overall: TaskID | None = None
         self._step = self._progress.add_task(step, total=None)
@@ -101,20 +102,30 @@ class Bars:
             self._overall = self._progress.add_task(text, total=total)
         self._progress.update(self._overall, description=text, completed=done, total=total)
 
+    def note(self, text: str, stays: bool) -> None:
+        """Say more beside the bar of the stage under way; or, if it stays, in a line of its own."""
+        if stays:
+            self._progress.console.print(f"ensemblead: {text}", highlight=False, markup=False, soft_wrap=True)
+        else:
+            self._noted = text
+
     def __call__(self, stage: str, done: int, total: int) -> None:
         # A stage that starts over belongs to the next member of an ensemble. Stages may take turns: tiles are
         # fitted group by group.
         key = self._prefix, stage
         words = f"{self._prefix} {_WORDS.get(stage, stage)}".strip()
+        noted, self._noted = self._noted, ""
         if self._said is not None and time.monotonic() - self._said >= _SECONDS_BETWEEN_LINES:
             self._said = time.monotonic()
-            print(f"ensemblead: {words}: {done} of {total}", file=sys.stderr)
+            amount = f"{done} of {total}, {noted}" if noted else f"{done} of {total}"
+            print(f"ensemblead: {words}: {amount}", file=sys.stderr)
         task, before = self._tasks.get(key, (None, 0))
         if task is None or done < before:
             if task is not None:
                 self._progress.remove_task(task)
             task = self._progress.add_task(words, total=total)
-        self._progress.update(task, completed=done, total=total)
+        described = f"{words}: {noted}" if noted else words
+        self._progress.update(task, description=described, completed=done, total=total)
         self._tasks[key] = task, done
         if done >= total:
             self._progress.remove_task(task)

@@ -18,6 +18,7 @@ _RATE_IS = {
     "calibrated": "guaranteed",
     "leave_one_out": "estimated, leaving one image out",
     "held_out": "estimated, by images held out of the training",
+    "trained_on": "too low, by images that were trained on",
 }
 # The number of values that describe a patch: not counted together over tiles.
 _DIMENSIONS = "dimensions"
