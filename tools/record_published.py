@@ -67,6 +67,8 @@ def outputs() -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     digests["EfficientAD"] = fill(imitators)
     maps = imitators.get_maps(images("EfficientAD"), normalize=False)
     found["distances"] = torch.cat(maps)[:, 0, ::13, ::13]
+    medium = EfficientAdModel(384, EfficientAdModelSize.M)
+    digests["EfficientAD medium"] = fill(medium)
     networks = DraemModel()
     networks.reconstructive_subnetwork = ReconstructiveSubNetwork(3, 3, DRAEM_WIDTH)
     networks.discriminative_subnetwork = DiscriminativeSubNetwork(6, 2, DRAEM_WIDTH // 2)

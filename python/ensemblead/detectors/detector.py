@@ -161,7 +161,7 @@ class Detector(ABC):
         count once.
 
         Raises ValueError, naming some, for images that the detector was fitted on: of those nothing could be
-        guaranteed.
+        guaranteed. A detector after `load_weights` has its threshold from here alone.
         """
         self._require_fitted("calibrate")
         if not 0 < false_alarm_rate < 1:
