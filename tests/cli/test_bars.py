@@ -74,15 +74,22 @@ def test_without_a_terminal_notes_stand_in_lines(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bars_of_the_command, "_SECONDS_BETWEEN_LINES", 0.0)
+    now = 0.0
     with Bars() as bars:
+        monkeypatch.setattr(bars._progress, "get_time", lambda: now)
         bars.note("training takes about 20 min more", True)
         bars.note("cosine 0.31", False)
-        bars("train", 1, 4)
-        bars("train", 2, 4)
+        for done in range(1, 4):
+            bars("train", done, 20)
+            now += 40.0
+        bars("train", 19, 20)
     assert capsys.readouterr().err.splitlines() == [
         "ensemblead: training takes about 20 min more",
-        "ensemblead: training: 1 of 4, cosine 0.31",
-        "ensemblead: training: 2 of 4",
+        "ensemblead: training: 1 of 20, cosine 0.31",
+        # A step takes 40 s.
+        "ensemblead: training: 2 of 20, 12 min left",
+        "ensemblead: training: 3 of 20, 11 min left",
+        "ensemblead: training: 19 of 20",
     ]
 
 

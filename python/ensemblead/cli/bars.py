@@ -37,6 +37,7 @@ _WORDS = {
     "refit": "training on all images",
 }
 _SECONDS_BETWEEN_LINES = 30.0  # where stderr is no terminal
+_SECONDS_OF_A_RATE = 300.0  # that it is measured over: steps of a training may take many seconds
 _Stage: TypeAlias = tuple[str, str]  # the prefix and the stage
 
 
@@ -68,6 +69,7 @@ class Bars:
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             console=console,
+            speed_estimate_period=_SECONDS_OF_A_RATE,
             disable=not console.is_terminal,
             transient=True,
         )
@@ -115,10 +117,6 @@ class Bars:
         key = self._prefix, stage
         words = f"{self._prefix} {_WORDS.get(stage, stage)}".strip()
         noted, self._noted = self._noted, ""
-        if self._said is not None and time.monotonic() - self._said >= _SECONDS_BETWEEN_LINES:
-            self._said = time.monotonic()
-            amount = f"{done} of {total}, {noted}" if noted else f"{done} of {total}"
-            print(f"ensemblead: {words}: {amount}", file=sys.stderr)
         task, before = self._tasks.get(key, (None, 0))
         if task is None or done < before:
             if task is not None:
@@ -127,10 +125,19 @@ class Bars:
         described = f"{words}: {noted}" if noted else words
         self._progress.update(task, description=described, completed=done, total=total)
         self._tasks[key] = task, done
+        if self._said is not None and time.monotonic() - self._said >= _SECONDS_BETWEEN_LINES:
+            self._said = time.monotonic()
+            said = [f"{done} of {total}", noted, self._time_left(task)]
+            print(f"ensemblead: {words}: {', '.join(filter(None, said))}", file=sys.stderr)
         if done >= total:
             self._progress.remove_task(task)
             del self._tasks[key]
         self._progress.update(self._step, description=words, visible=not self._tasks)
+
+    def _time_left(self, task: TaskID) -> str:
+        """Of a stage, from a minute on; as the bars on a terminal have it."""
+        left = next(one.time_remaining for one in self._progress.tasks if one.id == task)
+        return f"{left / 60.0:.0f} min left" if left is not None and left >= 60.0 else ""
 
     def _remove_bars(self) -> None:
         for task, _ in self._tasks.values():
