@@ -98,7 +98,7 @@ class Method(Detector):
     resize: int | tuple[int, int] | str | None
     device: str
     seed: int
-    holdout: float = HOLDOUT
+    holdout: float = HOLDOUT  # of methods that are trained
     backbone: str | nn.Module
     layers: tuple[str, ...]
     weights: str | os.PathLike[str] | Mapping[str, torch.Tensor] | None
