@@ -262,7 +262,7 @@ def test_positions_are_spread_over_the_training_set() -> None:
     assert set(np.diff(many)) == {12, 13}
     assert sampled_positions(400) == set(range(400))
     assert sampled_positions(9, most=3) == {0, 4, 8}
-    assert sampled_positions(20, held_out=True) == {5, 15}
+    assert sampled_positions(20, share=0.1) == {5, 15}
 
 
 def test_the_digest_tells_sets_of_images_apart() -> None:

@@ -17,6 +17,7 @@ pytest.importorskip("typer")
 
 from rich.progress import Progress
 
+from ensemblead.cli import bars as bars_of_the_command
 from ensemblead.cli.bars import Bars
 
 LINES, COLUMNS = 14, 100
@@ -53,6 +54,43 @@ def test_one_bar_per_stage_under_way() -> None:
         assert shown(bars) == ["leave-one-out scores"]
         bars.step("saving")
         assert shown(bars) == ["saving"]
+
+
+@pytest.mark.usefixtures("terminal")
+def test_a_note_stands_beside_its_bar(capsys: pytest.CaptureFixture[str]) -> None:
+    with Bars() as bars:
+        bars.note("cosine 0.31, 6 s a step", False)
+        bars("train", 1, 4)
+        assert shown(bars) == ["training: cosine 0.31, 6 s a step"]
+        bars("calibrate", 1, 4)
+        assert shown(bars) == ["training: cosine 0.31, 6 s a step", "leave-one-out scores"]
+        bars("train", 2, 4)
+        assert shown(bars) == ["training", "leave-one-out scores"]
+        bars.note("training takes about 20 min [more]", True)
+    assert "ensemblead: training takes about 20 min [more]" in capsys.readouterr().err
+
+
+def test_without_a_terminal_notes_stand_in_lines(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bars_of_the_command, "_SECONDS_BETWEEN_LINES", 0.0)
+    now = 0.0
+    with Bars() as bars:
+        monkeypatch.setattr(bars._progress, "get_time", lambda: now)
+        bars.note("training takes about 20 min more", True)
+        bars.note("cosine 0.31", False)
+        for done in range(1, 4):
+            bars("train", done, 20)
+            now += 40.0
+        bars("train", 19, 20)
+    assert capsys.readouterr().err.splitlines() == [
+        "ensemblead: training takes about 20 min more",
+        "ensemblead: training: 1 of 20, cosine 0.31",
+        # A step takes 40 s.
+        "ensemblead: training: 2 of 20, 12 min left",
+        "ensemblead: training: 3 of 20, 11 min left",
+        "ensemblead: training: 19 of 20",
+    ]
 
 
 @pytest.mark.usefixtures("terminal")

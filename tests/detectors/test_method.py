@@ -311,6 +311,7 @@ def test_parameters_are_those_of_the_signature() -> None:
         "resize": None,
         "image_size": (8, 9),
         "batch_size": 2,
+        "holdout": 0.1,
         "seed": 0,
         "device": "cpu",
     }

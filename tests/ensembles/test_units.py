@@ -69,6 +69,8 @@ MAKERS: dict[str, Callable[[], ead.Detector]] = {
     "tiles of two": lambda: tiled(both(), normalization="image", score="max"),
     "tiles of their own size": lambda: tiled(Colours(), image_size=None, normalization="none"),
     "trained tiles": lambda: tiled(Epochs()),
+    "a fifth held out": lambda: ead.BackboneEnsemble([Epochs(holdout=0.2), core()]),
+    "tiles trained on all": lambda: tiled(Epochs(holdout=0)),
     "tiles and a member": lambda: ead.BackboneEnsemble([tiled(padim()), core(resize=32)]),
 }
 

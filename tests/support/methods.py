@@ -43,6 +43,7 @@ class Epochs(Method):
         resize: int | tuple[int, int] | None = None,
         image_size: int | tuple[int, int] | None = None,
         batch_size: int = 4,
+        holdout: float = 0.1,
         seed: int = 0,
         device: str = "cpu",
     ) -> None:

@@ -17,6 +17,7 @@ from ensemblead.calibration.statistics import (
     floored,
     odd_images,
     warn_if_too_few,
+    weakest,
 )
 from ensemblead.calibration.thresholds import conformal_threshold, estimated_threshold
 
@@ -37,4 +38,5 @@ __all__ = [
     "sampled_positions",
     "set_digest",
     "warn_if_too_few",
+    "weakest",
 ]

@@ -11,19 +11,19 @@ import numpy.typing as npt
 # Images whose statistics are taken at fit time; of larger sets, so many evenly spread ones. An image costs
 # one search; docs/design/thresholds.md says what share of a fit's time that is.
 MAX_IMAGES = 400
-# Share of the images that methods with several passes do not train on.
-HELD_OUT = 0.1
 
 
-def sampled_positions(num_images: int, *, most: int = MAX_IMAGES, held_out: bool = False) -> frozenset[int]:
+def sampled_positions(
+    num_images: int, *, most: int = MAX_IMAGES, share: float | None = None
+) -> frozenset[int]:
     """Which of `num_images` training images give the statistics, evenly spread: `most` at most.
 
-    With `held_out` a tenth of the images, at least one.
+    With `share` only so many of them, at least one.
     """
-    if not held_out:
+    if share is None:
         count = min(num_images, most)
         return frozenset(np.linspace(0, num_images - 1, count).round().astype(int).tolist())
-    count = max(1, min(round(num_images * HELD_OUT), most))
+    count = max(1, min(round(num_images * share), most))
     return frozenset(int((i + 0.5) * num_images / count) for i in range(count))
 
 

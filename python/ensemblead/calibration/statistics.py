@@ -16,9 +16,10 @@ from ensemblead.calibration.thresholds import conformal_threshold, estimated_thr
 from ensemblead.common.errors import NotFittedError
 from ensemblead.common.warnings import ThresholdWarning, warn
 
-# Where statistics come from: training images scored without themselves, training images that a method has not
-# trained on, fresh images given to `calibrate`, or no images: the threshold was given, or there is none.
-Origin = Literal["leave_one_out", "held_out", "calibrated", "given"]
+# Where statistics come from, the weakest first: no images ("given": the threshold comes from elsewhere, or
+# there is none), images that a method has trained on, training images that it has not trained on, training
+# images scored without themselves, or fresh images given to `calibrate`.
+Origin = Literal["given", "trained_on", "held_out", "leave_one_out", "calibrated"]
 DEFAULT_RATE = 0.01
 # With fewer scores, the median of their deviations says too little of how much they spread.
 _FEWEST_TO_COMPARE = 10
@@ -43,7 +44,9 @@ class Calibration:
         pixels: float32 `[n, P]`, a lattice out of every map.
         map_mean, map_std: over all pixels.
         requested_rate: the false-alarm rate asked for.
-        origin: "leave_one_out", "held_out", "calibrated", or "given": there are no statistics, n = 0.
+        origin: "leave_one_out", "held_out", "calibrated", "trained_on": then the scores are those of images
+            that the method knows by heart, and the threshold is too low; or "given": there are no
+            statistics, n = 0.
         images_sha256: identifies the images, so that detectors calibrated on the same ones can be told.
         rounding: how far rounding moves scores and map values like these. Differences up to it mean nothing:
             a score within it of the threshold is not anomalous, and nothing is divided by it.
@@ -235,6 +238,11 @@ def floored(std: float, mean: float, rounding: float = 0.0) -> float:
     """
     least = max(std, LEAST_SHARE * abs(mean))
     return least if least > rounding else 1.0
+
+
+def weakest(origins: Iterable[Origin]) -> Origin:
+    """Of the origins of several parts the one that says least of new images."""
+    return min(origins, key=get_args(Origin).index)
 
 
 def odd_images(calibration: Calibration, most: int = 5) -> list[tuple[int, float]]:

@@ -40,6 +40,7 @@ _WORDS = {
     "refit": "training on all images",
 }
 _SECONDS_BETWEEN_LINES = 30.0  # where stderr is no terminal
+_SECONDS_OF_A_RATE = 300.0  # that it is measured over: steps of a training may take many seconds
 _Stage: TypeAlias = tuple[str, str]  # the prefix and the stage
 
 
@@ -71,11 +72,13 @@ class Bars:
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             console=console,
+            speed_estimate_period=_SECONDS_OF_A_RATE,
             disable=not console.is_terminal,
             transient=True,
         )
         self._said = None if console.is_terminal else time.monotonic()
         self._prefix = ""
+        self._noted = ""  # of the stage that comes next
         self._tasks: dict[_Stage, tuple[TaskID, int]] = {}  # with how much was done
         self._overall: TaskID | None = None
         self._step = self._progress.add_task(step, total=None)
@@ -104,25 +107,40 @@ class Bars:
             self._overall = self._progress.add_task(text, total=total)
         self._progress.update(self._overall, description=text, completed=done, total=total)
 
+    def note(self, text: str, stays: bool) -> None:
+        """Say more beside the bar of the stage under way; or, if it stays, in a line of its own."""
+        if stays:
+            self._progress.console.print(f"ensemblead: {text}", highlight=False, markup=False, soft_wrap=True)
+        else:
+            self._noted = text
+
     def __call__(self, stage: str, done: int, total: int) -> None:
         # A stage that starts over belongs to the next member of an ensemble. Stages may take turns: tiles are
         # fitted group by group.
         key = self._prefix, stage
         words = f"{self._prefix} {_WORDS.get(stage, stage)}".strip()
-        if self._said is not None and time.monotonic() - self._said >= _SECONDS_BETWEEN_LINES:
-            self._said = time.monotonic()
-            print(f"ensemblead: {words}: {done} of {total}", file=sys.stderr)
+        noted, self._noted = self._noted, ""
         task, before = self._tasks.get(key, (None, 0))
         if task is None or done < before:
             if task is not None:
                 self._progress.remove_task(task)
             task = self._progress.add_task(words, total=total)
-        self._progress.update(task, completed=done, total=total)
+        described = f"{words}: {noted}" if noted else words
+        self._progress.update(task, description=described, completed=done, total=total)
         self._tasks[key] = task, done
+        if self._said is not None and time.monotonic() - self._said >= _SECONDS_BETWEEN_LINES:
+            self._said = time.monotonic()
+            said = [f"{done} of {total}", noted, self._time_left(task)]
+            print(f"ensemblead: {words}: {', '.join(filter(None, said))}", file=sys.stderr)
         if done >= total:
             self._progress.remove_task(task)
             del self._tasks[key]
         self._progress.update(self._step, description=words, visible=not self._tasks)
+
+    def _time_left(self, task: TaskID) -> str:
+        """Of a stage, from a minute on; as the bars on a terminal have it."""
+        left = next(one.time_remaining for one in self._progress.tasks if one.id == task)
+        return f"{left / 60.0:.0f} min left" if left is not None and left >= 60.0 else ""
 
     def _remove_bars(self) -> None:
         for task, _ in self._tasks.values():

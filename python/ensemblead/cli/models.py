@@ -19,6 +19,7 @@ _RATE_IS = {
     "leave_one_out": "estimated, leaving one image out",
     "held_out": "estimated, by images held out of the training",
     "given": "not known",
+    "trained_on": "too low, by images that were trained on",
 }
 # The number of values that describe a patch: not counted together over tiles.
 _DIMENSIONS = "dimensions"

@@ -54,7 +54,8 @@ class Detector(ABC):
             threshold = self.threshold_
             return f"{name}, threshold {threshold:.4g}" if threshold < math.inf else f"{name}, no threshold"
         except (NotFittedError, AttributeError):  # or not constructed yet
-            return f"{name}, not fitted"
+            state = "not fitted" if getattr(self, "_state", None) is None else "no threshold"
+            return f"{name}, {state}"
 
     @property
     @abstractmethod
@@ -90,7 +91,9 @@ class Detector(ABC):
             images: normal images: a folder, a list of paths, uint8 `[N, H, W, 3]`, or a torch Dataset.
             errors: "raise" stops at an image that cannot be read; "skip" leaves it out, counts it in a
                 warning, and lists it in `skipped_`.
-            progress: called with a stage's name, how much is done, and how much there is.
+            progress: called with a stage's name, how much is done, and how much there is. If it has a method
+                `note(text, stays)`, that is told more: in training the parts of the loss and the seconds a
+                step, and as a line that stays how long training takes on a CPU, from a minute on.
             checkpoint: for methods that are trained, a folder that keeps what was learned: every minute,
                 on Ctrl-C, and in ensembles after each member or tile location. The same call goes on
                 from there and ends as if it had never stopped. One with other arguments, images or threads
@@ -162,7 +165,7 @@ class Detector(ABC):
         count once.
 
         Raises ValueError, naming some, for images that the detector was fitted on: of those nothing could be
-        guaranteed.
+        guaranteed. A detector after `load_weights` has its threshold from here alone.
         """
         self._require_fitted("calibrate")
         if not 0 < false_alarm_rate < 1:
@@ -307,8 +310,13 @@ class Detector(ABC):
         return
 
     def _require_fitted(self, action: str) -> None:
-        if not self.is_fitted:
-            raise NotFittedError(f"cannot {action}: this {type(self).__name__} is not fitted; call fit first")
+        if self.is_fitted:
+            return
+        name = type(self).__name__
+        if not all(part.has_learned for part in self._parts()):
+            raise NotFittedError(f"cannot {action}: this {name} is not fitted; call fit first")
+        if action != "calibrate":
+            raise NotFittedError(f"cannot {action}: this {name} has no threshold; call calibrate first")
 
 
 def constructor_text(obj: Any) -> str:

@@ -29,7 +29,8 @@ from ensemblead.common.files import valid_text
 from ensemblead.common.validation import whole_number
 from ensemblead.common.warnings import ThresholdWarning, warn
 from ensemblead.detectors.frozen import share_networks
-from ensemblead.detectors.parts import Fitted, Part, Progress, Reading, Run, Seen, Tree
+from ensemblead.detectors.holdout import held_out, holdout_of
+from ensemblead.detectors.parts import Fitted, Part, Progress, Reading, Run, Seen, Tree, no_note
 from ensemblead.detectors.returned import check_fitted
 from ensemblead.detectors.running import report_skipped, scored_batches, seen_batches
 from ensemblead.detectors.training.checkpoint import Checkpoint
@@ -80,7 +81,14 @@ def fit(
             "on all images together"
         )
     report = progress or (lambda stage, done, total: None)
-    run = Run(report, len(source), sampled_positions(len(source)), checkpoint=checkpoint, max_rows=max_rows)
+    run = Run(
+        report,
+        len(source),
+        sampled_positions(len(source)),
+        checkpoint=checkpoint,
+        max_rows=max_rows,
+        note=getattr(progress, "note", no_note),
+    )
     if extending:
         run = replace(run, known=frozenset(detector._fingerprints.tolist()))
     learned = learned_from(learner, source, errors, run, extending=extending)
@@ -98,12 +106,12 @@ class SharedPass:
         batch_size: of the pass that parts share.
         most_scored: of how many images they can hold what they have seen until these are scored; None: what
             the member itself holds decides.
-        holds_out: whether one of them is trained, and images are held out for all.
+        holdout: the share of the images that is held out for all, since one of them is trained; else None.
     """
 
     batch_size: int
     most_scored: int | None
-    holds_out: bool
+    holdout: float | None
 
 
 @dataclass(frozen=True)
@@ -136,14 +144,14 @@ def shared_pass(detector: Tree, source: ImageSource, errors: Any) -> SharedPass:
     """That of a detector's parts; runs the first image through their networks where its size matters."""
     parts = [part for part in detector._parts() if part.passes == "one"]
     batch_size = min((part.batch_size for part in parts), default=1)
-    holds_out = any(part.passes == "held_out" for part in detector._parts())
+    holdout = holdout_of(detector._parts())
     most_scored = None
     if len(parts) > 1 and len(source) > _HELD_IMAGES:
         with Images(source, errors=errors) as data:
             for _, seen in seen_batches(parts, data, 1):
                 most_scored = _most_held(parts, seen, len(data), 1)
                 break
-    return SharedPass(batch_size, most_scored, holds_out)
+    return SharedPass(batch_size, most_scored, holdout)
 
 
 def learned_from(
@@ -157,14 +165,15 @@ def learned_from(
 ) -> Learned:
     """What a detector learns from images, which it does not take yet. `shared`: of its ensemble."""
     parts = detector._parts()
+    holdout = holdout_of(parts) if shared is None else shared.holdout
     share_networks([network for part in parts for network in part._networks()])
-    holds_out = any(part.passes == "held_out" for part in parts) if shared is None else shared.holds_out
-    again = shared is not None and shared.holds_out  # a pass more, to find the images that are held out
+    # A pass more, to find the images that are held out.
+    again = shared is not None and shared.holdout is not None
     kept = [part.geometry for part in parts if again or part.passes != "one"]
     memory = min((part.spool_bytes for part in parts), default=0)
     with Images(source, kept, errors=errors, memory_bytes=memory) as data:
-        if holds_out:
-            run = replace(run, sampled=held_out(data))
+        if holdout is not None:
+            run = replace(run, sampled=held_out(data, holdout))
         fitted = learn(detector, data, run, extending=extending, shared=shared)
         identities, skipped = data.identities(), data.skipped
         geometries = tuple(data.frame(part.geometry) for part in parts)
@@ -351,14 +360,6 @@ def _affordable(sampled: frozenset[int], most: int) -> frozenset[int]:
     return frozenset(ordered[item] for item in chosen)
 
 
-def held_out(images: Images) -> frozenset[int]:
-    """Of the images that can be read a tenth, each by the first that equals it."""
-    originals = Originals()
-    numbers = [originals.of(*identity) for identity in images.identities()]
-    chosen = sampled_positions(len(numbers), held_out=True) if numbers else ()
-    return frozenset(numbers[item] for item in chosen)
-
-
 def _contents(pixels: torch.Tensor) -> tuple[int, ...]:
     """See `Seen.contents`."""
     digests = (hashlib.blake2b(image.numpy().data, digest_size=8).digest() for image in pixels)
@@ -370,7 +371,7 @@ def calibrate(
 ) -> list[Calibration]:
     """Statistics of fresh images, one per part; images that equal one before them count once."""
     parts = detector._parts()
-    samples = [NormalSample(part.calibration_.rounding) for part in parts]
+    samples = [NormalSample() for _ in parts]
     learned, originals = detector._fingerprints, Originals()
     positions, sizes, fingerprints, fitted = list[int](), list[tuple[int, int]](), list[int](), list[str]()
     for batch, seen in scored_batches(detector, images, errors, progress, "calibrate"):
@@ -390,6 +391,8 @@ def calibrate(
             f"images: the detector was fitted on {len(fitted)} of them ({some}), so that no false-alarm rate "
             "could be guaranteed; give images that it has not seen"
         )
+    for part, sample in zip(parts, samples, strict=True):
+        sample.rounding = part._rounding(sample)
     digest = set_digest(positions, sizes, fingerprints)
     calibrations = [sample.calibration(rate, "calibrated", digest) for sample in samples]
     warn_if_too_few(calibrations[:1])

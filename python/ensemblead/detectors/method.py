@@ -34,6 +34,7 @@ from ensemblead.common.errors import NotExportableError, NotFittedError
 from ensemblead.common.validation import whole_number
 from ensemblead.detectors.detector import Detector
 from ensemblead.detectors.frozen import FrozenNetwork
+from ensemblead.detectors.holdout import HOLDOUT, checked_holdout
 from ensemblead.detectors.learning import nothing_read
 from ensemblead.detectors.parts import (
     Accumulator,
@@ -78,7 +79,7 @@ class Method(Detector):
         arguments: `locals()` of the subclass's constructor. Taken from it, checked and kept as attributes are
             the parameters that all methods share: `image_size`, `resize`, `batch_size`, `seed`, `device`, and
             of methods with a network `backbone`, `layers`, `weights`, `precision`, `compile`, `engine`. One
-            that trains all of its networks may take `precision` as well.
+            that trains all of its networks may take `precision` as well, and one that is trained `holdout`.
     """
 
     State: ClassVar[type]
@@ -99,6 +100,7 @@ class Method(Detector):
     resize: int | tuple[int, int] | str | None
     device: str
     seed: int
+    holdout: float = HOLDOUT  # of methods that are trained
     backbone: str | nn.Module
     layers: tuple[str, ...]
     weights: str | os.PathLike[str] | Mapping[str, torch.Tensor] | None
@@ -125,6 +127,8 @@ class Method(Detector):
         self.batch_size = whole_number("batch_size", given["batch_size"], 1)
         self.seed = whole_number("seed", given["seed"], 0)
         self.device = check_device(given["device"])
+        if "holdout" in given:
+            self.holdout = checked_holdout(given["holdout"])
         self._frozen: FrozenNetwork | None = None
         if "backbone" in given:
             if "layers" not in given:
@@ -200,13 +204,18 @@ class Method(Detector):
         return self._state is not None and self._calibration is not None
 
     @property
+    def has_learned(self) -> bool:
+        return self._state is not None
+
+    @property
     def geometry(self) -> Geometry:
         return self._reading.geometries[0] if self._reading.geometries else self._geometry
 
     @property
     def calibration_(self) -> Calibration:
         if self._calibration is None:
-            raise NotFittedError(f"this {type(self).__name__} is not fitted; call fit first")
+            what = "has no threshold; call calibrate" if self.has_learned else "is not fitted; call fit first"
+            raise NotFittedError(f"this {type(self).__name__} {what}")
         return self._calibration
 
     @property
@@ -301,9 +310,12 @@ class Method(Detector):
                 sample.add_grids(
                     scores.images, scores.grids, seen.size, sigma=self.map_sigma, kind=self.map_kind
                 )
-        sample.rounding = 2.0 * relative_noise(self._dtype, self.precision) * sample.largest_score()
-        warnings = {} if data.holds_out else {"known": _KNOWN}
-        return Fitted(state, sample, "held_out", warnings, data.held_out_positions())
+        sample.rounding = self._noise_of(sample)
+        positions = data.held_out_positions()
+        if data.holds_out:
+            return Fitted(state, sample, "held_out", {}, positions)
+        known = _KNOWN if self.holdout else _ALL_KNOWN
+        return Fitted(state, sample, "trained_on", {"known": known}, positions)
 
     def _seen(self, pixels: torch.Tensor, geometry: Geometry, features: Features) -> Seen:
         size = (pixels.shape[2], pixels.shape[3])
@@ -325,6 +337,12 @@ class Method(Detector):
         scores = check_scores(self, self.scores(self._state, seen), seen)
         maps = render_maps(scores.grids, seen.size, sigma=self.map_sigma, kind=self.map_kind)
         return (maps.flatten(1).amax(1) if scores.images is None else scores.images), maps
+
+    def _rounding(self, sample: NormalSample) -> float:
+        return self._noise_of(sample) if self._calibration is None else self._calibration.rounding
+
+    def _noise_of(self, sample: NormalSample) -> float:
+        return 2.0 * relative_noise(self._dtype, self.precision) * sample.largest_score()
 
     def _take(self, states: Sequence[Any], reading: Reading) -> None:
         (self._state,), self._reading = states, reading
@@ -375,6 +393,11 @@ _NETWORK_DEFAULTS = {"weights": "default", "precision": "auto", "compile": False
 _KNOWN = (
     "a single training image, or copies of one, leave nothing to hold out: the statistics and the threshold "
     "are of images that were trained on, and too low; give more images, or call calibrate"
+)
+
+_ALL_KNOWN = (
+    "holdout=0 trains on all images, so that the statistics and the threshold are of images that are known, "
+    "and too low; call calibrate on fresh images"
 )
 
 

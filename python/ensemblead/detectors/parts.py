@@ -26,6 +26,8 @@ from ensemblead.networks.network import Network
 # Called with a stage ("embed", "select", "calibrate", "train", "join", "predict"), how much is done, and how
 # much there is.
 Progress = Callable[[str, int, int], None]
+# Called with what more there is to say of the stage under way; True: it is a line that is to stay.
+Note = Callable[[str, bool], None]
 # How a part learns: in one pass, which several share; in many of its own; in many that leave some images out.
 Passes = Literal["one", "many", "held_out"]
 # Scores float32 [B] and maps float32 [B, H, W] of a batch.
@@ -114,6 +116,10 @@ class Scores:
     images: torch.Tensor | None = None
 
 
+def no_note(text: str, stays: bool) -> None:
+    """For a progress that has no `note`."""
+
+
 @dataclass(frozen=True)
 class Run:
     """What learning is told.
@@ -125,6 +131,7 @@ class Run:
         known: fingerprints of images that were learned before, of which none give statistics.
         checkpoint: where training that is interrupted is kept; None: nowhere.
         max_rows: of a memory bank that is extended; None: it may grow.
+        note: to be called as `Note` says.
     """
 
     progress: Progress
@@ -133,6 +140,7 @@ class Run:
     known: frozenset[int] = frozenset()
     checkpoint: Checkpoint | None = None
     max_rows: int | None = None
+    note: Note = no_note
 
     def below(self, name: str) -> Run:
         """For a part of what is learned, with a checkpoint of its own."""
@@ -207,7 +215,17 @@ class Part(Protocol):
         ...
 
     @property
+    def has_learned(self) -> bool:
+        """Whether there is a `state_`; the statistics may still be missing."""
+        ...
+
+    @property
     def passes(self) -> Passes: ...
+
+    @property
+    def holdout(self) -> float | None:
+        """What share of the images it does not train on, which give its statistics; see `holdout.py`."""
+        ...
 
     @property
     def extending_lowers_scores(self) -> bool:
@@ -253,6 +271,10 @@ class Part(Protocol):
         ...
 
     def _result(self, seen: Seen) -> Result: ...
+
+    def _rounding(self, sample: NormalSample) -> float:
+        """How far rounding moves scores like those of a sample."""
+        ...
 
 
 class Tree(Protocol):

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ensemblead.calibration import Calibration, Origin, floored
+from ensemblead.calibration import Calibration, Origin, floored, weakest
 
 FUSIONS = ("calibrated", "minmax", "mean", "max", "rank")
 # Steps of the empirical distribution that map pixels are ranked in.
@@ -177,10 +177,8 @@ def _require_statistics(fusion: str, members: Sequence[Calibration]) -> None:
 
 def _common_origin(members: Sequence[Calibration], together: bool) -> Origin:
     """The weakest of the members' origins: a guarantee needs all of them, and the same images."""
-    origins: set[Origin] = {c.origin for c in members}
-    if origins == {"calibrated"} and together:
-        return "calibrated"
-    return "held_out" if "held_out" in origins else "leave_one_out"
+    origin = weakest(c.origin for c in members)
+    return origin if together or origin != "calibrated" else "leave_one_out"
 
 
 def _fused_rounding(

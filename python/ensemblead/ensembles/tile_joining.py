@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from ensemblead.calibration import DEFAULT_RATE, NormalSample, Origin
+from ensemblead.calibration import DEFAULT_RATE, NormalSample, weakest
 from ensemblead.common.memory import return_free_memory
 from ensemblead.common.warnings import warn
 from ensemblead.detectors.parts import Fitted, Progress, Result
@@ -39,8 +39,7 @@ class TileJoin:
     def fitted(self) -> Fitted:
         """What the ensemble has learned."""
         statistics, sample = self._merged_statistics()
-        held_out = any("held_out" in one.origins for one in self._locations)
-        origin: Origin = "held_out" if held_out else "leave_one_out"
+        origin = weakest(origin for one in self._locations for origin in one.origins)
         state = TiledState(tuple(self._members), self._frame, statistics)
         rose = any(one.rose for one in self._locations)
         return Fitted(state, sample, origin, self._warnings(), tuple(self._positions), rose)

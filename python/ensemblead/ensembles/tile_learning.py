@@ -9,7 +9,7 @@ from dataclasses import replace
 from ensemblead.calibration import DEFAULT_RATE, MAX_IMAGES, set_digest
 from ensemblead.common.memory import return_free_memory
 from ensemblead.detectors.learning import learn, nothing_read
-from ensemblead.detectors.parts import Fitted, Progress, Run
+from ensemblead.detectors.parts import Fitted, Note, Progress, Run
 from ensemblead.detectors.running import open_pool
 from ensemblead.ensembles.tile_joining import TileJoin
 from ensemblead.ensembles.tile_merging import TileFrame
@@ -55,8 +55,10 @@ class TiledLearning:
 
     def location(self, number: int) -> Location:
         """What one location learns."""
-        progress = _one_of_many(self._run.progress, number, len(self._frame))
-        run = replace(self._run, progress=progress).below(f"tile{number}")
+        count = len(self._frame)
+        progress = _one_of_many(self._run.progress, number, count)
+        note = _said_once(self._run.note, number, count)
+        run = replace(self._run, progress=progress, note=note).below(f"tile{number}")
         return self._learned(self._view([self._frame.window(number)]), run, number)
 
     # Images
@@ -117,6 +119,18 @@ class TiledLearning:
             },
             any(one.rose for one in fitted),
         )
+
+
+def _said_once(note: Note, number: int, count: int) -> Note:
+    """What one location says, of which lines that stay are those of the first."""
+
+    def of_one(text: str, stays: bool) -> None:
+        if not stays:
+            note(text, False)
+        elif not number:
+            note(f"{text}, at each of {count} tile locations", True)
+
+    return of_one
 
 
 def _one_of_many(progress: Progress, number: int, count: int) -> Progress:

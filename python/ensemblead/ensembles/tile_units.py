@@ -10,7 +10,8 @@ import torch
 from ensemblead.calibration import DEFAULT_RATE, NormalSample, sampled_positions, set_digest
 from ensemblead.config.registry import create
 from ensemblead.detectors.detector import Detector
-from ensemblead.detectors.learning import Learned, held_out, settle
+from ensemblead.detectors.holdout import held_out
+from ensemblead.detectors.learning import Learned, settle
 from ensemblead.detectors.parts import Run
 from ensemblead.distributed.files import with_contents
 from ensemblead.distributed.units import Task, Unit
@@ -78,8 +79,8 @@ def fit_locations(task: Task) -> None:
         plan: TilePlan = ensemble.plan()
         memory = ensemble.spool_bytes
         with Images(source, [plan.geometry], errors=task["errors"], memory_bytes=memory) as data:
-            trained = ensemble.passes == "held_out"
-            sampled = held_out(data) if trained else sampled_positions(len(source))
+            share = ensemble.holdout
+            sampled = sampled_positions(len(source)) if share is None else held_out(data, share)
             learning = TiledLearning(plan, data, Run(no_progress, len(source), sampled))
             for number, plain in zip(task["locations"], task["units"], strict=True):
                 unit = Unit(**plain)

@@ -14,13 +14,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ensemblead.calibration import Calibration
+from ensemblead.calibration import Calibration, NormalSample
 from ensemblead.common.errors import NotFittedError
 from ensemblead.common.files import StrPath
 from ensemblead.common.validation import whole_number
 from ensemblead.config.registry import register
 from ensemblead.detectors.detector import Detector, Errors
 from ensemblead.detectors.frozen import FrozenNetwork, share_networks
+from ensemblead.detectors.holdout import holdout_of
 from ensemblead.detectors.learning import nothing_read
 from ensemblead.detectors.parts import (
     Accumulator,
@@ -230,6 +231,14 @@ class TiledEnsemble(Detector):
         return "held_out" if held_out else "many"
 
     @property
+    def has_learned(self) -> bool:
+        return self._state is not None
+
+    @property
+    def holdout(self) -> float | None:
+        return holdout_of(self.member._parts())
+
+    @property
     def spool_bytes(self) -> int:
         return min(MEMORY_BYTES, int(self.memory_budget * _SPOOL_SHARE))
 
@@ -276,6 +285,9 @@ class TiledEnsemble(Detector):
     def _result(self, seen: Seen) -> Result:
         (result,) = score_together([self], seen)
         return result
+
+    def _rounding(self, sample: NormalSample) -> float:
+        return self.calibration_.rounding
 
     def _take(self, states: Sequence[Any], reading: Reading) -> None:
         (self._state,), self._reading = states, reading

@@ -165,6 +165,9 @@ def color_scale(detector: Any) -> tuple[float, float]:
     return float(low), float(low) + (reach if reach > 0 else 1.0)
 
 
+_ORIGINS = {"leave_one_out": "leave-one-out", "held_out": "held out", "trained_on": "trained on, too low"}
+
+
 def describe_threshold(detector: Any) -> str:
     """Where the detector's threshold comes from, in a sentence; "" if it has none."""
     threshold = getattr(detector, "threshold_", None)
@@ -178,7 +181,7 @@ def describe_threshold(detector: Any) -> str:
     images, rate = len(calibration.scores), f"{calibration.false_alarm_rate:.2g}"
     if calibration.is_guaranteed:
         return f"from {images} fresh normal images: false alarms at most {rate} (split conformal)"
-    how = "held out" if calibration.origin == "held_out" else "leave-one-out"
+    how = _ORIGINS[calibration.origin]
     return f"from {images} training images, {how}: false alarms about {rate} (estimated)"
 
 

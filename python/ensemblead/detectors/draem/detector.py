@@ -19,10 +19,13 @@ from ensemblead.config.registry import register
 from ensemblead.detectors.draem.defects import Example, example
 from ensemblead.detectors.draem.losses import dissimilarity, focal_loss
 from ensemblead.detectors.draem.networks import Networks, empty_networks, new_networks
+from ensemblead.detectors.draem.published import published_networks
 from ensemblead.detectors.draem.textures import Folder
+from ensemblead.detectors.holdout import HOLDOUT
 from ensemblead.detectors.method import Run, Scores, Seen, TrainingData
 from ensemblead.detectors.training.loop import Recipe, Tensors, check_losses, train
-from ensemblead.detectors.training.method import TrainedMethod, checked_steps
+from ensemblead.detectors.training.method import TrainedMethod, checked_steps, no_losses
+from ensemblead.detectors.training.published import WeightFile
 from ensemblead.networks.modes import default_modes
 from ensemblead.networks.network import resolve_device
 
@@ -103,6 +106,8 @@ class DRAEM(TrainedMethod):
         precision: of the networks: "float32", "bfloat16", "float16", or "auto": float32 on a CPU, half on a
             GPU. What is trained is kept in float32, and losses and probabilities are computed in it.
         batch_size: images per update, and per forward pass.
+        holdout: the share of the images that is held out: at least one, 400 at most. With 0 all are trained
+            on, and the threshold is too low until `calibrate` is called; `fit` warns of it.
         seed: of everything random.
 
     Attributes after `fit`: `losses_`, `calibration_`, `threshold_`.
@@ -135,6 +140,7 @@ class DRAEM(TrainedMethod):
         device: str | torch.device = "auto",
         precision: str = "auto",
         batch_size: int = 8,
+        holdout: float = HOLDOUT,
         seed: int = 0,
     ) -> None:
         super().__init__(locals())
@@ -171,6 +177,10 @@ class DRAEM(TrainedMethod):
             # On Ctrl-C and on errors nothing waits for examples that nobody will see.
             threads.shutdown(cancel_futures=True)
         return Trained(self.width, tuple(networks.folded().state_dict().values()), losses)
+
+    def _published(self, file: WeightFile, size: tuple[int, int]) -> Trained:
+        networks = published_networks(file, self.width).folded()
+        return Trained(self.width, self._placed(networks), no_losses())
 
     def scores(self, state: Trained, seen: Seen) -> Scores:
         with default_modes():

@@ -27,10 +27,13 @@ from ensemblead.detectors.efficientad.imitators import (
     new_imitators,
 )
 from ensemblead.detectors.efficientad.penalty import PROCEDURAL, PenaltyImages, recoloured
+from ensemblead.detectors.efficientad.published import published_imitators
 from ensemblead.detectors.efficientad.teacher import all_pixels, channel_statistics, describe, standardised
+from ensemblead.detectors.holdout import HOLDOUT
 from ensemblead.detectors.method import Run, Scores, Seen, TrainingData
 from ensemblead.detectors.training.loop import Recipe, Tensors, check_losses, train
-from ensemblead.detectors.training.method import TrainedMethod
+from ensemblead.detectors.training.method import TrainedMethod, no_losses
+from ensemblead.detectors.training.published import WeightFile
 from ensemblead.networks.modes import default_modes
 from ensemblead.networks.pdn import BORDER, NAMES, SIZES
 
@@ -126,6 +129,8 @@ class EfficientAD(TrainedMethod):
         precision: of the networks: "float32", "bfloat16", "float16", or "auto": float32 on a CPU, half on a
             GPU. What is trained is kept in float32, and losses and distances are computed in it.
         batch_size: images per update, and per forward pass. The largest errors are those of a whole batch.
+        holdout: the share of the images that is held out: at least one, 400 at most. With 0 all are trained
+            on, and quantiles and threshold are too low; `fit` warns of it. `calibrate` mends the threshold.
         seed: of everything random.
         compile: run the teacher through `torch.compile`, which gains little on a CPU.
         engine: of the teacher: "torch", "openvino" (on CPUs; the extra openvino), or "auto": OpenVINO on
@@ -148,6 +153,7 @@ class EfficientAD(TrainedMethod):
     State = Imitation
     map_sigma = 0.0
     sees_pixels = True
+    frozen_prefix = "teacher."
 
     def __init__(
         self,
@@ -164,6 +170,7 @@ class EfficientAD(TrainedMethod):
         device: str | torch.device = "auto",
         precision: str = "auto",
         batch_size: int = 1,
+        holdout: float = HOLDOUT,
         seed: int = 0,
         compile: bool = False,
         engine: str = "torch",
@@ -210,6 +217,15 @@ class EfficientAD(TrainedMethod):
         weights = tuple(tensor.detach() for tensor in networks.state_dict().values())
         state = Imitation(plan, weights, statistics, (0.0, 1.0, 0.0, 1.0), losses)
         return replace(state, quantiles=self._quantiles(state, data))
+
+    def _published(self, file: WeightFile, size: tuple[int, int]) -> Imitation:
+        teacher = self.network_
+        blank = torch.zeros(1, 3, LEAST_SIDE, LEAST_SIDE, dtype=torch.uint8)
+        plan = Plan.of(self.size, describe(teacher, teacher.normalize(blank)).shape[1], size)
+        networks, statistics, quantiles = published_imitators(file, plan)
+        device = teacher.device
+        placed = tuple(one.to(device) for one in statistics)
+        return Imitation(plan, self._placed(networks), placed, quantiles, no_losses())
 
     def scores(self, state: Imitation, seen: Seen) -> Scores:
         return Scores(anomaly_grids(*self._maps(state, seen), state.quantiles))

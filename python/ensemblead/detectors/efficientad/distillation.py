@@ -24,7 +24,7 @@ from ensemblead.detectors.efficientad.teacher import (
     standardised,
 )
 from ensemblead.detectors.frozen import FrozenNetwork
-from ensemblead.detectors.parts import Progress, Run
+from ensemblead.detectors.parts import Progress, Run, no_note
 from ensemblead.detectors.running import report_skipped
 from ensemblead.detectors.training.checkpoint import opened
 from ensemblead.detectors.training.data import TrainingData
@@ -112,7 +112,8 @@ def distil_teacher(
     )
     source = open_images(images)
     with opened(checkpoint) as kept:
-        run = Run(progress or (lambda stage, done, total: None), len(source), frozenset(), checkpoint=kept)
+        report, note = progress or (lambda stage, done, total: None), getattr(progress, "note", no_note)
+        run = Run(report, len(source), frozenset(), checkpoint=kept, note=note)
         with Images(source, [recipe.geometry], errors=errors) as read, default_modes(), torch.enable_grad():
             recipe.begin(TrainingData(recipe, read, run, seed))
             train(recipe, recipe.data, run, "teacher")

@@ -17,10 +17,13 @@ from torch import nn
 from ensemblead.common.validation import positive_number, whole_number
 from ensemblead.config.registry import register
 from ensemblead.detectors.fastflow.flow import Flows, Maps, Plan, empty_flows, new_flows
+from ensemblead.detectors.fastflow.published import published_flows
+from ensemblead.detectors.holdout import HOLDOUT
 from ensemblead.detectors.method import Run, Scores, Seen, TrainingData
 from ensemblead.detectors.training.features import FeatureCache
 from ensemblead.detectors.training.loop import Recipe, Tensors, check_losses, train
-from ensemblead.detectors.training.method import TrainedMethod, checked_steps
+from ensemblead.detectors.training.method import TrainedMethod, checked_steps, no_losses
+from ensemblead.detectors.training.published import WeightFile
 from ensemblead.kernels.maps import resize_maps
 from ensemblead.networks.modes import default_modes
 
@@ -99,6 +102,8 @@ class FastFlow(TrainedMethod):
         precision: of the networks: "float32", "bfloat16", "float16", or "auto": float32 on a CPU, half on a
             GPU. It is that of convolutions; what is trained, and all else, is float32.
         batch_size: images per update, and per forward pass.
+        holdout: the share of the images that is held out: at least one, 400 at most. With 0 all are trained
+            on, and the threshold is too low until `calibrate` is called; `fit` warns of it.
         seed: of everything random.
         compile: run the frozen network through `torch.compile`, which gains little on a CPU.
         engine: of the frozen network: "torch", "openvino" (on CPUs; the extra openvino), or "auto": OpenVINO
@@ -122,6 +127,7 @@ class FastFlow(TrainedMethod):
     epochs = 500
     auto_strides = (4, 8, 16)
     map_sigma = 0.0
+    frozen_prefix = "feature_extractor."
 
     def __init__(
         self,
@@ -140,6 +146,7 @@ class FastFlow(TrainedMethod):
         device: str | torch.device = "auto",
         precision: str = "auto",
         batch_size: int = 32,
+        holdout: float = HOLDOUT,
         seed: int = 0,
         compile: bool = False,
         engine: str = "torch",
@@ -168,6 +175,10 @@ class FastFlow(TrainedMethod):
             recipe.precision = maps[0].dtype
             losses = train(recipe, data, run)
         return TrainedFlows(plan, tuple(flows.state_dict().values()), losses)
+
+    def _published(self, file: WeightFile, size: tuple[int, int]) -> TrainedFlows:
+        plan = self._plan(self._blank_maps(size))
+        return TrainedFlows(plan, self._placed(published_flows(file, plan)), no_losses())
 
     def scores(self, state: TrainedFlows, seen: Seen) -> Scores:
         maps = seen.feature_maps

@@ -17,11 +17,14 @@ from torch.nn import functional
 
 from ensemblead.common.validation import positive_number
 from ensemblead.config.registry import register
+from ensemblead.detectors.holdout import HOLDOUT
 from ensemblead.detectors.method import Run, Scores, Seen, TrainingData
+from ensemblead.detectors.reverse_distillation.published import published_student
 from ensemblead.detectors.reverse_distillation.student import Maps, Plan, Student, empty_student, new_student
 from ensemblead.detectors.training.features import FeatureCache
 from ensemblead.detectors.training.loop import Recipe, Tensors, check_losses, train
-from ensemblead.detectors.training.method import TrainedMethod, checked_steps
+from ensemblead.detectors.training.method import TrainedMethod, checked_steps, no_losses
+from ensemblead.detectors.training.published import WeightFile
 from ensemblead.networks.modes import default_modes
 
 LOSSES = ("global", "local")
@@ -101,6 +104,8 @@ class ReverseDistillation(TrainedMethod):
         precision: of the networks: "float32", "bfloat16", "float16", or "auto": float32 on a CPU, half on a
             GPU. What is trained is kept in float32, and losses and cosines are computed in it.
         batch_size: images per update, and per forward pass.
+        holdout: the share of the images that is held out: at least one, 400 at most. With 0 all are trained
+            on, and the threshold is too low until `calibrate` is called; `fit` warns of it.
         seed: of everything random.
         compile: run the teacher through `torch.compile`, which gains little on a CPU.
         engine: of the teacher: "torch", "openvino" (on CPUs; the extra openvino), or "auto": OpenVINO on
@@ -126,6 +131,7 @@ class ReverseDistillation(TrainedMethod):
     epochs = 200
     auto_strides = (4, 8, 16)
     side_multiple = 32
+    frozen_prefix = "encoder.feature_extractor."
 
     def __init__(
         self,
@@ -141,6 +147,7 @@ class ReverseDistillation(TrainedMethod):
         device: str | torch.device = "auto",
         precision: str = "auto",
         batch_size: int = 16,
+        holdout: float = HOLDOUT,
         seed: int = 0,
         compile: bool = False,
         engine: str = "torch",
@@ -172,6 +179,13 @@ class ReverseDistillation(TrainedMethod):
             losses = train(recipe, data, run)
         weights = student.folded().state_dict().values()
         return Distilled(plan, tuple(weights), losses)
+
+    def _published(self, file: WeightFile, size: tuple[int, int]) -> Distilled:
+        maps = self._blank_maps(size)
+        check_grids(self.layers, maps)
+        channels = [own.shape[1] for own in maps]
+        student = published_student(file, channels, self.network_.module, self.layers)
+        return Distilled(student.plan, self._placed(student.folded()), no_losses())
 
     def scores(self, state: Distilled, seen: Seen) -> Scores:
         teacher = seen.feature_maps

@@ -34,18 +34,21 @@ class Plan:
         channels: of the teacher's three feature maps.
         depths: blocks of the embedding, and of the decoder's stages from the smallest grid on.
         bottleneck: width of a bottleneck block's middle, as a share of its output; 0: basic blocks.
+        embedding: that share of the embedding's blocks; 0: the same. Anomalib's WideResNet50 has another.
     """
 
     channels: tuple[int, ...]
     depths: tuple[int, ...]
     bottleneck: float
+    embedding: float = 0.0
 
     def __post_init__(self) -> None:
         for name, values, count in (("channels", self.channels, 3), ("depths", self.depths, 4)):
             if len([whole_number(name, value, 1) for value in values]) != count:
                 raise ValueError(f"{name} must be {count} numbers, got {values}")
-        if not 0 <= self.bottleneck <= 1:
-            raise ValueError(f"bottleneck must be between 0 and 1, got {self.bottleneck}")
+        for name, share in (("bottleneck", self.bottleneck), ("embedding", self.embedding)):
+            if not 0 <= share <= 1:
+                raise ValueError(f"{name} must be between 0 and 1, got {share}")
 
     @classmethod
     def of(cls, channels: Sequence[int], network: nn.Module, layers: Sequence[str]) -> Plan:
@@ -75,8 +78,10 @@ class Student(nn.Module):
         c1, c2, c3 = plan.channels
         embedding, *depths = plan.depths
 
-        def stage(count: int, source: int, target: int, resampling: Resampling) -> nn.Sequential:
-            middle = round(target * plan.bottleneck)
+        def stage(
+            count: int, source: int, target: int, resampling: Resampling, share: float = plan.bottleneck
+        ) -> nn.Sequential:
+            middle = round(target * share)
             first = Block(source, target, middle, resampling, norms)
             return nn.Sequential(
                 first, *(Block(target, target, middle, None, norms) for _ in range(count - 1))
@@ -87,7 +92,7 @@ class Student(nn.Module):
 
         self.fuse1 = nn.Sequential(fusion(c1, c2), fusion(c2, c3))
         self.fuse2 = fusion(c2, c3)
-        self.embed = stage(embedding, 3 * c3, 2 * c3, "down")
+        self.embed = stage(embedding, 3 * c3, 2 * c3, "down", plan.embedding or plan.bottleneck)
         self.decode = nn.ModuleList(
             stage(depth, source, target, "up")
             for depth, (source, target) in zip(depths, itertools.pairwise((2 * c3, c3, c2, c1)), strict=True)

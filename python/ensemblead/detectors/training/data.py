@@ -24,8 +24,8 @@ class TrainingData:
     """The images that a method trains on, and those that it holds out.
 
     Images are held out whole, with all that equal them, of which the first counts, and all tiles of an
-    image together. Of a single image nothing is held out: it is trained on, and its statistics are those of
-    an image that is known.
+    image together. Of a single image, and under `holdout=0`, nothing is: all images are trained on, and the
+    statistics are those of images that are known.
 
     Everything random follows from the seed and a number, so that training can stop and go on anywhere.
 
@@ -43,8 +43,8 @@ class TrainingData:
                 kept.append(item)
             elif number == identity[0]:
                 held.append(item)
-        self.holds_out = bool(held and kept)
-        self._kept = kept or list(range(len(images)))
+        self.holds_out = bool(held and kept and part.holdout)
+        self._kept = kept if self.holds_out else list(range(len(images)))
         self._held = held or kept
 
     def __len__(self) -> int:
@@ -95,7 +95,7 @@ class TrainingData:
         return pixels
 
     def held_out(self) -> Iterator[Seen]:
-        """The images not trained on, in batches."""
+        """The images not trained on, or where there are none those that stand for all, in batches."""
         for start in range(0, len(self._held), self.batch_size):
             yield self._see(self._held[start : start + self.batch_size])
 

@@ -20,6 +20,7 @@ from ensemblead.common.warnings import warn
 from ensemblead.detectors.parts import Run
 from ensemblead.detectors.training.checkpoint import Checkpoint
 from ensemblead.detectors.training.data import TrainingData
+from ensemblead.detectors.training.pace import Pace
 
 Tensors = tuple[torch.Tensor, ...]
 # Seconds between checkpoints.
@@ -98,7 +99,8 @@ class _Loop:
     """One training: where it stands, and how it goes on."""
 
     def __init__(self, recipe: Recipe, data: TrainingData, run: Run, checkpoint: Checkpoint | None) -> None:
-        self._recipe, self._progress, self._checkpoint = recipe, run.progress, checkpoint
+        self._recipe, self._progress, self._note = recipe, run.progress, run.note
+        self._checkpoint = checkpoint
         self._parameters = [one for one in recipe.module.parameters() if one.requires_grad]
         self.device = self._parameters[0].device
         self._adam = torch.optim.Adam(
@@ -113,6 +115,7 @@ class _Loop:
         )
         self._step = 0
         self.losses: list[float] = []
+        self._parts: dict[str, float] = {}  # of the last loss that was read
         self._unread: list[Mapping[str, torch.Tensor]] = []  # losses still on the device
         self._is_whole = True  # no update is half done
         self._written = 0  # the step at which the checkpoint stands
@@ -125,6 +128,7 @@ class _Loop:
         looks = _GPU_LOOKS if self.device.type == "cuda" else 1
         last_write = time.monotonic()
         self._recipe.module.train()
+        pace = Pace(self._note, self._recipe.steps, is_slow=self.device.type == "cpu")
         while self._step < self._recipe.steps:
             try:
                 batch = self._recipe.batch(self._step)  # which may read all images; it changes nothing here
@@ -140,6 +144,7 @@ class _Loop:
                         self._write()
                         last_write = time.monotonic()
                     self._is_whole = True
+                pace.tell(self._step, self._parts)
                 self._progress("train", self._step, self._recipe.steps)
             except KeyboardInterrupt as interrupt:
                 if self._is_whole:
@@ -178,6 +183,7 @@ class _Loop:
                     f"{self._recipe.learning_rate:g}; a smaller one may help, or precision='float32'"
                 )
             self.losses.append(total)
+        self._parts = dict(zip(self._unread[-1], rows[-1], strict=True))
         self._unread = []
 
     def _check_weights(self) -> None:
