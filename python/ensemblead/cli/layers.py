@@ -52,7 +52,7 @@ def describe(backbone: str, image_size: str | None, nested: bool) -> dict[str, A
         taken, _ = sizes_taken(backbone, (), _SIZE)
         size = _SIZE if _SIZE in taken or not taken else taken[-1]
     else:
-        size = _typed_size(image_size)
+        size = typed_size(image_size)
         check_size(backbone, (), size, "image_size")
     taps = taps_of(module, size, depth=_EVERY_DEPTH if nested else 2)
     defaults, missing = _defaults(backbone)
@@ -72,7 +72,7 @@ def describe(backbone: str, image_size: str | None, nested: bool) -> dict[str, A
     return {"backbone": backbone, "image_size": list(size), "layers": layers, "no_default": missing}
 
 
-def _typed_size(text: str) -> tuple[int, int]:
+def typed_size(text: str) -> tuple[int, int]:
     match = re.fullmatch(r"([1-9]\d*)(?:x([1-9]\d*))?", text)
     if match is None:
         raise ValueError(f"image_size must be N or HxW, got {text!r}")

@@ -50,8 +50,20 @@ class EngineError(EnsembleADError):
     """A network that an engine cannot run, or runs otherwise than torch; the message says what was seen."""
 
 
-class NotExportableError(EnsembleADError):
+class NotExportableError(EnsembleADError, ValueError):
     """A detector that cannot be written as one graph; the message says why."""
+
+
+class ExportError(EnsembleADError):
+    """An exported graph that does not compute what its detector does; the message says how far off it is, and
+    on which image.
+
+    Attributes: `report`, the comparison image by image.
+    """
+
+    def __init__(self, message: str, report: object = None) -> None:
+        super().__init__(message)
+        self.report = report
 
 
 class PartialFitError(EnsembleADError, RuntimeError):
