@@ -1,12 +1,12 @@
 """Pillow's bilinear resize as matrix products, to the last bit.
 
-Pillow resizes along one axis, then along the other, by weights of 22 binary places, and rounds to whole numbers
-each time (`Resample.c`). Which axis is first depends on its version and on the sizes, so it is asked.
+Pillow resizes along one axis, then along the other, by weights of 22 binary places, and rounds to whole
+numbers each time (`Resample.c`). Which axis is first depends on its version and on the sizes: it is asked.
 
-Sums of so many places do not fit into float32, and sums next to a half are frequent: in plain float32 up to one
-pixel in forty comes out a level off. So a weight is split into its upper and its lower 11 places, of -2^10 to
-2^10. Sums of either are whole numbers below 2^24, which float32 holds exactly, for images that become up to 28
-times smaller; beyond that it is likely, but not certain.
+Sums of so many places do not fit into float32, and sums next to a half are frequent: in plain float32 up to
+one pixel in forty comes out a level off. So a weight is split into its upper and its lower 11 places, of
+-2^10 to 2^10. Sums of either are whole numbers below 2^24, which float32 holds exactly, for images that become
+up to 28 times smaller; beyond that it is likely, but not certain.
 """
 
 from __future__ import annotations
@@ -66,9 +66,9 @@ class Resize(nn.Module):
             return False
         noise = np.random.default_rng(0).integers(0, 256, (*native, 3), dtype=np.uint8)
         pixels = torch.from_numpy(noise).permute(2, 0, 1)[None].float()
-        expected = torch.from_numpy(geometry.apply(noise)).permute(2, 0, 1)[None]
+        expected = geometry.apply(noise).transpose(2, 0, 1)
         off = [
-            int((found != expected).sum())
+            int(np.count_nonzero(found[0].numpy() != expected))
             for found in (self._down(self._across(pixels)), self._across(self._down(pixels)))
         ]
         return off[1] < off[0]
