@@ -32,7 +32,7 @@ from ensemblead.deploy.verify import checked_images, verify
 from ensemblead.detectors.detector import Detector, constructor_text
 from ensemblead.detectors.exporting import ExportReport
 from ensemblead.detectors.parts import Progress
-from ensemblead.images import ImageSource
+from ensemblead.images import ImageSource, chosen_images
 from ensemblead.networks.engines.openvino import from_torch, quiet
 from ensemblead.networks.modes import default_modes
 from ensemblead.store import save, write_folder
@@ -69,9 +69,9 @@ def export(
     if os.path.lexists(target):
         raise ValueError(f"path {target} exists; choose another, or remove it")
     source = checked_images(images, detector)
-    detector.load_networks()
     _check_precision(detector, precision)
     size = _input_size(detector, source, input, image_size)
+    detector.predict(chosen_images(source, 1, seed=0))  # which says what is wrong with images of that size
     graph = DetectorGraph(detector, size, resized=input == "resized").eval()
     reports: list[ExportReport] = []
 

@@ -5,34 +5,40 @@ In a row they are one graph. Apart, other networks can stand in the middle: thos
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from ensemblead.calibration import Calibration
 from ensemblead.common.errors import NotExportableError
 from ensemblead.deploy.heads import FusionHead, Head, MethodHead, Results, Values
 from ensemblead.deploy.resizing import Resize
+from ensemblead.deploy.tiles import Cut, TilesHead
 from ensemblead.detectors.detector import Detector
 from ensemblead.detectors.method import Method
 from ensemblead.ensembles.backbones import BackboneEnsemble
+from ensemblead.ensembles.tile_merging import TileFrame
+from ensemblead.ensembles.tiles import TiledEnsemble
 from ensemblead.images import Geometry
-from ensemblead.networks.engines.engine import Part
-from ensemblead.networks.engines.traced import Traced
-from ensemblead.networks.extractor import FeatureExtractor
-from ensemblead.networks.grids import TokenLayout
+from ensemblead.networks.graphs import Grids, NetworkGraph, Normalized
 from ensemblead.networks.network import Network
 
 
 @dataclass(frozen=True)
 class Frame:
-    """What a network or a method sees of images of one size."""
+    """What a network or a method sees of images of one size: all of them, or their tiles.
+
+    Attributes:
+        geometry: how images are resized and cropped.
+        size: height and width of what is seen, whole or a tile.
+        tiles: where tiles lie in the resized image. A batch has all images of the first tile, then all of the
+            second, and so on.
+    """
 
     geometry: Geometry
     size: tuple[int, int]
+    tiles: TileFrame | None = None
 
 
 @dataclass
@@ -65,7 +71,7 @@ class DetectorGraph(nn.Module):
         self.passes = builder.passes
         frames = builder.seen
         self.before = Before(native, frames, self.passes, resized=resized)
-        self.networks = nn.ModuleList(NetworkGraph(one) for one in self.passes)
+        self.networks = nn.ModuleList(NetworkGraph(one.network.extractor, one.layers) for one in self.passes)
         self.after = After(head, frames, self.passes, detector.calibration_)
 
     def forward(self, images: Tensor) -> Results:
@@ -88,10 +94,8 @@ class Before(nn.Module):
         used = list(dict.fromkeys([*frames, *(one.frame for one in passes)]))
         self._frames = [used.index(frame) for frame in frames]
         self._inputs = [used.index(one.frame) for one in passes]
-        self.views = nn.ModuleList(
-            nn.Identity() if resized else Resize(frame.geometry, native) for frame in used
-        )
-        self.scales = nn.ModuleList(_Normalized(one.network.extractor) for one in passes)
+        self.views = nn.ModuleList(_View(frame, native, resized) for frame in used)
+        self.scales = nn.ModuleList(Normalized(one.network.extractor) for one in passes)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         pixels = images.permute(0, 3, 1, 2).float()
@@ -100,57 +104,39 @@ class Before(nn.Module):
         return (*(views[i] for i in self._frames), *inputs)
 
 
-class _Normalized(nn.Module):
-    """See `FeatureExtractor.normalize`."""
+class _View(nn.Module):
+    """Images as a frame has them, float32 `[B, 3, H, W]` in 0..255."""
 
-    scale: Tensor
-
-    def __init__(self, extractor: FeatureExtractor) -> None:
+    def __init__(self, frame: Frame, native: tuple[int, int], resized: bool) -> None:
         super().__init__()
-        scale = torch.tensor([extractor.mean, extractor.std], dtype=torch.float32, device="cpu")
-        self.register_buffer("scale", scale.mul(255.0).view(2, 1, 3, 1, 1))
+        self.resize = nn.Identity() if resized else Resize(frame.geometry, native)
+        self.cut = nn.Identity() if frame.tiles is None else Cut(frame.tiles)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        return (pixels - self.scale[0]) / self.scale[1]
-
-
-class NetworkGraph(nn.Module):
-    """A network as far as its layers, float32 `[B, 3, h, w]` to their outputs."""
-
-    def __init__(self, one: Pass) -> None:
-        super().__init__()
-        extractor, place = one.network.extractor, torch.device("cpu")
-        module = extractor.module
-        if not extractor.is_at(place, torch.float32):
-            module = copy.deepcopy(module).to(place, torch.float32)
-        part = Part(module, one.layers, extractor.name, place, torch.float32, "float32")
-        self.traced, self._layers = Traced(part), one.layers
-
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        outputs = self.traced(images)
-        return tuple(outputs[layer] for layer in self._layers)
+        view: Tensor = self.cut(self.resize(pixels))
+        return view
 
 
 class After(nn.Module):
     """The pixels of frames, and layers' outputs, to results."""
-
-    limit: Tensor
 
     def __init__(
         self, head: Head, frames: Sequence[Frame], passes: Sequence[Pass], calibration: Calibration
     ) -> None:
         super().__init__()
         self.head, self._frames, self._passes = head, frames, passes
-        self._layouts = [TokenLayout(one.network.extractor.module) for one in passes]
+        self._grids = [Grids(one.network.extractor, one.layers, one.frame.size) for one in passes]
         self._calibration = calibration
 
     def forward(self, *values: Tensor) -> Results:
         named: Values = dict(zip(self._frames, values, strict=False))
         place = len(self._frames)
-        for number, (one, layout) in enumerate(zip(self._passes, self._layouts, strict=True)):
-            for layer in one.layers:
-                named[number, layer] = layout.to_grid(values[place], layer, one.frame.size)
-                place += 1
+        for number, (one, grids) in enumerate(zip(self._passes, self._grids, strict=True)):
+            outputs = values[place : place + len(one.layers)]
+            place += len(outputs)
+            named |= {
+                (number, layer): grid for layer, grid in zip(one.layers, grids.of(outputs), strict=True)
+            }
         scores, maps = self.head(named)
         return scores, maps, self._calibration.is_anomalous(scores)
 
@@ -167,13 +153,23 @@ class _Builder:
         self.seen: list[Frame] = []
         self.passes: list[Pass] = []
 
-    def head(self, detector: Detector) -> Head:
+    def head(self, detector: Detector, tile: Frame | None = None) -> Head:
+        """What follows the networks; `tile`: what the members of a tiled ensemble see."""
         detector._require_single_image_scores()
         if isinstance(detector, Method):
-            return self._of_method(detector, self._frame(detector.geometry))
+            return self._of_method(detector, self._frame(detector.geometry) if tile is None else tile)
         if isinstance(detector, BackboneEnsemble):
-            return self._of_ensemble(detector)
+            return self._of_ensemble(detector, tile)
+        if isinstance(detector, TiledEnsemble):
+            return self._of_tiles(detector)
         raise NotExportableError(f"{type(detector).__name__} cannot be exported")
+
+    def _of_tiles(self, ensemble: TiledEnsemble) -> TilesHead:
+        frame, state = self._frame(ensemble.geometry), ensemble.state_
+        tiles = ensemble._frame_of(frame.size)
+        tile = Frame(frame.geometry, tiles.tile_size, tiles)
+        members = [self.head(member, tile) for member in state.members]
+        return TilesHead(members, ensemble.plan().merger(tiles, state.statistics))
 
     def _of_method(self, method: Method, frame: Frame) -> MethodHead:
         method.check_size(frame.size, "image_size")
@@ -195,13 +191,13 @@ class _Builder:
         one.layers = tuple(dict.fromkeys((*one.layers, *network.layers)))
         return [(number, layer) for layer in network.layers]
 
-    def _of_ensemble(self, ensemble: BackboneEnsemble) -> FusionHead:
+    def _of_ensemble(self, ensemble: BackboneEnsemble, tile: Frame | None) -> FusionHead:
         if ensemble.fusion == "rank":
             raise NotExportableError(
                 "fusion='rank' cannot be exported, for it looks every score up among those of normal images; "
                 "use fusion='calibrated', which needs no new fit: BackboneEnsemble(ensemble.members)"
             )
-        heads = [self.head(member) for member in ensemble.members]
+        heads = [self.head(member, tile) for member in ensemble.members]
         calibrations = [member.calibration_ for member in ensemble.members]
         return FusionHead(heads, ensemble.fusion, calibrations, ensemble.weights)
 

@@ -18,7 +18,9 @@ Results = tuple[Tensor, Tensor, Tensor]
 
 
 class Head(nn.Module):
-    """`forward(values)`: `Values` to a `Result`."""
+    """`forward(values)`: `Values` to a `Result`. `reads`: the names of the values that it needs."""
+
+    reads: tuple[Hashable, ...]
 
     def __call__(self, values: Values) -> Result:
         result: Result = super().__call__(values)
@@ -38,6 +40,7 @@ class MethodHead(Head):
     ) -> None:
         super().__init__()
         self.inner, self._pixels, self._maps, self._size, self._sigma = inner, pixels, maps, size, sigma
+        self.reads = (*pixels, *maps)
 
     def forward(self, values: Values) -> Result:
         grids, scores = self.inner([values[key] for key in self._pixels], [values[key] for key in self._maps])
@@ -57,6 +60,7 @@ class FusionHead(Head):
     ) -> None:
         super().__init__()
         self.members = nn.ModuleList(members)
+        self.reads = tuple(name for member in members for name in member.reads)
         self._fusion, self._calibrations, self._weights = fusion, calibrations, weights
 
     def forward(self, values: Values) -> Result:

@@ -5,8 +5,8 @@ numbers each time (`Resample.c`). Which axis is first depends on its version and
 
 Sums of so many places do not fit into float32, and sums next to a half are frequent: in plain float32 up to
 one pixel in forty comes out a level off. So a weight is split into its upper and its lower 11 places, of
--2^10 to 2^10. Sums of either are whole numbers below 2^24, which float32 holds exactly, for images that become
-up to 28 times smaller; beyond that it is likely, but not certain.
+-2^10 to 2^10. Sums of either are whole numbers below 2^24, which float32 holds exactly, for images that
+become up to 28 times smaller; beyond that it is likely, but not certain.
 """
 
 from __future__ import annotations

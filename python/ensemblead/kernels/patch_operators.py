@@ -48,11 +48,16 @@ class PatchOperators(nn.Module):
         pooled = []
         for layer, own in zip(self.layers, maps, strict=True):
             values = layer(self.windows(own) if self._averages else own)
-            if tuple(map(int, own.shape[2:])) != self._grid:
-                values = functional.interpolate(values, self._grid, mode="bilinear", align_corners=False)
-            pooled.append(values)
+            pooled.append(resized(values, self._grid))
         joined: Tensor = self.joined(torch.cat(pooled, 1))
         return joined.permute(0, 2, 3, 1)
+
+
+def resized(values: Tensor, grid: tuple[int, int]) -> Tensor:
+    """`[B, C, h, w]` on another grid, bilinear (`align_corners=False`)."""
+    if tuple(map(int, values.shape[2:])) == grid:
+        return values
+    return functional.interpolate(values, grid, mode="bilinear", align_corners=False)
 
 
 class _AdaptiveMeans(nn.Module):
