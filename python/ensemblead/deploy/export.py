@@ -157,6 +157,8 @@ def _write_graph(
 
 def _write_onnx(graph: DetectorGraph, folder: Path, images: Tensor) -> None:
     names = ("image", *OUTPUTS)
+    # Where it fails, the exporter prints the whole graph, and by default to stdout.
+    torch._C._jit_set_onnx_log_output_stream("stderr")
     with quiet(), torch.no_grad():
         torch.onnx.export(
             graph,

@@ -92,6 +92,18 @@ def _keep_precise(path: Path) -> None:
     tree.write(path, encoding="utf-8", xml_declaration=True)
 
 
+def precision_hint(core: Any, precision: str) -> str:
+    """OpenVINO's name of a precision; with a warning, float32 where the CPU has no such arithmetic."""
+    hint = _HINTS[precision]
+    if hint != "bf16" or "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        return hint
+    warn(
+        "this CPU has no bfloat16 that OpenVINO could use: the graph is computed in float32, at its speed",
+        RuntimeWarning,
+    )
+    return "f32"
+
+
 class Session:
     """A compiled graph for one image at a time.
 
@@ -109,14 +121,7 @@ class Session:
         core = openvino.Core()
         model = core.read_model(graph, constants)
         model.reshape([1, *size, 3])
-        hint = _HINTS[precision]
-        if hint == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-            warn(
-                "this CPU has no bfloat16 that OpenVINO could use: the graph is computed in float32, at its "
-                "speed",
-                RuntimeWarning,
-            )
-            hint = "f32"
+        hint = precision_hint(core, precision)
         settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": hint}
         if threads is not None:
             settings["INFERENCE_NUM_THREADS"] = threads

@@ -37,7 +37,8 @@ class TeacherGraph(nn.Module):
         if self._is_pdn:
             return self._grids.of(self.network(images))[0]
         maps = self._grids.of(self.network(upsampled(images, self._size)))
-        return self.patches(maps).permute(0, 3, 1, 2)[:, :, BORDER:-BORDER, BORDER:-BORDER]
+        described: Tensor = self.patches(maps).permute(0, 3, 1, 2)
+        return described[:, :, BORDER:-BORDER, BORDER:-BORDER]
 
 
 class ImitationGraph(nn.Module):
