@@ -93,6 +93,17 @@ def test_benchmark_without_openvino_says_what_to_install(
     assert "openvino" in outcome.stdout
 
 
+def test_benchmark_of_a_model_without_a_frozen_network(
+    good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(speed, "CHOICES", speed.CHOICES[:3])
+    own = {"steps": 1, "batch_size": 4, "resize": None, "device": "cpu"}
+    ead.DRAEM(4, **own).fit(good).save(tmp_path / "model")
+    found = call_json("benchmark", tmp_path / "model", good, "--rounds", 1)["measured"]
+    assert [one["failure"] for one in found] == [None, None, "the model has no frozen network"]
+    assert found[1]["largest_change"] > 0  # of bfloat16
+
+
 def test_what_is_recommended() -> None:
     def measured(precision: str, many: float, changed: int = 0, failure: str | None = None) -> Measured:
         return Measured("openvino", precision, many, many, many, many, 0.0, 0.0, changed, failure)

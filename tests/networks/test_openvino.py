@@ -10,15 +10,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save
 from support.networks import TinyNet
-from support.tampering import altered
+from support.tampering import altered, replace_file
 from support.textures import normal_images
 from torch import nn
 
 import ensemblead as ead
 from ensemblead.common.errors import DamagedModelError, EngineError, MissingExtraError
+from ensemblead.common.warnings import ThresholdWarning
 from ensemblead.detectors import Method
-from ensemblead.detectors.quantizing import _Sample
+from ensemblead.detectors.quantizing import _Sample, warn_of_changes
 from ensemblead.images import chosen_images, open_images
 from ensemblead.networks.engines import openvino
 from ensemblead.networks.engines.engine import Part
@@ -114,6 +116,29 @@ def test_four_shapes_are_kept() -> None:
     for height in (16, 20, 24, 28, 16, 32):
         engine.run(torch.zeros(1, 3, height, 16))
     assert [key[2] for key in engine._kept] == [24, 28, 16, 32]
+
+
+@torch.no_grad()
+def test_weights_that_change_are_seen() -> None:
+    module = Normed()
+    plain = ead.FeatureExtractor(module, LAYERS)
+    quick = ead.FeatureExtractor(module, LAYERS).run_by("openvino")
+    given = torch.rand(2, 3, 16, 16)
+    before = quick(given)[0]
+    module.first.weight.mul_(2)  # in place
+    torch.testing.assert_close(quick(given)[0], plain(given)[0], rtol=1e-4, atol=1e-5)
+    module.second = nn.Conv2d(10, 14, 3, 2, 1)  # another tensor
+    torch.testing.assert_close(quick(given)[1], plain(given)[1], rtol=1e-4, atol=1e-5)
+    assert not torch.equal(quick(given)[0], before)
+
+
+def test_int8_of_weights_that_have_changed(images: Any) -> None:
+    detector = _detector().fit(images).quantize(images)
+    detector.predict(images)
+    with torch.no_grad():
+        detector.network_.module.first.weight.mul_(2)
+    with pytest.raises(EngineError, match="weights of Normed have changed since it was made int8; quantize"):
+        detector.predict(images)
 
 
 def test_sizes_of_batches() -> None:
@@ -243,6 +268,52 @@ def test_int8_is_saved_as_data_and_loaded(probe: Any, quantized: ead.PatchCore, 
         ead.load(tmp_path / "m", backbone=Normed())
 
 
+def test_int8_is_compared_on_its_probe_and_not_on_defects(
+    probe: Any, quantized: ead.PatchCore, tmp_path: Path
+) -> None:
+    quantized.save(tmp_path / "m")
+    wild = np.random.default_rng(0).integers(0, 2, (3, 40, 48, 3), dtype=np.uint8) * 255
+    found = ead.load(tmp_path / "m", backbone=Normed()).predict(
+        wild
+    )  # far beyond the ranges, at another size
+    assert found.is_anomalous.all()
+    other = _detector(Normed(7)).fit(normal_images(8)).quantize(normal_images(8))._frozen.network.quantized  # type: ignore[union-attr]
+    assert other is not None
+    replace_file(tmp_path / "m", "quantized.xml", other.graph)
+    replace_file(tmp_path / "m", "quantized.bin", other.constants)
+    with pytest.raises(EngineError, match=r"other features than torch .* in int8, where 0\.5 is allowed"):
+        ead.load(tmp_path / "m", backbone=Normed()).predict(probe)
+    replace_file(tmp_path / "m", "quantized.xml", other.graph[:300])
+    with pytest.raises(EngineError, match="the int8 network of Normed cannot be read"):
+        ead.load(tmp_path / "m", backbone=Normed()).predict(probe)
+    for wrong in (
+        torch.zeros(1, 3, 8, 8),
+        torch.full((1, 3, 8, 8), torch.nan).half(),
+        torch.zeros(3, 8).half(),
+    ):
+        replace_file(tmp_path / "m", "quantized.safetensors", save({"probe": wrong}))
+        with pytest.raises(DamagedModelError, match="probe must be"):
+            ead.load(tmp_path / "m", backbone=Normed())
+
+
+def test_quantize_says_how_many_verdicts_change(
+    images: Any, quantized: ead.PatchCore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr(
+        "ensemblead.detectors.detector.warn_of_changes", lambda *given: seen.extend(given[1:])
+    )
+    fitted = _detector().fit(images)
+    before = fitted.predict(images).anomaly_score
+    after = fitted.quantize(images).predict(images).anomaly_score
+    np.testing.assert_array_equal(seen[0], before)
+    np.testing.assert_array_equal(seen[1], after)
+    below, above = 0.9 * quantized.threshold_, 1.1 * quantized.threshold_
+    with pytest.warns(ThresholdWarning, match="in int8 2 of the 3 images that quantize has seen are on the"):
+        warn_of_changes(quantized, torch.tensor([below, below, above]), torch.tensor([below, above, below]))
+    warn_of_changes(quantized, torch.tensor([below]), torch.tensor([below]))
+
+
 def test_int8_of_other_weights_is_not_used(images: Any, quantized: ead.PatchCore, tmp_path: Path) -> None:
     quantized.save(tmp_path / "m")
 
@@ -309,6 +380,7 @@ def test_the_seed_decides_which_images_are_drawn() -> None:
     assert len(set(kept[0])) == 4
 
 
+@pytest.mark.slow
 def test_quantizing_twice_comes_to_the_same(images: Any, probe: Any, quantized: ead.PatchCore) -> None:
     again = _detector().fit(images).quantize(images)
     again.quantize(images)
@@ -362,6 +434,32 @@ def test_openvino_and_a_gpu() -> None:
     elsewhere = ead.FeatureExtractor(Normed().to("meta"), LAYERS).run_by("openvino")
     with pytest.raises(ValueError, match="'openvino' has no float32 on meta"):
         elsewhere(torch.zeros(1, 3, 8, 8, device="meta"))
+
+
+def test_int8_by_another_engine_is_refused() -> None:
+    with pytest.raises(
+        ValueError, match="precision must be float32, bfloat16 or float16 with engine='torch'"
+    ):
+        Network(ead.FeatureExtractor("gabor", ("layer1",)), "cpu", "int8")
+    for engine in ("eager", "folded"):
+        with pytest.raises(ValueError, match=f"engine '{engine}' does not compute in int8"):
+            ead.FeatureExtractor("gabor", ("layer1",)).run_by(engine, "int8")
+
+
+def test_load_says_where_engine_and_precision_do_nothing(images: Any, tmp_path: Path) -> None:
+    own = ead.DRAEM(4, steps=1, batch_size=4, resize=None, device="cpu").fit(images)
+    own.save(tmp_path / "own")
+    with pytest.warns(RuntimeWarning, match="engine='openvino' is for frozen networks, and DRAEM has none"):
+        loaded = ead.load(tmp_path / "own", engine="openvino", precision="bfloat16")
+    assert loaded.precision == "bfloat16"
+    with pytest.raises(ValueError, match="engine must be one of torch, openvino, auto, got 'openvin'"):
+        ead.load(tmp_path / "own", engine="openvin")
+    with pytest.raises(ValueError, match="to load an int8 model for torch, give precision='float32' too"):
+        ead.load(tmp_path / "own", precision="int8")
+    ead.PatchCore("gabor", ("layer1",), **OPTIONS).fit(images).save(tmp_path / "gabor")
+    for wrong in ({"engine": ""}, {"precision": ""}):
+        with pytest.raises(ValueError, match="must be"):
+            ead.load(tmp_path / "gabor", **wrong)
 
 
 def test_engines_that_there_are_not() -> None:

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from ensemblead.cli.bars import Bars
 from ensemblead.common.extras import EXTRAS, install_command
+from ensemblead.common.processor import has_bfloat16
 from ensemblead.common.threads import affinity_cores, cpu_quota, wait_policy
 from ensemblead.kernels.arrays import num_threads
 from ensemblead.kernels.build import build
@@ -56,7 +57,8 @@ def _installed_of_family(names: tuple[str, ...]) -> dict[str, str]:
 
 def devices() -> list[dict[str, Any]]:
     """The CPU, and the GPUs that torch shows."""
-    found: list[dict[str, Any]] = [{"device": "cpu", "name": platform.processor() or platform.machine()}]
+    name = platform.processor() or platform.machine()
+    found: list[dict[str, Any]] = [{"device": "cpu", "name": name, "bfloat16": has_bfloat16()}]
     if not installed("torch"):
         return found
     import torch
@@ -159,7 +161,8 @@ def _sections(description: dict[str, Any]) -> dict[str, list[tuple[str, str]]]:
     shown = []
     for device in description["devices"]:
         memory = f", {device['memory_gib']} GiB" if "memory_gib" in device else ""
-        shown.append((device["device"], device["name"] + memory))
+        faster = "; precision='bfloat16' is faster than float32 here" if device.get("bfloat16") else ""
+        shown.append((device["device"], device["name"] + memory + faster))
     core = [(key.replace("_", " "), str(value)) for key, value in description["core"].items()]
     counted = [
         (name.replace("_", " "), "no limit" if value is None else str(value))

@@ -21,12 +21,13 @@ from ensemblead.detectors.exporting import ExportReport
 from ensemblead.detectors.frozen import FrozenNetwork
 from ensemblead.detectors.learning import calibrate, fit
 from ensemblead.detectors.parts import Part, Progress, Reading, Result
-from ensemblead.detectors.quantizing import MAX_IMAGES, quantize
-from ensemblead.detectors.running import predict, scored_batches
+from ensemblead.detectors.quantizing import MAX_IMAGES, image_scores, quantize, warn_of_changes
+from ensemblead.detectors.running import predict
 from ensemblead.detectors.training.checkpoint import opened
 from ensemblead.images import Geometry, ImageBatch, ImageSource, SkippedImage
 
 if TYPE_CHECKING:
+    import torch
     from typing_extensions import Self
 
 Errors = Literal["raise", "skip"]
@@ -180,10 +181,12 @@ class Detector(ABC):
     ) -> Self:
         """Run the frozen networks in int8 from now on, by OpenVINO: on CPUs, and several times as fast.
 
-        What was learned in float32 stays, and so do the statistics and the threshold. Scores move: with a
-        ResNet by 1 to 2 % in the median, and by up to 12 %. `calibrate`, which takes seconds, gives a
-        threshold of int8 scores. The quantized network is saved with the detector. Loading it with
-        `ead.load(path, engine="torch", precision="float32")` gives the exact one again.
+        What was learned in float32 stays, and so do the statistics and the threshold. Scores move: those of
+        `PatchCore` with a ResNet by 1 to 2 % in the median, and by up to 12 %, those of trained methods by
+        more (docs/design/engines.md). The images are scored before and after, and a ThresholdWarning says how
+        many change sides of the threshold; `calibrate` gives one of int8 scores. The quantized network is
+        saved with the detector. Loading it with `ead.load(path, engine="torch", precision="float32")` gives
+        the exact one again.
 
         Args:
             images: as `fit` takes them: those of the fit, or others that are normal.
@@ -200,11 +203,14 @@ class Detector(ABC):
         if not networks:
             raise ValueError(f"quantize: this {type(self).__name__} has no frozen network")
 
+        seen: list[tuple[ImageSource, torch.Tensor]] = []
+
         def look(source: ImageSource) -> None:
-            for _, seen in scored_batches(self, source, errors, progress, "quantize"):
-                self._results(seen)
+            seen.append((source, image_scores(self, source, errors, progress, "quantize")))
 
         quantize(networks, images, look, max_images, seed)
+        ((source, exact),) = seen
+        warn_of_changes(self, exact, image_scores(self, source, errors, progress, "predict"))
         return self
 
     def save(

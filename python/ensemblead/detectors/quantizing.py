@@ -11,7 +11,10 @@ import torch
 
 from ensemblead.common.extras import require
 from ensemblead.common.validation import whole_number
+from ensemblead.common.warnings import ThresholdWarning, warn
 from ensemblead.detectors.frozen import FrozenNetwork, share_networks
+from ensemblead.detectors.parts import Progress, Tree
+from ensemblead.detectors.running import scored_batches
 from ensemblead.images import ImageSource, chosen_images, open_images
 from ensemblead.networks.engines.engine import Part
 from ensemblead.networks.engines.quantization import quantized
@@ -57,6 +60,26 @@ def quantize(
     for key, members in groups.items():
         for one in members:
             one.quantize(made[key])
+
+
+def image_scores(
+    detector: Tree, images: ImageSource, errors: Any, progress: Progress | None, stage: str
+) -> torch.Tensor:
+    """The scores of images, `[N]`."""
+    batches = scored_batches(detector, images, errors, progress, stage)
+    return torch.cat([detector._combine(detector._results(seen))[0] for _, seen in batches])
+
+
+def warn_of_changes(detector: Tree, exact: torch.Tensor, found: torch.Tensor) -> None:
+    """Say how many of the images that a detector was quantized with change their verdict by it."""
+    is_anomalous = detector.calibration_.is_anomalous
+    changed = int((is_anomalous(found) != is_anomalous(exact)).sum())
+    if changed:
+        warn(
+            f"in int8 {changed} of the {len(exact)} images that quantize has seen are on the other side of "
+            "the threshold, which was made in float32: call calibrate, or take precision='bfloat16'",
+            ThresholdWarning,
+        )
 
 
 class _Sample:

@@ -11,11 +11,12 @@ import numpy as np
 import torch
 
 from ensemblead.calibration import Calibration
+from ensemblead.common.warnings import warn
 from ensemblead.detectors.format1 import calibration_of_format1
 from ensemblead.detectors.frozen import per_network
 from ensemblead.detectors.parts import Reading
 from ensemblead.images import BIT_DEPTHS, Geometry
-from ensemblead.networks.network import check_device, resolve_device
+from ensemblead.networks.network import check_device, check_engine, check_precision, resolve_device
 from ensemblead.networks.stored import network_from_store
 from ensemblead.store import FolderReader, FolderWriter, load_state, move_state, save_state
 
@@ -112,6 +113,8 @@ def read_method(cls: Any, reader: FolderReader) -> Any:
     method.device = check_device(stored if given is None else given)
     if state["network"] is not None:
         open_network(method, reader)
+    else:
+        _without_network(method, reader)
     with reader.as_damage():
         if reader.format == 1:
             saved = cls._state_from_format1(reader)
@@ -123,6 +126,20 @@ def read_method(cls: Any, reader: FolderReader) -> Any:
     return method
 
 
+def _without_network(method: Any, reader: FolderReader) -> None:
+    """The options of `load` about networks, for a method that has trained all of its own."""
+    engine, precision = reader.options.get("engine"), reader.options.get("precision")
+    name = type(method).__name__
+    if engine is not None and check_engine(engine, "cpu", compile=False) == "openvino":
+        warn(f"engine='openvino' is for frozen networks, and {name} has none", RuntimeWarning)
+    if precision is None:
+        return
+    if "precision" in inspect.signature(type(method)).parameters:
+        method._precision = check_precision(precision)
+    elif check_precision(precision) not in ("auto", "float32"):
+        warn(f"precision={precision!r} is for networks, and {name} has none", RuntimeWarning)
+
+
 def open_network(method: Any, reader: FolderReader) -> None:
     """Give a method, or an embedder, the network that its folder describes."""
     frozen = method._frozen
@@ -130,8 +147,8 @@ def open_network(method: Any, reader: FolderReader) -> None:
     for option in ("weights", "backbone"):
         reader.options[option] = per_network(option, reader.options.get(option))
     frozen.device = method.device
-    options = {name: reader.options.get(name) or getattr(frozen, name) for name in ("engine", "precision")}
-    frozen.run_by(**options)
+    given = {name: reader.options.get(name) for name in ("engine", "precision")}
+    frozen.run_by(**{name: getattr(frozen, name) if one is None else one for name, one in given.items()})
     network = network_from_store(
         reader,
         reader.state["network"],

@@ -30,7 +30,8 @@ def load(
         backbone: a module of the same architecture, for a model that was fitted with a module; the weights of
             the fit are loaded into a copy of it.
         device, engine, precision: in place of those given at the fit, of all networks. A bank and a threshold
-            made by one engine hold for the others; docs/design/engines.md says how far scores move.
+            made by one engine hold for the others; docs/design/engines.md says how far scores move. Engines
+            are for frozen networks; a RuntimeWarning names a detector that has none.
 
     For an ensemble `weights` and `backbone` are lists of one per member, or mappings from member numbers. A
     single detector is number 0.

@@ -89,7 +89,7 @@ def measure_engines(
     for done, choice in enumerate(CHOICES):
         report("prepare", done, len(CHOICES))
         try:
-            detector = _prepared(model, choice, decoded, weights)
+            detector = _prepared(model, choice, decoded, weights, bool(exact._networks()))
             first[choice] = detector.predict(decoded)  # compiles for batches
             detector.predict(_single(decoded, 0))
             ready[choice] = detector
@@ -110,7 +110,9 @@ def measure_engines(
         if choice in failures:
             found.append(Measured(*choice, failure=failures[choice]))
             continue
-        change, differ = _changes(first[choice], first[CHOICES[0]], float(exact.threshold_))
+        own, other = first[choice], first[CHOICES[0]]
+        change = score_changes(own.anomaly_score, other.anomaly_score, float(exact.threshold_))
+        differ = int((own.is_anomalous != other.is_anomalous).sum())
         found.append(
             Measured(
                 *choice,
@@ -126,14 +128,16 @@ def measure_engines(
     return found
 
 
-def _changes(found: Predictions, exact: Predictions, threshold: float) -> tuple[npt.NDArray[np.float32], int]:
-    """How far scores are from the exact ones, relatively, and how many verdicts differ.
+def score_changes(
+    found: npt.NDArray[Any], exact: npt.NDArray[Any], threshold: float
+) -> npt.NDArray[np.floating[Any]]:
+    """How far scores `[N]` are from the exact ones, relatively.
 
     Scores of ensembles may be anywhere around zero, so none counts as smaller than the threshold.
     """
-    scale = np.maximum(np.abs(exact.anomaly_score), max(abs(threshold), 1e-30))
-    change = np.abs(found.anomaly_score - exact.anomaly_score) / scale
-    return change, int((found.is_anomalous != exact.is_anomalous).sum())
+    change: npt.NDArray[np.floating[Any]] = np.abs(found - exact)
+    change /= np.maximum(np.abs(exact), max(abs(threshold), 1e-30))
+    return change
 
 
 def recommended(found: Sequence[Measured]) -> Measured:
@@ -143,14 +147,16 @@ def recommended(found: Sequence[Measured]) -> Measured:
     return best if found[0].many >= _WORTHWHILE * best.many else found[0]
 
 
-def _prepared(model: Any, choice: tuple[str, str], images: ImageSource, weights: Any) -> Detector:
+def _prepared(
+    model: Any, choice: tuple[str, str], images: ImageSource, weights: Any, has_networks: bool
+) -> Detector:
     engine, precision = choice
     options: dict[str, Any] = {"weights": weights, "device": "cpu"}
+    if engine == "openvino" and not has_networks:
+        raise EngineError("the model has no frozen network")
     if precision != "int8":
         return load_detector(model, engine=engine, precision=precision, **options)
     detector = load_detector(model, engine=engine, precision="float32", **options)
-    if not detector._networks():
-        raise EngineError("the model has no frozen network")
     if all(network.network.quantized is not None for network in detector._networks()):
         return load_detector(model, engine=engine, precision="int8", **options)
     return detector.quantize(images)

@@ -177,9 +177,9 @@ class FeatureExtractor:
     def compile(self) -> FeatureExtractor:
         """Run the network through `torch.compile` from now on; returns self.
 
-        It is compiled at the first call, which takes long, and again for batches of one image. Call it after
-        `to`. Raises CompilationError, at that first call, where the network cannot be compiled, or computes
-        something else when it is.
+        It is compiled at the first call, which takes long, and again for batches of one image; on a CPU it
+        gains little. Call it after `to`. Raises CompilationError, at that first call, where the network
+        cannot be compiled, or computes something else when it is.
         """
         return self.run_by("compiled")
 
@@ -197,6 +197,8 @@ class FeatureExtractor:
         """
         if engine != "eager" and engine not in ENGINES:
             raise ValueError(f"engine must be one of eager, {', '.join(ENGINES)}, got {engine!r}")
+        if precision is not None and (engine == "eager" or precision not in ENGINES[engine].precisions):
+            raise ValueError(f"engine {engine!r} does not compute in {precision}; for int8 take 'openvino'")
         self._engine, self._precision, self._quantized = engine, precision or "", quantized
         return self
 

@@ -44,6 +44,7 @@ __all__ = [
 # Files of a saved network.
 WEIGHTS_FILE = "backbone.safetensors"
 GRAPH_FILE, CONSTANTS_FILE = "quantized.xml", "quantized.bin"
+PROBE_FILE, PROBE = "quantized.safetensors", "probe"
 
 
 class Network:
@@ -146,6 +147,7 @@ class Network:
         if quantized is not None:
             writer.data(GRAPH_FILE, quantized.graph)
             writer.data(CONSTANTS_FILE, quantized.constants)
+            writer.tensors(PROBE_FILE, {PROBE: quantized.probe})
         return {
             "source": extractor.source,
             "layers": list(extractor.layers),

@@ -48,7 +48,7 @@ def check_precision(precision: str, engine: str = "torch") -> str:
     if precision == "int8" and engine == "torch":
         raise ValueError(
             "precision must be float32, bfloat16 or float16 with engine='torch', got 'int8'; fit in float32, "
-            "then call quantize(images)"
+            "then call quantize(images); to load an int8 model for torch, give precision='float32' too"
         )
     return precision
 
@@ -76,6 +76,7 @@ def resolve_engine(engine: str, precision: str, device: torch.device, *, compile
     if engine == "auto" and precision != "int8":
         return "openvino" if device.type == "cpu" and not compile and is_installed("openvino") else "torch"
     if engine == "torch":
+        check_precision(precision, engine)
         return "torch"
     _require_cpu(device)
     require("openvino", f"engine={engine!r}" if engine == "openvino" else "precision='int8'")

@@ -16,7 +16,14 @@ from ensemblead.common.files import sha256_of
 from ensemblead.common.warnings import warn
 from ensemblead.networks.engines.engine import Quantized, digest_of
 from ensemblead.networks.extractor import FeatureExtractor
-from ensemblead.networks.network import CONSTANTS_FILE, GRAPH_FILE, WEIGHTS_FILE, Network
+from ensemblead.networks.network import (
+    CONSTANTS_FILE,
+    GRAPH_FILE,
+    PROBE,
+    PROBE_FILE,
+    WEIGHTS_FILE,
+    Network,
+)
 from ensemblead.networks.vectors import POOLINGS
 from ensemblead.store import FolderReader
 
@@ -94,7 +101,13 @@ def _quantized(
         layers, digest, images = _layers(given["layers"]), given["weights"], given["images"]
         if type(digest) is not str or type(images) is not int:
             raise TypeError(f"quantized cannot be {given!r}")
-    found = Quantized(tuple(layers), digest, images, reader.data(GRAPH_FILE), reader.data(CONSTANTS_FILE))
+        probe = reader.tensors(PROBE_FILE)[PROBE]
+        if probe.dtype != torch.float16 or probe.ndim != 4 or probe.shape[:2] != (1, 3) or not probe.numel():
+            raise ValueError(f"{PROBE} must be float16 [1, 3, H, W], got {probe.dtype} {tuple(probe.shape)}")
+        if not bool(torch.isfinite(probe).all()):
+            raise ValueError(f"{PROBE} must be finite")
+    files = reader.data(GRAPH_FILE), reader.data(CONSTANTS_FILE)
+    found = Quantized(tuple(layers), digest, images, *files, probe)
     if digest_of(extractor.with_layers(layers).state_dict()) == digest:
         return found
     warn(f"{reader.folder} has an int8 network of other weights, which is not used; call quantize again")

@@ -59,7 +59,7 @@ class Embedder:
         device, precision: as for detectors: "auto" is the GPU if there is one, and half precision there.
         batch_size: images per forward pass.
         seed: of random weights.
-        compile: run the network through `torch.compile`.
+        compile: run the network through `torch.compile`, which gains little on a CPU.
         engine: what runs the network: "torch", "openvino" (on CPUs; the extra openvino), or "auto": OpenVINO
             on a CPU where it is installed. For precision "int8" call `quantize`.
 

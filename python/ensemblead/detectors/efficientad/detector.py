@@ -128,7 +128,7 @@ class EfficientAD(TrainedMethod):
             GPU. What is trained is kept in float32, and losses and distances are computed in it.
         batch_size: images per update, and per forward pass. The largest errors are those of a whole batch.
         seed: of everything random.
-        compile: run the teacher through `torch.compile`.
+        compile: run the teacher through `torch.compile`, which gains little on a CPU.
         engine: of the teacher: "torch", "openvino" (on CPUs; the extra openvino), or "auto": OpenVINO on
             a CPU where it is installed. docs/design/engines.md has their speed. For precision "int8"
             fit in float32 and call `quantize`.

@@ -101,7 +101,7 @@ class FastFlow(TrainedMethod):
             GPU. It is that of convolutions; what is trained, and all else, is float32.
         batch_size: images per update, and per forward pass.
         seed: of everything random.
-        compile: run the frozen network through `torch.compile`.
+        compile: run the frozen network through `torch.compile`, which gains little on a CPU.
         engine: of the frozen network: "torch", "openvino" (on CPUs; the extra openvino), or "auto": OpenVINO
             on a CPU where it is installed. docs/design/engines.md has their speed. For precision "int8"
             fit in float32 and call `quantize`.

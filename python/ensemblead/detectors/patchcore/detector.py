@@ -79,8 +79,8 @@ class PatchCore(Method):
             them are float32.
         batch_size: images per forward pass.
         seed: of everything random.
-        compile: run the network through `torch.compile`. The first batch then takes long; where it cannot be
-            done, a CompilationError at that batch says why.
+        compile: run the network through `torch.compile`, which gains little on a CPU. The first batch then
+            takes long; where it cannot be done, a CompilationError at that batch says why.
         engine: of the network: "torch", "openvino" (on CPUs; the extra openvino), or "auto": OpenVINO on
             a CPU where it is installed. docs/design/engines.md has their speed. For precision "int8"
             fit in float32 and call `quantize`.

@@ -109,7 +109,7 @@ class ReverseDistillation(TrainedMethod):
             GPU. What is trained is kept in float32, and losses and cosines are computed in it.
         batch_size: images per update, and per forward pass.
         seed: of everything random.
-        compile: run the teacher through `torch.compile`.
+        compile: run the teacher through `torch.compile`, which gains little on a CPU.
         engine: of the teacher: "torch", "openvino" (on CPUs; the extra openvino), or "auto": OpenVINO on
             a CPU where it is installed. docs/design/engines.md has their speed. For precision "int8"
             fit in float32 and call `quantize`.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -25,6 +25,7 @@ class Quantized:
         layers: what it puts out, in this order.
         weights: SHA-256 of the weights that it was made from, see `digest_of`.
         images: how many images its ranges were read from.
+        probe: one of them, normalised, float16 `[1, 3, H, W]`: what engines are compared with torch on.
     """
 
     layers: tuple[str, ...]
@@ -32,6 +33,7 @@ class Quantized:
     images: int
     graph: bytes
     constants: bytes
+    probe: Tensor = field(compare=False)
 
     @cached_property
     def identity(self) -> str:

@@ -37,6 +37,7 @@ def quantized(part: Part, images: Sequence[Tensor], weights: Mapping[str, Tensor
     Args:
         part: the network in float32, as far as its layers.
         images: normalised, `[1, 3, H, W]` each. Of several sizes, those of the most frequent one are used.
+            The first of these is kept.
         weights: of the network as far as the layers; their digest is kept.
 
     Raises EngineError where it cannot be converted or quantized.
@@ -59,7 +60,8 @@ def quantized(part: Part, images: Sequence[Tensor], weights: Mapping[str, Tensor
             raise EngineError(message) from error
         finally:
             logger.setLevel(level)
-    found = Quantized(part.layers, digest_of(weights), len(chosen), *stored(result))
+    probe = chosen[0].half().contiguous()
+    found = Quantized(part.layers, digest_of(weights), len(chosen), *stored(result), probe)
     _check(part, found, torch.cat(chosen[:_COMPARED]))
     return found
 

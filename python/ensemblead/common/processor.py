@@ -1,0 +1,24 @@
+"""What this machine's processor computes in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+# Flags of processors that multiply bfloat16: Intel's and AMD's vectors, Intel's matrices, Arm's.
+_BFLOAT16 = {"avx512_bf16", "amx_bf16", "bf16"}
+
+
+def has_bfloat16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool | None:
+    """Whether the CPU multiplies bfloat16, where `precision="bfloat16"` is faster than float32; None where
+    the system does not say.
+
+    Args:
+        cpuinfo: Linux's description of the processors.
+    """
+    try:
+        lines = cpuinfo.read_text(errors="replace").splitlines()
+    except OSError:
+        return None
+    # "flags" on x86, "Features" on Arm.
+    flags = [line.partition(":")[2].split() for line in lines if line.startswith(("flags", "Features"))]
+    return any(_BFLOAT16 & set(one) for one in flags) if flags else None
