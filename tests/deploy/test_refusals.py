@@ -226,7 +226,7 @@ def test_a_cpu_without_bfloat16_computes_in_float32_and_says_so() -> None:
 
 
 class Wrong(nn.Module):
-    """A graph whose scores are a thousandth off."""
+    """A graph whose scores are a hundredth off."""
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
@@ -234,7 +234,7 @@ class Wrong(nn.Module):
 
     def forward(self, pixels: Any, maps: Any) -> Any:
         grids, scores = self.inner(pixels, maps)
-        return grids, scores * 1.001
+        return grids, scores * 1.01
 
 
 def test_a_wrong_graph_is_not_written(
@@ -242,14 +242,14 @@ def test_a_wrong_graph_is_not_written(
 ) -> None:
     right = ead.PatchCore.graph
     monkeypatch.setattr(ead.PatchCore, "graph", lambda self, *given: Wrong(right(self, *given)))
-    with pytest.raises(ExportError, match=r"where 0.0001 is allowed; the worst is image \d") as caught:
+    with pytest.raises(ExportError, match=r"where 0.001 is allowed; the worst is image \d") as caught:
         fitted.export(tmp_path / "out", verify=probe)
     assert list(tmp_path.iterdir()) == []
     report = caught.value.report
     assert isinstance(report, ExportReport)
-    assert report.largest_score_change == pytest.approx(1e-3, rel=0.01)
+    assert report.largest_score_change == pytest.approx(1e-2, rel=0.01)
     assert report.largest_map_change < 1e-4
-    assert fitted.export(tmp_path / "out", verify=probe, tolerance=2e-3).passed
+    assert fitted.export(tmp_path / "out", verify=probe, tolerance=2e-2).passed
 
 
 @pytest.mark.parametrize("format", ["openvino", "onnx"])

@@ -259,7 +259,7 @@ class Detector(ABC):
                 that `quantize` has made int8.
             input: "image": the graph resizes and crops. "resized": the caller does, as `load_exported` does.
             image_size: of the images, int or `(h, w)`, with input="image"; None: that of those of `verify`.
-            tolerance: how far scores and maps may move, relative to themselves; None: 1e-4 in float32, 0.05
+            tolerance: how far scores and maps may move, relative to themselves; None: 1e-3 in float32, 0.05
                 in other precisions.
             allow_flag_changes: how many of the images may be called otherwise.
             progress: as for `fit`.
