@@ -22,8 +22,8 @@ from support.textures import normal_images
 
 import ensemblead as ead
 from ensemblead.deploy.contract import read_export
-from ensemblead.deploy.export import checksum_of_model
 from ensemblead.deploy.resizing import Resize
+from ensemblead.deploy.verify import checksum_of_model
 from ensemblead.images import Geometry
 from ensemblead.kernels.patch_operators import PatchOperators
 

@@ -114,6 +114,13 @@ def test_every_detector(tmp_path: Path, images: Any, probe: Any, name: str, form
     assert_same(found.predict(probe), expected)
 
 
+def test_tiles_of_resized_images_in_int8(tmp_path: Path, images: Any, probe: Any) -> None:
+    pytest.importorskip("nncf")
+    detector = ead.TiledEnsemble(patchcore(), 32, 32, image_size=SIDE).fit(images).quantize(images)
+    found = exported(detector, tmp_path / "out", probe, input="resized", precision="int8")
+    assert_same(found.predict(probe), detector.predict(probe), 5e-3)
+
+
 def test_efficientad_with_another_network(tmp_path: Path, images: Any, probe: Any) -> None:
     detector = ead.EfficientAD("small", TinyNet(), ("second",), **TRAINED)
     with pytest.raises(ValueError, match="the first must have stride 8"):

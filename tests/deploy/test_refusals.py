@@ -195,6 +195,14 @@ def test_a_quantized_detector_is_not_exported_in_float32(tmp_path: Path, images:
         detector.export(tmp_path / "out", verify=probe)
 
 
+def test_a_detector_in_half_precision_is_not_exported_in_float32(
+    tmp_path: Path, images: Any, probe: Any
+) -> None:
+    detector = ead.PatchCore(TinyNet(), LAYERS, **OPTIONS, precision="bfloat16").fit(images)
+    with pytest.raises(ValueError, match="precision='float32': the detector's networks compute in bfloat16"):
+        detector.export(tmp_path / "out", verify=probe)
+
+
 @pytest.mark.parametrize(("format", "module"), [("openvino", "openvino"), ("onnx", "onnxruntime")])
 def test_a_missing_runtime_is_named(
     tmp_path: Path,
@@ -265,13 +273,15 @@ def test_a_sabotaged_graph_fails_verify(
     assert place > 0
     data[place : place + len(old)] = (weight[3] + 0.05).tobytes()
     replace_file(folder, name, bytes(data))
-    with pytest.raises(ExportError, match=r"the worst is image \d+, "):
+    with pytest.raises(ExportError, match=r"^the exported graph does not .*; the worst is image \d+, "):
         verify(ead.load_exported(folder), fitted, probe)
 
 
 def test_another_model_fails_verify(written: Path, images: Any, probe: Any) -> None:
     other = ead.PatchCore(TinyNet(1), LAYERS, **OPTIONS).fit(images)
-    with pytest.raises(ExportError, match="does not compute what the detector does"):
+    with pytest.raises(
+        ExportError, match="^the export was made of another model; the exported"
+    ):
         verify(ead.load_exported(written / "openvino"), other, probe)
 
 

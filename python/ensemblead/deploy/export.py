@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -28,15 +27,14 @@ from ensemblead.deploy.contract import (
 )
 from ensemblead.deploy.graph import DetectorGraph, Pass
 from ensemblead.deploy.runtime import ExportedDetector
-from ensemblead.deploy.verify import checked_images, verify
+from ensemblead.deploy.verify import checked_images, checksum_of_model, verify
 from ensemblead.detectors.detector import Detector, constructor_text
 from ensemblead.detectors.exporting import ExportReport
 from ensemblead.detectors.parts import Progress
 from ensemblead.images import ImageSource, chosen_images
 from ensemblead.networks.engines.openvino import from_torch, quiet
 from ensemblead.networks.modes import default_modes
-from ensemblead.store import save, write_folder
-from ensemblead.store.folders import parse_manifest
+from ensemblead.store import write_folder
 
 # The first that has all the operators, and is read by all runtimes of the last years.
 OPSET = 17
@@ -109,6 +107,11 @@ def _check_precision(detector: Detector, precision: str) -> None:
         raise ValueError(
             f"precision={precision!r}: the detector's networks are quantized; export it with "
             "precision='int8', or load it with engine='torch', precision='float32'"
+        )
+    if precision == "float32" and known - {"float32"}:
+        raise ValueError(
+            f"precision='float32': the detector's networks compute in {', '.join(sorted(known))}, with other "
+            "scores; load it with precision='float32', or export it with precision='bfloat16'"
         )
 
 
@@ -219,11 +222,3 @@ def _versions(format: str) -> Mapping[str, Any]:
     version = require(runtime, f"format={format!r}").__version__
     opset = {"opset": OPSET} if format == "onnx" else {}
     return {"torch": torch.__version__, runtime: version, **opset}
-
-
-def checksum_of_model(detector: Detector) -> str:
-    """The checksum that the detector's saved model has."""
-    with tempfile.TemporaryDirectory(prefix="ensemblead-") as folder:
-        save(detector, Path(folder) / "model")
-        checksum: str = parse_manifest(Path(folder) / "model")["checksum"]
-    return checksum

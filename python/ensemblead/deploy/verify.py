@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from ensemblead.common.errors import ExportError
@@ -12,6 +14,8 @@ from ensemblead.detectors.detector import Detector
 from ensemblead.detectors.exporting import ExportReport, compared
 from ensemblead.detectors.parts import Progress
 from ensemblead.images import ImageSource, open_images
+from ensemblead.store import save
+from ensemblead.store.folders import parse_manifest
 
 # The most that scores and maps may move; docs/design/export.md has what is measured.
 TOLERANCES = {"float32": 1e-3, "bfloat16": 5e-2, "int8": 5e-2}
@@ -42,7 +46,9 @@ def verify(
     pairs = _pairs(exported, detector, source, progress)
     report = compared(pairs, names, detector.threshold_, bound, allow_flag_changes)
     if not report.passed:
-        raise ExportError(report.failure(), report)
+        is_other = exported.contract.source.get("checksum") != checksum_of_model(detector)
+        other = "the export was made of another model; " if is_other else ""
+        raise ExportError(other + report.failure(), report)
     return report
 
 
@@ -71,3 +77,11 @@ def _pairs(
             done += 1
             if progress is not None:
                 progress("verify", done, len(source))
+
+
+def checksum_of_model(detector: Detector) -> str:
+    """The checksum that the detector's saved model has."""
+    with tempfile.TemporaryDirectory(prefix="ensemblead-") as folder:
+        save(detector, Path(folder) / "model")
+        checksum: str = parse_manifest(Path(folder) / "model")["checksum"]
+    return checksum
