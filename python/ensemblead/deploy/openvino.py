@@ -19,7 +19,8 @@ from ensemblead.common.warnings import warn
 GRAPH, CONSTANTS = "model.xml", "model.bin"
 _HINTS = {"float32": "f32", "bfloat16": "bf16", "int8": "f32"}
 _PURPOSE = "an export for OpenVINO"
-# What may be rounded to bfloat16 beside the networks. Resizing and distances keep all 24 bits.
+# What may be rounded to bfloat16 beside the networks. Resizing and distances keep all 24 bits. A product that
+# OpenVINO fuses with the sum behind it loses its mark: that of the memory bank, which only chooses rows.
 _ROUNDED = ("Convolution", "GroupConvolution", "ConvolutionBackpropData", "GroupConvolutionBackpropData")
 _BEFORE, _AFTER = "before", "after"
 
