@@ -40,7 +40,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(
     "options",
-    [[], ["--format", "onnx", "--input", "resized"], ["--image-size", "40x40", "--tolerance", "0.01"]],
+    [
+        ["--format", "onnx", "--input", "resized"],
+        pytest.param(["--image-size", "40x40", "--tolerance", "0.01"], marks=pytest.mark.slow),
+    ],
 )
 def test_export_and_verify(folder: Path, tmp_path: Path, options: list[str]) -> None:
     out = tmp_path / "export"
@@ -67,12 +70,19 @@ def test_failures_have_exit_codes(folder: Path, tmp_path: Path) -> None:
     assert outcome.exit_code == 1
     assert "the worst is" in outcome.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_what_verify_refuses(folder: Path, tmp_path: Path) -> None:
+    arguments = ["--out", tmp_path / "export", "--verify", folder / "probe"]
     assert call("export", folder / "model", *arguments).exit_code == 0
     options = {"weights": None, "resize": (32, 32), "coreset_fraction": 0.1, "device": "cpu"}
     other = ead.PatchCore("resnet18", ("layer1",), **options, seed=1).fit(folder / "good")
     other.save(tmp_path / "other")
     compared = ["verify", tmp_path / "export", "--model", tmp_path / "other", "--images", folder / "probe"]
-    assert call(*compared).exit_code == 1
+    outcome = call(*compared)
+    assert outcome.exit_code == 1
+    assert "the export was made of another model" in outcome.stderr
     (tmp_path / "export" / "model.bin").unlink()
     outcome = call(*compared)
     assert outcome.exit_code == 1

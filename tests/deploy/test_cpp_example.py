@@ -52,6 +52,7 @@ def run(*command: Any) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
 
 
+@pytest.mark.slow
 def test_the_scores_of_python(tmp_path: Path, program: Path) -> None:
     images, probe = normal_images(6, side=40), normal_images(10, 1, side=40)
     probe[8:, 10:30, 10:30] = 255

@@ -161,8 +161,9 @@ print(json.dumps([found.anomaly_score.tolist(), found.is_anomalous.tolist(), flo
 """
 
 
-@pytest.mark.parametrize(("format", "other"), [("openvino", "onnxruntime"), ("onnx", "openvino")])
-@pytest.mark.parametrize("input", ["image", "resized"])
+@pytest.mark.parametrize(
+    ("format", "other", "input"), [("openvino", "onnxruntime", "image"), ("onnx", "openvino", "resized")]
+)
 def test_without_torch(tmp_path: Path, images: Any, probe: Any, format: str, other: str, input: str) -> None:
     detector = patchcore(resize=(48, 40)).fit(images)
     detector.export(tmp_path / "out", verify=probe, format=format, input=input)

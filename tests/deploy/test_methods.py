@@ -98,7 +98,7 @@ def probe() -> Any:
 
 
 # The others take a minute.
-QUICK = ("padim", "calibrated", "max", "tiles", "reverse distillation", "fastflow")
+QUICK = ("padim", "calibrated", "max", "tiles", "fastflow")
 CASES = [
     pytest.param(name, format, marks=() if name in QUICK and format == "openvino" else pytest.mark.slow)
     for name in DETECTORS
@@ -114,6 +114,7 @@ def test_every_detector(tmp_path: Path, images: Any, probe: Any, name: str, form
     assert_same(found.predict(probe), expected)
 
 
+@pytest.mark.slow
 def test_tiles_of_resized_images_in_int8(tmp_path: Path, images: Any, probe: Any) -> None:
     pytest.importorskip("nncf")
     detector = ead.TiledEnsemble(patchcore(), 32, 32, image_size=SIDE).fit(images).quantize(images)
@@ -121,6 +122,7 @@ def test_tiles_of_resized_images_in_int8(tmp_path: Path, images: Any, probe: Any
     assert_same(found.predict(probe), detector.predict(probe), 5e-3)
 
 
+@pytest.mark.slow
 def test_efficientad_with_another_network(tmp_path: Path, images: Any, probe: Any) -> None:
     detector = ead.EfficientAD("small", TinyNet(), ("second",), **TRAINED)
     with pytest.raises(ValueError, match="the first must have stride 8"):

@@ -279,9 +279,7 @@ def test_a_sabotaged_graph_fails_verify(
 
 def test_another_model_fails_verify(written: Path, images: Any, probe: Any) -> None:
     other = ead.PatchCore(TinyNet(1), LAYERS, **OPTIONS).fit(images)
-    with pytest.raises(
-        ExportError, match="^the export was made of another model; the exported"
-    ):
+    with pytest.raises(ExportError, match="^the export was made of another model; the exported"):
         verify(ead.load_exported(written / "openvino"), other, probe)
 
 
