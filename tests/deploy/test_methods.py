@@ -130,6 +130,10 @@ def test_efficientad_with_another_network(tmp_path: Path, images: Any, probe: An
     detector = ead.EfficientAD("small", Pyramid(), ("two", "three"), **TRAINED).fit(images)
     found = exported(detector, tmp_path / "out", probe)
     assert_same(found.predict(probe), detector.predict(probe))
+    pytest.importorskip("nncf")
+    detector.quantize(images)
+    with pytest.raises(ValueError, match="precision='int8': a method that runs its network itself"):
+        detector.export(tmp_path / "int8", verify=probe, precision="int8")
 
 
 def test_members_of_one_network_share_its_pass(images: Any) -> None:

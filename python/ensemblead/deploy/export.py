@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ensemblead.common.errors import EngineError
+from ensemblead.common.errors import EngineError, NotExportableError
 from ensemblead.common.extras import require
 from ensemblead.common.files import StrPath
 from ensemblead.common.validation import one_of, positive_number, size_or_pair, whole_number
@@ -71,6 +71,12 @@ def export(
     size = _input_size(detector, source, input, image_size)
     detector.predict(chosen_images(source, 1, seed=0))  # which says what is wrong with images of that size
     graph = DetectorGraph(detector, size, resized=input == "resized").eval()
+    inside = {one.network.key for one in detector._networks()} - {one.network.key for one in graph.passes}
+    if precision == "int8" and inside:
+        raise NotExportableError(
+            "precision='int8': a method that runs its network itself, as EfficientAD does, has it in float32 in "
+            "its graph; load the detector with engine='torch', precision='float32' to export it"
+        )
     reports: list[ExportReport] = []
 
     def write(folder: Path) -> None:
