@@ -74,8 +74,8 @@ def export(
     inside = {one.network.key for one in detector._networks()} - {one.network.key for one in graph.passes}
     if precision == "int8" and inside:
         raise NotExportableError(
-            "precision='int8': a method that runs its network itself, as EfficientAD does, has it in float32 in "
-            "its graph; load the detector with engine='torch', precision='float32' to export it"
+            "precision='int8': a method that runs its network itself, as EfficientAD does, has it in float32 "
+            "in its graph; load the detector with engine='torch', precision='float32' to export it"
         )
     reports: list[ExportReport] = []
 
