@@ -151,6 +151,18 @@ def test_the_same_forms_of_images_as_a_detector(tmp_path: Path, fitted: ead.Patc
     assert_same(next(found.predict_batches(paths)), fitted.predict(paths[:1]))
 
 
+@pytest.mark.filterwarnings("ignore:.*16-bit pixels")
+def test_files_of_twelve_bits_are_read_as_the_detector_reads_them(tmp_path: Path, probe: Any) -> None:
+    (tmp_path / "images").mkdir()
+    for number, pixels in enumerate(probe):
+        Image.fromarray(pixels[..., 0].astype(np.uint16) * 8).save(tmp_path / "images" / f"{number}.png")
+    detector = patchcore().fit(tmp_path / "images")
+    assert detector.bits_ == 12
+    found = exported(detector, tmp_path / "out", tmp_path / "images")
+    assert found.contract.bits == 12
+    assert_same(found.predict(tmp_path / "images"), detector.predict(tmp_path / "images"))
+
+
 WITHOUT_TORCH = """
 import json, sys
 for name in ("torch", "timm", "safetensors", "faiss", "scipy", "typer", "rich", "yaml", sys.argv[3]):
