@@ -13,10 +13,11 @@ if TYPE_CHECKING:
     from ensemblead import datasets as datasets
     from ensemblead import evaluation as evaluation
     from ensemblead import metrics as metrics
+    from ensemblead.common.predictions import Predictions
     from ensemblead.config.registry import create, register
     from ensemblead.conversion import convert
     from ensemblead.datasets import Folder, MVTecAD, VisA
-    from ensemblead.detectors import Predictions
+    from ensemblead.deploy.runtime import load_exported
     from ensemblead.detectors.draem import DRAEM
     from ensemblead.detectors.efficientad import EfficientAD, distil_teacher
     from ensemblead.detectors.fastflow import FastFlow
@@ -75,6 +76,7 @@ __all__ = [
     "distil_teacher",
     "evaluate",
     "load",
+    "load_exported",
     "register",
     "rerank",
     "retrieval_metrics",
@@ -105,7 +107,7 @@ _LAZY = {
     "MemoryBank": "ensemblead.memory",
     "PaDiM": "ensemblead.detectors.padim",
     "PatchCore": "ensemblead.detectors.patchcore",
-    "Predictions": "ensemblead.detectors",
+    "Predictions": "ensemblead.common.predictions",
     "Report": "ensemblead.report.report",
     "ReverseDistillation": "ensemblead.detectors.reverse_distillation",
     "TiledEnsemble": "ensemblead.ensembles.tiles",
@@ -119,6 +121,7 @@ _LAZY = {
     "distil_teacher": "ensemblead.detectors.efficientad",
     "evaluate": "ensemblead.report.report",
     "load": "ensemblead.ensembles.loading",
+    "load_exported": "ensemblead.deploy.runtime",
     "register": "ensemblead.config.registry",
     "rerank": "ensemblead.retrieval.rerank",
     "retrieval_metrics": "ensemblead.retrieval.metrics",

@@ -319,7 +319,7 @@ def test_parameters_are_those_of_the_signature() -> None:
     with pytest.raises(TypeError, match="batch_size must be a whole number, got 2.5"):
         Epochs(batch_size=2.5)  # type: ignore[arg-type]
     with pytest.raises(NotExportableError, match="Epochs cannot be exported"):
-        detector.graph(None)
+        detector.graph(None, (32, 32))
 
 
 # What a method must return

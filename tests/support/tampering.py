@@ -11,6 +11,7 @@ from typing import Any
 
 from safetensors.torch import load, save
 
+from ensemblead.common.manifests import checksum_of
 from ensemblead.store import folders
 
 
@@ -24,7 +25,7 @@ def rewrite(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
     manifest = json.loads((folder / folders.MANIFEST).read_text())
     del manifest["checksum"]
     change(manifest)
-    manifest["checksum"] = folders._checksum(manifest)
+    manifest["checksum"] = checksum_of(manifest)
     (folder / folders.MANIFEST).write_text(json.dumps(manifest))
 
 

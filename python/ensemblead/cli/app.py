@@ -12,6 +12,7 @@ from ensemblead.cli.convert import app as convert
 from ensemblead.cli.demo import command as demo
 from ensemblead.cli.duplicates import command as duplicates
 from ensemblead.cli.evaluate import command as evaluate
+from ensemblead.cli.export import export, verify
 from ensemblead.cli.fit import command as fit
 from ensemblead.cli.fuse import command as fuse
 from ensemblead.cli.imports import load_modules
@@ -50,6 +51,8 @@ for _name, _command in (
     ("extend", extend),
     ("quantize", quantize),
     ("benchmark", benchmark),
+    ("export", export),
+    ("verify", verify),
     ("demo", demo),
     ("info", info),
     ("layers", layers),

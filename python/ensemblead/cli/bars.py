@@ -31,6 +31,7 @@ _WORDS = {
     "units": "fitting on workers",
     "predict": "predicting",
     "quantize": "quantizing",
+    "verify": "verifying",
     "prepare": "preparing engines",
     "measure": "measuring",
     "evaluate": "evaluating",

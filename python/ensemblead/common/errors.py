@@ -54,8 +54,20 @@ class ConversionError(EnsembleADError):
     """A converted detector whose scores are not those of the tool that it comes from; nothing is written."""
 
 
-class NotExportableError(EnsembleADError):
+class NotExportableError(EnsembleADError, ValueError):
     """A detector that cannot be written as one graph; the message says why."""
+
+
+class ExportError(EnsembleADError):
+    """An exported graph that does not compute what its detector does; the message says how far off it is, and
+    on which image.
+
+    Attributes: `report`, the comparison image by image.
+    """
+
+    def __init__(self, message: str, report: object = None) -> None:
+        super().__init__(message)
+        self.report = report
 
 
 class PartialFitError(EnsembleADError, RuntimeError):

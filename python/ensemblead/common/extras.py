@@ -13,7 +13,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "torchvision": ("cpu", "gpu"),
     "timm": ("cpu", "gpu"),
     "safetensors": ("cpu", "gpu"),
-    "PIL": ("cpu", "gpu"),
+    "PIL": ("cpu", "gpu", "runtime"),
     "scipy": ("cpu", "gpu"),
     "sklearn": ("cpu", "gpu"),
     "matplotlib": ("cpu", "gpu"),
@@ -25,7 +25,8 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "pandas": ("retrieval",),
     "pytorch_metric_learning": ("retrieval",),
     "usearch": ("retrieval",),
-    "openvino": ("openvino",),
+    "openvino": ("openvino", "runtime"),
+    "onnxruntime": ("onnx",),
     "nncf": ("openvino",),
 }
 

@@ -2,6 +2,7 @@
 authors.
 """
 
+from ensemblead.common.predictions import Predictions
 from ensemblead.detectors.detector import Detector
 from ensemblead.detectors.draem import DRAEM
 from ensemblead.detectors.efficientad import EfficientAD
@@ -18,7 +19,6 @@ from ensemblead.detectors.method import (
 )
 from ensemblead.detectors.padim import PaDiM
 from ensemblead.detectors.patchcore import PatchCore
-from ensemblead.detectors.predictions import Predictions
 from ensemblead.detectors.reverse_distillation import ReverseDistillation
 
 __all__ = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import math
 import os
@@ -15,11 +16,12 @@ import numpy.typing as npt
 from ensemblead import store
 from ensemblead.calibration import DEFAULT_RATE, Calibration
 from ensemblead.common.errors import NotFittedError
+from ensemblead.common.predictions import Predictions
 from ensemblead.config.registry import describe
+from ensemblead.detectors.exporting import ExportReport
 from ensemblead.detectors.frozen import FrozenNetwork
 from ensemblead.detectors.learning import calibrate, fit
 from ensemblead.detectors.parts import Part, Progress, Reading, Result
-from ensemblead.detectors.predictions import Predictions
 from ensemblead.detectors.quantizing import MAX_IMAGES, image_scores, quantize, warn_of_changes
 from ensemblead.detectors.running import predict
 from ensemblead.detectors.training.checkpoint import opened
@@ -234,6 +236,65 @@ class Detector(ABC):
         """
         self._require_fitted("save")
         store.save(self, path, include_backbone=include_backbone, half=half)
+
+    def export(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        verify: Any,
+        format: Literal["openvino", "onnx"] = "openvino",
+        precision: Literal["float32", "bfloat16", "int8"] = "float32",
+        input: Literal["image", "resized"] = "image",
+        image_size: int | tuple[int, int] | None = None,
+        tolerance: float | None = None,
+        allow_flag_changes: int = 0,
+        progress: Progress | None = None,
+    ) -> ExportReport:
+        """Write the fitted detector as one graph, from decoded images to scores, maps and verdicts.
+
+        `ead.load_exported(path)` predicts with it without torch, and so does any program that reads
+        OpenVINO's or ONNX's files; docs/design/export.md says how it is called. Before anything stands at
+        `path`, the graph is run on real images and compared with this detector.
+
+        Args:
+            path: the folder, which must not exist.
+            verify: images to compare with, 10 at least, as `predict` takes them: good and defective ones.
+            format: "openvino" (the extra openvino) or "onnx", opset 17 (the extra onnx).
+            precision: of the networks. "bfloat16" and "int8" go with "openvino", and int8 needs a detector
+                that `quantize` has made int8.
+            input: "image": the graph resizes and crops. "resized": the caller does, as `load_exported` does.
+            image_size: of the images, int or `(h, w)`, with input="image"; None: that of those of `verify`.
+            tolerance: how far scores and maps may move, relative to themselves; None: 1e-3 in float32, 0.05
+                in other precisions.
+            allow_flag_changes: how many of the images may be called otherwise.
+            progress: as for `fit`.
+
+        Returns the comparison, image by image.
+
+        Raises:
+            ExportError: scores, maps or verdicts move further; the message names the worst image, and nothing
+                is written.
+            NotExportableError: a method, a fusion or a size of bank that no graph is made of; a ValueError.
+            EngineError: a network that cannot be traced or converted.
+            MissingExtraError: OpenVINO, or ONNX Runtime, is not installed.
+            ValueError: fewer than 10 images, or of several sizes; options that do not go together.
+        """
+        self._require_fitted("export")
+        # The room of exports stands on this one, which knows it by its name alone, as the registry does.
+        room = importlib.import_module("ensemblead.deploy.export")
+        report: ExportReport = room.export(
+            self,
+            path,
+            format=format,
+            precision=precision,
+            input=input,
+            image_size=image_size,
+            images=verify,
+            tolerance=tolerance,
+            allow_flag_changes=allow_flag_changes,
+            progress=progress,
+        )
+        return report
 
     def load_networks(self) -> Self:
         """Load all networks now; they are loaded at their first use otherwise.

@@ -176,8 +176,14 @@ class Method(Detector):
     def scores(self, state: Any, seen: Seen) -> Scores:
         """How anomalous images are, by what was learned."""
 
-    def graph(self, state: Any) -> nn.Module:
-        """The method as one module, for export; raises NotExportableError where there is none."""
+    def graph(self, state: Any, size: tuple[int, int]) -> nn.Module:
+        """The method for images of a size, as a module of standard operators, for export.
+
+        It is called with two lists, in float32 on the CPU: the images `[B, 3, h, w]` in 0..255, if the method
+        sees pixels, and the network's feature maps `[B, C_l, H_l, W_l]`, if it sees those. It puts out what
+        `Scores` holds: grids, and scores or None. It is traced for batches of any size. Raises
+        NotExportableError where there is none.
+        """
         raise NotExportableError(f"{type(self).__name__} cannot be exported")
 
     # For users

@@ -32,6 +32,8 @@ Note = Callable[[str, bool], None]
 Passes = Literal["one", "many", "held_out"]
 # Scores float32 [B] and maps float32 [B, H, W] of a batch.
 Result = tuple[torch.Tensor, torch.Tensor]
+# Of a method's graph: grids float32 [B, h, w], and scores float32 [B], or None for the maps' maxima.
+GraphOutputs = tuple[torch.Tensor, torch.Tensor | None]
 # Which tensors a method sees.
 Sight = Literal["pixels", "feature_maps", "embeddings"]
 # A network's feature maps of the batch under way, in a geometry.

@@ -6,10 +6,10 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from ensemblead.common.predictions import Predictions
 from ensemblead.common.warnings import warn
 from ensemblead.detectors.frozen import share_networks
 from ensemblead.detectors.parts import Part, Progress, Seen, Tree
-from ensemblead.detectors.predictions import Predictions
 from ensemblead.images import ImageBatch, Images, ImageSet, ImageSource, SkippedImage, open_images
 from ensemblead.networks.network import FeaturePool
 from ensemblead.networks.transfer import FiniteChecks, HostCopy, deferred_checks, is_asynchronous, verified

@@ -11,13 +11,13 @@ import numpy.typing as npt
 from ensemblead.calibration import Calibration
 from ensemblead.common.errors import DamagedModelError
 from ensemblead.common.files import StrPath
+from ensemblead.common.predictions import Predictions
 from ensemblead.config.presets import PRESETS
 from ensemblead.config.registry import register
 from ensemblead.detectors.detector import Detector, Errors
 from ensemblead.detectors.frozen import FrozenNetwork, per_member
 from ensemblead.detectors.parts import Part, Progress, Reading, Result, Seen
 from ensemblead.detectors.patchcore import PatchCore
-from ensemblead.detectors.predictions import Predictions
 from ensemblead.detectors.running import scored_batches
 from ensemblead.ensembles.fusion import (
     check_weights,

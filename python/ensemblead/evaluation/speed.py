@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ensemblead.common.errors import EngineError, MissingExtraError
+from ensemblead.common.predictions import Predictions
 from ensemblead.detectors.detector import Detector
-from ensemblead.detectors.predictions import Predictions
 from ensemblead.ensembles.loading import load_detector
 from ensemblead.images import ImageSource, open_images
 

@@ -107,7 +107,7 @@ class Geometry:
         if not self.is_decided:
             return self.decided([(height, width)]).crop_box(height, width)
         size = self.resized_size(height, width)
-        top, left, bottom, right = self._crop_in_resized(size)
+        top, left, bottom, right = self.crop_in_resized(size)
         scale_y, scale_x = height / size[0], width / size[1]
         return top * scale_y, left * scale_x, bottom * scale_y, right * scale_x
 
@@ -132,7 +132,7 @@ class Geometry:
         if 0 in native:
             raise ValueError(f"image must not be empty, got shape {image.shape}")
         size = self.resized_size(*native)
-        top, left, bottom, right = self._crop_in_resized(size)
+        top, left, bottom, right = self.crop_in_resized(size)
         pixels = size[0] * size[1]
         if pixels > max(_RESIZED_PIXELS, _ENLARGED * native[0] * native[1]):
             box = (top, left, bottom, right)
@@ -147,7 +147,8 @@ class Geometry:
             image = np.asarray(resized)
         return np.ascontiguousarray(image[top:bottom, left:right])
 
-    def _crop_in_resized(self, size: tuple[int, int]) -> tuple[int, int, int, int]:
+    def crop_in_resized(self, size: tuple[int, int]) -> tuple[int, int, int, int]:
+        """The crop `(top, left, bottom, right)` of a resized image `(h, w)`."""
         if not isinstance(self.crop, tuple):
             return 0, 0, size[0], size[1]
         self._check_crop(size, "resized ")

@@ -87,7 +87,7 @@ def open_images(images: Any, *, bits: int | None = None, max_pixels: int | None 
     A folder: all image files in it and in the folders below, as `scan_folder` finds them, in the natural
     order of their relative paths (`2.png` before `10.png`); other files are counted in `.ignored`, with a
     warning if there are pictures of a type that is not read. One image file. A list or tuple of paths, kept
-    in its order. An
+    in its order. A PIL image, or a list of them. An
     array uint8 `[N, H, W, 3]` or, grey, `[N, H, W]`. A torch `Dataset` with a length, whose items are an
     image or a tuple that begins with one: a PIL image, an array uint8 `[H, W, 3]` or `[H, W]`, a tensor
     uint8 or float in 0..1 `[C, H, W]`, C = 1 or 3.
@@ -191,7 +191,11 @@ def _open(images: Any) -> ImageSource:
         return _open_path(Path(images))
     if isinstance(images, np.ndarray):
         return _Array(images)
+    if isinstance(images, Image.Image):
+        return _Dataset((images,))
     if isinstance(images, (list, tuple)):
+        if images and all(isinstance(image, Image.Image) for image in images):
+            return _Dataset([(image,) for image in images])
         return _Files(_checked_paths(images))
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(images, torch.Tensor):

@@ -39,15 +39,16 @@ def render_maps(
     """
     if grids.ndim != 3:
         raise ValueError(f"grids must be [B, h, w], got shape {tuple(grids.shape)}")
-    if min(size) < 1 or 0 in grids.shape[1:]:
-        raise ValueError(f"cannot turn grids of {tuple(grids.shape[1:])} into maps of {size}")
+    height, width = (int(side) for side in grids.shape[1:])  # plain numbers while a tracer looks on, too
+    if min(size) < 1 or 0 in (height, width):
+        raise ValueError(f"cannot turn grids of {(height, width)} into maps of {size}")
     if not (math.isfinite(sigma) and sigma >= 0):
         raise ValueError(f"sigma must be finite and not negative, got {sigma}")
     if kind != "bilinear" and min(size) <= _radius(sigma):
         least = _radius(sigma) + 1
         raise ValueError(f"maps of {size} are too small: kind={kind!r} needs sides of {least} at least")
-    rows = _operator(grids.shape[1], size[0], sigma, kind, grids.device)
-    columns = _operator(grids.shape[2], size[1], sigma, kind, grids.device)
+    rows = _operator(height, size[0], sigma, kind, grids.device)
+    columns = _operator(width, size[1], sigma, kind, grids.device)
     with exact_products():
         return torch.matmul(torch.matmul(rows, grids.float()), columns.T)
 
@@ -56,7 +57,7 @@ def resize_maps(maps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """Bilinear resizing (`align_corners=False`) of `[B, h, w]`; maps of that size already are returned as
     they are.
     """
-    return maps if tuple(maps.shape[1:]) == tuple(size) else render_maps(maps, size, sigma=0.0)
+    return maps if tuple(map(int, maps.shape[1:])) == tuple(size) else render_maps(maps, size, sigma=0.0)
 
 
 @lru_cache(maxsize=32)

@@ -72,7 +72,7 @@ def aggregate_patches(
     framework = _check_maps(feature_maps)
     patch_size = _integer(patch_size, "patch_size")
     channels = [int(feature_map.shape[1]) for feature_map in feature_maps]
-    pretrain_dims, target_dim = _dims(pretrain_dim, _integer(target_dim, "target_dim"), channels)
+    pretrain_dims, target_dim = pooled_dims(pretrain_dim, target_dim, channels)
     if not isinstance(mode, str):
         raise TypeError(f"mode must be 'adaptive' or 'concat', got {type(mode).__name__}")
     dim = _core.patch_dim(channels, patch_size, pretrain_dims, target_dim, mode)
@@ -115,10 +115,11 @@ def _check_maps(feature_maps: Sequence[Array]) -> Framework:
     return framework
 
 
-def _dims(
+def pooled_dims(
     pretrain_dim: int | Sequence[int] | Literal["auto"], target_dim: int, channels: Sequence[int]
 ) -> tuple[list[int], int]:
     """`pretrain_dim` per layer, and `target_dim` as far as "auto" bounds it."""
+    target_dim = _integer(target_dim, "target_dim")
     if isinstance(pretrain_dim, str):
         if pretrain_dim != "auto":
             raise ValueError(

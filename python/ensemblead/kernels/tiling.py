@@ -23,6 +23,8 @@ from ensemblead.kernels.arrays import Array, Framework, framework_of, no_scratch
 
 Edge = Literal["pad", "flush"]
 
+# Of `smooth_seams`: the Gaussian's deviation in pixels, and half the width of a band as a share of a tile.
+SEAM_SIGMA, SEAM_WIDTH = 2.0, 0.1
 _FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 
@@ -146,8 +148,8 @@ def smooth_seams(
     tile_size: int | tuple[int, int],
     stride: int | tuple[int, int] | None = None,
     *,
-    sigma: float = 2.0,
-    width: float = 0.1,
+    sigma: float = SEAM_SIGMA,
+    width: float = SEAM_WIDTH,
     edge: Edge = "pad",
 ) -> Array:
     """Blurs maps around the edges of the tiles they were put together from, and nowhere else.

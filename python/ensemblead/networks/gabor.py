@@ -131,9 +131,10 @@ def gabor_filters(orientations: int, wavelengths: tuple[float, ...]) -> tuple[Te
 
 def _smooth(planes: Tensor) -> Tensor:
     # 1 4 6 4 1 over 16, computed where it is needed: a list would have to be copied there for every batch.
-    place = torch.arange(-2, 3, dtype=planes.dtype, device=planes.device).abs()
-    kernel = (6.0 - 1.5 * place - 0.5 * place * place) / 16.0
-    channels = planes.shape[1]
+    # By squares, since OpenVINO leaves an abs out of what follows from arange.
+    square = torch.arange(-2.0, 3.0, dtype=planes.dtype, device=planes.device).square()
+    kernel = (6.0 - 2.25 * square + 0.25 * square * square) / 16.0
+    channels = int(planes.shape[1])
     planes = functional.pad(planes, (2, 2, 2, 2), mode="replicate")
     planes = functional.conv2d(planes, kernel.view(1, 1, 1, 5).expand(channels, 1, 1, 5), groups=channels)
     return functional.conv2d(planes, kernel.view(1, 1, 5, 1).expand(channels, 1, 5, 1), groups=channels)

@@ -20,6 +20,14 @@ import torch
 
 from ensemblead.common.errors import DamagedModelError, NewerFormatError
 from ensemblead.common.extras import require
+from ensemblead.common.manifests import (
+    check_place,
+    checksum_of,
+    file_entry,
+    require_checksum,
+    require_entries,
+    verified_bytes,
+)
 from ensemblead.config.names import is_registered, registered_class, registered_name
 from ensemblead.kernels.build import __version__
 from ensemblead.store.tensors import write_tensors
@@ -57,16 +65,13 @@ class FolderWriter:
     def data(self, name: str, data: bytes) -> None:
         """A file of bytes."""
         _write(self._folder / name, data)
-        self._files[name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        self._files[name] = file_entry(data)
 
     def child(self, name: str, obj: Storable, **options: Any) -> None:
         """Another registered object, in a folder of its own, with these options on top of one's own."""
         os.mkdir(self._folder / name)
         data = write_object(self._folder / name, obj, {**self.options, **options})
-        self._files[f"{name}/{MANIFEST}"] = {
-            "bytes": len(data),
-            "sha256": hashlib.sha256(data).hexdigest(),
-        }
+        self._files[f"{name}/{MANIFEST}"] = file_entry(data)
 
     def finish(self, class_name: str, state: dict[str, Any]) -> bytes:
         manifest = {
@@ -76,7 +81,7 @@ class FolderWriter:
             "state": state,
             "files": self._files,
         }
-        manifest["checksum"] = _checksum(manifest)
+        manifest["checksum"] = checksum_of(manifest)
         data = json.dumps(manifest, indent=1, allow_nan=False).encode()
         _write(self._folder / MANIFEST, data)
         return data
@@ -96,7 +101,7 @@ class FolderReader:
         self.state: dict[str, Any] = manifest["state"]
         self._files: dict[str, dict[str, Any]] = manifest["files"]
         for name, entry in self._files.items():
-            _check_place(folder, name, entry)
+            check_place(folder, name, entry)
 
     def names(self) -> list[str]:
         """All files that the folder was written with; a child is named by its manifest."""
@@ -119,14 +124,7 @@ class FolderReader:
         """A file's bytes. The very bytes that are returned are verified, whatever happens to the file."""
         if name not in self._files:
             raise DamagedModelError(f"{self.folder} has no {name}")
-        data, expected = (self.folder / name).read_bytes(), self._files[name]
-        if len(data) != expected["bytes"]:
-            raise DamagedModelError(
-                f"{self.folder / name} has {len(data)} bytes, but {expected['bytes']} were written"
-            )
-        if hashlib.sha256(data).hexdigest() != expected["sha256"]:
-            raise DamagedModelError(f"{self.folder / name} was altered: its checksum does not fit")
-        return data
+        return verified_bytes(self.folder / name, self._files[name])
 
     def digest(self, name: str) -> str:
         """The SHA-256 of a file, in hexadecimal."""
@@ -209,41 +207,12 @@ def _read_manifest(folder: Path, expected: str | None = None) -> dict[str, Any]:
             f"{folder} has format {version}, written by {manifest.get('written_by', 'a later version')}; "
             f"this version, {__version__}, reads up to {FORMAT_VERSION}: upgrade ensemblead"
         )
-    try:
-        expected = _checksum({key: value for key, value in manifest.items() if key != "checksum"})
-    except (ValueError, RecursionError) as error:
-        raise DamagedModelError(f"{path} is damaged: {error}") from error
-    if manifest.get("checksum") != expected:
-        raise DamagedModelError(f"{path} was altered: its checksum does not fit")
+    require_checksum(manifest, path)
     for key, kind in (("class", str), ("state", dict), ("files", dict)):
         if not isinstance(manifest.get(key), kind):
             raise DamagedModelError(f"{path} is damaged: it states no {key}")
-    for name, entry in manifest["files"].items():
-        if not isinstance(entry, dict) or not {"bytes", "sha256"} <= entry.keys():
-            raise DamagedModelError(f"{path} is damaged: it states no size and checksum of {name}")
+    require_entries(manifest, path)
     return manifest
-
-
-def _check_place(folder: Path, name: str, expected: Mapping[str, Any]) -> None:
-    """A file lies inside the folder and has the size that was written. Its bytes are verified when read."""
-    path = folder / name
-    parts = Path(name).parts
-    if (
-        Path(name).is_absolute()
-        or ".." in parts
-        or any(p.is_symlink() for p in (path, *path.parents[: len(parts) - 1]))
-    ):
-        raise DamagedModelError(f"{folder} names a file outside of itself: {name}")
-    if not path.is_file():
-        raise DamagedModelError(f"{folder} is incomplete: {name} is missing")
-    size = path.stat().st_size
-    if size != expected["bytes"]:
-        raise DamagedModelError(f"{path} has {size} bytes, but {expected['bytes']} were written")
-
-
-def _checksum(manifest: Mapping[str, Any]) -> str:
-    text = json.dumps(manifest, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _write(path: Path, data: bytes) -> None:

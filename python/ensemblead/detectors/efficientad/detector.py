@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from ensemblead.common.validation import one_of, positive_number, whole_number
 from ensemblead.config.registry import register
+from ensemblead.detectors.efficientad.graph import ImitationGraph
 from ensemblead.detectors.efficientad.imitators import (
     HALVED,
     LEAST_SIDE,
@@ -243,6 +244,17 @@ class EfficientAD(TrainedMethod):
             teacher = standardised(describe(self.network_, images), state.statistics)
             networks = self._network_of(state, lambda: state.imitators().to(images.dtype))
             return distance_maps(networks, images, teacher)
+
+    def graph(self, state: Imitation, size: tuple[int, int]) -> nn.Module:
+        networks, quantiles = state.imitators().float().cpu(), state.quantiles
+        return ImitationGraph(
+            self.network_,
+            size,
+            networks,
+            state.statistics,
+            distance_maps,
+            lambda first, second: anomaly_grids(first, second, quantiles),
+        )
 
     def _quantiles(self, state: Imitation, data: TrainingData) -> tuple[float, ...]:
         """See `Imitation.quantiles`."""

@@ -85,7 +85,7 @@ class Autoencoder(nn.Module):
 
     def forward(self, images: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
         """Descriptions of images `[B, 3, H, W]`. With a generator, of their device, values are dropped."""
-        sides = (images.shape[2], images.shape[3])
+        sides = (int(images.shape[2]), int(images.shape[3]))
         values = self.encoder(images)
         for convolution, size in zip(
             self.decoder, zip(*map(_decoder_sides, sides), strict=True), strict=True

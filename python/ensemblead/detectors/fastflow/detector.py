@@ -17,6 +17,7 @@ from torch import nn
 from ensemblead.common.validation import positive_number, whole_number
 from ensemblead.config.registry import register
 from ensemblead.detectors.fastflow.flow import Flows, Maps, Plan, empty_flows, new_flows
+from ensemblead.detectors.fastflow.graph import FlowsGraph
 from ensemblead.detectors.fastflow.published import published_flows
 from ensemblead.detectors.holdout import HOLDOUT
 from ensemblead.detectors.method import Run, Scores, Seen, TrainingData
@@ -194,6 +195,9 @@ class FastFlow(TrainedMethod):
         with default_modes(), torch.autocast(device, dtype if is_half else None, enabled=is_half):
             latents = self._network_of(state, state.flows)(maps)[: len(maps)]
         return Scores(anomaly_grids(latents, seen.size))
+
+    def graph(self, state: TrainedFlows, size: tuple[int, int]) -> nn.Module:
+        return FlowsGraph(state.flows().float().cpu(), size, anomaly_grids)
 
     def _plan(self, maps: Maps) -> Plan:
         """The flows for feature maps. Raises ValueError for layers of which flows cannot be made."""

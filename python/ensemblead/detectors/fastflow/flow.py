@@ -130,7 +130,7 @@ class Step(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """The halves of the output, and the log-determinants `[B]`; `shape`: B, H and W."""
         c1, c2 = self.halves
-        gain = 0.1 * functional.softplus(self.scale, beta=_BETA)
+        gain = gain_of(self.scale)
         # 2 tanh(0.1 a) is 4 sigmoid(0.2 a) - 2, which takes less time.
         factors = torch.cat((gain.new_full((c2,), 0.2), 0.1 * gain[c1:]))
         offsets = torch.cat((gain.new_zeros(c2), self.offset[c1:]))
@@ -188,6 +188,11 @@ class _Coupling(torch.autograd.Function):
         of_net[:, :c2] = of_s.mul_(slope)
         of_offset = of_first.sum(0)
         return of_first.mul_(gain[:c1]), through, of_net, of_gain, of_offset, None, None
+
+
+def gain_of(scale: torch.Tensor) -> torch.Tensor:
+    """The gain of a step's channels."""
+    return 0.1 * functional.softplus(scale, beta=_BETA)
 
 
 def halves_of(channels: int) -> tuple[int, int]:

@@ -21,6 +21,7 @@ from ensemblead.common.validation import one_of, whole_number
 from ensemblead.config.registry import register
 from ensemblead.detectors.method import Accumulator, Fitted, Method, NormalSample, Run, Scores, Seen
 from ensemblead.detectors.padim.gaussians import REGULARIZATION, Gaussians, LeftOut, Moments, block_spans
+from ensemblead.detectors.padim.graph import GaussiansGraph
 from ensemblead.kernels.maps import MAP_KINDS, MapKind
 from ensemblead.kernels.patches import aggregate_patches
 from ensemblead.networks.noise import moved_distance, relative_noise
@@ -232,6 +233,13 @@ class PaDiM(Method):
         check_grid(seen.embeddings, seen.size, state.grid)
         distances = state.gaussians.squared_distances(seen.embeddings.flatten(1, 2)).sqrt_()
         return Scores(distances.view(len(seen), *state.grid))
+
+    def graph(self, state: Positions, size: tuple[int, int]) -> nn.Module:
+        check_grid(torch.empty(0, *self.network_.grid(size)), size, state.grid)
+        picks = choose_dimensions(self.network_.channels(size), self.num_dimensions, self.seed)
+        return GaussiansGraph(
+            [torch.from_numpy(own) for own in picks], state.gaussians, state.grid, self.interpolation
+        )
 
     def _state_to_save(self) -> PackedPositions:
         return PackedPositions.of(self.state_)

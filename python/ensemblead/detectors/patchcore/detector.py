@@ -12,15 +12,19 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from ensemblead.common.errors import NotExportableError
 from ensemblead.common.validation import one_of, whole_number
+from ensemblead.common.warnings import warn
 from ensemblead.config.registry import register
 from ensemblead.detectors.detector import Errors
 from ensemblead.detectors.method import Accumulator, Method, Scores, Seen
 from ensemblead.detectors.parts import Progress
 from ensemblead.detectors.patchcore.accumulator import BankAccumulator
+from ensemblead.detectors.patchcore.graph import BankGraph
 from ensemblead.detectors.patchcore.scoring import PatchScoring
 from ensemblead.detectors.running import scored_batches
 from ensemblead.kernels.maps import MAP_KINDS, MapKind
+from ensemblead.kernels.patch_operators import PatchOperators
 from ensemblead.kernels.patches import aggregate_patches
 from ensemblead.memory import Coverage, MemoryBank
 from ensemblead.memory.bank import DEFAULT_FRACTION, MEMORY_BUDGET
@@ -30,6 +34,8 @@ from ensemblead.store import FolderReader
 
 _SCORES = ("max", "reweighted", "topk")
 _AGGREGATIONS = ("adaptive", "concat")
+# Bank rows of an exported graph at most: it holds the products of all patches of an image with them.
+_MOST_EXPORTED = 50_000
 
 
 @register("PatchCore")
@@ -229,6 +235,26 @@ class PatchCore(Method):
     ) -> Scores:
         """See `PatchScoring.scores`."""
         return self._scoring.scores(bank, patches, exclude_images)
+
+    def graph(self, state: MemoryBank, size: tuple[int, int]) -> nn.Module:
+        if self.index != "flat":
+            warn(f'index="{self.index}" finds nearest rows approximately, and the exported graph exactly')
+        if len(state) > _MOST_EXPORTED:
+            raise NotExportableError(
+                f"a memory bank of {len(state)} rows is too large for a graph, which compares every patch "
+                f"with all of them at once; extend(images, max_rows={_MOST_EXPORTED}) or a smaller "
+                "coreset_size makes it smaller"
+            )
+        given = self.pretrain_dim
+        patches = PatchOperators(
+            self.network_.channels(size),
+            self.network_.grid(size),
+            patch_size=self.patch_size,
+            pretrain_dim=list(given) if isinstance(given, tuple) else given,
+            target_dim=self.target_dim,
+            mode=self.aggregation,
+        )
+        return BankGraph(patches, state.rows_.float().cpu(), self._scoring)
 
     # Saving: the bank's rows, without the structures that are searched
 

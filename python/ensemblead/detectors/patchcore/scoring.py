@@ -14,6 +14,11 @@ from ensemblead.memory import MemoryBank
 _TOP_SHARE = 0.01
 
 
+def top_count(patches: int) -> int:
+    """The number of an image's patches that `score="topk"` averages."""
+    return max(1, int(patches * _TOP_SHARE))
+
+
 @dataclass(frozen=True)
 class PatchScoring:
     """How distances to bank rows become scores; see `PatchCore`."""
@@ -42,7 +47,7 @@ class PatchScoring:
         per_patch = distances.mean(1).view(images, -1)
         grids = per_patch.view(images, height, width)
         if self.score == "topk":
-            count = max(1, int(per_patch.shape[1] * _TOP_SHARE))
+            count = top_count(per_patch.shape[1])
             return Scores(grids, per_patch.topk(count, dim=1).values.mean(1))
         largest, place = per_patch.max(1)
         if self.score == "max":

@@ -19,8 +19,17 @@ from ensemblead.common.validation import positive_number
 from ensemblead.config.registry import register
 from ensemblead.detectors.holdout import HOLDOUT
 from ensemblead.detectors.method import Run, Scores, Seen, TrainingData
+from ensemblead.detectors.reverse_distillation.graph import StudentGraph
 from ensemblead.detectors.reverse_distillation.published import published_student
-from ensemblead.detectors.reverse_distillation.student import Maps, Plan, Student, empty_student, new_student
+from ensemblead.detectors.reverse_distillation.student import (
+    EPS,
+    NOTHING,
+    Maps,
+    Plan,
+    Student,
+    empty_student,
+    new_student,
+)
 from ensemblead.detectors.training.features import FeatureCache
 from ensemblead.detectors.training.loop import Recipe, Tensors, check_losses, train
 from ensemblead.detectors.training.method import TrainedMethod, checked_steps, no_losses
@@ -29,8 +38,6 @@ from ensemblead.networks.modes import default_modes
 
 LOSSES = ("global", "local")
 _NUM_LAYERS = 3
-_EPS = 1e-8  # of a norm that a cosine divides by
-_NOTHING = 1e-6  # two vectors shorter than this are alike
 
 
 @dataclass(frozen=True)
@@ -194,6 +201,9 @@ class ReverseDistillation(TrainedMethod):
             student = self._network_of(state, lambda: state.student().to(teacher[0].dtype))
             return Scores(anomaly_grids(teacher, student(teacher), seen.size))
 
+    def graph(self, state: Distilled, size: tuple[int, int]) -> nn.Module:
+        return StudentGraph(state.student().float().cpu(), size)
+
 
 class Distillation(Recipe):
     """How a student is trained on feature maps."""
@@ -226,9 +236,9 @@ def cosine_loss(teacher: Maps, student: Maps, form: str = "global") -> torch.Ten
     losses = []
     for own, restored in zip(teacher, student, strict=True):
         if form == "global":
-            cosine = functional.cosine_similarity(own.flatten(1), restored.flatten(1), dim=1, eps=_EPS)
+            cosine = functional.cosine_similarity(own.flatten(1), restored.flatten(1), dim=1, eps=EPS)
         else:
-            cosine = functional.cosine_similarity(own, restored, dim=1, eps=_EPS)
+            cosine = functional.cosine_similarity(own, restored, dim=1, eps=EPS)
         losses.append(1.0 - cosine.mean())
     return torch.stack(losses).sum()
 
@@ -241,9 +251,9 @@ def anomaly_grids(teacher: Maps, student: Maps, size: tuple[int, int]) -> torch.
     total = torch.zeros(1, 1, 1, device=teacher[0].device)
     for own, restored in zip(teacher, student, strict=True):
         first, second = own.float(), restored.float()
-        apart = 1.0 - functional.cosine_similarity(first, second, dim=1, eps=_EPS)
+        apart = 1.0 - functional.cosine_similarity(first, second, dim=1, eps=EPS)
         longer = torch.maximum(*(torch.linalg.vector_norm(one, dim=1) for one in (first, second)))
-        apart = apart.masked_fill(longer < _NOTHING, 0.0)
+        apart = apart.masked_fill(longer < NOTHING, 0.0)
         resized = functional.interpolate(apart[:, None], size, mode="bilinear", align_corners=True)
         total = total + resized[:, 0]
     return total

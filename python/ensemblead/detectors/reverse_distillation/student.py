@@ -23,6 +23,8 @@ from ensemblead.networks.modes import own_generator
 
 Maps = Sequence[torch.Tensor]
 Resampling = Literal["down", "up"] | None
+# Of what it restores: the least norm that a cosine divides by, and vectors so short that they are alike.
+EPS, NOTHING = 1e-8, 1e-6
 _PLAIN_BLOCKS = (2, 2, 2, 2)  # as ResNet18 has them
 
 

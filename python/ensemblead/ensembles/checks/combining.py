@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from ensemblead.common.predictions import Predictions
 from ensemblead.detectors.detector import Detector
 from ensemblead.detectors.method import Method
 from ensemblead.detectors.patchcore import PatchCore
-from ensemblead.detectors.predictions import Predictions
 from ensemblead.ensembles.backbones import BackboneEnsemble
 from ensemblead.ensembles.checks.drawing import Pixels, darkened, good_images, with_blots
 from ensemblead.ensembles.checks.subject import (

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from ensemblead.common.errors import NotFittedError
-from ensemblead.detectors.predictions import Predictions
+from ensemblead.common.predictions import Predictions
 from ensemblead.ensembles.checks.subject import (
     BrokenPromiseError,
     Subject,

@@ -15,9 +15,9 @@ import torch
 from PIL import Image
 from torch import nn
 
+from ensemblead.common.predictions import Predictions
 from ensemblead.detectors.detector import Detector
 from ensemblead.detectors.method import Method
-from ensemblead.detectors.predictions import Predictions
 from ensemblead.ensembles.backbones import BackboneEnsemble
 from ensemblead.ensembles.checks.drawing import Pixels, drawn_size, good_images, with_blots
 from ensemblead.ensembles.loading import load_detector

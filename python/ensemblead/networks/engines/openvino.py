@@ -187,10 +187,6 @@ def converted(part: Part, images: Tensor) -> Any:
 
     Raises EngineError for a network that torch cannot trace, or of which OpenVINO lacks an operation.
     """
-    require("openvino", _PURPOSE)
-    from openvino.frontend import FrontEndManager
-    from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
-
     if part.dtype != torch.float32:
         # Values that were rounded are exact in float32.
         part = Part(
@@ -198,20 +194,31 @@ def converted(part: Part, images: Tensor) -> Any:
         )
     images = images.float().contiguous(memory_format=torch.contiguous_format)
     try:
-        with _quiet(), torch.no_grad():
-            network = _InOrder(part)
-            traced: Any = torch.jit.trace(network, images, check_trace=False, strict=False)  # type: ignore[no-untyped-call]
-            # The front end itself: openvino.convert_model would send statistics of use to its makers.
-            # The decoder must live as long as what is read through it.
-            decoder = TorchScriptPythonDecoder(traced, example_input=images)
-            front = FrontEndManager().load_by_framework("pytorch")
-            model = front.convert(front.load(decoder))
+        model = from_torch(_InOrder(part), images)
         model.reshape(list(images.shape))
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # tracers and converters raise all kinds
         raise _failure(part, error) from error
     return model
+
+
+def from_torch(module: nn.Module, *examples: Tensor) -> Any:
+    """A module as an OpenVINO model in float32, of inputs and outputs of any shape.
+
+    Raises whatever the tracer and the converter raise.
+    """
+    require("openvino", _PURPOSE)
+    from openvino.frontend import FrontEndManager
+    from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
+
+    with quiet(), torch.no_grad():
+        traced: Any = torch.jit.trace(module, examples, check_trace=False, strict=False)  # type: ignore[no-untyped-call]
+        # The front end itself: openvino.convert_model would send statistics of use to its makers.
+        # The decoder must live as long as what is read through it.
+        decoder = TorchScriptPythonDecoder(traced, example_input=examples)
+        front = FrontEndManager().load_by_framework("pytorch")
+        return front.convert(front.load(decoder))
 
 
 def stored(model: Any) -> tuple[bytes, bytes]:
@@ -273,7 +280,7 @@ class _InOrder(nn.Module):
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without warnings: the tracer warns of its own age, and of constants, which the comparison sees."""
     with _tracing, warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -1,0 +1,112 @@
+"""`ead.load_exported`: an exported detector predicts, by OpenVINO or ONNX Runtime, without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ensemblead.common.files import StrPath
+from ensemblead.common.predictions import Predictions
+from ensemblead.common.validation import whole_number
+from ensemblead.deploy import onnx, openvino
+from ensemblead.deploy.contract import Contract, read_export
+from ensemblead.images import open_images
+
+Progress = Callable[[str, int, int], None]
+
+
+class ExportedDetector:
+    """What `load_exported` gives: it predicts as the detector did that it was exported from.
+
+    Attributes: `contract`, all that `export.json` says; `threshold_`, scores above it are anomalous.
+    """
+
+    def __init__(self, contract: Contract, files: list[bytes], threads: int | None = None) -> None:
+        self.contract = contract
+        self.threshold_ = contract.threshold
+        self._session: openvino.Session | onnx.Session
+        if contract.format == "onnx":
+            self._session = onnx.Session(files[0], threads)
+        else:
+            self._session = openvino.Session(files[0], files[1], contract.size, contract.precision, threads)
+
+    def __repr__(self) -> str:
+        known = self.contract
+        height, width = known.size
+        return (
+            f"ExportedDetector({known.format}, {known.precision}, {known.input} {height} x {width}), "
+            f"threshold {known.threshold:.4g}"
+        )
+
+    def predict(self, images: Any, *, progress: Progress | None = None) -> Predictions:
+        """Score images, in any form that a detector's `predict` takes; all maps are held at once."""
+        return Predictions.concatenate(list(self.predict_batches(images, progress=progress)))
+
+    def predict_batches(self, images: Any, *, progress: Progress | None = None) -> Iterator[Predictions]:
+        """Score images one by one, in order; memory does not grow with their number.
+
+        Raises ValueError, naming the image, where one has not the size that the graph takes.
+        """
+        source = open_images(images)
+        if source.bits is None:
+            source = open_images(source, bits=self.contract.bits)
+        for number in range(len(source)):
+            image = self._input(source.read(number), source.describe(number))
+            scores, maps, verdicts = self._session.run(image)
+            yield Predictions(scores, maps, verdicts, [source.paths[number]])
+            if progress is not None:
+                progress("predict", number + 1, len(source))
+
+    def _input(self, image: npt.NDArray[np.uint8], name: str) -> npt.NDArray[np.uint8]:
+        """An image `[H, W, 3]` as the graph takes it, `[1, h, w, 3]`."""
+        known, native = self.contract, image.shape[:2]
+        if known.input == "resized":
+            try:
+                image = known.geometry.apply(image)
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from error
+        if image.shape[:2] != known.size:
+            height, width = known.size
+            resized = "" if image.shape[:2] == native else f" that become {image.shape[0]} x {image.shape[1]}"
+            raise ValueError(
+                f"{name}: the graph was exported for images of {height} x {width} pixels, got {native[0]} x "
+                f"{native[1]}{resized}; export it with image_size=({native[0]}, {native[1]}) for those"
+            )
+        return np.ascontiguousarray(image)[None]
+
+
+def load_exported(path: StrPath, *, threads: int | None = None) -> ExportedDetector:
+    """An exported detector, ready to predict in a process without torch.
+
+    It needs NumPy, Pillow, and OpenVINO (the extra `runtime`) or, for the format "onnx", ONNX Runtime (the
+    extra `onnx`).
+
+    Args:
+        path: the folder that `detector.export` wrote.
+        threads: how many to compute with; None leaves it to OpenVINO or ONNX Runtime.
+
+    Raises FileNotFoundError for nothing at `path`, DamagedModelError for a folder that is no export, is
+    incomplete, mixed from two or altered, NewerFormatError for one of a later version, MissingExtraError
+    where what runs its format is not installed.
+
+    Example:
+        >>> import tempfile
+        >>> import numpy as np
+        >>> import ensemblead as ead
+        >>> images = np.random.default_rng(0).integers(90, 110, (12, 64, 64, 3), dtype=np.uint8)
+        >>> detector = ead.PatchCore(
+        ...     "gabor", resize=None, image_size=None, coreset_fraction=0.1, device="cpu"
+        ... ).fit(images)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     report = detector.export(f"{folder}/export", verify=images)
+        ...     exported = load_exported(f"{folder}/export")
+        >>> exported.predict(images).anomaly_map.shape
+        (12, 64, 64)
+    """
+    if threads is not None:
+        threads = whole_number("threads", threads, 1)
+    return ExportedDetector(*read_export(Path(path)), threads)

@@ -1,0 +1,122 @@
+"""Tiled ensembles in a graph: images to tiles, and results of tiles to those of images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ensemblead.deploy.heads import Head, Values
+from ensemblead.detectors.parts import Result
+from ensemblead.ensembles.tile_merging import TileFrame, TileMerger
+from ensemblead.kernels.maps import render_maps
+from ensemblead.kernels.tiling import SEAM_SIGMA, SEAM_WIDTH
+
+
+class Cut(nn.Module):
+    """Images `[B, 3, H, W]` to their tiles `[T B, 3, h, w]`, zeros where a tile overhangs."""
+
+    def __init__(self, frame: TileFrame) -> None:
+        super().__init__()
+        self._frame = frame
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        frame = self._frame
+        (height, width), tiles = frame.tile_size, []
+        for number in range(len(frame)):
+            window = frame.window(number)
+            rows, columns = window.rows(frame.image_size[0]), window.columns(frame.image_size[1])
+            part = pixels[:, :, rows, columns]
+            below, right = height - (rows.stop - rows.start), width - (columns.stop - columns.start)
+            tiles.append(functional.pad(part, (0, right, 0, below)))
+        return torch.cat(tiles)
+
+
+class TilesHead(Head):
+    """Results of all tiles as those of their images; see `TiledEnsemble`.
+
+    Args:
+        members: one per tile, or one for all.
+    """
+
+    coverage: Tensor
+    seams: Tensor
+
+    def __init__(self, members: Sequence[Head], merger: TileMerger) -> None:
+        super().__init__()
+        self.members, self._merger = nn.ModuleList(members), merger
+        self.reads = tuple(dict.fromkeys(name for member in members for name in member.reads))
+        frame = merger.frame
+        coverage = torch.zeros(frame.image_size)
+        for number in range(len(frame)):
+            window = frame.window(number)
+            coverage[window.rows(frame.image_size[0]), window.columns(frame.image_size[1])] += 1
+        self.register_buffer("coverage", coverage)
+        self.register_buffer("seams", torch.from_numpy(seam_mask(frame)))
+
+    def forward(self, values: Values) -> Result:
+        merger, count = self._merger, len(self._merger.frame)
+        # Tiles are the slowest axis of a batch.
+        split = {
+            name: values[name].reshape(count, -1, *map(int, values[name].shape[1:])) for name in self.reads
+        }
+        if len(self.members) < count:
+            scores, maps = self.members[0](values)
+            scores, maps = scores.reshape(count, -1), maps.reshape(count, -1, *map(int, maps.shape[1:]))
+        else:
+            results = [
+                member({name: value[number] for name, value in split.items()})
+                for number, member in enumerate(self.members)
+            ]
+            scores, maps = (torch.stack(kind) for kind in zip(*results, strict=True))
+        if merger.normalization == "tile" and merger.statistics is not None:
+            scores, maps = self._standardized(scores, maps)
+        merged = self._merged(maps)
+        score = scores.mean(0) if merger.score == "mean" else scores.amax(0)
+        if merger.normalization == "image" and merger.statistics is not None:
+            score, merged = (own[0] for own in self._standardized(score[None], merged[None]))
+        return score, merged
+
+    def _standardized(self, scores: Tensor, maps: Tensor) -> Result:
+        """Scores `[n, B]` and maps `[n, B, h, w]` less means, over deviations, a row of statistics each."""
+        assert self._merger.statistics is not None
+        means, stds, map_means, map_stds = self._merger.statistics.values.float().cpu().T[:, :, None]
+        map_means, map_stds = (own[:, :, None, None] for own in (map_means, map_stds))
+        return (scores - means) / stds, (maps - map_means) / map_stds
+
+    def _merged(self, maps: Tensor) -> Tensor:
+        frame = self._merger.frame
+        height, width = frame.image_size
+        total: Tensor | None = None
+        for number in range(len(frame)):
+            window = frame.window(number)
+            rows, columns = window.rows(height), window.columns(width)
+            part = maps[number][:, : rows.stop - rows.start, : columns.stop - columns.start]
+            border = (columns.start, width - columns.stop, rows.start, height - rows.stop)
+            placed = functional.pad(part, border)
+            total = placed if total is None else total + placed
+        assert total is not None
+        merged = total / self.coverage
+        if not self._merger.seam_smoothing:
+            return merged
+        return torch.where(self.seams, render_maps(merged, frame.image_size, sigma=SEAM_SIGMA), merged)
+
+
+def seam_mask(frame: TileFrame) -> npt.NDArray[np.bool_]:
+    """The pixels that `smooth_seams` blurs, bool `[H, W]`."""
+    mask = np.zeros(frame.image_size, dtype=bool)
+    height, width = frame.image_size
+    reach, across = (int(SEAM_WIDTH * side) for side in frame.tile_size)
+    for number in range(len(frame)):
+        window = frame.window(number)
+        for seam in (window.top, window.top + window.height):
+            if 0 < seam < height:
+                mask[max(seam - reach, 0) : seam + reach] = True
+        for seam in (window.left, window.left + window.width):
+            if 0 < seam < width:
+                mask[:, max(seam - across, 0) : seam + across] = True
+    return mask

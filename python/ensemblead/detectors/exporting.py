@@ -1,0 +1,167 @@
+"""What an exported graph is compared by: image by image, with what the detector says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ensemblead.common.predictions import Predictions
+
+# Rows of the table that a failure shows.
+_SHOWN = 10
+
+
+@dataclass(frozen=True)
+class ComparedImage:
+    """One image, by the detector and by its exported graph.
+
+    Attributes:
+        image: its path, or its place.
+        score, exported_score: of both.
+        score_change: their difference, relative to the score or, if that is larger, the threshold.
+        map_change: the largest difference of a pixel, relative to the largest of any map.
+        is_anomalous, exported_is_anomalous: the verdicts.
+    """
+
+    image: str
+    score: float
+    exported_score: float
+    score_change: float
+    map_change: float
+    is_anomalous: bool
+    exported_is_anomalous: bool
+
+    @property
+    def changes_verdict(self) -> bool:
+        return self.is_anomalous != self.exported_is_anomalous
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """How far an exported graph is from its detector, on the images that it was verified with.
+
+    Attributes:
+        images: one row per image.
+        tolerance: the most that `score_change` and `map_change` may be.
+        allow_flag_changes: the most verdicts that may change.
+    """
+
+    images: tuple[ComparedImage, ...]
+    tolerance: float
+    allow_flag_changes: int
+
+    @property
+    def largest_score_change(self) -> float:
+        return _largest(row.score_change for row in self.images)
+
+    @property
+    def largest_map_change(self) -> float:
+        return _largest(row.map_change for row in self.images)
+
+    @property
+    def changed_verdicts(self) -> int:
+        return sum(row.changes_verdict for row in self.images)
+
+    @property
+    def rank_correlation(self) -> float:
+        """Spearman's, of the scores; NaN where all of one kind are equal."""
+        ours = _ranks([row.score for row in self.images])
+        theirs = _ranks([row.exported_score for row in self.images])
+        if np.ptp(ours) == 0 or np.ptp(theirs) == 0:
+            return float("nan")
+        return float(np.corrcoef(ours, theirs)[0, 1])
+
+    @property
+    def worst(self) -> ComparedImage:
+        """The image whose score or map moves most; NaN counts as most."""
+        return max(self.images, key=lambda row: _largest((row.score_change, row.map_change)))
+
+    @property
+    def passed(self) -> bool:
+        # A comparison with NaN is false.
+        within = self.largest_score_change <= self.tolerance and self.largest_map_change <= self.tolerance
+        return within and self.changed_verdicts <= self.allow_flag_changes
+
+    def summary(self) -> dict[str, Any]:
+        """In JSON's types."""
+        return {
+            "images": len(self.images),
+            "tolerance": self.tolerance,
+            "allow_flag_changes": self.allow_flag_changes,
+            "largest_score_change": self.largest_score_change,
+            "largest_map_change": self.largest_map_change,
+            "changed_verdicts": self.changed_verdicts,
+            "rank_correlation": None if np.isnan(self.rank_correlation) else self.rank_correlation,
+            "table": [asdict(row) for row in self.images],
+        }
+
+    def __str__(self) -> str:
+        """The rows that move most, as a table."""
+        rows = sorted(self.images, key=lambda row: -_largest((row.score_change, row.map_change)))
+        lines = [f"{'score':>12} {'exported':>12} {'change':>9} {'map':>9}  image"]
+        for row in rows[:_SHOWN]:
+            verdict = "  (verdict changes)" if row.changes_verdict else ""
+            lines.append(
+                f"{row.score:12.6g} {row.exported_score:12.6g} {row.score_change:9.2g} "
+                f"{row.map_change:9.2g}  {row.image}{verdict}"
+            )
+        if len(rows) > _SHOWN:
+            lines.append(f"and {len(rows) - _SHOWN} more")
+        return "\n".join(lines)
+
+    def failure(self) -> str:
+        """A sentence on what moves too far, the worst image, and the table."""
+        worst = self.worst
+        return (
+            f"the exported graph does not compute what the detector does: {self.changed_verdicts} of "
+            f"{len(self.images)} verdicts change, where {self.allow_flag_changes} may; scores move by up to "
+            f"{self.largest_score_change:.2g} and maps by up to {self.largest_map_change:.2g} of themselves, "
+            f"where {self.tolerance:g} is allowed; the worst is {worst.image}, {worst.score:.6g} by the "
+            f"detector and {worst.exported_score:.6g} by the graph\n{self}"
+        )
+
+
+def compared(
+    expected: Iterable[tuple[Predictions, Predictions]],
+    names: list[str],
+    threshold: float,
+    tolerance: float,
+    allow_flag_changes: int,
+) -> ExportReport:
+    """A report of pairs of predictions, the detector's first, of one image after the other."""
+    rows: list[tuple[Any, ...]] = []
+    scale = 0.0
+    # Relative to the threshold too, where there is one: scores may be around zero.
+    least = abs(threshold) if np.isfinite(threshold) else 0.0
+    for ours, theirs in expected:
+        score, exported = float(ours.anomaly_score[0]), float(theirs.anomaly_score[0])
+        moved = _map_difference(ours.anomaly_map, theirs.anomaly_map)
+        scale = max(scale, float(np.abs(ours.anomaly_map).max()))
+        verdicts = bool(ours.is_anomalous[0]), bool(theirs.is_anomalous[0])
+        change = abs(exported - score) / max(abs(score), least, 1e-30)
+        rows.append((score, exported, change, moved, *verdicts))
+    images = tuple(
+        ComparedImage(name, score, exported, change, moved / max(scale, 1e-30), *verdicts)
+        for name, (score, exported, change, moved, *verdicts) in zip(names, rows, strict=True)
+    )
+    return ExportReport(images, tolerance, allow_flag_changes)
+
+
+def _map_difference(ours: npt.NDArray[np.float32], theirs: npt.NDArray[np.float32]) -> float:
+    """The largest; NaN where shapes differ."""
+    return float(np.abs(ours - theirs).max()) if ours.shape == theirs.shape else float("nan")
+
+
+def _largest(values: Iterable[float]) -> float:
+    """The largest of values; infinity where one is NaN."""
+    return max(float("inf") if np.isnan(value) else value for value in values)
+
+
+def _ranks(values: list[float]) -> npt.NDArray[np.float64]:
+    """Places in ascending order; equal values share the mean of theirs."""
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts - 1) / 2)[inverse]

@@ -1,0 +1,79 @@
+"""PatchCore as standard operators, for export."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ensemblead.detectors.parts import GraphOutputs
+from ensemblead.detectors.patchcore.scoring import PatchScoring, top_count
+from ensemblead.kernels.patch_operators import PatchOperators
+
+
+class BankGraph(nn.Module):
+    """Feature maps to scores, by the rows of a memory bank float32 `[M, D]`.
+
+    A matrix product about the bank's mean finds the nearest rows. Distances to them are then summed from
+    differences, as in `MemoryBank.search`, so that they stay right where the product cancels.
+    """
+
+    rows: Tensor
+    mean: Tensor
+    centred: Tensor
+    half_norms: Tensor
+
+    def __init__(self, patches: PatchOperators, rows: Tensor, scoring: PatchScoring) -> None:
+        super().__init__()
+        self.patches, self._scoring = patches, scoring
+        mean = rows.double().mean(0).float()
+        centred = rows - mean
+        self.register_buffer("rows", rows)
+        self.register_buffer("mean", mean)
+        self.register_buffer("centred", centred.T.contiguous())
+        self.register_buffer("half_norms", 0.5 * centred.double().square().sum(1).float())
+
+    def forward(self, pixels: Sequence[Tensor], maps: Sequence[Tensor]) -> GraphOutputs:
+        embeddings = self.patches(maps)
+        height, width, dims = map(int, embeddings.shape[1:])
+        queries = embeddings.reshape(-1, height * width, dims)
+        scoring = self._scoring
+        found = self._apart(queries).topk(scoring.num_neighbors, dim=2, largest=False).indices
+        distances = (self._rows_at(found) - queries[:, :, None]).square().sum(3)
+        if scoring.score == "reweighted":
+            distances = distances.sqrt()
+        per_patch = distances.mean(2)
+        grids = per_patch.reshape(-1, height, width)
+        if scoring.score == "topk":
+            return grids, per_patch.topk(top_count(height * width), dim=1).values.mean(1)
+        largest, place = per_patch.max(1, keepdim=True)
+        if scoring.score == "max":
+            return grids, largest[:, 0]
+        patch = queries.gather(1, place[:, :, None].expand(-1, 1, dims))
+        # Of the nearest row; the first neighbour of every patch is.
+        winner = found[:, :, 0].gather(1, place)
+        return grids, largest[:, 0] * self._reweighting(patch, winner)
+
+    def _apart(self, points: Tensor) -> Tensor:
+        """Half of the squared distances of points `[B, n, D]` from all rows, less what all of them share:
+        `[B, n, M]`.
+        """
+        return self.half_norms - torch.matmul(points - self.mean, self.centred)
+
+    def _rows_at(self, numbers: Tensor) -> Tensor:
+        """Rows of the bank, `[B, n, k, D]` for numbers `[B, n, k]`."""
+        each = (int(numbers.shape[1]), int(numbers.shape[2]), self.rows.shape[1])
+        return self.rows.index_select(0, numbers.reshape(-1)).reshape(-1, *each)
+
+    def _reweighting(self, patch: Tensor, winner: Tensor) -> Tensor:
+        """See `PatchScoring`: of a patch `[B, 1, D]` and the number of its nearest row `[B, 1]`."""
+        count = min(self._scoring.reweight_neighbors, len(self.rows))
+        if count == 1:
+            return torch.ones_like(patch[:, 0, 0])
+        apart = self._apart(self.rows.index_select(0, winner[:, 0])[:, None])[:, 0]
+        # The winner comes first, whatever rows equal it.
+        is_winner = torch.arange(len(self.rows), device=winner.device) == winner
+        around = apart.masked_fill(is_winner, -3e38).topk(count, dim=1, largest=False).indices
+        distances = (self._rows_at(around[:, None])[:, 0] - patch).square().sum(2).sqrt()
+        return 1.0 - torch.softmax(distances, dim=1)[:, 0]
