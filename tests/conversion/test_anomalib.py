@@ -388,6 +388,14 @@ def test_a_detector_that_is_not_the_definition_is_not_written(
     assert not (tmp_path / "model").exists()
 
 
+def test_a_definition_that_is_not_a_number_is_not_met(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(definitions, "_blurred", lambda grid, mode: grid * np.nan)
+    with pytest.raises(ConversionError, match="the map of image 0 is .*, but by definition nan"):
+        convert(write(tmp_path / "one.ckpt", checkpoint("patchcore")))
+
+
 @pytest.mark.parametrize(
     ("kind", "name", "value"),
     [

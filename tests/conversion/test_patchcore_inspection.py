@@ -16,9 +16,10 @@ from support.other_tools import BACKBONE, IMAGES, LAYERS, PARAMETERS, SIDE, netw
 
 import ensemblead as ead
 from ensemblead.common.errors import ConversionError
-from ensemblead.conversion import definitions, verify
+from ensemblead.conversion import definitions, patchcore_inspection, verify
+from ensemblead.networks.zoo import blueprint
 
-pytest.importorskip("timm")
+timm = pytest.importorskip("timm")
 faiss = pytest.importorskip("faiss")
 F = torch.nn.functional
 INDEX, PICKLE = "nnscorer_search_index.faiss", "patchcore_params.pkl"
@@ -107,6 +108,12 @@ def test_notes_say_what_the_files_do_not(tmp_path: Path, weights: Any) -> None:
     folder = write_inspection(tmp_path / "smaller", input_shape=(3, 96, 96))
     with pytest.raises(ValueError, match="resize must be given: .*has the input size 96 x 96"):
         convert(folder, weights=weights, resize=None)
+
+
+def test_densenet_has_the_weights_that_the_tool_takes() -> None:
+    """It asks timm for them, whose default is not torchvision's."""
+    own = blueprint(patchcore_inspection._BACKBONES["densenet121"])
+    assert own.pretrained_cfg["tag"] == timm.get_pretrained_cfg("densenet121").tag
 
 
 def hostile(folder: Path) -> None:

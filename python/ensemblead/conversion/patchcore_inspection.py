@@ -43,6 +43,7 @@ _KEYS = (
 _BACKBONES = {
     **{name: f"tf_{name}" for name in ("efficientnet_b1", "efficientnet_b3", "efficientnet_b5")},
     **{name: f"tf_{name}" for name in ("efficientnet_b7", "efficientnetv2_m", "efficientnetv2_l")},
+    "densenet121": "densenet121.ra_in1k",  # timm's own default; the zoo takes torchvision's weights
     "resnest50": "resnest50d_4s2x40d",
     "resnetv2_50_bit": "resnetv2_50x3_bit",
     "resnetv2_101_bit": "resnetv2_101x3_bit",
