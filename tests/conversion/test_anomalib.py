@@ -255,6 +255,11 @@ WRONG: dict[str, tuple[Any, dict[str, Any], str]] = {
         {"num_neighbors": 3},
         "num_neighbors is of PatchCore",
     ),
+    "no neighbours": (
+        lambda: {f"model.{name}": value for name, value in model_state("patchcore").items()},
+        {**GIVEN, "num_neighbors": 0},
+        "num_neighbors of .* must be at least 1, got 0",
+    ),
     "a fusion": (lambda: checkpoint("padim"), {"fusion": "mean"}, "fusion is of ensembles"),
     "an unknown backbone": (
         lambda: checkpoint("padim", hyper_parameters={"backbone": "resnet10x", "layers": ["layer1"]}),

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ensemblead.common.validation import whole_number
 from ensemblead.conversion.checkpoints import Checkpoint, read_checkpoint
 from ensemblead.conversion.definitions import anomalib_padim, anomalib_patchcore
 from ensemblead.conversion.patchcore_inspection import bank_of, norm_of
@@ -95,6 +96,7 @@ def _patchcore(
     if num_neighbors is None and "num_neighbors" not in known.hyper:
         notes.append(f"num_neighbors {_NEIGHBORS}: the default of anomalib, since the file does not state it")
     neighbors = known.choose("num_neighbors", num_neighbors, _NEIGHBORS)
+    neighbors = whole_number(f"num_neighbors of {known.what}", neighbors, 1)
     if len(rows) == 1 and neighbors > 1:
         raise ValueError(f"{known.what} has a memory bank of one row, by which anomalib scores every image 0")
     detector = PatchCore(
