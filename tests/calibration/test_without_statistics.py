@@ -15,6 +15,7 @@ import ensemblead as ead
 from ensemblead.calibration import Calibration
 from ensemblead.common.errors import NotFittedError
 from ensemblead.common.warnings import ThresholdWarning
+from ensemblead.evaluation.gallery import color_scale
 
 NORMAL = normal_images(8)
 BAD, MASKS = with_defects(normal_images(4, seed=5))
@@ -84,6 +85,15 @@ def test_contradictions_are_refused() -> None:
     with pytest.raises(ValueError, match="given must be a finite threshold of the origin 'given'"):
         replace(known, origin="calibrated")
     assert not bool(known.is_anomalous(torch.tensor([1.0])))
+
+
+def test_colours_without_statistics_need_a_scale() -> None:
+    with pytest.raises(
+        ValueError, match=r"give a scale \(--scale LOW HIGH, such as --scale 0 3.5, up to the"
+    ):
+        color_scale(detector(3.5))
+    with pytest.raises(ValueError, match=r"give a scale \(--scale LOW HIGH\)"):
+        color_scale(detector(None))
 
 
 def test_evaluation_knows_no_verdict_without_a_threshold(tmp_path: Path) -> None:

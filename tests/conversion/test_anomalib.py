@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,17 @@ def test_the_precision_in_hyper_parameters_is_read(tmp_path: Path, monkeypatch: 
     assert convert(path).detector.threshold_ == 60.5
 
 
+@pytest.mark.parametrize("kind", ["patchcore", "padim"])
+def test_layers_come_in_the_order_of_the_network(kind: str, tmp_path: Path) -> None:
+    """As from timm's `features_only`, whichever order they are named in."""
+    content = checkpoint(kind)
+    content["hyper_parameters"]["layers"] = list(LAYERS[::-1])
+    made = convert(write(tmp_path / "one.ckpt", content))
+    assert any("layers layer1, layer2: in the order of the network" in note for note in made.notes)
+    scores = made.detector.predict(IMAGES).anomaly_score
+    np.testing.assert_allclose(scores, RECORDED[f"{kind}_scores"], rtol=1e-4)
+
+
 def test_a_crop_in_the_checkpoint_is_kept(tmp_path: Path) -> None:
     steps = transforms(resize([96, 80]), transform("CenterCrop", size=[64, 64]), normalize())
     content = checkpoint("patchcore", anomalib_pre_processor_config={"transform": steps})
@@ -138,6 +150,12 @@ def state_with(kind: str, name: str, change: Any) -> dict[str, Any]:
 def indefinite(inverse: torch.Tensor) -> torch.Tensor:
     inverse[3, 2, 2] = -1.0
     return inverse
+
+
+def many_times(value: Any, doublings: int) -> Any:
+    for _ in range(doublings):
+        value = [value, value]
+    return value
 
 
 WRONG: dict[str, tuple[Any, dict[str, Any], str]] = {
@@ -237,6 +255,11 @@ WRONG: dict[str, tuple[Any, dict[str, Any], str]] = {
         {"num_neighbors": 3},
         "num_neighbors is of PatchCore",
     ),
+    "no neighbours": (
+        lambda: {f"model.{name}": value for name, value in model_state("patchcore").items()},
+        {**GIVEN, "num_neighbors": 0},
+        "num_neighbors of .* must be at least 1, got 0",
+    ),
     "a fusion": (lambda: checkpoint("padim"), {"fusion": "mean"}, "fusion is of ensembles"),
     "an unknown backbone": (
         lambda: checkpoint("padim", hyper_parameters={"backbone": "resnet10x", "layers": ["layer1"]}),
@@ -248,10 +271,25 @@ WRONG: dict[str, tuple[Any, dict[str, Any], str]] = {
         {},
         "layer9",
     ),
-    "other layers": (
-        lambda: checkpoint("padim", hyper_parameters={"backbone": BACKBONE, "layers": ["layer2", "layer1"]}),
+    "other positions": (
+        lambda: checkpoint("padim", anomalib_pre_processor_config={"transform": None}),
+        {"resize": (96, 64)},
+        "has Gaussians at 256 positions, but images of 96 x 64 give 24 x 16",
+    ),
+    "a tensor beyond the file": (
+        lambda: state_with("patchcore", "memory_bank", lambda _: torch.zeros(1).expand(10**9, 10**9)),
         {},
-        "has Gaussians at 256 positions, but images of 64 x 64 give 8 x 8",
+        r"is damaged: it has \d+ bytes, but tensors of 4\d{18}",
+    ),
+    "a tensor without values": (
+        lambda: state_with("patchcore", "memory_bank", lambda bank: bank.to("meta")),
+        {},
+        "sparse, quantized or without values",
+    ),
+    "arguments without end": (
+        lambda: checkpoint("padim", hyper_parameters={"backbone": many_times([1], 40)}),
+        {},
+        "states arguments that cannot be read: it is of more than",
     ),
     "a layer without weights": (
         lambda: checkpoint("padim", hyper_parameters={"backbone": BACKBONE, "layers": ["layer1", "layer3"]}),
@@ -309,9 +347,14 @@ def test_files_that_are_no_checkpoints(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no such file"):
         convert(tmp_path / "none.ckpt")
     whole = write(tmp_path / "one.ckpt", checkpoint("padim")).read_bytes()
-    (tmp_path / "one.ckpt").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match="is damaged, or holds more than tensors"):
-        convert(tmp_path / "one.ckpt")
+    (tmp_path / "half.ckpt").write_bytes(whole[: len(whole) // 2])
+    archive = zipfile.ZipFile(tmp_path / "one.ckpt")
+    with archive, zipfile.ZipFile(tmp_path / "packed.ckpt", "w", zipfile.ZIP_DEFLATED) as packed:
+        for name in archive.namelist():
+            packed.writestr(name, archive.read(name))
+    for name in ("half", "packed"):
+        with pytest.raises(ValueError, match="is damaged, or holds more than tensors"):
+            convert(tmp_path / f"{name}.ckpt")
 
 
 @pytest.mark.parametrize(
@@ -348,6 +391,14 @@ def test_a_detector_that_is_not_the_definition_is_not_written(
     with pytest.raises(ConversionError, match="but by definition .*nothing is written"):
         convert(path, tmp_path / "model")
     assert not (tmp_path / "model").exists()
+
+
+def test_a_definition_that_is_not_a_number_is_not_met(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(definitions, "_blurred", lambda grid, mode: grid * np.nan)
+    with pytest.raises(ConversionError, match="the map of image 0 is .*, but by definition nan"):
+        convert(write(tmp_path / "one.ckpt", checkpoint("patchcore")))
 
 
 @pytest.mark.parametrize(

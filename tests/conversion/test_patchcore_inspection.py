@@ -16,9 +16,10 @@ from support.other_tools import BACKBONE, IMAGES, LAYERS, PARAMETERS, SIDE, netw
 
 import ensemblead as ead
 from ensemblead.common.errors import ConversionError
-from ensemblead.conversion import definitions, verify
+from ensemblead.conversion import definitions, patchcore_inspection, verify
+from ensemblead.networks.zoo import blueprint
 
-pytest.importorskip("timm")
+timm = pytest.importorskip("timm")
 faiss = pytest.importorskip("faiss")
 F = torch.nn.functional
 INDEX, PICKLE = "nnscorer_search_index.faiss", "patchcore_params.pkl"
@@ -103,9 +104,16 @@ def test_notes_say_what_the_files_do_not(tmp_path: Path, weights: Any) -> None:
     assert made.detector.resize == 256
     assert any("resize 256 before the crop to 224" in note for note in made.notes)
     assert any(f"weights of {BACKBONE}: those given" in note for note in made.notes)
+    assert any("the mean over 2 neighbours, as when it was fitted" in note for note in made.notes)
     folder = write_inspection(tmp_path / "smaller", input_shape=(3, 96, 96))
     with pytest.raises(ValueError, match="resize must be given: .*has the input size 96 x 96"):
         convert(folder, weights=weights, resize=None)
+
+
+def test_densenet_has_the_weights_that_the_tool_takes() -> None:
+    """It asks timm for them, whose default is not torchvision's."""
+    own = blueprint(patchcore_inspection._BACKBONES["densenet121"])
+    assert own.pretrained_cfg["tag"] == timm.get_pretrained_cfg("densenet121").tag
 
 
 def hostile(folder: Path) -> None:
@@ -162,6 +170,11 @@ WRONG: dict[str, tuple[Any, str]] = {
     "no index": (lambda folder: (folder / INDEX).unlink(), f"lacks {INDEX} of a patchcore-inspection model"),
     "no parameters": (lambda folder: (folder / PICKLE).unlink(), f"lacks {PICKLE}"),
     "a stride": (changed(patchstride=2), "patchstride in .* must be 1, got 2"),
+    "a huge patch": (changed(patchsize=10**9 + 1), "patchsize in .* must be at most 15, got 1000000001"),
+    "a huge image": (
+        changed(input_shape=(3, 64, 10**6)),
+        "input_shape in .* must be at most 8192, got 1000000",
+    ),
     "an even patch": (changed(patchsize=4), "patch_size must be odd and positive, got 4"),
     "a text": (changed(patchsize="3"), "patchsize in .* must be a whole number, got '3'"),
     "another key": (changed(extra=1), "must hold the parameters backbone.name, .*got .*extra"),

@@ -91,6 +91,8 @@ def test_only_listed_instructions_are_followed() -> None:
         b"]K\x01u.",
         b"}(K\x01u.",
         b"}(K\x01K\x02u.",  # a key that is a number
+        b"})" + b"\x85" * 100_000 + b"K\x01s.",  # a key as deep as the stack of a hash
+        b"})" + b"q\x00h\x00\x86" * 40 + b"K\x01s.",  # a key of 2**40 values
         b"h\x07.",  # nothing kept under that number
         b"}X\xff\xff\xff\x7fa.",
         b"not a pickle at all",
@@ -112,6 +114,21 @@ def test_every_damaged_byte_gives_a_value_or_a_value_error() -> None:
             data[place] = generator.integers(256)
             with contextlib.suppress(ValueError):  # any other error fails the test
                 read_plain_pickle(bytes(data), "a test")
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"](K\x01e" + b"q\x00h\x00\x86" * 40 + b".", "of more than 262144 values"),
+        (b"](X\x00\x02\x00\x00" + b"x" * 512 + b"q\x00" + b"h\x00" * 600 + b"e.", "values and characters"),
+        (b"]q\x00h\x00a.", "more than 50 deep"),
+        (pickle.dumps(2 ** (1 << 14)), "a number of 16385 bits"),
+    ],
+    ids=["by references", "one text many times", "a list of itself", "a number"],
+)
+def test_values_that_are_large_when_written_out_are_refused(data: bytes, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        read_plain_pickle(data, "a test")
 
 
 def test_large_files_are_refused() -> None:

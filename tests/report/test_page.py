@@ -260,7 +260,7 @@ def test_a_flat_map_and_a_detector_without_verdicts() -> None:
 
 
 def test_colours_come_from_the_models_normal_images() -> None:
-    normal = SimpleNamespace(pixels=np.linspace(0, 1, 1001))
+    normal = SimpleNamespace(pixels=np.linspace(0, 1, 1001), has_statistics=True)
     keeper = PictureKeeper(SimpleNamespace(geometry=None, calibration_=normal), 3)
     keeper.add(0, np.full((4, 4), 1.5, np.float32), 1.0, None, True, "dent")
     found = keeper.pictures()
@@ -282,7 +282,9 @@ def test_where_a_threshold_comes_from() -> None:
     assert describe_threshold(SimpleNamespace()) == ""
     assert describe_threshold(SimpleNamespace(threshold_=1.0, fusion="minmax")) == ""
     assert describe_threshold(SimpleNamespace(threshold_=1.0)) == "set by the detector"
-    known = SimpleNamespace(scores=np.zeros(99), false_alarm_rate=0.01, is_guaranteed=True)
+    known = SimpleNamespace(
+        scores=np.zeros(99), has_statistics=True, false_alarm_rate=0.01, is_guaranteed=True
+    )
     text = describe_threshold(SimpleNamespace(threshold_=1.0, calibration_=known))
     assert text == "from 99 fresh normal images: false alarms at most 0.01 (split conformal)"
     known.is_guaranteed = False

@@ -7,6 +7,7 @@ anomalib, fills its models with the same values.
 from __future__ import annotations
 
 import enum
+import functools
 import pickle
 import sys
 import types
@@ -47,6 +48,7 @@ def filled(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return values
 
 
+@functools.cache
 def network_state() -> dict[str, torch.Tensor]:
     """The network's weights up to its second layer, as timm's `features_only` names them."""
     timm = pytest.importorskip("timm")

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from ensemblead.common.validation import whole_number
+from ensemblead.conversion.checkpoints import Checkpoint, read_checkpoint
 from ensemblead.conversion.definitions import anomalib_padim, anomalib_patchcore
 from ensemblead.conversion.patchcore_inspection import bank_of, norm_of
 from ensemblead.conversion.source import Converted, check_normalization, give_state
@@ -19,79 +19,13 @@ from ensemblead.detectors.padim import PaDiM
 from ensemblead.detectors.padim.detector import Positions
 from ensemblead.detectors.padim.gaussians import Gaussians
 from ensemblead.detectors.patchcore import PatchCore
-from ensemblead.networks.zoo import IMAGENET_MEAN, IMAGENET_STD
+from ensemblead.networks.zoo import IMAGENET_MEAN, IMAGENET_STD, blueprint
 
 NAME = "anomalib"
 _NETWORK = "feature_extractor.feature_extractor."
 _RESIZE = (256, 256)
 _NEIGHBORS = 9
-_FITS_OTHERWISE = "save the model's state dict with torch.save, and give backbone and layers"
 _BLUR = "anomaly_map_generator.blur.kernel"
-
-
-class _Text(str):
-    """Stands for the one class of anomalib that its checkpoints name, an enumeration of texts."""
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A checkpoint, and what of it the caller has given or it states.
-
-    Attributes:
-        what: its path.
-        state: the model's own tensors, without the prefix "model.".
-        others: tensors of the post-processor.
-        hyper: the constructor's arguments, where they are there.
-        content: all else.
-    """
-
-    what: str
-    state: Mapping[str, torch.Tensor]
-    others: Mapping[str, torch.Tensor]
-    hyper: Mapping[str, Any]
-    content: Mapping[str, Any]
-
-    def choose(self, name: str, given: Any, default: Any = None) -> Any:
-        """An argument that is given, or stated; both only if they agree."""
-        stated = self.hyper.get(name, default)
-        if given is None and stated is None:
-            raise ValueError(f"{name} must be given: {self.what} does not state it")
-        if given is not None and name in self.hyper and given != stated:
-            raise ValueError(f"{name} is {stated!r} in {self.what}, got {given!r}")
-        return stated if given is None else given
-
-
-def read_checkpoint(path: Path) -> Checkpoint:
-    """Read a file without running anything in it.
-
-    Raises FileNotFoundError, or ValueError for one that is no checkpoint, or holds more than tensors and
-    plain values.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"no such file: {path}")
-    try:
-        with torch.serialization.safe_globals([(_Text, "anomalib.PrecisionType")]):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises what it likes for files that are not its own
-        # Torch's message advises to run what is in the file.
-        names = re.search(r"GLOBAL ([\w.]+)", str(error))
-        reason = f" (it names {names[1]})" if names else ""
-        raise ValueError(
-            f"{path} is damaged, or holds more than tensors and plain values, which is not read{reason}; "
-            f"{_FITS_OTHERWISE}"
-        ) from error
-    state = content.get("state_dict", content) if isinstance(content, Mapping) else None
-    tensors = state.items() if isinstance(state, Mapping) else ()
-    if not tensors or not all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in tensors):
-        raise ValueError(f"{path} must hold a state dict of tensors; {_FITS_OTHERWISE}")
-    own = {key.removeprefix("model."): value for key, value in tensors}
-    others = {key: value for key, value in own.items() if key.startswith("post_processor.")}
-    rest = content if state is not content else {}
-    stated = rest.get("hyper_parameters", {})
-    hyper = dict(stated) if isinstance(stated, Mapping) else {}
-    if isinstance(hyper.get("layers"), tuple):
-        hyper["layers"] = list(hyper["layers"])
-    return Checkpoint(str(path), own, others, hyper, rest)
 
 
 def read_detector(
@@ -106,7 +40,7 @@ def read_detector(
 ) -> Converted:
     """The detector of a checkpoint; arguments that it states need not be given."""
     known, notes = read_checkpoint(path), list[str]()
-    shared = _network(known, backbone, layers, device)
+    shared = _network(known, backbone, layers, device, notes)
     shared["resize"], shared["image_size"], mean, std = _geometry(known, resize, image_size, notes)
     _check_blur(known)
     threshold = _threshold(known, notes)
@@ -129,7 +63,7 @@ def read_detector(
 
 
 def _network(
-    known: Checkpoint, backbone: str | None, layers: Sequence[str] | None, device: Any
+    known: Checkpoint, backbone: str | None, layers: Sequence[str] | None, device: Any, notes: list[str]
 ) -> dict[str, Any]:
     """Arguments of both detectors: the network, with its weights from the checkpoint."""
     name = known.choose("backbone", backbone)
@@ -147,7 +81,12 @@ def _network(
     }
     if not weights:
         raise ValueError(f"{known.what} has no tensors {_NETWORK}*, which hold the network of anomalib")
-    return {"backbone": name, "layers": names, "weights": weights, "precision": "float32", "device": device}
+    # timm gives maps in the order of the network, and anomalib takes them so, whichever order names have.
+    order = {layer: place for place, (layer, _) in enumerate(blueprint(name).named_modules())}
+    ordered = sorted(names, key=lambda layer: order.get(layer, len(order)))
+    if ordered != names:
+        notes.append(f"layers {', '.join(ordered)}: in the order of the network, as anomalib takes them")
+    return {"backbone": name, "layers": ordered, "weights": weights, "precision": "float32", "device": device}
 
 
 def _patchcore(
@@ -157,6 +96,7 @@ def _patchcore(
     if num_neighbors is None and "num_neighbors" not in known.hyper:
         notes.append(f"num_neighbors {_NEIGHBORS}: the default of anomalib, since the file does not state it")
     neighbors = known.choose("num_neighbors", num_neighbors, _NEIGHBORS)
+    neighbors = whole_number(f"num_neighbors of {known.what}", neighbors, 1)
     if len(rows) == 1 and neighbors > 1:
         raise ValueError(f"{known.what} has a memory bank of one row, by which anomalib scores every image 0")
     detector = PatchCore(
@@ -248,7 +188,8 @@ def _check_blur(known: Checkpoint) -> None:
         return  # earlier versions do not save it, and have this one
     taps = np.exp(-0.5 * (np.arange(-16, 17) / 4.0) ** 2)
     taps /= taps.sum()
-    if tuple(kernel.shape[-2:]) != (33, 33) or not np.allclose(kernel[0, 0], np.outer(taps, taps), atol=1e-6):
+    is_own = kernel.shape == (1, 1, 33, 33)
+    if not (is_own and np.allclose(kernel[0, 0].double(), np.outer(taps, taps), rtol=0, atol=1e-5)):
         raise ValueError(f"{known.what} blurs maps otherwise than by a Gaussian of 4 pixels")
 
 

@@ -43,11 +43,15 @@ _KEYS = (
 _BACKBONES = {
     **{name: f"tf_{name}" for name in ("efficientnet_b1", "efficientnet_b3", "efficientnet_b5")},
     **{name: f"tf_{name}" for name in ("efficientnet_b7", "efficientnetv2_m", "efficientnetv2_l")},
+    "densenet121": "densenet121.ra_in1k",  # timm's own default; the zoo takes torchvision's weights
     "resnest50": "resnest50d_4s2x40d",
     "resnetv2_50_bit": "resnetv2_50x3_bit",
     "resnetv2_101_bit": "resnetv2_101x3_bit",
     "resnetv2_152_bit": "resnetv2_152x4_bit",
 }
+# Sizes far beyond what anyone fits; larger ones would fill the memory.
+_MOST = {"pretrain_embed_dimension": 1 << 16, "target_embed_dimension": 1 << 16, "patchsize": 15}
+_LARGEST_SIDE = 1 << 13
 # The resize that its command line has with its image size.
 _RESIZE, _IMAGE_SIZE = 256, 224
 
@@ -142,6 +146,11 @@ def _read(folder: Path, prefix: str, weights: Any, resize: Any, device: Any) -> 
     ).load_networks()
     check_normalization(detector, NAME, IMAGENET_MEAN, IMAGENET_STD)
     notes.append(f"weights of {name}: {_described(detector)}; the files do not hold them")
+    if neighbors > 1:
+        notes.append(
+            f"scores are the mean over {neighbors} neighbours, as when it was fitted; {NAME} takes one "
+            "neighbour when it loads these files, since its load knows anomaly_scorer_num_nn by another name"
+        )
     bank = bank_of(detector, rows, str(index))
     give_state(detector, bank, None)
     definition = patchcore_inspection(
@@ -157,7 +166,7 @@ def _parameters(given: Any, what: str) -> dict[str, Any]:
         raise ValueError(f"{what} must hold the parameters {', '.join(_KEYS)}, got {got}")
     known = dict(given)
     for key in _KEYS[3:]:
-        known[key] = whole_number(f"{key} in {what}", known[key], 1)
+        known[key] = _limited(f"{key} in {what}", known[key], _MOST.get(key))
     if known["patchstride"] != 1:
         raise ValueError(f"patchstride in {what} must be 1, got {known['patchstride']}")
     layers, shape = known["layers_to_extract_from"], known["input_shape"]
@@ -168,8 +177,15 @@ def _parameters(given: Any, what: str) -> dict[str, Any]:
         raise ValueError(f"layers_to_extract_from in {what} must be names of layers, got {layers!r}")
     if not isinstance(shape, (list, tuple)) or len(shape) != 3 or shape[0] != 3:
         raise ValueError(f"input_shape in {what} must be (3, height, width), got {shape!r}")
-    known["size"] = tuple(whole_number(f"input_shape in {what}", side, 1) for side in shape[1:])
+    known["size"] = tuple(_limited(f"input_shape in {what}", side, _LARGEST_SIDE) for side in shape[1:])
     return known
+
+
+def _limited(name: str, value: Any, most: int | None) -> int:
+    number = whole_number(name, value, 1)
+    if most is not None and number > most:
+        raise ValueError(f"{name} must be at most {most}, got {number}")
+    return number
 
 
 def bank_of(detector: PatchCore, rows: Any, what: str) -> MemoryBank:

@@ -12,6 +12,11 @@ from typing import Any
 
 # Parameters take some hundred bytes.
 MOST_BYTES = 1 << 20
+# A value can hold another one many times, at a byte or two each. So it is counted as if written out: values,
+# and characters of texts.
+MOST_VALUES = 1 << 18
+_DEEPEST = 50
+_MOST_BITS = 1 << 13  # Python refuses to write out numbers of twice as many
 
 _NUMBERS = frozenset(("BININT", "BININT1", "BININT2", "INT", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"))
 _TEXTS = frozenset(("UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8"))
@@ -45,6 +50,7 @@ def read_plain_pickle(data: bytes, what: str) -> Any:
             machine.step(operation.name, argument, position or 0)
             end = (position or 0) + 1
         value = machine.result()
+        check_extent(value)
     except _RefusedError as error:
         raise ValueError(str(error)) from None
     except (ValueError, IndexError, KeyError, TypeError, AttributeError, OverflowError) as error:
@@ -52,6 +58,28 @@ def read_plain_pickle(data: bytes, what: str) -> Any:
     if end != len(data):
         raise ValueError(f"{what} is no whole pickle: {len(data) - end} bytes follow its end")
     return value
+
+
+def check_extent(value: Any) -> None:
+    """Raise ValueError for a value that is large once it is written out, as errors do it, or holds itself."""
+    waiting, extent = [(value, 0)], 0
+    while waiting:
+        one, depth = waiting.pop()
+        if depth > _DEEPEST:
+            raise ValueError(f"its values lie more than {_DEEPEST} deep in each other")
+        extent += 1
+        if isinstance(one, int):
+            if one.bit_length() > _MOST_BITS:
+                raise ValueError(f"it has a number of {one.bit_length()} bits")
+            extent += one.bit_length() // 3
+        elif isinstance(one, (str, bytes, bytearray, list, tuple, dict)):
+            extent += len(one)
+        if extent > MOST_VALUES:
+            raise ValueError(f"it is of more than {MOST_VALUES} values and characters")
+        if isinstance(one, (list, tuple)):
+            waiting += [(inner, depth + 1) for inner in one]
+        elif isinstance(one, dict):
+            waiting += [(inner, depth + 1) for pair in one.items() for inner in pair]
 
 
 class _RefusedError(Exception):
@@ -108,10 +136,10 @@ class _Machine:
         else:
             if name == "DICT":
                 self._stack.append({})
-            pairs = dict(zip(items[::2], items[1::2], strict=True))
-            if not all(isinstance(key, str) for key in pairs):
+            # Before they are hashed: that of a deep tuple ends the process.
+            if not all(isinstance(key, str) for key in items[::2]):
                 raise TypeError("a key is no string")
-            self._top(dict).update(pairs)
+            self._top(dict).update(zip(items[::2], items[1::2], strict=True))
 
     def _pop(self) -> Any:
         value = self._stack.pop()

@@ -58,13 +58,14 @@ def _compare(member: Converted, pixels: Any, name: str) -> float:
     ):
         ours, theirs = (_distances(member, values) for values in (own, defined))
         apart = np.abs(ours - theirs) / np.maximum(np.abs(theirs), member.scale)
-        largest = max(largest, float(apart.max()))
-        if not largest <= TOLERANCE:
+        worst = float(apart.max())
+        if not worst <= TOLERANCE:  # NaN is not either
             place = np.unravel_index(int(np.argmax(apart)), apart.shape)
             raise ConversionError(
                 f"the converted detector is not what it comes from: the {what} of {name} is "
                 f"{float(own[place]):.6g}, but by definition {float(defined[place]):.6g}; nothing is written"
             )
+        largest = max(largest, worst)
     return largest
 
 

@@ -156,9 +156,11 @@ def color_scale(detector: Any) -> tuple[float, float]:
     if getattr(detector, "fusion", None) == "minmax":
         return 0.0, 1.0  # its maps are scaled to that over the set
     if not detector.calibration_.has_statistics:
+        known = detector.threshold_
+        such = f", such as --scale 0 {known:.4g}, up to the threshold" if 0 < known < np.inf else ""
         raise ValueError(
             "the model has no statistics of normal images, which the colours of heat maps come from: call "
-            "calibrate, or give a scale (--scale LOW HIGH)"
+            f"calibrate, or give a scale (--scale LOW HIGH{such})"
         )
     low, high = np.quantile(detector.calibration_.pixels, (0.5, 0.999))
     reach = _REACH * float(high - low)

@@ -125,9 +125,8 @@ class PaDiM(Method):
         weights: "default" (published), a path, a state dict, or None (random, from the seed).
         image_size: centre crop after the resize; int = square, `(h, w)`, or None for no crop.
         resize: "auto": the whole image at 256 x 256 pixels, or, where the training images' median aspect
-        ratio
-            is beyond 1.5, about as many pixels in that ratio; settled by `fit` and saved. int = shorter side,
-            `(h, w)` = exact, None = native.
+            ratio is beyond 1.5, about as many pixels in that ratio; settled by `fit` and saved. int = shorter
+            side, `(h, w)` = exact, None = native.
         device: "auto" is the GPU if there is one and this version has kernels for it (see `ensemblead info`),
             else the CPU.
         precision: of the network: "float32", "bfloat16", "float16", or "auto": float32 on a CPU, half on a
