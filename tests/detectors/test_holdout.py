@@ -124,10 +124,20 @@ def test_a_share_that_leaves_nothing_is_refused(form: str) -> None:
     detector: Detector = distilled(holdout=0.98)
     if form == "tiles":
         detector = ead.TiledEnsemble(detector, 32, 32, image_size=(32, 64))
-    with pytest.raises(ValueError, match=r"holdout: 0\.98 of 20 images leaves none to train on"):
+    with pytest.raises(ValueError, match=r"holdout: 0\.98 of 20 different images leaves none to train on"):
         detector.fit(TRAIN)
     assert not detector.is_fitted
     assert distilled(holdout=0.8, steps=1).fit(TRAIN).calibration_.positions[-1] == 19
+
+
+def test_of_copies_the_share_is_of_different_images() -> None:
+    detector = distilled(holdout=0.5, steps=1).fit(TRAIN[[0, 0, 1, 2, 3, 4]])
+    assert (detector.calibration_.positions, detector.calibration_.origin) == ((2, 4), "held_out")
+    with pytest.raises(ValueError, match=r"holdout: 0\.84 of 3 different images leaves none to train on"):
+        distilled(holdout=0.84, steps=1).fit(TRAIN[[0, 0, 1, 2]])
+    # What comes often is trained on, and does not go whole for the share.
+    often = TRAIN[[0] * 9 + [1]]
+    assert read_in(distilled(steps=1), often) == [9]
 
 
 # Ensembles
