@@ -18,6 +18,7 @@ from ensemblead.common.warnings import ThresholdWarning
 from ensemblead.detectors import Detector
 from ensemblead.detectors.learning import SharedPass, learned_from, shared_pass
 from ensemblead.detectors.parts import Run
+from ensemblead.evaluation.gallery import describe_threshold
 from ensemblead.images import open_images
 
 SIDE = 32
@@ -77,6 +78,9 @@ def test_without_any_the_threshold_is_optimistic(tmp_path: Path) -> None:
     assert detector.calibration_.origin == "trained_on"
     assert len(detector.calibration_.scores) == 20
     assert not detector.calibration_.is_guaranteed
+    assert "trained_on, false alarms more than" in repr(detector.calibration_)
+    found = describe_threshold(detector)
+    assert found.startswith("from 20 images that were trained on, too low: false alarms more than 0.0")
     detector.save(tmp_path / "m")
     again = ead.load(tmp_path / "m")
     assert (again.holdout, again.calibration_.origin) == (0.0, "trained_on")
