@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pty
+import re
 import select
 import subprocess
 import sys
@@ -16,6 +17,7 @@ pytest.importorskip("rich")
 pytest.importorskip("typer")
 
 from rich.progress import Progress
+from rich.text import Text
 
 from ensemblead.cli import bars as bars_of_the_command
 from ensemblead.cli.bars import Bars
@@ -68,6 +70,20 @@ def test_a_note_stands_beside_its_bar(capsys: pytest.CaptureFixture[str]) -> Non
         assert shown(bars) == ["training", "leave-one-out scores"]
         bars.note("training takes about 20 min [more]", True)
     assert "ensemblead: training takes about 20 min [more]" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("terminal")
+@pytest.mark.parametrize("columns", ["40", "80"])
+def test_a_long_note_leaves_room_for_the_numbers(
+    columns: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    with Bars() as bars:
+        bars.note("student 0.123, autoencoder 0.456, student of the autoencoder 0.0123, 1.2 s a step", False)
+        bars("train", 3, 20)
+        bars._progress.refresh()
+        found = Text.from_ansi(capsys.readouterr().err).plain
+    assert re.search(r"tra.*… [━╸╺]+ 3/20 +0:00:00 -:--:--", found)
 
 
 def test_without_a_terminal_notes_stand_in_lines(

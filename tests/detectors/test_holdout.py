@@ -18,6 +18,7 @@ from ensemblead.common.warnings import ThresholdWarning
 from ensemblead.detectors import Detector
 from ensemblead.detectors.learning import SharedPass, learned_from, shared_pass
 from ensemblead.detectors.parts import Run
+from ensemblead.evaluation.gallery import describe_threshold
 from ensemblead.images import open_images
 
 SIDE = 32
@@ -77,6 +78,9 @@ def test_without_any_the_threshold_is_optimistic(tmp_path: Path) -> None:
     assert detector.calibration_.origin == "trained_on"
     assert len(detector.calibration_.scores) == 20
     assert not detector.calibration_.is_guaranteed
+    assert "trained_on, false alarms more than" in repr(detector.calibration_)
+    found = describe_threshold(detector)
+    assert found.startswith("from 20 images that were trained on, too low: false alarms more than 0.0")
     detector.save(tmp_path / "m")
     again = ead.load(tmp_path / "m")
     assert (again.holdout, again.calibration_.origin) == (0.0, "trained_on")
@@ -124,10 +128,20 @@ def test_a_share_that_leaves_nothing_is_refused(form: str) -> None:
     detector: Detector = distilled(holdout=0.98)
     if form == "tiles":
         detector = ead.TiledEnsemble(detector, 32, 32, image_size=(32, 64))
-    with pytest.raises(ValueError, match=r"holdout: 0\.98 of 20 images leaves none to train on"):
+    with pytest.raises(ValueError, match=r"holdout: 0\.98 of 20 different images leaves none to train on"):
         detector.fit(TRAIN)
     assert not detector.is_fitted
     assert distilled(holdout=0.8, steps=1).fit(TRAIN).calibration_.positions[-1] == 19
+
+
+def test_of_copies_the_share_is_of_different_images() -> None:
+    detector = distilled(holdout=0.5, steps=1).fit(TRAIN[[0, 0, 1, 2, 3, 4]])
+    assert (detector.calibration_.positions, detector.calibration_.origin) == ((2, 4), "held_out")
+    with pytest.raises(ValueError, match=r"holdout: 0\.84 of 3 different images leaves none to train on"):
+        distilled(holdout=0.84, steps=1).fit(TRAIN[[0, 0, 1, 2]])
+    # What comes often is trained on, and does not go whole for the share.
+    often = TRAIN[[0] * 9 + [1]]
+    assert read_in(distilled(steps=1), often) == [9]
 
 
 # Ensembles

@@ -94,11 +94,11 @@ def test_every_location_makes_all_epochs(form: str, epochs: int, trainings: list
 @pytest.mark.parametrize("form", FORMS)
 def test_images_that_equal_one_held_out_are_held_out(form: str, trainings: list[list[list[int]]]) -> None:
     images = TRAIN.copy()
-    images[[0, 9]] = images[5]  # which is held out
+    images[[9, 13]] = images[5]  # which is held out
     images[3] = images[4]  # neither is
     detector = FORMS[form]().fit(images)
     for epoch in itertools.chain.from_iterable(trainings):
-        assert set(epoch) == set(range(20)) - HELD_OUT - {0, 9}
+        assert set(epoch) == set(range(20)) - HELD_OUT - {9, 13}
     assert len(detector.calibration_.scores) == len(HELD_OUT)  # copies count once
 
 

@@ -310,6 +310,7 @@ def changed(files: dict[str, Path], tmp_path: Path, change: Callable[[Tensors], 
 
 
 FLOW = "model.fast_flow_blocks.0.module_list.1"
+SCALES = "norms.0.weight"
 CHANGES: dict[str, tuple[Callable[[Tensors], Any], str]] = {
     "too little": (
         lambda tensors: tensors.pop(f"{FLOW}.global_scale"),
@@ -327,13 +328,21 @@ CHANGES: dict[str, tuple[Callable[[Tensors], Any], str]] = {
         lambda tensors: tensors[f"{FLOW}.subnet.0.bias"].fill_(float("nan")),
         "not finite in fast_flow_blocks.0.module_list.1.subnet.0.bias$",
     ),
+    "quantized": (
+        lambda tensors: tensors.update({f"model.{SCALES}": tensors[f"model.{SCALES}"].to(torch.int8)}),
+        f"no floating point numbers in {SCALES}$",
+    ),
+    "too large for float32": (
+        lambda tensors: tensors.update({f"model.{SCALES}": torch.full((128,), 1e300, dtype=torch.float64)}),
+        f"not finite in {SCALES}$",
+    ),
     "no permutation": (
         lambda tensors: tensors[f"{FLOW}.w_perm"].zero_(),
         "w_perm must be the matrix of a permutation",
     ),
     "another network": (
         lambda tensors: tensors.pop("model.feature_extractor.layer3.1.conv2.weight"),
-        "lacks 1 tensors needed for layer1, layer2, layer3",
+        r"frozen network in .*changed.safetensors does not fit: .* lacks 1 tensors needed for layer1, layer2",
     ),
 }
 
@@ -346,6 +355,22 @@ def test_a_file_that_does_not_fit(what: str, files: dict[str, Path], tmp_path: P
         detector.load_weights(changed(files, tmp_path, change))
     assert not detector.has_learned
     assert detector.weights is None
+
+
+def test_variances_below_zero(files: dict[str, Path], tmp_path: Path) -> None:
+    tensors = load_file(files["DRAEM"])
+    name = next(name for name in tensors if name.endswith("running_var"))
+    tensors[name][0] = -1.0
+    save_file(tensors, tmp_path / "w.safetensors")
+    with pytest.raises(ValueError, match=f"variances below 0 in {name.removeprefix('model.')}$"):
+        METHODS["DRAEM"]().load_weights(tmp_path / "w.safetensors")
+
+
+def test_tiles_do_not_take_a_member_that_has_learned(files: dict[str, Path]) -> None:
+    """Every location would train anew, and the weights would be lost without a word."""
+    member = METHODS["DRAEM"]().load_weights(files["DRAEM"])
+    with pytest.raises(ValueError, match="must be unfitted, .* this DRAEM has learned already"):
+        ead.TiledEnsemble(member, 64, 64)
 
 
 def test_statistics_that_were_never_set(files: dict[str, Path], tmp_path: Path) -> None:

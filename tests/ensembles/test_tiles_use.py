@@ -461,7 +461,7 @@ def test_what_is_refused(make: Callable[[], Any], kind: type[Exception], message
 
 def test_fitted_members_and_unfitted_ensembles_are_refused() -> None:
     member = patchcore(resize=None, image_size=None).fit(TRAIN[:3])
-    with pytest.raises(ValueError, match="member must be unfitted, .* this PatchCore was fitted on images"):
+    with pytest.raises(ValueError, match="member must be unfitted, .* this PatchCore has learned already"):
         tiled(member)
     ensemble = tiled()
     for use in (

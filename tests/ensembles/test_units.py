@@ -352,6 +352,9 @@ class TestRefusals:
             ead.BackboneEnsemble([core(), padim().fit(images)]).fit(
                 images, executor=Inline(), workdir=tmp_path
             )
+        part = ead.BackboneEnsemble([padim(), core().fit(images)])
+        with pytest.raises(ValueError, match=r"members\[0\] is fitted already"):
+            ead.BackboneEnsemble([part, core()]).fit(images, executor=Inline(), workdir=tmp_path)
 
     def test_one_detector_for_all_tiles(self, images: Path, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="with shared=True there is one detector for all"):

@@ -122,7 +122,7 @@ class Calibration:
     def __repr__(self) -> str:
         if not self.has_statistics:
             return f"Calibration(threshold {self.threshold:.4g}, given)"
-        kind = "at most" if self.is_guaranteed else "about"
+        kind = {"calibrated": "at most", "trained_on": "more than"}.get(self.origin, "about")
         return (
             f"Calibration(threshold {self.threshold:.4g} by {len(self.scores)} images, {self.origin}, false "
             f"alarms {kind} {self.false_alarm_rate:.2g})"
@@ -174,7 +174,8 @@ class Calibration:
     @property
     def false_alarm_rate(self) -> float:
         """The share of normal images that `threshold` takes for anomalous: a guarantee where the origin is
-        "calibrated", NaN where there are no statistics, else an estimate.
+        "calibrated", too low where it is "trained_on", NaN where there are no statistics, else an
+        estimate.
         """
         return self._threshold_and_rate()[1]
 

@@ -16,10 +16,10 @@ from rich.progress import (
     SpinnerColumn,
     Task,
     TaskID,
-    TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Column
 from rich.text import Text
 
 _WORDS = {
@@ -45,6 +45,13 @@ _SECONDS_OF_A_RATE = 300.0  # that it is measured over: steps of a training may 
 _Stage: TypeAlias = tuple[str, str]  # the prefix and the stage
 
 
+class _Words(ProgressColumn):
+    """What goes on. Where the line is short, it is cut, and the bar too, so that the numbers stay."""
+
+    def render(self, task: Task) -> Text:
+        return Text(task.description, no_wrap=True, overflow="ellipsis")
+
+
 class _Amount(ProgressColumn):
     """How much is done, how much there is, and how much of it per second."""
 
@@ -66,12 +73,12 @@ class Bars:
     def __init__(self, step: str = "starting") -> None:
         console = Console(stderr=True)
         self._progress = Progress(
-            SpinnerColumn(),
-            TextColumn("{task.description}", markup=False),  # names of categories and detectors are in it
+            SpinnerColumn(table_column=Column(no_wrap=True)),
+            _Words(),
             BarColumn(bar_width=24),
-            _Amount(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
+            _Amount(table_column=Column(no_wrap=True)),
+            TimeElapsedColumn(table_column=Column(no_wrap=True)),
+            TimeRemainingColumn(table_column=Column(no_wrap=True)),
             console=console,
             speed_estimate_period=_SECONDS_OF_A_RATE,
             disable=not console.is_terminal,

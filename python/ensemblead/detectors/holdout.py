@@ -41,20 +41,20 @@ def holdout_of(parts: Sequence[Part]) -> float | None:
 
 
 def held_out(images: Images, share: float) -> frozenset[int]:
-    """Of the images that can be read the given share, each by the first that equals it.
+    """Of the different images that can be read the given share, each by the first that equals it.
 
     At least one, and as many as give statistics at most. With a share of 0, images that stand for all.
 
     Raises ValueError where none is left to train on.
     """
     originals = Originals()
-    numbers = [originals.of(*identity) for identity in images.identities()]
+    numbers = list(dict.fromkeys(originals.of(*identity) for identity in images.identities()))
     if not numbers:
         return frozenset()
     chosen = sampled_positions(len(numbers), share=share or None)
     if share and 1 < len(numbers) == len(chosen):
         raise ValueError(
-            f"holdout: {share:g} of {len(numbers)} images leaves none to train on; give a smaller share, or "
-            "more images"
+            f"holdout: {share:g} of {len(numbers)} different images leaves none to train on; give a smaller "
+            "share, or more images"
         )
     return frozenset(numbers[item] for item in chosen)

@@ -30,7 +30,7 @@ from ensemblead.store import FolderWriter
 def fit_members(ensemble: Detector, members: Sequence[Detector], job: Job) -> None:
     """Fit the members of an ensemble on an executor, and give it what they have learned."""
     for i, member in enumerate(members):
-        if member.is_fitted:
+        if any(part.has_learned for part in member._parts()):
             raise ValueError(
                 f"members[{i}] is fitted already: executor= fits members that have learned nothing; "
                 "make new ones"

@@ -420,10 +420,10 @@ def _check_member(member: Any) -> None:
         raise ValueError(
             "member must not be a TiledEnsemble or contain one; give smaller tiles to a single one"
         )
-    if member.is_fitted:
+    if any(part.has_learned for part in member._parts()):
         raise ValueError(
             "member must be unfitted, for every tile location fits a copy of it; this "
-            f"{type(member).__name__} was fitted on images, not on tiles"
+            f"{type(member).__name__} has learned already, and not from tiles"
         )
     member._require_single_image_scores()
 

@@ -167,7 +167,7 @@ def color_scale(detector: Any) -> tuple[float, float]:
     return float(low), float(low) + (reach if reach > 0 else 1.0)
 
 
-_ORIGINS = {"leave_one_out": "leave-one-out", "held_out": "held out", "trained_on": "trained on, too low"}
+_ORIGINS = {"leave_one_out": "leave-one-out", "held_out": "held out"}
 
 
 def describe_threshold(detector: Any) -> str:
@@ -183,6 +183,8 @@ def describe_threshold(detector: Any) -> str:
     images, rate = len(calibration.scores), f"{calibration.false_alarm_rate:.2g}"
     if calibration.is_guaranteed:
         return f"from {images} fresh normal images: false alarms at most {rate} (split conformal)"
+    if calibration.origin == "trained_on":
+        return f"from {images} images that were trained on, too low: false alarms more than {rate}"
     how = _ORIGINS[calibration.origin]
     return f"from {images} training images, {how}: false alarms about {rate} (estimated)"
 

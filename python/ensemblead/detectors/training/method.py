@@ -71,7 +71,16 @@ class TrainedMethod(Method, abstract=True):
             )
         file = WeightFile(path)
         frozen = file.taken(self.frozen_prefix) if self.frozen_prefix else {}
-        twin = type(self)(**arguments(self) | {"weights": frozen}) if frozen else self._clone()
+        try:
+            twin = (
+                type(self)(**arguments(self) | {"weights": frozen}).load_networks()
+                if frozen
+                else self._clone()
+            )
+        except ValueError as error:
+            raise ValueError(
+                f"load_weights: the frozen network in {file.path} does not fit: {error}"
+            ) from error
         with default_modes(), torch.no_grad():
             state = twin._published(file, twin.geometry.output_size(_SIDE, _SIDE))
         self._frozen, self._state, self._reading = twin._frozen, state, nothing_read()

@@ -27,6 +27,7 @@ _NO_NETWORK = (
 )
 # A count of batches that batch norms keep; it is in no result.
 _COUNTS = "num_batches_tracked"
+_VARIANCE = "running_var"
 _SHOWN = 4  # names in a message
 
 
@@ -90,11 +91,13 @@ class WeightFile:
     ) -> dict[str, torch.Tensor]:
         """The tensors of these names and shapes, float32; `what` needs them, for messages.
 
-        Raises ValueError, naming the first, for tensors that are missing, have other shapes or values that
-        are not finite, or are there though neither wanted nor unused.
+        Raises ValueError, naming the first, for tensors that are missing, have other shapes, are no floating
+        point numbers, as those of quantized networks, or not finite, for variances below 0, and for tensors
+        that are there though neither wanted nor unused.
         """
         tensors = {name: own for name, own in self._tensors.items() if not name.endswith(_COUNTS)}
         found = {name: tensors[name] for name in wanted if name in tensors}
+        floats = {name: own.float() for name, own in found.items() if own.is_floating_point()}
         faults = {
             "lacks": [name for name in wanted if name not in tensors],
             "has other shapes:": [
@@ -103,14 +106,18 @@ class WeightFile:
                 if tuple(own.shape) != tuple(wanted[name])
             ],
             "has besides": [name for name in tensors if name not in wanted and not is_unused(name)],
-            "is not finite in": [name for name, own in found.items() if not bool(own.isfinite().all())],
+            "has no floating point numbers in": [name for name in found if name not in floats],
+            "is not finite in": [name for name, own in floats.items() if not bool(own.isfinite().all())],
+            "has variances below 0 in": [
+                name for name, own in floats.items() if name.endswith(_VARIANCE) and bool((own < 0.0).any())
+            ],
         }
         said = [f"{fault} {some_of(names, _SHOWN)}" for fault, names in faults.items() if names]
         if said:
             raise ValueError(
                 f"weights: {self.path} does not fit {what} with these parameters: it {'; it '.join(said)}"
             )
-        return {name: own.float() for name, own in found.items()}
+        return floats
 
 
 def _conversion(path: Path) -> str:
