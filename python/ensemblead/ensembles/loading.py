@@ -18,8 +18,10 @@ def load(
     backbone: Any = None,
     *,
     device: str | None = None,
+    detector: Detector | None = None,
 ) -> Any:
-    """What `save` wrote: a detector, ready to predict, an `Embedder` or an `EmbeddingEnsemble`.
+    """What `save` wrote: a detector, ready to predict, an `Embedder`, an `EmbeddingEnsemble`, or a
+    `DriftMonitor`.
 
     Args:
         path: the folder.
@@ -28,6 +30,7 @@ def load(
         backbone: a module of the same architecture, for a model that was fitted with a module; the weights of
             the fit are loaded into a copy of it.
         device: in place of the one given at the fit.
+        detector: of a monitor the detector that it watches; without one it can only be read.
 
     For an ensemble `weights` and `backbone` are lists of one per member, or mappings from member numbers. A
     single detector is number 0.
@@ -54,8 +57,14 @@ def load(
     """
     options: dict[str, str | Mapping[int, Any] | Sequence[Any] | None] = {"device": device}
     options |= {"weights": weights, "backbone": backbone}
-    loaded = store.load(path, **options)
-    if not isinstance(loaded, Detector) and not hasattr(loaded, "embed_batches"):
+    if detector is None:
+        loaded = store.load(path, **options)
+    else:
+        loaded = store.load(path, **options, detector=detector)
+        if not hasattr(loaded, "observe"):
+            raise TypeError(f"detector: {path} holds a saved {type(loaded).__name__}, which watches none")
+    known = ("embed_batches", "observe")
+    if not isinstance(loaded, Detector) and not any(hasattr(loaded, name) for name in known):
         kind = type(loaded).__name__
         raise TypeError(f"{path} holds a saved {kind}, which is no detector and embeds nothing")
     return loaded
