@@ -217,10 +217,12 @@ class DriftMonitor:
     ) -> Iterator[DriftState]:
         """`observe`, with the state after every batch."""
         detector = self._attached()
-        streams = self.streams_
+        streams, before = self.streams_, self._calibrated().observed.repeated
         for batch in self._predicted(detector, images, errors, progress, streams):
             self._take_in(detector, batch)
             yield self.state_
+        if left_out := self._calibrated().observed.repeated - before:
+            warn(f"{left_out} images were observed before, or learned by the detector: they are left out")
 
     def reset(self, keep_reference: bool = True) -> Self:
         """Begin anew: forget all images observed, and the alarm. The promise then holds for the time from
@@ -275,10 +277,7 @@ class DriftMonitor:
         kept = self._calibrated()
         learned = set(detector._fingerprints.tolist())
         places, looks = new_places(batch.fingerprints, len(batch), self._known | learned)
-        left_out = len(batch) - len(places)
-        repeated = kept.observed.repeated + left_out
-        if left_out:
-            warn(f"{left_out} images were observed before, or learned by the detector: they are left out")
+        repeated = kept.observed.repeated + len(batch) - len(places)
         if not places:
             self._kept = replace(kept, observed=replace(kept.observed, repeated=repeated))
             return
