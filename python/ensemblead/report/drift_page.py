@@ -128,7 +128,8 @@ def _facts(state: DriftState) -> str:
             (
                 "Scores",
                 f"{state.score_ratio:.2f} times",
-                f"of the calibration by their median, {state.score_p90_ratio:.2f} times by their 90th percentile",
+                "those of the calibration, by the median; "
+                f"{state.score_p90_ratio:.2f} times by the 90th percentile",
             )
         )
     return "".join(
@@ -152,9 +153,9 @@ def _charts(monitor: DriftMonitor, state: DriftState) -> str:
     ]
     calibrated = monitor.calibrated_
     median = float(np.median(calibrated.score))
-    return "\n".join(
-        [*drawn, _scores(observed.score.astype(np.float64), median, calibrated.threshold, state.since)]
-    )
+    scores = _scores(observed.score.astype(np.float64), median, calibrated.threshold, state.since)
+    rows = ([drawn[0], scores], drawn[1:] if len(drawn) > 2 else [])
+    return "\n".join(f'<div class="charts">{"".join(row)}</div>' for row in rows if row)
 
 
 def _evidence(title: str, values: Floats, state: DriftState) -> str:
@@ -249,4 +250,4 @@ def _moved(boxes: Sequence[tuple[float, float, float, float]]) -> str:
 
 def _cell(value: float, level: float) -> str:
     heat = 0 if value < 0 else 3 if value >= level else 1 if value < level / 2 else 2
-    return f'<td class="heat{heat}">{value:.1f}</td>'
+    return f'<td class="heat{heat}">{round(value, 1) + 0.0:.1f}</td>'
