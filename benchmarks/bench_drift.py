@@ -30,13 +30,12 @@ pytest.importorskip("torch")
 
 from common import in_child
 from kept import Kept, measure_together
-from PIL import Image
 from record import Figure, FiguresOf
 from scipy import ndimage
 
 import ensemblead as ead
 from ensemblead.datasets import MVTecAD
-from ensemblead.images import read_image
+from ensemblead.images import Geometry, read_image
 from ensemblead.monitoring.watching import largest_by_cell
 
 Images = npt.NDArray[np.uint8]
@@ -136,8 +135,10 @@ def measure(path: Path, weights: Path, category: str, split: int, draws: int | N
 
 
 def turned(paths: Sequence[str], turns: int) -> Images:
-    images = [Image.fromarray(read_image(path)).resize((SIDE, SIDE), Image.Resampling.BOX) for path in paths]
-    return np.stack([np.rot90(np.asarray(one), turn) for one in images for turn in range(turns)])
+    """Photographs as a detector resizes them."""
+    geometry = Geometry((SIDE, SIDE), None)
+    images = [geometry.apply(read_image(path)) for path in paths]
+    return np.stack([np.rot90(one, turn) for one in images for turn in range(turns)])
 
 
 def predicted(detector: ead.PatchCore, images: Images) -> ead.Predictions:
