@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ensemblead.monitoring.kept import Calibrated, Kept, Observed
-from ensemblead.monitoring.martingales import Bets, Jumper, PowerMixture, log10_mean
+from ensemblead.monitoring.martingales import Bets, Jumper, PowerMixture, shared
 from ensemblead.monitoring.ranks import OnlineRanks, uniforms
 
 STREAMS = ("score", "embedding", "regions")
@@ -61,8 +61,8 @@ def after_bets(
         for column, (stream, u) in enumerate(zip(streams, drawn, strict=True), 1):
             p = ranks[stream].p_values(rows[stream][place], u)
             bets[stream] = _BETTING[stream].step(bets[stream], p, number, restarting=restarting)
-            evidence[place, column] = log10_mean(bets[stream].evidence)
-        evidence[place, 0] = log10_mean(evidence[place, 1:])
+            evidence[place, column] = shared(bets[stream].evidence)
+        evidence[place, 0] = shared(evidence[place, 1:])
     every = {stream: bets.get(stream) for stream in STREAMS}
     return Kept(kept.model, kept.calibrated, kept.observed, **every), evidence
 

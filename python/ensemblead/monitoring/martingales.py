@@ -116,6 +116,11 @@ def _stepped(bets: Bets, won: Array, number: int, restarting: bool) -> Bets:
     )
 
 
-def log10_mean(logs: Array) -> float:
-    """log10 of the mean of capitals that are given by their log10."""
-    return float((np.logaddexp.reduce(logs * _LN10) - np.log(len(logs))) / _LN10)
+def shared(logs: Array) -> float:
+    """log10 of the evidence of several martingales together, from theirs: the largest by their number.
+
+    That it ever reaches C has a probability of at most 1/C: each of the n reaches n * C with at most 1/(n *
+    C), and these add up, however the martingales depend on each other. Of their mean that is not known: each
+    is one in the history of its own p-values, and their mean need not be one in the history of all.
+    """
+    return float(logs.max() - np.log10(len(logs)))
