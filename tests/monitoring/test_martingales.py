@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("torch")
 from scipy import stats
 
-from ensemblead.monitoring.martingales import JUMP, Bets, Jumper, PowerMixture, log10_mean
+from ensemblead.monitoring.martingales import JUMP, Bets, Jumper, PowerMixture, shared
 from ensemblead.monitoring.ranks import OnlineRanks, uniforms
 
 Betting = Jumper | PowerMixture
@@ -162,6 +162,7 @@ def test_large_evidence_stays_finite() -> None:
     assert evidence[-1, 0] > 10_000
 
 
-def test_the_mean_of_capitals_is_taken_in_logarithms() -> None:
-    assert log10_mean(np.array([2.0, -np.inf])) == pytest.approx(np.log10(50))
-    assert log10_mean(np.array([4000.0, 4000.0])) == pytest.approx(4000.0)
+def test_several_share_the_level() -> None:
+    assert shared(np.array([2.0, -np.inf])) == pytest.approx(np.log10(50))
+    assert shared(np.array([4000.0] * 10)) == pytest.approx(3999.0)
+    assert shared(np.array([1.5])) == 1.5

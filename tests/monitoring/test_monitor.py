@@ -132,21 +132,34 @@ def test_constant_scores_are_no_change() -> None:
 
 def test_a_mean_run_length_in_place_of_a_probability() -> None:
     watching = monitor(mean_run_length=10_000)
-    assert watching.level == pytest.approx(4)
+    assert watching.level == pytest.approx(np.log10(20_000))
+    assert monitor(mean_run_length=100, streams=["score"]).level == pytest.approx(2)
     state = watching.observe(predictions(100, seed=1))
     assert not state.alarm
     assert state.total > 0  # of Shiryaev and Roberts: about as many as there were images
     assert watching.observe(predictions(60, seed=2, cell=3)).alarm
 
 
-def test_evidence_is_the_mean_of_the_streams() -> None:
+def test_streams_and_cells_share_the_level() -> None:
     watching = monitor()
     watching.observe(predictions(30, seed=1))
     evidence = watching.observed_.evidence
-    np.testing.assert_allclose(10 ** evidence[:, 0], (10 ** evidence[:, 1:]).mean(axis=1), rtol=1e-12)
+    np.testing.assert_allclose(evidence[:, 0], evidence[:, 1:].max(axis=1) - np.log10(3), rtol=1e-12)
     cells = watching.state_.regions
     assert cells is not None
-    assert 10 ** evidence[-1, 3] == pytest.approx((10**cells).mean())
+    assert evidence[-1, 3] == pytest.approx(cells.max() - np.log10(16))
+
+
+@pytest.mark.slow
+def test_alarms_over_permutations_are_as_rare_as_promised() -> None:
+    """200 streams of all three kinds of values, which depend on each other, at a probability of .3."""
+    every, alarms = predictions(120), []
+    for seed in range(200):
+        order = np.random.default_rng(seed).permutation(120)
+        watching = ead.DriftMonitor(detector(), false_alarm_probability=0.3, seed=seed, regions=2)
+        watching.calibrate(every.take(order[:60]))
+        alarms.append(watching.observe(every.take(order[60:])).alarm)
+    assert np.mean(alarms) <= 0.3
 
 
 @pytest.mark.parametrize(("k", "n"), [(0, 20), (3, 20), (20, 20), (1, 1)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -35,7 +36,8 @@ class DriftMonitor:
 
     Each image's score, its features and its map's largest values by cell get the p-value of their rank among
     all images before (online conformal prediction). Test martingales bet against the p-values being uniform,
-    and their capital is the evidence. Evidence of 1/p raises an alarm.
+    and their capital is the evidence. Evidence of 1/p raises an alarm. Streams, and cells of the image, share
+    it: the evidence of several is the largest of theirs, divided by their number.
 
     What is promised: for exchangeable images, as independent ones from an unchanged line are, the probability
     that there is *ever* an alarm, however long it runs, is at most `false_alarm_probability` (Ville). What is
@@ -52,8 +54,8 @@ class DriftMonitor:
             without networks has no "embedding": it is left out then, with a warning; see `streams_`.
         regions: cells per side of the image.
         false_alarm_probability: of ever raising an alarm without a change.
-        mean_run_length: instead, on average at least so many images without a change from one alarm to the
-            next (Shiryaev-Roberts). For lines that run long: changes are then found as soon after a long calm
+        mean_run_length: instead, on average at least so many images without a change until an alarm
+            (Shiryaev-Roberts). For lines that run long: changes are then found as soon after a long calm
             as at first, and false alarms come now and then.
         seed: of the random numbers that settle ties.
 
@@ -121,8 +123,13 @@ class DriftMonitor:
     @property
     def level(self) -> float:
         """log10 of the evidence that raises an alarm."""
-        inverse = 1.0 / self.false_alarm_probability if self.mean_run_length is None else self.mean_run_length
-        return float(np.log10(inverse))
+        if self.mean_run_length is None:
+            return -math.log10(self.false_alarm_probability)
+        # One statistic alone reaches its mean run length N on average after N images at the earliest. Several
+        # that share 2 N have done so after t images with a probability of at most t / (2 N), by Doob's
+        # inequality; so the mean is N at least.
+        alone = len(self.streams) == 1 and (self.streams[0] != "regions" or self.regions == 1)
+        return math.log10(self.mean_run_length * (1 if alone else 2))
 
     @property
     def is_calibrated(self) -> bool:

@@ -81,9 +81,9 @@ class DriftState:
         alarm: whether the evidence has ever reached `level`; it stays until `reset`.
         alarm_at: the place of the image that raised it, counted from 0; None without alarm.
         level: log10 of the evidence that raises an alarm.
-        total: log10 of the evidence of all streams together.
-        evidence: log10 of the evidence of each stream: 2 means that a line without change shows so much
-            with probability 1/100 at most.
+        total: log10 of the evidence of all streams together: the largest of theirs, divided by their number.
+        evidence: log10 of the evidence of each stream: that a line without change ever shows 2 has a
+            probability of at most 1/100.
         images: how many images were observed.
         repeated: how many were left out, since they had been observed, or learned by the detector, before.
         since: the estimated place of the first changed image, counted from 0; None while there is less than a

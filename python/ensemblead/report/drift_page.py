@@ -159,11 +159,10 @@ def _charts(monitor: DriftMonitor, state: DriftState) -> str:
 
 
 def _evidence(title: str, values: Floats, state: DriftState) -> str:
-    """From 0 before the first image; the level is that of all streams together."""
-    y = np.concatenate([[0.0], values])
-    low, high = min(-1.0, float(y.min())), max(state.level, float(y.max()))
+    """The level is that of all streams together, which share it."""
+    low, high = min(-1.0, float(values.min())), max(state.level, float(values.max()))
     axes = Axes((0.0, float(len(values))), (low, high + 0.08 * (high - low)))
-    body = drawn_curve(axes, (np.arange(len(y), dtype=np.float64), y), "first")
+    body = drawn_curve(axes, (np.arange(1.0, len(values) + 1.0), values), "first")
     body += _across(axes, state.level, "threshold") + _since(axes, state.since)
     legend = [f"{sample('threshold')} alarm at <b>10<sup>{state.level:.3g}</sup></b>"]
     return figure(title, _grid(axes, "evidence, power of 10") + body, [*legend, *_since_legend(state.since)])
