@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -160,6 +161,17 @@ def test_large_evidence_stays_finite() -> None:
     _, evidence = run(PowerMixture(), p)
     assert np.isfinite(evidence).all()
     assert evidence[-1, 0] > 10_000
+
+
+def test_why_several_are_not_averaged() -> None:
+    """Ranks of one value are independent; in the history of two values they need not be. Three images with
+    two values each, in any order: if both values order the first two images alike, the third is not the one
+    with the largest first value.
+    """
+    orders = list(itertools.permutations([(1, 2), (2, 1), (3, 3)]))
+    alike = [order for order in orders if (order[0][0] < order[1][0]) == (order[0][1] < order[1][1])]
+    assert sum(order[2][0] == 3 for order in orders) == len(orders) / 3
+    assert sum(order[2][0] == 3 for order in alike) == 0 < len(alike)
 
 
 def test_several_share_the_level() -> None:

@@ -376,6 +376,7 @@ def test_a_monitor_is_bound_to_its_model(tmp_path: Path) -> None:
         live.extend(images(3, 4))
     with pytest.raises(ValueError, match="has learned or was calibrated since"):
         watching.observe(images(3, 5))
+    assert not watching.calibrate(images(50, 1)).observe(images(3, 5)).alarm
     with pytest.raises(NotFittedError):
         ead.DriftMonitor(detector()).save(tmp_path / "none")
 

@@ -173,7 +173,7 @@ class DriftMonitor:
 
         Raises ValueError for fewer, and, naming some, for images that the detector was fitted on.
         """
-        detector = self._attached()
+        detector = self._present()
         count = len(images) if isinstance(images, Predictions) else len(open_images(images))
         _require_enough(count, "")
         batches = list(self._predicted(detector, images, errors, progress, self.streams))
@@ -256,15 +256,19 @@ class DriftMonitor:
             raise NotFittedError("this DriftMonitor is not calibrated; call calibrate first")
         return self._kept
 
-    def _attached(self) -> Detector:
+    def _present(self) -> Detector:
         if self.detector is None:
             raise ValueError(
                 "this DriftMonitor was loaded without its detector, and can only be read: give "
                 "ead.load(path, detector=...)"
             )
-        if self._kept is not None and self._kept.model != identity(self.detector):
-            raise ValueError(_OTHER_MODEL)
         return self.detector
+
+    def _attached(self) -> Detector:
+        detector = self._present()
+        if self._kept is not None and self._kept.model != identity(detector):
+            raise ValueError(_OTHER_MODEL)
+        return detector
 
     def _begin(self, model: str, calibrated: Calibrated) -> None:
         self._kept, self._ranks = begun(model, calibrated), None
@@ -326,7 +330,7 @@ class DriftMonitor:
 
 _OTHER_MODEL = (
     "this is not the model that the monitor was calibrated for, or it has learned or was calibrated since; "
-    "make a new monitor and calibrate it"
+    "calibrate the monitor anew"
 )
 
 
