@@ -39,7 +39,7 @@ _HEADINGS = {
     "extend": "The images have changed: extend the detector",
     "refit": "The images have changed: fit the detector again",
 }
-_STREAMS = {"score": "Scores", "embedding": "Features", "regions": "Regions of the image"}
+_STREAMS = {"score": "scores", "embedding": "features", "regions": "regions of the image"}
 # Columns that points are gathered in: half a unit of the drawing each.
 _COLUMNS = round(2 * (WIDTH - LEFT - RIGHT))
 
@@ -146,10 +146,13 @@ def _charts(monitor: DriftMonitor, state: DriftState) -> str:
     observed = monitor.observed_
     if not len(observed.score):
         return '<p class="muted">No image has been observed yet.</p>'
-    names = ["All streams together", *(_STREAMS[stream] for stream in monitor.streams_)]
+    streams = monitor.streams_
+    # A stream alone raises the alarm at its share of the level.
+    alone = state.level + math.log10(len(streams))
+    names = {"all streams together": state.level, **{_STREAMS[stream]: alone for stream in streams}}
     drawn = [
-        _evidence(f"Evidence: {name[0].lower()}{name[1:]}", observed.evidence[:, column], state)
-        for column, name in enumerate(names)
+        _evidence(f"Evidence: {name}", observed.evidence[:, column], level, state.since)
+        for column, (name, level) in enumerate(names.items())
     ]
     calibrated = monitor.calibrated_
     median = float(np.median(calibrated.score))
@@ -158,14 +161,13 @@ def _charts(monitor: DriftMonitor, state: DriftState) -> str:
     return "\n".join(f'<div class="charts">{"".join(row)}</div>' for row in rows if row)
 
 
-def _evidence(title: str, values: Floats, state: DriftState) -> str:
-    """The level is that of all streams together, which share it."""
-    low, high = min(-1.0, float(values.min())), max(state.level, float(values.max()))
+def _evidence(title: str, values: Floats, level: float, since: int | None) -> str:
+    low, high = min(-1.0, float(values.min())), max(level, float(values.max()))
     axes = Axes((0.0, float(len(values))), (low, high + 0.08 * (high - low)))
     body = drawn_curve(axes, (np.arange(1.0, len(values) + 1.0), values), "first")
-    body += _across(axes, state.level, "threshold") + _since(axes, state.since)
-    legend = [f"{sample('threshold')} alarm at <b>10<sup>{state.level:.3g}</sup></b>"]
-    return figure(title, _grid(axes, "evidence, power of 10") + body, [*legend, *_since_legend(state.since)])
+    body += _across(axes, level, "threshold") + _since(axes, since)
+    legend = [f"{sample('threshold')} alarm at <b>10<sup>{level:.3g}</sup></b>", *_since_legend(since)]
+    return figure(title, _grid(axes, "evidence, power of 10") + body, legend)
 
 
 def _scores(scores: Floats, median: float, threshold: float, since: int | None) -> str:
