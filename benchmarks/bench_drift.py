@@ -218,12 +218,13 @@ class Drift(Kept):
             "splits": str(len(self._cells)),
         }
         details = {"columns": columns, "cells": self._cells}
+        note = f"{STREAM + 1}: none within {STREAM}" if images > STREAM else ""
         make: Callable[..., Figure] = partial(Figure, self._figures.benchmark, self._what, details=details)
         must_see = CHANGES[self._change][1] if self._change in CHANGES else False
         if must_see:
-            return make(images, "images to the alarm", at_most=15.0)
+            return make(images, "images to the alarm", at_most=15.0, note=note)
         if must_see is None:
-            return make(images, "images to the alarm")
+            return make(images, "images to the alarm", note=note)
         return make(alarmed, "of streams alarm", at_most=_MOST.get(self._change, 0.1))
 
 
