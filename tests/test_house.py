@@ -31,6 +31,7 @@ PUBLIC_NAMES = [
     "BackboneEnsemble",
     "EfficientAD",
     "DRAEM",
+    "DriftMonitor",
     "Embedder",
     "EmbeddingEnsemble",
     "EnsembleADError",

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from ensemblead.kernels.weighted import weighted_top_k
     from ensemblead.memory import MemoryBank
     from ensemblead.metrics import aupro, auroc
+    from ensemblead.monitoring import DriftMonitor
     from ensemblead.networks import FeatureExtractor
     from ensemblead.report.report import Report, evaluate
     from ensemblead.retrieval.embedders import Embedder
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
 __all__ = [
     "DRAEM",
     "BackboneEnsemble",
+    "DriftMonitor",
     "EfficientAD",
     "Embedder",
     "EmbeddingEnsemble",
@@ -98,6 +100,7 @@ _LAZY = {
     "EfficientAD": "ensemblead.detectors.efficientad",
     "Executors": "ensemblead.distributed.executors",
     "DRAEM": "ensemblead.detectors.draem",
+    "DriftMonitor": "ensemblead.monitoring",
     "Embedder": "ensemblead.retrieval.embedders",
     "EmbeddingEnsemble": "ensemblead.retrieval.ensemble",
     "FeatureExtractor": "ensemblead.networks",

@@ -20,6 +20,7 @@ from ensemblead.cli.index import command as index
 from ensemblead.cli.info import command as info
 from ensemblead.cli.layers import command as layers
 from ensemblead.cli.merge import command as merge
+from ensemblead.cli.monitor import command as monitor
 from ensemblead.cli.predict import command as predict
 from ensemblead.cli.search import command as search
 from ensemblead.cli.shorthands import ShorthandCommand
@@ -30,7 +31,8 @@ from ensemblead.kernels.build import __version__
 
 _EPILOG = (
     "Exit codes: 0 done; 2 bad input (options, files, images); 1 anything else that went wrong "
-    "(weights that cannot be had, a damaged model, a full disk); 130 interrupted."
+    "(weights that cannot be had, a damaged model, a full disk); 3 an alarm of monitor --fail-on-alarm; "
+    "130 interrupted."
 )
 _SETTINGS: dict[str, Any] = {"help_option_names": ["-h", "--help"]}
 
@@ -53,6 +55,7 @@ for _name, _command in (
     ("benchmark", benchmark),
     ("export", export),
     ("verify", verify),
+    ("monitor", monitor),
     ("demo", demo),
     ("info", info),
     ("layers", layers),

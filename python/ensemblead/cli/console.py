@@ -25,7 +25,7 @@ from ensemblead.common.extras import EXTRAS, missing_extra
 from ensemblead.common.warnings import ThresholdWarning
 
 # Exit codes, as `ensemblead --help` states them.
-FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
+FAILED, BAD_INPUT, DRIFTED, INTERRUPTED = 1, 2, 3, 130
 
 _TRACEBACK = "ENSEMBLEAD_TRACEBACK"
 _P = ParamSpec("_P")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +17,11 @@ class Predictions:
     `anomaly_score` float32 `[N]`; `anomaly_map` float32 `[N, H, W]` in the frame that the network saw (see
     `Detector.geometry`); `is_anomalous` bool `[N]`: the score is above the detector's threshold; `paths`:
     files, or None.
+
+    Where they come from `predict`, `fingerprints` uint64 `[N]` tell images apart by their pixels, and `sizes`
+    are the photographs' (H, W). With `predict(..., features=True)`, `features` float32 `[N, D]` have the mean
+    and the standard deviation over the grid of every layer that the networks computed; D is 0 where a
+    detector uses none. Else all three are None.
 
     Example:
         >>> import numpy as np
@@ -32,6 +38,9 @@ class Predictions:
     anomaly_map: npt.NDArray[np.float32]
     is_anomalous: npt.NDArray[np.bool_]
     paths: list[str | None]
+    fingerprints: npt.NDArray[np.uint64] | None = None
+    sizes: list[tuple[int, int]] | None = None
+    features: npt.NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -40,6 +49,20 @@ class Predictions:
         size = " x ".join(map(str, self.anomaly_map.shape[1:]))
         count = int(np.count_nonzero(self.is_anomalous))
         return f"Predictions({len(self)} images, {count} anomalous, maps {size})"
+
+    def take(self, places: Sequence[int] | npt.NDArray[np.int64]) -> Predictions:
+        """Those of some images, by their places, in the order given."""
+        index = np.asarray(places, dtype=np.int64)
+        sizes, known = self.sizes, self.fingerprints
+        return Predictions(
+            self.anomaly_score[index],
+            self.anomaly_map[index],
+            self.is_anomalous[index],
+            [self.paths[i] for i in index],
+            None if known is None else known[index],
+            None if sizes is None else [sizes[i] for i in index],
+            None if self.features is None else self.features[index],
+        )
 
     @classmethod
     def concatenate(cls, parts: Sequence[Predictions]) -> Predictions:
@@ -55,4 +78,15 @@ class Predictions:
             np.concatenate([part.anomaly_map for part in parts]),
             np.concatenate([part.is_anomalous for part in parts]),
             [path for part in parts for path in part.paths],
+            _joined([part.fingerprints for part in parts]),
+            None
+            if any(part.sizes is None for part in parts)
+            else [size for part in parts for size in part.sizes or ()],
+            _joined([part.features for part in parts]),
         )
+
+
+def _joined(arrays: Sequence[npt.NDArray[Any] | None]) -> npt.NDArray[Any] | None:
+    """The rows of all; None where one is not known."""
+    known = [array for array in arrays if array is not None]
+    return np.concatenate(known) if known and len(known) == len(arrays) else None

@@ -22,11 +22,12 @@ _MODULES = {
     "TiledEnsemble": "ensemblead.ensembles.tiles",
 }
 # Those that are no detectors.
-_OF_RETRIEVAL = {
+_OTHERS = {
+    "DriftMonitor": "ensemblead.monitoring.monitor",
     "Embedder": "ensemblead.retrieval.embedders",
     "EmbeddingEnsemble": "ensemblead.retrieval.ensemble",
 }
-_MODULES |= _OF_RETRIEVAL
+_MODULES |= _OTHERS
 # Other packages name their classes in an entry point of this group, so that no import is needed.
 _ENTRY_POINTS = "ensemblead.detectors"
 
@@ -83,7 +84,7 @@ def registered_names() -> list[str]:
 
 def detector_names() -> list[str]:
     """Every name but those of the library's classes that are no detectors, sorted."""
-    return [name for name in registered_names() if name not in _OF_RETRIEVAL]
+    return [name for name in registered_names() if name not in _OTHERS]
 
 
 def registered_class(name: str) -> Any:

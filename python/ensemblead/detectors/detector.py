@@ -137,18 +137,32 @@ class Detector(ABC):
         return self
 
     def predict(
-        self, images: Any, *, errors: Errors = "raise", progress: Progress | None = None
+        self,
+        images: Any,
+        *,
+        errors: Errors = "raise",
+        progress: Progress | None = None,
+        features: bool = False,
     ) -> Predictions:
         """Score images (any form that `fit` takes); all maps are held at once, see `predict_batches`."""
-        return Predictions.concatenate(list(self.predict_batches(images, errors=errors, progress=progress)))
+        batches = self.predict_batches(images, errors=errors, progress=progress, features=features)
+        return Predictions.concatenate(list(batches))
 
     def predict_batches(
-        self, images: Any, *, errors: Errors = "raise", progress: Progress | None = None
+        self,
+        images: Any,
+        *,
+        errors: Errors = "raise",
+        progress: Progress | None = None,
+        features: bool = False,
     ) -> Iterator[Predictions]:
-        """Score images batch by batch, in order; memory does not grow with their number."""
+        """Score images batch by batch, in order; memory does not grow with their number.
+
+        With `features` the predictions also carry what `DriftMonitor` watches of the networks' features.
+        """
         self._require_fitted("predict")
         self._require_single_image_scores()
-        return predict(self, images, errors, progress)
+        return predict(self, images, errors, progress, features)
 
     def calibrate(
         self,

@@ -6,12 +6,15 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
+
 from ensemblead.common.predictions import Predictions
 from ensemblead.common.warnings import warn
 from ensemblead.detectors.frozen import share_networks
 from ensemblead.detectors.parts import Part, Progress, Seen, Tree
 from ensemblead.images import ImageBatch, Images, ImageSet, ImageSource, SkippedImage, open_images
 from ensemblead.networks.network import FeaturePool
+from ensemblead.networks.summaries import FeatureSummaries, collected
 from ensemblead.networks.transfer import FiniteChecks, HostCopy, deferred_checks, is_asynchronous, verified
 
 
@@ -25,18 +28,27 @@ def open_pool(parts: Sequence[Part], images: ImageSet) -> FeaturePool:
 
 
 def seen_batches(
-    parts: Sequence[Part], images: ImageSet, batch_size: int, check: Any = None
+    parts: Sequence[Part],
+    images: ImageSet,
+    batch_size: int,
+    check: Any = None,
+    summaries: deque[FeatureSummaries] | None = None,
 ) -> Iterator[tuple[ImageBatch, list[Seen]]]:
     """Every batch and what the parts see of it, found finite; decoding goes on in the background.
 
-    A GPU's batch comes when the next one is queued behind it, so that the GPU is not kept waiting.
+    A GPU's batch comes when the next one is queued behind it, so that the GPU is not kept waiting. Those of
+    `summaries` that are added at its end are of the batches to come, in their order.
     """
     pool = open_pool(parts, images)
 
     def see(batch: ImageBatch) -> list[Seen]:
         if check is not None:
             check(batch)
-        with pool.batch(batch.images) as features:
+        own = None
+        if summaries is not None:
+            own = FeatureSummaries(len(batch))
+            summaries.append(own)
+        with pool.batch(batch.images) as features, collected(own):
             return [
                 part._seen(batch.images[frame], frame, features)
                 for part, frame in ((part, images.frame(part.geometry)) for part in parts)
@@ -48,21 +60,26 @@ def seen_batches(
     return verified(images.batches(geometries, batch_size, pin_memory=pinned), see)
 
 
-def predict(detector: Tree, images: Any, errors: Any, progress: Progress | None) -> Iterator[Predictions]:
+def predict(
+    detector: Tree, images: Any, errors: Any, progress: Progress | None, features: bool
+) -> Iterator[Predictions]:
     """See `Detector.predict_batches`."""
     calibration = detector.calibration_
     learned = frozenset(detector._fingerprints.tolist())
     detector.known_ = []
-    coming: deque[tuple[FiniteChecks, HostCopy, list[str | None]]] = deque()
-    for batch, seen in scored_batches(detector, images, errors, progress, "predict"):
+    coming: deque[tuple[FiniteChecks, HostCopy, list[str | None], list[int], list[tuple[int, int]]]] = deque()
+    summaries: deque[FeatureSummaries] | None = deque() if features else None
+    for batch, seen in scored_batches(detector, images, errors, progress, "predict", summaries):
+        own = None if summaries is None else summaries.popleft()
         pairs = zip(batch.indices, batch.fingerprints, strict=True)
         detector.known_ += [index for index, look in pairs if look in learned]
         # Some embed only now, as a tiled ensemble does.
-        with deferred_checks() as checks:
+        with deferred_checks() as checks, collected(own):
             scores, maps = detector._combine(detector._results(seen))
-        coming.append(
-            (checks.start(), HostCopy([scores, maps, calibration.is_anomalous(scores)]), batch.paths)
-        )
+        tensors = [scores, maps, calibration.is_anomalous(scores)]
+        if own is not None:
+            tensors.append(own.values(scores.device))
+        coming.append((checks.start(), HostCopy(tensors), batch.paths, batch.fingerprints, batch.sizes))
         # A GPU's results are read when those of the next batch are queued behind them.
         if not is_asynchronous(scores.device) or len(coming) > 1:
             yield _arrived(*coming.popleft())
@@ -70,21 +87,34 @@ def predict(detector: Tree, images: Any, errors: Any, progress: Progress | None)
         yield _arrived(*coming.popleft())
 
 
-def _arrived(checks: FiniteChecks, copy: HostCopy, paths: list[str | None]) -> Predictions:
+def _arrived(
+    checks: FiniteChecks,
+    copy: HostCopy,
+    paths: list[str | None],
+    fingerprints: list[int],
+    sizes: list[tuple[int, int]],
+) -> Predictions:
     checks.verify()
-    scores, maps, anomalous = copy.wait()
-    return Predictions(scores, maps, anomalous, paths)
+    scores, maps, anomalous, *features = copy.wait()
+    looks = np.array(fingerprints, dtype=np.uint64)
+    return Predictions(scores, maps, anomalous, paths, looks, sizes, *features)
 
 
 def scored_batches(
-    detector: Tree, images: Any, errors: Any, progress: Progress | None, stage: str
+    detector: Tree,
+    images: Any,
+    errors: Any,
+    progress: Progress | None,
+    stage: str,
+    summaries: deque[FeatureSummaries] | None = None,
 ) -> Iterator[tuple[ImageBatch, list[Seen]]]:
     """Every batch of `images` and what the detector's parts see of it, for a single pass."""
     source, done = open_images(images), 0
     if source.bits is None:
         source = open_images(source, bits=detector.bits_)
     with Images(source, errors=errors) as data:
-        for batch, seen in seen_batches(detector._parts(), data, detector.batch_size, detector._check_batch):
+        parts, check = detector._parts(), detector._check_batch
+        for batch, seen in seen_batches(parts, data, detector.batch_size, check, summaries):
             yield batch, seen
             done += len(batch)
             del batch, seen

@@ -20,8 +20,10 @@ def load(
     device: str | None = None,
     engine: str | None = None,
     precision: str | None = None,
+    detector: Detector | None = None,
 ) -> Any:
-    """What `save` wrote: a detector, ready to predict, an `Embedder` or an `EmbeddingEnsemble`.
+    """What `save` wrote: a detector, ready to predict, an `Embedder`, an `EmbeddingEnsemble`, or a
+    `DriftMonitor`.
 
     Args:
         path: the folder.
@@ -32,6 +34,7 @@ def load(
         device, engine, precision: in place of those given at the fit, of all networks. A bank and a threshold
             made by one engine hold for the others; docs/design/engines.md says how far scores move. Engines
             are for frozen networks; a RuntimeWarning names a detector that has none.
+        detector: of a monitor the detector that it watches; without one it can only be read.
 
     For an ensemble `weights` and `backbone` are lists of one per member, or mappings from member numbers. A
     single detector is number 0.
@@ -62,8 +65,14 @@ def load(
         "precision": precision,
     }
     options |= {"weights": weights, "backbone": backbone}
-    loaded = store.load(path, **options)
-    if not isinstance(loaded, Detector) and not hasattr(loaded, "embed_batches"):
+    if detector is None:
+        loaded = store.load(path, **options)
+    else:
+        loaded = store.load(path, **options, detector=detector)
+        if not hasattr(loaded, "observe"):
+            raise TypeError(f"detector: {path} holds a saved {type(loaded).__name__}, which watches none")
+    known = ("embed_batches", "observe")
+    if not isinstance(loaded, Detector) and not any(hasattr(loaded, name) for name in known):
         kind = type(loaded).__name__
         raise TypeError(f"{path} holds a saved {kind}, which is no detector and embeds nothing")
     return loaded

@@ -46,6 +46,7 @@ from ensemblead.images import AS_IS, Geometry, ImageSet
 from ensemblead.images.spool import MEMORY_BYTES
 from ensemblead.kernels.tiling import tile_grid
 from ensemblead.networks.network import FeaturePool
+from ensemblead.networks.summaries import rows_of
 from ensemblead.store import FolderReader, FolderWriter
 
 if TYPE_CHECKING:
@@ -390,7 +391,8 @@ def score_together(ensembles: Sequence[TiledEnsemble], seen: Seen) -> list[Resul
         for one, state, buffer in zip(ensembles, states, buffers, strict=True):
             member = state.members[0 if one.shared else number]
             span = slice(start, start + len(member._parts()))
-            buffer.put(number, images, member._combine(member._results(tiles[span])))
+            with rows_of(range(images.start, images.stop)):
+                buffer.put(number, images, member._combine(member._results(tiles[span])))
             start = span.stop
     return [buffer.merge() for buffer in buffers]
 
@@ -403,7 +405,7 @@ def _tile_batches(
     for start in range(0, len(places), batch_size):
         chosen = places[start : start + batch_size]
         cut = torch.stack([frame.cut(pixels[image], number) for number, image in chosen])
-        with pool.batch({AS_IS: cut}) as features:
+        with pool.batch({AS_IS: cut}) as features, rows_of([image for _, image in chosen]):
             seen = [part._seen(cut, AS_IS, features) for part in parts]
         done = 0
         for number, run in groupby(chosen, lambda place: place[0]):

@@ -19,6 +19,7 @@ from ensemblead.networks.gabor import GaborBank
 from ensemblead.networks.grids import TokenLayout
 from ensemblead.networks.modes import default_modes
 from ensemblead.networks.needed import needed_tensors
+from ensemblead.networks.summaries import collected, offer
 from ensemblead.networks.vectors import Pooling, check_pooling, head_input, to_vector
 from ensemblead.networks.weights import require_loaded
 from ensemblead.networks.zoo import BackboneInfo, Weights, load_backbone, module_configuration
@@ -266,6 +267,7 @@ class FeatureExtractor:
                 ) from error
         self._shapes[size] = [tuple(feature.shape[1:]) for feature in features]
         _ran_at[self.module] = size
+        offer((id(self.module), self.layers), features)
         return features
 
     def _arranged(self, outputs: Outputs, size: tuple[int, int]) -> list[Tensor]:
@@ -304,7 +306,8 @@ class FeatureExtractor:
         if size not in self._shapes:
             if min(size) < 1:
                 raise ValueError(f"image_size must be positive, got {image_size}")
-            self(torch.zeros(1, 3, *size, dtype=self.dtype, device=self.device))
+            with collected(None):
+                self(torch.zeros(1, 3, *size, dtype=self.dtype, device=self.device))
         return self._shapes[size]
 
     def _part(self) -> Part:

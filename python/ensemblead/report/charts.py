@@ -13,23 +13,23 @@ from numpy.typing import NDArray
 from ensemblead.evaluation.results import Details, Row
 
 # In units of the drawing, which are pixels on a page that shows four charts side by side.
-_WIDTH, _HEIGHT = 280.0, 216.0
-_LEFT, _RIGHT, _TOP, _BOTTOM = 40.0, 10.0, 10.0, 38.0
+WIDTH, HEIGHT = 280.0, 216.0
+LEFT, RIGHT, TOP, BOTTOM = 40.0, 10.0, 10.0, 38.0
 _NEAR = 0.3  # points closer than that to the last one are left out
 
 
 @dataclass(frozen=True)
-class _Axes:
+class Axes:
     """Values to places on the drawing."""
 
     x: tuple[float, float] = (0.0, 1.0)
     y: tuple[float, float] = (0.0, 1.0)
 
     def place_x(self, value: float) -> float:
-        return _LEFT + (value - self.x[0]) / (self.x[1] - self.x[0]) * (_WIDTH - _LEFT - _RIGHT)
+        return LEFT + (value - self.x[0]) / (self.x[1] - self.x[0]) * (WIDTH - LEFT - RIGHT)
 
     def place_y(self, value: float) -> float:
-        return _HEIGHT - _BOTTOM - (value - self.y[0]) / (self.y[1] - self.y[0]) * (_HEIGHT - _TOP - _BOTTOM)
+        return HEIGHT - BOTTOM - (value - self.y[0]) / (self.y[1] - self.y[0]) * (HEIGHT - TOP - BOTTOM)
 
 
 @dataclass(frozen=True)
@@ -65,34 +65,34 @@ PRO = Chart(
 def charts(row: Row, details: Details) -> str:
     """Figures of a category: ROC, precision-recall, PRO and the scores; those that are defined."""
     curves = [_curves(ROC, row, details), _curves(PRECISION_RECALL, row, details)]
-    return "\n".join(figure for figure in (*curves, _pro(row, details), _scores(row, details)) if figure)
+    return "\n".join(one for one in (*curves, _pro(row, details), _scores(row, details)) if one)
 
 
 def _curves(chart: Chart, row: Row, details: Details) -> str:
-    axes = _Axes()
+    axes = Axes()
     body, legend = "", []
     for (name, label, column), style in zip(chart.curves, ("first", "second"), strict=False):
         if name in details.curves:
-            body = _path(axes, details.curves[name], style) + body  # the first above the second
-            legend.append(f"{_sample(style)} {label} <b>{number(getattr(row, column))}</b>")
+            body = drawn_curve(axes, details.curves[name], style) + body  # the first above the second
+            legend.append(f"{sample(style)} {label} <b>{number(getattr(row, column))}</b>")
     ticks = (0.0, 0.5, 1.0)
-    axis = _frame(axes, ticks, ticks, chart.x, chart.y)
-    return _figure(chart.title, axis + body, legend) if legend else ""
+    axis = frame(axes, ticks, ticks, chart.x, chart.y)
+    return figure(chart.title, axis + body, legend) if legend else ""
 
 
 def _pro(row: Row, details: Details) -> str:
     """The curve up to 0.3 alone, with a mark at 0.05."""
     if "pro" not in details.curves:
         return ""
-    axes = _Axes(x=(0.0, 0.3))
+    axes = Axes(x=(0.0, 0.3))
     x = axes.place_x(0.05)
-    mark = f'<path class="guide" d="M{x:.1f} {_TOP}V{_HEIGHT - _BOTTOM}"/>'
+    mark = f'<path class="guide" d="M{x:.1f} {TOP}V{HEIGHT - BOTTOM}"/>'
     legend = (
-        f"{_sample('first')} area up to 0.3: <b>{number(row.aupro)}</b>",
-        f"{_sample('guide')} up to 0.05: <b>{number(row.aupro_005)}</b>",
+        f"{sample('first')} area up to 0.3: <b>{number(row.aupro)}</b>",
+        f"{sample('guide')} up to 0.05: <b>{number(row.aupro_005)}</b>",
     )
-    axis = _frame(axes, (0.0, 0.1, 0.2, 0.3), (0.0, 0.5, 1.0), PRO.x, PRO.y)
-    return _figure(PRO.title, axis + mark + _path(axes, details.curves["pro"], "first"), legend)
+    axis = frame(axes, (0.0, 0.1, 0.2, 0.3), (0.0, 0.5, 1.0), PRO.x, PRO.y)
+    return figure(PRO.title, axis + mark + drawn_curve(axes, details.curves["pro"], "first"), legend)
 
 
 def _scores(row: Row, details: Details) -> str:
@@ -104,20 +104,20 @@ def _scores(row: Row, details: Details) -> str:
     counts = {label: np.histogram(found, edges)[0] for label, found in scores.items()}
     up, down = (max(1, int(counts[label].max())) for label in (False, True))
     span = float(edges[-1] - edges[0])
-    axes = _Axes((float(edges[0]) - 0.02 * span, float(edges[-1]) + 0.02 * span), (-1.08 * down, 1.08 * up))
+    axes = Axes((float(edges[0]) - 0.02 * span, float(edges[-1]) + 0.02 * span), (-1.08 * down, 1.08 * up))
     body = _bars(axes, edges, counts[False], 1, "normal") + _bars(axes, edges, counts[True], -1, "defective")
-    body += f'<path class="axis" d="M{_LEFT} {axes.place_y(0):.1f}H{_WIDTH - _RIGHT}"/>'
+    body += f'<path class="axis" d="M{LEFT} {axes.place_y(0):.1f}H{WIDTH - RIGHT}"/>'
     legend = [
         f"{_swatch('normal')} normal, upwards ({len(scores[False])})",
         f"{_swatch('defective')} defective, downwards ({len(scores[True])})",
     ]
     if not math.isnan(row.threshold):
         x = axes.place_x(row.threshold)
-        body += f'<path class="threshold" d="M{x:.1f} {_TOP}V{_HEIGHT - _BOTTOM}"/>'
-        legend.append(f"{_sample('threshold')} threshold <b>{number(row.threshold)}</b>")
+        body += f'<path class="threshold" d="M{x:.1f} {TOP}V{HEIGHT - BOTTOM}"/>'
+        legend.append(f"{sample('threshold')} threshold <b>{number(row.threshold)}</b>")
     ticks = [(float(-down), str(down)), (0.0, "0"), (float(up), str(up))]
-    axis = _x_ticks(axes, _round_numbers(*axes.x), "anomaly score") + _y_ticks(axes, ticks, "images")
-    return _figure("Scores", axis + body, legend)
+    axis = x_ticks(axes, round_numbers(*axes.x), "anomaly score") + y_ticks(axes, ticks, "images")
+    return figure("Scores", axis + body, legend)
 
 
 def scores_by_label(details: Details) -> dict[bool, list[float]]:
@@ -141,7 +141,7 @@ def score_edges(scores: Sequence[float], threshold: float = math.nan) -> NDArray
     return edges
 
 
-def _bars(axes: _Axes, edges: NDArray[np.float64], counts: NDArray[np.int64], way: int, style: str) -> str:
+def _bars(axes: Axes, edges: NDArray[np.float64], counts: NDArray[np.int64], way: int, style: str) -> str:
     parts = []
     for left, right, count in zip(edges[:-1], edges[1:], counts, strict=True):
         if count:
@@ -151,7 +151,7 @@ def _bars(axes: _Axes, edges: NDArray[np.float64], counts: NDArray[np.int64], wa
     return f'<path class="bar {style}" d="{"".join(parts)}"/>'
 
 
-def _path(axes: _Axes, curve: tuple[NDArray[np.float64], NDArray[np.float64]], style: str) -> str:
+def drawn_curve(axes: Axes, curve: tuple[NDArray[np.float64], NDArray[np.float64]], style: str) -> str:
     """The curve within the axes, without points that nobody could see."""
     x, y = (np.asarray(values, np.float64) for values in curve)
     inside = x <= axes.x[1]
@@ -167,35 +167,35 @@ def _path(axes: _Axes, curve: tuple[NDArray[np.float64], NDArray[np.float64]], s
     return f'<path class="curve {style}" d="M{"L".join(f"{a:.1f} {b:.1f}" for a, b in kept)}"/>'
 
 
-def _frame(axes: _Axes, x: Sequence[float], y: Sequence[float], x_label: str, y_label: str) -> str:
-    return _x_ticks(axes, x, x_label) + _y_ticks(axes, [(tick, f"{tick:g}") for tick in y], y_label)
+def frame(axes: Axes, x: Sequence[float], y: Sequence[float], x_label: str, y_label: str) -> str:
+    return x_ticks(axes, x, x_label) + y_ticks(axes, [(tick, f"{tick:g}") for tick in y], y_label)
 
 
-def _x_ticks(axes: _Axes, ticks: Sequence[float], label: str) -> str:
-    bottom = _HEIGHT - _BOTTOM
+def x_ticks(axes: Axes, ticks: Sequence[float], label: str) -> str:
+    bottom = HEIGHT - BOTTOM
     parts = []
     for tick in ticks:
         x = axes.place_x(tick)
-        parts.append(f'<path class="grid" d="M{x:.1f} {_TOP}V{bottom}"/>')
+        parts.append(f'<path class="grid" d="M{x:.1f} {TOP}V{bottom}"/>')
         parts.append(f'<text class="tick" x="{x:.1f}" y="{bottom + 14}" text-anchor="middle">{tick:g}</text>')
-    middle = (_LEFT + _WIDTH - _RIGHT) / 2
-    parts.append(f'<text x="{middle}" y="{_HEIGHT - 6}" text-anchor="middle">{escape(label)}</text>')
+    middle = (LEFT + WIDTH - RIGHT) / 2
+    parts.append(f'<text x="{middle}" y="{HEIGHT - 6}" text-anchor="middle">{escape(label)}</text>')
     return "".join(parts)
 
 
-def _y_ticks(axes: _Axes, ticks: Sequence[tuple[float, str]], label: str) -> str:
+def y_ticks(axes: Axes, ticks: Sequence[tuple[float, str]], label: str) -> str:
     parts = []
     for tick, text in ticks:
         y = axes.place_y(tick)
-        parts.append(f'<path class="grid" d="M{_LEFT} {y:.1f}H{_WIDTH - _RIGHT}"/>')
-        parts.append(f'<text class="tick" x="{_LEFT - 5}" y="{y + 4:.1f}" text-anchor="end">{text}</text>')
-    middle = (_TOP + _HEIGHT - _BOTTOM) / 2
+        parts.append(f'<path class="grid" d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}"/>')
+        parts.append(f'<text class="tick" x="{LEFT - 5}" y="{y + 4:.1f}" text-anchor="end">{text}</text>')
+    middle = (TOP + HEIGHT - BOTTOM) / 2
     turned = f'transform="translate(9 {middle}) rotate(-90)"'
     parts.append(f'<text {turned} text-anchor="middle">{escape(label)}</text>')
     return "".join(parts)
 
 
-def _round_numbers(low: float, high: float) -> list[float]:
+def round_numbers(low: float, high: float) -> list[float]:
     """About four round numbers between two values."""
     rough = (high - low) / 4
     if not rough > 0:
@@ -205,16 +205,14 @@ def _round_numbers(low: float, high: float) -> list[float]:
     return [float(n) * step for n in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 
-def _figure(title: str, body: str, legend: Sequence[str]) -> str:
+def figure(title: str, body: str, legend: Sequence[str]) -> str:
     entries = "".join(f"<li>{entry}</li>" for entry in legend)
-    drawing = (
-        f'<svg viewBox="0 0 {_WIDTH:g} {_HEIGHT:g}" role="img" aria-label="{escape(title)}">{body}</svg>'
-    )
+    drawing = f'<svg viewBox="0 0 {WIDTH:g} {HEIGHT:g}" role="img" aria-label="{escape(title)}">{body}</svg>'
     caption = f"<figcaption><h3>{escape(title)}</h3><ul>{entries}</ul></figcaption>"
     return f'<figure class="chart">{caption}{drawing}</figure>'
 
 
-def _sample(style: str) -> str:
+def sample(style: str) -> str:
     return _legend_mark(f'<path class="curve {style}" d="M0 4H22"/>')
 
 
