@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -78,8 +79,7 @@ def test_every_way_of_scoring(
     assert_same(exported(detector, tmp_path / "out", probe, format=format).predict(probe), expected)
 
 
-@pytest.mark.parametrize("threshold", [None, 1.5])
-def test_a_model_of_another_tool(tmp_path: Path, images: Any, probe: Any, threshold: float | None) -> None:
+def test_a_model_of_another_tool(tmp_path: Path, images: Any, probe: Any) -> None:
     """Maps as anomalib makes them, and a threshold that comes from elsewhere, or none."""
     like = {
         "interpolation": "nearest",
@@ -87,9 +87,9 @@ def test_a_model_of_another_tool(tmp_path: Path, images: Any, probe: Any, thresh
         "num_dimensions": (0, 3, 5, 9),
         "device": "cpu",
     }
-    for detector in (
-        ead.PaDiM(TinyNet(), ("first", "second"), **NATIVE, **like),
-        patchcore(map_kind="reflect"),
+    for detector, threshold in (
+        (ead.PaDiM(TinyNet(), ("first", "second"), **NATIVE, **like), None),
+        (patchcore(map_kind="reflect"), 1.5),
     ):
         detector.fit(images)
         detector._calibration = Calibration.without_images(threshold, detector.calibration_.rounding)
@@ -192,6 +192,18 @@ def test_files_of_twelve_bits_are_read_as_the_detector_reads_them(tmp_path: Path
     found = exported(detector, tmp_path / "out", tmp_path / "images")
     assert found.contract.bits == 12
     assert_same(found.predict(tmp_path / "images"), detector.predict(tmp_path / "images"))
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_threads_share_an_export(tmp_path: Path, fitted: ead.PatchCore, probe: Any, format: str) -> None:
+    found, expected = exported(fitted, tmp_path / "out", probe, format=format), fitted.predict(probe)
+
+    def scores(number: int) -> list[float]:
+        return [found.predict(probe[number : number + 1]).anomaly_score[0] for _ in range(40)]
+
+    with ThreadPoolExecutor(4) as pool:
+        for number, own in zip((0, 4, 9, 11), pool.map(scores, (0, 4, 9, 11)), strict=True):
+            np.testing.assert_allclose(own, expected.anomaly_score[number], rtol=1e-4)
 
 
 WITHOUT_TORCH = """
