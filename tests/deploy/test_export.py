@@ -31,6 +31,8 @@ from ensemblead.kernels.patch_operators import PatchOperators
 
 OPTIONS: dict[str, Any] = {"coreset_fraction": 0.05, "batch_size": 4, "device": "cpu"}
 FORMATS = ("openvino", "onnx")
+# Where the formats hardly differ.
+MOSTLY_OPENVINO = ("openvino", pytest.param("onnx", marks=pytest.mark.slow))
 
 
 def patchcore(**options: Any) -> ead.PatchCore:
@@ -55,10 +57,19 @@ def fitted(images: Any) -> ead.PatchCore:
     return patchcore().fit(images)
 
 
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory, fitted: ead.PatchCore, probe: Any) -> Path:
+    """An export of `fitted` in each format."""
+    folder = tmp_path_factory.mktemp("exports")
+    for format in FORMATS:
+        fitted.export(folder / format, verify=probe, format=format)
+    return folder
+
+
 @pytest.mark.parametrize(
     ("score", "num_neighbors", "aggregation", "format"),
     [
-        ("max", 1, "adaptive", "openvino"),
+        pytest.param("max", 1, "adaptive", "openvino", marks=pytest.mark.slow),
         ("topk", 3, "concat", "openvino"),
         ("topk", 1, "adaptive", "onnx"),
         ("reweighted", 1, "adaptive", "openvino"),
@@ -113,7 +124,7 @@ def test_a_bank_of_one_row(tmp_path: Path, images: Any, probe: Any) -> None:
     assert_same(exported(detector, tmp_path / "one", probe).predict(probe), detector.predict(probe))
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", MOSTLY_OPENVINO)
 def test_the_graph_resizes_as_pillow_does(tmp_path: Path, images: Any, probe: Any, format: str) -> None:
     detector = patchcore(resize=(50, 37), image_size=(45, 33)).fit(images)
     found = exported(detector, tmp_path / "out", probe, format=format)
@@ -139,7 +150,7 @@ def test_resizing_by_matrices_is_pillows(native: tuple[int, int], geometry: Geom
     np.testing.assert_array_equal(found.permute(0, 2, 3, 1).numpy(), expected)
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", MOSTLY_OPENVINO)
 def test_resized_input_takes_images_of_any_size(tmp_path: Path, images: Any, probe: Any, format: str) -> None:
     detector = patchcore(resize=(48, 40)).fit(images)
     found = exported(detector, tmp_path / "out", probe, format=format, input="resized")
@@ -148,18 +159,16 @@ def test_resized_input_takes_images_of_any_size(tmp_path: Path, images: Any, pro
     assert_same(found.predict(other), detector.predict(other))
 
 
-def test_batches_of_any_size(tmp_path: Path, fitted: ead.PatchCore, probe: Any) -> None:
+def test_batches_of_any_size(written: Path, fitted: ead.PatchCore, probe: Any) -> None:
     import onnxruntime
     import openvino
 
     expected = fitted.predict(probe)
-    for format in FORMATS:
-        fitted.export(tmp_path / format, verify=probe, format=format)
     session = onnxruntime.InferenceSession(
-        tmp_path / "onnx" / "model.onnx", providers=["CPUExecutionProvider"]
+        written / "onnx" / "model.onnx", providers=["CPUExecutionProvider"]
     )
     compiled = openvino.Core().compile_model(
-        tmp_path / "openvino" / "model.xml", "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
+        written / "openvino" / "model.xml", "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
     )
     for count in (1, 7):
         theirs = session.run(None, {"image": probe[:count]})
@@ -170,8 +179,10 @@ def test_batches_of_any_size(tmp_path: Path, fitted: ead.PatchCore, probe: Any) 
             np.testing.assert_allclose(ours[name], wanted, rtol=1e-4, atol=1e-5)
 
 
-def test_the_same_forms_of_images_as_a_detector(tmp_path: Path, fitted: ead.PatchCore, probe: Any) -> None:
-    found = exported(fitted, tmp_path / "out", probe)
+def test_the_same_forms_of_images_as_a_detector(
+    tmp_path: Path, written: Path, fitted: ead.PatchCore, probe: Any
+) -> None:
+    found = ead.load_exported(written / "openvino", threads=1)
     for number, pixels in enumerate(probe):
         Image.fromarray(pixels).save(tmp_path / f"{number:02}.png")
     pictures = [Image.fromarray(pixels) for pixels in probe]
@@ -194,9 +205,9 @@ def test_files_of_twelve_bits_are_read_as_the_detector_reads_them(tmp_path: Path
     assert_same(found.predict(tmp_path / "images"), detector.predict(tmp_path / "images"))
 
 
-@pytest.mark.parametrize("format", FORMATS)
-def test_threads_share_an_export(tmp_path: Path, fitted: ead.PatchCore, probe: Any, format: str) -> None:
-    found, expected = exported(fitted, tmp_path / "out", probe, format=format), fitted.predict(probe)
+@pytest.mark.parametrize("format", MOSTLY_OPENVINO)
+def test_threads_share_an_export(written: Path, fitted: ead.PatchCore, probe: Any, format: str) -> None:
+    found, expected = ead.load_exported(written / format, threads=1), fitted.predict(probe)
 
     def scores(number: int) -> list[float]:
         return [found.predict(probe[number : number + 1]).anomaly_score[0] for _ in range(40)]
