@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,8 @@ from ensemblead.kernels.patch_operators import PatchOperators
 
 OPTIONS: dict[str, Any] = {"coreset_fraction": 0.05, "batch_size": 4, "device": "cpu"}
 FORMATS = ("openvino", "onnx")
+# Where the formats hardly differ.
+MOSTLY_OPENVINO = ("openvino", pytest.param("onnx", marks=pytest.mark.slow))
 
 
 def patchcore(**options: Any) -> ead.PatchCore:
@@ -54,10 +57,19 @@ def fitted(images: Any) -> ead.PatchCore:
     return patchcore().fit(images)
 
 
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory, fitted: ead.PatchCore, probe: Any) -> Path:
+    """An export of `fitted` in each format."""
+    folder = tmp_path_factory.mktemp("exports")
+    for format in FORMATS:
+        fitted.export(folder / format, verify=probe, format=format)
+    return folder
+
+
 @pytest.mark.parametrize(
     ("score", "num_neighbors", "aggregation", "format"),
     [
-        ("max", 1, "adaptive", "openvino"),
+        pytest.param("max", 1, "adaptive", "openvino", marks=pytest.mark.slow),
         ("topk", 3, "concat", "openvino"),
         ("topk", 1, "adaptive", "onnx"),
         ("reweighted", 1, "adaptive", "openvino"),
@@ -78,8 +90,7 @@ def test_every_way_of_scoring(
     assert_same(exported(detector, tmp_path / "out", probe, format=format).predict(probe), expected)
 
 
-@pytest.mark.parametrize("threshold", [None, 1.5])
-def test_a_model_of_another_tool(tmp_path: Path, images: Any, probe: Any, threshold: float | None) -> None:
+def test_a_model_of_another_tool(tmp_path: Path, images: Any, probe: Any) -> None:
     """Maps as anomalib makes them, and a threshold that comes from elsewhere, or none."""
     like = {
         "interpolation": "nearest",
@@ -87,9 +98,9 @@ def test_a_model_of_another_tool(tmp_path: Path, images: Any, probe: Any, thresh
         "num_dimensions": (0, 3, 5, 9),
         "device": "cpu",
     }
-    for detector in (
-        ead.PaDiM(TinyNet(), ("first", "second"), **NATIVE, **like),
-        patchcore(map_kind="reflect"),
+    for detector, threshold in (
+        (ead.PaDiM(TinyNet(), ("first", "second"), **NATIVE, **like), None),
+        (patchcore(map_kind="reflect"), 1.5),
     ):
         detector.fit(images)
         detector._calibration = Calibration.without_images(threshold, detector.calibration_.rounding)
@@ -113,7 +124,7 @@ def test_a_bank_of_one_row(tmp_path: Path, images: Any, probe: Any) -> None:
     assert_same(exported(detector, tmp_path / "one", probe).predict(probe), detector.predict(probe))
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", MOSTLY_OPENVINO)
 def test_the_graph_resizes_as_pillow_does(tmp_path: Path, images: Any, probe: Any, format: str) -> None:
     detector = patchcore(resize=(50, 37), image_size=(45, 33)).fit(images)
     found = exported(detector, tmp_path / "out", probe, format=format)
@@ -139,7 +150,7 @@ def test_resizing_by_matrices_is_pillows(native: tuple[int, int], geometry: Geom
     np.testing.assert_array_equal(found.permute(0, 2, 3, 1).numpy(), expected)
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", MOSTLY_OPENVINO)
 def test_resized_input_takes_images_of_any_size(tmp_path: Path, images: Any, probe: Any, format: str) -> None:
     detector = patchcore(resize=(48, 40)).fit(images)
     found = exported(detector, tmp_path / "out", probe, format=format, input="resized")
@@ -148,18 +159,16 @@ def test_resized_input_takes_images_of_any_size(tmp_path: Path, images: Any, pro
     assert_same(found.predict(other), detector.predict(other))
 
 
-def test_batches_of_any_size(tmp_path: Path, fitted: ead.PatchCore, probe: Any) -> None:
+def test_batches_of_any_size(written: Path, fitted: ead.PatchCore, probe: Any) -> None:
     import onnxruntime
     import openvino
 
     expected = fitted.predict(probe)
-    for format in FORMATS:
-        fitted.export(tmp_path / format, verify=probe, format=format)
     session = onnxruntime.InferenceSession(
-        tmp_path / "onnx" / "model.onnx", providers=["CPUExecutionProvider"]
+        written / "onnx" / "model.onnx", providers=["CPUExecutionProvider"]
     )
     compiled = openvino.Core().compile_model(
-        tmp_path / "openvino" / "model.xml", "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
+        written / "openvino" / "model.xml", "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
     )
     for count in (1, 7):
         theirs = session.run(None, {"image": probe[:count]})
@@ -170,8 +179,10 @@ def test_batches_of_any_size(tmp_path: Path, fitted: ead.PatchCore, probe: Any) 
             np.testing.assert_allclose(ours[name], wanted, rtol=1e-4, atol=1e-5)
 
 
-def test_the_same_forms_of_images_as_a_detector(tmp_path: Path, fitted: ead.PatchCore, probe: Any) -> None:
-    found = exported(fitted, tmp_path / "out", probe)
+def test_the_same_forms_of_images_as_a_detector(
+    tmp_path: Path, written: Path, fitted: ead.PatchCore, probe: Any
+) -> None:
+    found = ead.load_exported(written / "openvino", threads=1)
     for number, pixels in enumerate(probe):
         Image.fromarray(pixels).save(tmp_path / f"{number:02}.png")
     pictures = [Image.fromarray(pixels) for pixels in probe]
@@ -192,6 +203,18 @@ def test_files_of_twelve_bits_are_read_as_the_detector_reads_them(tmp_path: Path
     found = exported(detector, tmp_path / "out", tmp_path / "images")
     assert found.contract.bits == 12
     assert_same(found.predict(tmp_path / "images"), detector.predict(tmp_path / "images"))
+
+
+@pytest.mark.parametrize("format", MOSTLY_OPENVINO)
+def test_threads_share_an_export(written: Path, fitted: ead.PatchCore, probe: Any, format: str) -> None:
+    found, expected = ead.load_exported(written / format, threads=1), fitted.predict(probe)
+
+    def scores(number: int) -> list[float]:
+        return [found.predict(probe[number : number + 1]).anomaly_score[0] for _ in range(40)]
+
+    with ThreadPoolExecutor(4) as pool:
+        for number, own in zip((0, 4, 9, 11), pool.map(scores, (0, 4, 9, 11)), strict=True):
+            np.testing.assert_allclose(own, expected.anomaly_score[number], rtol=1e-4)
 
 
 WITHOUT_TORCH = """

@@ -98,7 +98,7 @@ def probe() -> Any:
 
 
 # The others take a minute.
-QUICK = ("padim", "calibrated", "max", "tiles", "fastflow")
+QUICK = ("padim", "calibrated", "max", "tiles")
 CASES = [
     pytest.param(name, format, marks=() if name in QUICK and format == "openvino" else pytest.mark.slow)
     for name in DETECTORS

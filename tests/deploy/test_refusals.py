@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import shutil
 import sys
 from collections.abc import Callable
@@ -24,6 +23,7 @@ from support.textures import normal_images
 from torch import nn
 
 import ensemblead as ead
+from ensemblead.calibration import Calibration
 from ensemblead.common.errors import (
     DamagedModelError,
     EngineError,
@@ -33,10 +33,9 @@ from ensemblead.common.errors import (
     NotExportableError,
     NotFittedError,
 )
-from ensemblead.common.predictions import Predictions
 from ensemblead.deploy import openvino as exported_openvino
 from ensemblead.deploy.verify import verify
-from ensemblead.detectors.exporting import ComparedImage, ExportReport, compared
+from ensemblead.detectors.exporting import ExportReport
 
 OPTIONS: dict[str, Any] = NATIVE | {"coreset_fraction": 0.05, "batch_size": 4, "device": "cpu"}
 LAYERS = ("first", "second")
@@ -129,6 +128,16 @@ def test_a_path_that_exists_is_left_alone(tmp_path: Path, fitted: ead.PatchCore,
     with pytest.raises(ValueError, match="model exists; choose another, or remove it"):
         fitted.export(tmp_path / "model", verify=probe)
     assert (tmp_path / "model" / "model.json").is_file()
+
+
+def test_a_folder_made_meanwhile_is_left_alone(tmp_path: Path, fitted: ead.PatchCore, probe: Any) -> None:
+    def interfere(stage: str, done: int, total: int) -> None:
+        (tmp_path / "out").mkdir(exist_ok=True)
+        (tmp_path / "out" / "notes").write_text("theirs")
+
+    with pytest.raises(ValueError, match="out exists: it was made while this export was written"):
+        fitted.export(tmp_path / "out", verify=probe, progress=interfere)
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", "notes"]
 
 
 @pytest.mark.parametrize("fusion", ["rank", "minmax"])
@@ -283,6 +292,14 @@ def test_another_model_fails_verify(written: Path, images: Any, probe: Any) -> N
         verify(ead.load_exported(written / "openvino"), other, probe)
 
 
+def test_another_threshold_fails_verify(written: Path, images: Any, probe: Any) -> None:
+    """Though no verdict of these images changes."""
+    other = ead.PatchCore(TinyNet(), LAYERS, **OPTIONS).fit(images)
+    other._calibration = Calibration.without_images(other.threshold_ * 1.01)
+    with pytest.raises(ExportError, match="by another threshold, .*: export it again"):
+        verify(ead.load_exported(written / "onnx"), other, probe)
+
+
 # Folders
 
 
@@ -314,6 +331,11 @@ def _flip(folder: Path) -> None:
         ),
         (lambda folder: rewrite(folder, lambda c: c["files"].update({"../x": 1})), "states the files"),
         (
+            lambda folder: rewrite(folder, lambda c: c.update(files=list(c["files"]))),
+            "export.json is damaged",
+        ),
+        (lambda folder: rewrite(folder, lambda c: c.update(bits=9)), "damaged: bits must be"),
+        (
             lambda folder: rewrite(folder, lambda c: c["files"].update({"model.bin": {}})),
             "no size and checksum",
         ),
@@ -323,6 +345,12 @@ def test_damaged_folders(export: Path, damage: Callable[[Path], object], message
     damage(export)
     with pytest.raises(DamagedModelError, match=message):
         ead.load_exported(export)
+
+
+def test_a_contract_of_another_size_gives_no_scores(export: Path) -> None:
+    rewrite(export, lambda contract: contract["input"].update(shape=["batch", 50, 50, 3]))
+    with pytest.raises(RuntimeError, match="shape"):
+        ead.load_exported(export).predict(np.zeros((1, 50, 50, 3), np.uint8))
 
 
 def test_an_edited_contract(export: Path) -> None:
@@ -384,44 +412,3 @@ def test_resized_images_of_another_size(tmp_path: Path, images: Any, probe: Any)
         exported.predict(np.zeros((1, 80, 160, 3), np.uint8))
     with pytest.raises(ValueError, match="image 0: crop|exported for"):
         exported.predict(np.zeros((1, 80, 40, 3), np.uint8))
-
-
-# The report
-
-
-def _predictions(score: float, map_value: float, verdict: bool) -> Predictions:
-    return Predictions(
-        np.array([score], np.float32), np.full((1, 2, 2), map_value, np.float32), np.array([verdict]), [None]
-    )
-
-
-def test_a_report_counts_nan_and_verdicts() -> None:
-    pairs = [(_predictions(2.0, 4.0, True), _predictions(2.2, 4.0, True))]
-    pairs += [(_predictions(0.1, 1.0, False), _predictions(0.2, 1.4, False))]
-    report = compared(pairs, ["a", "b"], 1.0, 0.2, 0)
-    assert report.passed
-    assert report.largest_score_change == pytest.approx(0.1)
-    assert report.largest_map_change == pytest.approx(0.1)
-    assert report.rank_correlation == pytest.approx(1.0)
-    changed = compared(
-        [*pairs, (_predictions(1, 0, True), _predictions(1, 0, False))], ["a", "b", "c"], 1, 0.2, 0
-    )
-    assert not changed.passed
-    assert changed.changed_verdicts == 1
-    assert "c  (verdict changes)" in str(changed)
-    broken = compared(
-        [*pairs, (_predictions(1, 0, True), _predictions(math.nan, 0, True))], ["a", "b", "c"], 1, 0.2, 0
-    )
-    assert not broken.passed
-    assert broken.worst.image == "c"
-    shape = _predictions(1, 0, True)
-    shape.anomaly_map = shape.anomaly_map[:, :1]
-    assert not compared([(_predictions(1, 0, True), shape)], ["a"], 1, 0.2, 0).passed
-
-
-def test_the_table_shows_the_worst_ten() -> None:
-    rows = tuple(ComparedImage(f"{i}.png", 1.0, 1.0 + i, float(i), 0.0, True, True) for i in range(12))
-    lines = str(ExportReport(rows, 0.1, 0)).splitlines()
-    assert lines[1].endswith("11.png")
-    assert lines[-1] == "and 2 more"
-    assert ExportReport(rows, 0.1, 0).summary()["rank_correlation"] is None

@@ -21,6 +21,7 @@ from ensemblead.common.manifests import (
 from ensemblead.common.validation import one_of, pair
 from ensemblead.deploy import onnx, openvino
 from ensemblead.images import Geometry
+from ensemblead.images.depth import checked_bits
 from ensemblead.kernels.build import __version__
 
 CONTRACT = "export.json"
@@ -121,7 +122,7 @@ def read_export(folder: Path) -> tuple[Contract, list[bytes]]:
         contract = _contract(document)
         entries = document["files"]
         names = FORMATS[contract.format]
-        if set(entries) != set(names):
+        if entries.keys() != set(names):
             raise ValueError(f"it states the files {', '.join(entries)}, of which {', '.join(names)} is made")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DamagedModelError(f"{path} is damaged: {error}") from error
@@ -159,7 +160,7 @@ def _contract(document: Mapping[str, Any]) -> Contract:
         input=one_of("input", given["is"], INPUTS),
         size=pair("shape", given["shape"][1:3], 1),
         geometry=Geometry(_size(geometry["resize"]), _size(geometry["crop"])),
-        bits=document["bits"],
+        bits=checked_bits(document["bits"]),
         threshold=math.inf if document["threshold"] is None else float(document["threshold"]),
         rounding=float(document["rounding"]),
         false_alarm_rate=math.nan

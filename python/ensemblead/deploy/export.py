@@ -77,7 +77,7 @@ def export(
             "precision='int8': a method that runs its network itself, as EfficientAD does, has it in float32 "
             "in its graph; load the detector with engine='torch', precision='float32' to export it"
         )
-    reports: list[ExportReport] = []
+    written: list[tuple[ExportReport, os.stat_result]] = []
 
     def write(folder: Path) -> None:
         with default_modes():
@@ -94,10 +94,15 @@ def export(
             progress=progress,
         )
         write_contract(folder, replace(contract, verification=report.summary()))
-        reports.append(report)
+        written.append((report, folder.stat()))
 
-    write_folder(target, write)
-    return reports[0]
+    write_folder(target, write, keep=True)
+    report, own = written[0]
+    if not os.path.samestat(own, target.stat()):
+        raise ValueError(
+            f"path {target} exists: it was made while this export was written; choose another, or remove it"
+        )
+    return report
 
 
 def _check_precision(detector: Detector, precision: str) -> None:

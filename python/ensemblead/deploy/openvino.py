@@ -5,6 +5,7 @@ Beside networks/engines/openvino.py the only file that imports openvino.
 
 from __future__ import annotations
 
+import threading
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
 from pathlib import Path
@@ -106,29 +107,30 @@ def precision_hint(core: Any, precision: str) -> str:
 
 
 class Session:
-    """A compiled graph for one image at a time.
+    """A compiled graph for one image at a time; threads may share it, and then wait for each other.
 
     Args:
         graph, constants: the bytes of the two files.
-        size: height and width of the image.
         precision: what networks compute in.
         threads: None leaves their number to OpenVINO.
     """
 
-    def __init__(
-        self, graph: bytes, constants: bytes, size: tuple[int, int], precision: str, threads: int | None
-    ) -> None:
+    def __init__(self, graph: bytes, constants: bytes, precision: str, threads: int | None) -> None:
         openvino = require("openvino", _PURPOSE)
         core = openvino.Core()
         model = core.read_model(graph, constants)
-        model.reshape([1, *size, 3])
+        shape = model.input().get_partial_shape()
+        shape[0] = 1
+        model.reshape(shape)
         hint = precision_hint(core, precision)
         settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": hint}
         if threads is not None:
             settings["INFERENCE_NUM_THREADS"] = threads
         self._request = core.compile_model(model, "CPU", settings).create_infer_request()
+        self._lock = threading.Lock()  # a request holds its outputs until the next one
 
     def run(self, image: npt.NDArray[np.uint8]) -> list[npt.NDArray[Any]]:
         """The outputs for an image uint8 `[1, H, W, 3]`."""
-        self._request.infer([image], share_inputs=True)
-        return [self._request.get_output_tensor(number).data.copy() for number in range(3)]
+        with self._lock:
+            self._request.infer([image], share_inputs=True)
+            return [self._request.get_output_tensor(number).data.copy() for number in range(3)]

@@ -22,6 +22,8 @@ Progress = Callable[[str, int, int], None]
 class ExportedDetector:
     """What `load_exported` gives: it predicts as the detector did that it was exported from.
 
+    Threads may share it.
+
     Attributes: `contract`, all that `export.json` says; `threshold_`, scores above it are anomalous.
     """
 
@@ -32,7 +34,7 @@ class ExportedDetector:
         if contract.format == "onnx":
             self._session = onnx.Session(files[0], threads)
         else:
-            self._session = openvino.Session(files[0], files[1], contract.size, contract.precision, threads)
+            self._session = openvino.Session(files[0], files[1], contract.precision, threads)
 
     def __repr__(self) -> str:
         known = self.contract

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,17 +39,25 @@ def verify(
         tolerance, allow_flag_changes: see `Detector.export`.
 
     Raises ExportError, with the table and the worst image, where scores or maps move more than `tolerance`,
-    or more verdicts change than `allow_flag_changes`; ValueError for too few images.
+    or more verdicts change than `allow_flag_changes`, or where the thresholds differ, as they do when the
+    detector was calibrated since; ValueError for too few images.
     """
     source = checked_images(images, detector)
     bound = TOLERANCES[exported.contract.precision] if tolerance is None else tolerance
     names = [source.describe(number) for number in range(len(source))]
     pairs = _pairs(exported, detector, source, progress)
-    report = compared(pairs, names, detector.threshold_, bound, allow_flag_changes)
+    known = detector.calibration_
+    report = compared(pairs, names, known.threshold, bound, allow_flag_changes, known.rounding)
     if not report.passed:
         is_other = exported.contract.source.get("checksum") != checksum_of_model(detector)
         other = "the export was made of another model; " if is_other else ""
         raise ExportError(other + report.failure(), report)
+    if not math.isclose(exported.threshold_, known.threshold, rel_tol=1e-6):
+        raise ExportError(
+            f"the exported graph calls images anomalous by another threshold, {exported.threshold_:.6g}, "
+            f"than the detector, {known.threshold:.6g}: export it again",
+            report,
+        )
     return report
 
 

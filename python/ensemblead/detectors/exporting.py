@@ -22,7 +22,8 @@ class ComparedImage:
     Attributes:
         image: its path, or its place.
         score, exported_score: of both.
-        score_change: their difference, relative to the score or, if that is larger, the threshold.
+        score_change: their difference, relative to the score or, if that is larger, the threshold. Without
+            one, the mean of all scores stands for it.
         map_change: the largest difference of a pixel, relative to the largest of any map.
         is_anomalous, exported_is_anomalous: the verdicts.
     """
@@ -131,22 +132,28 @@ def compared(
     threshold: float,
     tolerance: float,
     allow_flag_changes: int,
+    rounding: float = 0.0,
 ) -> ExportReport:
-    """A report of pairs of predictions, the detector's first, of one image after the other."""
+    """A report of pairs of predictions, the detector's first, of one image after the other.
+
+    `threshold` and `rounding` are those of `Calibration`.
+    """
     rows: list[tuple[Any, ...]] = []
-    scale = 0.0
-    # Relative to the threshold too, where there is one: scores may be around zero.
-    least = abs(threshold) if np.isfinite(threshold) else 0.0
+    scale = max(rounding, 1e-30)
     for ours, theirs in expected:
         score, exported = float(ours.anomaly_score[0]), float(theirs.anomaly_score[0])
         moved = _map_difference(ours.anomaly_map, theirs.anomaly_map)
         scale = max(scale, float(np.abs(ours.anomaly_map).max()))
         verdicts = bool(ours.is_anomalous[0]), bool(theirs.is_anomalous[0])
-        change = abs(exported - score) / max(abs(score), least, 1e-30)
-        rows.append((score, exported, change, moved, *verdicts))
+        rows.append((score, exported, moved, *verdicts))
+    # Scores may be around zero: an image that the memory bank holds has none.
+    usual = abs(threshold) if np.isfinite(threshold) else float(np.mean([abs(row[0]) for row in rows]))
+    least = max(usual, rounding, 1e-30)
     images = tuple(
-        ComparedImage(name, score, exported, change, moved / max(scale, 1e-30), *verdicts)
-        for name, (score, exported, change, moved, *verdicts) in zip(names, rows, strict=True)
+        ComparedImage(
+            name, score, exported, abs(exported - score) / max(abs(score), least), moved / scale, *verdicts
+        )
+        for name, (score, exported, moved, *verdicts) in zip(names, rows, strict=True)
     )
     return ExportReport(images, tolerance, allow_flag_changes)
 
