@@ -179,7 +179,7 @@ from ensemblead.cli import main
 from {module} import {cls}
 inner = {cls}.{method}
 def interrupt(self, *args, **kwargs):
-    os.kill(os.getpid(), signal.SIGINT)
+    signal.raise_signal(signal.SIGINT)
     return inner(self, *args, **kwargs)
 {cls}.{method} = interrupt
 main()

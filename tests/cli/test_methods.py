@@ -136,8 +136,10 @@ def test_a_method_without_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_command_line_names_no_method() -> None:
-    """But for the method that is fitted if none is named, and the demonstration's."""
+    """But for the method that is fitted if none is named, the demonstration's, and what other tools have."""
     for path in CLI.glob("*.py"):
+        if path.name == "convert.py":
+            continue
         code = path.read_text()
         assert "PaDiM" not in code
         assert "padim" not in code
@@ -228,7 +230,7 @@ def test_in_a_configuration_file(tmp_path: Path, document: dict[str, Any]) -> No
     detector = build_detector(DetectorOptions(), read_config(file))
     assert describe(detector) == describe(ead.PaDiM("gabor", num_dimensions=12))
     file.write_text(json.dumps({**document, "num_dimensions": "many"}))
-    with pytest.raises(ValueError, match="num_dimensions must be a whole number or null"):
+    with pytest.raises(ValueError, match="num_dimensions must be a whole number, a list of whole numbers or null"):
         build_detector(DetectorOptions(), read_config(file))
 
 

@@ -209,7 +209,7 @@ def test_what_the_bits_depend_on_is_compared(tmp_path: Path) -> None:
 
 def test_ctrl_c_does_not_wait_for_all_feature_maps(tmp_path: Path) -> None:
     stages: list[str] = []
-    press = at(4, lambda: os.kill(os.getpid(), signal.SIGINT), "embed")
+    press = at(4, lambda: signal.raise_signal(signal.SIGINT), "embed")
 
     def progress(name: str, done: int, total: int) -> None:
         stages.append(name)

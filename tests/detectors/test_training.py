@@ -123,7 +123,7 @@ def test_a_resumed_training_ends_as_an_uninterrupted_one(form: str, tmp_path: Pa
 def test_ctrl_c_ends_the_update_first(tmp_path: Path) -> None:
     detector, before = distilled().fit(TRAIN), signal.getsignal(signal.SIGINT)
     expected = detector.predict(TEST)
-    press = stop_at(3, lambda: os.kill(os.getpid(), signal.SIGINT))
+    press = stop_at(3, lambda: signal.raise_signal(signal.SIGINT))
     with pytest.raises(KeyboardInterrupt, match="stopped after step 3 of 12; .* stands at step 3"):
         detector.fit(TRAIN, progress=press, checkpoint=tmp_path / "c")
     assert signal.getsignal(signal.SIGINT) is before
@@ -135,7 +135,7 @@ def test_ctrl_c_in_the_last_checkpoint_is_not_lost(tmp_path: Path, monkeypatch: 
     write = folders._write
 
     def press(*arguments: Any) -> None:
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
         write(*arguments)
         monkeypatch.setattr(folders, "_write", write)
 

@@ -413,7 +413,7 @@ inner, calls = measuring.measure_category, []
 def interrupt(*args, **kwargs):
     calls.append(1)
     if len(calls) == 3:
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
     return inner(*args, **kwargs)
 measuring.measure_category = interrupt
 main()
