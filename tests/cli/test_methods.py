@@ -230,7 +230,9 @@ def test_in_a_configuration_file(tmp_path: Path, document: dict[str, Any]) -> No
     detector = build_detector(DetectorOptions(), read_config(file))
     assert describe(detector) == describe(ead.PaDiM("gabor", num_dimensions=12))
     file.write_text(json.dumps({**document, "num_dimensions": "many"}))
-    with pytest.raises(ValueError, match="num_dimensions must be a whole number, a list of whole numbers or null"):
+    with pytest.raises(
+        ValueError, match="num_dimensions must be a whole number, a list of whole numbers or null"
+    ):
         build_detector(DetectorOptions(), read_config(file))
 
 
