@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ensemblead.common.errors import EnsembleADError
 from ensemblead.common.extras import EXTRAS, missing_extra
+from ensemblead.common.other_names import name_hint
 from ensemblead.kernels.build import __version__, cuda_available
 
 if TYPE_CHECKING:
@@ -139,7 +140,8 @@ _LAZY = {
 
 def __getattr__(name: str) -> Any:
     if name not in _LAZY and name not in _ROOMS:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        hint = None if name.startswith("_") else name_hint(name, __dir__())
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}{f'; {hint}' if hint else ''}")
     try:
         room = importlib.import_module(_LAZY.get(name, f"{__name__}.{name}"))
         value = room if name in _ROOMS else getattr(room, name)
@@ -152,4 +154,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_LAZY, *_ROOMS})
+    return sorted((*__all__, *_ROOMS))

@@ -16,6 +16,7 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("typer")
 from PIL import Image
+from support.commands import call, call_json
 
 import ensemblead as ead
 from ensemblead.cli import pictures
@@ -235,3 +236,33 @@ class TestBlocks:
         finally:
             tracemalloc.stop()
         assert peak < 16 << 20
+
+
+class TestThreshold:
+    def test_verdicts_follow_it(self, model: Path, tmp_path: Path) -> None:
+        for i in range(4):
+            draw(tmp_path / f"in/{i}.png", 20 + i)
+        measured = predict(model, tmp_path / "in", tmp_path / "before")
+        assert measured["threshold_origin"] == "leave_one_out"
+        scores = sorted(one["anomaly_score"] for one in measured["predictions"])
+        chosen = (scores[1] + scores[2]) / 2
+        arguments = ("predict", model, tmp_path / "in", "--out", tmp_path / "out", "--threshold", chosen)
+        summary = call_json(*arguments)
+        assert (summary["threshold"], summary["threshold_origin"]) == (chosen, "user")
+        assert summary["anomalous"] == 2
+        assert 0 < summary["false_alarm_rate"] <= 1
+        assert summary["color_scale"] == measured["color_scale"]
+        written = rows(tmp_path / "out" / "scores.csv")
+        assert [row["is_anomalous"] for row in written].count("True") == 2
+        assert {float(row["threshold"]) for row in written} == {chosen}
+        assert "set by the user" in call(*arguments).stdout
+        assert ead.load(model).calibration_.threshold_origin == "leave_one_out"  # the model is as it was
+
+    @pytest.mark.parametrize("value", ["nan", "inf", "1e39"])
+    def test_what_is_no_threshold(self, value: str, model: Path, tmp_path: Path) -> None:
+        outcome = call(
+            "predict", model, model.parent / "good", "--out", tmp_path / "out", "--threshold", value
+        )
+        assert outcome.exit_code == 2
+        assert "threshold must be finite" in outcome.stderr
+        assert not (tmp_path / "out").exists()

@@ -62,6 +62,19 @@ def test_extend_is_what_python_does(tmp_path: Path, model: Path) -> None:
     assert summary["model"] == str(tmp_path / "larger")
 
 
+def test_a_threshold_of_the_users_is_said_and_replaced(tmp_path: Path, model: Path) -> None:
+    detector = ead.load(model)
+    detector.threshold_ = 7.25
+    detector.save(model)
+    out = ("--out", tmp_path / "larger")
+    text = call("extend", model, draw(tmp_path / "new", 50, 51), *out).stdout
+    assert "threshold 7.25 set by the user, before 7.25; false alarms " in text
+    assert "(estimated, at a threshold set by the user)" in text
+    assert ead.load(tmp_path / "larger").threshold_ == 7.25
+    summary = call_json("calibrate", model, draw(tmp_path / "fresh", *range(100, 112)))
+    assert (summary["threshold_origin"], summary["threshold_before"]) == ("calibrated", 7.25)
+
+
 @pytest.mark.parametrize("command", ["calibrate", "extend"])
 def test_refusals_leave_the_model(tmp_path: Path, model: Path, command: str) -> None:
     before = files(model)

@@ -325,3 +325,49 @@ def test_a_registry_of_a_test_keeps_the_librarys_own_classes(monkeypatch: pytest
         ead.register("Passing")(type("Passing", (), {}))
     assert "Passing" not in names._classes
     assert names._MODULES.keys() <= names._classes.keys()
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "said"),
+    [
+        ("PatchCore", {"coreset_sampling_ratio": 0.1}, "here it is coreset_fraction"),
+        ("PatchCore", {"num_nn": 3}, "here it is num_neighbors"),
+        ("PaDiM", {"n_features": 50}, "here it is num_dimensions"),
+        ("EfficientAD", {"model_size": "s"}, "here it is size"),
+        ("DRAEM", {"anomaly_source_path": "dtd"}, "here it is textures"),
+        ("PatchCore", {"flow_steps": 8}, "there are: backbone, layers"),
+        ("BackboneEnsemble", {"members": [], "fusoin": "max"}, "did you mean fusion?"),
+    ],
+)
+def test_unknown_keywords_of_constructors(name: str, given: dict[str, Any], said: str) -> None:
+    wrong = list(given)[-1]
+    with pytest.raises(TypeError, match=f"{name} got an unexpected keyword argument '{wrong}'; {said}"):
+        getattr(ead, name)(**given)
+
+
+def test_a_registered_class_keeps_its_signature_and_its_own_keywords(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    separate_registry(monkeypatch)
+
+    @register("Loose")
+    class Loose:
+        def __init__(self, first: int, /, second: int = 2, **more: int) -> None:
+            self.more = more
+
+    @register("Strict")
+    class Strict:
+        """Its docstring."""
+
+        def __init__(self, first: int, /, second: int = 2) -> None:
+            """Of the constructor."""
+            self.values = first, second
+
+    assert Loose(1, third=3).more == {"third": 3}
+    assert Strict(1, second=3).values == (1, 3)
+    assert list(signature(Strict).parameters) == ["first", "second"]
+    assert Strict.__init__.__doc__ == "Of the constructor."
+    with pytest.raises(TypeError, match="keyword argument 'first'; there are: second"):
+        Strict(first=1)  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match="missing 1 required positional argument"):
+        Strict()  # type: ignore[call-arg]

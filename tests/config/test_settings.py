@@ -118,6 +118,7 @@ class TestReach:
     ("description", "text", "message"),
     [
         (CORE, "sede=3", "command line: sede is no parameter of PatchCore; did you mean seed"),
+        (CORE, "num_nn=3", "command line: num_nn is no parameter of PatchCore; here it is num_neighbors"),
         (CORE, "num_dimensions=3", "num_dimensions is no parameter of PatchCore, but of PaDiM"),
         (CORE, "fusion=max", "but of BackboneEnsemble: give several backbones"),
         (CORE, "stride=3", "but of TiledEnsemble: give tile_size too"),

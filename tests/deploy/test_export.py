@@ -266,6 +266,19 @@ def test_the_contract(tmp_path: Path, fitted: ead.PatchCore, probe: Any) -> None
     assert "openvino" in document["versions"]
 
 
+def test_a_threshold_of_the_users(tmp_path: Path, images: Any, probe: Any) -> None:
+    detector = patchcore().fit(images)
+    scores = np.sort(detector.predict(probe).anomaly_score)
+    detector.threshold_ = float(scores[:2].mean())
+    detector.export(tmp_path / "out", verify=probe)
+    contract, _ = read_export(tmp_path / "out")
+    assert contract.threshold == detector.threshold_
+    assert contract.source["threshold"] == "user"
+    assert not contract.is_guaranteed
+    found = ead.load_exported(tmp_path / "out").predict(probe)
+    assert found.is_anomalous.sum() == len(probe) - 1
+
+
 def test_the_checksum_is_that_of_the_saved_model(tmp_path: Path, images: Any) -> None:
     detector = ead.PatchCore("gabor", **NATIVE, **OPTIONS).fit(images)
     detector.save(tmp_path / "model")

@@ -326,3 +326,11 @@ def test_rows_survive_a_failed_selection(monkeypatch: pytest.MonkeyPatch, failin
     bank.extend()
     assert torch.equal(bank.rows_, expected.rows_)
     assert torch.equal(bank.images_, expected.images_)
+
+
+def test_repr_is_one_line() -> None:
+    bank = MemoryBank(0.5, index="ivf")
+    assert repr(bank) == "MemoryBank(coreset_fraction=0.5, index='ivf'), not fitted"
+    bank = MemoryBank(coreset_size=3)
+    bank.add(np.eye(4, dtype=np.float32))
+    assert repr(bank.fit()) == "MemoryBank(coreset_size=3, index='flat'), 3 rows of 4 dimensions"

@@ -449,3 +449,9 @@ def test_maps_that_overflow_float32_are_refused() -> None:
     wide = PixelScores(dtype=np.float64)
     wide.add(np.array([[0.0, 1e39]]), np.array([[0, 1]]))
     assert wide.compute().values["pixel_auroc"] == 1.0
+
+
+def test_repr_of_pixel_scores_is_one_line() -> None:
+    scores = PixelScores()
+    scores.add(np.zeros((2, 3), np.float32), np.array([[1, 0, 1], [0, 0, 0]], bool))
+    assert repr(scores) == "PixelScores of 6 pixels, 2 of them defective, 2 defects"

@@ -14,12 +14,13 @@ import torch
 
 from ensemblead.calibration.thresholds import conformal_threshold, estimated_threshold
 from ensemblead.common.errors import NotFittedError
-from ensemblead.common.warnings import ThresholdWarning, warn
+from ensemblead.common.warnings import warn
 
 # Where statistics come from, the weakest first: no images ("given": the threshold comes from elsewhere, or
 # there is none), images that a method has trained on, training images that it has not trained on, training
 # images scored without themselves, or fresh images given to `calibrate`.
 Origin = Literal["given", "trained_on", "held_out", "leave_one_out", "calibrated"]
+ThresholdOrigin = Literal[Origin, "user"]
 DEFAULT_RATE = 0.01
 # With fewer scores, the median of their deviations says too little of how much they spread.
 _FEWEST_TO_COMPARE = 10
@@ -54,7 +55,8 @@ class Calibration:
             known, and of images that came otherwise.
         deciding: which of `scores` are of images that decide the threshold, see `deciding_images`.
         deciding_names: those images' paths, or places, as they were given to `fit`.
-        given: of the origin "given" the threshold; None: there is none, and no score is anomalous.
+        given: a threshold that does not come from the scores: that of the origin "given", or one that a user
+            has set. None: it comes from them; of the origin "given" there is none, and no score is anomalous.
     """
 
     scores: npt.NDArray[np.float32]
@@ -87,8 +89,8 @@ class Calibration:
         if not isinstance(self.images_sha256, str):
             raise TypeError(f"images_sha256 must be a str, got {self.images_sha256!r}")
         n, is_given = len(self.scores), self.origin == "given"
-        if self.given is not None and not (is_given and abs(self.given) <= _LARGEST):
-            raise ValueError(f"given must be a finite threshold of the origin 'given', got {self.given!r}")
+        if self.given is not None and not abs(self.given) <= _LARGEST:
+            raise ValueError(f"given must be a finite threshold, got {self.given!r}")
         if is_given and n:
             raise ValueError(f"scores must be empty with the origin 'given', got {n}")
         for name, rank, shape in (("scores", 1, "[n]"), ("pixels", 2, "[n, P]")):
@@ -122,16 +124,22 @@ class Calibration:
     def __repr__(self) -> str:
         if not self.has_statistics:
             return f"Calibration(threshold {self.threshold:.4g}, given)"
-        kind = {"calibrated": "at most", "trained_on": "more than"}.get(self.origin, "about")
+        kind = "at most" if self.is_guaranteed else "more than" if self.origin == "trained_on" else "about"
+        by = " set by the user, statistics" if self.threshold_origin == "user" else ""
         return (
-            f"Calibration(threshold {self.threshold:.4g} by {len(self.scores)} images, {self.origin}, false "
-            f"alarms {kind} {self.false_alarm_rate:.2g})"
+            f"Calibration(threshold {self.threshold:.4g}{by} by {len(self.scores)} images, {self.origin}, "
+            f"false alarms {kind} {self.false_alarm_rate:.2g})"
         )
 
     @property
     def is_guaranteed(self) -> bool:
-        """Whether `false_alarm_rate` is a guarantee: the images were fresh."""
-        return self.origin == "calibrated"
+        """Whether `false_alarm_rate` is a guarantee: the images were fresh, and the threshold is theirs."""
+        return self.threshold_origin == "calibrated"
+
+    @property
+    def threshold_origin(self) -> ThresholdOrigin:
+        """Where the threshold comes from: as `origin`, or "user" where one was set beside the statistics."""
+        return self.origin if self.given is None or not self.has_statistics else "user"
 
     @property
     def has_statistics(self) -> bool:
@@ -153,13 +161,13 @@ class Calibration:
     @property
     def threshold_without(self) -> float:
         """The threshold by the scores other than the `deciding` ones."""
-        if not self.deciding:
+        if not self.deciding or self.given is not None:
             return self.threshold
         return estimated_threshold(np.delete(self.scores, self.deciding), self.requested_rate)[0]
 
     def describe_deciding(self) -> str:
         """A sentence on the images that decide the threshold; empty where there are none."""
-        if not self.deciding_names:
+        if not self.deciding_names or self.given is not None:
             return ""
         count, names = len(self.deciding_names), " and ".join(self.deciding_names)
         return (
@@ -175,13 +183,16 @@ class Calibration:
     def false_alarm_rate(self) -> float:
         """The share of normal images that `threshold` takes for anomalous: a guarantee where the origin is
         "calibrated", too low where it is "trained_on", NaN where there are no statistics, else an
-        estimate.
+        estimate. At a threshold that a user has set it is `(k + 1)/(n + 1)`, for k of n scores above it.
         """
         return self._threshold_and_rate()[1]
 
     def _threshold_and_rate(self) -> tuple[float, float]:
         if not self.has_statistics:
             return math.inf if self.given is None else self.given, math.nan
+        if self.given is not None:
+            above = int((self.scores > self.given + self.rounding).sum())
+            return self.given, (above + 1) / (len(self.scores) + 1)
         rule = conformal_threshold if self.is_guaranteed else estimated_threshold
         return rule(self.scores, self.requested_rate)
 
@@ -227,9 +238,10 @@ class Calibration:
             map_mean=mean,
             map_std=math.sqrt(max(0.0, second / (n + m) - mean**2)),
             requested_rate=self.requested_rate,
-            origin=other.origin if self.is_guaranteed else self.origin,
+            origin=other.origin if self.origin == "calibrated" else self.origin,
             images_sha256=hashlib.sha256(both.encode()).hexdigest(),
             rounding=max(self.rounding, other.rounding),
+            given=self.given,
         )
 
 
@@ -275,7 +287,7 @@ def deciding_images(calibration: Calibration) -> tuple[list[tuple[int, float]], 
     fifths of its distance; two images decide it if it is by more than three fifths. Where none does, or
     no `positions` are known, the list is empty and the threshold as it is.
     """
-    positions = calibration.positions
+    positions = () if calibration.given is not None else calibration.positions
     threshold, scores = calibration.threshold, calibration.scores.astype(np.float64)
     if len(positions) >= _FEWEST_TO_DECIDE:
         distance = threshold - float(np.median(scores))
@@ -298,13 +310,8 @@ def extended(known: Sequence[Calibration], new: Sequence[Calibration], falling: 
             "the guarantee of calibrate does not hold after extend, since scores may have risen: the "
             "threshold is an estimate now; call calibrate again"
         )
-    if any(old.given is not None for old in known):
-        warn(
-            "the threshold was given and stays, though the scores of images have changed: call calibrate",
-            ThresholdWarning,
-        )
     pairs = zip(known, new, strict=True)
-    return [old if old.is_guaranteed and falling else old.merged(own) for old, own in pairs]
+    return [old if old.origin == "calibrated" and falling else old.merged(own) for old, own in pairs]
 
 
 def warn_if_too_few(calibrations: Iterable[Calibration]) -> None:

@@ -24,6 +24,7 @@ from ensemblead.cli.monitor import command as monitor
 from ensemblead.cli.predict import command as predict
 from ensemblead.cli.search import command as search
 from ensemblead.cli.shorthands import ShorthandCommand
+from ensemblead.cli.unknown import Command, Group
 from ensemblead.cli.update import calibrate, extend, quantize
 from ensemblead.cli.weights import command as weights
 from ensemblead.common.errors import EnsembleADError
@@ -38,6 +39,7 @@ _SETTINGS: dict[str, Any] = {"help_option_names": ["-h", "--help"]}
 
 app = typer.Typer(
     name="ensemblead",
+    cls=Group,
     help="Visual anomaly detection and image search with ensembles.",
     epilog=_EPILOG,
     no_args_is_help=True,
@@ -65,7 +67,7 @@ for _name, _command in (
     ("weights", weights),
     ("fuse", fuse),
 ):
-    app.command(_name, context_settings=_SETTINGS)(guarded(_command))
+    app.command(_name, context_settings=_SETTINGS, cls=Command)(guarded(_command))
 app.command("fit", context_settings=_SETTINGS, cls=ShorthandCommand)(guarded(fit))
 app.add_typer(convert, name="convert", context_settings=_SETTINGS)
 

@@ -14,10 +14,12 @@ from ensemblead.cli.console import Clock, guarded, print_json, reported_warnings
 from ensemblead.cli.models import describe_learned, describe_model, moved_weights
 from ensemblead.cli.options import typed_size
 from ensemblead.cli.predict import chosen_images
+from ensemblead.cli.unknown import Command, Group
 from ensemblead.common.extras import require
 from ensemblead.common.files import valid_text
 
 app = typer.Typer(
+    cls=Group,
     no_args_is_help=True,
     help="Make models of those that patchcore-inspection and anomalib 2 have fitted.",
 )
@@ -38,7 +40,7 @@ _Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda.")]
 _Json = Annotated[bool, typer.Option("--json", help="Print a JSON summary.")]
 
 
-@app.command("patchcore-inspection")
+@app.command("patchcore-inspection", cls=Command)
 @guarded
 def patchcore_inspection(
     folder: Annotated[
@@ -76,7 +78,7 @@ def patchcore_inspection(
     _run("patchcore-inspection", folder, out, images, false_alarm_rate, values, as_json)
 
 
-@app.command("anomalib")
+@app.command("anomalib", cls=Command)
 @guarded
 def anomalib(
     checkpoint: Annotated[

@@ -13,13 +13,14 @@ if TYPE_CHECKING:
 
 # Names of counts in `learned_` that are written otherwise.
 _WORDS = {"gaussians": "Gaussians"}
-# A false-alarm rate by the origin of the statistics.
+# A false-alarm rate by the origin of the threshold.
 _RATE_IS = {
     "calibrated": "guaranteed",
     "leave_one_out": "estimated, leaving one image out",
     "held_out": "estimated, by images held out of the training",
     "given": "not known",
     "trained_on": "too low, by images that were trained on",
+    "user": "estimated, at a threshold set by the user",
 }
 # The number of values that describe a patch: not counted together over tiles.
 _DIMENSIONS = "dimensions"
@@ -59,9 +60,10 @@ def describe_model(detector: Detector) -> dict[str, Any]:
         "fusion": getattr(detector, "fusion", None),
         "members": list(_members(detector)),
         "threshold": calibration.threshold,
+        "threshold_origin": calibration.threshold_origin,
         "threshold_images": len(calibration.scores),
         "false_alarm_rate": calibration.false_alarm_rate,
-        "false_alarm_rate_is": _RATE_IS[calibration.origin],
+        "false_alarm_rate_is": _RATE_IS[calibration.threshold_origin],
     }
 
 

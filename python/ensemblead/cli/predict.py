@@ -26,7 +26,7 @@ from ensemblead.cli.scores import ScoresFile
 from ensemblead.common.errors import EnsembleADError
 from ensemblead.common.extras import require
 from ensemblead.common.files import NAME_BYTES, as_file_name, file_names, valid_text
-from ensemblead.common.validation import in_part
+from ensemblead.common.validation import finite_number, in_part
 from ensemblead.common.warnings import warn
 
 if TYPE_CHECKING:
@@ -53,6 +53,10 @@ def command(
     scale: Annotated[
         tuple[float, float] | None,
         typer.Option("--scale", help="Map values of the first and last colour; from the model if absent."),
+    ] = None,
+    threshold: Annotated[
+        float | None,
+        typer.Option("--threshold", help="Scores above it are anomalous; from the model if absent."),
     ] = None,
     weights: Annotated[
         list[str] | None,
@@ -89,15 +93,16 @@ def command(
         run = PredictRun(
             model, images, out, heat_maps, maps, scale, weights or (), device, skip_unreadable, chosen
         )
-        run.engine, run.precision = engine, precision
+        run.engine, run.precision, run.threshold = engine, precision, threshold
         summary = run.execute(bars)
     if as_json:
         print_json({**summary, "warnings": warned})
         return
     console = Console(highlight=False, soft_wrap=True, markup=False)
+    by = ", set by the user" if summary["threshold_origin"] == "user" else ""
     console.print(
         f"{summary['images']} images in {summary['seconds']:.1f} s, {summary['anomalous']} anomalous "
-        f"(threshold {summary['threshold']:.4g})\n{valid_text(summary['scores'])}"
+        f"(threshold {summary['threshold']:.4g}{by})\n{valid_text(summary['scores'])}"
     )
 
 
@@ -117,6 +122,7 @@ class PredictRun:
     part: tuple[int, int] | None = None
     engine: str | None = None
     precision: str | None = None
+    threshold: float | None = None
 
     def execute(self, bars: Bars) -> dict[str, Any]:
         require("torch", "ensemblead predict")
@@ -131,6 +137,8 @@ class PredictRun:
             )
         if self.scale is not None and not self.scale[0] < self.scale[1]:
             raise ValueError(f"scale must rise, got {self.scale[0]:g} {self.scale[1]:g}")
+        if self.threshold is not None:
+            finite_number("threshold", self.threshold)
         clock = Clock()
         source, root = chosen_images(self.images)
         check_output_outside(self.out, source.folders)
@@ -140,6 +148,8 @@ class PredictRun:
                 warn(f"{kept} holds {count} files of before: those of images that are not given now stay")
         bars.step("loading the model")
         detector = load_model(self.model, self.weights, self.device, self.engine, self.precision)
+        if self.threshold is not None:
+            detector.threshold_ = self.threshold
         threshold = float(detector.threshold_)
         if math.isnan(threshold):
             raise ValueError(f"the threshold of {self.model} is NaN, so that no score is above or below it")
@@ -162,6 +172,7 @@ class PredictRun:
             "images": scores.images,
             "anomalous": scores.anomalous,
             "threshold": threshold,
+            "threshold_origin": detector.calibration_.threshold_origin,
             "false_alarm_rate": detector.calibration_.false_alarm_rate,
             "heat_maps": str(self.out / "heat_maps") if self.heat_maps else None,
             "maps": str(self.out / "maps") if self.maps else None,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from typer.core import TyperCommand
+from ensemblead.cli.unknown import Command
 
 _WITH_VALUE = (
     "num-dimensions",
@@ -27,7 +27,7 @@ _FLAGS = {
 }
 
 
-class ShorthandCommand(TyperCommand):
+class ShorthandCommand(Command):
     """A command that reads `--NAME VALUE` as `--set NAME=VALUE`, for the names above."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:

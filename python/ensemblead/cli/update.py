@@ -120,9 +120,11 @@ def _run(update: _Update, as_json: bool) -> None:
     if as_json:
         print_json({**summary, "warnings": warned})
         return
+    is_users = summary["threshold_origin"] == "user"
+    by = "set by the user" if is_users else f"by {summary['threshold_images']} images"
     Console(highlight=False, soft_wrap=True, markup=False).print(
-        f"{summary['images']} images in {summary['seconds']:.1f} s; threshold {summary['threshold']:.4g} by "
-        f"{summary['threshold_images']} images, before {summary['threshold_before']:.4g}; false alarms "
+        f"{summary['images']} images in {summary['seconds']:.1f} s; threshold {summary['threshold']:.4g} "
+        f"{by}, before {summary['threshold_before']:.4g}; false alarms "
         f"{summary['false_alarm_rate']:.2g} ({summary['false_alarm_rate_is']})\n"
         f"model: {valid_text(summary['model'])}"
     )

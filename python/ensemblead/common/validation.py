@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import numbers
 import operator
 import sys
 from collections.abc import Iterable
 from typing import Any
+
+_LARGEST_FLOAT32 = (2.0 - 2.0**-23) * 2.0**127
 
 
 def whole_number(name: str, value: Any, minimum: int | None = None) -> int:
@@ -32,6 +35,19 @@ def positive_number(name: str, value: Any) -> float:
     if not 0 < value <= sys.float_info.max:  # an int can be larger
         raise ValueError(f"{name} must be positive and finite, got {value}")
     return float(value)
+
+
+def finite_number(name: str, value: Any) -> float:
+    """`value` as a float: any real number, NumPy's too, that is finite in float32.
+
+    Raises TypeError for anything else, ValueError out of that range.
+    """
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    number: Any = value  # a huge int has no float
+    if not abs(number) <= _LARGEST_FLOAT32:
+        raise ValueError(f"{name} must be finite, got {number}")
+    return float(number)
 
 
 def one_of(name: str, value: Any, known: Iterable[str]) -> str:

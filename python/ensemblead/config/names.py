@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.metadata
+import inspect
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 from ensemblead.common.extras import EXTRAS, missing_extra
+from ensemblead.common.other_names import parameter_hint
 from ensemblead.common.validation import did_you_mean
 
 # Modules of the library's own classes, imported when a name is asked for.
@@ -59,6 +62,8 @@ def register(name: str) -> Callable[[_Class], _Class]:
     >>> ead.create({"type": "MeanColour", "grid": 4}).grid
     4
 
+    An unknown keyword of its constructor raises a TypeError that names the near parameters.
+
     Raises ValueError for a name that another class has, and for a class that has a name.
     """
 
@@ -69,11 +74,32 @@ def register(name: str) -> Callable[[_Class], _Class]:
             raise ValueError(f"a class is registered as {name!r} already{other}")
         if cls in _names:
             raise ValueError(f"{cls.__name__} is registered already, as {_names[cls]!r}")
+        if "__init__" in vars(cls):
+            _explain_unknown_keywords(cls)
         _classes[name] = cls
         _names[cls] = name
         return cls
 
     return enter
+
+
+def _explain_unknown_keywords(cls: Any) -> None:
+    """Let a constructor answer a keyword that it does not take with what that is called here."""
+    construct = cls.__init__
+    known = inspect.signature(construct).parameters
+    if any(one.kind is inspect.Parameter.VAR_KEYWORD for one in known.values()):
+        return
+    keywords = [name for name, one in list(known.items())[1:] if one.kind is not one.POSITIONAL_ONLY]
+
+    @functools.wraps(construct)
+    def init(self: Any, /, *args: Any, **given: Any) -> None:
+        for name in given:
+            if name not in keywords:
+                hint = parameter_hint(name, keywords)
+                raise TypeError(f"{type(self).__name__} got an unexpected keyword argument {name!r}; {hint}")
+        construct(self, *args, **given)
+
+    cls.__init__ = init
 
 
 def registered_names() -> list[str]:

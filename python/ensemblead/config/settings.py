@@ -15,7 +15,7 @@ from inspect import isclass
 from types import UnionType
 from typing import Any, TypeAlias, Union, get_args, get_origin
 
-from ensemblead.common.validation import did_you_mean
+from ensemblead.common.other_names import parameter_hint
 from ensemblead.config.documents import KeyPath, Problems, Source, read_text
 from ensemblead.config.names import detector_names, is_base, registered_class
 from ensemblead.config.signatures import MismatchError, Parameter, fitted_to, parameters, shown
@@ -259,4 +259,4 @@ def _unknown(name: str, chosen: Sequence[_Leaf]) -> str:
         return f"{text}, but of {' and '.join(owners)}{': ' if how else ''}{' or '.join(how)}"
     around = _distinct(node for leaf, above in chosen for node in (leaf, *above))
     known = {name for node in around for name in parameters(registered_class(node["type"]))}
-    return f"{text}; {did_you_mean(name, sorted(known))}"
+    return f"{text}; {parameter_hint(name, sorted(known))}"

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
 
-from ensemblead.common.validation import did_you_mean
+from ensemblead.common.other_names import parameter_hint
 from ensemblead.config.documents import KeyPath, Problems
 
 
@@ -54,7 +54,7 @@ def check_keys(
     before = len(problems)
     for key in given:
         if key not in known and key not in also:
-            hint = did_you_mean(key, [*also, *known])
+            hint = parameter_hint(key, [*also, *known])
             problems.add((*path, key), f"is an unknown key; {hint}")
     for name, one in known.items():
         if one.required and name not in given:

@@ -50,7 +50,8 @@ class Contract:
             threshold it is infinity, in the file null.
         false_alarm_rate, is_guaranteed: of normal images, and whether that is a guarantee. NaN where it is
             not known, in the file null.
-        source: `detector`, the detector in a line, and `checksum`, that of its saved model.
+        source: `detector`, the detector in a line; `checksum`, that of its saved model; `threshold`, where it
+            comes from: "user" where one was set, else as `Calibration.origin`.
         versions: of what wrote it.
         verification: see `ExportReport.summary`.
     """

@@ -222,7 +222,11 @@ def _contract(detector: Detector, format: str, precision: str, input: str, size:
         rounding=calibration.rounding,
         false_alarm_rate=calibration.false_alarm_rate,
         is_guaranteed=calibration.is_guaranteed,
-        source={"detector": constructor_text(detector), "checksum": checksum_of_model(detector)},
+        source={
+            "detector": constructor_text(detector),
+            "checksum": checksum_of_model(detector),
+            "threshold": calibration.threshold_origin,
+        },
         versions=_versions(format),
         verification={},
     )

@@ -8,6 +8,7 @@ import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -17,6 +18,7 @@ from ensemblead import store
 from ensemblead.calibration import DEFAULT_RATE, Calibration
 from ensemblead.common.errors import NotFittedError
 from ensemblead.common.predictions import Predictions
+from ensemblead.common.validation import finite_number
 from ensemblead.config.registry import describe
 from ensemblead.detectors.exporting import ExportReport
 from ensemblead.detectors.frozen import FrozenNetwork
@@ -54,7 +56,10 @@ class Detector(ABC):
         name = constructor_text(self)
         try:
             threshold = self.threshold_
-            return f"{name}, threshold {threshold:.4g}" if threshold < math.inf else f"{name}, no threshold"
+            if threshold == math.inf:
+                return f"{name}, no threshold"
+            by = " set by the user" if self.calibration_.threshold_origin == "user" else ""
+            return f"{name}, threshold {threshold:.4g}{by}"
         except (NotFittedError, AttributeError):  # or not constructed yet
             state = "not fitted" if getattr(self, "_state", None) is None else "no threshold"
             return f"{name}, {state}"
@@ -76,8 +81,17 @@ class Detector(ABC):
 
     @property
     def threshold_(self) -> float:
-        """Scores above it are anomalous; infinity where none is known, as of some converted models."""
+        """Scores above it are anomalous; infinity where none is known, as of some converted models.
+
+        Set it to choose one yourself: a finite number, in units of the scores. The statistics stay, and
+        `calibration_.false_alarm_rate` is what they let expect at it. `fit` and `calibrate` measure a
+        threshold again; `extend` keeps yours, with a warning. Raises NotFittedError where nothing was fitted.
+        """
         return self.calibration_.threshold
+
+    @threshold_.setter
+    def threshold_(self, value: float) -> None:
+        self._set_threshold(finite_number("threshold_", value))
 
     def fit(
         self,
@@ -187,6 +201,7 @@ class Detector(ABC):
         if not 0 < false_alarm_rate < 1:
             raise ValueError(f"false_alarm_rate must be between 0 and 1, got {false_alarm_rate}")
         self._accept(calibrate(self, images, float(false_alarm_rate), errors, progress))
+        self._forget_threshold()
         return self
 
     def quantize(
@@ -352,6 +367,14 @@ class Detector(ABC):
     @abstractmethod
     def _accept(self, calibrations: Sequence[Calibration]) -> None:
         """Take statistics, one per part."""
+
+    def _set_threshold(self, value: float) -> None:
+        """Take a threshold of the user's, beside the statistics."""
+        self._accept([replace(self.calibration_, given=value)])
+
+    def _forget_threshold(self) -> None:
+        """Drop a threshold that was set apart from the statistics, which only ensembles have."""
+        return
 
     @property
     @abstractmethod

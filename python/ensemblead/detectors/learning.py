@@ -207,9 +207,15 @@ def settle(detector: Tree, learned: Learned, source: ImageSource, *, extending: 
         falling = all(part.extending_lowers_scores for part in detector._parts()) and not learned.rose
         before = [part.calibration_ for part in detector._parts()]
         calibrations = extended(before, calibrations, falling)
+        if any(one.given is not None for one in (detector.calibration_, *before)):
+            warn(
+                "the threshold was given and stays, though the scores of images have changed: call calibrate",
+                ThresholdWarning,
+            )
         fingerprints = np.concatenate([known, fingerprints])
     else:
         calibrations = _with_deciding(detector, calibrations, source, bool(learned.warnings))
+        detector._forget_threshold()
     detector._take(list(learned.states), Reading(learned.geometries, fingerprints, source.bits))
     detector._accept(calibrations)
 

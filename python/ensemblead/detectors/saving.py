@@ -77,6 +77,7 @@ def write_statistics(detector: Any, writer: FolderWriter) -> dict[str, Any]:
     summary = {name: getattr(calibration, name) for name in names if calibration.has_statistics}
     if not calibration.has_statistics:
         summary["threshold"] = calibration.given
+    summary["threshold_origin"] = calibration.threshold_origin
     stored = save_state(writer, "calibration", calibration, Calibration)
     return {"calibration": stored, "summary": summary, "images": saved}
 

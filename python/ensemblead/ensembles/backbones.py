@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from ensemblead.calibration import Calibration
 from ensemblead.common.errors import DamagedModelError
 from ensemblead.common.files import StrPath
 from ensemblead.common.predictions import Predictions
+from ensemblead.common.validation import finite_number
 from ensemblead.config.presets import PRESETS
 from ensemblead.config.registry import register
 from ensemblead.detectors.detector import Detector, Errors
@@ -97,6 +99,7 @@ class BackboneEnsemble(Detector):
         self.members = members
         self.weights = check_weights(weights, len(members), fusion)
         self.batch_size = min(member.batch_size for member in members)
+        self._given: float | None = None  # a threshold of the user's
         # The fused statistics, and what they were made of.
         self._known: tuple[tuple[Any, ...], list[Calibration], Calibration] | None = None
 
@@ -183,12 +186,14 @@ class BackboneEnsemble(Detector):
     def calibration_(self) -> Calibration:
         """The fused statistics. Of members fitted apart they are an estimate (see `combine_calibrations`)."""
         calibrations = [member.calibration_ for member in self.members]
-        how, known = (self.fusion, tuple(self.weights)), self._known
+        how, known = (self.fusion, tuple(self.weights), self._given), self._known
         same = known is not None and known[0] == how and len(known[1]) == len(calibrations)
         if known is None or not same or any(a is not b for a, b in zip(known[1], calibrations, strict=True)):
             # "minmax" has no scale of its own: is_anomalous is then what "calibrated" says.
             fusion = "calibrated" if self.fusion == "minmax" else self.fusion
             fused = combine_calibrations(fusion, calibrations, self.weights)
+            if self._given is not None:
+                fused = replace(fused, given=self._given)
             known = self._known = (how, calibrations, fused)
         return known[2]
 
@@ -303,6 +308,15 @@ class BackboneEnsemble(Detector):
         for member, span in zip(self.members, self._spans(), strict=True):
             member._accept(calibrations[span])
 
+    def _set_threshold(self, value: float) -> None:
+        self._require_fitted("set a threshold")
+        self._given = value
+
+    def _forget_threshold(self) -> None:
+        self._given = None
+        for member in self.members:
+            member._forget_threshold()
+
     @property
     def bits_(self) -> int | None:
         return next((member.bits_ for member in self.members if member.bits_ is not None), None)
@@ -342,7 +356,12 @@ class BackboneEnsemble(Detector):
         for i, member in enumerate(self.members):
             writer.child(f"member{i}", member)
         weights = None if self.fusion == "max" else list(self.weights)
-        return {"fusion": self.fusion, "weights": weights, "members": len(self.members)}
+        return {
+            "fusion": self.fusion,
+            "weights": weights,
+            "members": len(self.members),
+            "threshold": self._given,
+        }
 
     @classmethod
     def from_store(cls, reader: FolderReader) -> Self:
@@ -358,7 +377,10 @@ class BackboneEnsemble(Detector):
             for i in range(count)
         ]
         with reader.as_damage():
-            return cls(members, fusion=reader.state["fusion"], weights=reader.state["weights"])
+            ensemble = cls(members, fusion=reader.state["fusion"], weights=reader.state["weights"])
+            threshold = reader.state.get("threshold")
+            ensemble._given = None if threshold is None else finite_number("threshold", threshold)
+        return ensemble
 
 
 def _box(box: Sequence[float]) -> str:

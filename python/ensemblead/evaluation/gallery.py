@@ -181,6 +181,8 @@ def describe_threshold(detector: Any) -> str:
     if not calibration.has_statistics:
         return "given, not taken from normal images" if threshold < np.inf else ""
     images, rate = len(calibration.scores), f"{calibration.false_alarm_rate:.2g}"
+    if calibration.threshold_origin == "user":
+        return f"set by the user: false alarms about {rate} (estimated from {images} normal images)"
     if calibration.is_guaranteed:
         return f"from {images} fresh normal images: false alarms at most {rate} (split conformal)"
     if calibration.origin == "trained_on":

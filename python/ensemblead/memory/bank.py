@@ -120,6 +120,14 @@ class MemoryBank(SearchedRows):
         self._last_image = -1  # the largest number of one added
         self._intake = Intake(self._sizes())
 
+    def __repr__(self) -> str:
+        """One line: how much of what it keeps, and what it holds."""
+        kept = f"coreset_fraction={self.coreset_fraction:g}"
+        if self.coreset_size is not None:
+            kept = f"coreset_size={self.coreset_size}"
+        holds = f"{len(self)} rows of {self.rows_.shape[1]} dimensions" if len(self) else "not fitted"
+        return f"MemoryBank({kept}, index={self.index!r}), {holds}"
+
     @property
     def holds_all_rows(self) -> bool:
         """Whether all rows added since the last `fit` or `extend` are in the buffer: none has left with a

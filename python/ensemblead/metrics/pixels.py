@@ -105,6 +105,13 @@ class PixelScores:
         self.num_components = 0
         self.num_defective_images = 0
 
+    def __repr__(self) -> str:
+        """One line: how much was added."""
+        return (
+            f"PixelScores of {self.num_pixels} pixels, {self.num_defective_pixels} of them defective, "
+            f"{self.num_components} defects"
+        )
+
     def add(self, anomaly_map: Any, mask: Any = None, kind: str | None = None) -> None:
         """Add one image.
 

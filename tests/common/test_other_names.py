@@ -1,0 +1,92 @@
+"""The table of names of other tools: each entry leads to something that is here."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+import ensemblead as ead
+from ensemblead.common.other_names import (
+    ADVICE,
+    COMMANDS,
+    NAMES,
+    PARAMETERS,
+    name_hint,
+    option_hint,
+    parameter_hint,
+)
+
+
+def test_names_lead_to_public_names_and_are_none() -> None:
+    for name, here in NAMES.items():
+        assert name not in ead.__all__
+        for found in re.findall(r"\bead\.(\w+)", here):
+            assert found in ead.__all__, f"{name} leads to ead.{found}"
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("Patchcore", "here it is ead.PatchCore"),
+        ("Engine", "here it is the detector itself: detector.fit(images)"),
+        ("Stfpm", "that method of anomalib is not here"),
+        ("select_corset", "did you mean select_coreset?"),
+    ],
+)
+def test_the_package_answers(name: str, hint: str) -> None:
+    assert not hasattr(ead, name)
+    with pytest.raises(AttributeError, match=re.escape(f"has no attribute {name!r}; {hint}")):
+        getattr(ead, name)
+
+
+def test_a_name_like_none_has_no_hint() -> None:
+    with pytest.raises(AttributeError, match=r"has no attribute 'zzzqq'$"):
+        getattr(ead, "zzzqq")  # noqa: B009
+    assert name_hint("zzzqq", ["PatchCore"]) is None
+
+
+def test_parameters_lead_to_parameters() -> None:
+    pytest.importorskip("torch")
+    from ensemblead.config.names import detector_names, registered_class
+    from ensemblead.config.signatures import parameters
+
+    known = {name for kind in detector_names() for name in parameters(registered_class(kind))}
+    assert set(PARAMETERS.values()) <= known
+    assert not known & {*PARAMETERS, *ADVICE}, "a parameter here needs no hint"
+    assert not {*PARAMETERS} & {*ADVICE}
+
+
+def test_a_parameter_that_this_one_has_not() -> None:
+    hint = parameter_hint("num_nn", ["seed", "device"])
+    assert hint == "here it is num_neighbors, which is none of these: seed, device"
+    assert parameter_hint("sed", ["seed", "device"]) == "did you mean seed?"
+
+
+@pytest.mark.parametrize(
+    ("option", "options", "hint"),
+    [
+        ("--imagesize", ["--image-size"], "here it is --image-size"),
+        ("--layers-to-extract-from", ["-le", "--layer"], "here it is --layer"),
+        ("--n_features", ["--set"], "here it is --set num_dimensions=VALUE"),
+        ("--num_nn", ["--out"], "here it is num_neighbors, a parameter of ensemblead fit"),
+        ("--faiss_on_gpu", [], ADVICE["faiss_on_gpu"]),
+        ("--patch_size", ["--patch-size"], None),
+    ],
+)
+def test_options(option: str, options: list[str], hint: str | None) -> None:
+    assert option_hint(option, options) == hint
+
+
+def test_repr_of_public_objects_says_what_they_are() -> None:
+    pytest.importorskip("torch")
+    for name in {*ead.__all__} - {"Executors"}:  # of which there are no objects
+        value = getattr(ead, name)
+        assert not isinstance(value, type) or value.__repr__ is not object.__repr__, name
+
+
+def test_commands_lead_to_commands() -> None:
+    app = pytest.importorskip("ensemblead.cli.app").app
+    known = {one.name for one in app.registered_commands}
+    assert {here.split()[1] for here in COMMANDS.values()} <= known
+    assert not known & {*COMMANDS}
