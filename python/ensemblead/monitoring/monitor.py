@@ -208,8 +208,9 @@ class DriftMonitor:
         """Take in new images, in the order in which they were made.
 
         Args:
-            images: as for `detector.predict`; or the `Predictions` of them, for which nothing is computed
-                twice: `detector.predict(images, features=True)`.
+            images: as for `detector.predict`; or this detector's `Predictions` of them, for which nothing is
+                computed twice: `detector.predict(images, features=True)`. Those of another detector, or of
+                another precision, are not recognised, and may raise an alarm.
             errors, progress: as for `detector.predict`.
 
         Raises NotFittedError before `calibrate`, ValueError for NaN and for predictions without features. An
@@ -344,8 +345,8 @@ def _check_model(kept: Kept, detector: Detector, where: str) -> None:
         raise ValueError(f"{where}{_OTHER_MODEL}")
     if (own := precision_of(detector)) != kept.precision:
         raise ValueError(
-            f"{where}its networks compute in {own}, and did in {kept.precision} when the monitor was "
-            f"calibrated: the scores are others. Load it with that precision, or calibrate the monitor anew"
+            f"{where}this one's networks compute in {own}, and did in {kept.precision} when the monitor was "
+            "calibrated, which gives other scores; load it with that precision, or calibrate the monitor anew"
         )
 
 
