@@ -91,6 +91,7 @@ def test_a_folder_that_grows_is_given_again(line: dict[str, Path], tmp_path: Pat
 def test_refusals(line: dict[str, Path], tmp_path: Path) -> None:
     state = tmp_path / "state"
     monitor = ("monitor", line["model"])
+    begin = (*monitor, "--calibrate", line["good"], "--state", tmp_path / "a")
     begun(line, state)
     few = write(tmp_path / "few", images(39, 8))
     learned = write(tmp_path / "learned", np.concatenate([images(12), images(40, 8)]))
@@ -107,9 +108,37 @@ def test_refusals(line: dict[str, Path], tmp_path: Path) -> None:
         ((*monitor, "--calibrate", line["good"], "--state", line["good"] / "a"), "lies inside"),
         (("monitor", tmp_path / "other", line["new"], "--state", state), "not the model"),
         ((*monitor, line["new"], "--state", line["new"]), "no saved model"),
+        ((*monitor, "--state", state, "--html", state / "drift.html"), "lies inside the state"),
+        ((*monitor, "--state", state, "--html", line["model"] / "drift.html"), "lies inside the model"),
+        ((*monitor, line["new"], "--state", state, "--html", line["new"]), "html must be a file"),
+        (
+            (*begin, "--mean-run-length", 100, "--false-alarm-probability", 0.1),
+            "give one of them",
+        ),
     ):
         outcome = call(*arguments)
         assert outcome.exit_code == 2, (arguments, outcome.stderr)
         assert message in outcome.stderr, (arguments, outcome.stderr)
     assert not (tmp_path / "a").exists()
     assert ead.load(state).state_.images == 0
+
+
+def test_two_processes_do_not_lose_images(
+    line: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = tmp_path / "state"
+    begun(line, state)
+    observe_batches = ead.DriftMonitor.observe_batches
+
+    def beside(self: ead.DriftMonitor, *given: Any, **options: Any) -> Any:
+        for found in observe_batches(self, *given, **options):
+            other = ead.load(state, detector=ead.load(line["model"]))
+            list(observe_batches(other, images(3, 7)))
+            other.save(state)
+            yield found
+
+    monkeypatch.setattr(ead.DriftMonitor, "observe_batches", beside)
+    outcome = call("monitor", line["model"], line["new"], "--state", state)
+    assert outcome.exit_code == 1
+    assert "another process has written" in outcome.stderr
+    assert ead.load(state).state_.images == 3

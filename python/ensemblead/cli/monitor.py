@@ -14,6 +14,7 @@ from ensemblead.cli.bars import Bars
 from ensemblead.cli.console import DRIFTED, Clock, print_json, reported_warnings
 from ensemblead.cli.models import load_model
 from ensemblead.cli.predict import chosen_images
+from ensemblead.common.errors import EnsembleADError
 from ensemblead.common.extras import require
 from ensemblead.common.files import valid_text
 
@@ -113,6 +114,8 @@ class _Run:
     html: Path | None
     options: dict[str, Any]
     skip_unreadable: bool
+    # The state's manifest as this run knows it, see `_stamp`; None while there is none.
+    _written: tuple[int, int] | None = None
 
     def execute(
         self, weights: Sequence[str], device: str | None, bars: Bars
@@ -122,8 +125,8 @@ class _Run:
         from ensemblead.store import check_target
 
         clock = Clock()
-        self._check_arguments()
         check_target(self.state)
+        self._check_arguments()
         sources = [chosen_images(paths)[0] if paths else None for paths in (self.calibrate, self.images)]
         for source in sources:
             if source is not None:
@@ -135,13 +138,13 @@ class _Run:
         good, new = sources
         if good is not None:
             monitor.calibrate(good, errors=errors, progress=bars)
-            monitor.save(self.state)
+            self._save(monitor)
         elif self.reset:
-            monitor.reset().save(self.state)
+            self._save(monitor.reset())
         before = monitor.state_.images
         if new is not None:
             for _ in monitor.observe_batches(new, errors=errors, progress=bars):
-                monitor.save(self.state)
+                self._save(monitor)
         found = monitor.state_
         if self.html is not None:
             self._write_page(monitor, bars)
@@ -163,12 +166,18 @@ class _Run:
             raise ValueError(f"{name} is settled by the calibration: give it with --calibrate")
         if self.calibrate and self.state.exists() and any(self.state.iterdir()):
             raise ValueError(
-                f"state: there is a monitor in {self.state} already: remove it, or give another folder"
+                f"state: {self.state} holds a monitor or model already: give another folder, or remove it"
             )
-        if self.state.resolve().is_relative_to(self.model.resolve()):
-            raise ValueError(
-                f"state {self.state} lies inside the model {self.model}; choose a folder outside of it"
-            )
+        if self.options.keys() >= {"false_alarm_probability", "mean_run_length"}:
+            raise ValueError("mean_run_length stands in place of false_alarm_probability; give one of them")
+        places = [("state", self.state, "model", self.model)]
+        if self.html is not None:
+            if self.html.is_dir():
+                raise ValueError(f"html must be a file, got the folder {self.html}")
+            places += [("html", self.html, "model", self.model), ("html", self.html, "state", self.state)]
+        for name, path, what, folder in places:
+            if path.resolve().is_relative_to(folder.resolve()):
+                raise ValueError(f"{name} {path} lies inside the {what} {folder}; choose one outside of it")
 
     def _monitor(self, detector: Detector) -> DriftMonitor:
         from ensemblead.ensembles.loading import load
@@ -180,8 +189,18 @@ class _Run:
             raise FileNotFoundError(
                 f"state: there is no monitor at {self.state}: give --calibrate with good images first"
             )
+        self._written = _stamp(self.state)
         monitor: DriftMonitor = load(self.state, detector=detector)
         return monitor
+
+    def _save(self, monitor: DriftMonitor) -> None:
+        """Refuse to write over what another process has written since."""
+        if _stamp(self.state) != self._written:
+            raise EnsembleADError(
+                f"state: another process has written {self.state} meanwhile; run again when it has ended"
+            )
+        monitor.save(self.state)
+        self._written = _stamp(self.state)
 
     def _write_page(self, monitor: DriftMonitor, bars: Bars) -> None:
         from ensemblead.report.drift_page import write_drift_page
@@ -189,6 +208,17 @@ class _Run:
         assert self.html is not None
         bars.step("writing the page")
         write_drift_page(monitor, self.html, note=f"Model {self.model}, state {self.state}.")
+
+
+def _stamp(state: Path) -> tuple[int, int] | None:
+    """What changes with every save: a save writes a new manifest."""
+    from ensemblead.store import MANIFEST
+
+    try:
+        found = (state / MANIFEST).stat()
+    except FileNotFoundError:
+        return None
+    return found.st_ino, found.st_mtime_ns
 
 
 def _text(state: DriftState) -> str:
@@ -205,7 +235,7 @@ def _text(state: DriftState) -> str:
     if rate.images:
         lines.append(
             f"anomalous: {rate.anomalous} of {rate.images} (95 % interval {rate.low:.3f} to "
-            f"{rate.high:.3f}), stated {rate.stated:.3g}"
+            f"{rate.high:.3f}), " + ("no rate stated" if rate.stated is None else f"stated {rate.stated:.3g}")
         )
     if state.repeated:
         lines.append(f"{state.repeated} images left out: observed before, or learned by the model")

@@ -51,8 +51,13 @@ class Predictions:
         return f"Predictions({len(self)} images, {count} anomalous, maps {size})"
 
     def take(self, places: Sequence[int] | npt.NDArray[np.int64]) -> Predictions:
-        """Those of some images, by their places, in the order given."""
-        index = np.asarray(places, dtype=np.int64)
+        """Those of some images, by their places, in the order given. Raises TypeError for what are no whole
+        numbers: of a mask take `np.flatnonzero(mask)`.
+        """
+        index = np.asarray(places)
+        if index.size and not np.issubdtype(index.dtype, np.integer):
+            raise TypeError(f"places must be whole numbers, got {index.dtype}")
+        index = index.astype(np.int64)
         sizes, known = self.sizes, self.fingerprints
         return Predictions(
             self.anomaly_score[index],

@@ -24,14 +24,14 @@ def watched_streams(calibrated: Calibrated) -> tuple[str, ...]:
     return tuple(stream for stream in STREAMS if getattr(calibrated, stream) is not None)
 
 
-def begun(model: str, calibrated: Calibrated) -> Kept:
+def begun(model: str, precision: str, calibrated: Calibrated) -> Kept:
     """A monitor that has observed nothing."""
     bets: dict[str, Bets | None] = dict.fromkeys(STREAMS)
     for stream in watched_streams(calibrated):
         cells = _columns(getattr(calibrated, stream)).shape[1]
         bets[stream] = _BETTING[stream].start(cells)
     count = len(watched_streams(calibrated))
-    return Kept(model, calibrated, Observed.nothing(calibrated, count), **bets)
+    return Kept(model, precision, calibrated, Observed.nothing(calibrated, count), **bets)
 
 
 def online_ranks(kept: Kept) -> Ranks:
@@ -64,7 +64,7 @@ def after_bets(
             evidence[place, column] = shared(bets[stream].evidence)
         evidence[place, 0] = shared(evidence[place, 1:])
     every = {stream: bets.get(stream) for stream in STREAMS}
-    return Kept(kept.model, kept.calibrated, kept.observed, **every), evidence
+    return Kept(kept.model, kept.precision, kept.calibrated, kept.observed, **every), evidence
 
 
 def _columns(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from ensemblead.detectors import Detector, Predictions
 from ensemblead.images import Geometry
+from ensemblead.memory import MemoryBank
 from ensemblead.monitoring.embedding import Reference
 from ensemblead.monitoring.martingales import Bets
 from ensemblead.monitoring.watching import Watched
+from ensemblead.networks.placement import resolve_device, resolve_precision
 
 Floats = npt.NDArray[np.float32]
 _SEPARATOR = "\0"
+# Of a tensor of a model that does not know its images, so many values tell it from others.
+_SAMPLED = 4096
 
 
 @dataclass(frozen=True)
@@ -30,7 +35,7 @@ class Calibrated:
         regions: float32 `[m, cells]`, the largest value of the map in each cell; None if not watched.
         reference: of the features, by the other half of the images; None without them.
         fingerprints: int64, `[m]` at most: of images known by their pixels.
-        stated: the detector's false-alarm rate; `threshold`: its threshold.
+        stated: the detector's false-alarm rate; `threshold`: its threshold. None where it has none.
         can_extend: whether the detector can learn more images.
     """
 
@@ -39,8 +44,8 @@ class Calibrated:
     regions: Floats | None
     reference: Reference | None
     fingerprints: npt.NDArray[np.int64]
-    stated: float
-    threshold: float
+    stated: float | None
+    threshold: float | None
     can_extend: bool
 
     @classmethod
@@ -60,8 +65,8 @@ class Calibrated:
             None if regions[0] is None else np.concatenate(regions),
             reference,
             looks,
-            detector.calibration_.false_alarm_rate,
-            detector.calibration_.threshold,
+            _finite(detector.calibration_.false_alarm_rate),
+            _finite(detector.calibration_.threshold),
             all(part.passes != "held_out" for part in detector._parts()),
         )
 
@@ -176,9 +181,12 @@ class Observed:
 
 @dataclass(frozen=True)
 class Kept:
-    """All of it. `model`: of the detector, see `identity`. Bets are None of streams that are not watched."""
+    """All of it. `model`, `precision`: of the detector, see `identity` and `precision_of`. Bets are None of
+    streams that are not watched.
+    """
 
     model: str
+    precision: str
     calibrated: Calibrated
     observed: Observed
     score: Bets | None
@@ -195,4 +203,37 @@ def identity(detector: Detector) -> str:
     for one in (detector.calibration_, *(part.calibration_ for part in detector._parts())):
         digest.update(np.ascontiguousarray(one.scores).tobytes())
         digest.update(np.array([one.map_mean, one.map_std, one.threshold], np.float64).tobytes())
+    if not len(detector._fingerprints):
+        # A model of another tool does not know its images.
+        for part in detector._parts():
+            _add_state(digest, getattr(part, "_state", None))
     return digest.hexdigest()
+
+
+def precision_of(detector: Detector) -> str:
+    """What the networks compute in, each kind once: scores of other precisions are others."""
+    kinds = {
+        network.precision
+        if network.precision == "int8"
+        else str(resolve_precision(network.precision, resolve_device(network.device))).removeprefix("torch.")
+        for network in detector._networks()
+    }
+    return ", ".join(sorted(kinds))
+
+
+def _add_state(digest: Any, state: Any) -> None:
+    """A part of each tensor: a memory bank may be large. In float16, to which a saved bank may be rounded."""
+    if isinstance(state, MemoryBank):
+        state = state.state()
+    if is_dataclass(state):
+        for field in fields(state):
+            _add_state(digest, getattr(state, field.name))
+    elif isinstance(state, torch.Tensor):
+        values = state.detach().reshape(-1)
+        values = values[:: max(1, len(values) // _SAMPLED)].cpu()
+        digest.update(str(tuple(state.shape)).encode())
+        digest.update((values.half() if values.is_floating_point() else values).numpy().tobytes())
+
+
+def _finite(value: float) -> float | None:
+    return value if np.isfinite(value) else None

@@ -18,7 +18,7 @@ from ensemblead.config.registry import register
 from ensemblead.detectors import Detector, Predictions
 from ensemblead.images import open_images
 from ensemblead.monitoring.betting import STREAMS, Ranks, after_bets, begun, online_ranks, watched_streams
-from ensemblead.monitoring.kept import Calibrated, Kept, Observed, identity
+from ensemblead.monitoring.kept import Calibrated, Kept, Observed, identity, precision_of
 from ensemblead.monitoring.state import DriftState
 from ensemblead.monitoring.summary import summarised
 from ensemblead.monitoring.watching import Watched, named, new_places
@@ -201,15 +201,16 @@ class DriftMonitor:
             if self.streams == ("embedding",):
                 raise ValueError(f'streams: {name} runs no network, so that there is no "embedding" to watch')
             warn(f'{name} runs no network, so that there is no "embedding" to watch; the other streams are')
-        self._begin(identity(detector), calibrated)
+        self._begin(identity(detector), precision_of(detector), calibrated)
         return self
 
     def observe(self, images: Any, *, errors: Any = "raise", progress: Any = None) -> DriftState:
         """Take in new images, in the order in which they were made.
 
         Args:
-            images: as for `detector.predict`; or the `Predictions` of them, for which nothing is computed
-                twice: `detector.predict(images, features=True)`.
+            images: as for `detector.predict`; or this detector's `Predictions` of them, for which nothing is
+                computed twice: `detector.predict(images, features=True)`. Those of another detector, or of
+                another precision, are not recognised, and may raise an alarm.
             errors, progress: as for `detector.predict`.
 
         Raises NotFittedError before `calibrate`, ValueError for NaN and for predictions without features. An
@@ -234,11 +235,14 @@ class DriftMonitor:
     def reset(self, keep_reference: bool = True) -> Self:
         """Begin anew: forget all images observed, and the alarm. The promise then holds for the time from
         here on. With `keep_reference=False` forget the calibration too.
+
+        After a false alarm calibrate with other images instead: the ones kept may be what raised it, and
+        would raise it again.
         """
         kept = self._calibrated()
         self._kept, self._ranks, self._known = None, None, set()
         if keep_reference:
-            self._begin(kept.model, kept.calibrated)
+            self._begin(kept.model, kept.precision, kept.calibrated)
         return self
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -266,12 +270,12 @@ class DriftMonitor:
 
     def _attached(self) -> Detector:
         detector = self._present()
-        if self._kept is not None and self._kept.model != identity(detector):
-            raise ValueError(_OTHER_MODEL)
+        if self._kept is not None:
+            _check_model(self._kept, detector, "")
         return detector
 
-    def _begin(self, model: str, calibrated: Calibrated) -> None:
-        self._kept, self._ranks = begun(model, calibrated), None
+    def _begin(self, model: str, precision: str, calibrated: Calibrated) -> None:
+        self._kept, self._ranks = begun(model, precision, calibrated), None
         self._known = set(calibrated.fingerprints.view(np.uint64).tolist())
 
     def _predicted(
@@ -322,8 +326,10 @@ class DriftMonitor:
             looks = np.concatenate([kept.calibrated.fingerprints, kept.observed.fingerprints])
             monitor._known = set(looks.view(np.uint64).tolist())
         detector = reader.options.get("detector")
-        if detector is not None and identity(detector) != kept.model:
-            raise ValueError(f"detector: {_OTHER_MODEL}")
+        if detector is not None:
+            if not isinstance(detector, Detector):
+                raise TypeError(f"detector must be a detector, got {type(detector).__name__}")
+            _check_model(kept, detector, "detector: ")
         monitor.detector = detector
         return monitor
 
@@ -332,6 +338,16 @@ _OTHER_MODEL = (
     "this is not the model that the monitor was calibrated for, or it has learned or was calibrated since; "
     "calibrate the monitor anew"
 )
+
+
+def _check_model(kept: Kept, detector: Detector, where: str) -> None:
+    if identity(detector) != kept.model:
+        raise ValueError(f"{where}{_OTHER_MODEL}")
+    if (own := precision_of(detector)) != kept.precision:
+        raise ValueError(
+            f"{where}this one's networks compute in {own}, and did in {kept.precision} when the monitor was "
+            "calibrated, which gives other scores; load it with that precision, or calibrate the monitor anew"
+        )
 
 
 def _require_enough(count: int, what: str) -> None:

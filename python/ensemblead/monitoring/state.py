@@ -32,6 +32,10 @@ _WORDS: dict[str, str] = {
         "good. If they are not, look for what has changed on the line."
     ),
 }
+_WITHOUT_RATE = (
+    "The images have changed. The detector states no rate of false alarms, so that nothing is known of its "
+    "verdicts. If the new images are good, calibrate the detector with fresh ones, and then this monitor."
+)
 
 
 @dataclass(frozen=True)
@@ -39,12 +43,13 @@ class AlarmRate:
     """How many images the detector called anomalous, against the rate that it states.
 
     `rate` is `anomalous / images`, NaN for no image; `low` and `high` are its Clopper-Pearson interval of
-    95 % (Biometrika 26, 1934); `stated` is the detector's `calibration_.false_alarm_rate`.
+    95 % (Biometrika 26, 1934); `stated` is the detector's `calibration_.false_alarm_rate`, None where it
+    states none, as one whose threshold was given.
     """
 
     anomalous: int
     images: int
-    stated: float
+    stated: float | None
 
     @property
     def rate(self) -> float:
@@ -61,7 +66,7 @@ class AlarmRate:
     @property
     def is_raised(self) -> bool:
         """Whether the whole interval lies above the stated rate."""
-        return self.low > self.stated
+        return self.stated is not None and self.low > self.stated
 
     def _interval(self) -> tuple[float, float]:
         require("scipy", "the interval of an alarm rate")
@@ -95,7 +100,7 @@ class DriftState:
         regions: float64 `[r, r]`, log10 of the evidence of each cell of the image; None without that stream.
         moved: the cells that have reached the level of an alarm by themselves, as `(top, left, bottom,
             right)` in pixels of the latest photograph, or of the map where the photograph's size is not
-            known.
+            known. Empty without an alarm: each of many cells may come that far by chance.
         advice: "none", "look", "calibrate", "extend" or "refit".
     """
 
@@ -122,7 +127,8 @@ class DriftState:
     @property
     def advice_text(self) -> str:
         """The advice in a sentence or two."""
-        return _WORDS[self.advice]
+        known = self.alarm_rate.stated is not None
+        return _WORDS[self.advice] if known or self.advice != "calibrate" else _WITHOUT_RATE
 
     def as_dict(self) -> dict[str, Any]:
         """Everything in JSON's types."""

@@ -27,8 +27,9 @@ def summarised(kept: Kept, streams: Sequence[str], level: float) -> DriftState:
     count = len(observed.score)
     last = observed.evidence[-1] if count else np.zeros(1 + len(streams))
     crossed = np.flatnonzero(observed.evidence[:, 0] >= level)
-    alarm, nears = len(crossed) > 0, bool(last[0] >= level - _NEAR)
-    since = _since(kept, streams, last) if alarm or (nears and count) else None
+    # At a level below ten, nothing observed has a tenth of it; that is no evidence.
+    alarm, nears = len(crossed) > 0, bool(last[0] >= level - _NEAR and last[0] > 0)
+    since = _since(kept, streams, last) if alarm or nears else None
     recent = slice(0 if since is None else since, None)
     new, old = observed.score[recent].astype(np.float64), known.score.astype(np.float64)
     rate = AlarmRate(int(np.count_nonzero(observed.anomalous[recent])), len(new), known.stated)
@@ -48,7 +49,7 @@ def summarised(kept: Kept, streams: Sequence[str], level: float) -> DriftState:
         score_p90_ratio=p90,
         alarm_rate=rate,
         regions=cells,
-        moved=() if cells is None else _moved(cells, level, observed.frame),
+        moved=() if cells is None or not alarm else _moved(cells, level, observed.frame),
         advice=advised(
             alarm, nears, rate, far=_is_far(new, old, known.threshold, p90), can_extend=known.can_extend
         ),
@@ -68,9 +69,11 @@ def _ratio(new: Floats, old: Floats, share: float) -> float | None:
     return float(np.quantile(new, share) / np.quantile(old, share))
 
 
-def _is_far(new: Floats, old: Floats, threshold: float, p90_ratio: float | None) -> bool:
+def _is_far(new: Floats, old: Floats, threshold: float | None, p90_ratio: float | None) -> bool:
     if p90_ratio is not None:
         return p90_ratio >= _FAR
+    if threshold is None:
+        return False
     median = float(np.median(old))
     return bool(len(new)) and float(np.quantile(new, 0.9)) > median + _FAR_BEYOND * (threshold - median)
 

@@ -120,7 +120,7 @@ def _facts(state: DriftState) -> str:
                 "Called anomalous",
                 f"{rate.rate:.1%}",
                 f"{rate.anomalous} of {rate.images}, {what}; interval {rate.low:.1%} to {rate.high:.1%}, "
-                f"stated {rate.stated:.1%}",
+                + ("no rate stated" if rate.stated is None else f"stated {rate.stated:.1%}"),
             )
         )
     if state.score_ratio is not None and state.score_p90_ratio is not None:
@@ -170,18 +170,19 @@ def _evidence(title: str, values: Floats, level: float, since: int | None) -> st
     return figure(title, _grid(axes, "evidence, power of 10") + body, legend)
 
 
-def _scores(scores: Floats, median: float, threshold: float, since: int | None) -> str:
-    known = [*scores.tolist(), median, threshold]
+def _scores(scores: Floats, median: float, threshold: float | None, since: int | None) -> str:
+    known = [*scores.tolist(), median, *([] if threshold is None else [threshold])]
     low, high = min(known), max(known)
     margin = 0.08 * (high - low) or 1.0
     axes = Axes((0.0, float(len(scores))), (low - margin, high + margin))
-    body = _points(axes, scores) + _across(axes, threshold, "threshold") + _across(axes, median, "second")
-    body += _since(axes, since)
+    body = _points(axes, scores) + _across(axes, median, "second") + _since(axes, since)
     legend = [
-        f"{sample('threshold')} threshold <b>{threshold:.4g}</b>",
         f"{sample('second')} median of the calibration <b>{median:.4g}</b>",
         *_since_legend(since),
     ]
+    if threshold is not None:
+        body += _across(axes, threshold, "threshold")
+        legend.insert(0, f"{sample('threshold')} threshold <b>{threshold:.4g}</b>")
     return figure("Scores", _grid(axes, "anomaly score") + body, legend)
 
 
@@ -226,7 +227,7 @@ def _regions(state: DriftState) -> str:
     rows = "".join(
         f"<tr>{''.join(_cell(value, state.level) for value in row)}</tr>" for row in state.regions.tolist()
     )
-    moved = _moved(state.moved)
+    moved = _moved(state.moved) if state.alarm else ""
     return (
         '<section aria-labelledby="where"><h2 id="where">Where in the image</h2>'
         "<p>Each cell is a part of the image, and its number the evidence there, as a power of 10. "
