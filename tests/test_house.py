@@ -101,7 +101,7 @@ ONLY_THERE = {
     "usearch": ("search/usearch.py",),
     "timm": ("networks/zoo.py",),
     "torchvision": ("networks/zoo.py", "detectors/draem/textures.py"),
-    "openvino": ("networks/engines/openvino.py", "deploy/openvino.py"),
+    "openvino": ("networks/engines/openvino.py", "deploy/openvino.py", "common/openvino.py"),
     "onnxruntime": ("deploy/onnx.py",),
     "nncf": ("networks/engines/quantization.py",),
     "cupy": ("kernels/arrays.py",),

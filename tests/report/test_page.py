@@ -283,13 +283,17 @@ def test_where_a_threshold_comes_from() -> None:
     assert describe_threshold(SimpleNamespace(threshold_=1.0, fusion="minmax")) == ""
     assert describe_threshold(SimpleNamespace(threshold_=1.0)) == "set by the detector"
     known = SimpleNamespace(
-        scores=np.zeros(99), has_statistics=True, false_alarm_rate=0.01, is_guaranteed=True
+        scores=np.zeros(99),
+        has_statistics=True,
+        threshold_origin="calibrated",
+        false_alarm_rate=0.01,
+        is_guaranteed=True,
     )
     text = describe_threshold(SimpleNamespace(threshold_=1.0, calibration_=known))
     assert text == "from 99 fresh normal images: false alarms at most 0.01 (split conformal)"
     known.is_guaranteed = False
     for origin, how in (("leave_one_out", "leave-one-out"), ("held_out", "held out")):
-        known.origin = origin
+        known.origin = known.threshold_origin = origin
         text = describe_threshold(SimpleNamespace(threshold_=1.0, calibration_=known))
         assert text == f"from 99 training images, {how}: false alarms about 0.01 (estimated)"
 

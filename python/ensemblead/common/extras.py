@@ -26,6 +26,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "pytorch_metric_learning": ("retrieval",),
     "usearch": ("retrieval",),
     "openvino": ("openvino", "runtime"),
+    "onnx": ("onnx",),
     "onnxruntime": ("onnx",),
     "nncf": ("openvino",),
 }

@@ -62,7 +62,8 @@ def export(
     if tolerance is not None:
         tolerance = positive_number("tolerance", tolerance)
     allow_flag_changes = whole_number("allow_flag_changes", allow_flag_changes, 0)
-    require("openvino" if format == "openvino" else "onnxruntime", f"format={format!r}")
+    for module in ("openvino",) if format == "openvino" else ("onnx", "onnxruntime"):
+        require(module, f"format={format!r}")
     target = Path(os.path.abspath(path))
     if os.path.lexists(target):
         raise ValueError(f"path {target} exists; choose another, or remove it")

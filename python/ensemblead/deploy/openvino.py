@@ -1,6 +1,6 @@
 """Exported graphs in OpenVINO: put together, written, and run. Nothing here needs torch.
 
-Beside networks/engines/openvino.py the only file that imports openvino.
+Beside networks/engines/openvino.py and common/openvino.py the only file that imports openvino.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ensemblead.common.extras import require
+from ensemblead.common.openvino import openvino_core
 from ensemblead.common.warnings import warn
 
 GRAPH, CONSTANTS = "model.xml", "model.bin"
@@ -65,7 +66,7 @@ def _connect(model: Any, sources: Sequence[Any]) -> None:
 def read(graph: bytes, constants: bytes, outputs: Sequence[int], shape: Sequence[int]) -> Any:
     """A model from its two files, with these of its outputs, for inputs of a shape."""
     openvino = require("openvino", _PURPOSE)
-    model = openvino.Core().read_model(graph, constants)
+    model = openvino_core(_PURPOSE).read_model(graph, constants)
     results = [model.get_results()[number] for number in outputs]
     model = openvino.Model(results, model.get_parameters(), "network")
     model.reshape(list(shape))
@@ -116,8 +117,7 @@ class Session:
     """
 
     def __init__(self, graph: bytes, constants: bytes, precision: str, threads: int | None) -> None:
-        openvino = require("openvino", _PURPOSE)
-        core = openvino.Core()
+        core = openvino_core(_PURPOSE)
         model = core.read_model(graph, constants)
         shape = model.input().get_partial_shape()
         shape[0] = 1

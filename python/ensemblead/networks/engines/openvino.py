@@ -1,6 +1,6 @@
 """OpenVINO on a CPU: the network as a graph of its own, compiled for each size of batches.
 
-This is the only file that imports openvino. docs/design/engines.md has the figures and the reasons.
+Beside common/openvino.py and deploy/openvino.py the only file that imports openvino. docs/design/engines.md has the figures and the reasons.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from torch.nn import functional
 
 from ensemblead.common.errors import EngineError
 from ensemblead.common.extras import require
+from ensemblead.common.openvino import openvino_core
 from ensemblead.common.warnings import warn
 from ensemblead.networks.engines.eager import EagerEngine
 from ensemblead.networks.engines.engine import EngineKind, Outputs, Part, Quantized
@@ -49,8 +50,7 @@ class OpenVinoEngine:
     """
 
     def __init__(self, part: Part) -> None:
-        openvino = require("openvino", _PURPOSE)
-        self._part, self._eager, self._core = part, EagerEngine(part), openvino.Core()
+        self._part, self._eager, self._core = part, EagerEngine(part), openvino_core(_PURPOSE)
         if part.precision == "int8":
             _require_quantized(part)
         self._hint = self._supported_hint()
@@ -178,8 +178,7 @@ def deviation(found: Tensor, expected: Tensor, precision: str) -> float:
 
 def cpu_capabilities() -> tuple[str, ...]:
     """What OpenVINO can compute in on this CPU, by its names, such as "FP32", "BF16", "INT8"."""
-    core = require("openvino", _PURPOSE).Core()
-    return tuple(core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
+    return tuple(openvino_core(_PURPOSE).get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
 
 
 def converted(part: Part, images: Tensor) -> Any:
@@ -249,7 +248,7 @@ def _of_shape(quantized: Quantized, part: Part, shape: tuple[int, ...]) -> Any:
     """A quantized network that puts out the layers of a part, for images of a shape."""
     openvino = require("openvino", _PURPOSE)
     try:
-        model = openvino.Core().read_model(quantized.graph, quantized.constants)
+        model = openvino_core(_PURPOSE).read_model(quantized.graph, quantized.constants)
     except RuntimeError as error:
         raise EngineError(
             f"the int8 network of {part.name} cannot be read ({_first_line(error)}); call quantize again"
