@@ -1,6 +1,7 @@
 """OpenVINO on a CPU: the network as a graph of its own, compiled for each size of batches.
 
-Beside common/openvino.py and deploy/openvino.py the only file that imports openvino. docs/design/engines.md has the figures and the reasons.
+Beside common/openvino.py and deploy/openvino.py the only file that imports openvino. docs/design/engines.md
+has the figures and the reasons.
 """
 
 from __future__ import annotations
