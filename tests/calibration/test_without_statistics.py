@@ -78,7 +78,7 @@ def test_ensembles_of_members_without_statistics() -> None:
 
 def test_contradictions_are_refused() -> None:
     known = Calibration.without_images(1.0)
-    with pytest.raises(ValueError, match="given must be a finite threshold"):
+    with pytest.raises(ValueError, match="given must be finite"):
         replace(known, given=math.inf)
     with pytest.raises(ValueError, match="scores must be empty with the origin 'given', got 1"):
         replace(known, scores=np.ones(1, np.float32))

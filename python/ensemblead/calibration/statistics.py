@@ -14,6 +14,7 @@ import torch
 
 from ensemblead.calibration.thresholds import conformal_threshold, estimated_threshold
 from ensemblead.common.errors import NotFittedError
+from ensemblead.common.validation import finite_number
 from ensemblead.common.warnings import warn
 
 # Where statistics come from, the weakest first: no images ("given": the threshold comes from elsewhere, or
@@ -89,8 +90,8 @@ class Calibration:
         if not isinstance(self.images_sha256, str):
             raise TypeError(f"images_sha256 must be a str, got {self.images_sha256!r}")
         n, is_given = len(self.scores), self.origin == "given"
-        if self.given is not None and not abs(self.given) <= _LARGEST:
-            raise ValueError(f"given must be a finite threshold, got {self.given!r}")
+        if self.given is not None:
+            object.__setattr__(self, "given", finite_number("given", self.given))
         if is_given and n:
             raise ValueError(f"scores must be empty with the origin 'given', got {n}")
         for name, rank, shape in (("scores", 1, "[n]"), ("pixels", 2, "[n, P]")):
