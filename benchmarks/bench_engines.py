@@ -39,8 +39,9 @@ from record import Figure, FiguresOf
 import ensemblead as ead
 from ensemblead.datasets import MVTecAD
 from ensemblead.datasets.categories import Category
+from ensemblead.detectors.exporting import score_changes
 from ensemblead.evaluation import evaluate
-from ensemblead.evaluation.speed import CHOICES, score_changes
+from ensemblead.evaluation.speed import CHOICES
 
 NETWORKS = ("wide_resnet50_2", "resnet18", "densenet169")
 SIDE, BATCHES = 224, (1, 16)
@@ -185,7 +186,7 @@ def quality(path: Path, network: str, weights: Path, limit: int | None) -> list[
             scores = np.array([one.score for one in images])
             verdicts = np.array([one.is_anomalous for one in images])
             first = (scores, verdicts) if first is None else first
-            change = score_changes(scores, first[0], float(exact.threshold_))
+            change = score_changes(scores, first[0], exact.threshold_, exact.calibration_.rounding)
             found.append(
                 {name: float(getattr(results.rows[0], name)) for name in METRICS}
                 | {f"{name}_before": float(found[0][name]) for name in METRICS if found}

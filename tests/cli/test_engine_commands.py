@@ -17,8 +17,12 @@ from support.commands import call, call_json
 from support.textures import normal_images, with_defects
 
 import ensemblead as ead
+from ensemblead.calibration import Calibration
+from ensemblead.common.warnings import ThresholdWarning
+from ensemblead.detectors.exporting import score_changes
 from ensemblead.evaluation import speed
 from ensemblead.evaluation.speed import Measured, recommended
+from ensemblead.images import open_images
 
 
 @pytest.fixture(scope="module")
@@ -113,3 +117,20 @@ def test_what_is_recommended() -> None:
     quick = measured("bfloat16", 5.0)
     assert recommended([exact, quick, measured("int8", 2.0, changed=1)]) is quick
     assert recommended([exact, Measured("openvino", "int8", failure="not installed"), quick]) is quick
+
+
+def test_changes_are_seen_where_there_is_no_threshold() -> None:
+    found, exact = np.array([2.0, 1.1, 0.1], np.float32), np.array([1.0, 1.0, 0.0], np.float32)
+    np.testing.assert_allclose(score_changes(found, exact, np.inf, 0.0), [1.0, 0.1, 0.15], rtol=1e-6)
+    np.testing.assert_allclose(score_changes(found, exact, -4.0, 0.0), [0.25, 0.025, 0.025], rtol=1e-6)
+    np.testing.assert_allclose(score_changes(found * 0, exact * 0, np.inf, 0.5), 0.0)
+
+
+def test_a_model_without_a_threshold_is_said_to_have_none(good: Path, model: Path, tmp_path: Path) -> None:
+    detector = ead.load(model)
+    detector._accept([Calibration.without_images()])
+    detector.save(tmp_path / "model")
+    with pytest.warns(ThresholdWarning, match="no threshold, so that no verdict can change"):
+        found = speed.measure_engines(tmp_path / "model", open_images(good), rounds=1)
+    assert found[0].largest_change == 0.0
+    assert all(one.largest_change > 0 for one in found if one.precision == "int8")

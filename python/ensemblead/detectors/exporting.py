@@ -146,16 +146,27 @@ def compared(
         scale = max(scale, float(np.abs(ours.anomaly_map).max()))
         verdicts = bool(ours.is_anomalous[0]), bool(theirs.is_anomalous[0])
         rows.append((score, exported, moved, *verdicts))
-    # Scores may be around zero: an image that the memory bank holds has none.
-    usual = abs(threshold) if np.isfinite(threshold) else float(np.mean([abs(row[0]) for row in rows]))
-    least = max(usual, rounding, 1e-30)
+    exact, found = (np.array([row[place] for row in rows], dtype=np.float64) for place in (0, 1))
+    changes = score_changes(found, exact, threshold, rounding).tolist()
     images = tuple(
-        ComparedImage(
-            name, score, exported, abs(exported - score) / max(abs(score), least), moved / scale, *verdicts
-        )
-        for name, (score, exported, moved, *verdicts) in zip(names, rows, strict=True)
+        ComparedImage(name, score, exported, change, moved / scale, *verdicts)
+        for name, change, (score, exported, moved, *verdicts) in zip(names, changes, rows, strict=True)
     )
     return ExportReport(images, tolerance, allow_flag_changes)
+
+
+def score_changes(
+    found: npt.NDArray[Any], exact: npt.NDArray[Any], threshold: float, rounding: float
+) -> npt.NDArray[np.float64]:
+    """How far scores `[N]` are from the exact ones, relatively.
+
+    Scores may be around zero, those of ensembles and of an image that the memory bank holds. So none counts
+    as smaller than the threshold, or, where there is none, than the mean of all, or than their rounding.
+    """
+    wanted = np.abs(exact.astype(np.float64))
+    usual = abs(threshold) if np.isfinite(threshold) else float(wanted.mean())
+    change: npt.NDArray[np.float64] = np.abs(found.astype(np.float64) - exact)
+    return change / np.maximum(wanted, max(usual, rounding, 1e-30))
 
 
 def _map_difference(ours: npt.NDArray[np.float32], theirs: npt.NDArray[np.float32]) -> float:

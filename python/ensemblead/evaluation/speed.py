@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import statistics
 import time
@@ -14,7 +15,9 @@ import numpy.typing as npt
 
 from ensemblead.common.errors import EngineError, MissingExtraError
 from ensemblead.common.predictions import Predictions
+from ensemblead.common.warnings import ThresholdWarning, warn
 from ensemblead.detectors.detector import Detector
+from ensemblead.detectors.exporting import score_changes
 from ensemblead.ensembles.loading import load_detector
 from ensemblead.images import ImageSource, open_images
 
@@ -37,8 +40,7 @@ class Measured:
     Attributes:
         one, many: milliseconds an image, of images one by one and in batches: the least over the rounds.
         one_median, many_median: the medians.
-        median_change, largest_change: of scores, relative to those of torch in float32, or to the threshold
-            where that is larger.
+        median_change, largest_change: of scores, relative to those of torch in float32, see `score_changes`.
         changed_verdicts: how many images are on the other side of the threshold.
         failure: why there is none of this; everything else is then NaN or 0.
     """
@@ -82,6 +84,11 @@ def measure_engines(
     """
     report = progress or (lambda stage, done, total: None)
     exact = load_detector(model, engine="torch", precision="float32", weights=weights, device="cpu")
+    if exact.threshold_ == math.inf:
+        warn(
+            "the model has no threshold, so that no verdict can change: go by the scores, or calibrate it",
+            ThresholdWarning,
+        )
     decoded = Decoded(open_images(images, bits=exact.bits_))
     ready: dict[tuple[str, str], Detector] = {}
     failures: dict[tuple[str, str], str] = {}
@@ -111,7 +118,8 @@ def measure_engines(
             found.append(Measured(*choice, failure=failures[choice]))
             continue
         own, other = first[choice], first[CHOICES[0]]
-        change = score_changes(own.anomaly_score, other.anomaly_score, float(exact.threshold_))
+        known = exact.calibration_
+        change = score_changes(own.anomaly_score, other.anomaly_score, known.threshold, known.rounding)
         differ = int((own.is_anomalous != other.is_anomalous).sum())
         found.append(
             Measured(
@@ -126,18 +134,6 @@ def measure_engines(
             )
         )
     return found
-
-
-def score_changes(
-    found: npt.NDArray[Any], exact: npt.NDArray[Any], threshold: float
-) -> npt.NDArray[np.floating[Any]]:
-    """How far scores `[N]` are from the exact ones, relatively.
-
-    Scores of ensembles may be anywhere around zero, so none counts as smaller than the threshold.
-    """
-    change: npt.NDArray[np.floating[Any]] = np.abs(found - exact)
-    change /= np.maximum(np.abs(exact), max(abs(threshold), 1e-30))
-    return change
 
 
 def recommended(found: Sequence[Measured]) -> Measured:
