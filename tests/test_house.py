@@ -93,8 +93,8 @@ NEIGHBOURS = {
 
 # Files that show users the names of rooms above them, each loaded when it is asked for.
 FACES = ("__init__.py", "evaluation/__init__.py")
-# Imports by a name written out, which the rules below do not see: a method of every detector that a room above
-# carries out. The registry finds classes by a table.
+# Imports by a name written out, which the rules below do not see: a method of every detector that a room
+# above carries out. The registry finds classes by a table.
 BY_NAME = [("detectors/detector.py", "ensemblead.deploy.export")]
 
 # Import name -> the only places that may import it (relative to the package; a folder ends with a slash).
