@@ -335,8 +335,8 @@ class DriftMonitor:
 
 
 _OTHER_MODEL = (
-    "this is not the model that the monitor was calibrated for, or it has learned or was calibrated since; "
-    "calibrate the monitor anew"
+    "this is not the model that the monitor was calibrated for, or it has learned, was calibrated or got "
+    "another threshold since; calibrate the monitor anew"
 )
 
 
