@@ -15,6 +15,7 @@ from ensemblead.cli.bars import Bars
 from ensemblead.cli.console import print_json, reported_warnings
 from ensemblead.cli.models import moved_weights
 from ensemblead.cli.predict import chosen_images
+from ensemblead.cli.shared import MovedWeights
 from ensemblead.common.extras import require
 
 if TYPE_CHECKING:
@@ -30,9 +31,7 @@ def command(
     count: Annotated[int, typer.Option("--count", help="So many of the images, drawn.", min=1)] = 32,
     rounds: Annotated[int, typer.Option("--rounds", help="How often each is measured, in turn.", min=1)] = 5,
     seed: Annotated[int, typer.Option("--seed", help="Of the draw.", min=0)] = 0,
-    weights: Annotated[
-        list[str] | None, typer.Option("--weights", help="[I.]PATH: where the networks' weights are now.")
-    ] = None,
+    weights: MovedWeights = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Measure predict by every engine and precision on this machine's CPU, and say which to take.

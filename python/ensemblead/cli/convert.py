@@ -14,6 +14,7 @@ from ensemblead.cli.console import Clock, guarded, print_json, reported_warnings
 from ensemblead.cli.models import describe_learned, describe_model, moved_weights
 from ensemblead.cli.options import typed_size
 from ensemblead.cli.predict import chosen_images
+from ensemblead.cli.shared import Json
 from ensemblead.cli.unknown import Command, Group
 from ensemblead.common.extras import require
 from ensemblead.common.files import valid_text
@@ -37,7 +38,6 @@ _Images = Annotated[
 ]
 _Rate = Annotated[float | None, typer.Option("--false-alarm-rate", help="Of that threshold; 0.01 if absent.")]
 _Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda.")]
-_Json = Annotated[bool, typer.Option("--json", help="Print a JSON summary.")]
 
 
 @app.command("patchcore-inspection", cls=Command)
@@ -66,7 +66,7 @@ def patchcore_inspection(
         bool, typer.Option("--include-backbone", help="Store the networks' weights with the model.")
     ] = False,
     device: _Device = "auto",
-    as_json: _Json = False,
+    as_json: Json = False,
 ) -> None:
     """Convert a model folder of the reference implementation of PatchCore, or an ensemble of them.
 
@@ -101,7 +101,7 @@ def anomalib(
         str | None, typer.Option("--image-size", help="Centre crop, N or HxW, where the file states none.")
     ] = None,
     device: _Device = "auto",
-    as_json: _Json = False,
+    as_json: Json = False,
 ) -> None:
     """Convert a checkpoint of anomalib 2: PatchCore or PaDiM.
 

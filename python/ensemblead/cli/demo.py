@@ -15,6 +15,7 @@ from ensemblead.cli.bars import Bars
 from ensemblead.cli.console import Clock, print_json, reported_warnings, without_threshold_warnings
 from ensemblead.cli.evaluate import measure, report_table, results
 from ensemblead.cli.models import describe_model
+from ensemblead.cli.shared import Json
 from ensemblead.common.extras import require
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def command(
     num_fresh: Annotated[int, typer.Option("--fresh", help="Normal images for the threshold.", min=1)] = 20,
     num_good: Annotated[int, typer.Option("--good", help="Normal images to test on.", min=1)] = 20,
     per_defect: Annotated[int, typer.Option("--per-defect", help="Images of each defect.", min=1)] = 4,
-    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON summary.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Draw metal plates with six kinds of defects, learn what whole ones look like, find the defects.
 

@@ -10,7 +10,7 @@ import typer
 
 from ensemblead.cli.bars import Bars
 from ensemblead.cli.console import Clock, print_json, reported_warnings
-from ensemblead.cli.embedders import Json
+from ensemblead.cli.shared import Json
 from ensemblead.common.extras import require
 from ensemblead.common.files import csv_line
 

@@ -38,9 +38,6 @@ Layers = Annotated[
 WeightFiles = Annotated[
     list[str] | None, typer.Option("--weights", help="[I.]PATH of a weights file, or none for random ones.")
 ]
-MovedWeights = Annotated[
-    list[str] | None, typer.Option("--weights", help="[I.]PATH: where the networks' weights are now.")
-]
 Resize = Annotated[
     str | None, typer.Option("--resize", help="Shorter side in pixels, HxW, or none; 256 if absent.")
 ]
@@ -55,10 +52,6 @@ Settings = Annotated[
     ),
 ]
 Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:1.")]
-SkipUnreadable = Annotated[
-    bool, typer.Option("--skip-unreadable", help="Leave out images that cannot be read.")
-]
-Json = Annotated[bool, typer.Option("--json", help="Print a JSON summary.")]
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from ensemblead.cli.console import print_json, reported_warnings
 from ensemblead.cli.division import PART_HELP, parse_part
 from ensemblead.cli.models import load_model, moved_weights
 from ensemblead.cli.options import DetectorOptions, build_detector, options_of, typed_options
+from ensemblead.cli.shared import MovedWeights, SkipUnreadable
 from ensemblead.cli.suite import run_suite, show_suite
 from ensemblead.cli.testsets import good_and_bad, untrained
 from ensemblead.common.extras import require
@@ -88,14 +89,9 @@ def command(
             "--similar-weights", help="[I.]PATH: where the weights of the index's networks are now."
         ),
     ] = None,
-    weights: Annotated[
-        list[str] | None,
-        typer.Option("--weights", help="[I.]PATH: where the networks' weights are now."),
-    ] = None,
+    weights: MovedWeights = None,
     device: Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda.")] = None,
-    skip_unreadable: Annotated[
-        bool, typer.Option("--skip-unreadable", help="Leave out images that cannot be read.")
-    ] = False,
+    skip_unreadable: SkipUnreadable = False,
     part: Annotated[
         str | None, typer.Option("--part", metavar="K/N", help=f"Of a suite: its cells alone. {PART_HELP}")
     ] = None,

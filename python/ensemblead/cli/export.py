@@ -12,6 +12,7 @@ from ensemblead.cli.bars import Bars
 from ensemblead.cli.console import Clock, print_json, reported_warnings
 from ensemblead.cli.models import load_model
 from ensemblead.cli.predict import chosen_images
+from ensemblead.cli.shared import Json, MovedWeights
 from ensemblead.common.extras import require
 from ensemblead.common.files import valid_text
 from ensemblead.common.validation import pair
@@ -20,9 +21,6 @@ if TYPE_CHECKING:
     from ensemblead.detectors.exporting import ExportReport
 
 _Model = Annotated[Path, typer.Argument(metavar="MODEL", help="A folder that fit wrote.")]
-_Weights = Annotated[
-    list[str] | None, typer.Option("--weights", help="[I.]PATH: where the networks' weights are now.")
-]
 _Tolerance = Annotated[
     float | None,
     typer.Option("--tolerance", help="How far scores and maps may move, relative to themselves."),
@@ -30,7 +28,6 @@ _Tolerance = Annotated[
 _Changes = Annotated[
     int, typer.Option("--allow-flag-changes", help="How many of the images may be called otherwise.", min=0)
 ]
-_Json = Annotated[bool, typer.Option("--json", help="Print a JSON summary.")]
 
 
 def export(
@@ -52,8 +49,8 @@ def export(
     ] = None,
     tolerance: _Tolerance = None,
     allow_flag_changes: _Changes = 0,
-    weights: _Weights = None,
-    as_json: _Json = False,
+    weights: MovedWeights = None,
+    as_json: Json = False,
 ) -> None:
     """Write a model as one graph, from images to scores, maps and verdicts, for programs without torch.
 
@@ -92,8 +89,8 @@ def verify(
     ],
     tolerance: _Tolerance = None,
     allow_flag_changes: _Changes = 0,
-    weights: _Weights = None,
-    as_json: _Json = False,
+    weights: MovedWeights = None,
+    as_json: Json = False,
 ) -> None:
     """Compare an exported graph with its model, image by image; fails as export does."""
     clock = Clock()

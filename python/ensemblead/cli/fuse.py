@@ -17,17 +17,16 @@ from ensemblead.cli.embedders import (
     Device,
     EmbedderOptions,
     ImageSize,
-    Json,
     Layers,
     LeftOut,
     Resize,
     Settings,
-    SkipUnreadable,
     WeightFiles,
     described_skips,
     labelled_images,
     save_ensemble,
 )
+from ensemblead.cli.shared import Json, SkipUnreadable
 from ensemblead.common.extras import require
 from ensemblead.common.files import valid_text
 from ensemblead.common.validation import one_of

@@ -17,15 +17,14 @@ from ensemblead.cli.embedders import (
     Device,
     EmbedderOptions,
     ImageSize,
-    Json,
     Layers,
     Resize,
     Settings,
-    SkipUnreadable,
     WeightFiles,
     described_skips,
 )
 from ensemblead.cli.models import moved_weights
+from ensemblead.cli.shared import Json, SkipUnreadable
 from ensemblead.common.errors import EnsembleADError
 from ensemblead.common.extras import require
 from ensemblead.common.files import valid_text

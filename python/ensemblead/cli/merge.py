@@ -10,12 +10,13 @@ from rich.console import Console
 
 from ensemblead.cli.console import print_json
 from ensemblead.cli.scores import merge_scores
+from ensemblead.cli.shared import Json
 from ensemblead.common.files import valid_text
 
 
 def command(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="The OUT of predict --part K/N.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON summary.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Put the scores of all parts together: DIR/scores.csv, as predict writes it without --part."""
     path, images, anomalous = merge_scores(folder)

@@ -14,6 +14,7 @@ from ensemblead.cli.bars import Bars
 from ensemblead.cli.console import DRIFTED, Clock, print_json, reported_warnings
 from ensemblead.cli.models import load_model
 from ensemblead.cli.predict import chosen_images
+from ensemblead.cli.shared import FittedDevice, Json, MovedWeights, SkipUnreadable
 from ensemblead.common.errors import EnsembleADError
 from ensemblead.common.extras import require
 from ensemblead.common.files import valid_text
@@ -65,17 +66,10 @@ def command(
     fail_on_alarm: Annotated[
         bool, typer.Option("--fail-on-alarm", help=f"End with exit code {DRIFTED} if there is an alarm.")
     ] = False,
-    weights: Annotated[
-        list[str] | None,
-        typer.Option("--weights", help="[I.]PATH: where the networks' weights are now."),
-    ] = None,
-    device: Annotated[
-        str | None, typer.Option("--device", help="auto, cpu, cuda; as at the fit if absent.")
-    ] = None,
-    skip_unreadable: Annotated[
-        bool, typer.Option("--skip-unreadable", help="Leave out images that cannot be read.")
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON summary.")] = False,
+    weights: MovedWeights = None,
+    device: FittedDevice = None,
+    skip_unreadable: SkipUnreadable = False,
+    as_json: Json = False,
 ) -> None:
     """Say whether the images of a line have changed, in what, where, since when, and what to do.
 

@@ -23,6 +23,7 @@ from ensemblead.cli.console import Clock, print_json, reported_warnings
 from ensemblead.cli.division import PART_HELP, parse_part
 from ensemblead.cli.models import load_model
 from ensemblead.cli.scores import ScoresFile
+from ensemblead.cli.shared import FittedDevice, Json, MovedWeights, SkipUnreadable
 from ensemblead.common.errors import EnsembleADError
 from ensemblead.common.extras import require
 from ensemblead.common.files import NAME_BYTES, as_file_name, file_names, valid_text
@@ -58,13 +59,8 @@ def command(
         float | None,
         typer.Option("--threshold", help="Scores above it are anomalous; from the model if absent."),
     ] = None,
-    weights: Annotated[
-        list[str] | None,
-        typer.Option("--weights", help="[I.]PATH: where the networks' weights are now."),
-    ] = None,
-    device: Annotated[
-        str | None, typer.Option("--device", help="auto, cpu, cuda; as at the fit if absent.")
-    ] = None,
+    weights: MovedWeights = None,
+    device: FittedDevice = None,
     engine: Annotated[
         str | None, typer.Option("--engine", help="torch, openvino, auto; as in the model if absent.")
     ] = None,
@@ -72,13 +68,11 @@ def command(
         str | None,
         typer.Option("--precision", help="float32, bfloat16, float16, int8; as in the model if absent."),
     ] = None,
-    skip_unreadable: Annotated[
-        bool, typer.Option("--skip-unreadable", help="Leave out images that cannot be read.")
-    ] = False,
+    skip_unreadable: SkipUnreadable = False,
     part: Annotated[
         str | None, typer.Option("--part", metavar="K/N", help=f"{PART_HELP} merge puts the scores together.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON summary.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Score images and show where they are anomalous.
 

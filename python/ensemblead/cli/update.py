@@ -14,6 +14,7 @@ from ensemblead.cli.bars import Bars
 from ensemblead.cli.console import Clock, print_json, reported_warnings
 from ensemblead.cli.models import describe_model, load_model
 from ensemblead.cli.predict import chosen_images
+from ensemblead.cli.shared import Json, SkipUnreadable
 from ensemblead.common.extras import require
 from ensemblead.common.files import valid_text
 
@@ -34,8 +35,6 @@ _Weights = Annotated[
 _Device = Annotated[
     str | None, typer.Option("--device", help="auto, cpu, cuda, from now on; as at the fit if absent.")
 ]
-_Skip = Annotated[bool, typer.Option("--skip-unreadable", help="Leave out images that cannot be read.")]
-_Json = Annotated[bool, typer.Option("--json", help="Print a JSON summary.")]
 
 
 def calibrate(
@@ -47,8 +46,8 @@ def calibrate(
     ] = None,
     weights: _Weights = None,
     device: _Device = None,
-    skip_unreadable: _Skip = False,
-    as_json: _Json = False,
+    skip_unreadable: SkipUnreadable = False,
+    as_json: Json = False,
 ) -> None:
     """Take a model's threshold from fresh images of good parts, which it has not learned.
 
@@ -75,8 +74,8 @@ def extend(
     ] = None,
     weights: _Weights = None,
     device: _Device = None,
-    skip_unreadable: _Skip = False,
-    as_json: _Json = False,
+    skip_unreadable: SkipUnreadable = False,
+    as_json: Json = False,
 ) -> None:
     """Let a model learn more images of good parts, without starting over.
 
@@ -99,8 +98,8 @@ def quantize(
     ] = 100,
     seed: Annotated[int, typer.Option("--seed", help="Of the draw of these images.", min=0)] = 0,
     weights: _Weights = None,
-    skip_unreadable: _Skip = False,
-    as_json: _Json = False,
+    skip_unreadable: SkipUnreadable = False,
+    as_json: Json = False,
 ) -> None:
     """Run a model's networks in int8 from now on, by OpenVINO: several times as fast on a CPU.
 

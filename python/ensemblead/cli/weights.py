@@ -20,17 +20,16 @@ from ensemblead.cli.embedders import (
     Device,
     EmbedderOptions,
     ImageSize,
-    Json,
     Layers,
     LeftOut,
     Resize,
     Settings,
-    SkipUnreadable,
     WeightFiles,
     described_skips,
     labelled_images,
     save_ensemble,
 )
+from ensemblead.cli.shared import Json, SkipUnreadable
 from ensemblead.common.extras import require
 from ensemblead.common.files import valid_text
 
