@@ -1,14 +1,16 @@
-"""Free memory goes back to the system."""
+"""Free memory goes back to the system, and the peak of the process begins anew."""
 
 from __future__ import annotations
 
 import platform
 import subprocess
 import sys
+import time
 
+import numpy as np
 import pytest
 
-from ensemblead.common.memory import return_free_memory
+from ensemblead.common.memory import peak_memory_mb, reset_peak_memory, return_free_memory
 
 SCATTERED = """
 from ensemblead.common.memory import return_free_memory
@@ -39,3 +41,25 @@ def test_pages_below_what_stays_are_given_back() -> None:
 def test_it_may_be_called_at_any_time() -> None:
     for _ in range(3):
         return_free_memory()
+
+
+def test_a_new_peak_counts_nothing_of_the_last_one() -> None:
+    if not reset_peak_memory():
+        pytest.skip("this system does not let the peak begin anew")
+    # A hole in the heap, below an array that stays: what is allocated there does not go back by itself.
+    arrays = [np.ones(100_000, np.uint8) for _ in range(1200)]
+    stays = arrays.pop()
+    del arrays
+    assert reset_peak_memory()
+    before = peak_memory_mb()
+    block = np.ones(80 << 20, np.uint8)
+    assert peak_memory_mb() >= before + 60
+    del block
+    for _ in range(20):  # other threads of the process may hold memory for a moment
+        assert reset_peak_memory()
+        if peak_memory_mb() < before + 60:
+            break
+        time.sleep(0.05)
+    else:
+        pytest.fail(f"the peak stays at {peak_memory_mb():.0f} MB, {before:.0f} before")
+    assert stays.all()

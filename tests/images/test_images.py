@@ -1,11 +1,8 @@
-"""Decoding, geometry, sources and batches of ensemblead.images."""
+"""Decoding, geometry and sources of ensemblead.images."""
 
 from __future__ import annotations
 
-import gc
 import struct
-import threading
-import time
 import zlib
 from pathlib import Path
 
@@ -19,8 +16,6 @@ from PIL import Image  # noqa: E402
 from ensemblead.common.errors import UnreadableImageError  # noqa: E402
 from ensemblead.images import (  # noqa: E402
     Geometry,
-    ImageSource,
-    iterate_batches,
     open_images,
     read_image,
     read_mask,
@@ -29,10 +24,6 @@ from ensemblead.images import (  # noqa: E402
 
 def drawn(height: int = 30, width: int = 40, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-
-
-def decoding_threads() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name.startswith("ensemblead-decode")]
 
 
 # Geometry -----------------------------------------------------------------------------------------
@@ -394,182 +385,3 @@ def test_dataset_wrong_items_are_refused(item, error, message):
         open_images(Items([item])).read(0)
     with pytest.raises(ValueError, match="Dataset of length 0"):
         open_images(Items([]))
-
-
-# Batches ------------------------------------------------------------------------------------------
-
-
-class Counted(ImageSource):
-    """Images that tell how often each was read; `size(i)` may vary; reading `broken` fails."""
-
-    def __init__(self, number, size=lambda i: (24, 32), broken=()):
-        self.paths = [f"image_{i}.png" for i in range(number)]
-        self.reads = []
-        self.size, self.broken = size, broken
-
-    def read(self, index):
-        self.reads.append(index)
-        if index in self.broken:
-            raise UnreadableImageError(f"cannot read image {self.paths[index]}: broken")
-        return np.full((*self.size(index), 3), index, np.uint8)
-
-
-def test_batches_hold_every_image_once_and_in_order():
-    source = Counted(11, size=lambda i: (24, 32 + i))
-    geometries = [Geometry(16, 12), Geometry((20, 20), None), Geometry(16, (12, 12))]
-    batches = list(iterate_batches(source, geometries, 4, workers=3))
-    assert [len(batch) for batch in batches] == [4, 4, 3]
-    assert [i for batch in batches for i in batch.indices] == list(range(11))
-    assert [path for batch in batches for path in batch.paths] == source.paths
-    assert [size for batch in batches for size in batch.sizes] == [(24, 32 + i) for i in range(11)]
-    assert sorted(source.reads) == list(range(11))
-    for batch in batches:
-        assert set(batch.images) == set(geometries)
-        assert len(batch.images) == 2
-        for geometry, shape in zip(geometries, [(3, 12, 12), (3, 20, 20)], strict=False):
-            images = batch.images[geometry]
-            assert images.dtype == torch.uint8
-            assert images.is_contiguous()
-            assert images.shape == (len(batch), *shape)
-            assert images[:, 0, 0, 0].tolist() == batch.indices
-
-
-def test_batches_put_channels_first():
-    rgb = drawn()
-    (batch,) = iterate_batches(open_images(rgb[None]), [Geometry(None, None)], 1)
-    np.testing.assert_array_equal(batch.images[Geometry(None, None)][0].numpy(), rgb.transpose(2, 0, 1))
-
-
-def test_batches_raise_at_what_cannot_be_read():
-    before = decoding_threads()
-    source = Counted(9, broken=(5,))
-    batches = iterate_batches(source, [Geometry(None, None)], 2)
-    assert next(batches).indices == [0, 1]
-    assert next(batches).indices == [2, 3]
-    with pytest.raises(UnreadableImageError, match=r"image_5\.png"):
-        next(batches)
-    assert decoding_threads() == before
-
-
-def test_batches_skip_and_count(tmp_path):
-    source = Counted(9, broken=(0, 5, 8))
-    with iterate_batches(source, [Geometry(None, None)], 2, errors="skip") as batches:
-        assert [batch.indices for batch in batches] == [[1, 2], [3, 4], [6, 7]]
-        assert [(image.index, image.path) for image in batches.skipped] == [
-            (0, "image_0.png"),
-            (5, "image_5.png"),
-            (8, "image_8.png"),
-        ]
-        assert "broken" in batches.skipped[0].reason
-    missing = open_images([tmp_path / "gone.png"])
-    batches = iterate_batches(missing, [Geometry(None, None)], 2, errors="skip")
-    assert list(batches) == []
-    assert len(batches.skipped) == 1
-
-
-def test_skipping_does_not_hide_other_errors():
-    source = Counted(3)
-    with pytest.raises(ValueError, match=r"image_0\.png: crop \(99, 99\) does not fit"):
-        list(iterate_batches(source, [Geometry(None, 99)], 2, errors="skip"))
-
-
-def test_batches_of_different_sizes_name_both_images():
-    source = Counted(4, size=lambda i: (24, 40 if i == 2 else 32))
-    with pytest.raises(
-        ValueError, match=r"image_0\.png comes out as \(24, 32\) and image_2\.png as \(24, 40\)"
-    ):
-        list(iterate_batches(source, [Geometry(24, None)], 3))
-    widths = [b.images[Geometry(24, None)].shape[3] for b in iterate_batches(source, [Geometry(24, None)], 1)]
-    assert widths == [32, 32, 40, 32]
-
-
-def test_reading_ahead_is_bounded_and_overlaps():
-    source = Counted(100)
-    batches = iterate_batches(source, [Geometry(None, None)], 2, workers=2, prefetch=3)
-    assert source.reads == []
-    next(batches)
-    deadline = time.monotonic() + 10
-    while len(source.reads) < 8 and time.monotonic() < deadline:
-        time.sleep(0.005)
-    # Two of the first batch and three batches ahead: read though nobody has asked for them, and no more.
-    time.sleep(0.05)
-    assert len(source.reads) == 8
-    batches.close()
-
-
-@pytest.mark.parametrize("ending", ["close", "break", "with", "throw", "drop"])
-def test_threads_end_with_the_iterator(ending):
-    source = Counted(200)
-    if ending == "close":
-        batches = iterate_batches(source, [Geometry(None, None)], 2)
-        next(batches)
-        assert decoding_threads()
-        batches.close()
-        assert next(batches, None) is None
-    elif ending == "break":
-        for _ in iterate_batches(source, [Geometry(None, None)], 2):
-            assert decoding_threads()
-            break
-    elif ending == "with":
-        with iterate_batches(source, [Geometry(None, None)], 2) as batches:
-            next(batches)
-    elif ending == "throw":
-        with pytest.raises(KeyboardInterrupt):  # noqa: PT012 - the interrupt falls inside the loop
-            for _ in iterate_batches(source, [Geometry(None, None)], 2):
-                raise KeyboardInterrupt
-    else:
-        gc.disable()
-        try:
-            batches = iterate_batches(source, [Geometry(None, None)], 2)
-            next(batches)
-            del batches  # no cycle collector needed
-        finally:
-            gc.enable()
-    assert not decoding_threads()
-    assert len(source.reads) < 200
-
-
-def test_a_dataset_is_read_by_one_thread():
-    readers = set()
-
-    class Watching(Items):
-        def __getitem__(self, index):
-            readers.add(threading.get_ident())
-            time.sleep(0.002)
-            return self.items[index]
-
-    list(iterate_batches(open_images(Watching([drawn()] * 12)), [Geometry(None, None)], 3, workers=4))
-    assert len(readers) == 1
-    assert threading.get_ident() not in readers
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
-        ({"errors": "ignore"}, "errors must be"),
-        ({"workers": 0}, "workers must be at least 1"),
-        ({"prefetch": -1}, "prefetch must not be negative"),
-        ({"geometries": []}, "geometries must not be empty"),
-    ],
-)
-def test_batches_refuse_wrong_arguments(arguments, message):
-    arguments = {"geometries": [Geometry(None, None)], "batch_size": 1} | arguments
-    with pytest.raises(ValueError, match=message):
-        iterate_batches(Counted(1), **arguments)
-    with pytest.raises(TypeError, match="source must come from open_images"):
-        iterate_batches([drawn()], [Geometry(None, None)], 1)
-
-
-@pytest.mark.parametrize("batch_size", [2.5, 2.0, True, "2"])
-def test_batches_have_whole_sizes(batch_size):
-    with pytest.raises(TypeError, match="batch_size must be a whole number"):
-        iterate_batches(Counted(1), [Geometry(None, None)], batch_size)
-
-
-@pytest.mark.parametrize(("resize", "crop"), [(32, 64), (32, (33, 40)), ((32, 80), 64)])
-def test_a_crop_that_never_fits_is_refused_at_once(resize, crop):
-    with pytest.raises(ValueError, match=r"crop \(\d+, \d+\) does not fit into"):
-        Geometry(resize, crop)
-    # The longer side of some images is long enough.
-    assert Geometry(32, (32, 64)).output_size(10, 40) == (32, 64)

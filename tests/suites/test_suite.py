@@ -10,7 +10,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,6 @@ pytest.importorskip("torch")
 pytest.importorskip("yaml")
 
 import ensemblead as ead
-from ensemblead.common.memory import peak_memory_mb, reset_peak_memory
 from ensemblead.evaluation import CellResult, ScoredImage, SuiteResults, evaluate, run
 from ensemblead.evaluation.results import COLUMNS, TYPE_COLUMNS
 
@@ -466,25 +464,3 @@ class TestCommand:
         outcome = typer_testing.CliRunner().invoke(app, call)
         assert (outcome.exit_code, outcome.stderr.count("\n")) == (2, 1)
         assert "1) line 1: detectors[0].type has the unknown type 'PatchCor'" in outcome.stderr
-
-
-def test_the_peak_of_a_cell_is_its_own() -> None:
-    if not reset_peak_memory():
-        pytest.skip("this system does not let the peak begin anew")
-    # A hole in the heap, below an array that stays: what is allocated there does not go back by itself.
-    arrays = [np.ones(100_000, np.uint8) for _ in range(1200)]
-    stays = arrays.pop()
-    del arrays
-    assert reset_peak_memory()
-    before = peak_memory_mb()
-    block = np.ones(80 << 20, np.uint8)
-    assert peak_memory_mb() >= before + 60
-    del block
-    for _ in range(20):  # other threads of the process may hold memory for a moment
-        assert reset_peak_memory()
-        if peak_memory_mb() < before + 60:
-            break
-        time.sleep(0.05)
-    else:
-        pytest.fail(f"the peak stays at {peak_memory_mb():.0f} MB, {before:.0f} before")
-    assert stays.all()
