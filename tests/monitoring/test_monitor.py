@@ -26,6 +26,7 @@ from ensemblead.monitoring import AlarmRate
 from ensemblead.monitoring.embedding import Reference
 from ensemblead.monitoring.state import advised
 from ensemblead.monitoring.watching import largest_by_cell
+from ensemblead.report.drift_page import write_drift_page
 
 
 def same(found: ead.DriftMonitor, expected: ead.DriftMonitor) -> None:
@@ -174,7 +175,8 @@ def test_the_interval_is_clopper_and_pearsons(k: int, n: int) -> None:
     ("alarm", "nears", "anomalous", "far", "extends", "advice"),
     [
         (False, False, 0, False, True, "none"),
-        (False, False, 20, True, True, "none"),
+        (False, False, 20, True, True, "look"),
+        (False, False, 1, True, True, "none"),
         (False, True, 0, False, True, "look"),
         (True, True, 0, True, True, "calibrate"),
         (True, False, 20, False, True, "extend"),
@@ -185,6 +187,18 @@ def test_the_interval_is_clopper_and_pearsons(k: int, n: int) -> None:
 def test_advice(alarm: bool, nears: bool, anomalous: int, far: bool, extends: bool, advice: str) -> None:
     rate = AlarmRate(anomalous, 20, 0.01)
     assert advised(alarm, nears, rate, far=far, can_extend=extends) == advice
+
+
+def test_many_defects_are_no_change_but_are_said(tmp_path: Path) -> None:
+    watching = monitor(streams=["score"], false_alarm_probability=1e-4)
+    watching.observe(predictions(20, seed=2))
+    assert watching.state_.advice == "none"
+    state = watching.observe(predictions(6, seed=3, factor=2.5))
+    assert not state.alarm
+    assert (state.advice, state.since) == ("look", None)
+    assert state.advice_text.startswith("More images are called anomalous than the detector states")
+    page = write_drift_page(watching, tmp_path / "drift.html").read_text()
+    assert "<h1>More images than stated are called anomalous</h1>" in page
 
 
 def test_scores_about_zero_have_no_ratio() -> None:

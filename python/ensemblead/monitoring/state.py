@@ -32,6 +32,10 @@ _WORDS: dict[str, str] = {
         "good. If they are not, look for what has changed on the line."
     ),
 }
+_MORE_ANOMALOUS = (
+    "More images are called anomalous than the detector states, which is no evidence of a change by itself. "
+    "Look at them: they may be defects."
+)
 _WITHOUT_RATE = (
     "The images have changed. The detector states no rate of false alarms, so that nothing is known of its "
     "verdicts. If the new images are good, calibrate the detector with fresh ones, and then this monitor."
@@ -127,8 +131,11 @@ class DriftState:
     @property
     def advice_text(self) -> str:
         """The advice in a sentence or two."""
-        known = self.alarm_rate.stated is not None
-        return _WORDS[self.advice] if known or self.advice != "calibrate" else _WITHOUT_RATE
+        if self.advice == "calibrate" and self.alarm_rate.stated is None:
+            return _WITHOUT_RATE
+        if self.advice == "look" and self.alarm_rate.is_raised:
+            return _MORE_ANOMALOUS if self.since is None else f"{_WORDS['look']} {_MORE_ANOMALOUS}"
+        return _WORDS[self.advice]
 
     def as_dict(self) -> dict[str, Any]:
         """Everything in JSON's types."""
@@ -147,7 +154,7 @@ class DriftState:
 def advised(alarm: bool, nears: bool, rate: AlarmRate, *, far: bool, can_extend: bool) -> Advice:
     """What to do. `nears`: a tenth of an alarm's evidence is there; `far`: scores are far from normal."""
     if not alarm:
-        return "look" if nears else "none"
+        return "look" if nears or rate.is_raised else "none"
     if not rate.is_raised:
         return "calibrate"
     return "refit" if far or not can_extend else "extend"

@@ -70,7 +70,7 @@ def write_drift_page(monitor: DriftMonitor, path: StrPath, *, note: str = "") ->
     """
     state = monitor.state_
     parts = {
-        "title": escape(_HEADINGS[state.advice]),
+        "title": escape(_heading(state)),
         "advice": escape(state.advice_text),
         "note": f'<p class="lead">{escape(note)}</p>' if note else "",
         "facts": _facts(state),
@@ -83,6 +83,12 @@ def write_drift_page(monitor: DriftMonitor, path: StrPath, *, note: str = "") ->
     }
     pieces = filled("drift.html", parts, styles=("page.css", "drift.css"))
     return write_atomically(path, lambda file: write_pieces(pieces, file))
+
+
+def _heading(state: DriftState) -> str:
+    if state.advice == "look" and state.since is None:
+        return "More images than stated are called anomalous"
+    return _HEADINGS[state.advice]
 
 
 def _promise(monitor: DriftMonitor) -> str:
