@@ -27,6 +27,7 @@ import ensemblead as ead
 from ensemblead.common.errors import ConversionError
 from ensemblead.conversion import definitions
 from ensemblead.conversion.anomalib import read_detector
+from ensemblead.conversion.checkpoints import read_checkpoint
 from ensemblead.conversion.verify import verify
 from ensemblead.images import open_images
 
@@ -83,12 +84,34 @@ def test_a_bare_state_dict_needs_names(tmp_path: Path) -> None:
     assert any("it has no threshold" in note for note in without.notes)
 
 
-def test_the_precision_in_hyper_parameters_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("by_name", [False, True])
+def test_the_precision_in_hyper_parameters_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by_name: bool
+) -> None:
     content = checkpoint("patchcore")
-    content["hyper_parameters"]["precision"] = precision_type(monkeypatch)
+    content["hyper_parameters"]["precision"] = precision_type(monkeypatch, by_name=by_name)
     path = write(tmp_path / "one.ckpt", content)
     monkeypatch.undo()
+    assert read_checkpoint(path).hyper["precision"] == "float32"
     assert convert(path).detector.threshold_ == 60.5
+
+
+class Reaching:
+    """Pickles as an attribute of something."""
+
+    def __init__(self, of: Any, name: Any) -> None:
+        self.of, self.name = of, name
+
+    def __reduce__(self) -> Any:
+        return getattr, (self.of, self.name)
+
+
+@pytest.mark.parametrize("of", ["text", torch.Size([1]), {}])
+def test_attributes_of_other_things_are_not_read(tmp_path: Path, of: Any) -> None:
+    content = checkpoint("patchcore")
+    content["hyper_parameters"]["precision"] = Reaching(of, "__class__")
+    with pytest.raises(ValueError, match=r"which is not read \(it names getattr\)"):
+        read_checkpoint(write(tmp_path / "one.ckpt", content))
 
 
 @pytest.mark.parametrize("kind", ["patchcore", "padim"])

@@ -125,11 +125,16 @@ def normalize() -> dict[str, Any]:
     return transform("Normalize", mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225], inplace=False)
 
 
-def precision_type(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A class that pickles under the name of anomalib's `PrecisionType`, without anomalib."""
+def precision_type(monkeypatch: pytest.MonkeyPatch, *, by_name: bool = False) -> Any:
+    """A class that pickles under the name of anomalib's `PrecisionType`, without anomalib; by the values of
+    its members, or by their names, as Python versions differ.
+    """
 
     class PrecisionType(str, enum.Enum):
         FLOAT32 = "float32"
+
+        def __reduce_ex__(self, protocol: Any) -> Any:
+            return (getattr, (type(self), self.name)) if by_name else (type(self), (self.value,))
 
     PrecisionType.__module__, PrecisionType.__qualname__ = "anomalib", "PrecisionType"
     module = types.ModuleType("anomalib")

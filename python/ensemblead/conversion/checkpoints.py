@@ -29,6 +29,15 @@ class _Text(str):
     """Stands for the one class of anomalib that its checkpoints name, an enumeration of texts."""
 
 
+def _member(kind: object, name: object) -> _Text:
+    """Stands for `getattr`, by which some versions of Python write a member of an enumeration: its text is
+    its name there, but for capitals. Of nothing else.
+    """
+    if kind is not _Text or not isinstance(name, str):
+        raise ValueError("GLOBAL getattr")
+    return _Text(name.lower())
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """A checkpoint, and what of it the caller has given or it states.
@@ -67,7 +76,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
         raise FileNotFoundError(f"no such file: {path}")
     try:
         _check_archive(path)
-        with torch.serialization.safe_globals([(_Text, "anomalib.PrecisionType")]):
+        stand_ins: list[Any] = [(_Text, "anomalib.PrecisionType"), (_member, "builtins.getattr")]
+        with torch.serialization.safe_globals(stand_ins):
             # Mapped, a tensor ends where the file does, whatever length the file states for it.
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # torch raises what it likes for files that are not its own
