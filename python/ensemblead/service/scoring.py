@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ensemblead.common.errors import EnsembleADError
+from ensemblead.common.errors import NonFiniteFeaturesError
 from ensemblead.common.files import StrPath
 from ensemblead.detectors import Detector
 from ensemblead.detectors.running import predict
@@ -77,4 +77,4 @@ def _together(detector: Detector, images: Sequence[Any], max_pixels: int | None)
 def _checked(result: Scored) -> Scored | Exception:
     if math.isfinite(result.score) and np.isfinite(result.anomaly_map).all():
         return result
-    return EnsembleADError("the score or the map of this image is not finite, so that it has no verdict")
+    return NonFiniteFeaturesError("the score or the map of this image is not finite, so that it has no verdict")
