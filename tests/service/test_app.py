@@ -68,7 +68,9 @@ def test_maps(served: Serving, detector: Any, pixels: np.ndarray, files: Files) 
 
 
 def test_a_bad_image_answers_for_itself(served: Serving, files: Files) -> None:
-    status, document = served.predict(files[0], ("bad.png", b"none"), files[3], ("cut.png", files[0][1][:-40]))
+    status, document = served.predict(
+        files[0], ("bad.png", b"none"), files[3], ("cut.png", files[0][1][:-40])
+    )
     assert status == 200
     good, bad, other, cut = document["images"]
     assert not good["is_anomalous"]
@@ -148,7 +150,9 @@ def test_an_empty_body_is_no_image(served: Serving) -> None:
 def test_a_body_that_does_not_come(detector: Any, files: Files) -> None:
     with serving(detector, body_seconds=0.1) as running:
         with socket.create_connection(("127.0.0.1", running.port), timeout=30) as client:
-            head = b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Type: image/png\r\nContent-Length: 99\r\n\r\n"
+            head = (
+                b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Type: image/png\r\nContent-Length: 99\r\n\r\n"
+            )
             client.sendall(head + b"a")
             assert client.recv(100).startswith(b"HTTP/1.1 408 ")
         assert running.service.is_idle
@@ -185,7 +189,9 @@ def test_a_client_that_goes_leaves_no_work(detector: Any, files: Files, gate: Ga
         assert gate.batches == [["0.png"], ["2.png"]]
         assert running.metric('ensemblead_requests_total{status="499"}') == 1
         half = socket.create_connection(("127.0.0.1", running.port))
-        half.sendall(b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Type: image/png\r\nContent-Length: 9\r\n\r\na")
+        half.sendall(
+            b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Type: image/png\r\nContent-Length: 9\r\n\r\na"
+        )
         wait_for(lambda: running.service._inside == 1)
         half.close()
         wait_for(lambda: running.service.is_idle)

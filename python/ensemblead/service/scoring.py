@@ -77,4 +77,6 @@ def _together(detector: Detector, images: Sequence[Any], max_pixels: int | None)
 def _checked(result: Scored) -> Scored | Exception:
     if math.isfinite(result.score) and np.isfinite(result.anomaly_map).all():
         return result
-    return NonFiniteFeaturesError("the score or the map of this image is not finite, so that it has no verdict")
+    return NonFiniteFeaturesError(
+        "the score or the map of this image is not finite, so that it has no verdict"
+    )

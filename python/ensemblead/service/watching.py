@@ -91,7 +91,7 @@ class Watch:
         report: Callable[[dict[str, int]], object] | None = None,
     ) -> None:
         self.counts = {**results.counts(), "waiting": 0}
-        self._detector, self._folder, self._results = detector, folder, results
+        self._detector, self._folder, self._results = detector, folder.resolve(), results
         self._settings, self._model, self._draw, self._report = settings, model, draw, report
         threshold = float(detector.threshold_)
         self._threshold = threshold if abs(threshold) != float("inf") else None
@@ -153,8 +153,10 @@ class Watch:
 
     def _notice(self, path: str) -> None:
         """Something has happened there."""
-        if os.path.isdir(os.path.join(self._folder, path)):
-            self._next_scan = 0.0  # nobody tells of files in a folder that was moved here
+        above = os.path.normpath(os.path.join(self._folder, os.path.dirname(path)))
+        if os.path.isdir(os.path.join(self._folder, path)) or os.path.realpath(above) != above:
+            # Nobody tells of files in a folder that was moved here; a linked folder may have another name.
+            self._next_scan = 0.0
         elif belongs(self._folder, path):
             version = FileVersion.of(self._folder, path)
             if version is not None:
