@@ -16,8 +16,12 @@ from pathlib import Path
 
 import pytest
 
-for module in ("torch", "typer", "fastapi", "uvicorn", "prometheus_client", "python_multipart", "watchfiles"):
-    pytest.importorskip(module)
+pytest.importorskip("torch")
+pytest.importorskip("fastapi")
+pytest.importorskip("uvicorn")
+pytest.importorskip("prometheus_client")
+pytest.importorskip("python_multipart")
+pytest.importorskip("watchfiles")
 
 from PIL import Image
 from support.commands import call, call_json

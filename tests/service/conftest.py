@@ -8,8 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-for module in ("torch", "fastapi", "uvicorn", "prometheus_client", "python_multipart", "watchfiles"):
-    pytest.importorskip(module)
+pytest.importorskip("torch")
+pytest.importorskip("fastapi")
+pytest.importorskip("uvicorn")
+pytest.importorskip("prometheus_client")
+pytest.importorskip("python_multipart")
+pytest.importorskip("watchfiles")
 
 from support.browser import Browser, browser_or_skip
 from support.serving import Gate, encoded

@@ -18,6 +18,8 @@ from support.serving import Client, Gate, Serving, encoded, form, serving, wait_
 from ensemblead.service.app import ServeSettings
 
 Files = list[tuple[str, bytes]]
+# A request whose body does not come.
+HALF = b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Type: image/png\r\nContent-Length: 9\r\n\r\na"
 
 
 @pytest.fixture(scope="module")
@@ -72,14 +74,14 @@ def test_a_bad_image_answers_for_itself(served: Serving, files: Files) -> None:
         files[0], ("bad.png", b"none"), files[3], ("cut.png", files[0][1][:-40])
     )
     assert status == 200
-    good, bad, other, cut = document["images"]
+    good, bad, other, torn = document["images"]
     assert not good["is_anomalous"]
     assert other["is_anomalous"]
     assert bad == {
         "name": "bad.png",
         "error": {"status": 422, "message": "cannot read image bad.png: it is no image of a known format"},
     }
-    assert cut["error"]["status"] == 422
+    assert torn["error"]["status"] == 422
     status, document = served.predict(("bad.png", b"none"))
     assert status == 422
     assert document["images"] == [bad]

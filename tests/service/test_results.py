@@ -40,8 +40,17 @@ def test_rows_and_lines(tmp_path: Path) -> None:
     fill(tmp_path, 3)
     first, second, third = lines(tmp_path)
     assert first == {
-        **{"id": 1, "path": "1.png", "size": 10, "mtime_ns": 1, "status": "scored", "anomaly_score": 1.5},
-        **{"threshold": 1.5, "is_anomalous": False, "error": None, "heat_map": None, "model": "m"},
+        "id": 1,
+        "path": "1.png",
+        "size": 10,
+        "mtime_ns": 1,
+        "status": "scored",
+        "anomaly_score": 1.5,
+        "threshold": 1.5,
+        "is_anomalous": False,
+        "error": None,
+        "heat_map": None,
+        "model": "m",
         "finished": "now",
     }
     assert second["is_anomalous"] is True

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import threading
-import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -158,13 +157,13 @@ def test_a_file_that_cannot_be_read_is_recorded_once(
     (folder / "good.png").write_bytes(files[0][1])
     with watching(detector, folder, out, give_up=0.2) as watch:
         wait_for(lambda: len(rows(out)) == 2)
-        assert not watch._pending
+        wait_for(lambda: not watch._pending)
         (folder / "bad.png").write_bytes(files[1][1])
         wait_for(lambda: len(rows(out)) == 3)
     found = [(row["path"], row["status"], row["error"]) for row in rows(out)]
     error = f"cannot read image {folder / 'bad.png'}: it is no image of a known format"
-    expected = [("good.png", "scored", None), ("bad.png", "failed", error), ("bad.png", "scored", None)]
-    assert found == expected
+    assert [row[1:] for row in found if row[0] == "bad.png"] == [("failed", error), ("scored", None)]
+    assert [row for row in found if row[0] != "bad.png"] == [("good.png", "scored", None)]
     assert (watch.counts["images"], watch.counts["failed"]) == (2, 1)
 
 
@@ -273,9 +272,9 @@ def test_errors_that_no_image_causes_end_the_watch(
     with watching(detector, folder, out, once=True):
         pass
     assert paths(out) == ["a.png"]
-    with pytest.raises(FileNotFoundError), watching(detector, folder, out, poll=0.02) as watch:
-        shutil.rmtree(folder)
-        wait_for(lambda: time.monotonic() > watch._next_scan + 0.3)
+    shutil.rmtree(folder)
+    with pytest.raises(FileNotFoundError), watching(detector, folder, out, once=True):
+        pass
 
 
 def test_names_that_are_no_text(detector: Any, files: Files, folder: Path, out: Path) -> None:

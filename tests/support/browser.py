@@ -180,7 +180,9 @@ class Browser:
         dark: bool = False,
         scripts: bool = True,
     ) -> None:
-        """Load a file, or an address, in a new page of that size; console messages and exceptions from then on are kept."""
+        """Load a file, or an address, in a new page of that size; console messages and exceptions from then
+        on are kept.
+        """
         self._session = None
         if self._target is not None:
             self.send("Target.closeTarget", targetId=self._target)

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from ensemblead.service.app import Service, ServeSettings
+from ensemblead.service.app import ServeSettings, Service
 from ensemblead.service.batching import Model
 from ensemblead.service.server import Server, bound_socket, url_of
 
