@@ -33,5 +33,5 @@ def test_a_kill_at_every_chosen_moment(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_many_kills(tmp_path: Path) -> None:
-    found = killed(tmp_path, 60 if os.environ.get("ENSEMBLEAD_BRIEF") != "1" else 20, seed=1)
+    found = killed(tmp_path, 40 if os.environ.get("ENSEMBLEAD_BRIEF") != "1" else 20, seed=1)
     assert found["from outside: killed"] > 0
