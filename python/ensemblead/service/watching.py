@@ -105,7 +105,7 @@ class Watch:
         causes other than an image.
         """
         with closing(self._events(stop)) as events:
-            next(events)  # the events begin before the first look, so that no file falls between the two
+            next(events, ())  # the events begin before the first look, so that no file falls between the two
             if self._results.is_new:
                 self._results.begin(self._versions() if self._settings.new_only else ())
             self._scan()
@@ -134,7 +134,7 @@ class Watch:
         try:
             for changes in watchfiles.watch(self._folder, rust_timeout=milliseconds, debounce=500, **options):
                 yield [os.path.relpath(path, self._folder) for _, path in changes]
-        except OSError as error:
+        except (OSError, RuntimeError) as error:  # of inotify, as where its limits are reached
             raise OSError(
                 f"{self._folder} cannot be watched: {error}; --poll SECONDS looks itself"
             ) from error
