@@ -23,7 +23,7 @@ from ensemblead.images import (
     read_image,
     upright_size,
 )
-from ensemblead.images.folders import scan_folder
+from ensemblead.images.folders import belongs, scan_folder
 
 
 def names(paths: object, root: Path) -> list[str]:
@@ -141,6 +141,22 @@ def test_what_predict_and_evaluate_have_written_is_no_photograph(tmp_path: Path)
     (tmp_path / "scores.csv").write_text("")
     (tmp_path / "deep/results.csv").write_text("")
     assert names(scan_folder(tmp_path).images, tmp_path) == ["0.png"]
+
+
+def test_one_file_belongs_as_the_scan_has_it(odd: Path) -> None:
+    root = odd / "good"
+    for place in ("heat_maps/a.png", "maps/b.tiff", "good/0.png", "masks/0.png", "deep/Masks/0.png"):
+        draw(root / place)
+    (root / "scores.csv").write_text("")
+    for _ in range(2):
+        found = set(names(scan_folder(root).images, root))
+        places = [path.relative_to(root).as_posix() for path in root.rglob("*")]
+        own = {place for place in places if not place.startswith(("linked", "up"))}
+        assert {place for place in own if belongs(root, place)} == found & own
+        assert found & own >= {"a.png", "deep/er/c.jpg"}
+        (root / "scores.csv").unlink(missing_ok=True)  # the pictures beside it are photographs then
+    assert not belongs(root, "gone/masks/a.png")
+    assert not belongs(root, "gone.png")
 
 
 @pytest.mark.parametrize(

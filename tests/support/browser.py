@@ -14,6 +14,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import pytest
+
 _NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 _OPTIONS = (
     # --no-sandbox: containers seldom allow one, and what is opened are files that the tests wrote themselves.
@@ -74,6 +76,17 @@ def find_chromium() -> str | None:
     return os.environ.get("ENSEMBLEAD_CHROMIUM") or next(filter(None, map(shutil.which, _NAMES)), None)
 
 
+def browser_or_skip() -> Browser:
+    """A browser; without one the test is skipped, or fails where ENSEMBLEAD_REQUIRE_BROWSER=1 says so."""
+    path = find_chromium()
+    if path is None:
+        reason = "there is no Chromium (Debian: apt-get install chromium)"
+        if os.environ.get("ENSEMBLEAD_REQUIRE_BROWSER") == "1":
+            pytest.fail(f"ENSEMBLEAD_REQUIRE_BROWSER=1, but {reason}", pytrace=False)
+        pytest.skip(reason)
+    return Browser(path)
+
+
 class Browser:
     """One Chromium with one page at a time. Use as a context manager."""
 
@@ -99,6 +112,7 @@ class Browser:
         self._number = 0
         self._target: str | None = None
         self._session: str | None = None
+        self._address = ""
         self.events: list[dict[str, Any]] = []
 
     def __enter__(self) -> Browser:
@@ -158,9 +172,17 @@ class Browser:
         return RuntimeError(f"Chromium {how}: {self._log.read()[-2000:]}")
 
     def open(
-        self, path: Path, width: int = 1280, height: int = 900, *, dark: bool = False, scripts: bool = True
+        self,
+        path: Path | str,
+        width: int = 1280,
+        height: int = 900,
+        *,
+        dark: bool = False,
+        scripts: bool = True,
     ) -> None:
-        """Load a file in a new page of that size; console messages and exceptions from then on are kept."""
+        """Load a file, or an address, in a new page of that size; console messages and exceptions from then
+        on are kept.
+        """
         self._session = None
         if self._target is not None:
             self.send("Target.closeTarget", targetId=self._target)
@@ -182,8 +204,10 @@ class Browser:
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.send("Emulation.setEmulatedMedia", features=[scheme])
         self.send("Emulation.setScriptExecutionDisabled", value=not scripts)
-        self.send("Page.navigate", url=path.resolve().as_uri())
-        self.wait("document.readyState === 'complete' && location.protocol === 'file:'")
+        self._address = path if isinstance(path, str) else path.resolve().as_uri()
+        self.send("Page.navigate", url=self._address)
+        loaded = "document.readyState === 'complete' && location.protocol !== 'about:'"
+        self.wait(loaded)
 
     def run(self, script: str) -> Any:
         """The value of a JavaScript expression; promises are waited for."""
@@ -229,7 +253,9 @@ class Browser:
         return [(contrast, text) for contrast, text in self.run(_CONTRAST)]
 
     def problems(self) -> list[str]:
-        """Errors and warnings of the console, exceptions, refused loads, and requests that leave the file."""
+        """Errors and warnings of the console, exceptions, refused loads, and requests that leave the file, or
+        the address.
+        """
         found = []
         for event in self.events:
             method, details = event["method"], event["params"]
@@ -241,6 +267,7 @@ class Browser:
                 found.append(f"log: {details['entry']}")
             elif method == "Network.requestWillBeSent":
                 url = details["request"]["url"]
-                if not url.startswith(("file:", "data:", "about:")):
+                own = self._address if self._address.startswith("http:") else "file:"
+                if not url.startswith((own, "data:", "about:", "blob:")):
                     found.append(f"request: {url}")
         return found

@@ -23,9 +23,11 @@ from ensemblead.cli.merge import command as merge
 from ensemblead.cli.monitor import command as monitor
 from ensemblead.cli.predict import command as predict
 from ensemblead.cli.search import command as search
+from ensemblead.cli.serve import command as serve
 from ensemblead.cli.shorthands import ShorthandCommand
 from ensemblead.cli.unknown import Command, Group
 from ensemblead.cli.update import calibrate, extend, quantize
+from ensemblead.cli.watch import command as watch
 from ensemblead.cli.weights import command as weights
 from ensemblead.common.errors import EnsembleADError
 from ensemblead.kernels.build import __version__
@@ -58,6 +60,8 @@ for _name, _command in (
     ("export", export),
     ("verify", verify),
     ("monitor", monitor),
+    ("watch", watch),
+    ("serve", serve),
     ("demo", demo),
     ("info", info),
     ("layers", layers),

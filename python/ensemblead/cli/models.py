@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ensemblead.cli.options import weights_per_member
+from ensemblead.common.files import sha256_of
 
 if TYPE_CHECKING:
     from ensemblead.detectors import Detector
@@ -39,6 +40,34 @@ def load_model(
     return load_detector(
         path, weights=moved_weights(weights), device=device, engine=engine, precision=precision
     )
+
+
+def load_identified(
+    path: Path,
+    weights: Sequence[str] = (),
+    device: str | None = None,
+    engine: str | None = None,
+    precision: str | None = None,
+) -> tuple[Detector, str]:
+    """`load_model`, and the SHA-256 of the model's manifest, which changes with every save.
+
+    Both are of one model, also where another takes its place meanwhile.
+    """
+    from ensemblead.store import MANIFEST
+
+    while True:
+        before = _digest(path / MANIFEST)
+        detector = load_model(path, weights, device, engine, precision)
+        if before is not None and _digest(path / MANIFEST) == before:
+            return detector, before
+
+
+def _digest(manifest: Path) -> str | None:
+    """None while there is none, as between two models."""
+    try:
+        return sha256_of(manifest)
+    except FileNotFoundError:
+        return None
 
 
 def moved_weights(given: Sequence[str]) -> str | dict[int, str | None] | None:

@@ -22,6 +22,10 @@ class UnreadableImageError(EnsembleADError, ValueError):
     """An image file that cannot be decoded, or whose pixels have no defined range; the message names it."""
 
 
+class ImageTooLargeError(UnreadableImageError):
+    """An image with more pixels than are decoded, by its header; the message names it and the limit."""
+
+
 class WeightsUnavailableError(EnsembleADError):
     """Published weights that can be had neither from the local cache nor from the network."""
 

@@ -29,6 +29,11 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "onnx": ("onnx",),
     "onnxruntime": ("onnx",),
     "nncf": ("openvino",),
+    "watchfiles": ("serve",),
+    "fastapi": ("serve",),
+    "uvicorn": ("serve",),
+    "prometheus_client": ("serve",),
+    "python_multipart": ("serve",),
 }
 
 

@@ -63,7 +63,7 @@ def seen_batches(
 def predict(
     detector: Tree, images: Any, errors: Any, progress: Progress | None, features: bool
 ) -> Iterator[Predictions]:
-    """See `Detector.predict_batches`."""
+    """See `Detector.predict_batches`. `errors` may be a function too: see `scored_batches`."""
     calibration = detector.calibration_
     learned = frozenset(detector._fingerprints.tolist())
     detector.known_ = []
@@ -108,7 +108,11 @@ def scored_batches(
     stage: str,
     summaries: deque[FeatureSummaries] | None = None,
 ) -> Iterator[tuple[ImageBatch, list[Seen]]]:
-    """Every batch of `images` and what the detector's parts see of it, for a single pass."""
+    """Every batch of `images` and what the detector's parts see of it, for a single pass.
+
+    Where `errors` is a function, it is called with the place of each image that cannot be read and the error.
+    Such images are left out without a warning then, were it all of them.
+    """
     source, done = open_images(images), 0
     if source.bits is None:
         source = open_images(source, bits=detector.bits_)
@@ -124,7 +128,8 @@ def scored_batches(
         detector.skipped_ = data.skipped
         if data.skipped and progress is not None:
             progress(stage, len(source), len(source))  # the last images may be among those left out
-        report_skipped(source, data.skipped)
+        if not callable(errors):
+            report_skipped(source, data.skipped)
 
 
 def report_skipped(source: ImageSource, skipped: Sequence[SkippedImage]) -> None:

@@ -1,7 +1,7 @@
 """Files and arrays in, uint8 network input out: decode, resize, crop, batch, read again."""
 
 from ensemblead.images.batches import BatchIterator, ImageBatch, SkippedImage, iterate_batches
-from ensemblead.images.decode import IMAGE_SUFFIXES, MAX_PIXELS, read_image, upright_size
+from ensemblead.images.decode import IMAGE_SUFFIXES, MAX_PIXELS, EncodedImage, read_image, upright_size
 from ensemblead.images.depth import BIT_DEPTHS, BitDepthWarning
 from ensemblead.images.folders import check_normal_folder, check_output_outside
 from ensemblead.images.geometry import Geometry
@@ -17,6 +17,7 @@ __all__ = [
     "MAX_PIXELS",
     "BatchIterator",
     "BitDepthWarning",
+    "EncodedImage",
     "Geometry",
     "ImageBatch",
     "ImageSet",

@@ -7,18 +7,20 @@ Peak memory of one image, beside the file: 8 bytes per pixel, 4 as Pillow keeps 
 
 from __future__ import annotations
 
+import io
 import os
 import stat
 import struct
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ensemblead.common.errors import MissingExtraError, UnreadableImageError
+from ensemblead.common.errors import ImageTooLargeError, MissingExtraError, UnreadableImageError
 from ensemblead.common.files import StrPath
 from ensemblead.common.validation import whole_number
 from ensemblead.images.depth import BitDepthWarning, checked_bits, to_eight_bits
@@ -54,13 +56,31 @@ _LIMIT_VARIABLE = "ENSEMBLEAD_MAX_PIXELS"
 _BAND_PIXELS = 1 << 22
 # Formats that are never opened: Pillow would start another program for them.
 _REFUSED_FORMATS = frozenset({"EPS"})
+# Those of `IMAGE_SUFFIXES`. Bytes come from strangers, and Pillow's rare decoders are no doors to leave open.
+_FORMATS_OF_BYTES = frozenset(
+    {"BMP", "GIF", "HEIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TGA", "TIFF", "WEBP"}
+)
 _ALPHA_MODES = ("RGBA", "LA", "PA", "RGBa", "La")
 _ORIENTATION = 0x0112
 _SIDEWAYS = (5, 6, 7, 8)
 
 
+@dataclass(frozen=True)
+class EncodedImage:
+    """The bytes of an image file, in memory; it is read as the file would be, by the same code.
+
+    Only formats that folders are searched for are decoded. `name` stands for the file in messages.
+    """
+
+    name: str
+    data: bytes = field(repr=False)
+
+    def __str__(self) -> str:
+        return self.name
+
+
 def read_image(
-    path: StrPath, *, bits: int | None = None, max_pixels: int | None = None
+    path: StrPath | EncodedImage, *, bits: int | None = None, max_pixels: int | None = None
 ) -> npt.NDArray[np.uint8]:
     """Decode an image file of any mode to RGB, uint8 `[H, W, 3]`, turned upright by its EXIF orientation.
 
@@ -69,6 +89,7 @@ def read_image(
     the first is read. Colour profiles are ignored.
 
     Args:
+        path: The file, or its bytes.
         bits: How many of the bits of 16-bit files are used: 8, 10, 12, 14 or 16. Their values become 8 bits
             by `round(v * 255 / (2**bits - 1))`, the same for every image, so that a dark image stays a dark
             image. None: 16, with a warning where the values say that there are fewer. Files that state their
@@ -79,8 +100,8 @@ def read_image(
     Raises:
         FileNotFoundError: There is no such file.
         UnreadableImageError: A ValueError that names the file: it is no image, no ordinary file (a named
-            pipe), truncated, larger than `max_pixels`, has values beyond `bits`, or holds floating-point or
-            32-bit pixels, whose range nothing defines.
+            pipe), truncated, larger than `max_pixels` (an ImageTooLargeError), has values beyond `bits`, or
+            holds floating-point or 32-bit pixels, whose range nothing defines.
         MemoryError: There is not enough memory for it; names the file.
     """
     bits = checked_bits(bits)
@@ -94,7 +115,7 @@ def read_image(
             return _colour_of_sixteen_bits(decoded, upright(second), str(path), bits)
 
 
-def largest_value(path: StrPath, *, max_pixels: int | None = None) -> int | None:
+def largest_value(path: StrPath | EncodedImage, *, max_pixels: int | None = None) -> int | None:
     """The largest value of a file's 16-bit pixels; None if it has none, or states their range itself.
 
     Only files whose header says 16 bits are decoded. Errors as `read_image`.
@@ -113,7 +134,7 @@ def largest_value(path: StrPath, *, max_pixels: int | None = None) -> int | None
         return int(np.asarray(upright(image)).max()) if image.mode.startswith("I") else None
 
 
-def upright_size(path: StrPath, what: str = "image") -> tuple[int, int]:
+def upright_size(path: StrPath | EncodedImage, what: str = "image") -> tuple[int, int]:
     """(H, W) of an image turned upright by its EXIF orientation, from its header alone. Errors as
     `read_image`; `what` names the kind of file in them.
     """
@@ -155,21 +176,29 @@ def check_ordinary_file(path: StrPath, what: str = "image") -> None:
         raise UnreadableImageError(f"cannot read {what} {path}: it is {kind}, no file")
 
 
+def _opened(path: StrPath | EncodedImage, what: str) -> IO[bytes]:
+    if isinstance(path, EncodedImage):
+        return io.BytesIO(path.data)
+    check_ordinary_file(path, what)
+    return open(path, "rb")
+
+
 @contextmanager
-def open_file(path: StrPath, what: str = "image", *, max_pixels: int | None) -> Iterator[ImageFile.ImageFile]:
+def open_file(
+    path: StrPath | EncodedImage, what: str = "image", *, max_pixels: int | None
+) -> Iterator[ImageFile.ImageFile]:
     """An image file, identified and not yet decoded. Errors inside become such that name the file.
 
     `what` names the kind of file in errors. `max_pixels=None` sets no limit, for headers.
     """
     try:
-        check_ordinary_file(path, what)
-        with open(path, "rb") as file:
+        with _opened(path, what) as file:
             if not file.read(1):
                 raise UnreadableImageError(f"cannot read {what} {path}: it is empty")
-            image = _identify(file)
+            image = _identify(file, _FORMATS_OF_BYTES if isinstance(path, EncodedImage) else None)
             pixels = image.width * image.height
             if max_pixels is not None and pixels > max_pixels:
-                raise UnreadableImageError(
+                raise ImageTooLargeError(
                     f"cannot read {what} {path}: it has {image.width} x {image.height} = {pixels} pixels, "
                     f"more than max_pixels={max_pixels} allows; if the image is meant to be so large, allow "
                     f"it by open_images(..., max_pixels={pixels}), or {_LIMIT_VARIABLE}={pixels} in "
@@ -191,9 +220,9 @@ def open_file(path: StrPath, what: str = "image", *, max_pixels: int | None) -> 
         raise UnreadableImageError(f"cannot read {what} {path}: {error}") from error
 
 
-def _identify(file: IO[bytes]) -> ImageFile.ImageFile:
+def _identify(file: IO[bytes], formats: Collection[str] | None) -> ImageFile.ImageFile:
     """`Image.open` without its limit on pixels, which is one for the whole process, and without the formats
-    that start other programs.
+    that start other programs. `formats`: of these alone.
     """
     file.seek(0)
     prefix = file.read(16)
@@ -202,6 +231,8 @@ def _identify(file: IO[bytes]) -> ImageFile.ImageFile:
         load_plugins()
         for kind in [one for one in Image.ID if one not in tried]:
             tried.add(kind)
+            if formats is not None and kind not in formats:
+                continue
             factory, accept = Image.OPEN[kind]
             try:
                 accepted = accept is None or accept(prefix)

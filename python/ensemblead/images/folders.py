@@ -53,6 +53,10 @@ _RESULTS = {
 }
 
 
+# Folders that are left out beside certain others, or tables.
+_MAY_BE_LEFT_OUT = frozenset({"ground_truth", "masks", *(one for made in _RESULTS.values() for one in made)})
+
+
 @dataclass(frozen=True)
 class FolderScan:
     """The files of a folder and of all folders below it.
@@ -162,6 +166,27 @@ def is_image(path: StrPath) -> bool:
     if _suffix(text) not in IMAGE_SUFFIXES or os.path.basename(text).startswith("."):
         return False
     return os.path.isfile(text) or (os.path.islink(text) and not os.path.exists(text))
+
+
+def belongs(root: StrPath, place: str) -> bool:
+    """Whether `scan_folder(root)` would list the file at `place`, a path relative to `root`.
+
+    Links to folders are taken for folders.
+    """
+    folder, above = os.fspath(root), Path(place).parts[:-1]
+    if any(map(_hidden, above)):
+        return False
+    try:
+        for part in above:
+            if part.lower() in _MAY_BE_LEFT_OUT:
+                below, names, _ = _list(folder, False)
+                made = {one for table, results in _RESULTS.items() if table in names for one in results}
+                if part in made or _holds_masks(part, below):
+                    return False
+            folder = os.path.join(folder, part)
+    except FileNotFoundError:
+        return False
+    return is_image(os.path.join(root, place))
 
 
 def subfolders(folder: Path) -> list[Path]:

@@ -19,6 +19,7 @@ from ensemblead.common.errors import UnreadableImageError
 from ensemblead.common.threads import available_cores
 from ensemblead.common.warnings import warn
 from ensemblead.images.decode import (
+    EncodedImage,
     check_ordinary_file,
     largest_value,
     pixel_limit,
@@ -87,7 +88,7 @@ def open_images(images: Any, *, bits: int | None = None, max_pixels: int | None 
     A folder: all image files in it and in the folders below, as `scan_folder` finds them, in the natural
     order of their relative paths (`2.png` before `10.png`); other files are counted in `.ignored`, with a
     warning if there are pictures of a type that is not read. One image file. A list or tuple of paths, kept
-    in its order. A PIL image, or a list of them. An
+    in its order, or of `EncodedImage`, bytes of image files. A PIL image, or a list of them. An
     array uint8 `[N, H, W, 3]` or, grey, `[N, H, W]`. A torch `Dataset` with a length, whose items are an
     image or a tuple that begins with one: a PIL image, an array uint8 `[H, W, 3]` or `[H, W]`, a tensor
     uint8 or float in 0..1 `[C, H, W]`, C = 1 or 3.
@@ -181,7 +182,7 @@ def detect_bits(source: ImageSource, *, errors: Literal["raise", "skip"] = "rais
 
 def are_files(source: ImageSource) -> bool:
     """Whether the images are files that another process can read by their paths."""
-    return isinstance(source, _Files)
+    return isinstance(source, _Files) and not isinstance(source, _Encoded)
 
 
 def _open(images: Any) -> ImageSource:
@@ -196,6 +197,8 @@ def _open(images: Any) -> ImageSource:
     if isinstance(images, (list, tuple)):
         if images and all(isinstance(image, Image.Image) for image in images):
             return _Dataset([(image,) for image in images])
+        if images and all(isinstance(image, EncodedImage) for image in images):
+            return _Encoded(images)
         return _Files(_checked_paths(images))
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(images, torch.Tensor):
@@ -217,7 +220,7 @@ def _open(images: Any) -> ImageSource:
 
 class _Files(ImageSource):
     def __init__(self, paths: Sequence[str]) -> None:
-        self._files = list(paths)
+        self._files: list[str] | list[EncodedImage] = list(paths)
         self.paths = list(paths)
 
     def read(self, index: int) -> npt.NDArray[np.uint8]:
@@ -229,6 +232,17 @@ class _Files(ImageSource):
 
     def largest_value(self, index: int) -> int | None:
         return largest_value(self._files[index], max_pixels=self.max_pixels)
+
+
+class _Encoded(_Files):
+    """The same files in memory: they have names for messages, and no paths."""
+
+    def __init__(self, images: Sequence[EncodedImage]) -> None:
+        self._files = list(images)
+        self.paths = [None] * len(images)
+
+    def describe(self, index: int) -> str:
+        return str(self._files[index])
 
 
 class _Array(ImageSource):

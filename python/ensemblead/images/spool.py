@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
@@ -70,7 +70,8 @@ class Images:
     Args:
         source: from `open_images`.
         kept: the geometries that will be asked for more than once; none for a single pass.
-        errors: "raise" or "skip", as `iterate_batches` has it; images skipped are left out of all passes.
+        errors: "raise", "skip" or a function, as `iterate_batches` has it; images skipped are left out of
+            all passes.
         memory_bytes: bytes of resized images in memory.
 
     Attributes: `skipped`, images left out so far; after the first pass `fingerprints`, one per image read.
@@ -83,7 +84,7 @@ class Images:
         source: ImageSource,
         kept: Sequence[Geometry] = (),
         *,
-        errors: Literal["raise", "skip"] = "raise",
+        errors: Literal["raise", "skip"] | Callable[[int, Exception], object] = "raise",
         memory_bytes: int = MEMORY_BYTES,
     ) -> None:
         self.source = source

@@ -13,6 +13,8 @@ from typing import BinaryIO
 from ensemblead.common.files import valid_text
 from ensemblead.kernels.build import __version__
 
+_LIVE = " blob:; connect-src 'self'"
+
 
 def filled(
     template: str,
@@ -20,17 +22,18 @@ def filled(
     *,
     styles: Sequence[str] = ("page.css",),
     scripts: Sequence[str] = (),
+    is_live: bool = False,
 ) -> Iterator[str]:
     """The pieces of a page: a template of `assets` with `{{name}}` replaced by the part of that name.
 
     Parts are HTML, at once or piece by piece. The template's own are `style`, `script`, `version`, and
     `policy`: a Content-Security-Policy by which no other style or script runs, and nothing is loaded but data
-    URLs.
+    URLs. A page that `is_live` also shows files that its reader has chosen, and asks where it comes from.
     """
     style, script = ("".join(map(_asset, names)) for names in (styles, scripts))
     own = {
         "policy": (
-            f"default-src 'none'; img-src data:; style-src '{_hash(style)}'; "
+            f"default-src 'none'; img-src data:{_LIVE if is_live else ''}; style-src '{_hash(style)}'; "
             f"script-src {_quoted(script)}; base-uri 'none'; form-action 'none'"
         ),
         "version": escape(__version__),

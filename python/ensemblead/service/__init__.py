@@ -1,0 +1,1 @@
+"""A model that stays running: it watches a folder (`watching.py`), or answers over HTTP (`app.py`)."""
