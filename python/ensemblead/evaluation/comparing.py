@@ -11,6 +11,7 @@ import numpy as np
 
 from ensemblead.common.extras import require
 from ensemblead.datasets.categories import Category, Dataset
+from ensemblead.detectors.detector import constructor_text
 from ensemblead.evaluation.gallery import Picture, Pictures, color_scale, describe_threshold, reduced
 from ensemblead.evaluation.measure import Options, check_category, measure_category
 from ensemblead.evaluation.results import NAN, Row
@@ -290,7 +291,7 @@ def _change(image: ComparedImage) -> float:
 def _described(detector: Detector, scored: _Scored) -> ComparedDetector:
     threshold = float(detector.threshold_)
     return ComparedDetector(
-        repr(detector),
+        constructor_text(detector),
         threshold if math.isfinite(threshold) else NAN,
         describe_threshold(detector),
         scored.row,

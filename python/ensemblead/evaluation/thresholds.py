@@ -130,18 +130,18 @@ class TradeOff:
     def notable(self) -> dict[str, TradeOffPoint]:
         """The points that a reader asks for first, by name; those that exist.
 
-        "model" is the detector's own threshold, "proposed" the `proposal`, "no miss" the highest threshold at
-        which none of the defects is missed, and "no false alarm" the lowest without a false alarm.
+        "model" is the detector's own threshold, "proposed" the `proposal`, "no miss" the middle of the gap
+        below the lowest score of a defect, and "no false alarm" the highest score of a normal image.
         """
         thresholds = self.thresholds
-        alarms, misses = self.counts(thresholds)
+        _, misses = self.counts(thresholds)
         found: dict[str, TradeOffPoint] = {}
         if np.isfinite(self.threshold):
             found["model"] = self.at(self.threshold)
         found["proposed"] = self.proposal
         if (misses == 0).any():
             found["no miss"] = self.at(float(thresholds[np.flatnonzero(misses == 0)[-1]]))
-        found["no false alarm"] = self.at(float(thresholds[np.flatnonzero(alarms == 0)[0]]))
+        found["no false alarm"] = self.at(float(self.normal.max()))
         return found
 
     def rule(self) -> str:

@@ -36,6 +36,7 @@ from ensemblead.report.pictures import common_folder, heat_url, photo_url
 from ensemblead.report.template import filled, write_pieces
 
 _SIDE = 320  # pixels of a picture
+_RELATIVE = (-2.0, 3.0)  # what the chart of relative scores shows
 _LISTED = 300  # rows of the table of changed verdicts that have no picture
 _METRICS = (
     ("Image AUROC", "image_auroc"),
@@ -136,14 +137,24 @@ def _scatter(data: Compared) -> str:
     ]
     relative = [(one.old_relative, one.new_relative) for one in data.images]
     if np.isfinite(relative).all():
-        drawn.append(
-            _scatter_chart("Relative to the thresholds", data, relative, (0.0, 0.0), "relative score")
-        )
+        clipped = [(_clipped(a), _clipped(b)) for a, b in relative]
+        beyond = sum(pair != shown for pair, shown in zip(relative, clipped, strict=True))
+        title = "Relative to the thresholds"
+        drawn.append(_scatter_chart(title, data, clipped, (0.0, 0.0), "relative score", beyond))
     return f'<div class="charts">{"".join(drawn)}</div>'
 
 
+def _clipped(value: float) -> float:
+    return min(max(value, _RELATIVE[0]), _RELATIVE[1])
+
+
 def _scatter_chart(
-    title: str, data: Compared, places: Sequence[tuple[float, float]], limits: tuple[float, float], unit: str
+    title: str,
+    data: Compared,
+    places: Sequence[tuple[float, float]],
+    limits: tuple[float, float],
+    unit: str,
+    beyond: int = 0,
 ) -> str:
     x, y = (_range([pair[side] for pair in places], limits[side]) for side in (0, 1))
     axes = Axes(x, y)
@@ -164,6 +175,8 @@ def _scatter_chart(
     if not math.isnan(limits[1]):
         body += f'<path class="curve threshold" d="M{LEFT} {axes.place_y(limits[1]):.1f}H{WIDTH - RIGHT}"/>'
     legend.append(f"{sample('threshold')} thresholds")
+    if beyond:
+        legend.append(f"{beyond:,} images beyond {_RELATIVE[0]:g} or {_RELATIVE[1]:g} are drawn at the edge")
     ticks = [(tick, f"{tick:g}") for tick in round_numbers(*axes.y)]
     grid = x_ticks(axes, round_numbers(*axes.x), f"old {unit}") + y_ticks(axes, ticks, f"new {unit}")
     return figure(title, grid + body, legend)

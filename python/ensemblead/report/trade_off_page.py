@@ -35,8 +35,8 @@ _ROWS = 40  # of the table of thresholds on the page
 _NAMES = {
     "model": "The model's",
     "proposed": "Proposed",
-    "no miss": "Highest without a miss",
-    "no false alarm": "Lowest without a false alarm",
+    "no miss": "No defect missed",
+    "no false alarm": "No false alarm here",
 }
 _ORIGINS = {
     "calibrated": "fresh images that the model has not learned",
@@ -79,8 +79,8 @@ def write_trade_off_page(found: TradeOff, path: StrPath, *, note: str = "") -> P
         "note": f'<p class="lead">{escape(note)}</p>' if note else "",
         "images": (
             f"{len(found.normal):,} normal images ({_ORIGINS.get(found.origin, escape(found.origin))}) and "
-            f"{len(found.defective):,} images of known defects. Intervals hold {found.confidence:.0%}, for a "
-            "threshold that was chosen beforehand."
+            f"{len(found.defective):,} images of known defects. Intervals are those of "
+            f"{100 * found.confidence:g} %, for a threshold that was chosen beforehand."
         ),
         "notable": _notable(found),
         "charts": f'<div class="charts">{_rates(found)}{_scores(found)}</div>',
@@ -121,12 +121,13 @@ def _table(rows: Sequence[tuple[str, TradeOffPoint]], found: TradeOff, *, titled
 def _cell(count: int, total: int, interval: tuple[float, float]) -> str:
     low, high = (f"{100 * end:.1f}" for end in interval)
     rate = f"{100 * count / total:.1f} %"
-    return f"<td>{rate}<small>{count:,} of {total:,}: {low}&ndash;{high} %</small></td>"
+    return f"<td>{rate}<small>{count:,} of {total:,}<br>{low}&ndash;{high} %</small></td>"
 
 
 def _rates(found: TradeOff) -> str:
     """Both rates at every threshold, with their intervals."""
-    thresholds = found.thresholds
+    # The rates change at the scores, and are level in between.
+    thresholds = np.unique(np.concatenate([found.normal, found.defective])).astype(np.float64)
     points = found.points(thresholds)
     low, high = float(thresholds[0]), float(thresholds[-1])
     margin = 0.04 * (high - low) or 1.0
@@ -143,7 +144,7 @@ def _rates(found: TradeOff) -> str:
     legend = [f"{sample('second')} false alarms", f"{sample('first')} misses"]
     for style, words, value in (
         ("threshold", "threshold of the model", found.threshold),
-        ("guide", "proposed", found.proposal.threshold),
+        ("proposal", "proposed", found.proposal.threshold),
     ):
         if axes.x[0] <= value <= axes.x[1]:
             body += f'<path class="curve {style}" d="M{axes.place_x(value):.1f} {TOP}V{HEIGHT - BOTTOM}"/>'
