@@ -99,7 +99,7 @@ def listed_images(listed: ImageList) -> list[str]:
     found: dict[str, None] = {}
     missing = []
     for entry in listed.entries:
-        files = next(filter(None, (_files(base, entry) for base in (listed.path.parent, Path()))), [])
+        files = next(filter(None, (_files(base, entry) for base in (listed.path.parent, ""))), [])
         found |= dict.fromkeys(files)
         if not files:
             missing.append(entry)
@@ -125,7 +125,7 @@ def without_images(source: ImageSource, entries: Sequence[str], base: Path) -> t
     for entry in entries:
         matches = (
             [path for real in map(os.path.realpath, files) for path in places.get(real, ())]
-            for files in (_files(base, entry), _files(Path(), entry))
+            for files in (_files(base, entry), _files("", entry))
         )
         own = next(filter(None, matches), [])
         excluded |= dict.fromkeys(own)
@@ -159,12 +159,12 @@ def _size(path: str | None) -> int | None:
     return os.path.getsize(path)
 
 
-def _files(base: Path, entry: str) -> list[str]:
-    """The files that an entry names below a folder: one path, or what a pattern matches."""
+def _files(base: StrPath, entry: str) -> list[str]:
+    """The files that an entry names below a folder ("": the current one): a path, or a pattern's matches."""
     place = os.path.join(base, entry)
     if os.path.isfile(place):
         return [place]
     if not glob.has_magic(entry):
         return []
-    found = (os.path.join(base, one) for one in glob.iglob(entry, root_dir=base, recursive=True))
+    found = (os.path.join(base, one) for one in glob.iglob(entry, root_dir=base or None, recursive=True))
     return sorted(path for path in found if os.path.isfile(path))
