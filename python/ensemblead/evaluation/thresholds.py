@@ -74,6 +74,10 @@ class TradeOff:
         if not 0 < self.confidence < 1:
             raise ValueError(f"confidence must be between 0 and 1, got {self.confidence}")
 
+    def __repr__(self) -> str:
+        counts = f"{len(self.normal)} normal, {len(self.defective)} defective"
+        return f"TradeOff({counts}, proposed {self.proposal.threshold:.4g})"
+
     @property
     def thresholds(self) -> Thresholds:
         """float64 `[k]`, ascending: the middle between any two neighbours among all scores, and the largest
