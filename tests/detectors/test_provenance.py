@@ -21,9 +21,7 @@ IMAGES = normal_images(20, side=48)
 
 
 def small(**options: Any) -> ead.PatchCore:
-    return ead.PatchCore(
-        "gabor", resize=None, image_size=None, coreset_fraction=0.1, device="cpu", **options
-    )
+    return ead.PatchCore("gabor", resize=None, image_size=None, coreset_fraction=0.1, device="cpu", **options)
 
 
 def files(folder: Path) -> dict[str, bytes]:

@@ -124,7 +124,9 @@ def test_other_sizes_are_said(made: SimpleNamespace) -> None:
     other = ead.PatchCore("gabor", resize=(48, 48), image_size=None, coreset_fraction=0.1, device="cpu")
     other.fit(made.root / "train/good")
     found = ead.compare(made.old, other, made.root / "test", **OPTIONS).data
-    assert any("in other sizes: the old one resize None, the new one resize (48, 48)" in n for n in found.notes)
+    assert any(
+        "in other sizes: the old one resize None, the new one resize (48, 48)" in n for n in found.notes
+    )
 
 
 def test_images_that_cannot_be_read(made: SimpleNamespace, tmp_path: Path) -> None:

@@ -102,7 +102,9 @@ def test_what_is_no_list(folder: Path) -> None:
     with pytest.raises(FileNotFoundError):
         read_list(folder / "none.txt")
     (folder / "list.txt").write_text("a.png\nnone.png\nbelow\n*.bmp\n")
-    with pytest.raises(FileNotFoundError, match=r"names 3 images that are not there: none.png, below, \*.bmp"):
+    with pytest.raises(
+        FileNotFoundError, match=r"names 3 images that are not there: none.png, below, \*.bmp"
+    ):
         listed_images(read_list(folder / "list.txt"))
 
 
