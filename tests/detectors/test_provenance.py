@@ -1,4 +1,4 @@
-"""Where a detector comes from: steps, dates, versions and parents, through saving, loading and old folders."""
+"""Where a detector comes from: steps, dates, versions and parents, saved and loaded."""
 
 from __future__ import annotations
 

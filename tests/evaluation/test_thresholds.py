@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -42,7 +43,7 @@ def test_the_proposal_costs_least_and_lies_in_the_widest_gap(seed: int, miss_cos
     every = sorted({*normal.tolist(), *defective.tolist()})
     gaps = [
         (high - low, (low + high) / 2)
-        for low, high in zip(every, every[1:], strict=False)
+        for low, high in itertools.pairwise(every)
         if cost((low + high) / 2) <= least + 1e-9
     ]
     if gaps:
