@@ -29,6 +29,7 @@ CSRC = ROOT / "csrc"
 # The public names; adding one is a decision, and so is a line here.
 PUBLIC_NAMES = [
     "BackboneEnsemble",
+    "Comparison",
     "EfficientAD",
     "DRAEM",
     "DriftMonitor",
@@ -54,6 +55,7 @@ PUBLIC_NAMES = [
     "aupro",
     "auroc",
     "check_detector",
+    "compare",
     "convert",
     "create",
     "cuda_available",

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from ensemblead.metrics import aupro, auroc
     from ensemblead.monitoring import DriftMonitor
     from ensemblead.networks import FeatureExtractor
+    from ensemblead.report.comparison import Comparison, compare
     from ensemblead.report.report import Report, evaluate
     from ensemblead.retrieval.embedders import Embedder
     from ensemblead.retrieval.ensemble import EmbeddingEnsemble
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
 __all__ = [
     "DRAEM",
     "BackboneEnsemble",
+    "Comparison",
     "DriftMonitor",
     "EfficientAD",
     "Embedder",
@@ -73,6 +75,7 @@ __all__ = [
     "aupro",
     "auroc",
     "check_detector",
+    "compare",
     "convert",
     "create",
     "cuda_available",
@@ -97,6 +100,7 @@ _ROOMS = ("datasets", "evaluation", "metrics")
 # Name -> module. Loaded when first asked for, so that `import ensemblead` stays quick and needs no extra.
 _LAZY = {
     "BackboneEnsemble": "ensemblead.ensembles.backbones",
+    "Comparison": "ensemblead.report.comparison",
     "FastFlow": "ensemblead.detectors.fastflow",
     "EfficientAD": "ensemblead.detectors.efficientad",
     "Executors": "ensemblead.distributed.executors",
@@ -120,6 +124,7 @@ _LAZY = {
     "aupro": "ensemblead.metrics",
     "auroc": "ensemblead.metrics",
     "check_detector": "ensemblead.ensembles.check",
+    "compare": "ensemblead.report.comparison",
     "convert": "ensemblead.conversion",
     "create": "ensemblead.config.registry",
     "distil_teacher": "ensemblead.detectors.efficientad",

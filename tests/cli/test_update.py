@@ -1,7 +1,8 @@
-"""`calibrate` and `extend`: a saved model and more good images."""
+"""`calibrate`, `extend`, and `fit --exclude`: which images a model learns, and what it says of them."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -81,11 +82,12 @@ def test_refusals_leave_the_model(tmp_path: Path, model: Path, command: str) -> 
     good, other = tmp_path / "good", draw(tmp_path / "other", 70)
     draw(tmp_path / "product/train/good", 71)
     draw(tmp_path / "product/test/scratch", 72)
+    place = ("--in-place",) if command == "extend" else ()
     for arguments, message in (
-        ((model, good), "learned already" if command == "extend" else "fitted on"),
-        ((tmp_path / "none", other), "none"),
-        ((model, tmp_path / "nowhere"), "nowhere"),
-        ((model, tmp_path / "product"), "train"),
+        ((model, good, *place), "learned already" if command == "extend" else "fitted on"),
+        ((tmp_path / "none", other, *place), "none"),
+        ((model, tmp_path / "nowhere", *place), "nowhere"),
+        ((model, tmp_path / "product", *place), "train"),
         ((model, other, "--out", model), "a model in"),
         ((model, other, "--out", other / "model"), "lies inside"),
     ):
@@ -100,11 +102,11 @@ def test_unreadable_images_are_left_out_if_asked(tmp_path: Path, model: Path) ->
     new = draw(tmp_path / "new", 50, 51)
     (new / "broken.png").write_bytes(b"no image")
     before = files(model)
-    refused = call("extend", model, new)
+    refused = call("extend", model, new, "--in-place")
     assert refused.exit_code == 2
     assert "broken.png" in refused.stderr
     assert files(model) == before
-    summary = call_json("extend", model, new, "--skip-unreadable")
+    summary = call_json("extend", model, new, "--skip-unreadable", "--in-place")
     assert summary["images"] == 2
     assert [Path(one["path"]).name for one in summary["skipped"]] == ["broken.png"]
 
@@ -124,14 +126,103 @@ def test_weights_inside_a_model_stay_inside(tmp_path: Path) -> None:
     )
     detector.fit(draw(tmp_path / "good", *range(4))).save(tmp_path / "model", include_backbone=True)
     (tmp_path / "weights.safetensors").unlink()
-    call_json("extend", tmp_path / "model", draw(tmp_path / "new", 9))
+    call_json("extend", tmp_path / "model", draw(tmp_path / "new", 9), "--in-place")
     assert ead.load(tmp_path / "model").predict(tmp_path / "new").anomaly_score.shape == (1,)
 
 
 def test_a_bank_stays_at_a_size(tmp_path: Path, model: Path) -> None:
     rows = ead.load(model).memory_bank_.rows_
     new = draw(tmp_path / "new", 50, 51)
-    (member,) = call_json("extend", model, new, "--max-rows", len(rows) - 3)["members"]
+    (member,) = call_json("extend", model, new, "--max-rows", len(rows) - 3, "--in-place")["members"]
     assert member["bank_rows"] == len(ead.load(model).memory_bank_) == len(rows) - 3
-    outcome = call("extend", model, new, "--max-rows", 0)
+    outcome = call("extend", model, new, "--max-rows", 0, "--in-place")
     assert (outcome.exit_code, "max_rows must be at least 1" in outcome.stderr) == (2, True)
+
+
+def test_extend_never_replaces_a_model_unasked(tmp_path: Path, model: Path) -> None:
+    before = files(model)
+    new = draw(tmp_path / "new", 50)
+    for place in ((), ("--in-place", "--out", tmp_path / "larger")):
+        outcome = call("extend", model, new, *place)
+        assert (outcome.exit_code, "--in-place replaces MODEL" in outcome.stderr) == (2, True)
+    assert files(model) == before
+
+
+def test_marks_are_learned_but_for_missed_defects(tmp_path: Path, model: Path) -> None:
+    new = draw(tmp_path / "new", 50, 51, 52)
+    pairs = [
+        ("new/50.png", "false alarm"),
+        (str(new / "51.png"), "false alarm"),
+        ("gone.png", "missed defect"),
+    ]
+    marks = [{"path": path, "mark": mark} for path, mark in pairs]
+    marked = tmp_path / "marked.json"
+    marked.write_text(json.dumps({"version": 1, "marks": marks}))
+    expected = ead.load(model).extend([new / "50.png", new / "51.png"])
+    outcome = call("extend", model, marked, "--out", tmp_path / "larger")
+    assert outcome.exit_code == 0, outcome.stderr
+    assert "1 missed defects were left out" in outcome.stdout
+    found: Any = ead.load(tmp_path / "larger")
+    assert found.threshold_ == expected.threshold_
+    assert [(step.action, step.images) for step in found.history_] == [("fit", 6), ("extend", 2)]
+    document = call_json("extend", model, marked, "--out", tmp_path / "again")
+    assert document["missed_defects"] == ["gone.png"]
+    for text, message in (
+        (json.dumps({"version": 1, "marks": marks[2:]}), "1 missed defects, no false alarm"),
+        (json.dumps({"version": 1, "marks": [{**marks[0], "path": "none.png"}]}), "none.png"),
+        ("{", "is no JSON"),
+    ):
+        marked.write_text(text)
+        outcome = call("extend", model, marked, "--out", tmp_path / "third")
+        assert (outcome.exit_code, message in outcome.stderr) == (2, True), outcome.stderr
+    assert not (tmp_path / "third").exists()
+
+
+def test_info_says_where_a_model_comes_from(tmp_path: Path, model: Path) -> None:
+    call_json("extend", model, draw(tmp_path / "new", 50), "--out", tmp_path / "larger")
+    old, found = call_json("info", model), call_json("info", tmp_path / "larger")
+    assert (found["class"], found["learned_images"]) == ("PatchCore", 7)
+    assert (found["parent"], old["parent"]) == (old["checksum"], None)
+    assert [step["action"] for step in found["history"]] == ["fit", "extend"]
+    assert found["threshold"] == ead.load(tmp_path / "larger").threshold_
+    assert found["parameters"]["coreset_fraction"] == 0.5
+    text = call("info", tmp_path / "larger").stdout
+    assert f"made from     {old['checksum']}" in text
+    assert "extend, 1 images" in text
+    assert "with ensemblead" in text
+    ensemble = ead.BackboneEnsemble([ead.load(model), ead.load(tmp_path / "larger")])
+    ensemble.save(tmp_path / "ensemble")
+    found = call_json("info", tmp_path / "ensemble")
+    assert (found["history"], found["parameters"]["fusion"]) == (None, "calibrated")
+    assert found["threshold"] == ensemble.threshold_
+    old_format = Path(__file__).resolve().parents[1] / "saved_models/format1/patchcore"
+    text = call("info", old_format).stdout
+    assert text.count("unknown") >= 3
+    outcome = call("info", tmp_path / "new")
+    assert (outcome.exit_code, "is no saved model" in outcome.stderr) == (1, True)
+    assert call("info", tmp_path / "nowhere").exit_code == 2
+
+
+def test_fit_leaves_out_what_is_excluded(tmp_path: Path) -> None:
+    good = draw(tmp_path / "good", *range(6))
+    listed = tmp_path / "exclude.txt"
+    listed.write_text(f"0.png\n{good / '1.png'}\n[2]*.png\n")
+    options = ("-b", "gabor", "--resize", "none", "-p", "0.5", "--device", "cpu")
+    given = ("fit", good, *options, "--exclude", listed)
+    outcome = call(*given, "--model", tmp_path / "one")
+    assert outcome.exit_code == 0, outcome.stderr
+    assert "3 images excluded (0.png, 1.png, 2.png)" in outcome.stdout
+    document = call_json(*given, "--model", tmp_path / "two")
+    assert (document["learned"], [Path(path).name for path in document["excluded"]]) == (
+        3,
+        ["0.png", "1.png", "2.png"],
+    )
+    assert len(ead.load(tmp_path / "one")._fingerprints) == 3
+    marks = [{"path": "5.png", "mark": "missed defect"}, {"path": "4.png", "mark": "false alarm"}]
+    (tmp_path / "marked.json").write_text(json.dumps({"version": 1, "marks": marks}))
+    marked = ("fit", good, *options, "--exclude", tmp_path / "marked.json", "--model", tmp_path / "three")
+    assert [Path(path).name for path in call_json(*marked)["excluded"]] == ["5.png"]
+    listed.write_text("0.png\n9.png\n")
+    outcome = call(*given, "--model", tmp_path / "four")
+    assert (outcome.exit_code, "9.png is none of the 6 images" in outcome.stderr) == (2, True)
+    assert not (tmp_path / "four").exists()

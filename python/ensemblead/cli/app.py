@@ -7,12 +7,15 @@ from typing import Annotated, Any
 import typer
 
 from ensemblead.cli.benchmark import command as benchmark
+from ensemblead.cli.calibrate import command as calibrate
+from ensemblead.cli.compare import command as compare
 from ensemblead.cli.console import guarded, report_error, show_tracebacks
 from ensemblead.cli.convert import app as convert
 from ensemblead.cli.demo import command as demo
 from ensemblead.cli.duplicates import command as duplicates
 from ensemblead.cli.evaluate import command as evaluate
 from ensemblead.cli.export import export, verify
+from ensemblead.cli.extend import command as extend
 from ensemblead.cli.fit import command as fit
 from ensemblead.cli.fuse import command as fuse
 from ensemblead.cli.imports import load_modules
@@ -22,11 +25,11 @@ from ensemblead.cli.layers import command as layers
 from ensemblead.cli.merge import command as merge
 from ensemblead.cli.monitor import command as monitor
 from ensemblead.cli.predict import command as predict
+from ensemblead.cli.quantize import command as quantize
 from ensemblead.cli.search import command as search
 from ensemblead.cli.serve import command as serve
 from ensemblead.cli.shorthands import ShorthandCommand
 from ensemblead.cli.unknown import Command, Group
-from ensemblead.cli.update import calibrate, extend, quantize
 from ensemblead.cli.watch import command as watch
 from ensemblead.cli.weights import command as weights
 from ensemblead.common.errors import EnsembleADError
@@ -34,7 +37,8 @@ from ensemblead.kernels.build import __version__
 
 _EPILOG = (
     "Exit codes: 0 done; 2 bad input (options, files, images); 1 anything else that went wrong "
-    "(weights that cannot be had, a damaged model, a full disk); 3 an alarm of monitor --fail-on-alarm; "
+    "(weights that cannot be had, a damaged model, a full disk); 3 an alarm of monitor "
+    "--fail-on-alarm, or a changed verdict of compare --fail-on-change; "
     "130 interrupted."
 )
 _SETTINGS: dict[str, Any] = {"help_option_names": ["-h", "--help"]}
@@ -55,6 +59,7 @@ for _name, _command in (
     ("evaluate", evaluate),
     ("calibrate", calibrate),
     ("extend", extend),
+    ("compare", compare),
     ("quantize", quantize),
     ("benchmark", benchmark),
     ("export", export),

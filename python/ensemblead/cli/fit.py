@@ -134,6 +134,15 @@ def command(
             "command goes on from there.",
         ),
     ] = None,
+    exclude: Annotated[
+        Path | None,
+        option(
+            "--exclude",
+            panel=_RUN,
+            text="A .txt with a path or pattern on each line, below DATA or absolute: images to leave out. "
+            "Or the .json of marks that a page exports: its missed defects are left out.",
+        ),
+    ] = None,
     skip_unreadable: Annotated[
         bool, option("--skip-unreadable", panel=_RUN, text="Leave out images that cannot be read.")
     ] = False,
@@ -193,6 +202,7 @@ def command(
             overwrite,
             checkpoint,
             half,
+            exclude,
         )
         summary = run.execute(bars)
     if as_json:
@@ -218,6 +228,7 @@ class FitRun:
     overwrite: bool = False
     checkpoint: Path | None = None
     half: bool = False
+    exclude: Path | None = None
 
     def execute(self, bars: Bars) -> dict[str, Any]:
         require("torch", "ensemblead fit")
@@ -227,7 +238,7 @@ class FitRun:
         # Everything that can be refused at once comes before hours of work.
         self._check_model()
         check_normal_folder(self.data)
-        source = open_images(self.data)
+        source, excluded = self._opened()
         fresh = None if self.calibrate is None else open_images(self.calibrate)
         if fresh is not None:
             own = {os.path.realpath(str(path)) for path in source.paths}
@@ -266,11 +277,22 @@ class FitRun:
             if self.data.is_dir()
             else 0,
             "skipped": [{"path": image.path, "reason": image.reason} for image in skipped],
+            "excluded": excluded,
             **images,
             "seconds": round(clock(), 3),
             "include_backbone": self.include_backbone or not reads_weights_elsewhere(detector),
             **describe_model(detector),
         }
+
+    def _opened(self) -> tuple[Any, list[str]]:
+        """The images to learn, and the paths of those that are left out."""
+        from ensemblead.images import open_images, read_list, without_images
+
+        source = open_images(self.data)
+        if self.exclude is None:
+            return source, []
+        listed = read_list(self.exclude)
+        return without_images(source, listed.missed if listed.is_marks else listed.entries, self.data)
 
     def _check_model(self) -> None:
         from ensemblead.store import MANIFEST, check_target
@@ -340,6 +362,13 @@ def show_summary(summary: dict[str, Any]) -> None:
         )
     if summary["ignored"]:
         console.print(escape(valid_text(summary["ignored"])), highlight=False, soft_wrap=True)
+    if summary["excluded"]:
+        names = some_of([os.path.basename(path) for path in summary["excluded"]], 3)
+        console.print(
+            escape(valid_text(f"{len(summary['excluded'])} images excluded ({names})")),
+            highlight=False,
+            soft_wrap=True,
+        )
     if summary["inspected_share"] < 0.995:
         share = f"{summary['inspected_share']:.0%}"
         console.print(f"{share} of a photograph is inspected: the rest is cropped away", highlight=False)

@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import platform
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -14,6 +15,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from ensemblead.cli.bars import Bars
+from ensemblead.cli.console import print_json
+from ensemblead.cli.model_info import describe_folder, show_folder
 from ensemblead.common.extras import EXTRAS, install_command
 from ensemblead.common.processor import has_bfloat16
 from ensemblead.common.threads import affinity_cores, cpu_quota, wait_policy
@@ -130,9 +133,20 @@ def warnings_about(packages: dict[str, dict[str, str]]) -> list[str]:
 
 
 def command(
+    model: Annotated[
+        Path | None,
+        typer.Argument(metavar="[MODEL]", help="A saved model: what it is, and where it comes from."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
-    """Versions, devices, what was compiled in."""
+    """Versions, devices, what was compiled in; with MODEL its parameters, threshold, history and parent."""
+    if model is not None:
+        found = describe_folder(model)
+        if as_json:
+            print_json(found)
+        else:
+            show_folder(found)
+        return
     with Bars("looking at packages and devices"):
         description = describe()
     if as_json:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 # Names of counts in `learned_` that are written otherwise.
 _WORDS = {"gaussians": "Gaussians"}
 # A false-alarm rate by the origin of the threshold.
-_RATE_IS = {
+RATE_IS = {
     "calibrated": "guaranteed",
     "leave_one_out": "estimated, leaving one image out",
     "held_out": "estimated, by images held out of the training",
@@ -92,7 +92,7 @@ def describe_model(detector: Detector) -> dict[str, Any]:
         "threshold_origin": calibration.threshold_origin,
         "threshold_images": len(calibration.scores),
         "false_alarm_rate": calibration.false_alarm_rate,
-        "false_alarm_rate_is": _RATE_IS[calibration.threshold_origin],
+        "false_alarm_rate_is": RATE_IS[calibration.threshold_origin],
     }
 
 

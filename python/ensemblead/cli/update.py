@@ -1,9 +1,9 @@
-"""`ensemblead calibrate`, `extend` and `quantize`: a saved model, good images, and the model anew."""
+"""A saved model, images, and the model anew: what `calibrate`, `extend` and `quantize` have in common."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,127 +11,42 @@ import typer
 from rich.console import Console
 
 from ensemblead.cli.bars import Bars
-from ensemblead.cli.console import Clock, print_json, reported_warnings
+from ensemblead.cli.console import Clock
 from ensemblead.cli.models import describe_model, load_model
 from ensemblead.cli.predict import chosen_images
-from ensemblead.cli.shared import Json, SkipUnreadable
+from ensemblead.common.errors import EnsembleADError
 from ensemblead.common.extras import require
 from ensemblead.common.files import valid_text
 
 if TYPE_CHECKING:
     from ensemblead.detectors import Detector
-    from ensemblead.images import ImageSource
+    from ensemblead.images import ImageList, ImageSource
 
-_Model = Annotated[Path, typer.Argument(metavar="MODEL", help="A folder that fit wrote.")]
-_Images = Annotated[
+Model = Annotated[Path, typer.Argument(metavar="MODEL", help="A folder that fit wrote.")]
+Images = Annotated[
     list[Path], typer.Argument(metavar="IMAGES...", help="Folders, images, or patterns such as 'a/*.png'.")
 ]
-_Out = Annotated[
+Out = Annotated[
     Path | None, typer.Option("--out", help="Write the model to this folder, and leave MODEL as it is.")
 ]
-_Weights = Annotated[
+Weights = Annotated[
     list[str] | None, typer.Option("--weights", help="[I.]PATH: where the networks' weights are from now on.")
 ]
-_Device = Annotated[
+Device = Annotated[
     str | None, typer.Option("--device", help="auto, cpu, cuda, from now on; as at the fit if absent.")
 ]
 
 
-def calibrate(
-    model: _Model,
-    images: _Images,
-    out: _Out = None,
-    false_alarm_rate: Annotated[
-        float | None, typer.Option("--false-alarm-rate", help="Of good images; 0.01 if absent.")
-    ] = None,
-    weights: _Weights = None,
-    device: _Device = None,
-    skip_unreadable: SkipUnreadable = False,
-    as_json: Json = False,
-) -> None:
-    """Take a model's threshold from fresh images of good parts, which it has not learned.
-
-    A fresh good image then scores above the threshold with at most the given probability. 99 images guarantee
-    0.01, and 9 images 0.1.
-    """
-    from ensemblead.calibration import DEFAULT_RATE
-
-    rate = DEFAULT_RATE if false_alarm_rate is None else false_alarm_rate
-
-    def update(detector: Detector, source: ImageSource, errors: Any, bars: Bars) -> None:
-        detector.calibrate(source, rate, errors=errors, progress=bars)
-
-    _run(_Update(model, images, out, weights or (), device, skip_unreadable, update), as_json)
-
-
-def extend(
-    model: _Model,
-    images: _Images,
-    out: _Out = None,
-    max_rows: Annotated[
-        int | None,
-        typer.Option("--max-rows", help="Keep a memory bank at so many rows; it grows if absent."),
-    ] = None,
-    weights: _Weights = None,
-    device: _Device = None,
-    skip_unreadable: SkipUnreadable = False,
-    as_json: Json = False,
-) -> None:
-    """Let a model learn more images of good parts, without starting over.
-
-    What it has learned stays, unless --max-rows lets new rows take the place of others. Methods that are
-    trained cannot be extended: they are fitted again.
-    """
-
-    def update(detector: Detector, source: ImageSource, errors: Any, bars: Bars) -> None:
-        detector.extend(source, max_rows=max_rows, errors=errors, progress=bars)
-
-    _run(_Update(model, images, out, weights or (), device, skip_unreadable, update), as_json)
-
-
-def quantize(
-    model: _Model,
-    images: _Images,
-    out: _Out = None,
-    max_images: Annotated[
-        int, typer.Option("--max-images", help="Read ranges of values from so many images.", min=1)
-    ] = 100,
-    seed: Annotated[int, typer.Option("--seed", help="Of the draw of these images.", min=0)] = 0,
-    weights: _Weights = None,
-    skip_unreadable: SkipUnreadable = False,
-    as_json: Json = False,
-) -> None:
-    """Run a model's networks in int8 from now on, by OpenVINO: several times as fast on a CPU.
-
-    Give images of good parts, those of the fit or others. What was learned stays, and the threshold too;
-    scores move by a few per cent. `calibrate` takes a threshold of int8 scores.
-    """
-
-    def update(detector: Detector, source: ImageSource, errors: Any, bars: Bars) -> None:
-        detector.quantize(source, max_images=max_images, seed=seed, errors=errors, progress=bars)
-
-    _run(_Update(model, images, out, weights or (), "cpu", skip_unreadable, update), as_json)
-
-
-def _run(update: _Update, as_json: bool) -> None:
-    with reported_warnings() as warned, Bars() as bars:
-        summary = update.execute(bars)
-    if as_json:
-        print_json({**summary, "warnings": warned})
-        return
-    is_users = summary["threshold_origin"] == "user"
-    by = "set by the user" if is_users else f"by {summary['threshold_images']} images"
-    Console(highlight=False, soft_wrap=True, markup=False).print(
-        f"{summary['images']} images in {summary['seconds']:.1f} s; threshold {summary['threshold']:.4g} "
-        f"{by}, before {summary['threshold_before']:.4g}; false alarms "
-        f"{summary['false_alarm_rate']:.2g} ({summary['false_alarm_rate_is']})\n"
-        f"model: {valid_text(summary['model'])}"
-    )
-
-
 @dataclass
-class _Update:
-    """One call of either command; `execute` does it and returns its summary."""
+class Update:
+    """One call of a command; `execute` does it and returns its summary.
+
+    Attributes:
+        update: does the work on the loaded detector, given the images (None where there are none), how to
+            take errors, and progress. What it returns goes into the summary; with "saved": False the model
+            is not written.
+        lists: filled with the lists among the images.
+    """
 
     model: Path
     images: Sequence[Path]
@@ -139,38 +54,93 @@ class _Update:
     weights: Sequence[str]
     device: str | None
     skip_unreadable: bool
-    update: Callable[[Detector, ImageSource, Any, Bars], None]
+    update: Callable[[Detector, ImageSource | None, Any, Bars], dict[str, Any] | None]
+    lists: list[ImageList] = field(default_factory=list)
 
     def execute(self, bars: Bars) -> dict[str, Any]:
         require("torch", "ensemblead calibrate, extend and quantize")
-        from ensemblead.images import check_normal_folder, check_output_outside
-        from ensemblead.store import MANIFEST, check_target
+        from ensemblead.images import check_output_outside
 
         clock = Clock()
-        target = self.model if self.out is None else self.out
-        if self.out is not None:
-            check_target(self.out)
-            if (self.out / MANIFEST).exists():
-                raise ValueError(f"out: there is a model in {self.out} already; give another folder")
-        for path in self.images:
-            if path.is_dir():
-                check_normal_folder(path)
-        source, _ = chosen_images(self.images)
-        check_output_outside(target, source.folders)
+        target = self._target()
+        source = self._opened()
+        if source is not None:
+            check_output_outside(target, source.folders)
         bars.step("loading the model")
         detector = load_model(self.model, self.weights, self.device)
-        before = float(detector.threshold_)
-        self.update(detector, source, "skip" if self.skip_unreadable else "raise", bars)
-        skipped = list(detector.skipped_)
-        bars.step("saving")
-        detector.save(target)
+        before, was = float(detector.threshold_), describe_model(detector)
+        loaded = detector._loaded
+        errors = "skip" if self.skip_unreadable else "raise"
+        found = {"saved": True, **(self.update(detector, source, errors, bars) or {})}
+        if found["saved"]:
+            bars.step("saving")
+            if self.out is None:
+                self._check_unchanged(loaded)
+            detector.save(target)
+        skipped = list(detector.skipped_) if source is not None else []
         return {
             "model": str(target),
-            "images": len(source) - len(skipped),
-            "ignored_files": source.ignored,
-            "ignored": source.describe_ignored(),
+            "images": 0 if source is None else len(source) - len(skipped),
+            "ignored_files": 0 if source is None else source.ignored,
+            "ignored": "" if source is None else source.describe_ignored(),
             "skipped": [{"path": image.path, "reason": image.reason} for image in skipped],
             "seconds": round(clock(), 3),
             "threshold_before": before,
+            "threshold_before_is": was["false_alarm_rate_is"],
+            **found,
             **describe_model(detector),
         }
+
+    def _target(self) -> Path:
+        from ensemblead.store import MANIFEST, check_target
+
+        if self.out is None:
+            return self.model
+        check_target(self.out)
+        if (self.out / MANIFEST).exists():
+            raise ValueError(f"out: there is a model in {self.out} already; give another folder")
+        return self.out
+
+    def _opened(self) -> ImageSource | None:
+        """The images; None where none are given. Lists stand for the images that they name."""
+        from ensemblead.images import LIST_SUFFIXES, check_normal_folder, listed_images, read_list
+
+        chosen: list[Path] = []
+        for path in self.images:
+            if path.is_dir():
+                check_normal_folder(path)
+            if path.suffix.lower() not in LIST_SUFFIXES or path.is_dir():
+                chosen.append(path)
+                continue
+            listed = read_list(path)
+            if not listed.entries:
+                marked = f": {len(listed.missed)} missed defects, no false alarm" if listed.missed else ""
+                raise ValueError(f"{path} names no images of good parts{marked}")
+            self.lists.append(listed)
+            chosen += map(Path, listed_images(listed))
+        return chosen_images(chosen)[0] if chosen else None
+
+    def _check_unchanged(self, loaded: str | None) -> None:
+        """Refuse to write over what another process has written since."""
+        from ensemblead.store import read_folder
+
+        there = read_folder(self.model)
+        if there is None or there.checksum != loaded:
+            raise EnsembleADError(
+                f"another process has replaced {self.model} meanwhile; it was left alone, and nothing is "
+                "written: run again"
+            )
+
+
+def show_update(summary: dict[str, Any]) -> Console:
+    """Print what happened in a line or two; the console, for more."""
+    console = Console(highlight=False, soft_wrap=True, markup=False)
+    is_users = summary["threshold_origin"] == "user"
+    by = "set by the user" if is_users else f"by {summary['threshold_images']} images"
+    images = f"{summary['images']} images in {summary['seconds']:.1f} s; " if summary["images"] else ""
+    console.print(
+        f"{images}threshold {summary['threshold']:.4g} {by}, before {summary['threshold_before']:.4g}; false "
+        f"alarms {summary['false_alarm_rate']:.2g} ({summary['false_alarm_rate_is']})\n"
+        + (f"model: {valid_text(summary['model'])}" if summary["saved"] else "the model was left as it is")
+    )
+    return console

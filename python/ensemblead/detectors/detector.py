@@ -24,6 +24,7 @@ from ensemblead.detectors.exporting import ExportReport
 from ensemblead.detectors.frozen import FrozenNetwork
 from ensemblead.detectors.learning import calibrate, fit
 from ensemblead.detectors.parts import Part, Progress, Reading, Result
+from ensemblead.detectors.provenance import Traced, record
 from ensemblead.detectors.quantizing import MAX_IMAGES, image_scores, quantize, warn_of_changes
 from ensemblead.detectors.running import predict
 from ensemblead.detectors.training.checkpoint import opened
@@ -37,7 +38,7 @@ Errors = Literal["raise", "skip"]
 _LONGEST = 80  # characters of a parameter in `repr`
 
 
-class Detector(ABC):
+class Detector(Traced, ABC):
     """Base of all detectors: of methods (`Method`) and of ensembles, which are made of detectors.
 
     Attributes: `batch_size`, images per forward pass; after a run over images `skipped_`, those that it left
@@ -92,6 +93,7 @@ class Detector(ABC):
     @threshold_.setter
     def threshold_(self, value: float) -> None:
         self._set_threshold(finite_number("threshold_", value))
+        record(self, "threshold", threshold=float(value))
 
     def fit(
         self,
@@ -202,6 +204,9 @@ class Detector(ABC):
             raise ValueError(f"false_alarm_rate must be between 0 and 1, got {false_alarm_rate}")
         self._accept(calibrate(self, images, float(false_alarm_rate), errors, progress))
         self._forget_threshold()
+        known = self.calibration_
+        asked = float(false_alarm_rate)
+        record(self, "calibrate", len(known.scores), known.images_sha256, false_alarm_rate=asked)
         return self
 
     def quantize(
@@ -244,6 +249,7 @@ class Detector(ABC):
 
         quantize(networks, images, look, max_images, seed)
         ((source, exact),) = seen
+        record(self, "quantize", len(source), max_images=max_images, seed=seed)
         warn_of_changes(self, exact, image_scores(self, source, errors, progress, "predict"))
         return self
 

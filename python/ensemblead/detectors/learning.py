@@ -31,6 +31,7 @@ from ensemblead.common.warnings import ThresholdWarning, warn
 from ensemblead.detectors.frozen import share_networks
 from ensemblead.detectors.holdout import held_out, holdout_of
 from ensemblead.detectors.parts import Fitted, Part, Progress, Reading, Run, Seen, Tree, no_note
+from ensemblead.detectors.provenance import record
 from ensemblead.detectors.returned import check_fitted
 from ensemblead.detectors.running import report_skipped, scored_batches, seen_batches
 from ensemblead.detectors.training.checkpoint import Checkpoint
@@ -92,7 +93,7 @@ def fit(
     if extending:
         run = replace(run, known=frozenset(detector._fingerprints.tolist()))
     learned = learned_from(learner, source, errors, run, extending=extending)
-    settle(detector, learned, source, extending=extending)
+    settle(detector, learned, source, extending=extending, max_rows=max_rows)
     if checkpoint is not None:
         checkpoint.remove()
 
@@ -189,7 +190,14 @@ def learned_from(
     )
 
 
-def settle(detector: Tree, learned: Learned, source: ImageSource, *, extending: bool = False) -> None:
+def settle(
+    detector: Tree,
+    learned: Learned,
+    source: ImageSource,
+    *,
+    extending: bool = False,
+    max_rows: int | None = None,
+) -> None:
     """Give a detector what it has learned, and warn of what is doubtful."""
     detector.skipped_ = list(learned.skipped)
     report_skipped(source, learned.skipped)
@@ -218,6 +226,9 @@ def settle(detector: Tree, learned: Learned, source: ImageSource, *, extending: 
         detector._forget_threshold()
     detector._take(list(learned.states), Reading(learned.geometries, fingerprints, source.bits))
     detector._accept(calibrations)
+    digest = set_digest(*zip(*learned.identities, strict=True))
+    arguments = {} if max_rows is None else {"max_rows": max_rows}
+    record(detector, "extend" if extending else "fit", len(learned.identities), digest, **arguments)
 
 
 def _was_decided(part: Part) -> bool:

@@ -15,6 +15,7 @@ from ensemblead.common.warnings import warn
 from ensemblead.detectors.format1 import calibration_of_format1
 from ensemblead.detectors.frozen import per_network
 from ensemblead.detectors.parts import Reading
+from ensemblead.detectors.provenance import history_document, read_history
 from ensemblead.images import BIT_DEPTHS, Geometry
 from ensemblead.networks.network import check_device, check_engine, check_precision, resolve_device
 from ensemblead.networks.stored import network_from_store
@@ -73,17 +74,23 @@ def write_statistics(detector: Any, writer: FolderWriter) -> dict[str, Any]:
     fingerprints = torch.from_numpy(reading.fingerprints.view(np.int64))
     saved = save_state(writer, "images", SavedReading(fingerprints, reading.bits, resize), SavedReading)
     # For the reader of the file; computed again from the scores on loading.
+    summary = statistics_summary(calibration)
+    stored = save_state(writer, "calibration", calibration, Calibration)
+    return {"calibration": stored, "summary": summary, "images": saved, **history_document(detector)}
+
+
+def statistics_summary(calibration: Calibration) -> dict[str, Any]:
+    """The threshold and its like, in JSON's types, for the reader of a manifest."""
     names = ("threshold", "false_alarm_rate", "score_mean", "score_std")
     summary = {name: getattr(calibration, name) for name in names if calibration.has_statistics}
     if not calibration.has_statistics:
         summary["threshold"] = calibration.given
-    summary["threshold_origin"] = calibration.threshold_origin
-    stored = save_state(writer, "calibration", calibration, Calibration)
-    return {"calibration": stored, "summary": summary, "images": saved}
+    return {**summary, "threshold_origin": calibration.threshold_origin}
 
 
 def read_statistics(detector: Any, reader: FolderReader, rounding: float | None = None) -> None:
     """What `write_statistics` wrote. `rounding`: of a tiled ensemble's members, for format 1."""
+    read_history(detector, reader)
     if reader.format == 1:
         detector._calibration = calibration_of_format1(reader, rounding)
         return

@@ -20,7 +20,9 @@ from ensemblead.detectors.detector import Detector, Errors
 from ensemblead.detectors.frozen import FrozenNetwork, per_member
 from ensemblead.detectors.parts import Part, Progress, Reading, Result, Seen
 from ensemblead.detectors.patchcore import PatchCore
+from ensemblead.detectors.provenance import history_document, read_history
 from ensemblead.detectors.running import scored_batches
+from ensemblead.detectors.saving import statistics_summary
 from ensemblead.ensembles.fusion import (
     check_weights,
     combine_calibrations,
@@ -361,6 +363,8 @@ class BackboneEnsemble(Detector):
             "weights": weights,
             "members": len(self.members),
             "threshold": self._given,
+            "summary": statistics_summary(self.calibration_),
+            **history_document(self),
         }
 
     @classmethod
@@ -380,6 +384,7 @@ class BackboneEnsemble(Detector):
             ensemble = cls(members, fusion=reader.state["fusion"], weights=reader.state["weights"])
             threshold = reader.state.get("threshold")
             ensemble._given = None if threshold is None else finite_number("threshold", threshold)
+        read_history(ensemble, reader)
         return ensemble
 
 

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from ensemblead.datasets import Category, Dataset, Folder, MVTecAD, Sample, VisA
     from ensemblead.evaluation.measure import ScoredImage
     from ensemblead.evaluation.results import Details, ImageResult, Row, TypeRow
+    from ensemblead.evaluation.thresholds import TradeOff, TradeOffPoint, trade_off
     from ensemblead.metrics import aupro, auroc, average_precision, f1_max
     from ensemblead.report.report import Report, evaluate
     from ensemblead.suites.results import CellResult, SuiteResults
@@ -21,6 +22,7 @@ _PLACES = {
     **dict.fromkeys(("Category", "Dataset", "Folder", "MVTecAD", "Sample", "VisA"), "ensemblead.datasets"),
     "ScoredImage": "ensemblead.evaluation.measure",
     **dict.fromkeys(("Details", "ImageResult", "Row", "TypeRow"), "ensemblead.evaluation.results"),
+    **dict.fromkeys(("TradeOff", "TradeOffPoint", "trade_off"), "ensemblead.evaluation.thresholds"),
     **dict.fromkeys(("Report", "evaluate"), "ensemblead.report.report"),
     **dict.fromkeys(("aupro", "auroc", "average_precision", "f1_max"), "ensemblead.metrics"),
     **dict.fromkeys(("CellResult", "SuiteResults"), "ensemblead.suites.results"),
@@ -42,6 +44,8 @@ __all__ = [
     "ScoredImage",
     "Suite",
     "SuiteResults",
+    "TradeOff",
+    "TradeOffPoint",
     "TypeRow",
     "VisA",
     "aupro",
@@ -50,6 +54,7 @@ __all__ = [
     "evaluate",
     "f1_max",
     "run",
+    "trade_off",
 ]
 
 

@@ -111,7 +111,7 @@ class PictureKeeper:
         if len(heap) >= self._limit and importance <= heap[0][0]:
             return
         # -index, so that of equal scores the first stays.
-        entry = (importance, -index, _reduced(index, values))
+        entry = (importance, -index, reduced(index, values))
         if len(heap) < self._limit:
             heapq.heappush(heap, entry)
         else:
@@ -191,7 +191,7 @@ def describe_threshold(detector: Any) -> str:
     return f"from {images} training images, {how}: false alarms about {rate} (estimated)"
 
 
-def _reduced(index: int, values: NDArray[Any]) -> Picture:
+def reduced(index: int, values: NDArray[Any]) -> Picture:
     pixels = np.ascontiguousarray(values, np.float32)
     height, width = pixels.shape
     shrink = min(1.0, MAP_SIDE / max(height, width))

@@ -263,6 +263,20 @@ def check_normal_folder(folder: StrPath, command: str = "ensemblead") -> None:
         raise ValueError(f"{base} holds {some_of(bad)} beside {good[0]}: fit on {base / good[0]}")
 
 
+def check_defect_folder(folder: StrPath) -> None:
+    """Raise ValueError for a folder whose layout says that not all of its images show defects."""
+    base = Path(folder)
+    if not base.is_dir():
+        return
+    names = [path.name for path in subfolders(base)]
+    good = [name for name in names if name.lower() in _GOOD]
+    if _is_category(base) or good or base.name.lower() in _GOOD:
+        inside = "training and test images" if _is_category(base) else good[0] if good else "good parts"
+        others = [name for name in names if name not in good and not _is_category(base)]
+        hint = f", such as {base / others[0]}" if others else ""
+        raise ValueError(f"defects: {base} holds {inside}: give the folders of defects alone{hint}")
+
+
 def _is_category(folder: Path) -> bool:
     """Whether a folder is one category of MVTec AD or of VisA, with its test images."""
     tested = any((folder / name).is_dir() for name in ("test", "ground_truth"))

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from ensemblead.common.extras import require
+from ensemblead.metrics import rate_interval
 
 Advice = Literal["none", "look", "calibrate", "extend", "refit"]
 Box = tuple[float, float, float, float]
@@ -73,13 +73,8 @@ class AlarmRate:
         return self.stated is not None and self.low > self.stated
 
     def _interval(self) -> tuple[float, float]:
-        require("scipy", "the interval of an alarm rate")
-        from scipy import special
-
-        k, n, tail = self.anomalous, self.images, (1.0 - CONFIDENCE) / 2.0
-        low = float(special.betaincinv(k, n - k + 1, tail)) if k > 0 else 0.0
-        high = float(special.betaincinv(k + 1, n - k, 1.0 - tail)) if k < n else 1.0
-        return low, high
+        low, high = rate_interval(self.anomalous, self.images, CONFIDENCE)
+        return float(low), float(high)
 
 
 @dataclass(frozen=True, eq=False)

@@ -65,7 +65,7 @@ PRO = Chart(
 def charts(row: Row, details: Details) -> str:
     """Figures of a category: ROC, precision-recall, PRO and the scores; those that are defined."""
     curves = [_curves(ROC, row, details), _curves(PRECISION_RECALL, row, details)]
-    return "\n".join(one for one in (*curves, _pro(row, details), _scores(row, details)) if one)
+    return "\n".join(one for one in (*curves, _pro(row, details), scores_chart(row, details)) if one)
 
 
 def _curves(chart: Chart, row: Row, details: Details) -> str:
@@ -95,7 +95,7 @@ def _pro(row: Row, details: Details) -> str:
     return figure(PRO.title, axis + mark + drawn_curve(axes, details.curves["pro"], "first"), legend)
 
 
-def _scores(row: Row, details: Details) -> str:
+def scores_chart(row: Row, details: Details) -> str:
     """Normal images upwards, defective ones downwards, so that they differ without colours."""
     scores = scores_by_label(details)
     if not details.images:

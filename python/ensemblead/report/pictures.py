@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, features
 
-from ensemblead.evaluation.gallery import Picture
+from ensemblead.evaluation.gallery import Picture, Pictures
 from ensemblead.evaluation.results import Details
 from ensemblead.images import read_image, read_mask
 
@@ -21,6 +21,7 @@ from ensemblead.images import read_image, read_mask
 PHOTO_SIDE = 448
 MASK_SIDE = 320
 _QUALITY = 76
+_OPACITY = 0.8  # of the last colour, as in the overlays of `predict`
 # Every sixteenth of the upper nine tenths of matplotlib's "inferno", which the overlays of `predict` have:
 # perceptually uniform and readable by the colour-blind. The page interpolates.
 COLORS = (
@@ -77,6 +78,35 @@ def photo_url(pixels: NDArray[np.uint8], side: int = PHOTO_SIDE) -> str:
         return _url(file.getvalue(), "webp")
     image.save(file, format="JPEG", quality=_QUALITY, optimize=True)
     return _url(file.getvalue(), "jpeg")
+
+
+def heat_url(photo: NDArray[np.uint8], picture: Picture, shown: Pictures, side: int = PHOTO_SIDE) -> str:
+    """A photograph with a kept map over it, its longer side at most `side`, as a data URL; where the network
+    saw nothing, the photograph alone. The stronger the value, the less transparent.
+    """
+    image = Image.fromarray(photo)
+    image.thumbnail((side, side), Image.Resampling.LANCZOS)
+    height, width = photo.shape[:2]
+    box = (0.0, 0.0, 1.0, 1.0)
+    if shown.frame is not None:
+        top, left, bottom, right = shown.frame.crop_box(height, width)
+        box = (top / height, left / width, bottom / height, right / width)
+    rows, columns = (
+        slice(max(0, round(box[a] * size)), max(1, round(box[a + 2] * size)))
+        for a, size in ((0, image.height), (1, image.width))
+    )
+    pixels = np.asarray(image).astype(np.float32)
+    inside = pixels[rows, columns]
+    grey = Image.open(io.BytesIO(picture.heat)).resize(inside.shape[1::-1], Image.Resampling.BILINEAR)
+    values = picture.low + np.asarray(grey, np.float32) / 255.0 * (picture.high - picture.low)
+    low, high = shown.scale
+    level = np.clip((values - low) / (high - low), 0.0, 1.0)[..., None]
+    stops = np.array([[int(one[i : i + 2], 16) for i in (1, 3, 5)] for one in COLORS], np.float32)
+    places = np.linspace(0.0, 1.0, len(stops))
+    colors = np.stack([np.interp(level[..., 0], places, stops[:, c]) for c in range(3)], axis=2)
+    opacity = _OPACITY * level
+    inside[:] = inside * (1.0 - opacity) + colors * opacity
+    return photo_url(pixels.round().astype(np.uint8), side)
 
 
 def _mask(mask: NDArray[np.bool_]) -> str:

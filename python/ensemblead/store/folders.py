@@ -98,6 +98,8 @@ class FolderReader:
         manifest = _read_manifest(folder, expected)
         self.class_name: str = manifest["class"]
         self.format: int = manifest["format"]
+        self.checksum: str = manifest["checksum"]
+        self.written_by: str = str(manifest.get("written_by", "an unknown version"))
         self.state: dict[str, Any] = manifest["state"]
         self._files: dict[str, dict[str, Any]] = manifest["files"]
         for name, entry in self._files.items():

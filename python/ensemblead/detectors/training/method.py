@@ -13,6 +13,7 @@ from ensemblead.common.files import StrPath
 from ensemblead.common.validation import whole_number
 from ensemblead.detectors.learning import nothing_read
 from ensemblead.detectors.method import Method
+from ensemblead.detectors.provenance import record
 from ensemblead.detectors.saving import arguments
 from ensemblead.detectors.training.data import TrainingData
 from ensemblead.detectors.training.published import WeightFile
@@ -86,6 +87,7 @@ class TrainedMethod(Method, abstract=True):
         self._frozen, self._state, self._reading = twin._frozen, state, nothing_read()
         if frozen:
             self.weights = frozen
+        record(self, "load_weights")
         return self
 
     @abstractmethod

@@ -1,0 +1,93 @@
+"""What a saved model says of itself: its parameters, and where it comes from. Nothing but JSON is read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from ensemblead.cli.models import RATE_IS
+from ensemblead.common.extras import require
+from ensemblead.common.files import valid_text
+
+
+def describe_folder(path: Path) -> dict[str, Any]:
+    """A saved model in JSON's types; what models of earlier versions do not say is None.
+
+    Raises FileNotFoundError, DamagedModelError, NewerFormatError.
+    """
+    require("torch", "ensemblead info MODEL")
+    from ensemblead.detectors.provenance import steps_of
+    from ensemblead.store import read_folder
+
+    reader = read_folder(path)
+    if reader is None:
+        raise FileNotFoundError(f"no saved model at {path}")
+    with reader.as_damage():
+        steps_of(reader.state)  # checks them
+    state, summary = reader.state, reader.state.get("summary") or {}
+    parents = [step.get("parent") for step in state.get("history", [])]
+    learned = reader.tensors("images.safetensors") if reader.has("images.safetensors") else {}
+    return {
+        "model": str(path),
+        "class": reader.class_name,
+        "written_by": reader.written_by,
+        "checksum": reader.checksum,
+        "parent": next((one for one in reversed(parents) if one is not None), None),
+        "parameters": state.get("parameters")
+        or {name: state[name] for name in ("fusion", "weights", "members") if name in state},
+        "network": (state.get("network") or {}).get("source"),
+        "threshold": summary.get("threshold"),
+        "threshold_origin": summary.get("threshold_origin"),
+        "false_alarm_rate": summary.get("false_alarm_rate"),
+        "learned_images": len(learned["fingerprints"]) if "fingerprints" in learned else None,
+        "history": state.get("history"),
+    }
+
+
+def show_folder(found: dict[str, Any]) -> None:
+    """Print `describe_folder` for people."""
+    console = Console(highlight=False, soft_wrap=True, markup=False)
+
+    def known(value: Any) -> str:
+        return "unknown" if value is None else valid_text(str(value))
+
+    lines = [
+        f"{found['class']}, written by {found['written_by']}",
+        f"checksum      {found['checksum']}",
+        f"made from     {found['parent'] or ('no saved model' if found['history'] else 'unknown')}",
+        f"learned       {known(found['learned_images'])} images",
+        f"threshold     {_threshold(found)}",
+    ]
+    if found["network"] is not None:
+        lines.append(
+            f"network       {', '.join(f'{key} {value}' for key, value in found['network'].items())}"
+        )
+    values = (f"{name}={value}" for name, value in found["parameters"].items())
+    lines.append(f"parameters    {', '.join(values) or 'none'}")
+    if not found["history"]:
+        lines.append("history       unknown")
+    before = ""
+    for place, step in enumerate(found["history"] or ()):
+        lines.append(f"{'history' if place == 0 else '':14}{_step(step)}")
+        versions = " ".join(f"{name} {version}" for name, version in step["versions"].items())
+        if versions != before:
+            lines.append(f"{'':14}  with {versions}")
+        before = versions
+    console.print(valid_text("\n".join(lines)))
+
+
+def _threshold(found: dict[str, Any]) -> str:
+    if found["threshold"] is None:
+        return "unknown"
+    how = RATE_IS.get(str(found["threshold_origin"]), "unknown")
+    rate = found["false_alarm_rate"]
+    return f"{found['threshold']:.6g}, false alarms {'unknown' if rate is None else f'{rate:.2g}'} ({how})"
+
+
+def _step(step: dict[str, Any]) -> str:
+    given = [f"{name} {value}" for name, value in step["arguments"].items()]
+    images = [f"{step['images']} images ({step['images_sha256'][:12]})"] if step["images"] else []
+    parent = [f"from {step['parent'][:12]}"] if step["parent"] else []
+    return ", ".join([f"{step['date']} {step['action']}", *images, *given, *parent])
