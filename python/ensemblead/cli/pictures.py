@@ -1,7 +1,7 @@
 """Anomaly maps back on the images they belong to: heat maps to look at, and raw maps as TIFF.
 
 Images are drawn in blocks, so that a few megabytes are needed beside what is written: 8 bytes per pixel of
-the image for a raw map, 7 for a heat map (the values, and the copy that the encoder makes).
+the image for a raw map, 7 for a heat map, 2 for a mask (the values, and the copy that the encoder makes).
 """
 
 from __future__ import annotations
@@ -91,6 +91,16 @@ def place_back(anomaly_map: Values, geometry: Geometry, size: tuple[int, int]) -
     return whole
 
 
+def placed_mask(placed: PlacedMap, threshold: float) -> Pixels:
+    """Where the whole of a map lies above a threshold: uint8 `[H, W]`, 255 there and 0 elsewhere, also where
+    the network saw nothing.
+    """
+    mask = np.empty(placed.size, np.uint8)
+    for rows, columns in placed.blocks():
+        mask[rows, columns] = np.uint8(255) * (placed.values(rows, columns) > np.float64(threshold))
+    return mask
+
+
 def draw_heat_map(image: Pixels, placed: PlacedMap, scale: tuple[float, float]) -> None:
     """Lay a heat map over an image, in place."""
     for rows, columns in placed.blocks():
@@ -122,10 +132,15 @@ def _inferno() -> npt.NDArray[np.float32]:
     return np.asarray(table * 255.0, dtype=np.float32)
 
 
-def save_png(path: Path, pixels: Pixels) -> None:
-    """8-bit RGB `[H, W, 3]`."""
+def save_png(path: Path, picture: Image.Image) -> None:
+    """8-bit RGB."""
     # Little compression: it is four times as quick, and heat maps do not compress well anyway.
-    write_atomically(path, lambda file: Image.fromarray(pixels).save(file, format="PNG", compress_level=3))
+    write_atomically(path, lambda file: picture.save(file, format="PNG", compress_level=3))
+
+
+def save_mask(path: Path, mask: Pixels) -> None:
+    """8-bit grey `[H, W]`; masks compress well."""
+    write_atomically(path, lambda file: Image.fromarray(mask).save(file, format="PNG", compress_level=6))
 
 
 def save_map(path: Path, values: Values) -> None:
