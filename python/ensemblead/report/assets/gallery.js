@@ -198,7 +198,7 @@
       const facts = PAGE.facts(item, category);
       byId("detail-facts").replaceChildren(...facts.flatMap(([name, text]) => [make("dt", {}, name), make("dd", {}, text)]));
       byId("detail-similar").replaceChildren(
-        ...(item.similar ? [make("p", {}, "Most similar in the index"), neighbours(item)] : []));
+        ...(item.similar ? [make("p", {}, "Most similar in the index"), neighbours(item)] : []), ...PAGE.below(item));
       byId("detail-previous").disabled = visible[0] === item;
       byId("detail-next").disabled = visible[visible.length - 1] === item;
     }

@@ -9,14 +9,18 @@ const PAGE = (() => {
     byId("download").disabled = marks.size === 0;
   }
 
-  // A button that marks an image, and takes the mark back.
+  // A button that marks an image, and takes the mark back. An image has one on its card and one in the detail view.
   function marker(item, mark, text) {
-    const button = make("button", { type: "button", class: "mark", "aria-pressed": "false" }, text);
+    const isMarked = marks.get(item.path) === mark;
+    const button = make("button", { type: "button", class: "mark", "aria-pressed": String(isMarked) }, text);
+    Object.assign(button.dataset, { path: item.path, mark });
     button.addEventListener("click", () => {
-      const isMarked = marks.get(item.path) === mark;
-      if (isMarked) marks.delete(item.path);
+      if (marks.get(item.path) === mark) marks.delete(item.path);
       else marks.set(item.path, mark);
-      for (const other of button.parentNode.children) other.setAttribute("aria-pressed", String(other === button && !isMarked));
+      for (const other of document.querySelectorAll(".mark")) {
+        const { path, mark: own } = other.dataset;
+        if (path === item.path) other.setAttribute("aria-pressed", String(marks.get(path) === own));
+      }
       tell();
     });
     return button;
