@@ -100,13 +100,17 @@ def _draw_rings(canvas: Image.Image, rings: Sequence[npt.NDArray[Any]], width: i
 
 def fine_mask(values: Values, threshold: float, size: tuple[int, int]) -> Mask:
     """Where a map `[h, w]` lies above a threshold, as finely as its place `size` (H, W) on the photograph
-    shows it: enlarged (bilinear) to that, or to `_FINE` pixels on the longer side, and never reduced.
+    shows it: enlarged (bilinear) to about that, or to `_FINE` pixels on the longer side, and never reduced.
+
+    By odd factors, so that the values themselves are among the enlarged ones, and no region is lost.
     """
-    height, width = values.shape
     shrink = min(1.0, _FINE / max(size))
-    fine = max(width, round(size[1] * shrink)), max(height, round(size[0] * shrink))
+    factors = (int(shrink * side / own) for side, own in zip(size, values.shape, strict=True))
+    height, width = (
+        own * max(1, factor - 1 + factor % 2) for own, factor in zip(values.shape, factors, strict=True)
+    )
     picture = Image.fromarray(np.ascontiguousarray(values, np.float32))
-    enlarged: Values = np.asarray(picture.resize(fine, Image.Resampling.BILINEAR))
+    enlarged: Values = np.asarray(picture.resize((width, height), Image.Resampling.BILINEAR))
     above: Mask = enlarged > np.float64(threshold)
     return above
 

@@ -7,7 +7,7 @@ import re
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -70,10 +70,10 @@ class ObjectsFile:
             "anomaly_score": score,
             "is_anomalous": anomalous,
         }
-        _line(self._images, image, first=self._images.tell() == 0)
+        self._images.write(_line(image, first=self._images.tell() == 0))
         for region in regions:
             self.count += 1
-            _line(self._regions, annotation(region, self.count, number), first=self.count == 1)
+            self._regions.write(_line(annotation(region, self.count, number), first=self.count == 1))
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         with self._images, self._regions:
@@ -81,13 +81,21 @@ class ObjectsFile:
                 write_atomically(self.path, self._write)
 
     def _write(self, file: BinaryIO) -> None:
-        head = _text({"info": self._info, "licenses": [], "categories": CATEGORIES})
-        file.write(f'{head[:-1]},\n"images":['.encode())
-        for waiting, between in ((self._images, '],\n"annotations":['), (self._regions, "]}\n")):
+        for waiting in (self._images, self._regions):
             waiting.seek(0)
-            while piece := waiting.read(1 << 20):
-                file.write(piece.encode())
-            file.write(between.encode())
+        _write_document(file, self._info, self._images, self._regions)
+
+
+def _write_document(
+    file: BinaryIO, info: Mapping[str, Any], images: Iterable[str], regions: Iterable[str]
+) -> None:
+    """The document, of the lines of its images and regions."""
+    head = _text({"info": info, "licenses": [], "categories": CATEGORIES})
+    file.write(f'{head[:-1]},\n"images":['.encode())
+    file.writelines(line.encode() for line in images)
+    file.write(b'],\n"annotations":[')
+    file.writelines(line.encode() for line in regions)
+    file.write(b"]}\n")
 
 
 def annotation(region: DetectedRegion, number: int, image: int) -> dict[str, Any]:
@@ -115,8 +123,9 @@ def _flat(polygon: Polygon) -> list[float]:
     return flat
 
 
-def _line(file: IO[str], value: Mapping[str, Any], *, first: bool) -> None:
-    file.write(("\n" if first else ",\n") + _text(value))
+def _line(value: Mapping[str, Any], *, first: bool) -> str:
+    """A line of an array, after the comma that it needs."""
+    return ("\n" if first else ",\n") + _text(value)
 
 
 def _text(value: Mapping[str, Any]) -> str:
@@ -146,14 +155,10 @@ def merge_objects(folder: Path, parts: int) -> tuple[Path, int] | None:
         raise ValueError(f"the objects in {folder} are of several models or sets of images: predict anew")
     regions = [one for document in documents for one in document["annotations"]]
     regions.sort(key=lambda one: (one["image_id"], one["id"]))
-    whole = {
-        "info": infos[0],
-        "licenses": [],
-        "categories": CATEGORIES,
-        "images": images,
-        "annotations": [{**one, "id": number} for number, one in enumerate(regions, start=1)],
-    }
-    return write_atomically(folder / "objects.json", _text(whole) + "\n"), len(regions)
+    numbered = ({**one, "id": number} for number, one in enumerate(regions, start=1))
+    lines = [[_line(one, first=i == 0) for i, one in enumerate(every)] for every in (images, numbered)]
+    path = write_atomically(folder / "objects.json", lambda file: _write_document(file, infos[0], *lines))
+    return path, len(regions)
 
 
 def _part(path: Path, parts: int) -> re.Match[str] | None:

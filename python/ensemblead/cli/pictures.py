@@ -62,6 +62,16 @@ class PlacedMap:
             inside[:] = lines[:, low] * (1 - part) + lines[:, high] * part
         return placed
 
+    def places_above(self, threshold: float) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Rows and columns of the image in which the centres of the map's values above a threshold lie."""
+        found = np.nonzero(self._map > np.float64(threshold))
+        sides = zip(found, self._sides, self._map.shape, self.size, strict=True)
+        rows, columns = (
+            np.minimum((start + (own + 0.5) * ((stop - start) / length)).astype(np.int64), most - 1)
+            for own, (start, stop), length, most in sides
+        )
+        return rows, columns
+
 
 def _samples(
     first: int, last: int, start: float, stop: float, length: int
@@ -93,11 +103,12 @@ def place_back(anomaly_map: Values, geometry: Geometry, size: tuple[int, int]) -
 
 def placed_mask(placed: PlacedMap, threshold: float) -> Pixels:
     """Where the whole of a map lies above a threshold: uint8 `[H, W]`, 255 there and 0 elsewhere, also where
-    the network saw nothing.
+    the network saw nothing. Each of the map's own values has a pixel, so that no region is lost.
     """
     mask = np.empty(placed.size, np.uint8)
     for rows, columns in placed.blocks():
         mask[rows, columns] = np.uint8(255) * (placed.values(rows, columns) > np.float64(threshold))
+    mask[placed.places_above(threshold)] = 255
     return mask
 
 
