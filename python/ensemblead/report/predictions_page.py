@@ -149,8 +149,10 @@ class PredictionsPage:
         return f"{_counted(self._total, 'image')} of {valid_text(folder)}" if folder else "Images"
 
     def _lead(self) -> str:
+        if not math.isfinite(self._detector.threshold_):
+            return "The detector has no threshold."
         source = describe_threshold(self._detector)
-        return f"Threshold {source}." if source else "The detector has no threshold."
+        return f"Threshold {source}."
 
     def _tiles(self) -> str:
         anomalous, threshold = self._counts.get(True, 0), float(self._detector.threshold_)
