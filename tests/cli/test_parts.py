@@ -43,16 +43,19 @@ def predict(model: Path, images: Path, out: Path, *more: Any) -> dict[str, Any]:
 
 class TestPredict:
     def test_parts_make_a_whole(self, model: Path, images: Path, tmp_path: Path) -> None:
-        predict(model, images, tmp_path / "whole")
+        predict(model, images, tmp_path / "whole", "--maps", "--masks")
         for number in (3, 1, 2):
-            found = predict(model, images, tmp_path / "parts", "--part", f"{number}/3")
+            found = predict(model, images, tmp_path / "parts", "--part", f"{number}/3", "--maps", "--masks")
             assert found["images"] == {1: 3, 2: 3, 3: 2}[number]
             assert found["warnings"] == []
         assert not (tmp_path / "parts/scores.csv").exists()
         merged = call_json("merge", tmp_path / "parts")
         assert merged["images"] == 8
         assert Path(merged["scores"]).read_bytes() == (tmp_path / "whole/scores.csv").read_bytes()
-        for kind in ("maps", "heat_maps"):
+        assert Path(merged["objects"]).read_bytes() == (tmp_path / "whole/objects.json").read_bytes()
+        assert not (tmp_path / "parts/report.html").exists()  # pages are not put together
+        assert len(list((tmp_path / "parts").glob("report.part-*-of-3.html"))) == 3
+        for kind in ("maps", "masks", "heat_maps"):
             both = [
                 {
                     path.relative_to(tmp_path / out / kind): path.read_bytes()
@@ -66,7 +69,7 @@ class TestPredict:
     def test_images_left_out(self, model: Path, tmp_path: Path) -> None:
         draw_images(tmp_path / "in", 5)
         (tmp_path / "in/1.png").write_bytes(b"no image")
-        options = ("--skip-unreadable", "--no-maps", "--no-heat-maps")
+        options = ("--skip-unreadable", "--no-heat-maps")
         predict(model, tmp_path / "in", tmp_path / "whole", *options)
         for number in range(1, 6):  # part 2 has that one alone
             predict(model, tmp_path / "in", tmp_path / "parts", *options, "--part", f"{number}/5")
@@ -96,7 +99,7 @@ class TestMerge:
         outcome = call("merge", tmp_path)
         assert outcome.exit_code == 2
         assert "predict --part K/N writes them" in outcome.stderr
-        predict(model, images, tmp_path, "--part", "1/3", "--no-maps", "--no-heat-maps")
+        predict(model, images, tmp_path, "--part", "1/3", "--no-heat-maps")
         outcome = call("merge", tmp_path)
         assert outcome.exit_code == 2
         assert f"part 2/3 is not in {tmp_path}" in outcome.stderr.replace("\n", "")

@@ -47,7 +47,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def predict(model: Path, images: Path, out: Path) -> dict[str, Any]:
     with Bars() as bars:
-        return PredictRun(model, [images], out).execute(bars)
+        return PredictRun(model, [images], out, maps=True).execute(bars)
 
 
 def rows(path: Path) -> list[dict[str, str]]:

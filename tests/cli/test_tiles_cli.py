@@ -57,7 +57,7 @@ def test_fit_and_predict(images: Path, tmp_path: Path) -> None:
     assert member["tiles"]["grid"] == [2, 3]
     assert member["image_size"] == [64, 96]
     assert member["bank_rows"] == sum(len(one.memory_bank_) for one in detector.members_)  # type: ignore[attr-defined]
-    predicted = call_json("predict", tmp_path / "m", images / "bad", "--out", tmp_path / "o")
+    predicted = call_json("predict", tmp_path / "m", images / "bad", "--out", tmp_path / "o", "--maps")
     assert predicted["images"] == predicted["anomalous"] == 2
     with (tmp_path / "o" / "scores.csv").open() as file:
         scores = [float(row["anomaly_score"]) for row in csv.DictReader(file)]

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ensemblead.calibration.regions import cell_peaks
 from ensemblead.calibration.statistics import LATTICE, Calibration, Origin
 from ensemblead.kernels.maps import SIGMA, MapKind, render_maps
 
@@ -20,7 +21,7 @@ class NormalSample:
 
     def __init__(self, rounding: float = 0.0) -> None:
         self.rounding = rounding
-        self._parts: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+        self._parts: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]] = []
         self._count = 0
         self._results: list[tuple[torch.Tensor, torch.Tensor, tuple[int, int], float, MapKind, bool]] = []
 
@@ -36,7 +37,7 @@ class NormalSample:
         flat = maps.reshape(len(maps), -1).double()
         moments = torch.stack([flat.mean(1), flat.var(1, correction=0)], 1)
         # A copy: the scores may be a view of something larger.
-        self._parts.append((scores.clone(), lattice, moments))
+        self._parts.append((scores.clone(), lattice, moments, cell_peaks(maps, LATTICE)))
         self._count += len(scores)
 
     def add_grids(
@@ -96,7 +97,7 @@ class NormalSample:
     def largest_score(self) -> float:
         """Of the images in the statistics, in magnitude; 0 of none."""
         # A GPU is read once.
-        return float(torch.cat([scores for scores, _, _ in self._parts]).abs().max()) if self._parts else 0.0
+        return float(torch.cat([scores for scores, *_ in self._parts]).abs().max()) if self._parts else 0.0
 
     @property
     def num_results(self) -> int:
@@ -120,25 +121,35 @@ class NormalSample:
         """The sample of scores and maps less their mean and divided by their deviation; without results."""
         other = NormalSample(self.rounding / min(score_std, map_std))
         other._count = self._count
-        for scores, pixels, moments in self._parts:
+        for scores, pixels, moments, peaks in self._parts:
             means, variances = moments.unbind(1)
             standard = torch.stack([(means - map_mean) / map_std, variances / map_std**2], 1)
-            other._parts.append(((scores - score_mean) / score_std, (pixels - map_mean) / map_std, standard))
+            values = ((one - map_mean) / map_std for one in (pixels, peaks))
+            other._parts.append(((scores - score_mean) / score_std, next(values), standard, next(values)))
         return other
 
     def calibration(
-        self, rate: float, origin: Origin, images_sha256: str, positions: Sequence[int] = ()
+        self,
+        rate: float,
+        origin: Origin,
+        images_sha256: str,
+        positions: Sequence[int] = (),
+        *,
+        with_peaks: bool = True,
     ) -> Calibration:
         """The statistics of what was added; the arguments as `Calibration` describes them.
 
-        `positions`: of all images that were added, also of those that are not counted.
+        `positions`: of all images that were added, also of those that are not counted. `with_peaks`: False
+        for parts whose maps nobody looks for regions in, such as a tile's.
         """
         if not self._parts:
             raise ValueError("no normal images to take statistics from")
         if len(positions) == len(self._results):
             positions = [at for at, (*_, counted) in zip(positions, self._results, strict=True) if counted]
         # One copy of each to the host, whatever number of batches there was.
-        scores, pixels, moments = (torch.cat(parts).cpu().numpy() for parts in zip(*self._parts, strict=True))
+        scores, pixels, moments, peaks = (
+            torch.cat(parts).cpu().numpy() for parts in zip(*self._parts, strict=True)
+        )
         means, variances = moments.T
         return Calibration(
             scores=scores.astype(np.float32),
@@ -150,4 +161,5 @@ class NormalSample:
             images_sha256=images_sha256,
             rounding=self.rounding,
             positions=tuple(positions) if len(positions) == self._count else (),
+            peaks=peaks.astype(np.float32) if with_peaks else None,
         )

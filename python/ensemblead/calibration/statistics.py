@@ -6,14 +6,17 @@ import hashlib
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from ensemblead.calibration.regions import region_tops
 from ensemblead.calibration.thresholds import conformal_threshold, estimated_threshold
 from ensemblead.common.errors import NotFittedError
+from ensemblead.common.objects import DEFAULT_FALSE_REGIONS, checked_rate
 from ensemblead.common.validation import finite_number
 from ensemblead.common.warnings import warn
 
@@ -58,6 +61,8 @@ class Calibration:
         deciding_names: those images' paths, or places, as they were given to `fit`.
         given: a threshold that does not come from the scores: that of the origin "given", or one that a user
             has set. None: it comes from them; of the origin "given" there is none, and no score is anomalous.
+        peaks: float32 `[n, P]`, the largest value in each cell of a lattice of every map, for
+            `pixel_threshold`; None where they were not kept.
     """
 
     scores: npt.NDArray[np.float32]
@@ -72,6 +77,7 @@ class Calibration:
     deciding: tuple[int, ...] = ()
     deciding_names: tuple[str, ...] = ()
     given: float | None = None
+    peaks: npt.NDArray[np.float32] | None = None
 
     def __post_init__(self) -> None:
         for name in ("map_mean", "map_std", "rounding"):
@@ -94,8 +100,10 @@ class Calibration:
             object.__setattr__(self, "given", finite_number("given", self.given))
         if is_given and n:
             raise ValueError(f"scores must be empty with the origin 'given', got {n}")
-        for name, rank, shape in (("scores", 1, "[n]"), ("pixels", 2, "[n, P]")):
+        for name, rank, shape in (("scores", 1, "[n]"), ("pixels", 2, "[n, P]"), ("peaks", 2, "[n, P]")):
             array = getattr(self, name)
+            if name == "peaks" and array is None:
+                continue
             fits = array.dtype == np.float32 and array.ndim == rank and len(array) == n
             fits = fits and (array.size > 0 or is_given)
             if not (fits and np.isfinite(array).all()):
@@ -188,6 +196,53 @@ class Calibration:
         """
         return self._threshold_and_rate()[1]
 
+    @property
+    def knows_regions(self) -> bool:
+        """Whether `pixel_threshold` can be given: not of models that were saved before it was known, nor of
+        ensembles whose members were calibrated apart.
+        """
+        return self.peaks is not None and len(self.peaks) > 0
+
+    def pixel_threshold(self, false_regions: float = DEFAULT_FALSE_REGIONS) -> float:
+        """The value of the maps above which a normal image is expected to have `false_regions` regions.
+
+        Regions are 8-connected. With the origin "calibrated", a fresh normal image has one or more with at
+        most that probability (split conformal prediction), given `1/false_regions - 1` images; else it is an
+        estimate, by the tail of the values (see `estimated_threshold`). `false_region_rate` is the rate that
+        it comes to.
+
+        Args:
+            false_regions: per normal image, above 0 and at most 0.5.
+
+        Raises NotFittedError where `knows_regions` is False, ValueError for another rate.
+        """
+        return self._regions_threshold(false_regions)[0] + self.rounding
+
+    def false_region_rate(self, false_regions: float = DEFAULT_FALSE_REGIONS) -> float:
+        """False regions per normal image at `pixel_threshold(false_regions)`: the rate asked for, or
+        `(k + 1)/(n + 1)` for the k regions of n images above it, if that is more.
+        """
+        return self._regions_threshold(false_regions)[1]
+
+    def _regions_threshold(self, false_regions: float) -> tuple[float, float]:
+        rate = checked_rate(false_regions)
+        if not self.knows_regions:
+            raise NotFittedError(
+                "a pixel threshold needs statistics of the regions of normal images, which this detector "
+                "lacks: it was saved before they were kept, or its members were calibrated apart; call "
+                "calibrate"
+            )
+        tops, maxima = self._tops
+        if self.origin == "calibrated":
+            return conformal_threshold(tops, rate)
+        return estimated_threshold(tops, rate, bulk=maxima)
+
+    @cached_property
+    def _tops(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float32]]:
+        """The values that stand for regions, and the maps' maxima."""
+        assert self.peaks is not None
+        return region_tops(self.peaks), self.peaks.max(axis=1)
+
     def _threshold_and_rate(self) -> tuple[float, float]:
         if not self.has_statistics:
             return math.inf if self.given is None else self.given, math.nan
@@ -243,6 +298,9 @@ class Calibration:
             images_sha256=hashlib.sha256(both.encode()).hexdigest(),
             rounding=max(self.rounding, other.rounding),
             given=self.given,
+            peaks=None
+            if self.peaks is None or other.peaks is None
+            else np.concatenate([self.peaks, other.peaks]),
         )
 
 

@@ -35,7 +35,9 @@ def conformal_threshold(scores: npt.NDArray[Any], rate: float) -> tuple[float, f
     return float(np.partition(scores, rank - 1)[rank - 1]), rate
 
 
-def estimated_threshold(scores: npt.NDArray[Any], rate: float) -> tuple[float, float]:
+def estimated_threshold(
+    scores: npt.NDArray[Any], rate: float, bulk: npt.NDArray[Any] | None = None
+) -> tuple[float, float]:
     """The threshold from leave-one-out or held-out scores, and the rate that is to be expected at it.
 
     The highest fifth of the scores, at least five, are taken for an exponential tail beyond the next lower
@@ -47,23 +49,26 @@ def estimated_threshold(scores: npt.NDArray[Any], rate: float) -> tuple[float, f
     Of fewer than ten scores it is the lower of the largest and the one-sided prediction bound of a normal
     distribution. A rate above the tail's share needs no tail, and is the rank of `conformal_threshold`.
 
+    `bulk`: the scores whose bulk gives the deviation, where `scores` are a choice of the largest values.
+
     The rate is `(k + 1)/(n + 1)` for the k scores above the threshold, or the one asked for if that is more:
     an estimate, for neither is the distribution known nor are the scores those of fresh images.
     """
     threshold, stated = conformal_threshold(scores, rate)
     values = np.sort(np.asarray(scores, dtype=np.float64))
     n = len(values)
+    spread = values if bulk is None else np.sort(np.asarray(bulk, dtype=np.float64))
     if n < _FEWEST:
         if stated == rate or n < 2:
             return threshold, stated
-        threshold = min(threshold, _normal_bound(values, rate))
+        threshold = min(threshold, _normal_bound(spread, rate))
     else:
         count = max(_LEAST_TAIL, round(_TAIL * n))
         share = count / (n + 1)
         if rate >= share:
             return threshold, stated
         level = float(values[n - count - 1])
-        expected = _bulk_deviation(values) * _normal_excess(share)
+        expected = _bulk_deviation(spread) * _normal_excess(share)
         scale = (float((values[n - count :] - level).sum()) + _WEIGHT * expected) / (count + _WEIGHT)
         threshold = level + scale * math.log(share / rate)
     return threshold, max(rate, (int((values > threshold).sum()) + 1) / (n + 1))

@@ -1,7 +1,7 @@
 """Anomaly maps back on the images they belong to: heat maps to look at, and raw maps as TIFF.
 
 Images are drawn in blocks, so that a few megabytes are needed beside what is written: 8 bytes per pixel of
-the image for a raw map, 7 for a heat map (the values, and the copy that the encoder makes).
+the image for a raw map, 7 for a heat map, 2 for a mask (the values, and the copy that the encoder makes).
 """
 
 from __future__ import annotations
@@ -62,6 +62,16 @@ class PlacedMap:
             inside[:] = lines[:, low] * (1 - part) + lines[:, high] * part
         return placed
 
+    def places_above(self, threshold: float) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Rows and columns of the image in which the centres of the map's values above a threshold lie."""
+        found = np.nonzero(self._map > np.float64(threshold))
+        sides = zip(found, self._sides, self._map.shape, self.size, strict=True)
+        rows, columns = (
+            np.minimum((start + (own + 0.5) * ((stop - start) / length)).astype(np.int64), most - 1)
+            for own, (start, stop), length, most in sides
+        )
+        return rows, columns
+
 
 def _samples(
     first: int, last: int, start: float, stop: float, length: int
@@ -89,6 +99,17 @@ def place_back(anomaly_map: Values, geometry: Geometry, size: tuple[int, int]) -
     for rows, columns in placed.blocks():
         whole[rows, columns] = placed.values(rows, columns)
     return whole
+
+
+def placed_mask(placed: PlacedMap, threshold: float) -> Pixels:
+    """Where the whole of a map lies above a threshold: uint8 `[H, W]`, 255 there and 0 elsewhere, also where
+    the network saw nothing. Each of the map's own values has a pixel, so that no region is lost.
+    """
+    mask = np.empty(placed.size, np.uint8)
+    for rows, columns in placed.blocks():
+        mask[rows, columns] = np.uint8(255) * (placed.values(rows, columns) > np.float64(threshold))
+    mask[placed.places_above(threshold)] = 255
+    return mask
 
 
 def draw_heat_map(image: Pixels, placed: PlacedMap, scale: tuple[float, float]) -> None:
@@ -122,10 +143,15 @@ def _inferno() -> npt.NDArray[np.float32]:
     return np.asarray(table * 255.0, dtype=np.float32)
 
 
-def save_png(path: Path, pixels: Pixels) -> None:
-    """8-bit RGB `[H, W, 3]`."""
+def save_png(path: Path, picture: Image.Image) -> None:
+    """8-bit RGB."""
     # Little compression: it is four times as quick, and heat maps do not compress well anyway.
-    write_atomically(path, lambda file: Image.fromarray(pixels).save(file, format="PNG", compress_level=3))
+    write_atomically(path, lambda file: picture.save(file, format="PNG", compress_level=3))
+
+
+def save_mask(path: Path, mask: Pixels) -> None:
+    """8-bit grey `[H, W]`; masks compress well."""
+    write_atomically(path, lambda file: Image.fromarray(mask).save(file, format="PNG", compress_level=6))
 
 
 def save_map(path: Path, values: Values) -> None:

@@ -1,20 +1,17 @@
-"""`ensemblead predict`: a saved model and images in; scores, heat maps and raw maps out."""
+"""`ensemblead predict`: a saved model and images in; scores, regions, pictures and a page out."""
 
 from __future__ import annotations
 
 import glob
 import math
 import os
-import threading
-from collections import Counter, defaultdict, deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
 import typer
 from rich.console import Console
 
@@ -22,20 +19,21 @@ from ensemblead.cli.bars import Bars
 from ensemblead.cli.console import Clock, print_json, reported_warnings
 from ensemblead.cli.division import PART_HELP, parse_part
 from ensemblead.cli.models import load_model
+from ensemblead.cli.objects import ObjectsFile
 from ensemblead.cli.scores import ScoresFile
 from ensemblead.cli.shared import FittedDevice, Json, MovedWeights, SkipUnreadable
-from ensemblead.common.errors import EnsembleADError
+from ensemblead.cli.writing import Chosen, PictureWriter, Scored
 from ensemblead.common.extras import require
 from ensemblead.common.files import NAME_BYTES, as_file_name, file_names, valid_text
-from ensemblead.common.validation import finite_number, in_part
+from ensemblead.common.objects import DEFAULT_FALSE_REGIONS, checked_rate, detected_regions
+from ensemblead.common.validation import finite_number, in_part, whole_number
 from ensemblead.common.warnings import warn
 
 if TYPE_CHECKING:
     from ensemblead.detectors import Detector, Predictions
     from ensemblead.images import ImageSource, SkippedImage
 
-_WRITERS = 2
-_LARGE = 1 << 24  # pixels of an image that is drawn while no other large one is
+PICTURES = 300  # images on the page: 20 to 40 KB each
 
 
 def command(
@@ -46,11 +44,21 @@ def command(
     ],
     out: Annotated[Path, typer.Option("--out", help="The folder to write to.")],
     heat_maps: Annotated[
-        bool, typer.Option("--heat-maps/--no-heat-maps", help="Write heat maps over the images (PNG).")
+        bool,
+        typer.Option(
+            "--heat-maps/--no-heat-maps", help="Write heat maps over the images, with verdicts (PNG)."
+        ),
     ] = True,
+    masks: Annotated[
+        bool,
+        typer.Option("--masks", help="Write masks of the regions (PNG, 0 and 255, as large as the image)."),
+    ] = False,
     maps: Annotated[
         bool, typer.Option("--maps/--no-maps", help="Write raw maps (TIFF, float32, as large as the image).")
-    ] = True,
+    ] = False,
+    pictures: Annotated[
+        int, typer.Option("--pictures", metavar="N", help="Images on the page report.html; 0: no page.")
+    ] = PICTURES,
     scale: Annotated[
         tuple[float, float] | None,
         typer.Option("--scale", help="Map values of the first and last colour; from the model if absent."),
@@ -59,6 +67,19 @@ def command(
         float | None,
         typer.Option("--threshold", help="Scores above it are anomalous; from the model if absent."),
     ] = None,
+    pixel_threshold: Annotated[
+        float | None,
+        typer.Option("--pixel-threshold", help="Map values above it are regions; from the model if absent."),
+    ] = None,
+    false_regions: Annotated[
+        float,
+        typer.Option(
+            "--false-regions", help="Regions that a normal image may have on average; sets the former."
+        ),
+    ] = DEFAULT_FALSE_REGIONS,
+    min_area: Annotated[
+        float, typer.Option("--min-area", help="Leave out regions of fewer square pixels of the photograph.")
+    ] = 0.0,
     weights: MovedWeights = None,
     device: FittedDevice = None,
     engine: Annotated[
@@ -70,17 +91,19 @@ def command(
     ] = None,
     skip_unreadable: SkipUnreadable = False,
     part: Annotated[
-        str | None, typer.Option("--part", metavar="K/N", help=f"{PART_HELP} merge puts the scores together.")
+        str | None,
+        typer.Option("--part", metavar="K/N", help=f"{PART_HELP} merge puts scores and objects together."),
     ] = None,
     as_json: Json = False,
 ) -> None:
     """Score images and show where they are anomalous.
 
-    Writes OUT/scores.csv (OUT/scores.partial.csv until all rows are there), OUT/heat_maps/*.png and
-    OUT/maps/*.tiff, named as the images are. With --part K/N the scores of every N-th image, in
-    OUT/scores.part-K-of-N.csv. Colours mean the same on all images: they run from the median
-    of the model's normal pixels to six times as far above it as their 99.9th percentile. Outside the crop
-    heat maps are grey and raw maps NaN.
+    Writes OUT/scores.csv (OUT/scores.partial.csv until all rows are there), OUT/objects.json (regions with
+    boxes and outlines, in COCO's layout), OUT/heat_maps/*.png and OUT/report.html, a page to look at. On
+    request OUT/masks/*.png and OUT/maps/*.tiff, named as the images are. With --part K/N the same of every
+    N-th image, in OUT/scores.part-K-of-N.csv and so on. Colours mean the same on all images: they run from
+    the median of the model's normal pixels to six times as far above it as their 99.9th percentile. Outside
+    the crop heat maps are grey and raw maps NaN.
     """
     with reported_warnings() as warned, Bars() as bars:
         chosen = parse_part(part)
@@ -88,6 +111,8 @@ def command(
             model, images, out, heat_maps, maps, scale, weights or (), device, skip_unreadable, chosen
         )
         run.engine, run.precision, run.threshold = engine, precision, threshold
+        run.masks, run.pictures, run.min_area = masks, pictures, min_area
+        run.pixel_threshold, run.false_regions = pixel_threshold, false_regions
         summary = run.execute(bars)
     if as_json:
         print_json({**summary, "warnings": warned})
@@ -97,6 +122,7 @@ def command(
     console.print(
         f"{summary['images']} images in {summary['seconds']:.1f} s, {summary['anomalous']} anomalous "
         f"(threshold {summary['threshold']:.4g}{by})\n{valid_text(summary['scores'])}"
+        + "".join(f"\n{valid_text(summary[key])}" for key in ("objects", "report") if summary[key])
     )
 
 
@@ -108,7 +134,7 @@ class PredictRun:
     images: Sequence[Path]
     out: Path
     heat_maps: bool = True
-    maps: bool = True
+    maps: bool = False
     scale: tuple[float, float] | None = None
     weights: Sequence[str] = ()
     device: str | None = None
@@ -117,12 +143,51 @@ class PredictRun:
     engine: str | None = None
     precision: str | None = None
     threshold: float | None = None
+    masks: bool = False
+    pictures: int = PICTURES
+    pixel_threshold: float | None = None
+    false_regions: float = DEFAULT_FALSE_REGIONS
+    min_area: float = 0.0
 
     def execute(self, bars: Bars) -> dict[str, Any]:
         require("torch", "ensemblead predict")
-        from ensemblead.evaluation.gallery import color_scale
         from ensemblead.images import check_output_outside
 
+        self._check()
+        clock = Clock()
+        source, root = chosen_images(self.images)
+        check_output_outside(self.out, source.folders)
+        for kept in (self.out / name for name in ("heat_maps", "masks", "maps")):
+            count = 0 if self.part is not None else sum(path.is_file() for path in kept.rglob("*"))
+            if count:
+                warn(f"{kept} holds {count} files of before: those of images that are not given now stay")
+        bars.step("loading the model")
+        detector = load_model(self.model, self.weights, self.device, self.engine, self.precision)
+        if self.threshold is not None:
+            detector.threshold_ = self.threshold
+        chosen = self._chosen(detector)
+        summary = self._predict(detector, chosen, source, root, bars)
+        calibration = detector.calibration_
+        return {
+            **summary,
+            "threshold": chosen.threshold,
+            "threshold_origin": calibration.threshold_origin,
+            "false_alarm_rate": calibration.false_alarm_rate,
+            "pixel_threshold": chosen.pixel_threshold,
+            "false_regions": self._stated_rate(detector),
+            **{
+                name: str(self.out / name) if getattr(self, name) else None
+                for name in ("heat_maps", "masks", "maps")
+            },
+            "color_scale": list(chosen.colors),
+            "ignored_files": source.ignored,
+            "ignored": source.describe_ignored(),
+            "skipped": [{"path": image.path, "reason": image.reason} for image in _skipped(detector)],
+            "seconds": round(clock(), 3),
+        }
+
+    def _check(self) -> None:
+        """Refuse, before any work, what makes no sense."""
         if self.out.exists() and not self.out.is_dir():
             raise ValueError(f"out must be a folder, got the file {self.out}")
         if self.out.resolve().is_relative_to(self.model.resolve()):
@@ -133,48 +198,91 @@ class PredictRun:
             raise ValueError(f"scale must rise, got {self.scale[0]:g} {self.scale[1]:g}")
         if self.threshold is not None:
             finite_number("threshold", self.threshold)
-        clock = Clock()
-        source, root = chosen_images(self.images)
-        check_output_outside(self.out, source.folders)
-        for kept in (self.out / "heat_maps", self.out / "maps"):
-            count = 0 if self.part is not None else sum(path.is_file() for path in kept.rglob("*"))
-            if count:
-                warn(f"{kept} holds {count} files of before: those of images that are not given now stay")
-        bars.step("loading the model")
-        detector = load_model(self.model, self.weights, self.device, self.engine, self.precision)
-        if self.threshold is not None:
-            detector.threshold_ = self.threshold
-        threshold = float(detector.threshold_)
+        if self.pixel_threshold is not None:
+            finite_number("pixel_threshold", self.pixel_threshold)
+        if finite_number("min_area", self.min_area) < 0:
+            raise ValueError(f"min_area must not be negative, got {self.min_area:g}")
+        whole_number("pictures", self.pictures, 0)
+        checked_rate(self.false_regions)
+
+    def _chosen(self, detector: Detector) -> Chosen:
+        """What is written, by which thresholds and colours."""
+        from ensemblead.evaluation.gallery import color_scale
+
+        threshold, calibration = float(detector.threshold_), detector.calibration_
         if math.isnan(threshold):
             raise ValueError(f"the threshold of {self.model} is NaN, so that no score is above or below it")
-        colors = color_scale(detector) if self.scale is None else self.scale
+        pixels = self.pixel_threshold
+        if pixels is None and calibration.knows_regions:
+            pixels = calibration.pixel_threshold(self.false_regions)
+        if pixels is None:
+            warn(
+                "no regions are found: the model has no statistics of the regions of normal images; "
+                "calibrate it anew, or give --pixel-threshold"
+            )
+        return Chosen(
+            self.out,
+            heat_maps=self.heat_maps,
+            masks=self.masks,
+            maps=self.maps,
+            colors=color_scale(detector) if self.scale is None else self.scale,
+            threshold=threshold,
+            pixel_threshold=pixels,
+            min_area=float(self.min_area),
+        )
+
+    def _stated_rate(self, detector: Detector) -> float | None:
+        """False regions per normal image; None where that is not known."""
+        calibration = detector.calibration_
+        if self.pixel_threshold is not None or not calibration.knows_regions:
+            return None
+        return calibration.false_region_rate(self.false_regions)
+
+    def _predict(
+        self, detector: Detector, chosen: Chosen, source: ImageSource, root: Path, bars: Bars
+    ) -> dict[str, Any]:
+        """Score all images and write what was chosen."""
+        from ensemblead.report.predictions_page import PredictionsPage
+
         names = dict(zip(source.paths, picture_names(source, root), strict=True))
         verdicts: list[dict[str, Any]] = []
-        writer = _PictureWriter(self, detector, colors)
         errors: Any = "skip" if self.skip_unreadable else "raise"
         own = own_part(source, self.part)
-        with ScoresFile(self.out, self.part, source.paths) as scores, writer:
+        rate = self._stated_rate(detector)
+        info = {
+            "description": "anomalous regions found by ensemblead predict",
+            "threshold": chosen.threshold if math.isfinite(chosen.threshold) else None,
+            "pixel_threshold": chosen.pixel_threshold,
+            "false_regions_per_normal_image": rate,
+            "min_area": chosen.min_area,
+        }
+        objects = None
+        if chosen.pixel_threshold is not None:
+            objects = ObjectsFile(self.out, self.part, source.paths, info)
+        page = PredictionsPage(detector, chosen.colors, chosen.pixel_threshold, rate, self.pictures)
+        writer = PictureWriter(chosen, detector)
+        with ScoresFile(self.out, self.part, source.paths) as scores, objects or nullcontext(), writer:
             for batch in self._batches(detector, own, errors, bars) if own else ():
-                scores.add(batch, threshold)
+                scores.add(batch, chosen.threshold)
                 verdicts += _verdicts(batch)
-                for path, anomaly_map in zip(batch.paths, batch.anomaly_map, strict=True):
-                    writer.put(str(path), names[path], anomaly_map)
+                for one, size in _scored(batch, names, chosen):
+                    writer.put(one)
+                    page.add(one.path, one.anomaly_map, one.score, one.is_anomalous, one.regions)
+                    if objects is not None:
+                        objects.add(one.path, size, one.score, one.is_anomalous, one.regions or ())
             bars.step("writing pictures")
         writer.raise_failures(scores.path)
+        report = self.out / f"report{_part_name(self.part)}.html"
+        if self.pictures:
+            bars.step("writing the page")
+            page.write(report)
         return {
             "scores": str(scores.path),
+            "objects": None if objects is None else str(objects.path),
+            "report": str(report) if self.pictures else None,
             "images": scores.images,
             "anomalous": scores.anomalous,
-            "threshold": threshold,
-            "threshold_origin": detector.calibration_.threshold_origin,
-            "false_alarm_rate": detector.calibration_.false_alarm_rate,
-            "heat_maps": str(self.out / "heat_maps") if self.heat_maps else None,
-            "maps": str(self.out / "maps") if self.maps else None,
-            "color_scale": list(colors),
-            "ignored_files": source.ignored,
-            "ignored": source.describe_ignored(),
-            "skipped": [{"path": image.path, "reason": image.reason} for image in _skipped(detector)],
-            "seconds": round(clock(), 3),
+            "regions": None if objects is None else objects.count,
             "predictions": verdicts,
         }
 
@@ -198,6 +306,35 @@ def own_part(source: ImageSource, part: tuple[int, int] | None) -> ImageSource |
         return source
     paths = [path for index, path in enumerate(source.paths) if in_part(index, part)]
     return open_images(paths) if paths else None
+
+
+def _part_name(part: tuple[int, int] | None) -> str:
+    """What names of a part's files have before their suffix."""
+    return "" if part is None else f".part-{part[0]}-of-{part[1]}"
+
+
+def _scored(
+    batch: Predictions, names: Mapping[Any, Path], chosen: Chosen
+) -> Iterator[tuple[Scored, tuple[int, int]]]:
+    """Every image of a batch with its regions, and its size (H, W)."""
+    assert batch.sizes is not None
+    assert batch.geometry is not None
+    for index, (path, size) in enumerate(zip(batch.paths, batch.sizes, strict=True)):
+        values, regions = batch.anomaly_map[index], None
+        if chosen.pixel_threshold is not None:
+            regions = list(
+                detected_regions(
+                    values,
+                    chosen.pixel_threshold,
+                    batch.geometry,
+                    size,
+                    min_area=chosen.min_area,
+                    path=path,
+                )
+            )
+        called = bool(batch.is_anomalous[index]) if math.isfinite(chosen.threshold) else None
+        score = float(batch.anomaly_score[index])
+        yield Scored(str(path), names[path], values, score, called, regions), size
 
 
 def _skipped(detector: Detector) -> Sequence[SkippedImage]:
@@ -271,68 +408,3 @@ def picture_names(source: ImageSource, root: Path) -> list[Path]:
         for i, name in zip(own, names, strict=True):
             places[i] = folder / name
     return places
-
-
-class _PictureWriter:
-    """Draws and writes pictures in the background; keeps at most a few images waiting.
-
-    A picture that cannot be written does not stop the scoring: see `raise_failures`.
-    """
-
-    def __init__(self, run: PredictRun, detector: Detector, colors: tuple[float, float]) -> None:
-        self._run = run
-        self._geometry, self._bits = detector.geometry, detector.bits_
-        self._colors = colors
-        self._limit = 2 * detector.batch_size
-        self._large = threading.Lock()
-        self._failures: list[str] = []
-        self._waiting: deque[Future[None]] = deque()
-        self._pool = ThreadPoolExecutor(_WRITERS, thread_name_prefix="ensemblead-pictures")
-
-    def __enter__(self) -> _PictureWriter:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        try:
-            while self._waiting and kind is None:
-                self._waiting.popleft().result()
-        finally:
-            self._pool.shutdown(wait=True, cancel_futures=True)
-
-    def put(self, path: str, name: Path, anomaly_map: Any) -> None:
-        """Have the pictures of one image written."""
-        if self._run.heat_maps or self._run.maps:
-            self._waiting.append(self._pool.submit(self._write, path, name, anomaly_map))
-        while len(self._waiting) > self._limit:
-            self._waiting.popleft().result()
-
-    def raise_failures(self, scores: Path) -> None:
-        """Raise OSError if a picture is missing."""
-        if self._failures:
-            raise OSError(
-                f"the pictures of {len(self._failures)} image(s) could not be written, the first is "
-                f"{self._failures[0]} (all scores are in {scores})"
-            )
-
-    def _write(self, path: str, name: Path, anomaly_map: Any) -> None:
-        try:
-            self._draw(path, name, anomaly_map)
-        except (OSError, ValueError, EnsembleADError, MemoryError) as error:
-            reason = "not enough memory" if isinstance(error, MemoryError) else str(error)
-            self._failures.append(f"{path}: {reason}")
-
-    def _draw(self, path: str, name: Path, anomaly_map: Any) -> None:
-        from ensemblead.cli.pictures import PlacedMap, draw_heat_map, place_back, save_map, save_png
-        from ensemblead.images import read_image, upright_size
-
-        height, width = size = upright_size(path)
-        out = self._run.out
-        with self._large if height * width > _LARGE else nullcontext():
-            if self._run.maps:
-                placed = place_back(anomaly_map, self._geometry, size)
-                save_map(out / "maps" / name.with_name(f"{name.name}.tiff"), placed)
-                del placed
-            if self._run.heat_maps:
-                image = np.require(read_image(path, bits=self._bits), requirements="W")
-                draw_heat_map(image, PlacedMap(anomaly_map, self._geometry, size), self._colors)
-                save_png(out / "heat_maps" / name.with_name(f"{name.name}.png"), image)

@@ -72,9 +72,9 @@ class ScoresFile:
             self._partial.unlink(missing_ok=True)
 
 
-def merge_scores(folder: Path) -> tuple[Path, int, int]:
-    """Write `scores.csv` from those of all parts, in the order of the images: its path, and how many images
-    and anomalous ones there are. Files of parts stay.
+def merge_scores(folder: Path) -> tuple[Path, int, int, int]:
+    """Write `scores.csv` from those of all parts, in the order of the images: its path, and how many images,
+    anomalous ones and parts there are. Files of parts stay.
 
     Raises:
         FileNotFoundError: there is no part, or one is missing.
@@ -99,7 +99,7 @@ def merge_scores(folder: Path) -> tuple[Path, int, int]:
         raise ValueError(f"the parts in {folder} are of several models or sets of images: predict anew")
     lines = [csv_line(COLUMNS), *(csv_line(row[1:]) for row in rows)]
     path = write_atomically(folder / "scores.csv", "".join(lines))
-    return path, len(rows), sum(row[3] == "True" for row in rows)
+    return path, len(rows), sum(row[3] == "True" for row in rows), counts[0]
 
 
 def _rows(path: Path) -> list[list[str]]:

@@ -18,7 +18,7 @@ from ensemblead.common.manifests import (
     require_entries,
     verified_bytes,
 )
-from ensemblead.common.validation import one_of, pair
+from ensemblead.common.validation import finite_number, one_of, pair
 from ensemblead.deploy import onnx, openvino
 from ensemblead.images import Geometry
 from ensemblead.images.depth import checked_bits
@@ -50,6 +50,7 @@ class Contract:
             threshold it is infinity, in the file null.
         false_alarm_rate, is_guaranteed: of normal images, and whether that is a guarantee. NaN where it is
             not known, in the file null.
+        pixel_threshold: map values above it belong to regions; None where it is not known, in the file null.
         source: `detector`, the detector in a line; `checksum`, that of its saved model; `threshold`, where it
             comes from: "user" where one was set, else as `Calibration.origin`.
         versions: of what wrote it.
@@ -69,6 +70,7 @@ class Contract:
     source: Mapping[str, Any]
     versions: Mapping[str, Any]
     verification: Mapping[str, Any]
+    pixel_threshold: float | None = None
 
     def document(self) -> dict[str, Any]:
         """The contract in JSON's types."""
@@ -96,6 +98,7 @@ class Contract:
             "rounding": self.rounding,
             "false_alarm_rate": _known(self.false_alarm_rate),
             "is_guaranteed": self.is_guaranteed,
+            "pixel_threshold": self.pixel_threshold,
             "source": dict(self.source),
             "versions": dict(self.versions),
             "verification": dict(self.verification),
@@ -171,12 +174,17 @@ def _contract(document: Mapping[str, Any]) -> Contract:
         source=document["source"],
         versions=document["versions"],
         verification=document["verification"],
+        pixel_threshold=_pixel_threshold(document.get("pixel_threshold")),  # exports of before have none
     )
 
 
 def _known(value: float) -> float | None:
     """A number as JSON has it; None for infinity and NaN."""
     return value if math.isfinite(value) else None
+
+
+def _pixel_threshold(given: Any) -> float | None:
+    return None if given is None else finite_number("pixel_threshold", given)
 
 
 def _size(given: Any) -> Any:

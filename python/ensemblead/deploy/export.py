@@ -230,6 +230,7 @@ def _contract(detector: Detector, format: str, precision: str, input: str, size:
         },
         versions=_versions(format),
         verification={},
+        pixel_threshold=calibration.pixel_threshold() if calibration.knows_regions else None,
     )
 
 

@@ -57,9 +57,17 @@ class ExportedDetector:
         if source.bits is None:
             source = open_images(source, bits=self.contract.bits)
         for number in range(len(source)):
-            image = self._input(source.read(number), source.describe(number))
-            scores, maps, verdicts = self._session.run(image)
-            yield Predictions(scores, maps, verdicts, [source.paths[number]])
+            native = source.read(number)
+            scores, maps, verdicts = self._session.run(self._input(native, source.describe(number)))
+            yield Predictions(
+                scores,
+                maps,
+                verdicts,
+                [source.paths[number]],
+                sizes=[(native.shape[0], native.shape[1])],
+                geometry=self.contract.geometry,
+                pixel_threshold=self.contract.pixel_threshold,
+            )
             if progress is not None:
                 progress("predict", number + 1, len(source))
 

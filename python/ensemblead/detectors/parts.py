@@ -287,6 +287,9 @@ class Tree(Protocol):
     known_: list[int]
 
     @property
+    def geometry(self) -> Geometry: ...
+
+    @property
     def calibration_(self) -> Calibration: ...
 
     def _parts(self) -> Sequence[Part]: ...

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -65,6 +66,7 @@ def predict(
 ) -> Iterator[Predictions]:
     """See `Detector.predict_batches`. `errors` may be a function too: see `scored_batches`."""
     calibration = detector.calibration_
+    above = calibration.pixel_threshold() if calibration.knows_regions else None
     learned = frozenset(detector._fingerprints.tolist())
     detector.known_ = []
     coming: deque[tuple[FiniteChecks, HostCopy, list[str | None], list[int], list[tuple[int, int]]]] = deque()
@@ -82,9 +84,9 @@ def predict(
         coming.append((checks.start(), HostCopy(tensors), batch.paths, batch.fingerprints, batch.sizes))
         # A GPU's results are read when those of the next batch are queued behind them.
         if not is_asynchronous(scores.device) or len(coming) > 1:
-            yield _arrived(*coming.popleft())
+            yield replace(_arrived(*coming.popleft()), geometry=detector.geometry, pixel_threshold=above)
     while coming:
-        yield _arrived(*coming.popleft())
+        yield replace(_arrived(*coming.popleft()), geometry=detector.geometry, pixel_threshold=above)
 
 
 def _arrived(
@@ -95,9 +97,10 @@ def _arrived(
     sizes: list[tuple[int, int]],
 ) -> Predictions:
     checks.verify()
-    scores, maps, anomalous, *features = copy.wait()
+    scores, maps, anomalous, *others = copy.wait()
+    features = others[0] if others else None
     looks = np.array(fingerprints, dtype=np.uint64)
-    return Predictions(scores, maps, anomalous, paths, looks, sizes, *features)
+    return Predictions(scores, maps, anomalous, paths, looks, sizes, features)
 
 
 def scored_batches(

@@ -214,10 +214,12 @@ class BackboneEnsemble(Detector):
         scores: list[list[npt.NDArray[np.float32]]] = [[] for _ in self.members]
         maps: list[list[npt.NDArray[np.float32]]] = [[] for _ in self.members]
         paths: list[str | None] = []
+        sizes: list[tuple[int, int]] = []
         anomalous = []
         calibrations = [member.calibration_ for member in self.members]
         for batch, seen in scored_batches(self, images, errors, progress, "predict"):
             paths += batch.paths
+            sizes += batch.sizes
             per_member = self._member_results(seen)
             # Without statistics there is no threshold, and no score is above it.
             fusion = "calibrated" if self.calibration_.has_statistics else "mean"
@@ -234,6 +236,8 @@ class BackboneEnsemble(Detector):
             fuse_minmax([np.concatenate(parts) for parts in maps], self.weights),
             np.concatenate(anomalous),
             paths,
+            sizes=sizes,
+            geometry=self.geometry,
         )
 
     def predict_members(

@@ -153,6 +153,11 @@ def combine_calibrations(
         pixels = [np.quantile(c.pixels, steps).reshape(count, -1) for c in members]
     fused_scores = fuse_scores(fusion, [_tensor(s) for s in scores], members, weights).numpy()
     fused_pixels = fuse_maps(fusion, [_tensor(p) for p in pixels], members, weights).numpy()
+    # Of values that only rise with each member's, the largest in a cell is at most that of the largest ones.
+    peaks = [c.peaks for c in members if c.peaks is not None]
+    fused_peaks = None
+    if together and len(peaks) == len(members):
+        fused_peaks = fuse_maps(fusion, [_tensor(p) for p in peaks], members, weights).numpy()
     # A fit of all members gives all of them the images that decide the fused threshold.
     agreed = together and len({(c.positions, c.deciding, c.deciding_names) for c in members}) == 1
     return Calibration(
@@ -167,6 +172,7 @@ def combine_calibrations(
         positions=members[0].positions if agreed else (),
         deciding=members[0].deciding if agreed else (),
         deciding_names=members[0].deciding_names if agreed else (),
+        peaks=fused_peaks,
     )
 
 

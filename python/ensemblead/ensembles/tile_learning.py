@@ -103,7 +103,13 @@ class TiledLearning:
         )
         member._take([one.state for one in fitted], nothing_read())
         if self._known is None:
-            member._accept([one.sample.calibration(DEFAULT_RATE, one.origin, self._digest) for one in fitted])
+            samples = ((one.sample, one.origin) for one in fitted)
+            member._accept(
+                [
+                    one.calibration(DEFAULT_RATE, origin, self._digest, with_peaks=False)
+                    for one, origin in samples
+                ]
+            )
         else:
             member._accept([part.calibration_ for part in source._parts()])
         return_free_memory()

@@ -12,7 +12,7 @@ import numpy as np
 from ensemblead.common.extras import require
 from ensemblead.datasets.categories import Category, Dataset
 from ensemblead.detectors.detector import constructor_text
-from ensemblead.evaluation.gallery import Picture, Pictures, color_scale, describe_threshold, reduced
+from ensemblead.evaluation.gallery import Picture, Pictures, color_scale, describe_threshold, reduced_map
 from ensemblead.evaluation.measure import Options, check_category, measure_category
 from ensemblead.evaluation.results import NAN, Row
 from ensemblead.metrics import Interval
@@ -358,7 +358,7 @@ def _with_maps(found: Compared, old: Detector, new: Detector, options: Options) 
         # An image that has gone since has no picture.
         for batch in detector.predict_batches(files, errors=options.errors):
             for path, values in zip(batch.paths, batch.anomaly_map, strict=True):
-                kept[str(path)] = reduced(places[str(path)], values)
+                kept[str(path)] = reduced_map(places[str(path)], values)
         pairs.append(kept)
     first, second = pairs
     maps = [

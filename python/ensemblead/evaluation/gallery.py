@@ -9,12 +9,13 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from ensemblead.common.objects import Frame
 from ensemblead.images import Geometry
 
 # The longer side of a kept map. Maps are smooth: they are made of patches of eight pixels and more.
@@ -22,12 +23,6 @@ MAP_SIDE = 160
 # Colours end at so many times the spread of normal pixels above their median. An image's threshold then lies
 # near the middle of the range (bottles .50, magnetic tiles .52, cookies .38).
 _REACH = 3.0
-
-
-class Frame(Protocol):
-    """Which part of an image its map covers, as `ensemblead.images.Geometry.crop_box`."""
-
-    def crop_box(self, height: int, width: int) -> tuple[float, float, float, float]: ...
 
 
 @dataclass(frozen=True)
@@ -111,7 +106,7 @@ class PictureKeeper:
         if len(heap) >= self._limit and importance <= heap[0][0]:
             return
         # -index, so that of equal scores the first stays.
-        entry = (importance, -index, reduced(index, values))
+        entry = (importance, -index, reduced_map(index, values))
         if len(heap) < self._limit:
             heapq.heappush(heap, entry)
         else:
@@ -191,7 +186,8 @@ def describe_threshold(detector: Any) -> str:
     return f"from {images} training images, {how}: false alarms about {rate} (estimated)"
 
 
-def reduced(index: int, values: NDArray[Any]) -> Picture:
+def reduced_map(index: int, values: NDArray[Any]) -> Picture:
+    """A small copy of a map `[H, W]`: see `Picture`."""
     pixels = np.ascontiguousarray(values, np.float32)
     height, width = pixels.shape
     shrink = min(1.0, MAP_SIDE / max(height, width))

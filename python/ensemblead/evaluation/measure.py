@@ -17,6 +17,7 @@ from ensemblead.datasets.categories import Category, Dataset, Sample
 from ensemblead.evaluation.by_type import type_rows
 from ensemblead.evaluation.gallery import PictureKeeper, describe_threshold
 from ensemblead.evaluation.minmax import Ensemble, SetDetector, fuse_minmax, fused_set
+from ensemblead.evaluation.regions import RegionCounter
 from ensemblead.evaluation.results import NAN, CategoryResult, Curve, Details, ImageResult, Results, Row
 from ensemblead.images import examine_mask
 from ensemblead.metrics import (
@@ -157,6 +158,7 @@ def measure_category(
         peak_memory_mb=peak_memory_mb(),
         **metrics.values,
         **_rates(run.images),
+        **run.regions.values(),
     )
     details = Details(
         tuple(run.images),
@@ -239,6 +241,7 @@ class _Run:
         self.images: list[ImageResult] = []
         self.pictures = PictureKeeper(detector, options.gallery)
         self.pixels = PixelScores(memory_limit=options.memory_limit)
+        self.regions = RegionCounter()
         self._geometry = detector.geometry
         self._category = category
         self._has_verdicts = has_verdicts
@@ -258,9 +261,11 @@ class _Run:
             if batch is None:
                 break
             verdicts = batch.is_anomalous if self._has_verdicts else None
+            above = getattr(batch, "pixel_threshold", None)  # a detector of the caller's may have none
             for index, path in enumerate(batch.paths):
                 verdict = None if verdicts is None else bool(verdicts[index])
-                self._add(self._sample(path), batch.anomaly_score[index], batch.anomaly_map[index], verdict)
+                values = batch.anomaly_map[index]
+                self._add(self._sample(path), batch.anomaly_score[index], values, verdict, above)
         self._skipped += [sample.path for sample in self._category.test[self._next :]]
         if not self.images:
             raise ValueError(f"category {self._category.name} has no readable test images")
@@ -280,7 +285,9 @@ class _Run:
         self._next = position + 1
         return test[position]
 
-    def _add(self, sample: Sample, score: Any, anomaly_map: Any, verdict: bool | None) -> None:
+    def _add(
+        self, sample: Sample, score: Any, anomaly_map: Any, verdict: bool | None, above: float | None
+    ) -> None:
         value = float(score)
         if not math.isfinite(value):
             raise ValueError(f"anomaly_score must be finite, got {value} for {sample.path}")
@@ -291,6 +298,7 @@ class _Run:
         mask = self._mask(sample, values)
         if mask is not None:
             self.pixels.add(values, mask, sample.defect_type if sample.label else None)
+        self.regions.add(values, mask, sample.label, above)
         self.pictures.add(len(self.images), values, value, verdict, sample.label, sample.defect_type)
         self.images.append(
             ImageResult(sample.path, sample.label, sample.defect_type, sample.mask_path, value, verdict)

@@ -26,7 +26,10 @@ class Row:
     stands for values that are not defined or not known. `..._threshold` are the thresholds of the best
     F1, which the labels decide. `threshold` is the detector's own, which no label has touched;
     `false_alarm_rate` (normal images called anomalous) and `miss_rate` (anomalous ones called normal) are
-    those at it. `aupro` is up to a false-positive rate of 0.3, `aupro_005` up to 0.05; `aupro_image...`
+    those at it. `region_threshold` is the detector's own, too, for pixels of maps. `false_regions` are the
+    regions of the maps above it, per normal image, so there may be more than one; `region_recall` is the
+    share of the masks' regions that are hit by a pixel above it or more (regions are 8-connected, see
+    `RegionCounter`). `aupro` is up to a false-positive rate of 0.3, `aupro_005` up to 0.05; `aupro_image...`
     average per image instead of per component. `peak_memory_mb` is the peak resident size of the whole
     process so far (in a suite: since the cell began).
     """
@@ -51,6 +54,9 @@ class Row:
     threshold: float = NAN
     false_alarm_rate: float = NAN
     miss_rate: float = NAN
+    region_threshold: float = NAN
+    false_regions: float = NAN
+    region_recall: float = NAN
     fit_seconds: float = NAN
     predict_seconds: float = NAN
     images_per_second: float = NAN
@@ -81,7 +87,7 @@ COLUMNS: tuple[str, ...] = tuple(column.name for column in fields(Row))
 TYPE_COLUMNS: tuple[str, ...] = tuple(column.name for column in fields(TypeRow))
 _COUNTS = ("num_train", "num_normal", "num_anomalous")
 _SECONDS = ("fit_seconds", "predict_seconds")
-_THRESHOLDS = ("threshold", "image_f1_threshold", "pixel_f1_threshold")
+_THRESHOLDS = ("threshold", "image_f1_threshold", "pixel_f1_threshold", "region_threshold")
 
 
 @dataclass(frozen=True)

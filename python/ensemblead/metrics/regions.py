@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ensemblead.common.regions import label_regions
 from ensemblead.metrics.curve import Doubles
 from ensemblead.metrics.inputs import Bools, Floats
 
@@ -49,9 +50,7 @@ def split_pixels(anomaly_map: Floats, mask: Bools, kind: str | None = None) -> I
         negatives.sort()
         nothing = np.empty(0, anomaly_map.dtype)
         return ImagePixels(negatives, nothing, np.empty(0, np.int32), np.empty(0, np.int64), kind)
-    from scipy import ndimage
-
-    labels, _ = ndimage.label(mask, structure=np.ones((3, 3), np.int8))
+    labels, _ = label_regions(mask)
     component = labels[mask].astype(np.int32) - 1
     negatives = anomaly_map[~mask]
     negatives.sort()

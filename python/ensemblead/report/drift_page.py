@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from datetime import datetime
 from html import escape
 from pathlib import Path
 
@@ -12,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 
 from ensemblead.common.files import StrPath, write_atomically
-from ensemblead.kernels.build import __version__
 from ensemblead.monitoring import DriftMonitor, DriftState
 from ensemblead.report.charts import (
     BOTTOM,
@@ -29,7 +27,7 @@ from ensemblead.report.charts import (
     x_ticks,
     y_ticks,
 )
-from ensemblead.report.template import filled, write_pieces
+from ensemblead.report.template import filled, stamp, write_pieces
 
 Floats = npt.NDArray[np.float64]
 _HEADINGS = {
@@ -77,9 +75,7 @@ def write_drift_page(monitor: DriftMonitor, path: StrPath, *, note: str = "") ->
         "promise": escape(_promise(monitor)),
         "charts": _charts(monitor, state),
         "regions": _regions(state),
-        "footer": escape(
-            f"ensemblead {__version__} · {datetime.now().astimezone().strftime('%Y-%m-%d %H:%M %Z')}"
-        ),
+        "footer": escape(stamp()),
     }
     pieces = filled("drift.html", parts, styles=("page.css", "drift.css"))
     return write_atomically(path, lambda file: write_pieces(pieces, file))

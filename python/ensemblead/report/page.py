@@ -7,20 +7,17 @@ lets no other script or style run than its own two, by their hashes.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterator, Sequence
-from datetime import datetime
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ensemblead.common.files import StrPath, write_atomically
 from ensemblead.common.warnings import warn
 from ensemblead.evaluation.gallery import Pictures
 from ensemblead.evaluation.results import Results
-from ensemblead.kernels.build import __version__
 from ensemblead.report.charts import charts
 from ensemblead.report.pictures import COLORS, common_folder, describe_item
 from ensemblead.report.similar import Neighbours
@@ -34,12 +31,12 @@ from ensemblead.report.tables import (
     types,
     warning_list,
 )
-from ensemblead.report.template import filled, write_pieces
+from ensemblead.report.template import filled, json_in_html, stamp, write_pieces
 
 if TYPE_CHECKING:
     from ensemblead.retrieval.index import ImageIndex
 
-_SCRIPTS = ("overlay.js", "sorting.js", "page.js")
+_SCRIPTS = ("dom.js", "overlay.js", "sorting.js", "evaluation.js", "gallery.js")
 
 
 def write_page(report: Results, path: StrPath, max_images: int, similar: ImageIndex | None = None) -> None:
@@ -138,7 +135,7 @@ def _data(
                 "best_f1_threshold": _known(row.image_f1_threshold),
             }
         )
-    yield f'{{"categories":{_json(categories)},"colors":{_json(COLORS)},"items":['
+    yield f'{{"categories":{json_in_html(categories)},"colors":{json_in_html(COLORS)},"items":['
     bases = {
         number: common_folder(image.path for image in report.details_of(report.rows[number]).images)
         for number in {number for number, _ in chosen}
@@ -150,21 +147,15 @@ def _data(
         item = describe_item(details, picture, bases[number], missing)
         if neighbours is not None:
             item.update(neighbours.described(details.images[picture.index].path))
-        yield ("," if position else "") + _json({"category": number, **item})
+        yield ("," if position else "") + json_in_html({"category": number, **item})
     yield '],"similar":['
     for position, photo in enumerate(neighbours.photos(missing) if neighbours is not None else ()):
-        yield ("," if position else "") + _json(photo)
+        yield ("," if position else "") + json_in_html(photo)
     yield "]}"
 
 
 def _known(value: float) -> float | None:
     return None if math.isnan(value) else value
-
-
-def _json(value: Any) -> str:
-    """JSON that no HTML parser takes for a tag or a comment."""
-    text = json.dumps(value, separators=(",", ":"), allow_nan=False)
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 def _lead(report: Results) -> str:
@@ -214,7 +205,7 @@ def _selection(report: Results, chosen: Sequence[tuple[int, int]]) -> str:
 
 def _footer(report: Results) -> str:
     settings = report.settings
-    parts = [f"ensemblead {__version__}", datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")]
+    parts = [stamp()]
     if settings.get("bootstrap") and {"confidence", "seed"} <= set(settings):
         parts.append(
             f"{100 * settings['confidence']:g} % intervals over images, {settings['bootstrap']} bootstrap "

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, features
 
+from ensemblead.common.objects import Frame
 from ensemblead.evaluation.gallery import Picture, Pictures
 from ensemblead.evaluation.results import Details
 from ensemblead.images import read_image, read_mask
@@ -48,24 +49,38 @@ def describe_item(details: Details, picture: Picture, base: str, missing: list[s
         "label": image.label,
         "score": image.score,
         "verdict": image.is_anomalous,
-        "heat": {"src": _url(picture.heat, "png"), "low": picture.low, "high": picture.high},
+        **describe_photo(image.path, picture, details.pictures.frame, details.pictures.bits, missing),
     }
-    try:
-        photo = read_image(image.path, bits=details.pictures.bits)
-    except (OSError, ValueError, MemoryError):
-        missing.append(image.path)
+    if "photo" not in item:
         return item
-    height, width = photo.shape[:2]
-    item.update(width=width, height=height, photo=photo_url(photo))
-    if details.pictures.frame is not None:
-        top, left, bottom, right = details.pictures.frame.crop_box(height, width)
-        item["seen"] = [top / height, left / width, bottom / height, right / width]
     if image.mask_path is not None:
         try:
             item["mask"] = _mask(read_mask(image.mask_path))
         except (OSError, ValueError, MemoryError):
             missing.append(image.mask_path)
     return item
+
+
+def describe_photo(
+    path: str, picture: Picture, frame: Frame | None, bits: int | None, missing: list[str]
+) -> dict[str, Any]:
+    """A heat map and its photograph as the page's script reads them; without the photograph if it cannot be
+    read, which `missing` then names.
+    """
+    found: dict[str, Any] = {
+        "heat": {"src": _url(picture.heat, "png"), "low": picture.low, "high": picture.high}
+    }
+    try:
+        photo = read_image(path, bits=bits)
+    except (OSError, ValueError, MemoryError):
+        missing.append(path)
+        return found
+    height, width = photo.shape[:2]
+    found.update(width=width, height=height, photo=photo_url(photo))
+    if frame is not None:
+        top, left, bottom, right = frame.crop_box(height, width)
+        found["seen"] = [top / height, left / width, bottom / height, right / width]
+    return found
 
 
 def photo_url(pixels: NDArray[np.uint8], side: int = PHOTO_SIDE) -> str:

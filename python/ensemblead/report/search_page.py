@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Sequence
-from datetime import datetime
 from functools import lru_cache
 from html import escape
 from pathlib import Path
@@ -17,9 +16,8 @@ from ensemblead.common.files import StrPath, write_atomically
 from ensemblead.common.validation import whole_number
 from ensemblead.common.warnings import warn
 from ensemblead.images import read_image
-from ensemblead.kernels.build import __version__
 from ensemblead.report.pictures import common_folder, photo_url
-from ensemblead.report.template import filled, write_pieces
+from ensemblead.report.template import filled, stamp, write_pieces
 from ensemblead.retrieval.hits import Hit, Hits
 
 # The longer side of a query and of a hit on the page, twice as large as it is shown.
@@ -77,9 +75,7 @@ def write_search_page(
             _section(place, (query, asked[query]), found, pictures, shown)
             for place, (query, found) in enumerate(zip(queries, hits, strict=False))
         ),
-        "footer": escape(
-            f"ensemblead {__version__} · {datetime.now().astimezone().strftime('%Y-%m-%d %H:%M %Z')}"
-        ),
+        "footer": escape(stamp()),
     }
     pieces = filled("search.html", parts, styles=("page.css", "search.css"))
     target = write_atomically(path, lambda file: write_pieces(pieces, file))

@@ -63,7 +63,8 @@ def metrics(report: Results) -> str:
 
 def decisions(report: Results) -> str:
     """A line per category and the mean: the model's threshold and its errors; times and memory."""
-    titles = ["Threshold", "False alarms", "Misses", "Fit, s", "Predict, s", "Images/s", "Peak memory, MB"]
+    titles = ["Threshold", "False alarms", "Misses", "False regions", "Region recall"]
+    titles += ["Fit, s", "Predict, s", "Images/s", "Peak memory, MB"]
     lines = []
     for position, row in enumerate(report.all_rows):
         of = [row] if row in report.rows else report.rows
@@ -71,6 +72,8 @@ def decisions(report: Results) -> str:
             f"<td>{number(row.threshold)}</td>",
             f"<td>{_percent(row.false_alarm_rate)}{_small(_share(report, of, False))}</td>",
             f"<td>{_percent(row.miss_rate)}{_small(_share(report, of, True))}</td>",
+            f"<td>{number(row.false_regions, 2)}</td>",
+            f"<td>{_percent(row.region_recall)}</td>",
             f"<td>{number(row.fit_seconds, 1)}</td>",
             f"<td>{number(row.predict_seconds, 1)}</td>",
             f"<td>{number(row.images_per_second, 1)}</td>",

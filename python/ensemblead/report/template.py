@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
 from html import escape
 from importlib.resources import files
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from ensemblead.common.files import valid_text
 from ensemblead.kernels.build import __version__
@@ -26,9 +28,10 @@ def filled(
 ) -> Iterator[str]:
     """The pieces of a page: a template of `assets` with `{{name}}` replaced by the part of that name.
 
-    Parts are HTML, at once or piece by piece. The template's own are `style`, `script`, `version`, and
-    `policy`: a Content-Security-Policy by which no other style or script runs, and nothing is loaded but data
-    URLs. A page that `is_live` also shows files that its reader has chosen, and asks where it comes from.
+    `{{name.html}}` stands for another file of `assets`, such as the head that all pages share. Parts are
+    HTML, at once or piece by piece. The template's own are `style`, `script`, `version`, and `policy`: a
+    Content-Security-Policy by which no other style or script runs, and nothing is loaded but data URLs.
+    A page that `is_live` also shows files that its reader has chosen, and asks where it comes from.
     """
     style, script = ("".join(map(_asset, names)) for names in (styles, scripts))
     own = {
@@ -40,7 +43,8 @@ def filled(
         "style": style,
         "script": script,
     }
-    for position, piece in enumerate(re.split(r"\{\{(\w+)\}\}", _asset(template))):
+    whole = re.sub(r"\{\{(\w+\.html)\}\}", lambda found: _asset(found[1]), _asset(template))
+    for position, piece in enumerate(re.split(r"\{\{(\w+)\}\}", whole)):
         if position % 2 == 0:
             yield piece
             continue
@@ -51,6 +55,17 @@ def filled(
 def write_pieces(pieces: Iterable[str], file: BinaryIO) -> None:
     """Write them as UTF-8; see `valid_text`."""
     file.writelines(valid_text(one).encode() for one in pieces)
+
+
+def stamp() -> str:
+    """Which version wrote a page, and when."""
+    return f"ensemblead {__version__} · {datetime.now().astimezone().strftime('%Y-%m-%d %H:%M %Z')}"
+
+
+def json_in_html(value: Any) -> str:
+    """JSON that no HTML parser takes for a tag or a comment."""
+    text = json.dumps(value, separators=(",", ":"), allow_nan=False)
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 def _asset(name: str) -> str:

@@ -25,6 +25,8 @@ MARKDOWN = (
     ("AUPRO 0.05", "aupro_005"),
     ("false alarms", "false_alarm_rate"),
     ("misses", "miss_rate"),
+    ("false regions", "false_regions"),
+    ("region recall", "region_recall"),
     ("predict, s", "predict_seconds"),
     ("images/s", "images_per_second"),
     ("peak memory, MB", "peak_memory_mb"),

@@ -1,5 +1,4 @@
 
-"use strict";
 // Pictures: heat maps coloured on one scale, and outlines of masks and decisions.
 
 // 256 colours, interpolated between evenly spaced ones ("#rrggbb").

@@ -1,48 +1,12 @@
 
-// The gallery. Texts from the data are only ever set as text, never parsed as HTML.
+// The gallery. PAGE says what is particular to a page: see evaluation.js.
 (() => {
-  const byId = (id) => document.getElementById(id);
   const { categories, colors, items, similar } = JSON.parse(byId("data").textContent);
   if (items.length === 0) return;
   const table = colorTable(colors);
   const SVG = "http://www.w3.org/2000/svg";
-  const OUTCOMES = [["all", "All"], ["alarm", "False alarms"], ["miss", "Misses"], ["correct", "Correct"]];
-  const VERDICTS = {
-    alarm: ["▲ False alarm", "normal, called anomalous"],
-    miss: ["▼ Missed", "defective, called normal"],
-    found: ["✓ Found", "defective, called anomalous"],
-    passed: ["✓ Passed", "normal, called normal"],
-    none: ["No verdict", "the detector has no threshold"],
-  };
-
-  function make(tag, attributes = {}, ...children) {
-    const node = document.createElement(tag);
-    for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
-    node.append(...children);
-    return node;
-  }
-
-  // A text that may be broken after slashes and underscores.
-  const breakable = (text) => text.split(/(?<=[/_])/).flatMap((part) => [part, document.createElement("wbr")]);
-
-  const shown = (value) => (Math.abs(value) >= 1000 ? value.toPrecision(5) : value.toFixed(Math.abs(value) < 1 ? 4 : 3));
-
-  // --- what is derived from the data ---------------------------------------------------------------------------------
-  // How wrong a score is: its distance beyond the threshold, as a share of the category's range of scores.
-  const ranges = categories.map((_, number) => {
-    const scores = items.filter((item) => item.category === number).map((item) => item.score);
-    return Math.max(...scores) - Math.min(...scores) || 1;
-  });
-  for (const [position, item] of items.entries()) {
-    const category = categories[item.category];
-    const threshold = category.threshold ?? category.best_f1_threshold ?? 0;
-    item.position = position;
-    item.badness = ((item.label ? threshold - item.score : item.score - threshold) / ranges[item.category]);
-    if (item.verdict === null) item.outcome = "none";
-    else if (item.verdict === item.label) item.outcome = item.label ? "found" : "passed";
-    else item.outcome = item.label ? "miss" : "alarm";
-    item.error = item.outcome === "alarm" || item.outcome === "miss";
-  }
+  PAGE.derive(items, categories);
+  for (const [position, item] of items.entries()) item.position = position;
 
   // --- one picture ---------------------------------------------------------------------------------------------------
   const decoded = new Map(); // source -> promise of grey levels
@@ -69,6 +33,22 @@
     return [drawing, draw];
   }
 
+  // The boxes of an item's regions, in pixels of its photograph; null if it has none.
+  function boxed(item) {
+    if (!item.boxes?.length) return null;
+    const drawing = document.createElementNS(SVG, "svg");
+    for (const [name, text] of [["preserveAspectRatio", "none"], ["aria-hidden", "true"],
+      ["viewBox", `0 0 ${item.width} ${item.height}`], ["class", "boxes"]]) drawing.setAttribute(name, text);
+    const d = item.boxes.map(([x, y, width, height]) => `M${x} ${y}h${width}v${height}h${-width}Z`).join("");
+    for (const name of ["halo", "box"]) {
+      const path = document.createElementNS(SVG, "path");
+      path.setAttribute("class", name);
+      path.setAttribute("d", d);
+      drawing.append(path);
+    }
+    return drawing;
+  }
+
   // The picture of an item as a node, and functions to load and to redraw it.
   function picture(item, blend) {
     if (item.photo === undefined) {
@@ -89,12 +69,14 @@
     const canvas = make("canvas", { "aria-hidden": "true" });
     const [decision, drawDecision] = outlined("decided");
     const [mask, drawMask] = outlined("truth");
+    const boxes = boxed(item);
     seen.append(canvas, decision);
-    frame.append(image, seen, mask);
+    if (boxes !== null) frame.append(boxes);
+    frame.prepend(image, seen, mask);
     let heat = null;
     let loading = null;
     const redraw = () => {
-      decision.style.display = state.decision ? "" : "none";
+      for (const shown of [decision, boxes]) if (shown !== null) shown.style.display = state.decision ? "" : "none";
       mask.style.display = state.mask ? "" : "none";
       if (heat !== null) paint(canvas, heat, category.scale, blend() / 100, table);
     };
@@ -114,7 +96,7 @@
   }
 
   // --- cards ---------------------------------------------------------------------------------------------------------
-  const state = { category: "all", kind: "all", outcome: "all", order: "error", mask: true, decision: true };
+  const state = { category: "all", kind: "all", outcome: "all", order: PAGE.orders[0][0], mask: true, decision: true };
   const seer = new IntersectionObserver((entries) => {
     for (const entry of entries) if (entry.isIntersecting) cards.get(entry.target).picture.load();
   }, { rootMargin: "400px" });
@@ -140,17 +122,18 @@
     slider.value = byId("blend").value;
     const drawn = picture(item, () => Number(slider.value));
     const open = make("button", { type: "button", class: "open", "aria-label": `Look closer: ${item.name}` }, drawn.node);
-    const verdict = make("p", { class: item.error ? "verdict error" : "verdict" }, VERDICTS[item.outcome][0]);
+    const verdict = make("p", { class: item.error ? "verdict error" : "verdict" }, PAGE.verdicts[item.outcome][0]);
     const several = categories.length > 1 ? `${categories[item.category].name} · ` : "";
     const caption = make("div", { class: "caption" },
       make("h3", { class: "name" }, ...breakable(item.name)),
-      make("span", { class: "kind" }, ...breakable(several + item.kind)),
+      make("span", { class: "kind" }, ...breakable(several + PAGE.kind(item))),
       make("span", { class: "score" }, shown(item.score)),
       verdict);
     if (item.similar) {
       const title = make("p", {}, "Most similar in the index");
       caption.append(make("div", { class: "similar" }, title, neighbours(item)));
     }
+    caption.append(...PAGE.below(item));
     const node = make("li", { class: "card" }, open, caption, slider);
     slider.addEventListener("input", drawn.redraw);
     open.addEventListener("click", () => detail.open(item));
@@ -162,16 +145,7 @@
   }
 
   // --- sorting and filtering -----------------------------------------------------------------------------------------
-  const byName = (a, b) => a.category - b.category || a.name.localeCompare(b.name, "en", { numeric: true });
-  const ORDERS = {
-    error: (a, b) => b.error - a.error || b.badness - a.badness || byName(a, b),
-    high: (a, b) => b.score - a.score || byName(a, b),
-    low: (a, b) => a.score - b.score || byName(a, b),
-    name: byName,
-    kind: (a, b) => a.kind.localeCompare(b.kind, "en") || b.score - a.score || byName(a, b),
-  };
-  const hasOutcome = (item, outcome) =>
-    outcome === "all" || item.outcome === outcome || (outcome === "correct" && !item.error && item.outcome !== "none");
+  const orders = new Map(PAGE.orders.map(([value, , compare]) => [value, compare]));
   const inPlace = (item) =>
     (state.category === "all" || item.category === Number(state.category)) &&
     (state.kind === "all" || state.kind === `=${item.kind}`); // a type may be called "all"
@@ -179,10 +153,10 @@
 
   function update() {
     const place = items.filter(inPlace);
-    for (const [outcome] of OUTCOMES) {
-      byId(`count-${outcome}`).textContent = place.filter((item) => hasOutcome(item, outcome)).length;
+    for (const [outcome] of PAGE.outcomes) {
+      byId(`count-${outcome}`).textContent = place.filter((item) => PAGE.hasOutcome(item, outcome)).length;
     }
-    visible = place.filter((item) => hasOutcome(item, state.outcome)).sort(ORDERS[state.order]);
+    visible = place.filter((item) => PAGE.hasOutcome(item, state.outcome)).sort(orders.get(state.order));
     byId("cards").replaceChildren(...visible.map((item) => item.card.node));
     byId("count").textContent = `${visible.length} of ${items.length} images`;
     byId("nothing").hidden = visible.length > 0;
@@ -221,20 +195,10 @@
       drawn = picture(item, () => Number(slider.value));
       byId("detail-stage").replaceChildren(drawn.node);
       drawn.load();
-      const facts = [
-        ["Category", category.name],
-        ["Defect type", item.kind],
-        ["Score", shown(item.score)],
-        ["Threshold", category.threshold === null ? "none" : shown(category.threshold)],
-        ["Verdict", VERDICTS[item.outcome].join(": ")],
-        ["Map", `${shown(item.heat.low)} to ${shown(item.heat.high)}`],
-        ["Colours", category.scale.map(shown).join(" to ")],
-        ["Contour at", category.contour === null ? "none: no masks to find it by" : shown(category.contour)],
-      ];
-      if (item.label && item.mask === undefined) facts.push(["Mask", "none"]);
+      const facts = PAGE.facts(item, category);
       byId("detail-facts").replaceChildren(...facts.flatMap(([name, text]) => [make("dt", {}, name), make("dd", {}, text)]));
       byId("detail-similar").replaceChildren(
-        ...(item.similar ? [make("p", {}, "Most similar in the index"), neighbours(item)] : []));
+        ...(item.similar ? [make("p", {}, "Most similar in the index"), neighbours(item)] : []), ...PAGE.below(item));
       byId("detail-previous").disabled = visible[0] === item;
       byId("detail-next").disabled = visible[visible.length - 1] === item;
     }
@@ -280,9 +244,13 @@
   // --- start ---------------------------------------------------------------------------------------------------------
   byId("tools").addEventListener("submit", (event) => event.preventDefault());
   byId("tools").reset(); // some browsers keep old settings over a reload
+  options(byId("order"), PAGE.orders.map(([value, text]) => [value, text]));
   options(byId("category"), [["all", "All"], ...categories.map(({ name }, number) => [String(number), name])]);
   byId("category-tool").hidden = categories.length === 1;
-  byId("outcomes").append(...OUTCOMES.map(([value, text]) => {
+  byId("kind-tool").hidden = !PAGE.hasKinds;
+  for (const id of ["mask-tool", "detail-mask-tool"]) byId(id).hidden = !PAGE.hasMasks;
+  for (const id of ["decision-text", "detail-decision-text"]) byId(id).textContent = PAGE.contour;
+  byId("outcomes").append(...PAGE.outcomes.map(([value, text]) => {
     const input = make("input", { type: "radio", name: "outcome", value });
     input.checked = value === "all";
     input.addEventListener("change", () => { state.outcome = value; update(); });
@@ -318,7 +286,7 @@
   // Types of defect and their misses, wherever they are named, lead to their images, if some are on the page.
   for (const node of document.querySelectorAll("[data-kind]")) {
     const { category, kind, outcome = "all" } = node.dataset;
-    const isMeant = (item) => item.category === Number(category) && item.kind === kind && hasOutcome(item, outcome);
+    const isMeant = (item) => item.category === Number(category) && item.kind === kind && PAGE.hasOutcome(item, outcome);
     if (!items.some(isMeant)) continue;
     const link = make("a", { href: "#gallery" }, ...node.childNodes);
     link.addEventListener("click", () => filter(categories.length > 1 ? category : "all", `=${kind}`, outcome));
