@@ -6,6 +6,7 @@ from ensemblead.images.depth import BIT_DEPTHS, BitDepthWarning
 from ensemblead.images.folders import check_normal_folder, check_output_outside
 from ensemblead.images.geometry import Geometry
 from ensemblead.images.masks import examine_mask, read_mask
+from ensemblead.images.region import Region, RegionLike
 from ensemblead.images.sources import ImageSource, are_files, chosen_images, detect_bits, open_images
 from ensemblead.images.spool import Images, ImageSet
 from ensemblead.images.tiles import AS_IS, Tiles, Window
@@ -22,6 +23,8 @@ __all__ = [
     "ImageSet",
     "ImageSource",
     "Images",
+    "Region",
+    "RegionLike",
     "SkippedImage",
     "Tiles",
     "Window",

@@ -55,7 +55,9 @@ def describe_item(details: Details, picture: Picture, base: str, missing: list[s
         missing.append(image.path)
         return item
     height, width = photo.shape[:2]
-    item.update(width=width, height=height, photo=photo_url(photo))
+    region = getattr(details.pictures.frame, "region", None)
+    shown = photo if region is None else region.shaded(photo)
+    item.update(width=width, height=height, photo=photo_url(shown))
     if details.pictures.frame is not None:
         top, left, bottom, right = details.pictures.frame.crop_box(height, width)
         item["seen"] = [top / height, left / width, bottom / height, right / width]
