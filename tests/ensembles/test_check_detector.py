@@ -13,7 +13,15 @@ import pytest
 pytest.importorskip("torch")
 
 import torch
-from support.checked_methods import NATIVE, CellMeans, LinearAutoencoder, Means, MeansAccumulator, Weights
+from support.checked_methods import (
+    NATIVE,
+    CellMeans,
+    LinearAutoencoder,
+    Means,
+    MeansAccumulator,
+    Weights,
+    takes_region,
+)
 from support.registry import separate_registry
 
 import ensemblead as ead
@@ -75,6 +83,8 @@ def _registered(monkeypatch: pytest.MonkeyPatch) -> None:
 def passes_all(detector: Detector, without: set[str] | frozenset[str] = frozenset()) -> None:
     if not isinstance(detector, Method) or detector.passes != "one":
         without = without | OF_ONE_PASS
+    if not takes_region(detector):
+        without = without | {"inspects_its_region"}
     assert ead.check_detector(detector) == [name for name in CHECKS if name not in without]
 
 

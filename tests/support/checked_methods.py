@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from ensemblead.detectors import Fitted, Method, NormalSample, Run, Scores, Seen, TrainingData
+from ensemblead import BackboneEnsemble, TiledEnsemble
+from ensemblead.detectors import Detector, Fitted, Method, NormalSample, Run, Scores, Seen, TrainingData
 
 # Pixels are pooled to cells of this side.
 CELL = 4
@@ -146,3 +147,13 @@ def patches(seen: Seen) -> torch.Tensor:
     """The grey pixels of every cell: float32 `[B, cells, pixels]` in 0..1."""
     grey = seen.pixels.float().mean(1, keepdim=True) / 255.0
     return functional.unfold(grey, CELL, stride=CELL).transpose(1, 2)
+
+
+def takes_region(detector: Detector) -> bool:
+    """Whether the check of regions says something: the methods here have none, and a shared detector neither."""
+    if getattr(detector, "shared", False):
+        return False
+    if isinstance(detector, BackboneEnsemble):
+        return all(map(takes_region, detector.members))
+    inner = detector.member if isinstance(detector, TiledEnsemble) else detector
+    return not isinstance(inner, (CellMeans, LinearAutoencoder))

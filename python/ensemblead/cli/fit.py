@@ -260,7 +260,6 @@ class FitRun:
         skipped = list(detector.skipped_)
         images = _named_images(detector.calibration_, source)
         images["inspected_share"] = _inspected_share(detector, source, skipped)
-        images["has_region"] = detector.region is not None
         learned = len(source) - len(skipped)
         if fresh is not None:
             skipped += self._calibrate(detector, fresh, bars)
@@ -352,7 +351,7 @@ def show_summary(summary: dict[str, Any]) -> None:
         console.print(escape(valid_text(summary["ignored"])), highlight=False, soft_wrap=True)
     if summary["inspected_share"] < 0.995:
         share = f"{summary['inspected_share']:.0%}"
-        rest = "lies outside of the region" if summary["has_region"] else "is cropped away"
+        rest = "lies outside of the region" if summary["region"] else "is cropped away"
         console.print(f"{share} of a photograph is inspected: the rest {rest}", highlight=False)
     # Fresh images have set the threshold in place of them.
     is_guaranteed = summary["false_alarm_rate_is"] == "guaranteed"
