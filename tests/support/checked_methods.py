@@ -149,8 +149,25 @@ def patches(seen: Seen) -> torch.Tensor:
     return functional.unfold(grey, CELL, stride=CELL).transpose(1, 2)
 
 
+# These say nothing of ensembles and of what is trained.
+OF_ONE_PASS = {
+    "statistics_leave_one_out",
+    "statistics_leave_copies_out",
+    "extending_leaves_the_state",
+    "extending_forgets_nothing",
+}
+
+
+def inapplicable(detector: Detector) -> set[str]:
+    """Checks that say nothing of a detector."""
+    one_pass = isinstance(detector, Method) and detector.passes == "one"
+    return (set() if one_pass else OF_ONE_PASS) | (
+        set() if takes_region(detector) else {"inspects_its_region"}
+    )
+
+
 def takes_region(detector: Detector) -> bool:
-    """Whether the check of regions says something: the methods here have none, and a shared detector neither."""
+    """The methods here take none, and a detector that all tiles share cannot have one."""
     if getattr(detector, "shared", False):
         return False
     if isinstance(detector, BackboneEnsemble):
