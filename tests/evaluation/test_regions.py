@@ -14,6 +14,7 @@ from ensemblead.evaluation.gallery import Pictures
 from ensemblead.images import Geometry, Region, read_image, read_mask
 from ensemblead.metrics import PixelScores
 from ensemblead.metrics.inputs import as_floats
+from ensemblead.report.pictures import describe_item, photo_url
 
 pytest.importorskip("PIL")
 
@@ -76,6 +77,10 @@ def test_page_and_files_say_what_is_inspected(tmp_path: Path) -> None:
     assert details.inspected in (tmp_path / "report.json").read_text()
     assert details.inspected in report.to_markdown()
     assert details.pictures is not None
+    picture = details.pictures.kept[0]
+    photo = read_image(details.images[picture.index].path)
+    shown = describe_item(details, picture, str(tmp_path), [])["photo"]
+    assert shown == photo_url(Region(LEFT).shaded(photo)) != photo_url(photo)
     document = details.pictures.to_json()
     assert document is not None
     assert Pictures.from_json(document).frame == OnTheLeft().geometry

@@ -54,9 +54,10 @@ def _identity(cell: Cell, value: Any) -> Any:
         if "model" in value:
             return {**value, "model": sha256_of(model_for(cell.entry, cell.category) / "model.json")}
         known = {name: _identity(cell, item) for name, item in value.items()}
-        weights = value.get("weights")
-        if isinstance(weights, str) and os.path.isfile(weights):
-            known["weights"] = _file_identity(weights)
+        for name in ("weights", "region"):
+            file = value.get(name)
+            if isinstance(file, str) and os.path.isfile(file):
+                known[name] = _file_identity(file)
         return known
     if isinstance(value, (list, tuple)):
         return [_identity(cell, item) for item in value]
