@@ -13,26 +13,26 @@ import pytest
 pytest.importorskip("torch")
 
 import torch
-from support.checked_methods import NATIVE, CellMeans, LinearAutoencoder, Means, MeansAccumulator, Weights
+from support.checked_methods import (
+    NATIVE,
+    CellMeans,
+    LinearAutoencoder,
+    Means,
+    MeansAccumulator,
+    Weights,
+    inapplicable,
+)
 from support.registry import separate_registry
 
 import ensemblead as ead
 from ensemblead.common.errors import DetectorCheckError
-from ensemblead.detectors import Detector, Fitted, Method, Scores, Seen
+from ensemblead.detectors import Detector, Fitted, Scores, Seen
 from ensemblead.ensembles.check import CHECKS
 from ensemblead.store import states
 
 TILES: dict[str, Any] = {"tile_size": 32, "stride": 16, "image_size": (32, 48)}
 # These say nothing of detectors that are tiled.
 OF_TILES = {"works_in_tiles", "works_shared_by_tiles"}
-
-# These say nothing of ensembles and of what is trained.
-OF_ONE_PASS = {
-    "statistics_leave_one_out",
-    "statistics_leave_copies_out",
-    "extending_leaves_the_state",
-    "extending_forgets_nothing",
-}
 
 
 class TinyNet(torch.nn.Module):
@@ -73,8 +73,7 @@ def _registered(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def passes_all(detector: Detector, without: set[str] | frozenset[str] = frozenset()) -> None:
-    if not isinstance(detector, Method) or detector.passes != "one":
-        without = without | OF_ONE_PASS
+    without = without | inapplicable(detector)
     assert ead.check_detector(detector) == [name for name in CHECKS if name not in without]
 
 

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from ensemblead.detectors import Fitted, Method, NormalSample, Run, Scores, Seen, TrainingData
+from ensemblead import BackboneEnsemble, TiledEnsemble
+from ensemblead.detectors import Detector, Fitted, Method, NormalSample, Run, Scores, Seen, TrainingData
 
 # Pixels are pooled to cells of this side.
 CELL = 4
@@ -146,3 +147,30 @@ def patches(seen: Seen) -> torch.Tensor:
     """The grey pixels of every cell: float32 `[B, cells, pixels]` in 0..1."""
     grey = seen.pixels.float().mean(1, keepdim=True) / 255.0
     return functional.unfold(grey, CELL, stride=CELL).transpose(1, 2)
+
+
+# These say nothing of ensembles and of what is trained.
+OF_ONE_PASS = {
+    "statistics_leave_one_out",
+    "statistics_leave_copies_out",
+    "extending_leaves_the_state",
+    "extending_forgets_nothing",
+}
+
+
+def inapplicable(detector: Detector) -> set[str]:
+    """Checks that say nothing of a detector."""
+    one_pass = isinstance(detector, Method) and detector.passes == "one"
+    return (set() if one_pass else OF_ONE_PASS) | (
+        set() if takes_region(detector) else {"inspects_its_region"}
+    )
+
+
+def takes_region(detector: Detector) -> bool:
+    """The methods here take none, and a detector that all tiles share cannot have one."""
+    if getattr(detector, "shared", False):
+        return False
+    if isinstance(detector, BackboneEnsemble):
+        return all(map(takes_region, detector.members))
+    inner = detector.member if isinstance(detector, TiledEnsemble) else detector
+    return not isinstance(inner, (CellMeans, LinearAutoencoder))

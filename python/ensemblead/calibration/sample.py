@@ -10,17 +10,19 @@ import torch
 
 from ensemblead.calibration.regions import cell_peaks
 from ensemblead.calibration.statistics import LATTICE, Calibration, Origin
-from ensemblead.kernels.maps import SIGMA, MapKind, render_maps
+from ensemblead.kernels.inside import Inside
+from ensemblead.kernels.maps import SIGMA, MapKind, render_inside
 
 
 class NormalSample:
     """Scores and maps of normal images that their detector has not learned, or was scored without.
 
-    `rounding`: how far rounding can move such a score, see `Calibration`.
+    `rounding`: how far rounding can move such a score, see `Calibration`. `inside`: the region of the maps;
+    statistics are of its pixels alone. None: all count.
     """
 
-    def __init__(self, rounding: float = 0.0) -> None:
-        self.rounding = rounding
+    def __init__(self, rounding: float = 0.0, inside: Inside | None = None) -> None:
+        self.rounding, self.inside = rounding, inside
         self._parts: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]] = []
         self._count = 0
         self._results: list[tuple[torch.Tensor, torch.Tensor, tuple[int, int], float, MapKind, bool]] = []
@@ -33,11 +35,14 @@ class NormalSample:
         """Scores `[B]` and maps `[B, H, W]` of B images; what is kept of them stays on their device."""
         rows = (torch.arange(LATTICE, device=maps.device) * 2 + 1) * maps.shape[1] // (2 * LATTICE)
         columns = (torch.arange(LATTICE, device=maps.device) * 2 + 1) * maps.shape[2] // (2 * LATTICE)
-        lattice = maps[:, rows][:, :, columns].reshape(len(maps), -1)
-        flat = maps.reshape(len(maps), -1).double()
+        inside = self.inside
+        # Points outside of a region stand for the nearest pixel inside.
+        filled = maps if inside is None else inside.spread(maps)
+        lattice = filled[:, rows][:, :, columns].reshape(len(maps), -1)
+        flat = (maps if inside is None else inside.take(maps)).reshape(len(maps), -1).double()
         moments = torch.stack([flat.mean(1), flat.var(1, correction=0)], 1)
         # A copy: the scores may be a view of something larger.
-        self._parts.append((scores.clone(), lattice, moments, cell_peaks(maps, LATTICE)))
+        self._parts.append((scores.clone(), lattice, moments, cell_peaks(filled, LATTICE)))
         self._count += len(scores)
 
     def add_grids(
@@ -59,8 +64,8 @@ class NormalSample:
                 of the results.
         """
         if counted or scores is None:
-            maps = render_maps(grids, size, sigma=sigma, kind=kind)
-            scores = maps.flatten(1).amax(1) if scores is None else scores
+            largest, maps = render_inside(grids, size, self.inside, sigma=sigma, kind=kind)
+            scores = largest if scores is None else scores
             if counted:
                 self.add(scores, maps)
         for score, grid in zip(scores, grids, strict=True):
@@ -81,10 +86,14 @@ class NormalSample:
 
     @classmethod
     def of_results(
-        cls, tensors: Mapping[str, torch.Tensor], values: Mapping[str, Any], device: torch.device
+        cls,
+        tensors: Mapping[str, torch.Tensor],
+        values: Mapping[str, Any],
+        device: torch.device,
+        inside: Inside | None = None,
     ) -> NormalSample:
         """A sample whose results `results` gave, on a device; without statistics."""
-        sample = cls(values["rounding"])
+        sample = cls(values["rounding"], inside)
         size = (values["size"][0], values["size"][1])
         scores, grids = tensors["scores"].to(device), tensors["grids"].to(device)
         counted = tensors["counted"].tolist()
@@ -109,7 +118,7 @@ class NormalSample:
         grids, they take a hundredth of the maps' memory.
         """
         score, grid, size, sigma, kind, _ = self._results[index]
-        return score[None], render_maps(grid[None], size, sigma=sigma, kind=kind)
+        return score[None], render_inside(grid[None], size, self.inside, sigma=sigma, kind=kind)[1]
 
     def is_counted(self, index: int) -> bool:
         """Whether `add_grids` counted image `index`."""

@@ -72,6 +72,14 @@ def command(
     image_size: Annotated[
         str | None, option("--image-size", panel=_NETWORK, text="Centre crop after it: N, HxW, or none.")
     ] = None,
+    region: Annotated[
+        str | None,
+        option(
+            "--region",
+            panel=_NETWORK,
+            text="A mask of what to inspect, as large as the photographs: black is left out.",
+        ),
+    ] = None,
     patch_size: Annotated[str | None, option("--patch-size", panel=_NETWORK, text="Odd.")] = None,
     pretrain_dim: Annotated[
         str | None, option("--pretrain-dim", panel=_NETWORK, text="Values per layer: N or auto.")
@@ -174,6 +182,7 @@ def command(
     parameters = {
         "resize": resize,
         "image_size": image_size,
+        "region": region,
         "patch_size": patch_size,
         "pretrain_dim": pretrain_dim,
         "target_dim": target_dim,
@@ -371,7 +380,8 @@ def show_summary(summary: dict[str, Any]) -> None:
         )
     if summary["inspected_share"] < 0.995:
         share = f"{summary['inspected_share']:.0%}"
-        console.print(f"{share} of a photograph is inspected: the rest is cropped away", highlight=False)
+        rest = "lies outside of the region" if summary["region"] else "is cropped away"
+        console.print(f"{share} of a photograph is inspected: the rest {rest}", highlight=False)
     # Fresh images have set the threshold in place of them.
     is_guaranteed = summary["false_alarm_rate_is"] == "guaranteed"
     deciding = [] if is_guaranteed else summary["deciding_images"]

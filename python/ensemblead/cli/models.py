@@ -88,6 +88,7 @@ def describe_model(detector: Detector) -> dict[str, Any]:
         "detector": type(detector).__name__,
         "fusion": getattr(detector, "fusion", None),
         "members": list(_members(detector)),
+        "region": None if detector.region is None else str(detector.geometry.region),
         "threshold": calibration.threshold,
         "threshold_origin": calibration.threshold_origin,
         "threshold_images": len(calibration.scores),
@@ -113,10 +114,14 @@ def _members(detector: Any) -> Iterator[dict[str, Any]]:
         yield {**_describe_leaf(detector), "tiles": None}
 
 
+# The region is told for the whole detector.
+_NOT_OF_TILES = ("type", "member", "region")
+
+
 def _tiled_members(ensemble: Any) -> Iterator[dict[str, Any]]:
     from ensemblead.config.registry import describe
 
-    parameters = {name: value for name, value in describe(ensemble).items() if name not in ("type", "member")}
+    parameters = {name: value for name, value in describe(ensemble).items() if name not in _NOT_OF_TILES}
     tiles = {"grid": list(ensemble.tile_grid_), **parameters}
     described = [list(_members(member)) for member in ensemble.members_]
     # The same detector at every location: counts are summed over them.

@@ -26,14 +26,14 @@ Values = npt.NDArray[np.float32]
 
 
 class PlacedMap:
-    """A map `[h, w]` in the frame of its image `[H, W]` = `size`, NaN where the network saw nothing.
+    """A map `[h, w]` in the frame of its image `[H, W]` = `size`, NaN where nothing was inspected.
 
     Bilinear; a pixel's value is the map's at the pixel's centre.
     """
 
     def __init__(self, anomaly_map: Values, geometry: Geometry, size: tuple[int, int]) -> None:
         self.size = size
-        self._map = anomaly_map
+        self._map, self._region = anomaly_map, geometry.region
         top, left, bottom, right = geometry.crop_box(*size)
         self._sides = (top, bottom), (left, right)
         self._seen = _centres_within(top, bottom, size[0]), _centres_within(left, right, size[1])
@@ -60,6 +60,8 @@ class PlacedMap:
             low, high, part = _samples(x0, x1, *self._sides[1], self._map.shape[1])
             inside = placed[y0 - rows.start : y1 - rows.start, x0 - columns.start : x1 - columns.start]
             inside[:] = lines[:, low] * (1 - part) + lines[:, high] * part
+        if self._region is not None:
+            placed[~self._region.part(rows, columns)] = np.nan
         return placed
 
     def places_above(self, threshold: float) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
@@ -121,7 +123,7 @@ def draw_heat_map(image: Pixels, placed: PlacedMap, scale: tuple[float, float]) 
 def overlay(image: Pixels, placed: Values, scale: tuple[float, float]) -> Pixels:
     """A heat map over its image, both `[H, W]`: the stronger the value, the less transparent.
 
-    Pixels that the network did not see are greyed.
+    Pixels that were not inspected are greyed.
     """
     low, high = scale
     seen = np.isfinite(placed)

@@ -19,8 +19,8 @@ class Predictions:
     """What a detector says of N images. Larger is more anomalous; the units are the detector's.
 
     `anomaly_score` float32 `[N]`; `anomaly_map` float32 `[N, H, W]` in the frame that the network saw (see
-    `Detector.geometry`); `is_anomalous` bool `[N]`: the score is above the detector's threshold; `paths`:
-    files, or None.
+    `Detector.geometry`), zero outside of the detector's region, if it has one; `is_anomalous` bool `[N]`: the
+    score is above the detector's threshold; `paths`: files, or None.
 
     Where they come from `predict`, `fingerprints` uint64 `[N]` tell images apart by their pixels, and `sizes`
     are the photographs' (H, W). With `predict(..., features=True)`, `features` float32 `[N, D]` have the mean

@@ -242,6 +242,8 @@ def _plain(value: Any, path: KeyPath, owner: str) -> Any:
         return value
     if isinstance(value, os.PathLike):
         return os.fspath(value)
+    if callable(plain := getattr(value, "plain", None)):  # as that of a region
+        return plain()
     if isinstance(value, (list, tuple)):
         return [_plain(item, (*path, i), owner) for i, item in enumerate(value)]
     if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):

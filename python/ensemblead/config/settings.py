@@ -2,7 +2,7 @@
 
 `seed=3` reaches every member that takes a seed, `1.seed=3` member 1 alone. A name that no member takes
 reaches the ensembles around them. In a `TiledEnsemble` an `image_size` is that of the ensemble, since its
-members see tiles. `tile_score=max` sets the ensemble's `score`, where members have one too.
+members see tiles; so is a `region`. `tile_score=max` sets the ensemble's `score`, where members have one too.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _SIZE = re.compile(r"(\d+)x(\d+)", re.IGNORECASE)
 
 _TILED = "TiledEnsemble"
 # Parameters of an ensemble that its members have too, without effect there; and those without effect at all.
-_INSTEAD_OF_MEMBERS = {(_TILED, "image_size")}
+_INSTEAD_OF_MEMBERS = {(_TILED, "image_size"), (_TILED, "region")}
 _WITHOUT_EFFECT = {
     (_TILED, "resize"): "has no effect in tiles: image_size is the size of the image that is cut into tiles"
 }
@@ -99,8 +99,10 @@ def holds_registered(hint: Any) -> bool:
 
 
 def placed_value(value: Any, name: str, source: Source) -> Any:
-    """A value of a parameter; a path of weights is joined to the folder of the file it was read from."""
-    is_file = name == "weights" and isinstance(value, str) and value != "default"
+    """A value of a parameter; a path of weights, or of a region's mask, is joined to the folder of the file
+    that it was read from.
+    """
+    is_file = name in ("weights", "region") and isinstance(value, str) and value != "default"
     return source.place(value) if is_file else value
 
 

@@ -156,6 +156,11 @@ class _Builder:
     def head(self, detector: Detector, tile: Frame | None = None) -> Head:
         """What follows the networks; `tile`: what the members of a tiled ensemble see."""
         detector._require_single_image_scores()
+        if detector.region is not None:
+            raise NotExportableError(
+                "a detector with a region cannot be exported yet, since the graph would look at the whole "
+                "image; fit one without region= to export it"
+            )
         if isinstance(detector, Method):
             return self._of_method(detector, self._frame(detector.geometry) if tile is None else tile)
         if isinstance(detector, BackboneEnsemble):

@@ -28,7 +28,7 @@ from ensemblead.detectors.provenance import Traced, record
 from ensemblead.detectors.quantizing import MAX_IMAGES, image_scores, quantize, warn_of_changes
 from ensemblead.detectors.running import predict
 from ensemblead.detectors.training.checkpoint import opened
-from ensemblead.images import Geometry, ImageBatch, ImageSource, SkippedImage
+from ensemblead.images import Geometry, ImageBatch, ImageSource, Region, SkippedImage
 
 if TYPE_CHECKING:
     import torch
@@ -74,6 +74,11 @@ class Detector(Traced, ABC):
     @abstractmethod
     def geometry(self) -> Geometry:
         """How an image becomes the frame of the anomaly map; `geometry.apply_mask` brings a mask into it."""
+
+    @property
+    @abstractmethod
+    def region(self) -> Region | None:
+        """What is inspected of photographs; None: all. Maps are zero outside."""
 
     @property
     @abstractmethod

@@ -104,14 +104,14 @@ class FrozenNetwork:
 
         One that is decided by the images comes to multiples that the network takes, or to its only size.
         """
-        if not (geometry.is_decided or isinstance(geometry.crop, tuple)) and isinstance(self.backbone, str):
-            side = geometry.decided([(1, 1)]).resize
+        if geometry.resize == "auto" and geometry.crop is None and isinstance(self.backbone, str):
+            side = replace(geometry, region=None).decided([(1, 1)]).resize
             assert isinstance(side, tuple)
             sizes, multiple = sizes_taken(self.backbone, self.layers or (), side)
             if multiple is not None:
                 return replace(geometry, multiple=multiple)
             if sizes and sizes[0] != side:
-                return Geometry(sizes[0], geometry.crop)
+                return Geometry(sizes[0], geometry.crop, region=geometry.region)
         return geometry
 
     def replace(self, network: Network) -> None:

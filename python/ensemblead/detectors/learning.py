@@ -32,6 +32,7 @@ from ensemblead.detectors.frozen import share_networks
 from ensemblead.detectors.holdout import held_out, holdout_of
 from ensemblead.detectors.parts import Fitted, Part, Progress, Reading, Run, Seen, Tree, no_note
 from ensemblead.detectors.provenance import record
+from ensemblead.detectors.regions import inside_of
 from ensemblead.detectors.returned import check_fitted
 from ensemblead.detectors.running import report_skipped, scored_batches, seen_batches
 from ensemblead.detectors.training.checkpoint import Checkpoint
@@ -231,9 +232,9 @@ def settle(
     record(detector, "extend" if extending else "fit", len(learned.identities), digest, **arguments)
 
 
-def _was_decided(part: Part) -> bool:
-    """Whether `resize="auto"` has come to a size."""
-    return getattr(part, "resize", None) == "auto" and part.geometry.is_decided
+def _was_decided(part: Any) -> bool:
+    """Whether images have settled `resize="auto"`, or the size that polygons are drawn on."""
+    return not part._geometry.is_decided and part.geometry.is_decided
 
 
 def _with_deciding(
@@ -399,7 +400,9 @@ def calibrate(
         positions += [batch.indices[i] for i in fresh]
         sizes += [batch.sizes[i] for i in fresh]
         fingerprints += [batch.fingerprints[i] for i in fresh]
-        for sample, (scores, maps) in zip(samples, detector._results(seen), strict=True):
+        results = zip(samples, seen, detector._results(seen), strict=True)
+        for sample, own, (scores, maps) in results:
+            sample.inside = inside_of(own.frame)
             if fresh:
                 sample.add(scores[fresh], maps[fresh])
     if fitted:

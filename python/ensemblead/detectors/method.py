@@ -19,9 +19,11 @@ docs/design/training.md explains the engine in training/.
 
 from __future__ import annotations
 
+import inspect
 import os
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -47,12 +49,14 @@ from ensemblead.detectors.parts import (
     Scores,
     Seen,
 )
+from ensemblead.detectors.regions import inside_of
 from ensemblead.detectors.returned import check_scores, check_state_class, check_trained
-from ensemblead.detectors.saving import OF_THE_NETWORK, arguments, read_method, write_method
+from ensemblead.detectors.saving import OF_THE_NETWORK, arguments, plain_arguments, read_method, write_method
 from ensemblead.detectors.training.data import TrainingData
-from ensemblead.images import Geometry, ImageSet
+from ensemblead.images import Geometry, ImageSet, Region
 from ensemblead.images.spool import MEMORY_BYTES
-from ensemblead.kernels.maps import SIGMA, MapKind, render_maps
+from ensemblead.kernels.inside import Inside
+from ensemblead.kernels.maps import SIGMA, MapKind, render_inside
 from ensemblead.networks import FeatureExtractor
 from ensemblead.networks.layers import MIDDLE_STRIDES
 from ensemblead.networks.modes import default_modes
@@ -77,9 +81,9 @@ class Method(Detector):
 
     Args:
         arguments: `locals()` of the subclass's constructor. Taken from it, checked and kept as attributes are
-            the parameters that all methods share: `image_size`, `resize`, `batch_size`, `seed`, `device`, and
-            of methods with a network `backbone`, `layers`, `weights`, `precision`, `compile`, `engine`. One
-            that trains all of its networks may take `precision` as well, and one that is trained `holdout`.
+            the parameters that all methods share: `image_size`, `resize`, `region`, `batch_size`, `seed`,
+            `device`, and of methods with a network `backbone`, `layers`, `weights`, `precision`, `compile`,
+            `engine`. One that trains all of its networks may take `precision`, one that is trained `holdout`.
     """
 
     State: ClassVar[type]
@@ -96,6 +100,7 @@ class Method(Detector):
     # The strides of the layers that `layers="auto"` stands for.
     auto_strides: ClassVar[tuple[int, ...]] = MIDDLE_STRIDES
 
+    region: Region | None = None
     image_size: int | tuple[int, int] | None
     resize: int | tuple[int, int] | str | None
     device: str
@@ -122,7 +127,9 @@ class Method(Detector):
             "device": "auto",
             **arguments,
         }
-        self._geometry = Geometry(given["resize"], given["image_size"])  # checks both
+        region = Region.of(given.get("region"))
+        self._geometry = Geometry(given["resize"], given["image_size"], region=region)  # checks both
+        self.region = region
         self.image_size, self.resize = _plain_size(given["image_size"]), _plain_size(given["resize"])
         self.batch_size = whole_number("batch_size", given["batch_size"], 1)
         self.seed = whole_number("seed", given["seed"], 0)
@@ -157,6 +164,7 @@ class Method(Detector):
         self._state: Any = None
         self._calibration: Calibration | None = None
         self._reading = nothing_read()
+        self._inside: tuple[Geometry, Inside | None] | None = None
 
     # For authors
 
@@ -186,11 +194,28 @@ class Method(Detector):
         """
         raise NotExportableError(f"{type(self).__name__} cannot be exported")
 
+    # For authors, given
+
+    def inside(self, seen: Seen) -> Inside | None:
+        """The region in the frame of a batch; None: all is inspected.
+
+        Pixels outside were filled before a method sees them, and of its grids what lies outside counts for
+        nothing. One that learns patch by patch learns `inside.take(embeddings)` alone.
+        """
+        if self.region is None:
+            return None
+        frame = seen.frame  # of a tile, which may be any, it has none
+        if frame.region is None:
+            frame = replace(frame, region=self.region)
+        if self._inside is None or self._inside[0] != frame:
+            self._inside = frame, inside_of(frame)
+        return self._inside[1]
+
     # For users
 
     def parameters(self) -> dict[str, Any]:
         """The constructor's arguments but for the network's: `backbone`, `layers`, `weights`."""
-        return {name: value for name, value in arguments(self).items() if name not in OF_THE_NETWORK}
+        return {name: value for name, value in plain_arguments(self).items() if name not in OF_THE_NETWORK}
 
     @property
     def precision(self) -> str:
@@ -287,6 +312,11 @@ class Method(Detector):
             return self._frozen.network.dtype
         return resolve_precision(self.precision, resolve_device(self.device))
 
+    def _take_region(self, region: Region | None) -> None:
+        if region is not None and "region" not in inspect.signature(type(self)).parameters:
+            raise ValueError(f"region: {type(self).__name__} has no such parameter, so it inspects all")
+        self.region, self._geometry = region, replace(self._geometry, region=region)
+
     def _parts(self) -> Sequence[Any]:
         self._require_constructed()
         return [self]
@@ -313,6 +343,7 @@ class Method(Detector):
             sample = NormalSample()
             for seen in data.held_out():
                 scores = check_scores(self, self.scores(state, seen), seen)
+                sample.inside = self.inside(seen)
                 sample.add_grids(
                     scores.images, scores.grids, seen.size, sigma=self.map_sigma, kind=self.map_kind
                 )
@@ -328,21 +359,23 @@ class Method(Detector):
         self.check_size(size, "images")
         if self._frozen is None or self.sees_pixels:
             device = resolve_device(self.device) if self._frozen is None else self._frozen.network.device
-            return Seen((pixels.to(device, non_blocking=True),), size)
+            return Seen((pixels.to(device, non_blocking=True),), size, frame=geometry)
         network = self._frozen.network
         maps = features(network, geometry)
         if type(self).embed is Method.embed:
             for own in maps:
                 require_finite(own, network.extractor)
-            return Seen(tuple(maps), size, kind="feature_maps")
+            return Seen(tuple(maps), size, kind="feature_maps", frame=geometry)
         embeddings = self.embed(maps)
         require_finite(embeddings, network.extractor)
-        return Seen((embeddings,), size, kind="embeddings")
+        return Seen((embeddings,), size, kind="embeddings", frame=geometry)
 
     def _result(self, seen: Seen) -> Result:
         scores = check_scores(self, self.scores(self._state, seen), seen)
-        maps = render_maps(scores.grids, seen.size, sigma=self.map_sigma, kind=self.map_kind)
-        return (maps.flatten(1).amax(1) if scores.images is None else scores.images), maps
+        largest, maps = render_inside(
+            scores.grids, seen.size, self.inside(seen), sigma=self.map_sigma, kind=self.map_kind
+        )
+        return (largest if scores.images is None else scores.images), maps
 
     def _rounding(self, sample: NormalSample) -> float:
         return self._noise_of(sample) if self._calibration is None else self._calibration.rounding

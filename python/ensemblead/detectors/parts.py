@@ -17,7 +17,7 @@ import torch
 from ensemblead.calibration import Calibration, NormalSample, Origin
 from ensemblead.detectors.frozen import FrozenNetwork
 from ensemblead.detectors.training.checkpoint import Checkpoint
-from ensemblead.images import Geometry, ImageBatch, ImageSet, SkippedImage
+from ensemblead.images import AS_IS, Geometry, ImageBatch, ImageSet, Region, SkippedImage
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -62,6 +62,7 @@ class Seen:
         total: in `fit`, of how many rows all batches will be, those included that turn out unreadable.
         total_sampled: how many of them at most will be sampled.
         kind: which of the three the values are.
+        frame: how the images came to be what they are.
     """
 
     values: tuple[torch.Tensor, ...]
@@ -72,6 +73,7 @@ class Seen:
     total: int = 0
     total_sampled: int = 0
     kind: Sight = "pixels"
+    frame: Geometry = AS_IS
 
     def __len__(self) -> int:
         return len(self.values[0])
@@ -214,6 +216,15 @@ class Part(Protocol):
     @property
     def state_(self) -> Any:
         """What was learned."""
+        ...
+
+    @property
+    def region(self) -> Region | None:
+        """What is inspected of photographs, or, of a tile's detector, of tiles; None: all."""
+        ...
+
+    def _take_region(self, region: Region | None) -> None:
+        """Inspect that from now on; nothing has been learned yet."""
         ...
 
     @property

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from ensemblead.detectors.format1 import calibration_of_format1
 from ensemblead.detectors.frozen import per_network
 from ensemblead.detectors.parts import Reading
 from ensemblead.detectors.provenance import history_document, read_history
-from ensemblead.images import BIT_DEPTHS, Geometry
+from ensemblead.images import BIT_DEPTHS, Geometry, Region
 from ensemblead.networks.network import check_device, check_engine, check_precision, resolve_device
 from ensemblead.networks.stored import network_from_store
 from ensemblead.store import FolderReader, FolderWriter, load_state, move_state, save_state
@@ -29,6 +29,12 @@ def arguments(detector: Any) -> dict[str, Any]:
     """What made a detector: for every parameter of its constructor the attribute of that name."""
     names = inspect.signature(type(detector)).parameters
     return {name: getattr(detector, name) for name in names}
+
+
+def plain_arguments(detector: Any) -> dict[str, Any]:
+    """The same, with a region as JSON has it."""
+    given = arguments(detector)
+    return {name: value.plain() if isinstance(value, Region) else value for name, value in given.items()}
 
 
 def write_method(method: Any, writer: FolderWriter) -> dict[str, Any]:
@@ -52,11 +58,13 @@ class SavedReading:
         fingerprints: int64 `[N]`.
         bits: as in `Reading`.
         resize: the size that `resize="auto"` has come to; None where it is not "auto".
+        photograph: height and width of photographs, on which a region of polygons was drawn; else None.
     """
 
     fingerprints: torch.Tensor
     bits: int | None
     resize: tuple[int, ...] | None
+    photograph: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         known = self.fingerprints
@@ -71,8 +79,11 @@ def write_statistics(detector: Any, writer: FolderWriter) -> dict[str, Any]:
     calibration, reading = detector.calibration_, detector._reading
     decided = reading.geometries and getattr(detector, "resize", None) == "auto"
     resize = reading.geometries[0].resize if decided else None
+    drawn = reading.geometries and detector.region is not None and detector.region.size is None
+    photograph = reading.geometries[0].region.size if drawn else None
     fingerprints = torch.from_numpy(reading.fingerprints.view(np.int64))
-    saved = save_state(writer, "images", SavedReading(fingerprints, reading.bits, resize), SavedReading)
+    settled = SavedReading(fingerprints, reading.bits, resize, photograph)
+    saved = save_state(writer, "images", settled, SavedReading)
     # For the reader of the file; computed again from the scores on loading.
     summary = statistics_summary(calibration)
     stored = save_state(writer, "calibration", calibration, Calibration)
@@ -97,8 +108,20 @@ def read_statistics(detector: Any, reader: FolderReader, rounding: float | None 
     with reader.as_damage():
         detector._calibration = load_state(reader, "calibration", reader.state["calibration"], Calibration)
         saved = load_state(reader, "images", reader.state["images"], SavedReading)
-        decided = () if saved.resize is None else (Geometry(saved.resize, detector.image_size),)
+        decided = _settled_geometry(detector, saved)
         detector._reading = Reading(decided, saved.fingerprints.numpy().view(np.uint64), saved.bits)
+
+
+def _settled_geometry(detector: Any, saved: SavedReading) -> tuple[Geometry, ...]:
+    """The geometry that the images of the fit decided; nothing where they had nothing to decide."""
+    geometry, region = detector._geometry, detector.region
+    if saved.photograph is not None:
+        region = region.sized(saved.photograph)
+        geometry = replace(geometry, region=region)
+    if saved.resize is not None:
+        height, width = saved.resize
+        return (Geometry((height, width), detector.image_size, region=region),)
+    return () if saved.photograph is None else (geometry,)
 
 
 def read_method(cls: Any, reader: FolderReader) -> Any:

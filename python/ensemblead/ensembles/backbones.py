@@ -21,6 +21,7 @@ from ensemblead.detectors.frozen import FrozenNetwork, per_member
 from ensemblead.detectors.parts import Part, Progress, Reading, Result, Seen
 from ensemblead.detectors.patchcore import PatchCore
 from ensemblead.detectors.provenance import history_document, read_history
+from ensemblead.detectors.regions import common_region, give_region, inside_of
 from ensemblead.detectors.running import scored_batches
 from ensemblead.detectors.saving import statistics_summary
 from ensemblead.ensembles.fusion import (
@@ -33,7 +34,8 @@ from ensemblead.ensembles.fusion import (
 from ensemblead.ensembles.member_units import fit_members
 from ensemblead.ensembles.tiles import TiledEnsemble, score_together
 from ensemblead.ensembles.units import job_of
-from ensemblead.images import Geometry, ImageBatch
+from ensemblead.images import Geometry, ImageBatch, Region, RegionLike
+from ensemblead.kernels.inside import Inside
 from ensemblead.kernels.maps import resize_maps
 from ensemblead.networks.transfer import HostCopy
 from ensemblead.store import FolderReader, FolderWriter
@@ -65,6 +67,8 @@ class BackboneEnsemble(Detector):
             "minmax", the reference implementation's, scales over the set that is evaluated: only
             `predict_set` (and `ead.evaluate`) can do it.
         weights: one per member; only their ratios matter.
+        region: what is inspected of photographs, as `PatchCore` takes it: given to all members, which must
+            not have another one. Members with a region must all have the same. The fused map is zero outside.
 
     Example:
         >>> import numpy as np
@@ -84,6 +88,7 @@ class BackboneEnsemble(Detector):
         *,
         fusion: str = "calibrated",
         weights: Sequence[float] | None = None,
+        region: RegionLike = None,
     ) -> None:
         self.fusion = fusion
         members = list(members)
@@ -98,6 +103,11 @@ class BackboneEnsemble(Detector):
         for i, member in enumerate(members):
             if isinstance(member, BackboneEnsemble) and member.fusion == "minmax":
                 raise ValueError(f"members[{i}] fuses by 'minmax', which gives single images no score")
+        known = Region.of(region)
+        if known is not None:
+            give_region(parts, known)
+        if common_region(parts, "members") is not None and fusion == "minmax":
+            raise ValueError("region: fusion='minmax' scales over all pixels of a set; use 'calibrated'")
         self.members = members
         self.weights = check_weights(weights, len(members), fusion)
         self.batch_size = min(member.batch_size for member in members)
@@ -175,6 +185,10 @@ class BackboneEnsemble(Detector):
     def parameters(self) -> dict[str, Any]:
         """The constructor's arguments but for `members`."""
         return {"fusion": self.fusion, "weights": None if self.fusion == "max" else self.weights}
+
+    @property
+    def region(self) -> Region | None:
+        return self._parts()[0].region
 
     @property
     def is_fitted(self) -> bool:
@@ -295,7 +309,20 @@ class BackboneEnsemble(Detector):
         combined = [member._combine(results[span]) for member, span in spans]
         height, width = combined[0][1].shape[1:]
         device = combined[0][0].device
-        return [(s.to(device), resize_maps(m.to(device), (height, width))) for s, m in combined]
+        placed = [
+            (s.to(device), resize_maps(m.to(device), (height, width))) for s, m in self._spread(combined)
+        ]
+        inside = self._inside(self.members[0])
+        return placed if inside is None else [(scores, inside.blank(maps)) for scores, maps in placed]
+
+    def _inside(self, member: Detector) -> Inside | None:
+        return None if self.region is None else inside_of(member._parts()[0].geometry)
+
+    def _spread(self, results: Sequence[Result]) -> list[Result]:
+        """Members' results, of which resizing would mix what lies inside of a region with zeros outside."""
+        regions = [self._inside(member) for member in self.members]
+        pairs = zip(results, regions, strict=True)
+        return [(s, m) if inside is None else (s, inside.spread(m)) for (s, m), inside in pairs]
 
     def _member_results(self, seen: Sequence[Seen]) -> list[Result]:
         return self._combine_members(self._results(seen))
@@ -304,7 +331,9 @@ class BackboneEnsemble(Detector):
         combined = self._combine_members(results)
         calibrations = [member.calibration_ for member in self.members]
         scores = fuse_scores(self.fusion, [s for s, _ in combined], calibrations, self.weights)
-        return scores, fuse_maps(self.fusion, [m for _, m in combined], calibrations, self.weights)
+        maps = fuse_maps(self.fusion, [m for _, m in combined], calibrations, self.weights)
+        inside = self._inside(self.members[0])
+        return scores, maps if inside is None else inside.blank(maps)
 
     def _take(self, states: Sequence[Any], reading: Reading) -> None:
         for member, span in zip(self.members, self._spans(), strict=True):

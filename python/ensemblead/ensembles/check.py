@@ -16,7 +16,7 @@ from ensemblead.common.errors import (
 from ensemblead.common.validation import did_you_mean
 from ensemblead.detectors.detector import Detector
 from ensemblead.detectors.parts import Progress
-from ensemblead.ensembles.checks import combining, construction, learning, one_pass, saving, scoring
+from ensemblead.ensembles.checks import combining, construction, learning, one_pass, regions, saving, scoring
 from ensemblead.ensembles.checks.subject import BrokenPromiseError, NotApplicableError, Subject
 
 _CHECKS = (
@@ -48,6 +48,7 @@ _CHECKS = (
     one_pass.statistics_leave_copies_out,
     one_pass.extending_leaves_the_state,
     one_pass.extending_forgets_nothing,
+    regions.inspects_its_region,
     combining.works_beside_others,
     combining.works_in_tiles,
     combining.works_shared_by_tiles,

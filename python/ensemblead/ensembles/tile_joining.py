@@ -11,8 +11,10 @@ from ensemblead.calibration import DEFAULT_RATE, NormalSample, weakest
 from ensemblead.common.memory import return_free_memory
 from ensemblead.common.warnings import warn
 from ensemblead.detectors.parts import Fitted, Progress, Result
+from ensemblead.detectors.regions import inside_of
 from ensemblead.ensembles.tile_merging import TileFrame, TileMerger, TileStatistics, unvaried
 from ensemblead.ensembles.tile_plan import Location, TiledState, TilePlan
+from ensemblead.kernels.inside import Inside
 
 
 class TileJoin:
@@ -105,21 +107,27 @@ class TileJoin:
 
     def _left_out(self, image: int, number: int) -> tuple[Result, bool]:
         """The result of tile `number` of one of these images, and whether the member could do without it."""
-        shared = self._plan.shared
-        index = image * len(self._frame) + number if shared else image
-        samples = self._samples[0 if shared else number]
-        member = self._members[0 if shared else number]
+        shared, place = self._plan.shared, self._frame.numbers.index(number)
+        index = image * len(self._frame) + place if shared else image
+        samples = self._samples[0 if shared else place]
+        member = self._members[0 if shared else place]
         result = member._combine([sample.result(index) for sample in samples])
         return result, any(sample.is_counted(index) for sample in samples)
+
+    def _inside(self, number: int) -> Inside | None:
+        """The region in tile `number`; None where all of the tile is inspected."""
+        place = 0 if self._plan.shared else self._frame.numbers.index(number)
+        part = self._members[place]._parts()[0]
+        return None if part.region is None else inside_of(part.geometry)
 
     def _measured(self) -> torch.Tensor:
         """Statistics of every location, as in `TileStatistics`."""
         rows = []
-        for number in range(len(self._frame)):
-            moments = []
+        for number in self._frame.numbers:
+            moments, inside = [], self._inside(number)
             for image in range(self._num_results()):
                 (score, anomaly_map), _ = self._left_out(image, number)
-                values = anomaly_map.double()
+                values = anomaly_map.double() if inside is None else inside.take(anomaly_map).double()
                 moments.append(torch.stack([score[0].double(), values.mean(), values.var(correction=0)]))
             # A GPU is read once for a location.
             scores, means, variances = torch.stack(moments).cpu().unbind(1)
@@ -128,13 +136,13 @@ class TileJoin:
         return torch.stack(rows)
 
     def _merged(self, merger: TileMerger) -> NormalSample:
-        sample = NormalSample(self._rounding(merger.statistics))
+        sample = NormalSample(self._rounding(merger.statistics), merger.inside)
         count = self._num_results()
         positions = self._locations[0].positions[:: len(merger.frame) if self._plan.shared else 1]
         self._positions = []
         for image in range(count):
             buffer, fair = merger.buffer(1), False
-            for number in range(len(merger.frame)):
+            for number in merger.frame.numbers:
                 result, counted = self._left_out(image, number)
                 buffer.put(number, slice(0, 1), result)
                 fair = fair or counted

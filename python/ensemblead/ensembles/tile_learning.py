@@ -13,7 +13,7 @@ from ensemblead.detectors.parts import Fitted, Note, Progress, Run
 from ensemblead.detectors.running import open_pool
 from ensemblead.ensembles.tile_joining import TileJoin
 from ensemblead.ensembles.tile_merging import TileFrame
-from ensemblead.ensembles.tile_plan import Location, TiledState, TilePlan
+from ensemblead.ensembles.tile_plan import Location, TiledState, TilePlan, settle_in_tile
 from ensemblead.images import AS_IS, Images, ImageSet, Tiles, Window
 
 # One member for all locations holds the tiles of sampled images as embeddings until it has its bank: they may
@@ -27,6 +27,7 @@ class TiledLearning:
     def __init__(self, plan: TilePlan, images: ImageSet, run: Run, known: TiledState | None = None) -> None:
         if not isinstance(images, Images):
             raise TypeError("tiles are cut from images, not from tiles")
+        plan = replace(plan, geometry=images.frame(plan.geometry))
         self._plan, self._images, self._known = plan, images, known
         self._run = run
         self._frame = self._frame_of_images() if known is None else known.frame
@@ -37,12 +38,12 @@ class TiledLearning:
         """What all locations have learned."""
         sampled_every = 1
         if self._plan.shared:
-            windows = [self._frame.window(number) for number in range(len(self._frame))]
+            windows = [self._frame.window(number) for number in self._frame.numbers]
             view = self._view(windows)
             sampled, sampled_every = self._thinned(view)
             locations = [self._learned(view, replace(self._run, sampled=sampled), 0)]
         else:
-            locations = [self.location(number) for number in range(len(self._frame))]
+            locations = [self.location(number) for number in self._frame.numbers]
         join = TileJoin(
             self._plan,
             self._frame,
@@ -55,9 +56,9 @@ class TiledLearning:
 
     def location(self, number: int) -> Location:
         """What one location learns."""
-        count = len(self._frame)
-        progress = _one_of_many(self._run.progress, number, count)
-        note = _said_once(self._run.note, number, count)
+        place, count = self._frame.numbers.index(number), len(self._frame)
+        progress = _one_of_many(self._run.progress, place, count)
+        note = _said_once(self._run.note, place, count)
         run = replace(self._run, progress=progress, note=note).below(f"tile{number}")
         return self._learned(self._view([self._frame.window(number)]), run, number)
 
@@ -96,12 +97,14 @@ class TiledLearning:
     # Locations
 
     def _learned(self, view: Tiles, run: Run, number: int) -> Location:
-        source = self._plan.member if self._known is None else self._known.members[number]
-        member = source._clone()
-        fitted = learn(
-            source if self._known is not None else member, view, run, extending=self._known is not None
-        )
+        if self._known is None:
+            source = member = self._plan.member_at(self._frame, number)
+        else:
+            source = self._known.members[0 if self._plan.shared else self._frame.numbers.index(number)]
+            member = source._clone()
+        fitted = learn(source, view, run, extending=self._known is not None)
         member._take([one.state for one in fitted], nothing_read())
+        settle_in_tile(member)
         if self._known is None:
             samples = ((one.sample, one.origin) for one in fitted)
             member._accept(

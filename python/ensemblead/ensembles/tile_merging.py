@@ -6,14 +6,18 @@ Ensemble", arXiv 2403.04932.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from ensemblead.calibration.statistics import LEAST_SHARE
 from ensemblead.detectors.parts import Result
 from ensemblead.images import Window
+from ensemblead.kernels.inside import Inside
 from ensemblead.kernels.tiling import smooth_seams, tile_grid, untile
 
 NORMALIZATIONS = ("tile", "image", "none")
@@ -32,22 +36,47 @@ _QUANTITIES = ((0, 1, "scores"), (2, 3, "maps"))
 class TileFrame:
     """Tiles of images of one size; all sizes are (h, w). Tile number `row * columns + column` starts at
     `(row * stride, column * stride)`; with `edge="flush"` the last row and column lie flush with the image
-    instead of overhanging it.
+    instead of overhanging it. `skipped`: tiles that nobody looks at, since a region leaves nothing of them.
     """
 
     image_size: tuple[int, int]
     tile_size: tuple[int, int]
     stride: tuple[int, int]
     edge: Edge = "flush"
+    skipped: tuple[int, ...] = ()
 
     @property
     def grid(self) -> tuple[int, int]:
         """Rows and columns of tiles. Raises ValueError where the sizes do not go together."""
         return tile_grid(self.image_size, self.tile_size, self.stride)
 
-    def __len__(self) -> int:
+    @property
+    def count(self) -> int:
+        """All tiles."""
         rows, columns = self.grid
         return rows * columns
+
+    @cached_property
+    def numbers(self) -> tuple[int, ...]:
+        """Of the tiles that are looked at, in row-major order."""
+        skipped = frozenset(self.skipped)
+        return tuple(number for number in range(self.count) if number not in skipped)
+
+    def __len__(self) -> int:
+        """Tiles that are looked at."""
+        return len(self.numbers)
+
+    def without_outside(self, mask: npt.NDArray[np.bool_]) -> TileFrame:
+        """The same, without the tiles that have nothing of a region, bool `[H, W]`."""
+        skipped = [number for number in range(self.count) if not self.inside(mask, number).any()]
+        return replace(self, skipped=tuple(skipped))
+
+    def inside(self, mask: npt.NDArray[np.bool_], number: int) -> npt.NDArray[np.bool_]:
+        """A region, bool `[H, W]`, in tile `number`: bool `[h, w]`, false where it overhangs."""
+        window, tile = self.window(number), np.zeros(self.tile_size, dtype=bool)
+        part = mask[window.rows(self.image_size[0]), window.columns(self.image_size[1])]
+        tile[: part.shape[0], : part.shape[1]] = part
+        return tile
 
     def window(self, number: int) -> Window:
         """The place of tile `number`."""
@@ -65,10 +94,14 @@ class TileFrame:
         tile[..., : part.shape[-2], : part.shape[-1]] = part
         return tile
 
-    def merge(self, maps: torch.Tensor, smooth: bool) -> torch.Tensor:
-        """Maps of all tiles, float32 `[tiles, B, h, w]`, averaged where they overlap: `[B, H, W]`."""
+    def merge(self, maps: torch.Tensor, smooth: bool, inside: Inside | None = None) -> torch.Tensor:
+        """Maps of all tiles, float32 `[tiles, B, h, w]`, averaged where they overlap: `[B, H, W]`. What lies
+        outside of a region takes the nearest value inside.
+        """
         cut = maps.reshape(*self.grid, *maps.shape[1:])[:, :, :, None].contiguous()
         merged: torch.Tensor = untile(cut, self.image_size, self.stride, edge=self.edge)[:, 0]
+        if inside is not None:
+            merged = inside.spread(merged)
         if smooth:
             merged = smooth_seams(merged.contiguous(), self.tile_size, self.stride, edge=self.edge)
         return merged
@@ -77,7 +110,7 @@ class TileFrame:
 @dataclass(frozen=True)
 class TileStatistics:
     """Means and standard deviations of normal images' scores and maps, float64 `[n, 4]`: `score_mean`,
-    `score_std`, `map_mean`, `map_std`; a row per tile location, or a single one for the merged result.
+    `score_std`, `map_mean`, `map_std`; a row per tile that is looked at, or one for the merged result.
     """
 
     values: torch.Tensor
@@ -129,7 +162,8 @@ def _pooled(column: torch.Tensor) -> float:
 @dataclass(frozen=True)
 class TileMerger:
     """How results of tiles become those of their images. `statistics` are of the tile locations or of the
-    merged result, as `normalization` has it; None leaves all values as they are.
+    merged result, as `normalization` has it; None leaves all values as they are. `inside`: the region in the
+    image.
     """
 
     frame: TileFrame
@@ -137,6 +171,7 @@ class TileMerger:
     seam_smoothing: bool
     normalization: str
     statistics: TileStatistics | None = None
+    inside: Inside | None = None
 
     def buffer(self, num_images: int) -> MergeBuffer:
         return MergeBuffer(self, num_images)
@@ -156,13 +191,16 @@ class MergeBuffer:
         merger = self._merger
         scores, maps = result
         if self._scores is None or self._maps is None:
-            shape = (len(merger.frame), self._num_images)
-            self._scores = scores.new_empty(shape)
-            self._maps = maps.new_empty((*shape, *maps.shape[1:]))
-        self._scores[number, images] = scores
+            frame = merger.frame
+            self._scores = scores.new_empty((len(frame), self._num_images))
+            # Maps of tiles that are skipped have nothing that anybody sees.
+            new = maps.new_zeros if frame.skipped else maps.new_empty
+            self._maps = new((frame.count, self._num_images, *maps.shape[1:]))
+        place = merger.frame.numbers.index(number)
+        self._scores[place, images] = scores
         self._maps[number, images] = maps
         if merger.normalization == "tile" and merger.statistics is not None:
-            merger.statistics.apply(number, self._scores[number, images], self._maps[number, images])
+            merger.statistics.apply(place, self._scores[place, images], self._maps[number, images])
 
     def merge(self) -> Result:
         """Scores `[B]` and maps `[B, H, W]`, once all tiles are there; the buffer is empty then."""
@@ -170,8 +208,8 @@ class MergeBuffer:
         assert self._maps is not None
         merger, scores, maps = self._merger, self._scores, self._maps
         self._scores = self._maps = None
-        merged = merger.frame.merge(maps, merger.seam_smoothing)
+        merged = merger.frame.merge(maps, merger.seam_smoothing, merger.inside)
         score = scores.mean(0) if merger.score == "mean" else scores.amax(0)
         if merger.normalization == "image" and merger.statistics is not None:
             merger.statistics.apply(0, score, merged)
-        return score, merged
+        return score, merged if merger.inside is None else merger.inside.blank(merged)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 from ensemblead.calibration import NormalSample, Origin
 from ensemblead.detectors.detector import Detector
+from ensemblead.detectors.regions import give_region, inside_of
 from ensemblead.ensembles.tile_merging import Edge, TileFrame, TileMerger, TileStatistics
-from ensemblead.images import Geometry
+from ensemblead.images import AS_IS, Geometry, Region
 
 
 @dataclass(frozen=True)
@@ -32,17 +34,27 @@ class TilePlan:
         """
         frame = TileFrame(size, self.tile_size, self.stride, self.edge)
         _ = frame.grid
-        return frame
+        mask = self.geometry.inside() if self.geometry.is_decided else None
+        return frame if mask is None else frame.without_outside(mask)
+
+    def member_at(self, frame: TileFrame, number: int) -> Detector:
+        """An unfitted detector for tile `number`, which inspects its part of the region."""
+        member, mask = self.member._clone(), self.geometry.inside()
+        part = None if mask is None else frame.inside(mask, number)
+        if part is not None and not part.all():
+            give_region(member._parts(), Region(part))
+        return member
 
     def merger(self, frame: TileFrame, statistics: TileStatistics | None) -> TileMerger:
         """How results of tiles become those of images."""
-        return TileMerger(frame, self.score, self.seam_smoothing, self.normalization, statistics)
+        inside = inside_of(self.geometry)
+        return TileMerger(frame, self.score, self.seam_smoothing, self.normalization, statistics, inside)
 
 
 @dataclass(frozen=True)
 class TiledState:
-    """What a tiled ensemble has learned: a detector per location (one if shared), in row-major order, where
-    the tiles lie, and the statistics that bring their results to one scale.
+    """What a tiled ensemble has learned: a detector per location that is looked at (one if shared), in
+    row-major order, where the tiles lie, and the statistics that bring their results to one scale.
     """
 
     members: tuple[Detector, ...]
@@ -69,3 +81,19 @@ class Location:
     origins: tuple[Origin, ...]
     warnings: Mapping[str, str]
     rose: bool = False
+
+
+def settle_in_tile(member: Detector) -> None:
+    """Let the parts of a location's detector know that tiles come as they are, region and all."""
+    parts: Sequence[Any] = member._parts()
+    for part in parts:
+        if part.region is not None:
+            place = replace(AS_IS, region=part.region)
+            part._reading = replace(part._reading, geometries=(place,))
+
+
+def without_region(member: Detector) -> Detector:
+    """The same unfitted detector, that of no location any more."""
+    for part in member._parts():
+        part._take_region(None)
+    return member

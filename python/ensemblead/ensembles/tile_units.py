@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,13 +14,14 @@ from ensemblead.detectors.detector import Detector
 from ensemblead.detectors.holdout import held_out
 from ensemblead.detectors.learning import Learned, settle
 from ensemblead.detectors.parts import Run
+from ensemblead.detectors.regions import inside_of
 from ensemblead.distributed.files import with_contents
 from ensemblead.distributed.units import Task, Unit
 from ensemblead.distributed.working import no_progress
 from ensemblead.ensembles.tile_joining import TileJoin
 from ensemblead.ensembles.tile_learning import TiledLearning
 from ensemblead.ensembles.tile_merging import TileFrame
-from ensemblead.ensembles.tile_plan import Location, TilePlan
+from ensemblead.ensembles.tile_plan import Location, TilePlan, settle_in_tile
 from ensemblead.ensembles.units import (
     Job,
     given_images,
@@ -29,7 +31,7 @@ from ensemblead.ensembles.units import (
     skipped_document,
     write_images,
 )
-from ensemblead.images import Images
+from ensemblead.images import Geometry, Images
 from ensemblead.store import FolderReader, FolderWriter
 
 
@@ -39,19 +41,19 @@ def fit_tiles(ensemble: Detector, plan: TilePlan, device: torch.device, job: Job
         raise ValueError("executor= fits locations apart; with shared=True there is one detector for all")
     description = plain_description(ensemble, "member")
     job.open()
+    plan = replace(plan, geometry=_settled(plan, job))
     frame = plan.frame_for(_first_size(plan, job))
     document = {"unit": "tile", "detector": with_contents(description), **job.identity()}
     units = [
-        Unit.of(job.workdir, f"tile{number}", {**document, "location": number})
-        for number in range(len(frame))
+        Unit.of(job.workdir, f"tile{number}", {**document, "location": number}) for number in frame.numbers
     ]
     tasks = [
         {
             **job.common(description),
-            "locations": numbers,
-            "units": [units[number].plain() for number in numbers],
+            "locations": [frame.numbers[place] for place in places],
+            "units": [units[place].plain() for place in places],
         }
-        for numbers in job.divided(units)
+        for places in job.divided(units)
     ]
     job.run(fit_locations, units, tasks)
     _join(ensemble, plan, frame, units, device, job)
@@ -70,6 +72,13 @@ def _first_size(plan: TilePlan, job: Job) -> tuple[int, int]:
             if job.errors == "raise":
                 raise
     raise ValueError(f"images: none of the {len(job.source)} images can be read")
+
+
+def _settled(plan: TilePlan, job: Job) -> Geometry:
+    """How images come into their frame: polygons are drawn on photographs of the size of the first."""
+    if plan.geometry.is_decided:
+        return plan.geometry
+    return plan.geometry.decided([_first_size(replace(plan, geometry=Geometry(None, None)), job)])
 
 
 def fit_locations(task: Task) -> None:
@@ -115,12 +124,15 @@ def _write_location(writer: FolderWriter, location: Location) -> dict[str, Any]:
 def _read_location(reader: FolderReader, plan: TilePlan, device: torch.device) -> Location:
     state = reader.state
     lent = iter([network.network for network in plan.member._networks()])
+    member = reader.child("member", networks=lent)
+    settle_in_tile(member)
+    regions = [None if part.region is None else inside_of(part.geometry) for part in member._parts()]
     samples = [
-        NormalSample.of_results(reader.tensors(f"held_out{part}.safetensors"), values, device)
-        for part, values in enumerate(state["samples"])
+        NormalSample.of_results(reader.tensors(f"held_out{number}.safetensors"), values, device, inside)
+        for (number, values), inside in zip(enumerate(state["samples"]), regions, strict=True)
     ]
     return Location(
-        reader.child("member", networks=lent),
+        member,
         tuple(samples),
         tuple(state["positions"]),
         tuple(state["origins"]),

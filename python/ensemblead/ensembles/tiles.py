@@ -7,6 +7,7 @@ Ensemble", arXiv 2403.04932.
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import replace
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -35,14 +36,14 @@ from ensemblead.detectors.parts import (
     Run,
     Seen,
 )
-from ensemblead.detectors.saving import arguments, plain_parameters, read_statistics, write_statistics
+from ensemblead.detectors.saving import plain_arguments, plain_parameters, read_statistics, write_statistics
 from ensemblead.ensembles.tile_learning import TiledLearning
 from ensemblead.ensembles.tile_merging import EDGES, NORMALIZATIONS, SCORES, TileFrame
-from ensemblead.ensembles.tile_plan import TiledState, TilePlan
+from ensemblead.ensembles.tile_plan import TiledState, TilePlan, without_region
 from ensemblead.ensembles.tile_saving import read_tiles, write_tiles
 from ensemblead.ensembles.tile_units import fit_tiles
 from ensemblead.ensembles.units import job_of
-from ensemblead.images import AS_IS, Geometry, ImageSet
+from ensemblead.images import AS_IS, Geometry, ImageSet, Region, RegionLike
 from ensemblead.images.spool import MEMORY_BYTES
 from ensemblead.kernels.tiling import tile_grid
 from ensemblead.networks.network import FeaturePool
@@ -98,12 +99,14 @@ class TiledEnsemble(Detector):
             defects beside it score far lower (measured: 14 instead of 926).
         shared: one detector for all locations, fitted on the tiles of all of them. Its leave-one-out
             statistics come from as many images as fit a third of `memory_budget`.
+        region: what is inspected of photographs, as `PatchCore` takes it; the member has none. Each location
+            sees its part; one without any is skipped. It goes with `shared=False`.
         memory_budget: bytes; of resized images a quarter of it, 256 MiB at most, is kept in memory in
             `fit`, and a shared detector holds embeddings of sampled images up to a third. Besides them there
             are the network, one batch of tiles, the embeddings of one location (of a `PatchCore` up to its
             own `memory_budget`), the banks, and some images decoded ahead.
 
-    Attributes after `fit`: `members_`, a detector per location in row-major order (one if shared);
+    Attributes after `fit`: `members_`, a detector per location with any region, row by row (one if shared);
     `tile_grid_`, their rows and columns; `calibration_`, `threshold_` of the joined scores.
 
     Example:
@@ -119,6 +122,8 @@ class TiledEnsemble(Detector):
         array([ True])
     """
 
+    region: Region | None = None
+
     def __init__(
         self,
         member: Detector,
@@ -132,6 +137,7 @@ class TiledEnsemble(Detector):
         edge: Literal["flush", "pad"] = "flush",
         shared: bool = False,
         memory_budget: int = MEMORY_BUDGET,
+        region: RegionLike = None,
     ) -> None:
         _check_member(member)
         if score not in SCORES:
@@ -154,6 +160,7 @@ class TiledEnsemble(Detector):
             part.check_size(self.tile_size, "tile_size")
         self.score, self.normalization, self.edge = score, normalization, edge
         self.seam_smoothing, self.shared = seam_smoothing, shared
+        self._take_region(Region.of(region))
         self.memory_budget = whole_number("memory_budget", memory_budget, 1)
         # Images per batch, about as many as fill a batch of tiles. With None, the first image of the fit
         # decides on the number of tiles.
@@ -169,7 +176,7 @@ class TiledEnsemble(Detector):
 
     @property
     def geometry(self) -> Geometry:
-        return self._geometry
+        return self._reading.geometries[0] if self._reading.geometries else self._geometry
 
     @property
     def calibration_(self) -> Calibration:
@@ -216,7 +223,7 @@ class TiledEnsemble(Detector):
 
     def parameters(self) -> dict[str, Any]:
         """The constructor's arguments but for `member`."""
-        return {name: value for name, value in arguments(self).items() if name != "member"}
+        return {name: value for name, value in plain_arguments(self).items() if name != "member"}
 
     def _fitted(self) -> TiledState:
         if self._state is None:
@@ -259,6 +266,11 @@ class TiledEnsemble(Detector):
         """Raise ValueError where images (h, w) cannot be cut into tiles."""
         self.plan().frame_for(size)
 
+    def _take_region(self, region: Region | None) -> None:
+        if region is not None and self.shared:
+            raise ValueError("region goes with shared=False: one detector cannot have a region for each tile")
+        self.region, self._geometry = region, replace(self._geometry, region=region)
+
     def _parts(self) -> Sequence[Part]:
         return [self]
 
@@ -281,7 +293,7 @@ class TiledEnsemble(Detector):
 
     def _seen(self, pixels: torch.Tensor, geometry: Geometry, features: Features) -> Seen:
         # The images themselves: their tiles are embedded in small batches, and none of them is kept.
-        return Seen((pixels,), (pixels.shape[2], pixels.shape[3]))
+        return Seen((pixels,), (pixels.shape[2], pixels.shape[3]), frame=geometry)
 
     def _result(self, seen: Seen) -> Result:
         (result,) = score_together([self], seen)
@@ -312,7 +324,7 @@ class TiledEnsemble(Detector):
         """The parameters, for learning and merging."""
         return TilePlan(
             self.member,
-            self._geometry,
+            self.geometry,
             self.tile_size,
             self.stride,
             self.edge,
@@ -366,7 +378,7 @@ class TiledEnsemble(Detector):
                 own["edge"] = "pad"
         state = read_tiles(reader, own)
         with reader.as_damage():
-            ensemble = cls(state.members[0]._clone(), **own)
+            ensemble = cls(without_region(state.members[0]._clone()), **own)
         ensemble._state = state
         read_statistics(ensemble, reader, max(member.calibration_.rounding for member in state.members))
         return ensemble
@@ -389,7 +401,7 @@ def score_together(ensembles: Sequence[TiledEnsemble], seen: Seen) -> list[Resul
     for number, images, tiles in _tile_batches(parts, pool, pixels, frame, batch_size):
         start = 0
         for one, state, buffer in zip(ensembles, states, buffers, strict=True):
-            member = state.members[0 if one.shared else number]
+            member = state.members[0 if one.shared else frame.numbers.index(number)]
             span = slice(start, start + len(member._parts()))
             with rows_of(range(images.start, images.stop)):
                 buffer.put(number, images, member._combine(member._results(tiles[span])))
@@ -401,7 +413,7 @@ def _tile_batches(
     parts: Sequence[Part], pool: FeaturePool, pixels: torch.Tensor, frame: TileFrame, batch_size: int
 ) -> Iterator[tuple[int, slice, list[Seen]]]:
     """All tiles of images `[B, 3, H, W]`: number, whose they are, and what the parts see of them."""
-    places = [(number, image) for number in range(len(frame)) for image in range(len(pixels))]
+    places = [(number, image) for number in frame.numbers for image in range(len(pixels))]
     for start in range(0, len(places), batch_size):
         chosen = places[start : start + batch_size]
         cut = torch.stack([frame.cut(pixels[image], number) for number, image in chosen])
@@ -427,6 +439,8 @@ def _check_member(member: Any) -> None:
             "member must be unfitted, for every tile location fits a copy of it; this "
             f"{type(member).__name__} has learned already, and not from tiles"
         )
+    if any(part.region is not None for part in member._parts()):
+        raise ValueError("member must have no region, for it sees tiles; give it to the TiledEnsemble")
     member._require_single_image_scores()
 
 

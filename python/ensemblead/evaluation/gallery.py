@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ensemblead.common.objects import Frame
-from ensemblead.images import Geometry
+from ensemblead.images import Geometry, Region
 
 # The longer side of a kept map. Maps are smooth: they are made of patches of eight pixels and more.
 MAP_SIDE = 160
@@ -65,7 +65,9 @@ class Pictures:
         if not isinstance(self.frame, Geometry):
             return None
         kept = [[p.index, base64.b64encode(p.heat).decode(), p.low, p.high] for p in self.kept]
-        frame = {"resize": self.frame.resize, "crop": self.frame.crop}
+        frame: dict[str, Any] = {"resize": self.frame.resize, "crop": self.frame.crop}
+        if self.frame.region is not None:
+            frame["region"] = self.frame.region.plain()
         return {"kept": kept, "frame": frame, "scale": list(self.scale), "bits": self.bits}
 
     @classmethod
@@ -75,6 +77,7 @@ class Pictures:
         sizes: dict[str, Any] = {
             name: tuple(v) if isinstance(v, list) else v for name, v in document["frame"].items()
         }
+        sizes["region"] = Region.of(sizes.get("region"))
         low, high = document["scale"]
         return cls(tuple(kept), Geometry(**sizes), (low, high), document.get("bits"))
 

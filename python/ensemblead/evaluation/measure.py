@@ -16,6 +16,7 @@ from ensemblead.common.memory import peak_memory_mb
 from ensemblead.datasets.categories import Category, Dataset, Sample
 from ensemblead.evaluation.by_type import type_rows
 from ensemblead.evaluation.gallery import PictureKeeper, describe_threshold
+from ensemblead.evaluation.inspected import RegionShare
 from ensemblead.evaluation.minmax import Ensemble, SetDetector, fuse_minmax, fused_set
 from ensemblead.evaluation.regions import RegionCounter
 from ensemblead.evaluation.results import NAN, CategoryResult, Curve, Details, ImageResult, Results, Row
@@ -169,6 +170,7 @@ def measure_category(
         metrics.curves,
         pictures=run.pictures.pictures(),
         threshold_source=describe_threshold(chosen),
+        inspected=run.region.describe(),
         types=type_rows(run.images, metrics.types),
     )
     warnings = [
@@ -243,6 +245,8 @@ class _Run:
         self.pixels = PixelScores(memory_limit=options.memory_limit)
         self.regions = RegionCounter()
         self._geometry = detector.geometry
+        # A detector of the caller's may have a geometry without regions.
+        self.region = RegionShare(getattr(detector.geometry, "inside", lambda: None)())
         self._category = category
         self._has_verdicts = has_verdicts
         self._on_image, self._progress = on_image, progress
@@ -297,8 +301,10 @@ class _Run:
             raise ValueError(f"{sample.path}: {error}") from error
         mask = self._mask(sample, values)
         if mask is not None:
-            self.pixels.add(values, mask, sample.defect_type if sample.label else None)
-        self.regions.add(values, mask, sample.label, above)
+            kind = sample.defect_type if sample.label else None
+            self.pixels.add(values, mask, kind, self.region.inside)
+            self.region.add(sample, mask)
+        self.regions.add(values, mask, sample.label, above, self.region.inside)
         self.pictures.add(len(self.images), values, value, verdict, sample.label, sample.defect_type)
         self.images.append(
             ImageResult(sample.path, sample.label, sample.defect_type, sample.mask_path, value, verdict)
@@ -333,6 +339,7 @@ class _Run:
         return [
             *_counted(self._skipped, "image(s) were not predicted"),
             *_counted(self._empty_masks, "mask(s) are empty after resize and crop"),
+            *self.region.warnings(),
             *(line for text, found in suspicious for line in _counted(found, f"mask(s) {text}")),
         ]
 

@@ -24,15 +24,22 @@ class RegionCounter:
         self._normal = self._false = self._true = self._hit = 0
 
     def add(
-        self, values: NDArray[Any], mask: NDArray[np.bool_] | None, label: bool, threshold: float | None
+        self,
+        values: NDArray[Any],
+        mask: NDArray[np.bool_] | None,
+        label: bool,
+        threshold: float | None,
+        inside: NDArray[np.bool_] | None = None,
     ) -> None:
-        """A map `[h, w]`, its mask if that is known, whether the image is defective, and the pixel
-        threshold; None: the detector has none.
+        """A map `[h, w]`, its mask if that is known, whether the image is defective, the pixel threshold
+        (None: the detector has none), and the part of the map that is inspected (None: all of it).
         """
         if threshold is None:
             return
         self._threshold = threshold
         above = values > np.float64(threshold)
+        if inside is not None:
+            above, mask = above & inside, None if mask is None else mask & inside
         if not label:
             self._normal += 1
             self._false += label_regions(above)[1] if above.any() else 0

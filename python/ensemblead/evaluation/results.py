@@ -122,6 +122,7 @@ class Details:
         pictures: The anomaly maps that `Report.to_html` shows; None if none were kept.
         threshold_source: Where the detector's own threshold comes from, for reading; "" if it has none.
         types: A row for every type of defect, sorted by name; none if no image is anomalous.
+        inspected: What a region leaves of the images and of the defects, for reading; "" without a region.
     """
 
     images: tuple[ImageResult, ...] = ()
@@ -133,6 +134,7 @@ class Details:
     pictures: Pictures | None = None
     threshold_source: str = ""
     types: tuple[TypeRow, ...] = ()
+    inspected: str = ""
 
 
 @dataclass(frozen=True)

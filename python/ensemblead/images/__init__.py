@@ -14,6 +14,7 @@ from ensemblead.images.lists import (
     without_images,
 )
 from ensemblead.images.masks import examine_mask, read_mask
+from ensemblead.images.region import Region, RegionLike
 from ensemblead.images.sources import ImageSource, are_files, chosen_images, detect_bits, open_images
 from ensemblead.images.spool import Images, ImageSet
 from ensemblead.images.tiles import AS_IS, Tiles, Window
@@ -33,6 +34,8 @@ __all__ = [
     "ImageSet",
     "ImageSource",
     "Images",
+    "Region",
+    "RegionLike",
     "SkippedImage",
     "Tiles",
     "Window",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from numbers import Integral
 from typing import Any, Literal
 
@@ -13,6 +14,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from ensemblead.common.errors import UnreadableImageError
+from ensemblead.images.region import Region
 
 # A resized image above the first size that is more than `_ENLARGED` times its original is one of an extreme
 # aspect ratio: only its crop is resized. Without a crop the second size is the most.
@@ -34,12 +36,16 @@ class Geometry:
     `crop`: an int is a square, `(h, w)` a rectangle, None keeps everything. `multiple`: of "auto", of which
     the sides are multiples. Unlike torchvision, a crop larger than the image
     is an error instead of a black border, and so is an aspect ratio so extreme that a resized image without a
-    crop would have more than 67 million pixels. Hashable, and equal when the sizes are.
+    crop would have more than 67 million pixels. Hashable, and equal when the sizes and regions are.
+
+    `region`: before the resize, all pixels of the photograph outside of it take the colour of the nearest one
+    inside. Photographs must then have the region's size; polygons wait for it, as "auto" does.
     """
 
     resize: int | tuple[int, int] | Literal["auto"] | None = 256
     crop: int | tuple[int, int] | None = 224
     multiple: int = 32
+    region: Region | None = None
 
     def __post_init__(self) -> None:
         if self.resize != "auto":
@@ -56,30 +62,47 @@ class Geometry:
 
     @property
     def is_decided(self) -> bool:
-        """Whether images can be resized: always but with "auto"."""
-        return self.resize != "auto"
+        """Whether images can be resized: always but with "auto", and polygons that have no size yet."""
+        return self.resize != "auto" and (self.region is None or self.region.size is not None)
 
     def decided(self, sizes: Sequence[tuple[int, int]]) -> Geometry:
         """This geometry, with "auto" replaced by the size that follows from images of these sizes (H, W).
 
         That is 256 x 256 where the images' median aspect ratio is at most 1.5, else sides of that ratio,
-        multiples of `multiple`, of about as many pixels.
+        multiples of `multiple`, of about as many pixels. Polygons are drawn on photographs of the size.
+
+        Raises ValueError where a region does not go with the sizes, or these are several.
         """
         if self.is_decided:
             return self
         if not sizes:
             raise ValueError('resize="auto" needs the size of one image at least')
+        if self.region is not None and self.region.size is None:
+            region = self.region.sized(sizes[0])
+            for size in sizes:
+                region.sized(size)
+            return replace(self, region=region).decided(sizes)
         ratio = math.exp(float(np.median([math.log(height / width) for height, width in sizes])))
         if max(ratio, 1.0 / ratio) <= _SQUASHED:
             side = round(_SIDE / self.multiple) * self.multiple
-            return Geometry((side, side), self.crop)
+            return Geometry((side, side), self.crop, region=self.region)
         sides = (_SIDE * ratio**power for power in (0.5, -0.5))
         height, width = (max(1, round(side / self.multiple)) * self.multiple for side in sides)
-        return Geometry((height, width), self.crop)
+        return Geometry((height, width), self.crop, region=self.region)
+
+    def inside(self) -> npt.NDArray[np.bool_] | None:
+        """The region in the frame, bool `[h, w]`; None without one. It is decided.
+
+        Raises ValueError where the crop leaves nothing of it.
+        """
+        return None if self.region is None else _in_frame(self)
 
     def share(self, height: int, width: int) -> float:
-        """The share of an image of `height` x `width` that the network sees, in 0..1."""
+        """The share of an image of `height` x `width` that is inspected, in 0..1."""
         top, left, bottom, right = self.crop_box(height, width)
+        if self.region is not None:
+            rows, columns = slice(round(top), round(bottom)), slice(round(left), round(right))
+            return float(self.region.sized((height, width)).mask[rows, columns].sum()) / (height * width)
         return (bottom - top) * (right - left) / (height * width)
 
     def resized_size(self, height: int, width: int) -> tuple[int, int]:
@@ -104,19 +127,24 @@ class Geometry:
 
         Fractions of a pixel are kept: an anomaly map stretched over this box lies where the network looked.
         """
-        if not self.is_decided:
-            return self.decided([(height, width)]).crop_box(height, width)
+        if self.resize == "auto":
+            return replace(self, region=None).decided([(height, width)]).crop_box(height, width)
         size = self.resized_size(height, width)
         top, left, bottom, right = self.crop_in_resized(size)
         scale_y, scale_x = height / size[0], width / size[1]
         return top * scale_y, left * scale_x, bottom * scale_y, right * scale_x
 
     def apply(self, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-        """Resize (bilinear, antialiased) and crop: uint8 `[H, W, 3]` -> uint8 `[h, w, 3]`, contiguous."""
+        """Fill what lies outside of the region, resize (bilinear, antialiased) and crop: uint8 `[H, W, 3]` ->
+        uint8 `[h, w, 3]`, contiguous.
+        """
         if image.dtype != np.uint8:
             raise TypeError(f"image must be uint8, got {image.dtype}")
         if image.ndim != 3 or image.shape[2] != 3:
             raise ValueError(f"image must be [H, W, 3], got shape {image.shape}")
+        if self.region is not None:
+            self.inside()  # raises where the crop leaves nothing
+            image = self.region.filled(image)
         return self._apply(image, Image.Resampling.BILINEAR)
 
     def apply_mask(self, mask: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
@@ -160,6 +188,17 @@ class Geometry:
         crop = self.crop
         if isinstance(crop, tuple) and (crop[0] > size[0] or crop[1] > size[1]):
             raise ValueError(f"crop {crop} does not fit into the {what}image of size {size}")
+
+
+@lru_cache(maxsize=32)
+def _in_frame(geometry: Geometry) -> npt.NDArray[np.bool_]:
+    assert geometry.region is not None
+    inside = geometry.apply_mask(geometry.region.mask)
+    if not inside.any():
+        raise ValueError(
+            f"region: nothing of it is left after resize={geometry.resize} and image_size={geometry.crop}"
+        )
+    return inside
 
 
 def _resize_box(

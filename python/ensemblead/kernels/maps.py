@@ -16,6 +16,7 @@ import numpy.typing as npt
 import torch
 
 from ensemblead.common.precision import exact_products
+from ensemblead.kernels.inside import Inside
 
 SIGMA = 4.0
 # How a grid becomes a map, see `render_maps`.
@@ -51,6 +52,26 @@ def render_maps(
     columns = _operator(width, size[1], sigma, kind, grids.device)
     with exact_products():
         return torch.matmul(torch.matmul(rows, grids.float()), columns.T)
+
+
+def render_inside(
+    grids: torch.Tensor,
+    size: tuple[int, int],
+    inside: Inside | None,
+    *,
+    sigma: float = SIGMA,
+    kind: MapKind = "bilinear",
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The largest values `[B]` of maps, and the maps `[B, H, W]`, as `render_maps` makes them of a region.
+
+    What lies outside takes the nearest value inside before it is blurred, so that it moves nothing; it is
+    zero afterwards.
+    """
+    if inside is None:
+        maps = render_maps(grids, size, sigma=sigma, kind=kind)
+        return maps.flatten(1).amax(1), maps
+    maps = render_maps(inside.spread(grids), size, sigma=sigma, kind=kind)
+    return inside.largest(maps), inside.blank(maps)
 
 
 def resize_maps(maps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:

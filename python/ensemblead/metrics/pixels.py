@@ -112,7 +112,7 @@ class PixelScores:
             f"{self.num_components} defects"
         )
 
-    def add(self, anomaly_map: Any, mask: Any = None, kind: str | None = None) -> None:
+    def add(self, anomaly_map: Any, mask: Any = None, kind: str | None = None, inside: Any = None) -> None:
         """Add one image.
 
         Args:
@@ -120,6 +120,8 @@ class PixelScores:
             mask: [H, W], defective where > 0; None for an image without a defect.
             kind: The type of defect that the image shows, for `PixelMetrics.types`; None for a good image,
                 which counts for every type. (One without a type that has defective pixels counts for none.)
+            inside: [H, W], the pixels that are inspected, where > 0; None: all. Others count for nothing: no
+                false positives come of them, and what a mask has there is no defect.
 
         Raises:
             ValueError: The map is not 2-D or not finite, or the mask has another shape.
@@ -134,11 +136,13 @@ class PixelScores:
             kept = values.astype(self._dtype, copy=False)
         if kept is not values and not np.isfinite(kept).all():
             raise ValueError(f"anomaly_maps must fit into {self._dtype}, got {np.abs(values).max():g}")
-        pixels = split_pixels(kept, truth, kind)
+        if inside is not None:
+            _, inside = map_and_mask(values, inside)
+        pixels = split_pixels(kept, truth, kind, inside)
         if kind is not None:
             self._types.add(kind)
         self._has_untyped |= kind is None and bool(pixels.sizes.size)
-        self.num_pixels += values.size
+        self.num_pixels += pixels.negatives.size + pixels.positives.size
         self.num_defective_pixels += pixels.positives.size
         self.num_components += pixels.sizes.size
         self.num_defective_images += bool(pixels.sizes.size)

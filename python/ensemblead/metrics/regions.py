@@ -43,16 +43,24 @@ class ImagePixels:
         return self.component_weights() / max(self.sizes.size, 1)
 
 
-def split_pixels(anomaly_map: Floats, mask: Bools, kind: str | None = None) -> ImagePixels:
-    """Split [H, W] by a mask [H, W]; components are 8-connected and labelled here, once."""
+def split_pixels(
+    anomaly_map: Floats, mask: Bools, kind: str | None = None, inside: Bools | None = None
+) -> ImagePixels:
+    """Split [H, W] by a mask [H, W]; components are 8-connected and labelled here, once.
+
+    `inside`: [H, W] the pixels that count; None: all. The others are neither negatives nor positives, and of
+    a component what lies inside is one, or several.
+    """
+    sound = ~mask if inside is None else inside & ~mask
+    mask = mask if inside is None else inside & mask
     if not mask.any():
-        negatives = anomaly_map.ravel().copy()
+        negatives = anomaly_map[sound]
         negatives.sort()
         nothing = np.empty(0, anomaly_map.dtype)
         return ImagePixels(negatives, nothing, np.empty(0, np.int32), np.empty(0, np.int64), kind)
     labels, _ = label_regions(mask)
     component = labels[mask].astype(np.int32) - 1
-    negatives = anomaly_map[~mask]
+    negatives = anomaly_map[sound]
     negatives.sort()
     sizes = np.bincount(component).astype(np.int64)
     return ImagePixels(negatives, anomaly_map[mask], component, sizes, kind)

@@ -76,7 +76,9 @@ def describe_photo(
         missing.append(path)
         return found
     height, width = photo.shape[:2]
-    found.update(width=width, height=height, photo=photo_url(photo))
+    region = getattr(frame, "region", None)
+    shown = photo if region is None else region.shaded(photo)
+    found.update(width=width, height=height, photo=photo_url(shown))
     if frame is not None:
         top, left, bottom, right = frame.crop_box(height, width)
         found["seen"] = [top / height, left / width, bottom / height, right / width]

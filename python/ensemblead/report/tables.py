@@ -58,7 +58,18 @@ def metrics(report: Results) -> str:
             below = "" if pair is None else f"<small>{number(pair[0])}&ndash;{number(pair[1])}</small>"
             cells.append(f"<td>{number(getattr(row, name))}{below}</td>")
         lines.append(_line(report, position, row, cells))
-    return _table(["Category", *(title for title, _ in _METRICS)], lines)
+    return _table(["Category", *(title for title, _ in _METRICS)], lines) + _inspected(report)
+
+
+def _inspected(report: Results) -> str:
+    """What regions leave of images and defects, a line per category that has one."""
+    several = len(report.rows) > 1
+    lines = [
+        (f"{row.category}: " if several else "") + report.details_of(row).inspected
+        for row in report.rows
+        if report.details_of(row).inspected
+    ]
+    return "".join(f'<p class="muted">{escape(line)}</p>' for line in lines)
 
 
 def decisions(report: Results) -> str:

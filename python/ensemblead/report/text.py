@@ -107,6 +107,7 @@ def results_document(results: Results) -> dict[str, Any]:
                 **asdict(row),
                 **details_document(details),
                 "threshold_source": details.threshold_source,
+                "inspected": details.inspected,
                 "images": [asdict(image) for image in details.images],
             }
         )
@@ -135,8 +136,10 @@ def results_markdown(results: Results, *, intervals: bool = False) -> str:
         cells = [markdown_cell(getattr(row, name), found.get(name), name) for _, name in MARKDOWN]
         lines.append([markdown_name(row.category), *cells])
     text = markdown_table(["category"], [title for title, _ in MARKDOWN], lines)
-    if results.warnings:
-        text += ["", *(f"- {warning}" for warning in results.warnings)]
+    inspected = [(row.category, results.details_of(row).inspected) for row in results.rows]
+    notes = [f"{markdown_name(name)}: {text}" for name, text in inspected if text]
+    if notes or results.warnings:
+        text += ["", *(f"- {line}" for line in (*notes, *results.warnings))]
     return "\n".join(text) + "\n"
 
 

@@ -54,9 +54,10 @@ def _identity(cell: Cell, value: Any) -> Any:
         if "model" in value:
             return {**value, "model": sha256_of(model_for(cell.entry, cell.category) / "model.json")}
         known = {name: _identity(cell, item) for name, item in value.items()}
-        weights = value.get("weights")
-        if isinstance(weights, str) and os.path.isfile(weights):
-            known["weights"] = _file_identity(weights)
+        for name in ("weights", "region"):
+            file = value.get(name)
+            if isinstance(file, str) and os.path.isfile(file):
+                known[name] = _file_identity(file)
         return known
     if isinstance(value, (list, tuple)):
         return [_identity(cell, item) for item in value]
@@ -139,6 +140,7 @@ def as_document(finished: CategoryResult) -> dict[str, Any]:
         "duplicates": [list(pair) for pair in details.duplicates],
         "images": [asdict(image) for image in details.images],
         "threshold_source": details.threshold_source,
+        "inspected": details.inspected,
         "types": [asdict(row) for row in details.types],
         "pictures": None if details.pictures is None else details.pictures.to_json(),
         "curves": {name: [axis.tolist() for axis in curve] for name, curve in details.curves.items()},
@@ -160,6 +162,7 @@ def from_document(document: Mapping[str, Any]) -> CategoryResult:
         {name: (np.array(x, float), np.array(y, float)) for name, (x, y) in document["curves"].items()},
         pictures=None if document["pictures"] is None else Pictures.from_json(document["pictures"]),
         threshold_source=document["threshold_source"],
+        inspected=document.get("inspected", ""),
         # Cells of earlier versions have no types.
         types=tuple(TypeRow(**_with_nan(one)) for one in document.get("types", ())),
     )

@@ -26,6 +26,7 @@ from ensemblead.detectors.method import Run, Scores, Seen, TrainingData
 from ensemblead.detectors.training.loop import Recipe, Tensors, check_losses, train
 from ensemblead.detectors.training.method import TrainedMethod, checked_steps, no_losses
 from ensemblead.detectors.training.published import WeightFile
+from ensemblead.images import RegionLike
 from ensemblead.networks.modes import default_modes
 from ensemblead.networks.network import resolve_device
 
@@ -101,6 +102,11 @@ class DRAEM(TrainedMethod):
         image_size: centre crop after the resize; int = square, `(h, w)`, or None for no crop.
         resize: `(h, w)` = exact, int = shorter side, None = native, "auto" as `PatchCore` has it. Sides
             of what the networks see must be multiples of 32.
+        region: what is inspected of photographs: the path of a mask, bool or uint8 `[H, W]`, or a list of
+            polygons of points `(x, y)`, all in pixels of the photographs, which must have one size. Pixels
+            outside take the colour of the nearest one inside before the networks see them, in training too:
+            nothing outside is learned. Losses count filled pixels as all others; statistics and scores are
+            of what lies inside, and the map is zero outside. docs/design/regions.md has the rules.
         device: "auto" is the GPU if there is one and this version has kernels for it (see `ensemblead info`),
             else the CPU.
         precision: of the networks: "float32", "bfloat16", "float16", or "auto": float32 on a CPU, half on a
@@ -137,6 +143,7 @@ class DRAEM(TrainedMethod):
         learning_rate: float = 0.0001,
         image_size: int | tuple[int, int] | None = None,
         resize: int | tuple[int, int] | Literal["auto"] | None = (256, 256),
+        region: RegionLike = None,
         device: str | torch.device = "auto",
         precision: str = "auto",
         batch_size: int = 8,
@@ -187,7 +194,8 @@ class DRAEM(TrainedMethod):
             networks = self._network_of(state, lambda: state.networks().to(self._dtype))
             _, logits = networks(scaled(seen.pixels, self._dtype))
             maps = logits.float().softmax(1)[:, 1]
-            return Scores(maps, image_scores(maps))
+            inside = self.inside(seen)
+            return Scores(maps, image_scores(maps if inside is None else inside.blank(maps)))
 
 
 class Discrimination(Recipe):

@@ -35,8 +35,9 @@ from ensemblead.detectors.method import Run, Scores, Seen, TrainingData
 from ensemblead.detectors.training.loop import Recipe, Tensors, check_losses, train
 from ensemblead.detectors.training.method import TrainedMethod, no_losses
 from ensemblead.detectors.training.published import WeightFile
+from ensemblead.images import RegionLike
 from ensemblead.networks.modes import default_modes
-from ensemblead.networks.pdn import BORDER, NAMES, SIZES
+from ensemblead.networks.pdn import BORDER, NAMES, SIZES, STRIDE
 
 # Of the paper.
 STEPS = 70_000
@@ -125,6 +126,11 @@ class EfficientAD(TrainedMethod):
         image_size: centre crop after the resize; int = square, `(h, w)`, or None for no crop.
         resize: `(h, w)` = exact, int = shorter side, None = native, "auto" as `PatchCore` has it. Sides must
             be at least 64. Below 256, the paper's, the autoencoder has a smaller kernel.
+        region: what is inspected of photographs: the path of a mask, bool or uint8 `[H, W]`, or a list of
+            polygons of points `(x, y)`, all in pixels of the photographs, which must have one size. Pixels
+            outside take the colour of the nearest one inside before the networks see them, in training too:
+            nothing outside is learned. Losses count filled pixels as all others; statistics and scores are
+            of what lies inside, and the map is zero outside. docs/design/regions.md has the rules.
         device: "auto" is the GPU if there is one and this version has kernels for it (see `ensemblead info`),
             else the CPU.
         precision: of the networks: "float32", "bfloat16", "float16", or "auto": float32 on a CPU, half on a
@@ -168,6 +174,7 @@ class EfficientAD(TrainedMethod):
         learning_rate: float = 1e-4,
         image_size: int | tuple[int, int] | None = None,
         resize: int | tuple[int, int] | Literal["auto"] | None = (256, 256),
+        region: RegionLike = None,
         device: str | torch.device = "auto",
         precision: str = "auto",
         batch_size: int = 1,
@@ -245,6 +252,21 @@ class EfficientAD(TrainedMethod):
             networks = self._network_of(state, lambda: state.imitators().to(images.dtype))
             return distance_maps(networks, images, teacher)
 
+    def _inspected(self, state: Imitation, seen: Seen) -> list[torch.Tensor]:
+        """The values of both distances that lie inside of the region."""
+        maps, inside = self._maps(state, seen), self.inside(seen)
+        if inside is None:
+            return list(maps)
+        # The region is one of whole grids, with a border that no description belongs to.
+        whole = (inside.take(functional.pad(own, (BORDER,) * 4, value=math.nan)) for own in maps)
+        found = [own[own.isfinite()] for own in whole]
+        if not len(found[0]):
+            raise ValueError(
+                f"region: all of it lies within the border of {BORDER * STRIDE} pixels, of which EfficientAD "
+                "has no description"
+            )
+        return found
+
     def graph(self, state: Imitation, size: tuple[int, int]) -> nn.Module:
         networks, quantiles = state.imitators().float().cpu(), state.quantiles
         return ImitationGraph(
@@ -258,7 +280,7 @@ class EfficientAD(TrainedMethod):
 
     def _quantiles(self, state: Imitation, data: TrainingData) -> tuple[float, ...]:
         """See `Imitation.quantiles`."""
-        maps = zip(*(self._maps(state, seen) for seen in data.held_out()), strict=True)
+        maps = zip(*(self._inspected(state, seen) for seen in data.held_out()), strict=True)
         values = [np.concatenate([own.flatten().cpu().numpy() for own in kind]) for kind in maps]
         return tuple(float(q) for own in values for q in np.quantile(own.astype(np.float64), QUANTILES))
 

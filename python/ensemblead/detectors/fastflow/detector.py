@@ -25,6 +25,7 @@ from ensemblead.detectors.training.features import FeatureCache
 from ensemblead.detectors.training.loop import Recipe, Tensors, check_losses, train
 from ensemblead.detectors.training.method import TrainedMethod, checked_steps, no_losses
 from ensemblead.detectors.training.published import WeightFile
+from ensemblead.images import RegionLike
 from ensemblead.kernels.maps import resize_maps
 from ensemblead.networks.modes import default_modes
 
@@ -98,6 +99,11 @@ class FastFlow(TrainedMethod):
         hidden_ratio: channels between the two convolutions of a step, as a share of half the layer's.
         image_size: centre crop after the resize; int = square, `(h, w)`, or None for no crop.
         resize: `(h, w)` = exact, int = shorter side, None = native, "auto" as `PatchCore` has it.
+        region: what is inspected of photographs: the path of a mask, bool or uint8 `[H, W]`, or a list of
+            polygons of points `(x, y)`, all in pixels of the photographs, which must have one size. Pixels
+            outside take the colour of the nearest one inside before the networks see them, in training too:
+            nothing outside is learned. Losses count filled pixels as all others; statistics and scores are
+            of what lies inside, and the map is zero outside. docs/design/regions.md has the rules.
         device: "auto" is the GPU if there is one and this version has kernels for it (see `ensemblead info`),
             else the CPU.
         precision: of the networks: "float32", "bfloat16", "float16", or "auto": float32 on a CPU, half on a
@@ -144,6 +150,7 @@ class FastFlow(TrainedMethod):
         hidden_ratio: float = 1.0,
         image_size: int | tuple[int, int] | None = None,
         resize: int | tuple[int, int] | Literal["auto"] | None = (256, 256),
+        region: RegionLike = None,
         device: str | torch.device = "auto",
         precision: str = "auto",
         batch_size: int = 32,

@@ -7,6 +7,7 @@ Defard et al., "PaDiM: a Patch Distribution Modeling Framework for Anomaly Detec
 from __future__ import annotations
 
 import itertools
+import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,6 +23,8 @@ from ensemblead.config.registry import register
 from ensemblead.detectors.method import Accumulator, Fitted, Method, NormalSample, Run, Scores, Seen
 from ensemblead.detectors.padim.gaussians import REGULARIZATION, Gaussians, LeftOut, Moments, block_spans
 from ensemblead.detectors.padim.graph import GaussiansGraph
+from ensemblead.images import RegionLike
+from ensemblead.kernels.inside import Inside
 from ensemblead.kernels.maps import MAP_KINDS, MapKind
 from ensemblead.kernels.patches import aggregate_patches
 from ensemblead.networks.noise import moved_distance, relative_noise
@@ -34,14 +37,16 @@ _RENDERED = 16
 
 @dataclass(frozen=True)
 class Positions:
-    """What a fit has learned: the Gaussians, and the rows and columns that their positions make up."""
+    """What a fit has learned: the Gaussians, and the grid `(h, w)` of positions. With a region it has more
+    positions than there are Gaussians, which are those of its patches.
+    """
 
     gaussians: Gaussians
     grid: tuple[int, int]
 
     def __post_init__(self) -> None:
         height, width = (whole_number("grid", side, 1) for side in self.grid)
-        if height * width != self.gaussians.num_positions:
+        if height * width < self.gaussians.num_positions:
             raise ValueError(f"grid {self.grid} must have {self.gaussians.num_positions} positions")
 
 
@@ -127,6 +132,10 @@ class PaDiM(Method):
         resize: "auto": the whole image at 256 x 256 pixels, or, where the training images' median aspect
             ratio is beyond 1.5, about as many pixels in that ratio; settled by `fit` and saved. int = shorter
             side, `(h, w)` = exact, None = native.
+        region: what is inspected of photographs: the path of a mask, bool or uint8 `[H, W]`, or a list of
+            polygons of points `(x, y)`, all in pixels of the photographs, which must have one size. Pixels
+            outside take the colour of the nearest one inside before the network sees them, positions
+            outside have no Gaussian, and the map is zero there. docs/design/regions.md has the rules.
         device: "auto" is the GPU if there is one and this version has kernels for it (see `ensemblead info`),
             else the CPU.
         precision: of the network: "float32", "bfloat16", "float16", or "auto": float32 on a CPU, half on a
@@ -169,6 +178,7 @@ class PaDiM(Method):
         weights: str | os.PathLike[str] | Mapping[str, torch.Tensor] | None = "default",
         image_size: int | tuple[int, int] | None = None,
         resize: int | tuple[int, int] | Literal["auto"] | None = "auto",
+        region: RegionLike = None,
         device: str | torch.device = "auto",
         precision: str = "auto",
         batch_size: int = 16,
@@ -230,8 +240,14 @@ class PaDiM(Method):
 
     def scores(self, state: Positions, seen: Seen) -> Scores:
         check_grid(seen.embeddings, seen.size, state.grid)
-        distances = state.gaussians.squared_distances(seen.embeddings.flatten(1, 2)).sqrt_()
-        return Scores(distances.view(len(seen), *state.grid))
+        inside = self.inside(seen)
+        rows = _positions(seen.embeddings, inside)
+        if rows.shape[1] != state.gaussians.num_positions:
+            raise ValueError(
+                f"region has {rows.shape[1]} positions of the grid {state.grid}, but there are Gaussians of "
+                f"{state.gaussians.num_positions}"
+            )
+        return Scores(_on_grid(state.gaussians.squared_distances(rows).sqrt_(), state.grid, inside))
 
     def graph(self, state: Positions, size: tuple[int, int]) -> nn.Module:
         check_grid(torch.empty(0, *self.network_.grid(size)), size, state.grid)
@@ -245,6 +261,8 @@ class PaDiM(Method):
 
     def _state_from_saved(self, saved: PackedPositions) -> Positions:
         positions = saved.unpacked()
+        if self.region is None and positions.gaussians.num_positions != math.prod(positions.grid):
+            raise ValueError(f"grid {positions.grid} must have {positions.gaussians.num_positions} positions")
         dims, wanted = positions.gaussians.num_dimensions, self.num_dimensions
         wanted = len(wanted) if isinstance(wanted, tuple) else wanted
         if wanted not in (None, dims):
@@ -273,6 +291,7 @@ class MomentsAccumulator:
         self._moments = Moments() if state is None else state.gaussians.moments()
         self._grid = None if state is None else state.grid
         self._size = (0, 0)
+        self._inside: Inside | None = None
         self._counts: Counter[int] = Counter()
         self._held: list[tuple[int, torch.Tensor]] = []  # number and embedding [P, D] of sampled images
 
@@ -281,7 +300,8 @@ class MomentsAccumulator:
         if self._grid is None:
             self._grid = (patches.shape[1], patches.shape[2])
         check_grid(patches, seen.size, self._grid)
-        rows = patches.flatten(1, 2)
+        self._inside = self._detector.inside(seen)
+        rows = _positions(patches, self._inside)
         pairs = zip(seen.numbers, rows, seen.sampled, strict=True)
         # Copies, so that the rest of the batch can go.
         self._held += [(number, own.clone()) for number, own, chosen in pairs if chosen]
@@ -310,8 +330,8 @@ class MomentsAccumulator:
             )
             gaussians = Gaussians.from_moments(count, mean, scatter)
             squared = gaussians.squared_distances(torch.stack([rows for _, rows in self._held]))
-        sample = NormalSample()
-        distances = squared.sqrt_().view(len(squared), *self._grid)
+        sample = NormalSample(inside=self._inside)
+        distances = _on_grid(squared.sqrt_(), self._grid, self._inside)
         for some in torch.split(distances, _RENDERED) if len(distances) else ():
             sample.add_grids(
                 None, some, self._size, sigma=self._detector.map_sigma, kind=self._detector.map_kind
@@ -330,6 +350,16 @@ class MomentsAccumulator:
         floor = 2.0 * floor / REGULARIZATION**0.5
         dims = self._held[0][1].shape[1] if self._held else 1
         return moved_distance(floor, sample.largest_score(), dims)
+
+
+def _positions(embeddings: torch.Tensor, inside: Inside | None) -> torch.Tensor:
+    """Of embeddings `[B, h, w, D]` those at positions with a Gaussian: `[B, P, D]`."""
+    return (embeddings if inside is None else inside.take(embeddings)).flatten(1, 2)
+
+
+def _on_grid(values: torch.Tensor, grid: tuple[int, int], inside: Inside | None) -> torch.Tensor:
+    """Values `[B, P]` of positions as grids `[B, h, w]`."""
+    return values.view(-1, *grid) if inside is None else inside.put(values, grid)
 
 
 def choose_dimensions(

@@ -14,6 +14,7 @@ from ensemblead.calibration import NormalSample
 from ensemblead.common.warnings import SlowPredictWarning, warn
 from ensemblead.detectors.parts import Fitted, Run, Seen
 from ensemblead.detectors.patchcore.scoring import PatchScoring
+from ensemblead.kernels.inside import Inside
 from ensemblead.kernels.maps import MapKind
 from ensemblead.memory import MemoryBank, start_rows
 from ensemblead.networks.noise import moved_distance
@@ -27,11 +28,14 @@ _SLOW = 100e9
 
 @dataclass
 class _Held:
-    """The embedding `[1, h, w, D]` of an image that will be scored without its own bank rows."""
+    """The embedding `[1, h, w, D]` of an image that will be scored without its own bank rows; with a region
+    that of the patches inside, `[1, 1, n, D]`. `grid`: h and w.
+    """
 
     number: int
     patches: torch.Tensor
     size: tuple[int, int]
+    grid: tuple[int, int]
 
 
 class BankAccumulator:
@@ -44,8 +48,11 @@ class BankAccumulator:
         batch_size: int,
         relative_noise: Callable[[], float],
         map_kind: MapKind = "bilinear",
+        inside: Callable[[Seen], Inside | None] = lambda seen: None,
     ) -> None:
         self._scoring, self._batch_size, self._map_kind = scoring, batch_size, map_kind
+        self._region = inside
+        self._inside: Inside | None = None  # known with the first batch
         self._relative_noise = relative_noise  # of embeddings: asked when the network has run
         self._bank = bank
         self._first = int(bank.images_.max()) + 1 if bank.is_fitted else 0
@@ -55,7 +62,10 @@ class BankAccumulator:
         self._fits = False  # all patches can be held at once
 
     def add(self, seen: Seen) -> None:
-        patches = seen.embeddings
+        patches, inside = seen.embeddings, self._region(seen)
+        grid = (patches.shape[1], patches.shape[2])
+        if inside is not None:
+            patches, self._inside = inside.take(patches), inside
         per_image, dims = patches.shape[1] * patches.shape[2], patches.shape[3]
         if not self._counts and seen.total:
             self._expect(seen, per_image, dims)
@@ -73,7 +83,7 @@ class BankAccumulator:
                 held = patches[i : i + 1]
                 # A copy where the rest of the batch can go when its group has left the bank's buffer.
                 held = held if self._fits or all(seen.sampled) else held.clone()
-                self._held.append(_Held(int(own[i]), held, seen.size))
+                self._held.append(_Held(int(own[i]), held, seen.size, grid))
 
     def _expect(self, seen: Seen, per_image: int, dims: int) -> None:
         """Refuse a budget that will not do as soon as the size of embeddings is known."""
@@ -110,14 +120,15 @@ class BankAccumulator:
             )
         self._warn_if_slow("max_rows" if extending else "coreset_size")
         fair = sum(bank.rows_without(held.number) >= needed for held in self._held)
-        sample = NormalSample()
+        sample = NormalSample(inside=self._inside)
         done = 0
         for batch, alone in self._batches(bank):
             patches = torch.cat([held.patches for held in batch])
             numbers = [held.number for held in batch] if alone else None
             scores = self._scoring.scores(bank, patches, numbers)
+            grids = scores.grids if self._inside is None else self._inside.put(scores.grids, batch[0].grid)
             sample.add_grids(
-                scores.images, scores.grids, batch[0].size, kind=self._map_kind, counted=alone or not fair
+                scores.images, grids, batch[0].size, kind=self._map_kind, counted=alone or not fair
             )
             done += len(batch)
             run.progress("calibrate", done, len(self._held))
@@ -178,7 +189,8 @@ class BankAccumulator:
         def kind(held: _Held) -> tuple[Any, ...]:
             others = bank.rows_without(held.number)
             neighbours = min(self._scoring.reweight_neighbors, others)
-            return others >= self._scoring.num_neighbors, neighbours, held.size, held.patches.shape
+            shapes = held.size, held.grid, held.patches.shape
+            return others >= self._scoring.num_neighbors, neighbours, *shapes
 
         for (alone, *_), alike in groupby(self._held, kind):
             group = list(alike)

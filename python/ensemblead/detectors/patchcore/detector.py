@@ -23,6 +23,8 @@ from ensemblead.detectors.patchcore.accumulator import BankAccumulator
 from ensemblead.detectors.patchcore.graph import BankGraph
 from ensemblead.detectors.patchcore.scoring import PatchScoring
 from ensemblead.detectors.running import scored_batches
+from ensemblead.images import RegionLike
+from ensemblead.kernels.inside import Inside
 from ensemblead.kernels.maps import MAP_KINDS, MapKind
 from ensemblead.kernels.patch_operators import PatchOperators
 from ensemblead.kernels.patches import aggregate_patches
@@ -52,6 +54,10 @@ class PatchCore(Method):
         resize: "auto": the whole image at 256 x 256 pixels, or, where the training images' median aspect
             ratio is beyond 1.5, about as many pixels in that ratio; settled by `fit` and saved. int = shorter
             side, `(h, w)` = exact, None = native.
+        region: what is inspected of photographs: the path of a mask, bool or uint8 `[H, W]`, or a list of
+            polygons of points `(x, y)`, all in pixels of the photographs, which must have one size. Pixels
+            outside take the colour of the nearest one inside before the network sees them; patches outside
+            are neither learned nor scored; the map is zero there. docs/design/regions.md has the rules.
         patch_size: side of a patch's neighbourhood in its feature map, odd.
         pretrain_dim: values each layer is pooled to: int, one per layer, or "auto": a layer of fewer than 512
             channels to their number, any other to 1024.
@@ -115,6 +121,7 @@ class PatchCore(Method):
         weights: str | os.PathLike[str] | Mapping[str, torch.Tensor] | None = "default",
         image_size: int | tuple[int, int] | None = None,
         resize: int | tuple[int, int] | Literal["auto"] | None = "auto",
+        region: RegionLike = None,
         patch_size: int = 3,
         pretrain_dim: int | Sequence[int] | Literal["auto"] = "auto",
         target_dim: int = 1024,
@@ -195,7 +202,7 @@ class PatchCore(Method):
         self._require_fitted("verify")
         measure = self.memory_bank_.coverage_measure()
         for _, (seen,) in scored_batches(self, images, errors, progress, "verify"):
-            measure.add(seen.embeddings.flatten(0, 2))
+            measure.add(_inspected(seen.embeddings, self.inside(seen)).flatten(0, 2))
         return measure.coverage()
 
     @property
@@ -217,18 +224,24 @@ class PatchCore(Method):
 
     def start(self, state: MemoryBank | None = None) -> Accumulator:
         bank = self.new_bank() if state is None else state.copy()
-        return BankAccumulator(self._scoring, bank, self.batch_size, self._relative_noise, self.map_kind)
+        return BankAccumulator(
+            self._scoring, bank, self.batch_size, self._relative_noise, self.map_kind, self.inside
+        )
 
     def _relative_noise(self) -> float:
         return relative_noise(self.network_.dtype, self.network_.precision)
 
     def held_bytes(self, seen: Seen, total: int) -> int | None:
-        num_rows = total * seen.embeddings[0, :, :, 0].numel()
+        num_rows = total * _inspected(seen.embeddings[:1], self.inside(seen))[0, :, :, 0].numel()
         fits = self.new_bank().fits(num_rows, seen.embeddings.shape[3])
         return None if fits else self.memory_budget // 4
 
     def scores(self, state: MemoryBank, seen: Seen) -> Scores:
-        return self.patch_scores(state, seen.embeddings)
+        patches, inside = seen.embeddings, self.inside(seen)
+        if inside is None:
+            return self.patch_scores(state, patches)
+        found = self.patch_scores(state, inside.take(patches))
+        return Scores(inside.put(found.grids, (patches.shape[1], patches.shape[2])), found.images)
 
     def patch_scores(
         self, bank: MemoryBank, patches: torch.Tensor, exclude_images: Sequence[int] | None = None
@@ -278,6 +291,10 @@ class PatchCore(Method):
             num_added=known["num_added"],
             index=reader.data("bank.faiss") if reader.has("bank.faiss") else None,
         )
+
+
+def _inspected(embeddings: torch.Tensor, inside: Inside | None) -> torch.Tensor:
+    return embeddings if inside is None else inside.take(embeddings)
 
 
 def _check_pretrain_dim(given: Any, num_layers: int) -> int | tuple[int, ...] | Literal["auto"]:

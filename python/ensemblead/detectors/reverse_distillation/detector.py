@@ -34,6 +34,7 @@ from ensemblead.detectors.training.features import FeatureCache
 from ensemblead.detectors.training.loop import Recipe, Tensors, check_losses, train
 from ensemblead.detectors.training.method import TrainedMethod, checked_steps, no_losses
 from ensemblead.detectors.training.published import WeightFile
+from ensemblead.images import RegionLike
 from ensemblead.networks.modes import default_modes
 
 LOSSES = ("global", "local")
@@ -106,6 +107,11 @@ class ReverseDistillation(TrainedMethod):
         image_size: centre crop after the resize; int = square, `(h, w)`, or None for no crop.
         resize: `(h, w)` = exact, int = shorter side, None = native, "auto" as `PatchCore` has it. Sides
             of what the network sees must be multiples of 32.
+        region: what is inspected of photographs: the path of a mask, bool or uint8 `[H, W]`, or a list of
+            polygons of points `(x, y)`, all in pixels of the photographs, which must have one size. Pixels
+            outside take the colour of the nearest one inside before the networks see them, in training too:
+            nothing outside is learned. Losses count filled pixels as all others; statistics and scores are
+            of what lies inside, and the map is zero outside. docs/design/regions.md has the rules.
         device: "auto" is the GPU if there is one and this version has kernels for it (see `ensemblead info`),
             else the CPU.
         precision: of the networks: "float32", "bfloat16", "float16", or "auto": float32 on a CPU, half on a
@@ -151,6 +157,7 @@ class ReverseDistillation(TrainedMethod):
         loss: Literal["global", "local"] = "global",
         image_size: int | tuple[int, int] | None = None,
         resize: int | tuple[int, int] | Literal["auto"] | None = (256, 256),
+        region: RegionLike = None,
         device: str | torch.device = "auto",
         precision: str = "auto",
         batch_size: int = 16,
