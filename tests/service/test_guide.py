@@ -26,7 +26,7 @@ def test_a_webhook_gets_every_row_once(tmp_path: Path) -> None:
     received: list[dict[str, Any]] = []
 
     class Receiver(http.server.BaseHTTPRequestHandler):
-        def do_POST(self) -> None:  # noqa: N802 - the name is Python's
+        def do_POST(self) -> None:
             received.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
             self.send_response(204)
             self.end_headers()
