@@ -159,6 +159,32 @@ def test_serve_from_start_to_end(
     assert lines[-1] == "ensemblead: everything that was taken is answered"
 
 
+def test_a_model_that_is_replaced_while_it_is_loaded(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The digest is that of the model that was loaded."""
+    from ensemblead.cli import models
+    from ensemblead.common.files import sha256_of
+
+    served, loaded = tmp_path / "model", list[object]()
+    shutil.copytree(model, served)
+    load = models.load_model
+
+    def replaced_meanwhile(*arguments: object) -> object:
+        loaded.append(load(*arguments))  # type: ignore[arg-type]
+        if len(loaded) == 1:
+            other = ead.load(model)
+            other.threshold_ = 7.0
+            other.save(served)
+        return loaded[-1]
+
+    monkeypatch.setattr(models, "load_model", replaced_meanwhile)
+    detector, digest = models.load_identified(served)
+    assert len(loaded) == 2
+    assert detector.threshold_ == 7.0
+    assert digest == sha256_of(served / "model.json")
+
+
 def test_serve_refuses(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ENSEMBLEAD_TOKEN", raising=False)
     (tmp_path / "token").write_text(" \n")

@@ -11,6 +11,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("fastapi")
+pytest.importorskip("uvicorn")
+pytest.importorskip("prometheus_client")
+pytest.importorskip("python_multipart")
+
 from PIL import Image
 from support.pictures import chunk
 from support.serving import Client, Gate, Serving, encoded, form, serving, wait_for

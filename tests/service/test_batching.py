@@ -8,6 +8,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("fastapi")
+pytest.importorskip("uvicorn")
+pytest.importorskip("prometheus_client")
+pytest.importorskip("python_multipart")
+
 from support.serving import Gate, wait_for
 
 from ensemblead.images import EncodedImage

@@ -9,9 +9,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.serving import Client, serving, wait_for
 
-httpx = pytest.importorskip("httpx")
+pytest.importorskip("torch")
+pytest.importorskip("fastapi")
+pytest.importorskip("uvicorn")
+pytest.importorskip("prometheus_client")
+pytest.importorskip("python_multipart")
+pytest.importorskip("httpx")
+
+import httpx
+from support.serving import Client, serving, wait_for
 
 Files = list[tuple[str, bytes]]
 CLIENTS, REQUESTS = 8, 240

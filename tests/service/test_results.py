@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+pytest.importorskip("torch")
+
 from ensemblead.common.errors import EnsembleADError
 from ensemblead.service.results import DATABASE, LINES, FileVersion, Finding, Results
 

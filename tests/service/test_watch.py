@@ -14,6 +14,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("fastapi")
+pytest.importorskip("uvicorn")
+pytest.importorskip("prometheus_client")
+pytest.importorskip("python_multipart")
+pytest.importorskip("watchfiles")
+
 from PIL import Image
 from support.serving import Gate, wait_for
 

@@ -125,10 +125,10 @@ class Results:
     def knows(self, version: FileVersion) -> bool:
         """Whether a file in this version has a result, or was to be passed over."""
         tables = " UNION ALL ".join(
-            f"SELECT 1 FROM {table} WHERE path = ?1 AND size = ?2 AND mtime_ns = ?3"
+            f"SELECT 1 FROM {table} WHERE path = ? AND size = ? AND mtime_ns = ?"
             for table in ("results", "passed_over")
         )
-        return self._database.execute(tables, version.key).fetchone() is not None
+        return self._database.execute(tables, version.key * 2).fetchone() is not None
 
     def begin(self, passed_over: Iterable[FileVersion] = ()) -> None:
         """Begin results that are new; these files are left out from now on."""
