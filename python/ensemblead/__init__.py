@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from ensemblead.metrics import aupro, auroc
     from ensemblead.monitoring import DriftMonitor
     from ensemblead.networks import FeatureExtractor
-    from ensemblead.report.comparison import Comparison, compare
+    from ensemblead.report.comparison import compare
     from ensemblead.report.report import Report, evaluate
     from ensemblead.retrieval.embedders import Embedder
     from ensemblead.retrieval.ensemble import EmbeddingEnsemble
@@ -50,7 +50,6 @@ if TYPE_CHECKING:
 __all__ = [
     "DRAEM",
     "BackboneEnsemble",
-    "Comparison",
     "DriftMonitor",
     "EfficientAD",
     "Embedder",
@@ -100,7 +99,6 @@ _ROOMS = ("datasets", "evaluation", "metrics")
 # Name -> module. Loaded when first asked for, so that `import ensemblead` stays quick and needs no extra.
 _LAZY = {
     "BackboneEnsemble": "ensemblead.ensembles.backbones",
-    "Comparison": "ensemblead.report.comparison",
     "FastFlow": "ensemblead.detectors.fastflow",
     "EfficientAD": "ensemblead.detectors.efficientad",
     "Executors": "ensemblead.distributed.executors",

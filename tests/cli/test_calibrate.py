@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -166,3 +167,15 @@ def test_a_model_that_was_replaced_meanwhile_is_left_alone(
     outcome = call("calibrate", tmp_path / "m", made / "fresh", "--false-alarm-rate", 0.1)
     assert (outcome.exit_code, "another process has replaced" in outcome.stderr) == (1, True)
     assert ead.load(tmp_path / "m").threshold_ == 9.0
+
+
+def test_unreadable_images_are_counted_where_they_belong(made: Path, tmp_path: Path) -> None:
+    bad = tmp_path / "bad"
+    shutil.copytree(made / "blot", bad)
+    (bad / "broken.png").write_bytes(b"no image")
+    given = ("calibrate", made / "model", made / "fresh", "--false-alarm-rate", 0.2, "--defects", bad)
+    outcome = call(*given, "--out", tmp_path / "m")
+    assert (outcome.exit_code, "broken.png" in outcome.stderr) == (2, True)
+    summary = call_json(*given, "--out", tmp_path / "m", "--skip-unreadable")
+    assert (summary["images"], summary["skipped"], summary["trade_off"]["defective"]) == (9, [], 4)
+    assert [Path(one["path"]).name for one in summary["trade_off"]["skipped"]] == ["broken.png"]

@@ -65,6 +65,7 @@ def test_scores_and_maps_are_those_of_the_tool(tmp_path: Path, weights: Any) -> 
     assert made.largest_difference < 1e-4
     scores, maps = reference(folder, "", made.detector.network_)
     for detector in (made.detector, ead.load(tmp_path / "model")):
+        assert [step.action for step in detector.history_] == ["convert", "calibrate"]
         found = detector.predict(IMAGES)
         np.testing.assert_allclose(found.anomaly_score, scores, rtol=1e-4)
         np.testing.assert_allclose(found.anomaly_map, maps, rtol=1e-4)

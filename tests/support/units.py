@@ -134,4 +134,6 @@ def assert_same(one: ead.Detector, other: ead.Detector, images: Any) -> None:
     np.testing.assert_array_equal(mine.anomaly_map, theirs.anomaly_map)
     np.testing.assert_array_equal(one._fingerprints, other._fingerprints)
     assert one.geometry == other.geometry
+    mine, theirs = ([(step.action, step.images_sha256) for step in each.history_] for each in (one, other))
+    assert mine == theirs
     assert [skipped.index for skipped in one.skipped_] == [skipped.index for skipped in other.skipped_]

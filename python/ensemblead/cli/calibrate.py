@@ -141,8 +141,8 @@ class _Run:
         skipped = list(detector.skipped_) if source is not None else []
         if bad is not None:
             self.found = self._weigh(detector, bad, errors, bars)
-            skipped += detector.skipped_
-            summary["trade_off"] = _document(self.found, self.take_proposal)
+            left_out = [{"path": image.path, "reason": image.reason} for image in detector.skipped_]
+            summary["trade_off"] = {**_document(self.found, self.take_proposal), "skipped": left_out}
         detector.skipped_ = skipped
         chosen = self.found.proposal.threshold if self.take_proposal and self.found else self.threshold
         if chosen is not None:

@@ -20,6 +20,7 @@ from ensemblead.conversion.patchcore_inspection import read_members
 from ensemblead.conversion.source import Converted
 from ensemblead.conversion.verify import Progress, drawn_images, verify
 from ensemblead.detectors import Detector
+from ensemblead.detectors.provenance import record
 from ensemblead.ensembles.backbones import BackboneEnsemble
 from ensemblead.images import open_images
 from ensemblead.store import check_target
@@ -141,6 +142,7 @@ def convert(
         )
         members = [converted]
     detector = _joined(members, fusion, images)
+    record(detector, "convert")
     found = open_images(drawn_images() if images is None else images)
     count, largest = verify(members, found, progress)
     notes = list(dict.fromkeys(note for member in members for note in member.notes))

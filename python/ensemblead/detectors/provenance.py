@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 from ensemblead.kernels.build import __version__
 from ensemblead.store import FolderReader
 
-Action = Literal["fit", "load_weights", "extend", "calibrate", "quantize", "threshold"]
+Action = Literal["fit", "load_weights", "convert", "extend", "calibrate", "quantize", "threshold"]
 # What decides, beside our own version, how scores come out.
 _PACKAGES = ("numpy", "torch", "timm")
 _DATE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
@@ -26,8 +26,8 @@ class Step:
     """One thing that was done to a detector.
 
     Attributes:
-        action: "fit", "extend" and "calibrate", "quantize" and "load_weights" as the methods; "threshold":
-            one was set.
+        action: "fit", "load_weights", "extend", "calibrate" and "quantize" as the methods; "threshold": one
+            was set; "convert": it was made of another tool's model.
         date: UTC, as `2026-11-30T08:15:00Z`; that of SOURCE_DATE_EPOCH where this is set in the environment.
         images: how many it has read; 0 where it takes none.
         images_sha256: identifies these images and their order; "" where there are none.
@@ -83,8 +83,7 @@ def record(
     detector: Any, action: Action, images: int = 0, images_sha256: str = "", **arguments: float | int | None
 ) -> None:
     """Add a step to a detector's history; what it learned before a `fit` is no longer part of it."""
-    is_new = action in ("fit", "load_weights")
-    if is_new:
+    if action in ("fit", "load_weights", "convert"):
         _forget(detector)
     step = Step(action, _now(), images, images_sha256, arguments, _versions(), detector._loaded)
     detector._history = (*detector._history, step)

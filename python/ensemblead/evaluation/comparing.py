@@ -154,6 +154,7 @@ class _Scored:
     intervals: Mapping[str, Interval] = field(default_factory=dict)
     truth: dict[str, tuple[bool, str]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    files: frozenset[str] = frozenset()  # those of `paths` that are in a file
 
 
 def compare_detectors(
@@ -185,7 +186,7 @@ def compare_detectors(
         _described(new, second),
         tuple(_notes(old, new, first, second, images)),
     )
-    return _with_maps(found, old, new, options) if options.gallery else found
+    return _with_maps(found, old, new, first.files, options) if options.gallery else found
 
 
 def _category_of(data: Any) -> Category | None:
@@ -226,12 +227,14 @@ def _scored(
             found.details.intervals,
             {one.path: (one.label, one.defect_type) for one in images},
             found.warnings,
+            frozenset(one.path for one in images),
         )
     scored = _Scored()
     has_threshold = math.isfinite(detector.threshold_)
     for batch in detector.predict_batches(data, errors=options.errors, progress=report):
         start = len(scored.paths)
         scored.paths += [path or f"image {start + i}" for i, path in enumerate(batch.paths)]
+        scored.files |= {path for path in batch.paths if path is not None}
         scored.scores += batch.anomaly_score.tolist()
         scored.verdicts += batch.is_anomalous.tolist() if has_threshold else [None] * len(batch)
     # `known_` counts images that were left out, as the detector does.
@@ -343,10 +346,12 @@ def _seen(detector: Detector) -> str:
     return f"resize {geometry.resize}{crop}"
 
 
-def _with_maps(found: Compared, old: Detector, new: Detector, options: Options) -> Compared:
+def _with_maps(
+    found: Compared, old: Detector, new: Detector, in_files: frozenset[str], options: Options
+) -> Compared:
     """With the maps of the most changed images that are in files, which are predicted once more."""
     places = {one.path: place for place, one in enumerate(found.images)}
-    chosen = [places[one.path] for one in found.changed if not one.path.startswith("image ")]
+    chosen = [places[one.path] for one in found.changed if one.path in in_files]
     chosen = chosen[: options.gallery]
     before, after = _frame(old), _frame(new)
     if not chosen or before is None or after is None:

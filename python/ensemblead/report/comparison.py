@@ -24,19 +24,6 @@ class Comparison:
 
     Attributes:
         data: the outcome, a `Compared`: `.images`, `.changed`, `.old`, `.new`, `.notes`.
-
-    Example:
-        >>> import numpy as np
-        >>> import ensemblead as ead
-        >>> images = np.random.default_rng(0).integers(90, 110, (14, 64, 64, 3), dtype=np.uint8)
-        >>> images[12:, 20:40, 20:40] = 200
-        >>> old = ead.PatchCore(
-        ...     "gabor", resize=None, image_size=None, coreset_fraction=0.1, device="cpu"
-        ... ).fit(images[:12])
-        >>> new = ead.create(old.describe()).fit(images[:13])
-        >>> found = ead.compare(old, new, images[12:])
-        >>> len(found.data.images), found.data.images[0].old_verdict, found.data.images[0].new_knows
-        (2, True, True)
     """
 
     def __init__(self, data: Compared) -> None:
