@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -214,3 +215,24 @@ class TestDetectors:
         loaded = ead.load(Path(__file__).parents[1] / "saved_models/format1/patchcore")
         assert not loaded.calibration_.knows_regions
         assert loaded.threshold_ > 0
+
+    def test_statistics_without_regions_are_saved_as_such(self, colour: Any, tmp_path: Path) -> None:
+        detector = colour().fit(normal_images(4, side=32))
+        detector._accept([replace(detector.calibration_, peaks=None)])
+        detector.save(tmp_path / "model")
+        loaded = ead.load(tmp_path / "model")
+        assert not loaded.calibration_.knows_regions
+        loaded.extend(normal_images(3, seed=1, side=32))
+        assert not loaded.calibration_.knows_regions  # of some images alone nothing follows
+        loaded.calibrate(normal_images(9, seed=2, side=32), 0.1)
+        assert loaded.calibration_.knows_regions
+
+    def test_peaks_that_are_none(self) -> None:
+        calibration = calibration_of(fields(3, 0), "calibrated")
+        for wrong in (
+            calibration.peaks[:2],
+            calibration.peaks.astype(np.float64),
+            calibration.peaks * np.nan,
+        ):
+            with pytest.raises(ValueError, match="peaks must be finite float32"):
+                replace(calibration, peaks=wrong)

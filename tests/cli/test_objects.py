@@ -145,7 +145,9 @@ class TestPredict:
         image = category / "test/blot/000.png"
         summary = call_json("predict", model, image, "--out", tmp_path / "out", "--masks")
         assert any("no regions are found" in line and "calibrate" in line for line in summary["warnings"])
-        assert summary["objects"] is summary["regions"] is summary["pixel_threshold"] is None
+        assert (
+            summary["objects"] is summary["regions"] is summary["pixel_threshold"] is summary["masks"] is None
+        )
         assert not (tmp_path / "out/objects.json").exists()
         assert not (tmp_path / "out/masks").exists()
         assert (tmp_path / "out/heat_maps/000.png").is_file()

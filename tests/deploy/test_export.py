@@ -193,6 +193,15 @@ def test_the_same_forms_of_images_as_a_detector(
     assert_same(next(found.predict_batches(paths)), fitted.predict(paths[:1]))
 
 
+def test_objects_are_those_of_the_detector(written: Path, fitted: ead.PatchCore, probe: Any) -> None:
+    found, expected = ead.load_exported(written / "openvino", threads=1).predict(probe), fitted.predict(probe)
+    assert found.sizes == expected.sizes
+    assert found.pixel_threshold == expected.pixel_threshold == fitted.calibration_.pixel_threshold()
+    threshold = float(np.median(expected.anomaly_map))  # many regions
+    ours, theirs = found.objects(threshold, min_area=30), expected.objects(threshold, min_area=30)
+    np.testing.assert_allclose(sum(one.area for one in ours), sum(one.area for one in theirs), rtol=0.01)
+
+
 @pytest.mark.filterwarnings("ignore:.*16-bit pixels")
 def test_files_of_twelve_bits_are_read_as_the_detector_reads_them(tmp_path: Path, probe: Any) -> None:
     (tmp_path / "images").mkdir()

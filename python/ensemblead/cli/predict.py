@@ -176,7 +176,7 @@ class PredictRun:
             "pixel_threshold": chosen.pixel_threshold,
             "false_regions": self._stated_rate(detector),
             **{
-                name: str(self.out / name) if getattr(self, name) else None
+                name: str(self.out / name) if getattr(chosen, name) else None
                 for name in ("heat_maps", "masks", "maps")
             },
             "color_scale": list(chosen.colors),
@@ -223,7 +223,7 @@ class PredictRun:
         return Chosen(
             self.out,
             heat_maps=self.heat_maps,
-            masks=self.masks,
+            masks=self.masks and pixels is not None,
             maps=self.maps,
             colors=color_scale(detector) if self.scale is None else self.scale,
             threshold=threshold,
@@ -271,11 +271,11 @@ class PredictRun:
                     if objects is not None:
                         objects.add(one.path, size, one.score, one.is_anomalous, one.regions or ())
             bars.step("writing pictures")
-        writer.raise_failures(scores.path)
         report = self.out / f"report{_part_name(self.part)}.html"
         if self.pictures:
             bars.step("writing the page")
             page.write(report)
+        writer.raise_failures(scores.path)
         return {
             "scores": str(scores.path),
             "objects": None if objects is None else str(objects.path),
