@@ -270,6 +270,12 @@ def test_a_region_that_a_method_cannot_score() -> None:
         DETECTORS["efficientad"](mask).fit(TRAIN)
 
 
+def test_loaded_weights_go_with_masks_alone(tmp_path: Path) -> None:
+    detector = ead.DRAEM(4, resize=None, device="cpu", region=SQUARE)
+    with pytest.raises(ValueError, match="load_weights: polygons of a region"):
+        detector.load_weights(tmp_path / "none.safetensors")
+
+
 def test_ensembles_have_one_region() -> None:
     other = np.roll(MASK, 3, axis=0)
     with pytest.raises(ValueError, match="members must inspect the same region"):
