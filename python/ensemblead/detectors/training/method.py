@@ -71,7 +71,7 @@ class TrainedMethod(Method, abstract=True):
                     "training, as resize=(h, w)"
                 )
             raise ValueError(
-                "load_weights: polygons of a region are drawn on the photographs of fit; give a mask as region="
+                "load_weights: polygons of a region are drawn on the photographs of fit; give a mask"
             )
         file = WeightFile(path)
         frozen = file.taken(self.frozen_prefix) if self.frozen_prefix else {}
