@@ -48,7 +48,7 @@ def test_fit_predict_and_evaluate(category: Path, mask: Path, tmp_path: Path) ->
     assert "50.0% of the map is inspected" in next((tmp_path / "report").glob("*.html")).read_text()
 
 
-@pytest.mark.parametrize("tiled", [False, True])
+@pytest.mark.parametrize("tiled", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_ensembles_in_files_and_tiles(category: Path, mask: Path, tmp_path: Path, tiled: bool) -> None:
     (mask.parent / "c.json").write_text(json.dumps({"method": "patchcore", **CONFIG, "region": "mask.png"}))
     given: list[Any] = ["--config", mask.parent / "c.json"]

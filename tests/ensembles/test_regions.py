@@ -25,7 +25,7 @@ from support.regions import (
 )
 
 import ensemblead as ead
-from ensemblead.common.errors import DamagedModelError, NotExportableError
+from ensemblead.common.errors import DamagedModelError
 from ensemblead.detectors.patchcore.scoring import top_count
 from ensemblead.images import Region
 from ensemblead.kernels.filling import cells_inside, nearest_inside
@@ -34,7 +34,16 @@ from ensemblead.kernels.maps import render_maps
 pytestmark = pytest.mark.filterwarnings("ignore::ensemblead.common.warnings.ThresholdWarning")
 
 TRAIN, TEST = photographs(8), photographs(2, seed=9)
-SLOW = {"efficientad", "draem", "rank", "reweighted", "tiles of backbones", "backbones of tiles"}
+SLOW = {
+    "efficientad",
+    "draem",
+    "fastflow",
+    "rank",
+    "reweighted",
+    "nearest",
+    "tiles of backbones",
+    "backbones of tiles",
+}
 SQUARE = [[(8, 10), (50, 10), (50, 40), (8, 40)]]
 
 
@@ -124,7 +133,10 @@ def test_padim_has_gaussians_inside_alone() -> None:
     np.testing.assert_allclose(found.anomaly_score, maps[:, MASK].max(1), rtol=1e-3)
 
 
-@pytest.mark.parametrize("name", ["topk", "fastflow", "backbones", "tiles"])
+@pytest.mark.parametrize(
+    "name",
+    ["topk", "backbones", *(pytest.param(name, marks=pytest.mark.slow) for name in ("fastflow", "tiles"))],
+)
 def test_statistics_are_of_the_inside(name: str) -> None:
     detector = fitted(name).calibrate(TEST, 0.5)
     values = detector.predict(TEST)
@@ -211,7 +223,7 @@ def test_first_tile_skipped_and_executors(tmp_path: Path) -> None:
 # Polygons and sizes
 
 
-@pytest.mark.parametrize("make", [patchcore, tiled])
+@pytest.mark.parametrize("make", [patchcore, pytest.param(tiled, marks=pytest.mark.slow)])
 def test_polygons_are_drawn_on_the_photographs_of_the_fit(make: Any, tmp_path: Path) -> None:
     detector = make(region=SQUARE).fit(TRAIN)
     mask = np.zeros((SIDE, SIDE), bool)
@@ -258,6 +270,12 @@ def test_a_region_that_a_method_cannot_score() -> None:
         DETECTORS["efficientad"](mask).fit(TRAIN)
 
 
+def test_loaded_weights_go_with_masks_alone(tmp_path: Path) -> None:
+    detector = ead.DRAEM(4, resize=None, device="cpu", region=SQUARE)
+    with pytest.raises(ValueError, match="load_weights: polygons of a region"):
+        detector.load_weights(tmp_path / "none.safetensors")
+
+
 def test_ensembles_have_one_region() -> None:
     other = np.roll(MASK, 3, axis=0)
     with pytest.raises(ValueError, match="members must inspect the same region"):
@@ -273,12 +291,6 @@ def test_ensembles_have_one_region() -> None:
     with pytest.raises(ValueError, match="member must have no region"):
         tiled(patchcore(region=MASK))
     assert ead.BackboneEnsemble([patchcore(region=MASK), padim(region=MASK)]).region == Region(MASK)
-
-
-def test_export_is_refused(tmp_path: Path) -> None:
-    pytest.importorskip("openvino")
-    with pytest.raises(NotExportableError, match="a detector with a region"):
-        patchcore(region=MASK).fit(TRAIN).export(tmp_path / "x", verify=photographs(10), input="resized")
 
 
 def test_a_model_of_another_region_is_damaged(tmp_path: Path) -> None:

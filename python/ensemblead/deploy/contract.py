@@ -20,12 +20,14 @@ from ensemblead.common.manifests import (
 )
 from ensemblead.common.validation import finite_number, one_of, pair
 from ensemblead.deploy import onnx, openvino
-from ensemblead.images import Geometry
+from ensemblead.images import Geometry, Region
 from ensemblead.images.depth import checked_bits
 from ensemblead.kernels.build import __version__
 
 CONTRACT = "export.json"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+# What reads this one reads exports without a region.
+_WITHOUT_REGION = 1
 # What a graph puts out, in this order.
 OUTPUTS = ("anomaly_score", "anomaly_map", "is_anomalous")
 FORMATS: dict[str, tuple[str, ...]] = {
@@ -74,9 +76,9 @@ class Contract:
 
     def document(self) -> dict[str, Any]:
         """The contract in JSON's types."""
-        height, width = self.size
+        (height, width), region = self.size, self.geometry.region
         return {
-            "format": FORMAT_VERSION,
+            "format": _WITHOUT_REGION if region is None else FORMAT_VERSION,
             "written_by": f"ensemblead {__version__}",
             "graph": {"format": self.format, "precision": self.precision},
             "input": {
@@ -87,7 +89,11 @@ class Contract:
                 "shape": ["batch", height, width, 3],
                 "colours": "RGB",
             },
-            "geometry": {"resize": self.geometry.resize, "crop": self.geometry.crop},
+            "geometry": {
+                "resize": self.geometry.resize,
+                "crop": self.geometry.crop,
+                **({} if region is None else {"region": region.plain()}),
+            },
             "bits": self.bits,
             "outputs": {
                 "anomaly_score": {"dtype": "float32", "shape": ["batch"]},
@@ -163,7 +169,9 @@ def _contract(document: Mapping[str, Any]) -> Contract:
         precision=one_of("precision", graph["precision"], PRECISIONS),
         input=one_of("input", given["is"], INPUTS),
         size=pair("shape", given["shape"][1:3], 1),
-        geometry=Geometry(_size(geometry["resize"]), _size(geometry["crop"])),
+        geometry=Geometry(
+            _size(geometry["resize"]), _size(geometry["crop"]), region=Region.of(geometry.get("region"))
+        ),
         bits=checked_bits(document["bits"]),
         threshold=math.inf if document["threshold"] is None else float(document["threshold"]),
         rounding=float(document["rounding"]),

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from ensemblead.calibration import Calibration
 from ensemblead.common.errors import NotExportableError
 from ensemblead.deploy.heads import FusionHead, Head, MethodHead, Results, Values
-from ensemblead.deploy.resizing import Resize
+from ensemblead.deploy.resizing import Fill, Resize
 from ensemblead.deploy.tiles import Cut, TilesHead
 from ensemblead.detectors.detector import Detector
 from ensemblead.detectors.method import Method
+from ensemblead.detectors.regions import inside_of
 from ensemblead.ensembles.backbones import BackboneEnsemble
 from ensemblead.ensembles.tile_merging import TileFrame
 from ensemblead.ensembles.tiles import TiledEnsemble
@@ -109,11 +110,12 @@ class _View(nn.Module):
 
     def __init__(self, frame: Frame, native: tuple[int, int], resized: bool) -> None:
         super().__init__()
+        self.fill = nn.Identity() if resized or frame.geometry.region is None else Fill(frame.geometry.region)
         self.resize = nn.Identity() if resized else Resize(frame.geometry, native)
         self.cut = nn.Identity() if frame.tiles is None else Cut(frame.tiles)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        view: Tensor = self.cut(self.resize(pixels))
+        view: Tensor = self.cut(self.resize(self.fill(pixels)))
         return view
 
 
@@ -156,11 +158,6 @@ class _Builder:
     def head(self, detector: Detector, tile: Frame | None = None) -> Head:
         """What follows the networks; `tile`: what the members of a tiled ensemble see."""
         detector._require_single_image_scores()
-        if detector.region is not None:
-            raise NotExportableError(
-                "a detector with a region cannot be exported yet, since the graph would look at the whole "
-                "image; fit one without region= to export it"
-            )
         if isinstance(detector, Method):
             return self._of_method(detector, self._frame(detector.geometry) if tile is None else tile)
         if isinstance(detector, BackboneEnsemble):
@@ -184,7 +181,13 @@ class _Builder:
         if not networks and frame not in self.seen:
             self.seen.append(frame)
         return MethodHead(
-            inner, [] if networks else [frame], layers, frame.size, method.map_sigma, method.map_kind
+            inner,
+            [] if networks else [frame],
+            layers,
+            frame.size,
+            method.map_sigma,
+            method.map_kind,
+            inside_of(method.geometry),
         )
 
     def _layers(self, network: Network, frame: Frame) -> list[tuple[int, str]]:
@@ -206,7 +209,8 @@ class _Builder:
             )
         heads = [self.head(member, tile) for member in ensemble.members]
         calibrations = [member.calibration_ for member in ensemble.members]
-        return FusionHead(heads, ensemble.fusion, calibrations, ensemble.weights)
+        insides = [ensemble._inside(member) for member in ensemble.members]
+        return FusionHead(heads, ensemble.fusion, calibrations, ensemble.weights, insides)
 
     def _frame(self, geometry: Geometry) -> Frame:
         if not self._resized:

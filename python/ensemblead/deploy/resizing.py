@@ -14,16 +14,34 @@ would be exact as well, take five times as long.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from ensemblead.images import Geometry
+from ensemblead.images import Geometry, Region
+from ensemblead.kernels.filling import nearest_inside
 
 _PLACES = 22
 _HALF = 1 << (_PLACES // 2)
 _ROWS, _COLUMNS = 2, 3  # of [B, 3, H, W]
+
+
+class Fill(nn.Module):
+    """Pixels `[B, 3, H, W]` in which those outside of a region have the colour of the nearest one inside."""
+
+    sources: Tensor
+
+    def __init__(self, region: Region) -> None:
+        super().__init__()
+        self.register_buffer("sources", torch.from_numpy(nearest_inside(region.mask).ravel()))
+        self._size = region.mask.shape
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        height, width = self._size
+        return pixels.flatten(2).index_select(2, self.sources).reshape(-1, 3, height, width)
 
 
 class Resize(nn.Module):
@@ -46,7 +64,7 @@ class Resize(nn.Module):
         """Whether the Pillow that is installed changes the number of rows before that of columns."""
         noise = np.random.default_rng(0).integers(0, 256, (*native, 3), dtype=np.uint8)
         pixels = torch.from_numpy(noise).permute(2, 0, 1)[None].float()
-        expected = geometry.apply(noise).transpose(2, 0, 1)
+        expected = replace(geometry, region=None).apply(noise).transpose(2, 0, 1)
         found = self.rows(self.columns(pixels)), self.columns(self.rows(pixels))
         off = [int(np.count_nonzero(one[0].numpy() != expected)) for one in found]
         return off[1] < off[0]

@@ -27,7 +27,7 @@ class Cut(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         frame = self._frame
         (height, width), tiles = frame.tile_size, []
-        for number in range(len(frame)):
+        for number in frame.numbers:
             window = frame.window(number)
             rows, columns = window.rows(frame.image_size[0]), window.columns(frame.image_size[1])
             part = pixels[:, :, rows, columns]
@@ -52,10 +52,11 @@ class TilesHead(Head):
         self.reads = tuple(dict.fromkeys(name for member in members for name in member.reads))
         frame = merger.frame
         coverage = torch.zeros(frame.image_size)
-        for number in range(len(frame)):
+        for number in frame.numbers:
             window = frame.window(number)
             coverage[window.rows(frame.image_size[0]), window.columns(frame.image_size[1])] += 1
-        self.register_buffer("coverage", coverage)
+        # Nothing is seen where tiles are skipped.
+        self.register_buffer("coverage", coverage.clamp_min(1.0))
         self.register_buffer("seams", torch.from_numpy(seam_mask(frame)))
 
     def forward(self, values: Values) -> Result:
@@ -79,7 +80,7 @@ class TilesHead(Head):
         score = scores.mean(0) if merger.score == "mean" else scores.amax(0)
         if merger.normalization == "image" and merger.statistics is not None:
             score, merged = (own[0] for own in self._standardized(score[None], merged[None]))
-        return score, merged
+        return score, merged if merger.inside is None else merger.inside.blank(merged)
 
     def _standardized(self, scores: Tensor, maps: Tensor) -> Result:
         """Scores `[n, B]` and maps `[n, B, h, w]` less means, over deviations, a row of statistics each."""
@@ -92,15 +93,17 @@ class TilesHead(Head):
         frame = self._merger.frame
         height, width = frame.image_size
         total: Tensor | None = None
-        for number in range(len(frame)):
+        for place, number in enumerate(frame.numbers):
             window = frame.window(number)
             rows, columns = window.rows(height), window.columns(width)
-            part = maps[number][:, : rows.stop - rows.start, : columns.stop - columns.start]
+            part = maps[place][:, : rows.stop - rows.start, : columns.stop - columns.start]
             border = (columns.start, width - columns.stop, rows.start, height - rows.stop)
             placed = functional.pad(part, border)
             total = placed if total is None else total + placed
         assert total is not None
         merged = total / self.coverage
+        if self._merger.inside is not None:
+            merged = self._merger.inside.spread(merged)
         if not self._merger.seam_smoothing:
             return merged
         return torch.where(self.seams, render_maps(merged, frame.image_size, sigma=SEAM_SIGMA), merged)
@@ -111,7 +114,7 @@ def seam_mask(frame: TileFrame) -> npt.NDArray[np.bool_]:
     mask = np.zeros(frame.image_size, dtype=bool)
     height, width = frame.image_size
     reach, across = (int(SEAM_WIDTH * side) for side in frame.tile_size)
-    for number in range(len(frame)):
+    for number in range(frame.count):
         window = frame.window(number)
         for seam in (window.top, window.top + window.height):
             if 0 < seam < height:

@@ -23,6 +23,7 @@ from ensemblead.config.registry import register
 from ensemblead.detectors.method import Accumulator, Fitted, Method, NormalSample, Run, Scores, Seen
 from ensemblead.detectors.padim.gaussians import REGULARIZATION, Gaussians, LeftOut, Moments, block_spans
 from ensemblead.detectors.padim.graph import GaussiansGraph
+from ensemblead.detectors.regions import inside_of
 from ensemblead.images import RegionLike
 from ensemblead.kernels.inside import Inside
 from ensemblead.kernels.maps import MAP_KINDS, MapKind
@@ -253,7 +254,11 @@ class PaDiM(Method):
         check_grid(torch.empty(0, *self.network_.grid(size)), size, state.grid)
         picks = choose_dimensions(self.network_.channels(size), self.num_dimensions, self.seed)
         return GaussiansGraph(
-            [torch.from_numpy(own) for own in picks], state.gaussians, state.grid, self.interpolation
+            [torch.from_numpy(own) for own in picks],
+            state.gaussians,
+            state.grid,
+            self.interpolation,
+            inside_of(self.geometry),
         )
 
     def _state_to_save(self) -> PackedPositions:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ensemblead.detectors.padim.gaussians import Gaussians, block_spans
 from ensemblead.detectors.parts import GraphOutputs
+from ensemblead.kernels.inside import Inside
 from ensemblead.kernels.patch_operators import Interpolation, resized
 
 
@@ -18,6 +19,7 @@ class GaussiansGraph(nn.Module):
     Args:
         channels: of every layer the numbers of those to keep.
         interpolation: how layers come to the grid.
+        inside: a region, whose positions alone have Gaussians.
     """
 
     center: Tensor
@@ -28,9 +30,10 @@ class GaussiansGraph(nn.Module):
         gaussians: Gaussians,
         grid: tuple[int, int],
         interpolation: Interpolation,
+        inside: Inside | None = None,
     ) -> None:
         super().__init__()
-        self._interpolation = interpolation
+        self._interpolation, self._inside = interpolation, inside
         self._channels, self._grid = [own.cpu() for own in channels], grid
         self.register_buffer("center", gaussians.mean.float().cpu())
         self._spans = block_spans(gaussians.num_dimensions)
@@ -46,9 +49,13 @@ class GaussiansGraph(nn.Module):
         ]
         height, width = self._grid
         rows = torch.cat(kept, 1).flatten(2).transpose(1, 2)
+        if self._inside is not None:
+            rows = rows.index_select(1, self._inside.places(self._grid, rows.device))
         deviations = (rows - self.center)[:, :, None]
         total: Tensor | float = 0.0
         for block, (_, end) in zip(self._blocks, self._spans, strict=True):
             total = total + torch.matmul(deviations[:, :, :, :end], block).square().sum(3)[:, :, 0]
         assert isinstance(total, Tensor)
+        if self._inside is not None:
+            return self._inside.put(total.sqrt(), self._grid), None
         return total.sqrt().reshape(-1, height, width), None

@@ -22,6 +22,7 @@ from ensemblead.detectors.parts import Progress
 from ensemblead.detectors.patchcore.accumulator import BankAccumulator
 from ensemblead.detectors.patchcore.graph import BankGraph
 from ensemblead.detectors.patchcore.scoring import PatchScoring
+from ensemblead.detectors.regions import inside_of
 from ensemblead.detectors.running import scored_batches
 from ensemblead.images import RegionLike
 from ensemblead.kernels.inside import Inside
@@ -267,7 +268,7 @@ class PatchCore(Method):
             target_dim=self.target_dim,
             mode=self.aggregation,
         )
-        return BankGraph(patches, state.rows_.float().cpu(), self._scoring)
+        return BankGraph(patches, state.rows_.float().cpu(), self._scoring, inside_of(self.geometry))
 
     # Saving: the bank's rows, without the structures that are searched
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ensemblead.detectors.parts import GraphOutputs
 from ensemblead.detectors.patchcore.scoring import PatchScoring, top_count
+from ensemblead.kernels.inside import Inside
 from ensemblead.kernels.patch_operators import PatchOperators
 
 
@@ -16,7 +17,8 @@ class BankGraph(nn.Module):
     """Feature maps to scores, by the rows of a memory bank float32 `[M, D]`.
 
     A matrix product about the bank's mean finds the nearest rows. Distances to them are then summed from
-    differences, as in `MemoryBank.search`, so that they stay right where the product cancels.
+    differences, as in `MemoryBank.search`, so that they stay right where the product cancels. `inside`: a
+    region, of whose patches alone there are scores.
     """
 
     rows: Tensor
@@ -24,9 +26,11 @@ class BankGraph(nn.Module):
     centred: Tensor
     half_norms: Tensor
 
-    def __init__(self, patches: PatchOperators, rows: Tensor, scoring: PatchScoring) -> None:
+    def __init__(
+        self, patches: PatchOperators, rows: Tensor, scoring: PatchScoring, inside: Inside | None = None
+    ) -> None:
         super().__init__()
-        self.patches, self._scoring = patches, scoring
+        self.patches, self._scoring, self._inside = patches, scoring, inside
         mean = rows.double().mean(0).float()
         centred = rows - mean
         self.register_buffer("rows", rows)
@@ -35,7 +39,13 @@ class BankGraph(nn.Module):
         self.register_buffer("half_norms", 0.5 * centred.double().square().sum(1).float())
 
     def forward(self, pixels: Sequence[Tensor], maps: Sequence[Tensor]) -> GraphOutputs:
-        embeddings = self.patches(maps)
+        embeddings, inside = self.patches(maps), self._inside
+        if inside is None:
+            return self._scored(embeddings)
+        grids, scores = self._scored(inside.take(embeddings))
+        return inside.put(grids, (int(embeddings.shape[1]), int(embeddings.shape[2]))), scores
+
+    def _scored(self, embeddings: Tensor) -> GraphOutputs:
         height, width, dims = map(int, embeddings.shape[1:])
         queries = embeddings.reshape(-1, height * width, dims)
         scoring = self._scoring

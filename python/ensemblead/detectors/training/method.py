@@ -61,14 +61,18 @@ class TrainedMethod(Method, abstract=True):
         nothing can be predicted or saved: the file has no statistics of this library.
 
         Raises ValueError for a detector that has learned already, for a file that has too little, too much,
-        or other shapes, naming the first, and for `resize="auto"`; FileNotFoundError.
+        or other shapes, naming the first, for `resize="auto"` and a region of polygons; FileNotFoundError.
         """
         if self._state is not None:
             raise ValueError("load_weights: this detector has learned already; make a new one")
         if not self.geometry.is_decided:
+            if self.geometry.resize == "auto":
+                raise ValueError(
+                    'load_weights: resize="auto" is decided by the images of fit; give the size of the '
+                    "training, as resize=(h, w)"
+                )
             raise ValueError(
-                'load_weights: resize="auto" is decided by the images of fit; give the size of the training, '
-                "as resize=(h, w)"
+                "load_weights: polygons of a region are drawn on the photographs of fit; give a mask"
             )
         file = WeightFile(path)
         frozen = file.taken(self.frozen_prefix) if self.frozen_prefix else {}
