@@ -14,6 +14,7 @@ from ensemblead.calibration import Calibration
 from ensemblead.common.warnings import warn
 from ensemblead.detectors.format1 import calibration_of_format1
 from ensemblead.detectors.frozen import per_network
+from ensemblead.detectors.left_out import LeftOut
 from ensemblead.detectors.parts import Reading
 from ensemblead.images import BIT_DEPTHS, Geometry
 from ensemblead.networks.network import check_device, check_engine, check_precision, resolve_device
@@ -79,7 +80,8 @@ def write_statistics(detector: Any, writer: FolderWriter) -> dict[str, Any]:
         summary["threshold"] = calibration.given
     summary["threshold_origin"] = calibration.threshold_origin
     stored = save_state(writer, "calibration", calibration, Calibration)
-    return {"calibration": stored, "summary": summary, "images": saved}
+    left_out = [one.plain() for one in detector.left_out_]
+    return {"calibration": stored, "summary": summary, "images": saved, "left_out": left_out}
 
 
 def read_statistics(detector: Any, reader: FolderReader, rounding: float | None = None) -> None:
@@ -91,7 +93,9 @@ def read_statistics(detector: Any, reader: FolderReader, rounding: float | None 
         detector._calibration = load_state(reader, "calibration", reader.state["calibration"], Calibration)
         saved = load_state(reader, "images", reader.state["images"], SavedReading)
         decided = () if saved.resize is None else (Geometry(saved.resize, detector.image_size),)
-        detector._reading = Reading(decided, saved.fingerprints.numpy().view(np.uint64), saved.bits)
+        left_out = tuple(LeftOut.of(one) for one in reader.state.get("left_out", []))
+        looks = saved.fingerprints.numpy().view(np.uint64)
+        detector._reading = Reading(decided, looks, saved.bits, (left_out,))
 
 
 def read_method(cls: Any, reader: FolderReader) -> Any:

@@ -10,6 +10,7 @@ import torch
 from ensemblead.calibration import DEFAULT_RATE, NormalSample, weakest
 from ensemblead.common.memory import return_free_memory
 from ensemblead.common.warnings import warn
+from ensemblead.detectors.left_out import joined
 from ensemblead.detectors.parts import Fitted, Progress, Result
 from ensemblead.ensembles.tile_merging import TileFrame, TileMerger, TileStatistics, unvaried
 from ensemblead.ensembles.tile_plan import Location, TiledState, TilePlan
@@ -42,7 +43,10 @@ class TileJoin:
         origin = weakest(origin for one in self._locations for origin in one.origins)
         state = TiledState(tuple(self._members), self._frame, statistics)
         rose = any(one.rose for one in self._locations)
-        return Fitted(state, sample, origin, self._warnings(), tuple(self._positions), rose)
+        found = [one.left_out for one in self._locations]
+        left_out = found[0] if self._plan.shared else joined(found)
+        warnings, positions = self._warnings(), tuple(self._positions)
+        return Fitted(state, sample, origin, warnings, positions, rose, left_out=left_out)
 
     def _warnings(self) -> dict[str, str]:
         """Of all locations; the first of its kind stands for all."""
@@ -112,12 +116,20 @@ class TileJoin:
         result = member._combine([sample.result(index) for sample in samples])
         return result, any(sample.is_counted(index) for sample in samples)
 
+    def _is_odd(self, image: int, number: int) -> bool:
+        """Whether tile `number` of one of these images was left out of the fit, by a part of the member."""
+        index = image * len(self._frame) + number if self._plan.shared else image
+        samples = self._samples[0 if self._plan.shared else number]
+        return any(sample.is_left_out(index) for sample in samples)
+
     def _measured(self) -> torch.Tensor:
         """Statistics of every location, as in `TileStatistics`."""
         rows = []
         for number in range(len(self._frame)):
             moments = []
             for image in range(self._num_results()):
+                if self._is_odd(image, number):
+                    continue
                 (score, anomaly_map), _ = self._left_out(image, number)
                 values = anomaly_map.double()
                 moments.append(torch.stack([score[0].double(), values.mean(), values.var(correction=0)]))
@@ -133,6 +145,9 @@ class TileJoin:
         positions = self._locations[0].positions[:: len(merger.frame) if self._plan.shared else 1]
         self._positions = []
         for image in range(count):
+            if any(self._is_odd(image, number) for number in range(len(merger.frame))):
+                self._progress("join", image + 1, count)
+                continue
             buffer, fair = merger.buffer(1), False
             for number in range(len(merger.frame)):
                 result, counted = self._left_out(image, number)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from ensemblead.calibration import NormalSample, Origin
 from ensemblead.detectors.detector import Detector
+from ensemblead.detectors.left_out import LeftOut
 from ensemblead.ensembles.tile_merging import Edge, TileFrame, TileMerger, TileStatistics
 from ensemblead.images import Geometry
 
@@ -61,6 +62,7 @@ class Location:
         origins: of the samples.
         warnings: why thresholds say little, by the part and the kind of reason.
         rose: as in `Fitted`.
+        left_out: what its parts have left out, joined.
     """
 
     member: Detector
@@ -69,3 +71,4 @@ class Location:
     origins: tuple[Origin, ...]
     warnings: Mapping[str, str]
     rose: bool = False
+    left_out: tuple[LeftOut, ...] = ()

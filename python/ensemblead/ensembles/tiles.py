@@ -23,6 +23,7 @@ from ensemblead.detectors.detector import Detector, Errors
 from ensemblead.detectors.frozen import FrozenNetwork, share_networks
 from ensemblead.detectors.holdout import holdout_of
 from ensemblead.detectors.learning import nothing_read
+from ensemblead.detectors.left_out import LeftOut
 from ensemblead.detectors.parts import (
     Accumulator,
     Features,
@@ -296,6 +297,10 @@ class TiledEnsemble(Detector):
 
     def _accept(self, calibrations: Sequence[Calibration]) -> None:
         (self._calibration,) = calibrations
+
+    @property
+    def left_out_(self) -> tuple[LeftOut, ...]:
+        return tuple(one for own in self._reading.left_out for one in own)
 
     @property
     def _fingerprints(self) -> npt.NDArray[np.uint64]:
