@@ -134,7 +134,7 @@ class TiledEnsemble(Detector):
         shared: bool = False,
         memory_budget: int = MEMORY_BUDGET,
     ) -> None:
-        _check_member(member)
+        _check_member(member, shared)
         if score not in SCORES:
             raise ValueError(f"score must be one of {', '.join(SCORES)}, got {score!r}")
         if normalization not in NORMALIZATIONS:
@@ -420,7 +420,7 @@ def _tile_batches(
             done += len(images)
 
 
-def _check_member(member: Any) -> None:
+def _check_member(member: Any, shared: bool) -> None:
     if not isinstance(member, Detector):
         raise TypeError(f"member must be a detector, got {type(member).__name__}")
     if any(isinstance(part, TiledEnsemble) for part in member._parts()):
@@ -431,6 +431,13 @@ def _check_member(member: Any) -> None:
         raise ValueError(
             "member must be unfitted, for every tile location fits a copy of it; this "
             f"{type(member).__name__} has learned already, and not from tiles"
+        )
+    given = [getattr(part, "contamination", None) for part in member._parts()]
+    shares = [own for own in given if isinstance(own, float)]
+    if shares and not shared:
+        raise ValueError(
+            f"member: contamination={shares[0]:g} would leave out that share of the tiles at every location, "
+            'good ones too: a defect lies in few tiles; give contamination="auto", or shared=True'
         )
     member._require_single_image_scores()
 

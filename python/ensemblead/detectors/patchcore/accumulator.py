@@ -95,9 +95,9 @@ class BankAccumulator:
         if self._contamination is not None and not self._fits:
             least = self._bank.bytes_for(seen.total * per_image, dims)
             raise ValueError(
-                f"contamination needs all patches at once, to judge images by the others, and memory_budget="
-                f"{self._bank.memory_budget} holds fewer: give memory_budget={least}, fewer or smaller images, "
-                "or contamination=None"
+                "contamination needs all patches at once, to judge images by the others, and memory_budget="
+                f"{self._bank.memory_budget} holds fewer: give memory_budget={least}, fewer or smaller "
+                "images, or contamination=None"
             )
         held = 4 * dims * per_image * seen.total_sampled
         self._bank.expect(seen.total * per_image, dims, beside=held)

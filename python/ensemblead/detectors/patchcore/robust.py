@@ -30,11 +30,12 @@ FEWEST = 10
 # A bank has as many rows at least.
 FEW_ROWS = 50
 # "auto" leaves out what lies so many robust deviations above the median of what it keeps.
-LIMIT = 5.0
+LIMIT = 6.0
 # A median absolute deviation times this is the standard deviation of a normal distribution.
 _NORMAL = 1.4826
 # No deviation is taken for less than this: logarithms of scores differ by as much by chance.
 _LEAST_DEVIATION = 0.05
+_BATCH = 16  # looks that are judged together
 _STREAM = 2  # of the seed; others draw projections and start rows
 
 
@@ -110,10 +111,13 @@ def out_of_bag_scores(
         for i in own:
             bank.add(looks[i].patches.to(device), i, copy=False, known_finite=True)
         bank.fit()
-        for i, look in enumerate(looks):
-            if part_of[look.number] != part:
-                squared, _ = bank.search(look.patches.to(device), 1)
-                sums[i] += squared[:, 0].clamp_min(0).sqrt()
+        others = [i for i, look in enumerate(looks) if part_of[look.number] != part]
+        for start in range(0, len(others), _BATCH):
+            batch = others[start : start + _BATCH]
+            patches = [looks[i].patches.to(device) for i in batch]
+            distances = bank.search(torch.cat(patches), 1)[0][:, 0].clamp_min(0).sqrt()
+            for i, found in zip(batch, distances.split(list(map(len, patches))), strict=True):
+                sums[i] += found
         progress(part + 1, parts)
     judged = torch.stack([own.topk(top_count(len(own))).values.mean() / (parts - 1) for own in sums])
     scores: dict[int, float] = {}
