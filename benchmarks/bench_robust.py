@@ -3,7 +3,7 @@
     python -m pytest benchmarks/bench_robust.py --data FOLDER --weights FOLDER [--cache FOLDER]
 
 All good photographs of a category form a pool, and so do its defective ones. A training set is drawn from
-both; the rest is the test set, at most 65 of each, so that no defect that was trained on is tested. PatchCore
+both; the rest is the test set, at most 40 of each, so that no defect that was trained on is tested. PatchCore
 with ResNet18 at 160 x 160 pixels, with as many bank rows as 1 % has at 224 x 224. `contamination` is None, the
 true share, or "auto". The images are embedded once, and `--cache` keeps the embeddings. It takes about ten
 minutes on one core.
@@ -30,7 +30,7 @@ from ensemblead.kernels.maps import render_maps
 
 Array = npt.NDArray[Any]
 # Images of a training set, and how many sets are drawn.
-CATEGORIES = {"aws_cookies": (30, 3), "mvtec_bottle": (75, 3), "magnetic_tile": (100, 2)}
+CATEGORIES = {"aws_cookies": (30, 3), "mvtec_bottle": (75, 2), "magnetic_tile": (100, 2)}
 RATES = (0.0, 0.05, 0.1, 0.2, 0.4)
 # Sizes of further sets without a defect, and how many of each.
 CLEAN = {
@@ -38,7 +38,7 @@ CLEAN = {
     "mvtec_bottle": ((50, 3), (200, 2)),
     "magnetic_tile": ((50, 3), (200, 2), (398, 1)),
 }
-SIDE, CELLS, TESTED, BATCH = 160, 20, 65, 16
+SIDE, TESTED, BATCH = 160, 40, 16
 BANK_SHARE = 0.0196  # of 400 patches as many as 1 % of 784
 
 
@@ -160,37 +160,35 @@ def calibration_of(fitted: Fitted) -> Calibration:
     return fitted.sample.calibration(0.01, "leave_one_out", "")
 
 
+@pytest.mark.parametrize("rate", RATES)
 @pytest.mark.parametrize("name", CATEGORIES)
 def test_defects_among_good_images(
-    material: tuple[Path, Path], figures: FiguresOf, request: pytest.FixtureRequest, name: str
+    material: tuple[Path, Path], figures: FiguresOf, request: pytest.FixtureRequest, name: str, rate: float
 ) -> None:
     data, weights = material
     pool = pool_of(data / name, weights, request.config.getoption("--cache"))
     count, sets = CATEGORIES[name]
-    for rate in RATES:
-        without = 0.0
-        for contamination in (None, "auto", rate):
-            if contamination == 0.0:
-                continue
-            detector = detector_of(weights, contamination)
-            cells = [measured(detector, pool, rate, count, seed) for seed in range(sets)]
-            mean = {key: float(np.mean([getattr(one, key) for one in cells])) for key in vars(cells[0])}
-            without = mean["image_auroc"] if contamination is None else without
-            given = "its share" if contamination == rate else str(contamination)
-            figures.add(
-                f"{name}, {count} images, {rate:.0%} defective: contamination={given}",
-                mean["image_auroc"],
-                columns={
-                    "image AUROC": f"{mean['image_auroc']:.3f}",
-                    "pixel AUROC": f"{mean['pixel_auroc']:.3f}",
-                    "AUPRO": f"{mean['aupro']:.3f}",
-                    "misses": f"{mean['misses']:.1%}",
-                    "false alarms": f"{mean['alarms']:.1%}",
-                    "defects left out": f"{sum(one.caught for one in cells)} of {sets * round(rate * count)}",
-                    "good left out": f"{sum(one.dropped for one in cells)} of "
-                    f"{sets * (count - round(rate * count))}",
-                },
-            )
+    for contamination in (None, "auto", rate):
+        if contamination == 0.0:
+            continue
+        detector = detector_of(weights, contamination)
+        cells = [measured(detector, pool, rate, count, seed) for seed in range(sets)]
+        mean = {key: float(np.mean([getattr(one, key) for one in cells])) for key in vars(cells[0])}
+        given = "its share" if contamination == rate else str(contamination)
+        figures.add(
+            f"{name}, {count} images, {rate:.0%} defective: contamination={given}",
+            mean["image_auroc"],
+            columns={
+                "image AUROC": f"{mean['image_auroc']:.3f}",
+                "pixel AUROC": f"{mean['pixel_auroc']:.3f}",
+                "AUPRO": f"{mean['aupro']:.3f}",
+                "misses": f"{mean['misses']:.1%}",
+                "false alarms": f"{mean['alarms']:.1%}",
+                "defects left out": f"{sum(one.caught for one in cells)} of {sets * round(rate * count)}",
+                "good left out": f"{sum(one.dropped for one in cells)} of "
+                f"{sets * (count - round(rate * count))}",
+            },
+        )
 
 
 @pytest.mark.parametrize("name", [name for name, sets in CLEAN.items() if sets])
