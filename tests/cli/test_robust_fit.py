@@ -16,6 +16,8 @@ from support.textures import normal_images, with_defects
 
 import ensemblead as ead
 
+LAYER = [*GABOR, "-le", "layer1"]
+
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -28,7 +30,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_what_was_left_out_is_told_and_saved(images: Path, tmp_path: Path) -> None:
-    arguments = ("fit", images, "--model", tmp_path / "m", *GABOR, "--set", "contamination=auto")
+    arguments = ("fit", images, "--model", tmp_path / "m", *LAYER, "--set", "contamination=auto")
     summary = call_json(*arguments)
     assert sorted(Path(one["path"]).name for one in summary["left_out"]) == ["14.png", "15.png"]
     assert all(one["deviations"] > 6 and one["by"] == [] and not one["partly"] for one in summary["left_out"])
