@@ -160,4 +160,9 @@ class TileJoin:
                 self._positions += positions[image : image + 1]
             return_free_memory()
             self._progress("join", image + 1, count)
+        if not self._positions and any(one.left_out for one in self._locations):
+            raise ValueError(
+                "contamination: every image was left out at one of the tile locations, so that none gives "
+                "the threshold of the whole; give more images, or contamination=None"
+            )
         return sample

@@ -119,10 +119,11 @@ def out_of_bag_scores(
             for i, found in zip(batch, distances.split(list(map(len, patches))), strict=True):
                 sums[i] += found
         progress(part + 1, parts)
-    judged = torch.stack([own.topk(top_count(len(own))).values.mean() / (parts - 1) for own in sums])
+    judged = torch.stack([own.topk(top_count(len(own))).values.mean() for own in sums]) / (parts - 1)
+    found_scores = judged.cpu().tolist()
     scores: dict[int, float] = {}
-    for look, score in zip(looks, judged.cpu().tolist(), strict=True):
-        scores[look.number] = max(score, scores.get(look.number, 0.0))
+    for i in order:  # so that of equal scores the same ones come first, in whatever order the images came
+        scores[looks[i].number] = max(found_scores[i], scores.get(looks[i].number, 0.0))
     return scores
 
 
