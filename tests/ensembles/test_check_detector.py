@@ -88,6 +88,11 @@ def test_patchcore_with_an_approximate_index() -> None:
 
 
 @pytest.mark.slow
+def test_patchcore_that_leaves_odd_images_out() -> None:
+    passes_all(patchcore(contamination="auto"))
+
+
+@pytest.mark.slow
 def test_a_module_as_backbone() -> None:
     detector = ead.PatchCore(TinyNet(), ("first", "second"), **NATIVE, coreset_fraction=0.3)
     passes_all(detector, {"description_is_inverse"})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -12,6 +12,18 @@ from ensemblead.calibration.regions import cell_peaks
 from ensemblead.calibration.statistics import LATTICE, Calibration, Origin
 from ensemblead.kernels.inside import Inside
 from ensemblead.kernels.maps import SIGMA, MapKind, render_inside
+
+
+class _Result(NamedTuple):
+    """What `add_grids` was given of one image."""
+
+    score: torch.Tensor
+    grid: torch.Tensor
+    size: tuple[int, int]
+    sigma: float
+    kind: MapKind
+    counted: bool
+    left_out: bool
 
 
 class NormalSample:
@@ -25,7 +37,7 @@ class NormalSample:
         self.rounding, self.inside = rounding, inside
         self._parts: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]] = []
         self._count = 0
-        self._results: list[tuple[torch.Tensor, torch.Tensor, tuple[int, int], float, MapKind, bool]] = []
+        self._results: list[_Result] = []
 
     def __len__(self) -> int:
         """Images in the statistics."""
@@ -54,6 +66,7 @@ class NormalSample:
         sigma: float = SIGMA,
         kind: MapKind = "bilinear",
         counted: bool = True,
+        left_out: bool = False,
     ) -> None:
         """Scores `[B]` and the maps that `render_maps` makes of grids `[B, h, w]`; `result` gives them again.
 
@@ -62,25 +75,28 @@ class NormalSample:
             sigma, kind: as for `render_maps`.
             counted: False leaves these images out of the statistics (their scores are not fair), but not out
                 of the results.
+            left_out: these images were left out of the fit, as odd among the others: they are not counted,
+                and `is_left_out` says so.
         """
+        counted = counted and not left_out
         if counted or scores is None:
             largest, maps = render_inside(grids, size, self.inside, sigma=sigma, kind=kind)
             scores = largest if scores is None else scores
             if counted:
                 self.add(scores, maps)
         for score, grid in zip(scores, grids, strict=True):
-            self._results.append((score.clone(), grid.clone(), size, sigma, kind, counted))
+            self._results.append(_Result(score.clone(), grid.clone(), size, sigma, kind, counted, left_out))
 
     def results(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """What `result` and `is_counted` give: tensors, and the rest in JSON's types.
 
         Raises ValueError for grids of several sizes, sigmas or kinds.
         """
-        scores, grids, sizes, sigmas, kinds, counted = zip(*self._results, strict=True)
+        scores, grids, sizes, sigmas, kinds, counted, left_out = zip(*self._results, strict=True)
         if len(set(zip(sizes, sigmas, kinds, strict=True))) > 1:
             raise ValueError("the grids of a sample must have one size, sigma and kind to be kept")
         tensors = {"scores": torch.stack(scores), "grids": torch.stack(grids)}
-        tensors["counted"] = torch.tensor(counted)
+        tensors |= {"counted": torch.tensor(counted), "left_out": torch.tensor(left_out)}
         values = {"size": list(sizes[0]), "sigma": sigmas[0], "kind": kinds[0], "rounding": self.rounding}
         return tensors, values
 
@@ -96,10 +112,10 @@ class NormalSample:
         sample = cls(values["rounding"], inside)
         size = (values["size"][0], values["size"][1])
         scores, grids = tensors["scores"].to(device), tensors["grids"].to(device)
-        counted = tensors["counted"].tolist()
+        marks = zip(tensors["counted"].tolist(), tensors["left_out"].tolist(), strict=True)
         sample._results = [
-            (score, grid, size, values["sigma"], values["kind"], own)
-            for score, grid, own in zip(scores, grids, counted, strict=True)
+            _Result(score, grid, size, values["sigma"], values["kind"], *own)
+            for score, grid, own in zip(scores, grids, marks, strict=True)
         ]
         return sample
 
@@ -117,12 +133,17 @@ class NormalSample:
         """Score `[1]` and map `[1, H, W]` of the image that came as number `index` to `add_grids`. Kept as
         grids, they take a hundredth of the maps' memory.
         """
-        score, grid, size, sigma, kind, _ = self._results[index]
-        return score[None], render_inside(grid[None], size, self.inside, sigma=sigma, kind=kind)[1]
+        one = self._results[index]
+        _, maps = render_inside(one.grid[None], one.size, self.inside, sigma=one.sigma, kind=one.kind)
+        return one.score[None], maps
 
     def is_counted(self, index: int) -> bool:
         """Whether `add_grids` counted image `index`."""
-        return self._results[index][5]
+        return self._results[index].counted
+
+    def is_left_out(self, index: int) -> bool:
+        """Whether image `index` was left out of the fit."""
+        return self._results[index].left_out
 
     def standardized(
         self, score_mean: float, score_std: float, map_mean: float, map_std: float
@@ -154,7 +175,7 @@ class NormalSample:
         if not self._parts:
             raise ValueError("no normal images to take statistics from")
         if len(positions) == len(self._results):
-            positions = [at for at, (*_, counted) in zip(positions, self._results, strict=True) if counted]
+            positions = [at for at, one in zip(positions, self._results, strict=True) if one.counted]
         # One copy of each to the host, whatever number of batches there was.
         scores, pixels, moments, peaks = (
             torch.cat(parts).cpu().numpy() for parts in zip(*self._parts, strict=True)

@@ -24,6 +24,7 @@ from rich.text import Text
 
 _WORDS = {
     "embed": "reading images",
+    "judge": "judging images by the others",
     "select": "selecting the coreset",
     "train": "training",
     "calibrate": "leave-one-out scores",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from ensemblead.common.extras import require
 from ensemblead.common.files import valid_text
 from ensemblead.common.validation import some_of
 
+_NAMED = 3  # of the images left out
 _NETWORK, _BANK, _TILES, _RUN = "Networks", "Memory bank and threshold", "Tiles", "Run"
 
 
@@ -271,7 +273,8 @@ class FitRun:
         skipped = list(detector.skipped_)
         images = _named_images(detector.calibration_, source)
         images["inspected_share"] = _inspected_share(detector, source, skipped)
-        learned = len(source) - len(skipped)
+        left_out = [one for one in detector.left_out_ if not one.partly]
+        learned = len(source) - len(skipped) - len(left_out)
         if fresh is not None:
             skipped += self._calibrate(detector, fresh, bars)
         bars.step("saving")
@@ -287,6 +290,10 @@ class FitRun:
             else 0,
             "skipped": [{"path": image.path, "reason": image.reason} for image in skipped],
             "excluded": excluded,
+            "left_out": [
+                {"path": one.path, "deviations": one.score, "by": list(one.by), "partly": one.partly}
+                for one in detector.left_out_
+            ],
             **images,
             "seconds": round(clock(), 3),
             "include_backbone": self.include_backbone or not reads_weights_elsewhere(detector),
@@ -378,6 +385,9 @@ def show_summary(summary: dict[str, Any]) -> None:
             highlight=False,
             soft_wrap=True,
         )
+    if summary["left_out"]:
+        line = describe_left_out(summary["left_out"], summary["images"])
+        console.print(escape(line), highlight=False, soft_wrap=True)
     if summary["inspected_share"] < 0.995:
         share = f"{summary['inspected_share']:.0%}"
         rest = "lies outside of the region" if summary["region"] else "is cropped away"
@@ -410,6 +420,14 @@ def show_summary(summary: dict[str, Any]) -> None:
             highlight=False,
             soft_wrap=True,
         )
+
+
+def describe_left_out(found: Sequence[Mapping[str, Any]], num_images: int) -> str:
+    """A line on the images that a robust fit has not learned, the oddest first."""
+    names = some_of((valid_text(str(one["path"])) for one in found), _NAMED)
+    partly = sum(one["partly"] for one in found)
+    some = f", {partly} of them only by some members or tile locations" if partly else ""
+    return f"left out {len(found)} of {num_images} images, as odd among the others{some}: {names}"
 
 
 def show_coverage(summary: dict[str, Any]) -> None:

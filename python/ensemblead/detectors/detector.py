@@ -23,6 +23,7 @@ from ensemblead.config.registry import describe
 from ensemblead.detectors.exporting import ExportReport
 from ensemblead.detectors.frozen import FrozenNetwork
 from ensemblead.detectors.learning import calibrate, fit
+from ensemblead.detectors.left_out import LeftOut
 from ensemblead.detectors.parts import Part, Progress, Reading, Result
 from ensemblead.detectors.provenance import Traced, record
 from ensemblead.detectors.quantizing import MAX_IMAGES, image_scores, quantize, warn_of_changes
@@ -391,6 +392,13 @@ class Detector(Traced, ABC):
     @abstractmethod
     def bits_(self) -> int | None:
         """Used bits of 16-bit files, settled by `fit`; None where there were none."""
+
+    @property
+    @abstractmethod
+    def left_out_(self) -> tuple[LeftOut, ...]:
+        """Images that the last `fit` has left out, as odd among the others, the oddest first; see the
+        parameter `contamination` of `PatchCore`. `extend` learns those that are good after all.
+        """
 
     @property
     @abstractmethod

@@ -30,6 +30,7 @@ from ensemblead.common.validation import whole_number
 from ensemblead.common.warnings import ThresholdWarning, warn
 from ensemblead.detectors.frozen import share_networks
 from ensemblead.detectors.holdout import held_out, holdout_of
+from ensemblead.detectors.left_out import LeftOut, in_step, named, not_learned, with_copies
 from ensemblead.detectors.parts import Fitted, Part, Progress, Reading, Run, Seen, Tree, no_note
 from ensemblead.detectors.provenance import record
 from ensemblead.detectors.regions import inside_of
@@ -127,6 +128,7 @@ class Learned:
         identities: as `Images.identities` gives them.
         skipped: images that could not be read.
         rose: as in `Fitted`, of any part.
+        left_out: one per part, as in `Reading`; images without their paths.
     """
 
     states: Sequence[Any]
@@ -136,10 +138,17 @@ class Learned:
     identities: Sequence[tuple[int, tuple[int, int], int]]
     skipped: Sequence[SkippedImage]
     rose: bool = False
+    left_out: tuple[tuple[LeftOut, ...], ...] = ()
 
     def fingerprints(self) -> npt.NDArray[np.uint64]:
-        """Of the images that were read."""
-        return np.array([look for *_, look in self.identities], dtype=np.uint64)
+        """Of the images that were learned, by any part."""
+        out = not_learned(self.left_out)
+        return np.array([look for at, _, look in self.identities if at not in out], dtype=np.uint64)
+
+    def reading(self, source: ImageSource) -> Reading:
+        """For the detector that takes it."""
+        left_out = tuple(named(own, source) for own in self.left_out)
+        return Reading(self.geometries, self.fingerprints(), source.bits, left_out)
 
 
 def shared_pass(detector: Tree, source: ImageSource, errors: Any) -> SharedPass:
@@ -188,6 +197,7 @@ def learned_from(
         identities,
         skipped,
         any(one.rose for one in fitted),
+        tuple(one.left_out for one in fitted),
     )
 
 
@@ -202,16 +212,16 @@ def settle(
     """Give a detector what it has learned, and warn of what is doubtful."""
     detector.skipped_ = list(learned.skipped)
     report_skipped(source, learned.skipped)
-    fingerprints = learned.fingerprints()
+    reading = learned.reading(source)
     known = detector._fingerprints if extending else np.empty(0, dtype=np.uint64)
-    if repeats := int(known_images(fingerprints.tolist(), known).sum()):
+    if repeats := int(known_images(reading.fingerprints.tolist(), known).sum()):
         warn(
             f"{repeats} of the images were learned already: their scores say nothing of new images, and stay "
             "out of the statistics"
         )
     for message in dict.fromkeys(learned.warnings):
         warn(message, ThresholdWarning)
-    calibrations = list(learned.calibrations)
+    calibrations = in_step(learned.calibrations, learned.left_out)
     if extending:
         falling = all(part.extending_lowers_scores for part in detector._parts()) and not learned.rose
         before = [part.calibration_ for part in detector._parts()]
@@ -221,11 +231,13 @@ def settle(
                 "the threshold was given and stays, though the scores of images have changed: call calibrate",
                 ThresholdWarning,
             )
-        fingerprints = np.concatenate([known, fingerprints])
+        before_it = tuple(part.left_out_ for part in detector._parts())
+        together = np.concatenate([known, reading.fingerprints])
+        reading = replace(reading, fingerprints=together, left_out=before_it)
     else:
         calibrations = _with_deciding(detector, calibrations, source, bool(learned.warnings))
         detector._forget_threshold()
-    detector._take(list(learned.states), Reading(learned.geometries, fingerprints, source.bits))
+    detector._take(list(learned.states), reading)
     detector._accept(calibrations)
     digest = set_digest(*zip(*learned.identities, strict=True))
     arguments = {} if max_rows is None else {"max_rows": max_rows}
@@ -290,6 +302,7 @@ def learn(
     started = {i: part._start(extending=extending) for i, part in enumerate(parts) if part.passes == "one"}
     if started:
         originals, done, total, known = Originals(), 0, len(images), len(images.skipped)
+        copies: dict[int, dict[int, None]] = {}  # by the number of images their places, in order
         choice: _Choice | None = None
         totals: dict[str, Any] = {}
         sharing = [parts[i] for i in started]
@@ -299,6 +312,8 @@ def learn(
         for batch, seen in seen_batches(sharing, images, batch_size, check):
             looks = zip(batch.indices, batch.sizes, batch.fingerprints, strict=True)
             numbers = tuple(originals.of(*look) for look in looks)
+            for index, number in zip(batch.indices, numbers, strict=True):
+                copies.setdefault(number, {})[index] = None
             if choice is None:
                 rows_per_image = math.ceil(total / run.num_images)
                 most = None if shared is None else shared.most_scored
@@ -333,7 +348,11 @@ def learn(
         # An accumulator goes with its last use: what it holds of the images is large.
         if i in started:
             found = check_fitted(part, started.pop(i).finish(run))
-            found = replace(found, positions=tuple(choice.positions) if choice is not None else ())
+            found = replace(
+                found,
+                positions=tuple(choice.positions) if choice is not None else (),
+                left_out=with_copies(found.odd, {number: list(copies[number]) for number in found.odd}),
+            )
         else:
             found = check_fitted(part, part._learn(images, run.below(f"part{i}"), extending=extending))
         fitted.append(found)

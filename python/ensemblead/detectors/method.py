@@ -38,6 +38,7 @@ from ensemblead.detectors.detector import Detector
 from ensemblead.detectors.frozen import FrozenNetwork
 from ensemblead.detectors.holdout import HOLDOUT, checked_holdout
 from ensemblead.detectors.learning import nothing_read
+from ensemblead.detectors.left_out import LeftOut
 from ensemblead.detectors.parts import (
     Accumulator,
     Features,
@@ -388,6 +389,10 @@ class Method(Detector):
 
     def _accept(self, calibrations: Sequence[Calibration]) -> None:
         (self._calibration,) = calibrations
+
+    @property
+    def left_out_(self) -> tuple[LeftOut, ...]:
+        return tuple(one for own in self._reading.left_out for one in own)
 
     @property
     def _fingerprints(self) -> npt.NDArray[np.uint64]:

@@ -16,6 +16,7 @@ import torch
 
 from ensemblead.calibration import Calibration, NormalSample, Origin
 from ensemblead.detectors.frozen import FrozenNetwork
+from ensemblead.detectors.left_out import LeftOut
 from ensemblead.detectors.training.checkpoint import Checkpoint
 from ensemblead.images import AS_IS, Geometry, ImageBatch, ImageSet, Region, SkippedImage
 
@@ -163,6 +164,8 @@ class Fitted:
         positions: where the images of the sample stand among those given, in the order in which they were
             added; of a method that learns in one pass they are found for it.
         rose: whether an extension may raise scores after all, against `extending_lowers_scores`.
+        odd: scores of images that it has not learned, since they are odd among the others, by their number.
+        left_out: those images; of a method that learns in one pass they are found for it.
     """
 
     state: Any
@@ -171,6 +174,8 @@ class Fitted:
     warnings: Mapping[str, str] = field(default_factory=dict)
     positions: tuple[int, ...] = ()
     rose: bool = False
+    odd: Mapping[int, float] = field(default_factory=dict)
+    left_out: tuple[LeftOut, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -181,15 +186,17 @@ class Reading:
         geometries: one per part: how images become its frame.
         fingerprints: of all images learned so far.
         bits: used bits of 16-bit files; None where there were none.
+        left_out: one per part: images that it has not learned, since they are odd among the others.
     """
 
     geometries: tuple[Geometry, ...]
     fingerprints: npt.NDArray[np.uint64]
     bits: int | None = None
+    left_out: tuple[tuple[LeftOut, ...], ...] = ()
 
     def of_parts(self, which: slice) -> Reading:
         """For some of the parts."""
-        return Reading(self.geometries[which], self.fingerprints, self.bits)
+        return Reading(self.geometries[which], self.fingerprints, self.bits, self.left_out[which])
 
 
 class Accumulator(Protocol):
@@ -253,6 +260,11 @@ class Part(Protocol):
     @property
     def has_bank(self) -> bool:
         """Whether it has a memory bank, which `max_rows` keeps small."""
+        ...
+
+    @property
+    def left_out_(self) -> tuple[LeftOut, ...]:
+        """Images that the last `fit` has left out, as odd among the others."""
         ...
 
     def held_bytes(self, seen: Seen, total: int) -> int | None:

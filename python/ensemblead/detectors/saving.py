@@ -14,6 +14,7 @@ from ensemblead.calibration import Calibration
 from ensemblead.common.warnings import warn
 from ensemblead.detectors.format1 import calibration_of_format1
 from ensemblead.detectors.frozen import per_network
+from ensemblead.detectors.left_out import LeftOut
 from ensemblead.detectors.parts import Reading
 from ensemblead.detectors.provenance import history_document, read_history
 from ensemblead.images import BIT_DEPTHS, Geometry, Region
@@ -87,7 +88,9 @@ def write_statistics(detector: Any, writer: FolderWriter) -> dict[str, Any]:
     # For the reader of the file; computed again from the scores on loading.
     summary = statistics_summary(calibration)
     stored = save_state(writer, "calibration", calibration, Calibration)
-    return {"calibration": stored, "summary": summary, "images": saved, **history_document(detector)}
+    left_out = [one.plain() for one in detector.left_out_]
+    document = {"calibration": stored, "summary": summary, "images": saved, "left_out": left_out}
+    return {**document, **history_document(detector)}
 
 
 def statistics_summary(calibration: Calibration) -> dict[str, Any]:
@@ -109,7 +112,9 @@ def read_statistics(detector: Any, reader: FolderReader, rounding: float | None 
         detector._calibration = load_state(reader, "calibration", reader.state["calibration"], Calibration)
         saved = load_state(reader, "images", reader.state["images"], SavedReading)
         decided = _settled_geometry(detector, saved)
-        detector._reading = Reading(decided, saved.fingerprints.numpy().view(np.uint64), saved.bits)
+        left_out = tuple(LeftOut.of(one) for one in reader.state.get("left_out", []))
+        looks = saved.fingerprints.numpy().view(np.uint64)
+        detector._reading = Reading(decided, looks, saved.bits, (left_out,))
 
 
 def _settled_geometry(detector: Any, saved: SavedReading) -> tuple[Geometry, ...]:

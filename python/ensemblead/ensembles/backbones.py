@@ -18,6 +18,7 @@ from ensemblead.config.presets import PRESETS
 from ensemblead.config.registry import register
 from ensemblead.detectors.detector import Detector, Errors
 from ensemblead.detectors.frozen import FrozenNetwork, per_member
+from ensemblead.detectors.left_out import LeftOut, joined
 from ensemblead.detectors.parts import Part, Progress, Reading, Result, Seen
 from ensemblead.detectors.patchcore import PatchCore
 from ensemblead.detectors.provenance import history_document, read_history
@@ -355,6 +356,10 @@ class BackboneEnsemble(Detector):
     @property
     def bits_(self) -> int | None:
         return next((member.bits_ for member in self.members if member.bits_ is not None), None)
+
+    @property
+    def left_out_(self) -> tuple[LeftOut, ...]:
+        return joined([member.left_out_ for member in self.members])
 
     @property
     def _fingerprints(self) -> npt.NDArray[np.uint64]:

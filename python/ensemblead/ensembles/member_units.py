@@ -10,7 +10,7 @@ from ensemblead.calibration import sampled_positions
 from ensemblead.config.registry import create
 from ensemblead.detectors.detector import Detector
 from ensemblead.detectors.learning import Learned, SharedPass, learned_from, settle, shared_pass
-from ensemblead.detectors.parts import Reading, Run
+from ensemblead.detectors.parts import Run
 from ensemblead.distributed.files import with_contents
 from ensemblead.distributed.units import Task, Unit
 from ensemblead.distributed.working import no_progress
@@ -69,8 +69,7 @@ def fit_member(task: Task) -> None:
         run = Run(no_progress, len(source), sampled_positions(len(source)))
         learned = learned_from(member, source, task["errors"], run, shared=SharedPass(**task["shared"]))
         listed.check("was changed while it was learned")
-        reading = Reading(learned.geometries, learned.fingerprints(), source.bits)
-        member._take(list(learned.states), reading)
+        member._take(list(learned.states), learned.reading(source))
         member._accept(list(learned.calibrations))
 
         def fill(writer: FolderWriter) -> dict[str, Any]:
@@ -97,6 +96,7 @@ def _take(ensemble: Detector, members: Sequence[Detector], units: Sequence[Unit]
         tuple(part.geometry for part in fitted),
         read.identities,
         read.skipped,
+        left_out=tuple(part.left_out_ for part in fitted),
     )
     settle(ensemble, learned, job.source)
 

@@ -10,6 +10,7 @@ import torch
 from ensemblead.calibration import DEFAULT_RATE, NormalSample, weakest
 from ensemblead.common.memory import return_free_memory
 from ensemblead.common.warnings import warn
+from ensemblead.detectors.left_out import joined
 from ensemblead.detectors.parts import Fitted, Progress, Result
 from ensemblead.detectors.regions import inside_of
 from ensemblead.ensembles.tile_merging import TileFrame, TileMerger, TileStatistics, unvaried
@@ -44,7 +45,10 @@ class TileJoin:
         origin = weakest(origin for one in self._locations for origin in one.origins)
         state = TiledState(tuple(self._members), self._frame, statistics)
         rose = any(one.rose for one in self._locations)
-        return Fitted(state, sample, origin, self._warnings(), tuple(self._positions), rose)
+        found = [one.left_out for one in self._locations]
+        left_out = found[0] if self._plan.shared else joined(found)
+        warnings, positions = self._warnings(), tuple(self._positions)
+        return Fitted(state, sample, origin, warnings, positions, rose, left_out=left_out)
 
     def _warnings(self) -> dict[str, str]:
         """Of all locations; the first of its kind stands for all."""
@@ -120,12 +124,21 @@ class TileJoin:
         part = self._members[place]._parts()[0]
         return None if part.region is None else inside_of(part.geometry)
 
+    def _is_odd(self, image: int, number: int) -> bool:
+        """Whether tile `number` of one of these images was left out of the fit, by a part of the member."""
+        shared, place = self._plan.shared, self._frame.numbers.index(number)
+        index = image * len(self._frame) + place if shared else image
+        samples = self._samples[0 if shared else place]
+        return any(sample.is_left_out(index) for sample in samples)
+
     def _measured(self) -> torch.Tensor:
         """Statistics of every location, as in `TileStatistics`."""
         rows = []
         for number in self._frame.numbers:
             moments, inside = [], self._inside(number)
             for image in range(self._num_results()):
+                if self._is_odd(image, number):
+                    continue
                 (score, anomaly_map), _ = self._left_out(image, number)
                 values = anomaly_map.double() if inside is None else inside.take(anomaly_map).double()
                 moments.append(torch.stack([score[0].double(), values.mean(), values.var(correction=0)]))
@@ -141,6 +154,9 @@ class TileJoin:
         positions = self._locations[0].positions[:: len(merger.frame) if self._plan.shared else 1]
         self._positions = []
         for image in range(count):
+            if any(self._is_odd(image, number) for number in merger.frame.numbers):
+                self._progress("join", image + 1, count)
+                continue
             buffer, fair = merger.buffer(1), False
             for number in merger.frame.numbers:
                 result, counted = self._left_out(image, number)
@@ -153,4 +169,9 @@ class TileJoin:
                 self._positions += positions[image : image + 1]
             return_free_memory()
             self._progress("join", image + 1, count)
+        if not self._positions and any(one.left_out for one in self._locations):
+            raise ValueError(
+                "contamination: every image was left out at one of the tile locations, so that none gives "
+                "the threshold of the whole; give more images, or contamination=None"
+            )
         return sample

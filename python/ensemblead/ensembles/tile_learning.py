@@ -9,6 +9,7 @@ from dataclasses import replace
 from ensemblead.calibration import DEFAULT_RATE, MAX_IMAGES, set_digest
 from ensemblead.common.memory import return_free_memory
 from ensemblead.detectors.learning import learn, nothing_read
+from ensemblead.detectors.left_out import digest_without, joined
 from ensemblead.detectors.parts import Fitted, Note, Progress, Run
 from ensemblead.detectors.running import open_pool
 from ensemblead.ensembles.tile_joining import TileJoin
@@ -106,11 +107,12 @@ class TiledLearning:
         member._take([one.state for one in fitted], nothing_read())
         settle_in_tile(member)
         if self._known is None:
-            samples = ((one.sample, one.origin) for one in fitted)
+            digests = [digest_without(self._digest, one.left_out) for one in fitted]
+            pairs = zip(fitted, digests, strict=True)
             member._accept(
                 [
-                    one.calibration(DEFAULT_RATE, origin, self._digest, with_peaks=False)
-                    for one, origin in samples
+                    one.sample.calibration(DEFAULT_RATE, one.origin, own, with_peaks=False)
+                    for one, own in pairs
                 ]
             )
         else:
@@ -127,6 +129,7 @@ class TiledLearning:
                 for kind, message in one.warnings.items()
             },
             any(one.rose for one in fitted),
+            fitted[0].left_out if len(fitted) == 1 else joined([one.left_out for one in fitted]),
         )
 
 

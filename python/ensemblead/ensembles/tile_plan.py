@@ -8,6 +8,7 @@ from typing import Any
 
 from ensemblead.calibration import NormalSample, Origin
 from ensemblead.detectors.detector import Detector
+from ensemblead.detectors.left_out import LeftOut
 from ensemblead.detectors.regions import give_region, inside_of
 from ensemblead.ensembles.tile_merging import Edge, TileFrame, TileMerger, TileStatistics
 from ensemblead.images import AS_IS, Geometry, Region
@@ -73,6 +74,7 @@ class Location:
         origins: of the samples.
         warnings: why thresholds say little, by the part and the kind of reason.
         rose: as in `Fitted`.
+        left_out: what its parts have left out, joined.
     """
 
     member: Detector
@@ -81,6 +83,7 @@ class Location:
     origins: tuple[Origin, ...]
     warnings: Mapping[str, str]
     rose: bool = False
+    left_out: tuple[LeftOut, ...] = ()
 
 
 def settle_in_tile(member: Detector) -> None:

@@ -13,6 +13,7 @@ from ensemblead.config.registry import create
 from ensemblead.detectors.detector import Detector
 from ensemblead.detectors.holdout import held_out
 from ensemblead.detectors.learning import Learned, settle
+from ensemblead.detectors.left_out import LeftOut
 from ensemblead.detectors.parts import Run
 from ensemblead.detectors.regions import inside_of
 from ensemblead.distributed.files import with_contents
@@ -118,6 +119,7 @@ def _write_location(writer: FolderWriter, location: Location) -> dict[str, Any]:
         "positions": list(location.positions),
         "origins": list(location.origins),
         "threshold_warnings": dict(location.warnings),
+        "left_out": [one.plain() for one in location.left_out],
     }
 
 
@@ -137,6 +139,7 @@ def _read_location(reader: FolderReader, plan: TilePlan, device: torch.device) -
         tuple(state["positions"]),
         tuple(state["origins"]),
         state["threshold_warnings"],
+        left_out=tuple(LeftOut.of(one) for one in state["left_out"]),
     )
 
 
@@ -160,5 +163,6 @@ def _join(
         (plan.geometry,),
         read.identities,
         read.skipped,
+        left_out=(fitted.left_out,),
     )
     settle(ensemble, learned, job.source)

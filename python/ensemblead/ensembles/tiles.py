@@ -24,6 +24,7 @@ from ensemblead.detectors.detector import Detector, Errors
 from ensemblead.detectors.frozen import FrozenNetwork, share_networks
 from ensemblead.detectors.holdout import holdout_of
 from ensemblead.detectors.learning import nothing_read
+from ensemblead.detectors.left_out import LeftOut
 from ensemblead.detectors.parts import (
     Accumulator,
     Features,
@@ -139,7 +140,7 @@ class TiledEnsemble(Detector):
         memory_budget: int = MEMORY_BUDGET,
         region: RegionLike = None,
     ) -> None:
-        _check_member(member)
+        _check_member(member, shared)
         if score not in SCORES:
             raise ValueError(f"score must be one of {', '.join(SCORES)}, got {score!r}")
         if normalization not in NORMALIZATIONS:
@@ -310,6 +311,10 @@ class TiledEnsemble(Detector):
         (self._calibration,) = calibrations
 
     @property
+    def left_out_(self) -> tuple[LeftOut, ...]:
+        return tuple(one for own in self._reading.left_out for one in own)
+
+    @property
     def _fingerprints(self) -> npt.NDArray[np.uint64]:
         return self._reading.fingerprints
 
@@ -427,7 +432,7 @@ def _tile_batches(
             done += len(images)
 
 
-def _check_member(member: Any) -> None:
+def _check_member(member: Any, shared: bool) -> None:
     if not isinstance(member, Detector):
         raise TypeError(f"member must be a detector, got {type(member).__name__}")
     if any(isinstance(part, TiledEnsemble) for part in member._parts()):
@@ -441,6 +446,13 @@ def _check_member(member: Any) -> None:
         )
     if any(part.region is not None for part in member._parts()):
         raise ValueError("member must have no region, for it sees tiles; give it to the TiledEnsemble")
+    given = [getattr(part, "contamination", None) for part in member._parts()]
+    shares = [own for own in given if isinstance(own, float)]
+    if shares and not shared:
+        raise ValueError(
+            f"member: contamination={shares[0]:g} would leave out that share of the tiles at every location, "
+            'good ones too: a defect lies in few tiles; give contamination="auto", or shared=True'
+        )
     member._require_single_image_scores()
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -161,6 +161,11 @@ class MemoryBank(SearchedRows):
         sizes = self._sizes()
         return sizes.budget(num_columns).fits(num_rows, sizes.of(num_rows))
 
+    def bytes_for(self, num_rows: int, num_columns: int) -> int:
+        """The least `memory_budget` for which `fits` is true."""
+        sizes = self._sizes()
+        return sizes.budget(num_columns).at_once(num_rows, sizes.of(num_rows))
+
     def add(
         self, embeddings: Any, images: Any = None, *, copy: bool = True, known_finite: bool = False
     ) -> None:
@@ -193,6 +198,21 @@ class MemoryBank(SearchedRows):
             return
         self._intake.add(rows, numbers, squares, self._known(0.0))
         self._last_image = max(self._last_image, int(np.max(np.asarray(images))))
+
+    def held_rows(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """The rows added since the last `fit` or `extend` in the pieces they came in, and the image of each
+        row: float32 `[n, D]` and int64 `[n]`. Where some have left with a group, only those that wait.
+        """
+        return list(zip(self._intake.buffer.chunks, self._intake.buffer.images, strict=True))
+
+    def leave_out(self, images: Collection[int]) -> None:
+        """Let the rows of these images go, before `fit`, as if they had not been added.
+
+        Raises ValueError where rows have left with a group: some of theirs may be kept.
+        """
+        if not self.holds_all_rows:
+            raise ValueError("leave_out needs all rows at once, but they outgrew memory_budget")
+        self._intake.leave_out(images)
 
     def mean_square_norm(self) -> float:
         """The mean squared Euclidean norm of the rows added since the last `fit` or `extend`; 0 without any.

@@ -28,7 +28,7 @@ class Budget:
 
     def fits(self, num_rows: int, size: int) -> bool:
         """Whether `size` rows can be selected among all, held at once."""
-        return self._at_once(num_rows, size) <= self.total
+        return self.at_once(num_rows, size) <= self.total
 
     def group(self, beside: int = 0) -> int:
         """Rows of one group; as many that groups before it have kept may wait. Others need `beside` bytes."""
@@ -39,7 +39,7 @@ class Budget:
         a_row = 2 * _LEAST_SETS * self.row
         if self.fits(num_rows, size) or a_row * size + beside <= self.total:
             return
-        least = min(a_row * size + beside, self._at_once(num_rows, size))
+        least = min(a_row * size + beside, self.at_once(num_rows, size))
         most = (self.total - beside) // a_row
         raise ValueError(
             f"memory_budget is {self.total} bytes, too few for a bank of {size} of {num_rows} rows of "
@@ -47,5 +47,6 @@ class Budget:
             + (f", or coreset_size={most} or less" if most >= 1 else "")
         )
 
-    def _at_once(self, num_rows: int, size: int) -> int:
+    def at_once(self, num_rows: int, size: int) -> int:
+        """Bytes that it takes to select `size` rows among all, held at once."""
         return num_rows * self.row + 4 * size * self.dims

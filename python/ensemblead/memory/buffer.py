@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,19 @@ class Buffer:
         self.chunks.append(rows)
         self.images.append(images)
         self.num_rows += len(rows)
+
+    def leave_out(self, images: Collection[int]) -> None:
+        """Let the rows of these images go; piece by piece, so that no second copy of all is held."""
+        gone = torch.tensor(sorted(images), dtype=torch.int64)
+        for place in reversed(range(len(self.chunks))):
+            kept = torch.isin(self.images[place], gone, invert=True)
+            if bool(kept.all()):
+                continue
+            self.num_rows -= len(kept) - int(kept.sum())
+            self.chunks[place] = self.chunks[place][kept.to(self.chunks[place].device)]
+            self.images[place] = self.images[place][kept]
+            if not len(self.chunks[place]):
+                del self.chunks[place], self.images[place]
 
     def groups(self, most: int) -> list[Buffer]:
         """The same pieces in groups of at most `most` rows, or of one piece; this buffer lets them go."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,6 +97,12 @@ class Intake:
             self.leave(known)
         self.buffer.add(rows, numbers, squares, self._sizes.memory_budget)
         self.num_rows += len(rows)
+
+    def leave_out(self, images: Collection[int]) -> None:
+        """Let the buffered rows of these images go."""
+        before = self.buffer.num_rows
+        self.buffer.leave_out(images)
+        self.num_rows -= before - self.buffer.num_rows
 
     def leave(self, known: Known | None) -> None:
         """Take the buffered rows group by group. Rows leave with their group: after a failure those of the

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import compress, groupby
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,13 @@ import torch
 from ensemblead.calibration import NormalSample
 from ensemblead.common.warnings import SlowPredictWarning, warn
 from ensemblead.detectors.parts import Fitted, Run, Seen
+from ensemblead.detectors.patchcore.robust import (
+    FEWEST,
+    Contamination,
+    looks_of,
+    odd_ones,
+    out_of_bag_scores,
+)
 from ensemblead.detectors.patchcore.scoring import PatchScoring
 from ensemblead.kernels.inside import Inside
 from ensemblead.kernels.maps import MapKind
@@ -49,6 +56,7 @@ class BankAccumulator:
         relative_noise: Callable[[], float],
         map_kind: MapKind = "bilinear",
         inside: Callable[[Seen], Inside | None] = lambda seen: None,
+        contamination: Contamination = None,
     ) -> None:
         self._scoring, self._batch_size, self._map_kind = scoring, batch_size, map_kind
         self._region = inside
@@ -58,7 +66,11 @@ class BankAccumulator:
         self._first = int(bank.images_.max()) + 1 if bank.is_fitted else 0
         self._held: list[_Held] = []
         self._contents: list[int] = []  # of the images,
-        self._counts: list[int] = []  # and how many patches each has
+        self._counts: list[int] = []  # and how many patches each has,
+        self._numbers: list[int] = []  # and whose they are
+        self._contamination = contamination
+        self._device = torch.device("cpu")  # of the embeddings
+        self._odd: dict[int, float] = {}  # images that are left out, by number
         self._fits = False  # all patches can be held at once
 
     def add(self, seen: Seen) -> None:
@@ -69,9 +81,11 @@ class BankAccumulator:
         per_image, dims = patches.shape[1] * patches.shape[2], patches.shape[3]
         if not self._counts and seen.total:
             self._expect(seen, per_image, dims)
-        self._contents += seen.contents
-        self._counts += [per_image] * len(patches)
         own = np.array(seen.numbers, dtype=np.int64) + self._first
+        self._contents += seen.contents
+        self._device = patches.device
+        self._numbers += own.tolist()
+        self._counts += [per_image] * len(patches)
         self._bank.add(
             patches.reshape(-1, dims),
             own.repeat(per_image),
@@ -88,12 +102,22 @@ class BankAccumulator:
     def _expect(self, seen: Seen, per_image: int, dims: int) -> None:
         """Refuse a budget that will not do as soon as the size of embeddings is known."""
         self._fits = self._bank.fits(seen.total * per_image, dims)
+        if self._contamination is not None and not self._fits:
+            least = self._bank.bytes_for(seen.total * per_image, dims)
+            raise ValueError(
+                "contamination needs all patches at once, to judge images by the others, and memory_budget="
+                f"{self._bank.memory_budget} holds fewer: give memory_budget={least}, fewer or smaller "
+                "images, or contamination=None"
+            )
         held = 4 * dims * per_image * seen.total_sampled
         self._bank.expect(seen.total * per_image, dims, beside=held)
 
     def finish(self, run: Run) -> Fitted:
         bank, few, rose, extending = self._bank, False, False, self._bank.is_fitted
         floor = self._relative_noise() * float(bank.mean_square_norm()) ** 0.5
+        warnings: dict[str, str] = {}
+        if self._contamination is not None:
+            warnings = self._leave_out(floor, run)
         num_patches = sum(self._counts)
         if extending:
             before = bank.rows_
@@ -119,7 +143,8 @@ class BankAccumulator:
                 f"give more images or a larger {'max_rows' if run.max_rows else self._size_name}"
             )
         self._warn_if_slow("max_rows" if extending else "coreset_size")
-        fair = sum(bank.rows_without(held.number) >= needed for held in self._held)
+        honest = [held for held in self._held if held.number not in self._odd]
+        fair = sum(bank.rows_without(held.number) >= needed for held in honest)
         sample = NormalSample(inside=self._inside)
         done = 0
         for batch, alone in self._batches(bank):
@@ -128,13 +153,46 @@ class BankAccumulator:
             scores = self._scoring.scores(bank, patches, numbers)
             grids = scores.grids if self._inside is None else self._inside.put(scores.grids, batch[0].grid)
             sample.add_grids(
-                scores.images, grids, batch[0].size, kind=self._map_kind, counted=alone or not fair
+                scores.images,
+                grids,
+                batch[0].size,
+                kind=self._map_kind,
+                counted=alone or not fair,
+                left_out=batch[0].number in self._odd,
             )
             done += len(batch)
             run.progress("calibrate", done, len(self._held))
         self._held = []
         sample.rounding = self._rounding(floor, sample.largest_score())
-        return Fitted(bank, sample, warnings={} if extending else self._warnings(fair, few), rose=rose)
+        warnings |= {} if extending else self._warnings(fair, few)
+        odd = {number - self._first: score for number, score in self._odd.items()}
+        return Fitted(bank, sample, warnings=warnings, rose=rose, odd=odd)
+
+    def _leave_out(self, floor: float, run: Run) -> dict[str, str]:
+        """Judge the images, and let the odd ones go; a warning where there are too few of them."""
+        assert self._contamination is not None
+        distinct = len(set(self._numbers))
+        if distinct < FEWEST:
+            few = (
+                f"contamination: {distinct} different images are too few to judge each by the others, "
+                f"{FEWEST} are needed"
+            )
+            if self._contamination != "auto":
+                raise ValueError(f"{few}; give more images, or contamination=None")
+            return {"unjudged": f"{few}: none of them is left out"}
+        pieces = [rows for rows, _ in self._bank.held_rows()]
+        looks = looks_of(pieces, self._counts, self._numbers, self._contents)
+        scores = out_of_bag_scores(
+            looks, self._bank, self._device, lambda done, total: run.progress("judge", done, total)
+        )
+        self._odd = odd_ones(scores, self._contamination, floor)
+        del looks, pieces
+        self._bank.leave_out(self._odd)
+        kept = [number not in self._odd for number in self._numbers]
+        self._contents, self._counts, self._numbers = (
+            list(compress(own, kept)) for own in (self._contents, self._counts, self._numbers)
+        )
+        return {}
 
     @property
     def _size_name(self) -> str:
@@ -190,7 +248,7 @@ class BankAccumulator:
             others = bank.rows_without(held.number)
             neighbours = min(self._scoring.reweight_neighbors, others)
             shapes = held.size, held.grid, held.patches.shape
-            return others >= self._scoring.num_neighbors, neighbours, *shapes
+            return others >= self._scoring.num_neighbors, neighbours, *shapes, held.number in self._odd
 
         for (alone, *_), alike in groupby(self._held, kind):
             group = list(alike)

@@ -21,6 +21,7 @@ from ensemblead.detectors.method import Accumulator, Method, Scores, Seen
 from ensemblead.detectors.parts import Progress
 from ensemblead.detectors.patchcore.accumulator import BankAccumulator
 from ensemblead.detectors.patchcore.graph import BankGraph
+from ensemblead.detectors.patchcore.robust import checked_contamination
 from ensemblead.detectors.patchcore.scoring import PatchScoring
 from ensemblead.detectors.regions import inside_of
 from ensemblead.detectors.running import scored_batches
@@ -79,6 +80,13 @@ class PatchCore(Method):
         score: "topk": *squared* L2 distances, the image's score is the mean over the largest 1 % (at least
             one). "max": squared distances, the largest one (the reference implementation). "reweighted": L2
             distances, the largest one weighted by how alone its nearest bank row is (the paper's eq. 7).
+        contamination: "auto", or a share between 0 and 0.5: `fit` leaves out training images that are odd
+            among the others, such as defective ones, and lists them in `left_out_`. Each is judged by small
+            banks of parts of the images that it is not in. "auto" leaves out those more than six robust
+            deviations above the median, of clean sets next to nothing; a share so many of the different
+            images, rounded up. It takes ten different images, and a `memory_budget` for all patches. A member
+            of an ensemble, or a tile location, judges for itself; `extend` learns all that it is given. None:
+            all are learned. docs/design/robust.md has what it does.
         reweight_neighbors: bank rows around the nearest one that "reweighted" looks at, itself included.
         map_kind: "bilinear" (the reference implementation), or as anomalib makes maps "nearest": distances
             are repeated, not interpolated, before the blur, which reflects about the edge pixels.
@@ -132,6 +140,7 @@ class PatchCore(Method):
         num_neighbors: int = 1,
         score: Literal["max", "reweighted", "topk"] = "topk",
         reweight_neighbors: int = 9,
+        contamination: float | Literal["auto"] | None = None,
         map_kind: MapKind = "bilinear",
         index: str = "flat",
         memory_budget: int = MEMORY_BUDGET,
@@ -156,6 +165,7 @@ class PatchCore(Method):
         self.coreset_fraction, self.index = float(coreset_fraction), index
         self.num_neighbors = whole_number("num_neighbors", num_neighbors, 1)
         self.score = score
+        self.contamination = checked_contamination(contamination)
         self.reweight_neighbors = whole_number("reweight_neighbors", reweight_neighbors, 1)
         one_of("map_kind", map_kind, MAP_KINDS)
         self.map_kind = map_kind
@@ -226,7 +236,13 @@ class PatchCore(Method):
     def start(self, state: MemoryBank | None = None) -> Accumulator:
         bank = self.new_bank() if state is None else state.copy()
         return BankAccumulator(
-            self._scoring, bank, self.batch_size, self._relative_noise, self.map_kind, self.inside
+            self._scoring,
+            bank,
+            self.batch_size,
+            self._relative_noise,
+            self.map_kind,
+            inside=self.inside,
+            contamination=self.contamination if state is None else None,
         )
 
     def _relative_noise(self) -> float:
