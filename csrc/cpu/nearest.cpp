@@ -7,6 +7,7 @@
 
 #include "cpu/nearest_overflow.hpp"
 #include "cpu/nearest_pack.hpp"
+#include "cpu/nearest_places.hpp"
 #include "cpu/parallel.hpp"
 
 namespace ensemblead::cpu {
@@ -37,14 +38,14 @@ void prefetch(const float* values, std::int64_t size) {
 // One thread's buffers for a chunk of queries: products of sketches rule rows out, distances decide.
 class ChunkSearch {
  public:
-  ChunkSearch(const CoresetSimd& simd, const NearestTask& task);
+  ChunkSearch(const CoresetSimd& simd, const NearestTask& task, const NearPlaces& places);
 
   // The number of queries that are best searched together: their sketches stay in the second-level cache.
   std::int64_t capacity() const { return capacity_; }
   std::int64_t direct_pairs() const { return direct_pairs_; }
 
-  // Queries `first` to `first + count`, at most capacity() of them.
-  void run(std::int64_t first, std::int64_t count);
+  // So many queries, at most capacity() of them.
+  void run(const std::int64_t* queries, std::int64_t count);
 
  private:
   // A query and a row. The product is that of their fronts, less half the squared distance of their tails
@@ -63,12 +64,15 @@ class ChunkSearch {
     return simd_.squared_distance(point(query), row(index), rows_.dims);
   }
   bool left_out(std::int64_t query, std::int64_t index) const {
-    return task_.row_images != nullptr && task_.row_images[index] == task_.query_images[query];
+    if (task_.row_images != nullptr && task_.row_images[index] == task_.query_images[query]) return true;
+    return places_.given() && places_.apart(query, index);
   }
 
   void begin();
-  void start_from(std::int64_t first);
+  void start_from_leads();
   void search();
+  void search_panels();
+  void search_near();
   void compare_fronts(std::int64_t first, std::int64_t panel);
   void compare_fully(std::int64_t first, std::int64_t panel);
   void open_panel(std::int64_t panel);
@@ -84,12 +88,14 @@ class ChunkSearch {
   const CoresetSimd& simd_;
   const NearestTask& task_;
   const SketchedRows& rows_;  // of the task
+  const NearPlaces& places_;
   PackedLayout layout_;
   float slack_;
   Sketcher sketcher_;
   std::int64_t capacity_;
   // The queries that are searched together, by place.
   std::vector<std::int64_t> members_;
+  std::vector<std::int64_t> leads_;  // the query that was searched ahead of each; empty for those themselves
   std::vector<const float*> points_;
   std::vector<float> centred_;
   std::vector<float> fronts_;
@@ -104,6 +110,7 @@ class ChunkSearch {
   std::vector<float> panel_;
   std::vector<float> panel_starts_;
   std::vector<float> panel_rows_;
+  std::vector<std::int64_t> near_panels_;
   double most_left_ = 0.0;  // of the pairs of a tile
   double tails_seen_ = 10.0;
   double tails_left_ = 3.0;  // which is usual
@@ -112,10 +119,11 @@ class ChunkSearch {
   std::int64_t direct_pairs_ = 0;
 };
 
-ChunkSearch::ChunkSearch(const CoresetSimd& simd, const NearestTask& task)
+ChunkSearch::ChunkSearch(const CoresetSimd& simd, const NearestTask& task, const NearPlaces& places)
     : simd_(simd),
       task_(task),
       rows_(task.rows),
+      places_(places),
       layout_(simd, rows_),
       slack_(sketch_slack(rows_.dims, rows_.num_directions)),
       sketcher_(simd, rows_, rows_.packed) {
@@ -123,6 +131,7 @@ ChunkSearch::ChunkSearch(const CoresetSimd& simd, const NearestTask& task)
   capacity_ = std::clamp(kChunkBytes / (layout_.front * 4 * tile), std::int64_t{1}, kMaxTiles) * tile;
   const auto size = static_cast<std::size_t>(capacity_);
   members_.reserve(size);
+  leads_.reserve(size);
   points_.resize(size);
   centred_.resize(size * static_cast<std::size_t>(rows_.dims));
   panel_.resize(static_cast<std::size_t>(rows_.dims * layout_.width));
@@ -140,16 +149,20 @@ ChunkSearch::ChunkSearch(const CoresetSimd& simd, const NearestTask& task)
   update_most_left();
 }
 
-void ChunkSearch::run(std::int64_t first, std::int64_t count) {
+void ChunkSearch::run(const std::int64_t* queries, std::int64_t count) {
   members_.clear();
-  for (std::int64_t query = first; query < first + count; query += kLeadStep) members_.push_back(query);
+  leads_.clear();
+  for (std::int64_t i = 0; i < count; i += kLeadStep) members_.push_back(queries[i]);
   begin();
   search();
   members_.clear();
-  for (std::int64_t query = first; query < first + count; ++query)
-    if ((query - first) % kLeadStep != 0) members_.push_back(query);
+  for (std::int64_t i = 0; i < count; ++i) {
+    if (i % kLeadStep == 0) continue;
+    members_.push_back(queries[i]);
+    leads_.push_back(queries[i - i % kLeadStep]);
+  }
   begin();
-  start_from(first);
+  start_from_leads();
   search();
 }
 
@@ -169,29 +182,53 @@ void ChunkSearch::begin() {
 
 // Neighbouring queries are patches of the same place in an image: the rows nearest to the leading query
 // are seldom far from the others, and most rows are ruled out from the beginning.
-void ChunkSearch::start_from(std::int64_t first) {
+void ChunkSearch::start_from_leads() {
   for (std::size_t i = 0; i < members_.size(); ++i) {
     if (!(norms_[i].full < kTooLong)) continue;
     const std::int64_t query = members_[i];
-    const std::int64_t lead = query - (query - first) % kLeadStep;
-    for (std::int64_t j = lead * task_.k; j < (lead + 1) * task_.k; ++j)
-      if (task_.indices[j] >= 0 && !left_out(query, task_.indices[j]))
-        insert(static_cast<std::int64_t>(i), distance(query, task_.indices[j]), task_.indices[j]);
+    const std::int64_t* found = task_.indices + leads_[i] * task_.k;
+    for (std::int64_t j = 0; j < task_.k; ++j)
+      if (found[j] >= 0 && !left_out(query, found[j]))
+        insert(static_cast<std::int64_t>(i), distance(query, found[j]), found[j]);
   }
 }
 
 void ChunkSearch::search() {
-  const auto count = static_cast<std::int64_t>(members_.size());
   opened_ = -1;
+  if (places_.given()) {
+    search_near();
+  } else {
+    search_panels();
+  }
+  resolve_pairs();
+  const auto count = static_cast<std::int64_t>(members_.size());
+  for (std::int64_t place = 0; place < count; ++place)
+    if (found_[place] < task_.k) compare_all(place);
+}
+
+void ChunkSearch::search_panels() {
+  const auto count = static_cast<std::int64_t>(members_.size());
   for (std::int64_t panel = 0; panel < layout_.row_panels; ++panel) {
     for (std::int64_t first = 0; first < count; first += simd_.tile_rows) {
       compare_fronts(first, panel);
       if (pairs_.size() > kManyPairs) resolve_pairs();
     }
   }
-  resolve_pairs();
-  for (std::int64_t place = 0; place < count; ++place)
-    if (found_[place] < task_.k) compare_all(place);
+}
+
+// Tile by tile, the panels with rows near its places, from the middle one outward, for its rows are the
+// nearest by place. What that one leaves is resolved at once: it rules out most of the others.
+void ChunkSearch::search_near() {
+  const auto count = static_cast<std::int64_t>(members_.size());
+  for (std::int64_t first = 0; first < count; first += simd_.tile_rows) {
+    places_.find_panels(members_.data() + first, std::min<std::int64_t>(simd_.tile_rows, count - first),
+                        layout_.width, near_panels_);
+    for (std::size_t i = 0; i < near_panels_.size(); ++i) {
+      const std::size_t middle = near_panels_.size() / 2;
+      compare_fronts(first, near_panels_[i % 2 == 0 ? middle + i / 2 : middle - (i + 1) / 2]);
+      if (i == 0 || pairs_.size() > kManyPairs) resolve_pairs();
+    }
+  }
 }
 
 // The queries from place `first` with the rows of a panel: pairs that the fronts do not rule out.
@@ -375,14 +412,17 @@ std::int64_t nearest_rows(const NearestTask& task, const Work& work) {
   const int threads = team_size(work.threads, (task.num_queries + tile - 1) / tile, 1);
   std::vector<ChunkSearch> searches;
   searches.reserve(static_cast<std::size_t>(threads));
-  for (int thread = 0; thread < threads; ++thread) searches.emplace_back(simd, task);
+  const NearPlaces places(task);
+  const std::vector<std::int64_t> order = places.order();
+  for (int thread = 0; thread < threads; ++thread) searches.emplace_back(simd, task, places);
   // Small enough that every thread has a few chunks, and as many as pay for the work that a chunk does once.
   const std::int64_t share = task.num_queries / (4 * threads) / tile * tile;
   const std::int64_t most = searches.front().capacity();
   const std::int64_t step = std::clamp(share, std::min(4 * tile, most), most);
   parallel_for((task.num_queries + step - 1) / step, threads, Schedule::kDynamic,
                [&](std::int64_t item, int thread) {
-                 searches[thread].run(item * step, std::min(step, task.num_queries - item * step));
+                 searches[thread].run(order.data() + item * step,
+                                      std::min(step, task.num_queries - item * step));
                });
   refuse_overflow(task);
   std::int64_t direct_pairs = 0;

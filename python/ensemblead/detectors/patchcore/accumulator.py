@@ -13,7 +13,7 @@ import torch
 from ensemblead.calibration import NormalSample
 from ensemblead.common.warnings import SlowPredictWarning, warn
 from ensemblead.detectors.parts import Fitted, Run, Seen
-from ensemblead.detectors.patchcore.scoring import PatchScoring
+from ensemblead.detectors.patchcore.scoring import PatchScoring, patch_places
 from ensemblead.kernels.maps import MapKind
 from ensemblead.memory import MemoryBank, start_rows
 from ensemblead.networks.noise import moved_distance
@@ -56,7 +56,10 @@ class BankAccumulator:
 
     def add(self, seen: Seen) -> None:
         patches = seen.embeddings
-        per_image, dims = patches.shape[1] * patches.shape[2], patches.shape[3]
+        count, height, width, dims = patches.shape
+        per_image = height * width
+        places = patch_places(self._bank, count, height, width)
+        self._bank.grid = None if places is None else (height, width)
         if not self._counts and seen.total:
             self._expect(seen, per_image, dims)
         self._contents += seen.contents
@@ -65,6 +68,7 @@ class BankAccumulator:
         self._bank.add(
             patches.reshape(-1, dims),
             own.repeat(per_image),
+            places=places,
             copy=False,
             known_finite=True,  # or this batch would not have come here
         )
@@ -133,7 +137,7 @@ class BankAccumulator:
         """Where the comparison of an image with all bank rows will take long; `limit` would shorten it."""
         rows, dims = self._bank.rows_.shape
         operations = 2 * max(self._counts) * rows * dims
-        if self._bank.index == "flat" and operations > _SLOW:
+        if self._bank.index == "flat" and self._bank.position_radius is None and operations > _SLOW:
             most = int(_SLOW) // (2 * max(self._counts) * dims)
             warn(
                 f"every image is compared with {rows} bank rows, {operations / 1e9:.0f} GFLOP: predict will "

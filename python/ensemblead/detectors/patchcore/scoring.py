@@ -10,6 +10,7 @@ import torch
 
 from ensemblead.detectors.parts import Scores
 from ensemblead.memory import MemoryBank
+from ensemblead.memory.places import Numbers, grid_places
 
 _TOP_SHARE = 0.01
 
@@ -17,6 +18,21 @@ _TOP_SHARE = 0.01
 def top_count(patches: int) -> int:
     """The number of an image's patches that `score="topk"` averages."""
     return max(1, int(patches * _TOP_SHARE))
+
+
+def patch_places(bank: MemoryBank, images: int, height: int, width: int) -> Numbers | None:
+    """The places of the patches of so many images, or None for a bank to which places do not matter.
+
+    Raises ValueError for another grid than the bank's.
+    """
+    if bank.position_radius is None:
+        return None
+    if bank.grid not in (None, (height, width)):
+        raise ValueError(
+            f"images must all give one grid of patches with position_radius={bank.position_radius}: it is "
+            f"{bank.grid}, but these give {(height, width)}; set resize=(h, w), or an image_size"
+        )
+    return grid_places(images, height, width)
 
 
 @dataclass(frozen=True)
@@ -41,7 +57,8 @@ class PatchScoring:
         images, height, width, dims = patches.shape
         queries = patches.reshape(-1, dims)
         own = None if exclude_images is None else np.repeat(exclude_images, height * width)
-        distances, found = bank.search(queries, exclude_image=own)
+        places = patch_places(bank, images, height, width)
+        distances, found = bank.search(queries, exclude_image=own, places=places)
         if self.score == "reweighted":
             distances = distances.sqrt()
         per_patch = distances.mean(1).view(images, -1)
@@ -69,7 +86,8 @@ class PatchScoring:
         count = min(self.reweight_neighbors, available)
         if count == 1:
             return torch.ones(len(patches), device=patches.device)
-        _, around = bank.search(bank.rows_[winners], count, exclude_image=exclude_images)
+        places = None if bank.places_ is None else bank.places_[winners]
+        _, around = bank.search(bank.rows_[winners], count, exclude_image=exclude_images, places=places)
         # An approximate index, or rows that are equal, may not put the winner first.
         is_winner = around == winners[:, None]
         others = torch.argsort(is_winner.to(torch.int8), dim=1, stable=True)[:, : count - 1]
