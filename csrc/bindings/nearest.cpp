@@ -26,12 +26,12 @@ void check_floats(const Array& array, const char* argument, int rank, const char
 }
 
 // Places and radii beyond this might overflow when they are added up.
-constexpr std::int64_t kFarthest = std::int64_t{1} << 32;
+constexpr std::int64_t kFarthest = std::int64_t{1} << 16;
 
 void check_range(const std::int64_t* values, std::int64_t size, const char* argument) {
   for (std::int64_t i = 0; i < size; ++i)
     if (values[i] < 0 || values[i] > kFarthest)
-      throw ValueError(std::string(argument) + " must be numbers of 0 to 2^32, got " +
+      throw ValueError(std::string(argument) + " must be numbers of 0 to 65536, got " +
                        std::to_string(values[i]));
 }
 

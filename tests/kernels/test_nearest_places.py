@@ -120,8 +120,8 @@ def test_neither_grouping_nor_threads_change_a_bit() -> None:
         ({"row_places": np.zeros((30, 2), np.int32)}, TypeError, "row_places .*int32"),
         ({"query_places": np.zeros((3, 3), np.int64)}, ValueError, r"query_places .*\(3, 3\)"),
         ({"query_radii": np.zeros(2, np.int64)}, ValueError, r"query_radii .*\(2,\)"),
-        ({"query_radii": np.full(3, -1)}, ValueError, r"query_radii .* 0 to 2\^32, got -1"),
-        ({"query_places": np.full((3, 2), 2**62)}, ValueError, r"query_places .* 0 to 2\^32, got 46"),
+        ({"query_radii": np.full(3, -1)}, ValueError, r"query_radii .* 0 to 65536, got -1"),
+        ({"query_places": np.full((3, 2), 2**62)}, ValueError, r"query_places .* 0 to 65536, got 46"),
         (
             {"row_places": np.arange(60)[::-1].reshape(30, 2).copy()},
             ValueError,
