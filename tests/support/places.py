@@ -9,7 +9,7 @@ import numpy as np
 
 from ensemblead.kernels.nearest import SketchedRows, nearest_rows
 
-DIMS, RANK = 70, 12
+DIMS, RANK = 130, 12
 
 
 @dataclass(frozen=True)
