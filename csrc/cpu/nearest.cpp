@@ -19,8 +19,9 @@ std::int64_t nearest_rows(const NearestTask& task, const Work& work) {
   const NearPlaces places(task);
   const std::vector<std::int64_t> order = places.order();
   for (int thread = 0; thread < threads; ++thread) searches.emplace_back(simd, task, places);
-  // Small enough that every thread has a few chunks, and as many as pay for the work that a chunk does once.
-  const std::int64_t share = task.num_queries / (4 * threads) / tile * tile;
+  // Small enough that each of several threads has a few chunks, and as many as pay for the work that a chunk
+  // does once.
+  const std::int64_t share = task.num_queries / (threads == 1 ? 1 : 4 * threads) / tile * tile;
   const std::int64_t most = searches.front().capacity();
   const std::int64_t step = std::clamp(share, std::min(4 * tile, most), most);
   parallel_for(

@@ -18,7 +18,8 @@ constexpr double kRemembered = 10'000.0;  // pairs
 // Pairs that are resolved together.
 constexpr std::size_t kManyPairs = 4096;
 constexpr std::int64_t kChunkBytes = std::int64_t{64} << 10;
-constexpr std::int64_t kMaxTiles = 16;
+constexpr std::int64_t kMaxTiles = 36;
+constexpr std::int32_t kMostMisses = 6;
 constexpr std::size_t kAhead = 4;  // pairs between asking for a row and reading it
 // A query with at most one row near its place for so many directions is compared with all of those: to sketch
 // it would take longer.
@@ -59,6 +60,8 @@ ChunkSearch::ChunkSearch(const CoresetSimd& simd, const NearestTask& task, const
   thresholds_.resize(size);
   found_.resize(size);
   best_pair_.resize(size);
+  misses_.resize(size / static_cast<std::size_t>(tile));
+  skips_.resize(misses_.size());
   products_.resize(static_cast<std::size_t>(tile * layout_.width));
   lanes_.resize(static_cast<std::size_t>(layout_.width));
   pairs_.reserve(kManyPairs + static_cast<std::size_t>(tile * layout_.width));
@@ -79,10 +82,20 @@ void ChunkSearch::run(const std::int64_t* queries, std::int64_t count) {
   if (!queries_.empty()) search_queries();
 }
 
+// Where products over all dimensions are the rule, a panel is packed for all queries at once, and none leads.
+
 void ChunkSearch::search_queries() {
+  compared_ = compared_fully_ = 0;
   members_.clear();
   leads_.clear();
   const std::size_t count = queries_.size();
+  if (mostly_fully_) {
+    members_ = queries_;
+    begin();
+    search();
+    mostly_fully_ = 2 * compared_fully_ > compared_;
+    return;
+  }
   for (std::size_t i = 0; i < count; i += kLeadStep) members_.push_back(queries_[i]);
   begin();
   search();
@@ -95,6 +108,7 @@ void ChunkSearch::search_queries() {
   begin();
   start_from_leads();
   search();
+  mostly_fully_ = 2 * compared_fully_ > compared_;
 }
 
 void ChunkSearch::begin() {
@@ -109,6 +123,8 @@ void ChunkSearch::begin() {
   for (std::int64_t i = 0; i < count; ++i)
     if (norms_[i].full < kTooLong) thresholds_[i] = -kInfinity;
   std::fill(found_.begin(), found_.end(), 0);
+  std::fill(misses_.begin(), misses_.end(), 0);
+  std::fill(skips_.begin(), skips_.end(), 0);
 }
 
 // Neighbouring queries are patches of the same place in an image: the rows nearest to the leading query
@@ -164,6 +180,13 @@ void ChunkSearch::search_near() {
 
 // The queries from place `first` with the rows of a panel: pairs that the fronts do not rule out.
 void ChunkSearch::compare_fronts(std::int64_t first, std::int64_t panel) {
+  const auto tile = static_cast<std::size_t>(first / simd_.tile_rows);
+  ++compared_;
+  if (skips_[tile] > 0 && opened_ == panel) {
+    --skips_[tile];
+    compare_fully(first, panel);
+    return;
+  }
   const std::size_t before = pairs_.size();
   std::uint32_t hits = simd_.tile(fronts_.data() + first * layout_.front, layout_.front, layout_.front,
                                   rows_.packed + layout_.fronts_at + panel * layout_.front * layout_.width,
@@ -175,7 +198,12 @@ void ChunkSearch::compare_fronts(std::int64_t first, std::int64_t panel) {
               thresholds_[first + r], false);
   }
   const double left = static_cast<double>(pairs_.size() - before);
-  if (left <= (opened_ == panel ? most_left_ : most_left_ * (1.0 + kPackCost))) return;
+  if (left <= (opened_ == panel ? most_left_ : most_left_ * (1.0 + kPackCost))) {
+    misses_[tile] = 0;
+    return;
+  }
+  misses_[tile] = std::min(misses_[tile] + 1, kMostMisses);
+  skips_[tile] = (std::int32_t{1} << misses_[tile]) - 2;
   pairs_.resize(before);
   compare_fully(first, panel);
 }
@@ -183,6 +211,7 @@ void ChunkSearch::compare_fronts(std::int64_t first, std::int64_t panel) {
 // Compares by products over all dimensions. Queries that lie off the directions, as defects may, are near no
 // row, and their fronts rule out little.
 void ChunkSearch::compare_fully(std::int64_t first, std::int64_t panel) {
+  ++compared_fully_;
   if (opened_ != panel) open_panel(panel);
   float thresholds[kMostTileRows];
   float raises[kMostTileRows];

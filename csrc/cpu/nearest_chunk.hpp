@@ -88,7 +88,15 @@ class ChunkSearch {
   std::vector<float> panel_rows_;
   std::vector<std::int64_t> near_panels_;
   std::vector<std::int64_t> queries_;  // of the chunk, without those that are compared with all rows near
-  double most_left_ = 0.0;             // of the pairs of a tile
+  // By tile: how many panels in turn were compared fully because the fronts left too much, up to a limit, and
+  // how many more will be before the fronts are tried again.
+  std::vector<std::int32_t> misses_;
+  std::vector<std::int32_t> skips_;
+  // Of the products of a tile and a panel in the chunk, all and those over all dimensions.
+  std::int64_t compared_ = 0;
+  std::int64_t compared_fully_ = 0;
+  bool mostly_fully_ = false;  // in the chunk before
+  double most_left_ = 0.0;     // of the pairs of a tile
   double tails_seen_ = 10.0;
   double tails_left_ = 3.0;  // which is usual
   std::vector<std::int32_t> lanes_;
