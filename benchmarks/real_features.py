@@ -6,10 +6,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 
 import ensemblead as ead
 from ensemblead.datasets import MVTecAD
+from ensemblead.datasets.categories import Category
 from ensemblead.images import Geometry, iterate_batches, open_images
 
 LAYERS = ("layer2", "layer3")
@@ -28,6 +31,31 @@ def bottle_features(
     train = torch.cat(list(_embed(extractor, category.train, size))).flatten(0, 1)
     queries = torch.cat(list(_embed(extractor, [sample.path for sample in test], size)))
     return train, queries, [sample.label for sample in test]
+
+
+def category_features(category: Category, weights: Path, size: int, cache: Path) -> tuple[Any, Any]:
+    """ResNet18's patches `[images, patches, 384]` of a category's training and test images; they are kept in
+    the folder `cache`.
+    """
+    path = cache / f"{category.name}_{size}.pt"
+    if not path.is_file():
+        extractor = ead.FeatureExtractor("resnet18", LAYERS, weights=weights / "resnet18.safetensors")
+        extractor.to("cpu", channels_last=True)
+        groups = category.train, [sample.path for sample in category.test]
+        cache.mkdir(parents=True, exist_ok=True)
+        torch.save([torch.cat(list(_embed(extractor, paths, size))) for paths in groups], path)
+    train, test = torch.load(path, weights_only=True)
+    return train, test
+
+
+def masks_of(category: Category, size: int) -> Any:
+    """Where the test images are defective, bool `[images, size, size]`."""
+    masks = np.zeros((len(category.test), size, size), dtype=bool)
+    for mask, sample in zip(masks, category.test, strict=True):
+        if sample.mask_path is not None:
+            with Image.open(sample.mask_path) as image:
+                mask[:] = np.array(image.convert("L").resize((size, size), Image.Resampling.NEAREST)) > 0
+    return masks
 
 
 def _embed(extractor: ead.FeatureExtractor, paths: Sequence[str], size: int) -> Iterator[Any]:

@@ -45,6 +45,12 @@ struct NearestTask {
   // A row is left out of a query's search where both are of one image. Null: none is.
   const std::int64_t* row_images = nullptr;    // [num_rows]
   const std::int64_t* query_images = nullptr;  // [num_queries]
+  // A row is left out too where its place differs from the query's by more than the query's radius in y or in
+  // x. Places are numbers of 0 or more, y before x; rows come in ascending order of theirs. Null: places do
+  // not matter.
+  const std::int64_t* row_places = nullptr;    // [num_rows, 2]
+  const std::int64_t* query_places = nullptr;  // [num_queries, 2]
+  const std::int64_t* query_radii = nullptr;   // [num_queries]
   float* distances = nullptr;
   std::int64_t* indices = nullptr;
 };

@@ -25,10 +25,24 @@ void check_floats(const Array& array, const char* argument, int rank, const char
   check_on_cpu(array, argument);
 }
 
-void check_images(const Array& images, const char* argument, std::int64_t size) {
-  check_input(images, argument, 1, "[N]", {DType::kInt64});
-  check_on_cpu(images, argument);
-  check_shape(images, argument, {size});
+// Places and radii beyond this might overflow when they are added up.
+constexpr std::int64_t kFarthest = std::int64_t{1} << 16;
+
+void check_range(const std::int64_t* values, std::int64_t size, const char* argument) {
+  for (std::int64_t i = 0; i < size; ++i)
+    if (values[i] < 0 || values[i] > kFarthest)
+      throw ValueError(std::string(argument) + " must be numbers of 0 to 65536, got " +
+                       std::to_string(values[i]));
+}
+
+void check_ascending(const std::int64_t* places, std::int64_t count) {
+  for (std::int64_t i = 1; i < count; ++i) {
+    const std::int64_t* a = places + 2 * (i - 1);
+    const std::int64_t* b = places + 2 * i;
+    if (b[0] < a[0] || (b[0] == a[0] && b[1] < a[1]))
+      throw ValueError("row_places must ascend, got (" + std::to_string(a[0]) + ", " + std::to_string(a[1]) +
+                       ") before (" + std::to_string(b[0]) + ", " + std::to_string(b[1]) + ")");
+  }
 }
 
 void check_rows(const Array& rows, const Array& middle) {
@@ -77,11 +91,63 @@ void pack_rows(const py::object& rows, const py::object& middle, const py::objec
   run(twins, task, {x, "rows"}, {num_threads, stream, scratch});
 }
 
+// The conditions that leave rows out, while they are borrowed; each of them may be None.
+class LeftOut {
+ public:
+  LeftOut(const py::object& row_images, const py::object& query_images, const py::object& row_places,
+          const py::object& query_places, const py::object& query_radii) {
+    if (!row_images.is_none()) {
+      row_images_.emplace(row_images, "row_images");
+      query_images_.emplace(query_images, "query_images");
+    }
+    if (!row_places.is_none()) {
+      row_places_.emplace(row_places, "row_places");
+      query_places_.emplace(query_places, "query_places");
+      query_radii_.emplace(query_radii, "query_radii");
+    }
+  }
+
+  void fill(NearestTask& task) const {
+    const std::int64_t rows = task.rows.num_rows;
+    const std::int64_t queries = task.num_queries;
+    if (row_images_) {
+      task.row_images = numbers(row_images_->array(), "row_images", "[N]", {rows});
+      task.query_images = numbers(query_images_->array(), "query_images", "[Q]", {queries});
+    }
+    if (row_places_) {
+      task.row_places = numbers(row_places_->array(), "row_places", "[N, 2]", {rows, 2});
+      task.query_places = numbers(query_places_->array(), "query_places", "[Q, 2]", {queries, 2});
+      task.query_radii = numbers(query_radii_->array(), "query_radii", "[Q]", {queries});
+      check_range(task.row_places, 2 * rows, "row_places");
+      check_range(task.query_places, 2 * queries, "query_places");
+      check_range(task.query_radii, queries, "query_radii");
+      check_ascending(task.row_places, rows);
+    }
+  }
+
+ private:
+  static const std::int64_t* numbers(const Array& array, const char* argument, const char* layout,
+                                     const Shape& shape) {
+    check_input(array, argument, static_cast<int>(shape.size()), layout, {DType::kInt64});
+    check_on_cpu(array, argument);
+    check_shape(array, argument, shape);
+    return array.as<const std::int64_t>();
+  }
+
+  std::optional<Borrowed> row_images_;
+  std::optional<Borrowed> query_images_;
+  std::optional<Borrowed> row_places_;
+  std::optional<Borrowed> query_places_;
+  std::optional<Borrowed> query_radii_;
+};
+
 std::int64_t nearest_rows(const py::object& queries, const py::object& rows, const py::object& middle,
                           const py::object& packed, std::int64_t num_directions, std::int64_t num_front,
                           const py::object& distances, const py::object& indices,
-                          const py::object& row_images, const py::object& query_images, int num_threads,
-                          std::intptr_t stream, const py::object& scratch) {
+                          const py::object& row_images, const py::object& query_images,
+                          const py::object& row_places, const py::object& query_places,
+                          const py::object& query_radii, int num_threads, std::intptr_t stream,
+                          const py::object& scratch) {
   const Borrowed borrowed_queries(queries, "queries");
   const Borrowed borrowed_rows(rows, "rows");
   const Borrowed borrowed_middle(middle, "middle");
@@ -110,16 +176,8 @@ std::int64_t nearest_rows(const py::object& queries, const py::object& rows, con
   check_on_cpu(borrowed_indices.array(), "indices");
   task.distances = borrowed_distances.array().as<float>();
   task.indices = borrowed_indices.array().as<std::int64_t>();
-  std::optional<Borrowed> borrowed_row_images;
-  std::optional<Borrowed> borrowed_query_images;
-  if (!row_images.is_none()) {
-    const Array& of_rows = borrowed_row_images.emplace(row_images, "row_images").array();
-    const Array& of_queries = borrowed_query_images.emplace(query_images, "query_images").array();
-    check_images(of_rows, "row_images", x.shape[0]);
-    check_images(of_queries, "query_images", q.shape[0]);
-    task.row_images = of_rows.as<const std::int64_t>();
-    task.query_images = of_queries.as<const std::int64_t>();
-  }
+  const LeftOut left_out(row_images, query_images, row_places, query_places, query_radii);
+  left_out.fill(task);
   const Twins<NearestTask, std::int64_t> twins{cpu::nearest_rows, nullptr};
   return run(twins, task, {q, "queries"}, {num_threads, stream, scratch});
 }
@@ -133,7 +191,8 @@ void bind_nearest(py::module_& module) {
          py::arg("packed"), py::arg("num_front"), py::kw_only());
   define(module, "nearest_rows", &nearest_rows, py::arg("queries"), py::arg("rows"), py::arg("middle"),
          py::arg("packed"), py::arg("num_directions"), py::arg("num_front"), py::kw_only(),
-         py::arg("distances"), py::arg("indices"), py::arg("row_images"), py::arg("query_images"));
+         py::arg("distances"), py::arg("indices"), py::arg("row_images"), py::arg("query_images"),
+         py::arg("row_places"), py::arg("query_places"), py::arg("query_radii"));
 }
 
 }  // namespace ensemblead::bindings

@@ -72,6 +72,9 @@ def _compared(queries: np.ndarray, rows: np.ndarray, threads: int = 2) -> float:
         indices=found,
         row_images=None,
         query_images=None,
+        row_places=None,
+        query_places=None,
+        query_radii=None,
         num_threads=threads,
     )
     expected, order = _by_brute_force(queries, rows, 1)

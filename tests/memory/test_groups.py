@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from ensemblead.memory import MemoryBank
 from ensemblead.memory.buffer import Buffer
 from ensemblead.memory.groups import Groups
+from ensemblead.memory.projection import Space
 from ensemblead.memory.selection import ROUNDING, farthest_first
 
 CPU = torch.device("cpu")
@@ -139,9 +140,9 @@ def test_many_groups_are_merged_in_a_shallow_tree() -> None:
     groups, room, size = Groups(), 4, 5
     for number in range(150):
         group = Buffer()
-        group.append(torch.from_numpy(_rows(20, 3, number)), torch.full((20,), number))
-        groups.reduce(group, size, None, 0, CPU)
-        groups.merge(size, room * size, None, 0, CPU)
+        group.append(torch.from_numpy(_rows(20, 3, number)), torch.full((20, 1), number))
+        groups.reduce(group, size, Space(None), 0, CPU)
+        groups.merge(size, room * size, Space(None), 0, CPU)
         assert groups.num_rows <= room * size
     assert groups.count == 150
     assert max(one.level for one in groups.kept) <= 8
@@ -155,16 +156,16 @@ def test_what_merged_rows_stand_for() -> None:
     groups = Groups()
     for number, part in enumerate(rows.split(30)):
         group = Buffer()
-        group.append(part, torch.full((len(part),), number))
-        groups.reduce(group, 6, None, 0, CPU)
-        groups.merge(6, 12, None, 0, CPU)
+        group.append(part, torch.full((len(part), 1), number))
+        groups.reduce(group, 6, Space(None), 0, CPU)
+        groups.merge(6, 12, Space(None), 0, CPU)
     seen = rows.double()
     least = torch.stack(
         [(torch.cdist(seen, one.rows.double()).min(1).values - one.slack) for one in groups.kept]
     )
     assert float(least.min(0).values.max()) <= 0
     for one in groups.kept:
-        for row, image in zip(one.rows, one.images.tolist(), strict=True):
+        for row, image in zip(one.rows, one.labels[:, 0].tolist(), strict=True):
             place = int((rows == row).all(1).nonzero()[0, 0])
             assert place // 30 == image
 

@@ -55,6 +55,9 @@ def nearest_rows(
     *,
     row_images: Array | None = None,
     query_images: Array | None = None,
+    row_places: Array | None = None,
+    query_places: Array | None = None,
+    query_radii: Array | None = None,
 ) -> tuple[Array, Array]:
     """The k rows nearest to every query, exactly, by *squared* L2 distance.
 
@@ -62,6 +65,10 @@ def nearest_rows(
         queries: float32 `[Q, D]`, contiguous, on the CPU, of the framework of the rows.
         k: 1 to N. Meant for few: the cost of keeping them grows with it.
         row_images, query_images: int64 `[N]` and `[Q]`; a row is left out for queries of its own image.
+        row_places, query_places, query_radii: int64 `[N, 2]`, `[Q, 2]` and `[Q]`, of 0 to 65536; a row is
+            left out for queries whose place differs from its own by more than their radius, in the first or in the
+            second number. Rows must come in ascending order of their places, and then only those near a query
+            are looked at. Batches of many queries at the same or neighbouring places are the fastest.
 
     Returns:
         Squared distances float32 `[Q, k]`, ascending, summed from differences, and row numbers int64
@@ -83,6 +90,9 @@ def nearest_rows(
         raise ValueError(f"k must be between 1 and the {len(rows.rows)} rows, got {k}")
     if (row_images is None) != (query_images is None):
         raise ValueError("row_images and query_images must be given together, got one of them")
+    places = (row_places, query_places, query_radii)
+    if any(one is None for one in places) and any(one is not None for one in places):
+        raise ValueError("row_places, query_places and query_radii must be given together")
     shape = (queries.shape[0], k)
     distances = framework.empty(shape, "float32", queries)
     indices = framework.empty(shape, "int64", queries)
@@ -98,6 +108,9 @@ def nearest_rows(
             indices=indices,
             row_images=row_images,
             query_images=query_images,
+            row_places=row_places,
+            query_places=query_places,
+            query_radii=query_radii,
             num_threads=num_threads(),
         )
     return distances, indices

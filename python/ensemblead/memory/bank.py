@@ -10,9 +10,9 @@ import torch
 
 from ensemblead.common.validation import whole_number
 from ensemblead.common.warnings import warn
-from ensemblead.memory.buffer import as_rows, image_numbers, take
+from ensemblead.memory.buffer import as_rows, row_labels, take
 from ensemblead.memory.intake import Intake, Known, Sizes
-from ensemblead.memory.projection import project_chunks
+from ensemblead.memory.places import checked_radius, in_order
 from ensemblead.memory.searched import SearchedRows
 from ensemblead.memory.selection import ROUNDING, Progress, select_above_noise
 from ensemblead.memory.state import BankState
@@ -55,15 +55,20 @@ class MemoryBank(SearchedRows):
             say it by `expect`, or give `coreset_size`. Otherwise a group keeps twice its share, without such
             a bound. The default holds 397 images of 784 patches of 1024 dimensions. Rows of a GPU wait
             there, or, where it has less than twice this size to spare, in page-locked memory of the host.
+        position_radius: compare a query only with rows at most so many cells from its place, in y and in x;
+            where these are fewer than are searched for, with those of the least larger radius that holds
+            enough. Needs `places` of all rows and queries, and index "flat". The selection then covers every
+            square of `position_radius + 1` cells by rows of its own, as far as `coreset_size` allows. None:
+            places do not matter. docs/design/position.md has the reasons.
         max_buffer_bytes: the former name of `memory_budget`.
 
-    Attributes after `fit`: `rows_` float32 `[M, D]` without repeats, in selection order; `images_` int64
-    `[M]`; `projection_` float32 `[d, D]` or None; `radius_`, a Euclidean distance in the projected space
-    within which all rows added lie from the bank: the largest there is where all rows fitted, a bound above
-    it where there were groups, and the noise floor where that is larger; `certificate_`, a factor: no bank of
-    as many rows covers them within less than `radius_ / certificate_`. It is computed, not assumed. It is 1
-    where all rows lie in the bank but for rounding, and None where it is not known: of earlier versions'
-    banks, and after `extend` has added rows.
+    Attributes after `fit`: `rows_` float32 `[M, D]` without repeats, in selection order, or, with
+    `position_radius`, in order of `places_`; `images_` int64 `[M]`; `projection_` float32 `[d, D]` or None;
+    `radius_`, a Euclidean distance in the projected space within which all rows added lie from the bank: the
+    largest there is where all rows fitted, a bound above it where there were groups, and the noise floor
+    where that is larger; `certificate_`, a factor: no bank of as many rows covers them within less than
+    `radius_ / certificate_`. It is computed, not assumed. It is 1 where all rows lie in the bank but for
+    rounding, and None where it is not known: of earlier versions' banks, and after `extend` has added rows.
 
     Example:
         >>> import numpy as np
@@ -88,11 +93,14 @@ class MemoryBank(SearchedRows):
         seed: int = 0,
         projection_dim: int | None = 128,
         memory_budget: int = MEMORY_BUDGET,
+        position_radius: int | None = None,
         max_buffer_bytes: int | None = None,
     ) -> None:
         if not 0 < coreset_fraction <= 1:
             raise ValueError(f"coreset_fraction must be in (0, 1], got {coreset_fraction}")
-        super().__init__(whole_number("num_neighbors", num_neighbors, 1))
+        radius = checked_radius(position_radius, index)
+        super().__init__(whole_number("num_neighbors", num_neighbors, 1), radius)
+        self.grid: tuple[int, int] | None = None  # that all places are of, if it is known
         if coreset_size is not None:
             coreset_size = whole_number("coreset_size", coreset_size, 1)
             if coreset_fraction != DEFAULT_FRACTION:
@@ -167,7 +175,13 @@ class MemoryBank(SearchedRows):
         return sizes.budget(num_columns).at_once(num_rows, sizes.of(num_rows))
 
     def add(
-        self, embeddings: Any, images: Any = None, *, copy: bool = True, known_finite: bool = False
+        self,
+        embeddings: Any,
+        images: Any = None,
+        *,
+        places: Any = None,
+        copy: bool = True,
+        known_finite: bool = False,
     ) -> None:
         """Hold more rows for the next `fit`, or, on a fitted bank, for the next `extend`.
 
@@ -175,6 +189,7 @@ class MemoryBank(SearchedRows):
             embeddings: float `[n, D]`, NumPy or torch; kept as float32. All on one device.
             images: which image each row is of: int `[n]`, or one int for all. None: the rows of this call are
                 one image.
+            places: int `[n, 2]`, the cell of every row, y before x, with `position_radius` and only then.
             copy: False when the caller gives the rows away.
             known_finite: the caller has seen that they are. A GPU is waited for to see it here.
         """
@@ -193,17 +208,18 @@ class MemoryBank(SearchedRows):
         if images is None:
             known = [int(self._owners.max())] if len(self._owners) else []
             images = 1 + max(self._last_image, *known, -1)
-        numbers = image_numbers(images, len(rows))
+        labels = row_labels(images, self._checked_places(places, len(rows)), len(rows))
         if len(rows) == 0:
             return
-        self._intake.add(rows, numbers, squares, self._known(0.0))
+        self._intake.add(rows, labels, squares, self._known(0.0))
         self._last_image = max(self._last_image, int(np.max(np.asarray(images))))
 
     def held_rows(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """The rows added since the last `fit` or `extend` in the pieces they came in, and the image of each
         row: float32 `[n, D]` and int64 `[n]`. Where some have left with a group, only those that wait.
         """
-        return list(zip(self._intake.buffer.chunks, self._intake.buffer.images, strict=True))
+        buffer = self._intake.buffer
+        return [(rows, own[:, 0]) for rows, own in zip(buffer.chunks, buffer.labels, strict=True)]
 
     def leave_out(self, images: Collection[int]) -> None:
         """Let the rows of these images go, before `fit`, as if they had not been added.
@@ -250,9 +266,9 @@ class MemoryBank(SearchedRows):
             raise ValueError("the bank has no rows to fit; add some first")
         floor = _checked_floor(noise_floor)
         if self.holds_all_rows:
-            chunks, images = intake.buffer.chunks, intake.buffer.images
-            self.projection_ = intake.drawn_projection(chunks[0].shape[1], projection)
-            self._select(chunks, images, intake.size, floor, progress, start_indices=start_indices)
+            chunks, labels = intake.buffer.chunks, intake.buffer.labels
+            intake.projection = intake.drawn_projection(chunks[0].shape[1], projection)
+            self._select(chunks, labels, intake.size, floor, progress, start_indices=start_indices)
         else:
             if projection is not None or start_indices is not None:
                 raise ValueError(
@@ -260,11 +276,12 @@ class MemoryBank(SearchedRows):
                     f"{self.memory_budget}"
                 )
             intake.leave(None)
-            self.projection_, kept = intake.projection, intake.groups.kept
-            chunks, images = [one.rows for one in kept], [one.images for one in kept]
+            kept = intake.groups.kept
+            chunks, labels = [one.rows for one in kept], [one.labels for one in kept]
             slack = intake.groups.slacks(intake.home)
-            self._select(chunks, images, intake.size, floor, progress, slack=slack)
+            self._select(chunks, labels, intake.size, floor, progress, slack=slack)
             self._bound_from(intake.groups.separation(len(self)))
+        self.projection_, self._blocks = intake.projection, intake.blocks
         self._taken()
         return self
 
@@ -273,6 +290,7 @@ class MemoryBank(SearchedRows):
         embeddings: Any = None,
         images: Any = None,
         *,
+        places: Any = None,
         noise_floor: float = 0.0,
         max_rows: int | None = None,
     ) -> MemoryBank:
@@ -292,12 +310,12 @@ class MemoryBank(SearchedRows):
         floor = _checked_floor(noise_floor)
         most = None if max_rows is None else whole_number("max_rows", max_rows, 1)
         if embeddings is not None:
-            self.add(embeddings, images)
+            self.add(embeddings, images, places=places)
         rows, _, old = self._fitted()
         self._intake.leave(self._known(floor))
         kept = self._intake.groups.kept
         chunks = [rows, *(one.rows for one in kept)]
-        owners = [torch.from_numpy(self._owners), *(one.images for one in kept)]
+        labels = [self._labels, *(one.labels for one in kept)]
         if self._intake.num_rows:
             # What stayed out lies within this, but for rounding.
             self.radius_ = max(self.radius_, max(self._reach, floor) * (1 + ROUNDING))
@@ -305,10 +323,10 @@ class MemoryBank(SearchedRows):
                 self.certificate_ = 2 * self.radius_ / self._separation
         if most is not None and sum(map(len, chunks)) > most:
             slack = torch.tensor(self.radius_, device=rows.device)
-            self._select(chunks, owners, most, floor, None, slack=slack)
+            self._select(chunks, labels, most, floor, None, slack=slack)
         elif kept:
-            grown = torch.cat(chunks)
-            self._set(grown, torch.cat(owners).numpy(), extended_index(old, grown, len(rows)))
+            grown, own = in_order(torch.cat(chunks), torch.cat(labels).numpy())
+            self._set(grown, own, extended_index(old, grown, len(rows)))
             self.certificate_, self._separation = None, 0.0
         self._taken()
         return self
@@ -321,7 +339,7 @@ class MemoryBank(SearchedRows):
         rows = rows.to(device)
         if self.projection_ is not None:
             self.projection_ = self.projection_.to(device)
-        self._set(rows, self._owners, moved_index(old, rows))
+        self._set(rows, self._labels.numpy(), moved_index(old, rows))
         self._taken()
         return self
 
@@ -329,15 +347,16 @@ class MemoryBank(SearchedRows):
         """A bank that can be extended without touching this one; the rows are shared until then."""
         other = MemoryBank(**self.parameters())
         other._rows, other._images, other._search = self._fitted()
-        names = ("_owners", "projection_", "radius_", "certificate_", "_reach", "_separation", "_num_added")
-        vars(other).update({name: getattr(self, name) for name in names})
+        other._num_added = self._num_added
+        names = "projection_ radius_ certificate_ grid _owners _places _counts _blocks _reach _separation"
+        vars(other).update({name: getattr(self, name) for name in names.split()})
         other._taken()
         return other
 
     def parameters(self) -> dict[str, Any]:
         """The constructor's arguments."""
         names = ("coreset_fraction", "coreset_size", "index", "num_neighbors", "seed", "projection_dim")
-        return {name: getattr(self, name) for name in (*names, "memory_budget")}
+        return {name: getattr(self, name) for name in (*names, "memory_budget", "position_radius")}
 
     def state(self) -> BankState:
         """The learned part as data; `from_state` makes the bank again from it and `parameters`."""
@@ -352,6 +371,9 @@ class MemoryBank(SearchedRows):
             reach=self._reach,
             separation=self._separation,
             certificate=self.certificate_,
+            places=self._places,
+            place_scale=0.0 if self._blocks is None else self._blocks.scale,
+            grid=self.grid,
         )
 
     @classmethod
@@ -362,14 +384,12 @@ class MemoryBank(SearchedRows):
         is not the rows'.
         """
         bank = cls(**parameters)
-        rows = state.rows
-        if (state.index is None) != (bank.index == "flat"):
-            raise ValueError(f"index={bank.index!r} does not go with a state that has {_which(state.index)}")
-        owners = state.images.cpu().numpy()
+        rows, labels = state.rows, state.labels(bank.index, bank.position_radius)
+        bank._blocks, bank.grid = bank._sizes().blocks(float(state.place_scale)), state.grid
         if state.index is None:
-            bank._set(rows, owners, flat_index(rows))
+            bank._set(rows, labels, flat_index(rows))
         else:
-            bank._set(rows, owners, index_from_bytes(bank.index, rows, state.index, bank.seed))
+            bank._set(rows, labels, index_from_bytes(bank.index, rows, state.index, bank.seed))
         bank.projection_, bank.radius_ = state.projection, float(state.radius)
         bank._reach = bank.radius_ if state.reach is None else float(state.reach)
         bank._separation, bank.certificate_ = float(state.separation), state.certificate
@@ -380,7 +400,7 @@ class MemoryBank(SearchedRows):
     def _select(
         self,
         chunks: list[torch.Tensor],
-        images: list[torch.Tensor],
+        labels: list[torch.Tensor],
         size: int,
         floor: float,
         progress: Progress | None,
@@ -392,18 +412,21 @@ class MemoryBank(SearchedRows):
         which distance, one for all or float32 `[N]`, the others lie.
         """
         home = chunks[0].device if self._rows is not None else self._intake.home
-        projected = project_chunks(chunks, self.projection_, home)
+        projected = self._intake.space.of(chunks, labels, home)
         how = {"start_indices": start_indices} if slack is None else {"start": "row"}
         size = min(size, len(projected))
         selected = select_above_noise(projected, size, floor, progress, seed=self.seed, **how)
-        rows, owners = take(chunks, selected.picks, home), selected.images(torch.cat(images), floor)
+        given = torch.cat(labels)
+        own = given.numpy()[selected.picks]
+        own[:, 0] = selected.images(given[:, 0], floor)
+        rows, own = in_order(take(chunks, selected.picks, home), own)
         if slack is None:
             bound = selected.reach
             separation = selected.separation(projected) if bound > floor else 0.0
         else:
             bound = float((selected.distances + slack).max()) * (1 + ROUNDING)
             separation = selected.reach * (1 - ROUNDING)
-        self._set(rows, owners, make_index(self.index, rows, self.seed))
+        self._set(rows, own, make_index(self.index, rows, self.seed))
         self.radius_, self._reach = max(bound, floor), max(selected.reach, floor, self._reach)
         self.certificate_, self._separation = None, 0.0
         if bound <= floor:
@@ -418,17 +441,23 @@ class MemoryBank(SearchedRows):
 
     def _known(self, floor: float) -> Known | None:
         """The bank as rows that extend it see it."""
-        return None if self._rows is None else Known(self._rows, max(self._reach, floor))
+        return None if self._rows is None else Known(self._rows, self._labels, max(self._reach, floor))
 
     def _taken(self) -> None:
         """The rows added are in the bank: others may come."""
         self._num_added += self._intake.num_rows
-        self._intake = Intake(self._sizes(), self._fitted()[0].device)
+        scale = 0.0 if self._blocks is None else self._blocks.scale
+        self._intake = Intake(self._sizes(), self._fitted()[0].device, scale)
         self._intake.projection = self.projection_
 
     def _sizes(self) -> Sizes:
         return Sizes(
-            self.coreset_fraction, self.coreset_size, self.memory_budget, self.projection_dim, self.seed
+            self.coreset_fraction,
+            self.coreset_size,
+            self.memory_budget,
+            self.projection_dim,
+            self.seed,
+            self.position_radius,
         )
 
     def _dims(self) -> int | None:
@@ -439,7 +468,3 @@ def _checked_floor(noise_floor: float) -> float:
     if not 0.0 <= noise_floor < np.inf:
         raise ValueError(f"noise_floor must be a finite distance of 0 or more, got {noise_floor}")
     return float(noise_floor)
-
-
-def _which(index: bytes | None) -> str:
-    return "no serialised index" if index is None else "one"

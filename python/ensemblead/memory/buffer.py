@@ -9,41 +9,45 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from ensemblead.memory.places import Numbers
+
 
 class Buffer:
-    """Rows in the pieces they came in, and the image of every row (int64, on the host)."""
+    """Rows in the pieces they came in, and labels of every row: int64 on the host, `[n, 1]` its image, or
+    `[n, 3]` its image and its place.
+    """
 
     def __init__(self) -> None:
         self.chunks: list[torch.Tensor] = []
-        self.images: list[torch.Tensor] = []
+        self.labels: list[torch.Tensor] = []
         self.num_rows = 0
 
-    def append(self, rows: torch.Tensor, images: torch.Tensor) -> None:
+    def append(self, rows: torch.Tensor, labels: torch.Tensor) -> None:
         self.chunks.append(rows)
-        self.images.append(images)
+        self.labels.append(labels)
         self.num_rows += len(rows)
 
     def leave_out(self, images: Collection[int]) -> None:
         """Let the rows of these images go; piece by piece, so that no second copy of all is held."""
         gone = torch.tensor(sorted(images), dtype=torch.int64)
         for place in reversed(range(len(self.chunks))):
-            kept = torch.isin(self.images[place], gone, invert=True)
+            kept = torch.isin(self.labels[place][:, 0], gone, invert=True)
             if bool(kept.all()):
                 continue
             self.num_rows -= len(kept) - int(kept.sum())
             self.chunks[place] = self.chunks[place][kept.to(self.chunks[place].device)]
-            self.images[place] = self.images[place][kept]
+            self.labels[place] = self.labels[place][kept]
             if not len(self.chunks[place]):
-                del self.chunks[place], self.images[place]
+                del self.chunks[place], self.labels[place]
 
     def groups(self, most: int) -> list[Buffer]:
         """The same pieces in groups of at most `most` rows, or of one piece; this buffer lets them go."""
         groups: list[Buffer] = []
-        for chunk, images in zip(self.chunks, self.images, strict=True):
+        for chunk, labels in zip(self.chunks, self.labels, strict=True):
             if not groups or groups[-1].num_rows + len(chunk) > most:
                 groups.append(Buffer())
-            groups[-1].append(chunk, images)
-        self.chunks, self.images, self.num_rows = [], [], 0
+            groups[-1].append(chunk, labels)
+        self.chunks, self.labels, self.num_rows = [], [], 0
         return groups
 
 
@@ -61,12 +65,12 @@ class AddedRows(Buffer):
         self._squares: torch.Tensor | None = None  # of all rows added, summed
         self._num_squared = 0
 
-    def add(self, rows: torch.Tensor, images: torch.Tensor, squares: torch.Tensor, max_bytes: int) -> None:
+    def add(self, rows: torch.Tensor, labels: torch.Tensor, squares: torch.Tensor, max_bytes: int) -> None:
         """Hold rows, whose sum of squares is `squares`, float64 `[]`; `max_bytes` may come to be held."""
         self.home = rows.device
         if rows.is_cuda and self.num_rows == 0:
             self._on_host = waits_on_host(max_bytes, free_on(rows.device))
-        self.append(to_host(rows) if rows.is_cuda and self._on_host else rows, images)
+        self.append(to_host(rows) if rows.is_cuda and self._on_host else rows, labels)
         self._squares = squares if self._squares is None else self._squares + squares
         self._num_squared += len(rows)
 
@@ -89,15 +93,16 @@ def as_rows(array: Any, name: str, copy: bool) -> torch.Tensor:
     return array.detach().to(torch.float32, copy=copy).contiguous()
 
 
-def image_numbers(images: Any, count: int) -> torch.Tensor:
-    """int64 `[count]` from one int for all, or one for each."""
+def row_labels(images: Any, places: Numbers | None, count: int) -> torch.Tensor:
+    """The labels of a `Buffer` from one image for all rows, or one for each, and from their places."""
     given = np.asarray(images)
     if given.dtype.kind not in "iu" and given.size:
         raise TypeError(f"images must be whole numbers, got {given.dtype}")
     numbers = torch.tensor(given, dtype=torch.int64)
     if numbers.ndim > 1 or (numbers.ndim == 1 and len(numbers) != count):
         raise ValueError(f"images must be one int, or [{count}], got shape {tuple(numbers.shape)}")
-    return numbers.expand(count)
+    numbers = numbers.expand(count)[:, None]
+    return numbers if places is None else torch.cat([numbers, torch.from_numpy(places)], 1)
 
 
 def waits_on_host(buffer_bytes: int, free_bytes: int) -> bool:

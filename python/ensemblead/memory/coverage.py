@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ensemblead.kernels.coreset import project
+from ensemblead.memory.projection import Space
 from ensemblead.search.exact import ExactIndex
 
 _SHARES = (0.5, 0.9, 0.99, 0.999)
@@ -39,20 +39,21 @@ class CoverageMeasure:
 
     Args:
         rows: the bank's, float32 `[M, D]`.
-        projection: float32 `[d, D]`, or None.
+        labels: theirs, as in `Buffer`.
+        space: of the selection.
         separation: see `BankState`.
     """
 
-    def __init__(self, rows: torch.Tensor, projection: torch.Tensor | None, separation: float) -> None:
-        self._projection = projection
-        self._index = ExactIndex(self._projected(rows))
+    def __init__(self, rows: torch.Tensor, labels: torch.Tensor, space: Space, separation: float) -> None:
+        self._space = space
+        self._index = ExactIndex(space.of([rows], [labels], rows.device))
         self._separation = separation
         self._counts = np.zeros(1 << (31 - _SHIFT), dtype=np.int64)
         self._largest = 0.0
 
-    def add(self, rows: torch.Tensor) -> None:
-        """Rows float32 `[n, D]`, on the device of the bank."""
-        squared, _ = self._index.search(self._projected(rows), 1, None)
+    def add(self, rows: torch.Tensor, labels: torch.Tensor) -> None:
+        """Rows float32 `[n, D]`, on the device of the bank, and their labels."""
+        squared, _ = self._index.search(self._space.of([rows], [labels], rows.device), 1, None)
         distances = squared[:, 0].clamp_min(0).sqrt().cpu().numpy()
         self._counts += np.bincount(distances.view(np.int32) >> _SHIFT, minlength=len(self._counts))
         self._largest = max(self._largest, float(distances.max(initial=0.0)))
@@ -76,6 +77,3 @@ class CoverageMeasure:
         elif self._separation > 0:
             certificate = 2 * self._largest / self._separation
         return Coverage(self._largest, quantiles, certificate, total)
-
-    def _projected(self, rows: torch.Tensor) -> torch.Tensor:
-        return rows if self._projection is None else project(rows, self._projection)

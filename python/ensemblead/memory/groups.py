@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from ensemblead.memory.buffer import Buffer, take
-from ensemblead.memory.projection import project_chunks
+from ensemblead.memory.projection import Space
 from ensemblead.memory.selection import ROUNDING, farthest_first
 
 
@@ -22,13 +22,13 @@ class Kept:
 
     Attributes:
         rows: float32 `[n, D]`, on the device of the bank.
-        images: int64 `[n]`, on the host.
+        labels: as in `Buffer`.
         slack: none of the others lies farther than this from one of these, in the projected space.
         level: how many selections they have passed.
     """
 
     rows: torch.Tensor
-    images: torch.Tensor
+    labels: torch.Tensor
     slack: float = 0.0
     level: int = 0
 
@@ -53,22 +53,18 @@ class Groups:
     def num_rows(self) -> int:
         return sum(map(len, self.kept))
 
-    def keep(self, rows: torch.Tensor, images: torch.Tensor) -> None:
+    def keep(self, rows: torch.Tensor, labels: torch.Tensor) -> None:
         """A group that was reduced already."""
         self.count += 1
         if len(rows):
-            self.kept.append(Kept(rows, images))
+            self.kept.append(Kept(rows, labels))
 
-    def reduce(
-        self, group: Buffer, size: int, mapping: torch.Tensor | None, seed: int, home: torch.device
-    ) -> None:
+    def reduce(self, group: Buffer, size: int, space: Space, seed: int, home: torch.device) -> None:
         """Keep at most `size` rows of a group."""
-        self.kept.append(self._selected(group.chunks, group.images, size, mapping, seed, home))
+        self.kept.append(self._selected(group.chunks, group.labels, size, space, seed, home))
         self.count += 1
 
-    def merge(
-        self, size: int, capacity: int, mapping: torch.Tensor | None, seed: int, home: torch.device
-    ) -> None:
+    def merge(self, size: int, capacity: int, space: Space, seed: int, home: torch.device) -> None:
         """Select again, `size` rows at a time, until no more than `capacity` rows are left.
 
         Sets that have passed as few selections as possible are merged, all that have passed as many, so that
@@ -82,9 +78,9 @@ class Groups:
             left = [one for one in self.kept if one.level not in chosen]
             fewer = self._selected(
                 [one.rows for one in merged],
-                [one.images for one in merged],
+                [one.labels for one in merged],
                 size,
-                mapping,
+                space,
                 seed,
                 home,
                 slack=max(one.slack for one in merged),
@@ -104,17 +100,17 @@ class Groups:
     def _selected(
         self,
         chunks: list[torch.Tensor],
-        images: list[torch.Tensor],
+        labels: list[torch.Tensor],
         size: int,
-        mapping: torch.Tensor | None,
+        space: Space,
         seed: int,
         home: torch.device,
         slack: float = 0.0,
         level: int = 0,
     ) -> Kept:
-        projected = project_chunks(chunks, mapping, home)
+        projected = space.of(chunks, labels, home)
         picks, reach = farthest_first(projected, size, seed + self.count)
         if reach > 0:
             self._spread.append((len(picks), reach * (1 - 2 * ROUNDING)))
-        rows, numbers = take(chunks, picks, home), torch.cat(images)[torch.from_numpy(picks)]
-        return Kept(rows, numbers, slack + reach, level + (len(picks) < len(projected)))
+        rows, own = take(chunks, picks, home), torch.cat(labels)[torch.from_numpy(picks)]
+        return Kept(rows, own, slack + reach, level + (len(picks) < len(projected)))

@@ -11,7 +11,8 @@ import torch
 from ensemblead.memory.budget import Budget
 from ensemblead.memory.buffer import AddedRows, Buffer, take
 from ensemblead.memory.groups import Groups
-from ensemblead.memory.projection import make_projection, project_chunks
+from ensemblead.memory.places import BLOCK_DIMS, Blocks
+from ensemblead.memory.projection import Space, make_projection
 from ensemblead.memory.selection import select
 
 # How much a group of rows keeps of itself, as a multiple of the coreset's fraction, where it is not known how
@@ -32,20 +33,29 @@ class Sizes:
     memory_budget: int
     projection_dim: int | None
     seed: int
+    position_radius: int | None = None
 
     def of(self, num_rows: int) -> int:
         """Rows of a bank of so many."""
         return max(1, int(num_rows * self.fraction)) if self.size is None else min(self.size, num_rows)
 
     def budget(self, dims: int) -> Budget:
-        return Budget(self.memory_budget, dims, min(dims, self.projection_dim or dims))
+        beside = 0 if self.position_radius is None else BLOCK_DIMS
+        return Budget(self.memory_budget, dims, min(dims, self.projection_dim or dims) + beside)
+
+    def blocks(self, scale: float = 0.0) -> Blocks | None:
+        """Squares whose cells lie within the radius of each other; None where places do not matter."""
+        return None if self.position_radius is None else Blocks(self.position_radius + 1, scale)
 
 
 @dataclass(frozen=True)
 class Known:
-    """A bank that is extended: its rows, and the distance from them beyond which others enter."""
+    """A bank that is extended: its rows with their labels, and the distance from them beyond which others
+    enter.
+    """
 
     rows: torch.Tensor
+    labels: torch.Tensor
     radius: float
 
 
@@ -56,10 +66,12 @@ class Intake:
         buffer: those held; the others have left by groups.
         groups: what is left of these.
         projection: float32 `[d, D]` that groups were selected by, or the bank's.
+        blocks: of the places, or None.
     """
 
-    def __init__(self, sizes: Sizes, home: torch.device | None = None) -> None:
+    def __init__(self, sizes: Sizes, home: torch.device | None = None, scale: float = 0.0) -> None:
         self.buffer, self.groups = AddedRows(home), Groups()
+        self.blocks = sizes.blocks(scale)
         self.projection: torch.Tensor | None = None
         self.num_rows = 0
         self._sizes = sizes
@@ -70,6 +82,11 @@ class Intake:
         """The device of the rows."""
         assert self.buffer.home is not None, "rows were added"
         return self.buffer.home
+
+    @property
+    def space(self) -> Space:
+        """Where the selection measures distances."""
+        return Space(self.projection, self.blocks)
 
     @property
     def size(self) -> int:
@@ -90,12 +107,12 @@ class Intake:
         self._expected, self._beside = num_rows, beside
 
     def add(
-        self, rows: torch.Tensor, numbers: torch.Tensor, squares: torch.Tensor, known: Known | None
+        self, rows: torch.Tensor, labels: torch.Tensor, squares: torch.Tensor, known: Known | None
     ) -> None:
         """Take rows, whose sum of squares is `squares`; `known` is the bank that they extend."""
         if self.buffer.num_rows and self._outgrown(self.buffer.num_rows + len(rows), rows.shape[1], known):
             self.leave(known)
-        self.buffer.add(rows, numbers, squares, self._sizes.memory_budget)
+        self.buffer.add(rows, labels, squares, self._sizes.memory_budget)
         self.num_rows += len(rows)
 
     def leave_out(self, images: Collection[int]) -> None:
@@ -125,8 +142,8 @@ class Intake:
                     self._merge(dims)
         finally:
             for group in groups:
-                for rows, numbers in zip(group.chunks, group.images, strict=True):
-                    self.buffer.append(rows, numbers)
+                for rows, labels in zip(group.chunks, group.labels, strict=True):
+                    self.buffer.append(rows, labels)
 
     def drawn_projection(self, dims: int, given: Any) -> torch.Tensor | None:
         """The map given, or one by the seed, on the device of the rows."""
@@ -146,12 +163,12 @@ class Intake:
         size = self._final_size
         if not self._knows_size:
             size = max(1, int(group.num_rows * min(1.0, _OVERSAMPLING * self._sizes.fraction)))
-        self.groups.reduce(group, size, self.projection, self._sizes.seed, self.home)
+        self.groups.reduce(group, size, self.space, self._sizes.seed, self.home)
 
     def _merge(self, dims: int) -> None:
         if self._knows_size:
             capacity = self._sizes.budget(dims).group(self._beside)
-            self.groups.merge(self._final_size, capacity, self.projection, self._sizes.seed, self.home)
+            self.groups.merge(self._final_size, capacity, self.space, self._sizes.seed, self.home)
 
     def _most(self, dims: int, known: Known | None) -> int:
         """Rows of one group."""
@@ -171,9 +188,10 @@ class Intake:
 
     def _keep_new(self, group: Buffer, known: Known) -> None:
         """Of a group keep what lies beyond the radius of the bank and of what was kept before."""
-        projected = project_chunks(group.chunks, self.projection, self.home)
         before = [known.rows, *(one.rows for one in self.groups.kept)]
-        bank = project_chunks(before, self.projection, self.home)
+        labels = [known.labels, *(one.labels for one in self.groups.kept)]
+        bank = self.space.of(before, labels, self.home)
+        projected = self.space.of(group.chunks, group.labels, self.home)
         picks = select(projected, size=len(projected), radius=known.radius * _AT_RADIUS, bank=bank)
-        numbers = torch.cat(group.images)[torch.from_numpy(picks)]
-        self.groups.keep(take(group.chunks, picks, self.home), numbers)
+        own = torch.cat(group.labels)[torch.from_numpy(picks)]
+        self.groups.keep(take(group.chunks, picks, self.home), own)

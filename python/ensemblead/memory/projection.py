@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from ensemblead.kernels.coreset import project, random_projection
+from ensemblead.memory.places import BLOCK_DIMS, Blocks
 
 
 def make_projection(given: Any, dims: int, length: int | None, seed: int) -> torch.Tensor | None:
@@ -43,3 +45,26 @@ def project_chunks(
     placed = (chunk.to(device, non_blocking=True) for chunk in chunks)
     parts = [chunk if projection is None else project(chunk, projection) for chunk in placed]
     return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+@dataclass(frozen=True)
+class Space:
+    """Where a selection measures distances: rows mapped by `projection` `[d, D]`, beside the coordinates of
+    their `blocks`, where places matter.
+    """
+
+    projection: torch.Tensor | None
+    blocks: Blocks | None = None
+
+    def of(
+        self, chunks: list[torch.Tensor], labels: list[torch.Tensor], device: torch.device
+    ) -> torch.Tensor:
+        """All rows in one tensor on `device`; `labels` as in `Buffer`."""
+        short = project_chunks(chunks, self.projection, device)
+        if self.blocks is None:
+            return short
+        self.blocks.fit_scale(short)
+        whole = short.new_empty(len(short), short.shape[1] + BLOCK_DIMS)
+        whole[:, :-BLOCK_DIMS] = short
+        whole[:, -BLOCK_DIMS:] = self.blocks.coordinates(torch.cat(labels)[:, 1:].to(device))
+        return whole

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ensemblead.memory.places import Numbers, as_places, by_place
 from ensemblead.memory.projection import project_chunks
 from ensemblead.memory.selection import ROUNDING
 
@@ -31,8 +32,11 @@ class BankState:
         reach: rows farther from the bank than this enter it when it is extended; None: `radius`.
         separation: no bank of as many rows covers what was added within less than half of it; 0: not known.
         certificate: see `MemoryBank.certificate_`; None: not known.
+        places: the cell of every row, int64 `[M, 2]`, ascending; None where places do not matter.
+        place_scale: how far squares of cells lay apart in the selection, see `Blocks`.
+        grid: height and width of the grid that all places are of; None: not known.
 
-    The last three are absent from models of earlier versions.
+    The last six are absent from models of earlier versions.
 
     Raises TypeError for another kind or dtype, ValueError for a shape or value that no bank has.
     """
@@ -46,6 +50,9 @@ class BankState:
     reach: float | None = None
     separation: float = 0.0
     certificate: float | None = None
+    places: torch.Tensor | None = None
+    place_scale: float = 0.0
+    grid: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         rows = _tensor("rows", self.rows, torch.float32, 2)
@@ -55,6 +62,8 @@ class BankState:
             raise ValueError(f"images must be [{len(rows)}] as the rows, got shape {tuple(images.shape)}")
         object.__setattr__(self, "rows", rows)
         object.__setattr__(self, "images", images.to(rows.device))
+        if self.places is not None:
+            object.__setattr__(self, "places", self._checked_places(self.places))
         if self.projection is not None:
             projection = _tensor("projection", self.projection, torch.float32, 2)
             _require_finite("projection", projection)
@@ -63,7 +72,7 @@ class BankState:
                     f"projection must be [d, {rows.shape[1]}], got shape {tuple(projection.shape)}"
                 )
             object.__setattr__(self, "projection", projection.to(rows.device))
-        for name in ("radius", "reach", "separation", "certificate"):
+        for name in ("radius", "reach", "separation", "certificate", "place_scale"):
             value = getattr(self, name)
             if value is None and name in ("reach", "certificate"):
                 continue
@@ -78,6 +87,29 @@ class BankState:
             raise ValueError(f"num_added must be at least the {len(rows)} rows, got {self.num_added}")
         if self.index is not None and type(self.index) is not bytes:
             raise TypeError(f"index must be bytes, got {type(self.index).__name__}")
+
+    def labels(self, index: str, position_radius: int | None) -> Numbers:
+        """The image of every row and, with a radius, its place, as in `Buffer`.
+
+        Raises ValueError where index or radius do not go with the state.
+        """
+        if (self.index is None) != (index == "flat"):
+            has = "no serialised index" if self.index is None else "one"
+            raise ValueError(f"index={index!r} does not go with a state that has {has}")
+        if (self.places is None) != (position_radius is None):
+            has = "no places" if self.places is None else "places"
+            raise ValueError(f"position_radius={position_radius} does not go with a state that has {has}")
+        images = self.images.cpu().numpy()[:, None]
+        return images if self.places is None else np.concatenate([images, self.places.cpu().numpy()], 1)
+
+    def _checked_places(self, given: Any) -> torch.Tensor:
+        places = _tensor("places", given, torch.int64, 2)
+        cells = as_places(places, len(self.rows))
+        if not np.array_equal(by_place(cells), np.arange(len(cells))):
+            raise ValueError("places must ascend, got places in another order")
+        if self.grid is not None and not (cells.max(0) < self.grid).all():
+            raise ValueError(f"grid must hold all places, got {self.grid}, and one at {tuple(cells.max(0))}")
+        return places.to(self.rows.device)
 
     def for_half(self) -> BankState:
         """The state for rows that are about to be rounded to float16, which moves them by a little: `radius`

@@ -12,7 +12,7 @@ import torch
 
 from ensemblead.kernels.nearest import SketchedRows, nearest_rows
 from ensemblead.search.directions import principal_directions
-from ensemblead.search.neighbors import Excluded
+from ensemblead.search.neighbors import Excluded, Nearby
 from ensemblead.search.products import ProductSearch
 
 # Neighbours up to which the pruned search is the faster one: it keeps them sorted one by one.
@@ -40,7 +40,7 @@ class ExactIndex:
         return None if found is None else SketchedRows.of(self._rows.contiguous(), *found)
 
     def search(
-        self, queries: torch.Tensor, k: int, excluded: Excluded | None
+        self, queries: torch.Tensor, k: int, excluded: Excluded | Nearby | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """See `Index.search`.
 
@@ -66,12 +66,17 @@ def _refuse_overflow(queries: torch.Tensor, distances: torch.Tensor, found: torc
 
 
 def _by_sketches(
-    queries: torch.Tensor, rows: SketchedRows, k: int, excluded: Excluded | None
+    queries: torch.Tensor, rows: SketchedRows, k: int, excluded: Excluded | Nearby | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    if excluded is None:
-        return nearest_rows(queries, rows, k)
-    own = excluded.queries.expand(len(queries)).contiguous()
-    return nearest_rows(queries, rows, k, row_images=excluded.rows.contiguous(), query_images=own)
+    near = excluded if isinstance(excluded, Nearby) else None
+    images = excluded if near is None else near.excluded
+    conditions: dict[str, torch.Tensor] = {}
+    if isinstance(images, Excluded):
+        own = images.queries.expand(len(queries)).contiguous()
+        conditions |= {"row_images": images.rows.contiguous(), "query_images": own}
+    if near is not None:
+        conditions |= {"row_places": near.rows, "query_places": near.queries, "query_radii": near.radii}
+    return nearest_rows(queries, rows, k, **conditions)
 
 
 def nearest_squared(queries: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:

@@ -17,7 +17,7 @@ import torch
 from ensemblead.common.errors import DamagedModelError
 from ensemblead.common.extras import require
 from ensemblead.search.exact import ExactIndex
-from ensemblead.search.neighbors import Excluded, sort_by_distance
+from ensemblead.search.neighbors import Excluded, Nearby, sort_by_distance
 from ensemblead.search.products import ProductSearch
 
 # FAISS's own scratch on a GPU (it would take a share of the card otherwise), and the most neighbours it gives
@@ -53,7 +53,7 @@ class GpuProductSearch(ProductSearch):
             self._index.add_c(len(centred), _floats(faiss, centred))
 
     def _ordered(
-        self, queries: torch.Tensor, count: int, excluded: Excluded | None
+        self, queries: torch.Tensor, count: int, excluded: Excluded | Nearby | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         if excluded is not None or count > _GPU_MOST_NEIGHBORS:
             return super()._ordered(queries, count, excluded)

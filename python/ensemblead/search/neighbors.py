@@ -53,6 +53,36 @@ class Excluded:
             product.masked_fill_(self.queries[queries, None] == own, torch.inf)
 
 
+@dataclass(frozen=True)
+class Nearby:
+    """A search among rows near a query's place: others are left out, and those that `excluded` leaves out.
+
+    `rows` int64 `[M, 2]`, the place of every row, ascending; `queries` int64 `[Q, 2]`, and `radii` int64
+    `[Q]`, by which they may differ in each number; all on the device of the search.
+    """
+
+    rows: torch.Tensor
+    queries: torch.Tensor
+    radii: torch.Tensor
+    excluded: Excluded | None = None
+
+    def part(self, which: npt.NDArray[np.intp]) -> Nearby:
+        """For some of the queries."""
+        places = torch.from_numpy(which).to(self.rows.device)
+        excluded = None if self.excluded is None else self.excluded.part(which)
+        return Nearby(self.rows, self.queries[places], self.radii[places], excluded)
+
+    def mask_out(self, product: torch.Tensor, queries: slice, rows: slice) -> None:
+        """Write infinity into `product` `[q, r]` where a query must not find a row."""
+        low = self.queries[queries] - self.radii[queries, None]
+        high = self.queries[queries] + self.radii[queries, None]
+        for axis in (0, 1):
+            own = self.rows[rows, axis]
+            product.masked_fill_((own < low[:, axis, None]).logical_or_(own > high[:, axis, None]), torch.inf)
+        if self.excluded is not None:
+            self.excluded.mask_out(product, queries, rows)
+
+
 def true_distances(queries: torch.Tensor, rows: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
     """Squared L2 distances from query q to the rows `indices[q]`: float32, shape of `indices` `[Q, k]`.
 

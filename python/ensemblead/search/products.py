@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 
 from ensemblead.common.precision import exact_products
-from ensemblead.search.neighbors import Excluded, sort_by_distance, true_distances
+from ensemblead.search.neighbors import Excluded, Nearby, sort_by_distance, true_distances
 
 # (queries, rows) of a product: it stays in the last cache on a CPU, and takes 128 MiB on a GPU, which is
 # enough to keep one busy.
@@ -79,7 +79,7 @@ class ProductSearch:
         return bool(nearest.double() > _CLEAR * error)
 
     def search(
-        self, queries: torch.Tensor, k: int, excluded: Excluded | None
+        self, queries: torch.Tensor, k: int, excluded: Excluded | Nearby | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """See `Index.search`."""
         if queries.is_cuda:
@@ -100,7 +100,7 @@ class ProductSearch:
         return ~(gap > 2.0 * error)
 
     def _compared(
-        self, queries: torch.Tensor, k: int, excluded: Excluded | None, wait: bool = True
+        self, queries: torch.Tensor, k: int, excluded: Excluded | Nearby | None, wait: bool = True
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The k nearest, by differences to the rows that products put first; where those may not be all,
         settled, if the device may be waited for.
@@ -117,7 +117,7 @@ class ProductSearch:
         self,
         queries: torch.Tensor,
         k: int,
-        excluded: Excluded | None,
+        excluded: Excluded | Nearby | None,
         which: npt.NDArray[np.intp],
         out: tuple[torch.Tensor, torch.Tensor],
         search: Callable[..., tuple[torch.Tensor, torch.Tensor]],
@@ -140,7 +140,7 @@ class ProductSearch:
         return distances[:, :k].contiguous(), places.gather(1, order[:, :k])
 
     def _ordered(
-        self, queries: torch.Tensor, count: int, excluded: Excluded | None
+        self, queries: torch.Tensor, count: int, excluded: Excluded | Nearby | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The `count` smallest products of every query and their rows, `[Q, count]`; infinity for rows that
         are left out.
@@ -156,7 +156,7 @@ class ProductSearch:
     def _merge_tiles(
         self,
         centred: torch.Tensor,
-        excluded: Excluded | None,
+        excluded: Excluded | Nearby | None,
         tiles: tuple[int, int],
         best: torch.Tensor,
         found: torch.Tensor,
@@ -176,7 +176,7 @@ class ProductSearch:
                 _merge(best[part], found[part], values, columns.clamp_(max=len(self.rows[tile]) - 1), r)
 
     def _settled(
-        self, queries: torch.Tensor, k: int, excluded: Excluded | None
+        self, queries: torch.Tensor, k: int, excluded: Excluded | Nearby | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The k nearest rows by differences, among all that float64 products do not rule out. Infinity and -1
         where fewer are left in.
@@ -199,7 +199,9 @@ class ProductSearch:
             found[part][strange] = order[:, :k][strange]
         return distances, found
 
-    def _open(self, queries: torch.Tensor, k: int, excluded: Excluded | None, part: slice) -> torch.Tensor:
+    def _open(
+        self, queries: torch.Tensor, k: int, excluded: Excluded | Nearby | None, part: slice
+    ) -> torch.Tensor:
         """The rows that may be among the k nearest of these queries float64 `[q, D]`, by products: bool
         `[q, M]`.
         """

@@ -20,7 +20,7 @@ from ensemblead.detectors.patchcore.robust import (
     odd_ones,
     out_of_bag_scores,
 )
-from ensemblead.detectors.patchcore.scoring import PatchScoring
+from ensemblead.detectors.patchcore.scoring import PatchScoring, patch_places
 from ensemblead.kernels.inside import Inside
 from ensemblead.kernels.maps import MapKind
 from ensemblead.memory import MemoryBank, start_rows
@@ -78,6 +78,8 @@ class BankAccumulator:
         grid = (patches.shape[1], patches.shape[2])
         if inside is not None:
             patches, self._inside = inside.take(patches), inside
+        places = patch_places(self._bank, len(patches), grid, inside)
+        self._bank.grid = None if places is None else grid
         per_image, dims = patches.shape[1] * patches.shape[2], patches.shape[3]
         if not self._counts and seen.total:
             self._expect(seen, per_image, dims)
@@ -89,6 +91,7 @@ class BankAccumulator:
         self._bank.add(
             patches.reshape(-1, dims),
             own.repeat(per_image),
+            places=places,
             copy=False,
             known_finite=True,  # or this batch would not have come here
         )
@@ -150,7 +153,8 @@ class BankAccumulator:
         for batch, alone in self._batches(bank):
             patches = torch.cat([held.patches for held in batch])
             numbers = [held.number for held in batch] if alone else None
-            scores = self._scoring.scores(bank, patches, numbers)
+            places = patch_places(bank, len(batch), batch[0].grid, self._inside)
+            scores = self._scoring.scores(bank, patches, numbers, places)
             grids = scores.grids if self._inside is None else self._inside.put(scores.grids, batch[0].grid)
             sample.add_grids(
                 scores.images,
@@ -202,7 +206,7 @@ class BankAccumulator:
         """Where the comparison of an image with all bank rows will take long; `limit` would shorten it."""
         rows, dims = self._bank.rows_.shape
         operations = 2 * max(self._counts) * rows * dims
-        if self._bank.index == "flat" and operations > _SLOW:
+        if self._bank.index == "flat" and self._bank.position_radius is None and operations > _SLOW:
             most = int(_SLOW) // (2 * max(self._counts) * dims)
             warn(
                 f"every image is compared with {rows} bank rows, {operations / 1e9:.0f} GFLOP: predict will "

@@ -22,7 +22,7 @@ from ensemblead.detectors.parts import Progress
 from ensemblead.detectors.patchcore.accumulator import BankAccumulator
 from ensemblead.detectors.patchcore.graph import BankGraph
 from ensemblead.detectors.patchcore.robust import checked_contamination
-from ensemblead.detectors.patchcore.scoring import PatchScoring
+from ensemblead.detectors.patchcore.scoring import PatchScoring, patch_places
 from ensemblead.detectors.regions import inside_of
 from ensemblead.detectors.running import scored_batches
 from ensemblead.images import RegionLike
@@ -32,6 +32,7 @@ from ensemblead.kernels.patch_operators import PatchOperators
 from ensemblead.kernels.patches import aggregate_patches
 from ensemblead.memory import Coverage, MemoryBank
 from ensemblead.memory.bank import DEFAULT_FRACTION, MEMORY_BUDGET
+from ensemblead.memory.buffer import row_labels
 from ensemblead.memory.state import BankState
 from ensemblead.networks.noise import relative_noise
 from ensemblead.store import FolderReader
@@ -76,6 +77,11 @@ class PatchCore(Method):
             group by group (see `MemoryBank`); a quarter of the budget then holds images that give the
             threshold, 100 at least. A budget that is too small is refused after the first batch. Members of a
             `BackboneEnsemble` have a budget each.
+        position_radius: compare a patch only with bank rows from at most so many cells away, in y and in x,
+            on the grid of patches (of stride 8: 8 pixels a cell). For cameras and products that do not move.
+            Where fewer than `num_neighbors` rows lie within it, the radius grows for that place until they
+            do. All images must give one grid. Search takes less time the smaller it is, so that a bank can be
+            larger. Needs index "flat". None: rows of all places.
         num_neighbors: a patch's distance is the mean over so many nearest bank rows.
         score: "topk": *squared* L2 distances, the image's score is the mean over the largest 1 % (at least
             one). "max": squared distances, the largest one (the reference implementation). "reweighted": L2
@@ -138,6 +144,7 @@ class PatchCore(Method):
         coreset_fraction: float = DEFAULT_FRACTION,
         coreset_size: int | None = None,
         num_neighbors: int = 1,
+        position_radius: int | None = None,
         score: Literal["max", "reweighted", "topk"] = "topk",
         reweight_neighbors: int = 9,
         contamination: float | Literal["auto"] | None = None,
@@ -164,6 +171,7 @@ class PatchCore(Method):
         self.pretrain_dim = _check_pretrain_dim(pretrain_dim, len(self.layers))
         self.coreset_fraction, self.index = float(coreset_fraction), index
         self.num_neighbors = whole_number("num_neighbors", num_neighbors, 1)
+        self.position_radius = position_radius
         self.score = score
         self.contamination = checked_contamination(contamination)
         self.reweight_neighbors = whole_number("reweight_neighbors", reweight_neighbors, 1)
@@ -172,6 +180,7 @@ class PatchCore(Method):
         self.coreset_size, self.memory_budget = coreset_size, memory_budget
         bank = self.new_bank()  # checks its own parameters
         self.coreset_size, self.memory_budget = bank.coreset_size, bank.memory_budget
+        self.position_radius = bank.position_radius
 
     @property
     def memory_bank_(self) -> MemoryBank:
@@ -186,7 +195,9 @@ class PatchCore(Method):
 
     @property
     def extending_lowers_scores(self) -> bool:
-        return self.score != "reweighted"  # distances only fall, but the weight may grow
+        # Distances only fall, but the weight of "reweighted" may grow. And where a radius had to grow, rows
+        # nearer in place take the part of rows nearer in distance.
+        return self.score != "reweighted" and self.position_radius is None
 
     def new_bank(self) -> MemoryBank:
         """An empty bank of this detector's parameters."""
@@ -197,6 +208,7 @@ class PatchCore(Method):
             num_neighbors=self.num_neighbors,
             seed=self.seed,
             memory_budget=self.memory_budget,
+            position_radius=self.position_radius,
         )
 
     def verify(self, images: Any, *, errors: Errors = "raise", progress: Progress | None = None) -> Coverage:
@@ -213,7 +225,10 @@ class PatchCore(Method):
         self._require_fitted("verify")
         measure = self.memory_bank_.coverage_measure()
         for _, (seen,) in scored_batches(self, images, errors, progress, "verify"):
-            measure.add(_inspected(seen.embeddings, self.inside(seen)).flatten(0, 2))
+            inside, shape = self.inside(seen), seen.embeddings.shape
+            rows = _inspected(seen.embeddings, inside).flatten(0, 2)
+            places = patch_places(self.memory_bank_, shape[0], (shape[1], shape[2]), inside)
+            measure.add(rows, row_labels(0, places, len(rows)))
         return measure.coverage()
 
     @property
@@ -254,17 +269,23 @@ class PatchCore(Method):
         return None if fits else self.memory_budget // 4
 
     def scores(self, state: MemoryBank, seen: Seen) -> Scores:
-        patches, inside = seen.embeddings, self.inside(seen)
-        if inside is None:
-            return self.patch_scores(state, patches)
-        found = self.patch_scores(state, inside.take(patches))
-        return Scores(inside.put(found.grids, (patches.shape[1], patches.shape[2])), found.images)
+        return self.patch_scores(state, seen.embeddings, inside=self.inside(seen))
 
     def patch_scores(
-        self, bank: MemoryBank, patches: torch.Tensor, exclude_images: Sequence[int] | None = None
+        self,
+        bank: MemoryBank,
+        patches: torch.Tensor,
+        exclude_images: Sequence[int] | None = None,
+        *,
+        inside: Inside | None = None,
     ) -> Scores:
-        """See `PatchScoring.scores`."""
-        return self._scoring.scores(bank, patches, exclude_images)
+        """See `PatchScoring.scores`; `inside`: the region that is inspected."""
+        if inside is None:
+            return self._scoring.scores(bank, patches, exclude_images)
+        grid = (patches.shape[1], patches.shape[2])
+        places = patch_places(bank, len(patches), grid, inside)
+        found = self._scoring.scores(bank, inside.take(patches), exclude_images, places)
+        return Scores(inside.put(found.grids, grid), found.images)
 
     def graph(self, state: MemoryBank, size: tuple[int, int]) -> nn.Module:
         if self.index != "flat":
@@ -284,7 +305,16 @@ class PatchCore(Method):
             target_dim=self.target_dim,
             mode=self.aggregation,
         )
-        return BankGraph(patches, state.rows_.float().cpu(), self._scoring, inside_of(self.geometry))
+        inside, near = inside_of(self.geometry), None
+        if state.position_radius is not None:
+            if self.score == "reweighted":
+                raise NotExportableError(
+                    'score="reweighted" with position_radius compares bank rows with each other by place, '
+                    'which no graph does; score="topk" or "max" can be exported'
+                )
+            rows, columns = self.network_.grid(size)
+            near = state.near_rows(patch_places(state, 1, (rows, columns), inside), self.num_neighbors)
+        return BankGraph(patches, state.rows_.float().cpu(), self._scoring, near, inside)
 
     # Saving: the bank's rows, without the structures that are searched
 

@@ -17,17 +17,25 @@ class BankGraph(nn.Module):
     """Feature maps to scores, by the rows of a memory bank float32 `[M, D]`.
 
     A matrix product about the bank's mean finds the nearest rows. Distances to them are then summed from
-    differences, as in `MemoryBank.search`, so that they stay right where the product cancels. `inside`: a
-    region, of whose patches alone there are scores.
+    differences, as in `MemoryBank.search`, so that they stay right where the product cancels.
+
+    `near` bool `[patches, M]`: the rows that each patch is compared with; None: all. `inside`: a region, of
+    whose patches alone there are scores.
     """
 
     rows: Tensor
     mean: Tensor
     centred: Tensor
     half_norms: Tensor
+    near: Tensor | None
 
     def __init__(
-        self, patches: PatchOperators, rows: Tensor, scoring: PatchScoring, inside: Inside | None = None
+        self,
+        patches: PatchOperators,
+        rows: Tensor,
+        scoring: PatchScoring,
+        near: Tensor | None = None,
+        inside: Inside | None = None,
     ) -> None:
         super().__init__()
         self.patches, self._scoring, self._inside = patches, scoring, inside
@@ -36,6 +44,7 @@ class BankGraph(nn.Module):
         self.register_buffer("rows", rows)
         self.register_buffer("mean", mean)
         self.register_buffer("centred", centred.T.contiguous())
+        self.register_buffer("near", near)
         self.register_buffer("half_norms", 0.5 * centred.double().square().sum(1).float())
 
     def forward(self, pixels: Sequence[Tensor], maps: Sequence[Tensor]) -> GraphOutputs:
@@ -49,7 +58,10 @@ class BankGraph(nn.Module):
         height, width, dims = map(int, embeddings.shape[1:])
         queries = embeddings.reshape(-1, height * width, dims)
         scoring = self._scoring
-        found = self._apart(queries).topk(scoring.num_neighbors, dim=2, largest=False).indices
+        apart = self._apart(queries)
+        if self.near is not None:
+            apart = torch.where(self.near, apart, 3e38)
+        found = apart.topk(scoring.num_neighbors, dim=2, largest=False).indices
         distances = (self._rows_at(found) - queries[:, :, None]).square().sum(3)
         if scoring.score == "reweighted":
             distances = distances.sqrt()
