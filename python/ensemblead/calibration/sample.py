@@ -110,6 +110,11 @@ class NormalSample:
         score, grid, size, sigma, kind, _ = self._results[index]
         return score[None], render_maps(grid[None], size, sigma=sigma, kind=kind)
 
+    def grid(self, index: int) -> tuple[torch.Tensor, tuple[int, int]]:
+        """Grid `[1, h, w]` of image `index`, as `add_grids` took it, and the size of its map."""
+        _, grid, size, *_ = self._results[index]
+        return grid[None], size
+
     def is_counted(self, index: int) -> bool:
         """Whether `add_grids` counted image `index`."""
         return self._results[index][5]

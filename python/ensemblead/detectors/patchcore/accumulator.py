@@ -13,10 +13,9 @@ import torch
 from ensemblead.calibration import NormalSample
 from ensemblead.common.warnings import SlowPredictWarning, warn
 from ensemblead.detectors.parts import Fitted, Run, Seen
-from ensemblead.detectors.patchcore.scoring import PatchScoring
+from ensemblead.detectors.patchcore.scoring import PatchScoring, is_zero
 from ensemblead.kernels.maps import MapKind
 from ensemblead.memory import MemoryBank, start_rows
-from ensemblead.networks.noise import moved_distance
 
 # With fewer rows in the bank than this, leave-one-out thresholds lie far above fresh images' scores. It is
 # their number that matters, from however many images they come; docs/design/thresholds.md has the figures.
@@ -53,12 +52,16 @@ class BankAccumulator:
         self._contents: list[int] = []  # of the images,
         self._counts: list[int] = []  # and how many patches each has
         self._fits = False  # all patches can be held at once
+        # Of every batch the images' numbers and, for metric="cosine", whether they have vectors of zeros.
+        self._zeros: list[tuple[tuple[int, ...], torch.Tensor]] = []
 
     def add(self, seen: Seen) -> None:
         patches = seen.embeddings
         per_image, dims = patches.shape[1] * patches.shape[2], patches.shape[3]
         if not self._counts and seen.total:
             self._expect(seen, per_image, dims)
+        if self._scoring.is_cosine:
+            self._zeros.append((seen.numbers, is_zero(patches).flatten(1).any(1)))
         self._contents += seen.contents
         self._counts += [per_image] * len(patches)
         own = np.array(seen.numbers, dtype=np.int64) + self._first
@@ -82,6 +85,7 @@ class BankAccumulator:
         self._bank.expect(seen.total * per_image, dims, beside=held)
 
     def finish(self, run: Run) -> Fitted:
+        self._refuse_zeros(run)
         bank, few, rose, extending = self._bank, False, False, self._bank.is_fitted
         floor = self._relative_noise() * float(bank.mean_square_norm()) ** 0.5
         num_patches = sum(self._counts)
@@ -122,7 +126,7 @@ class BankAccumulator:
             done += len(batch)
             run.progress("calibrate", done, len(self._held))
         self._held = []
-        sample.rounding = self._rounding(floor, sample.largest_score())
+        sample.rounding = self._scoring.moved(sample.largest_score(), floor, int(bank.rows_.shape[1]))
         return Fitted(bank, sample, warnings={} if extending else self._warnings(fair, few), rose=rose)
 
     @property
@@ -141,12 +145,21 @@ class BankAccumulator:
                 SlowPredictWarning,
             )
 
-    def _rounding(self, floor: float, largest: float) -> float:
-        """How far rounding moves scores like these, where it moves an embedding by `floor`."""
-        squared = self._scoring.is_squared
-        distance = max(largest, 0.0) ** 0.5 if squared else largest
-        moved = moved_distance(floor, distance, int(self._bank.rows_.shape[1]))
-        return (distance + moved) ** 2 - distance**2 if squared else moved
+    def _refuse_zeros(self, run: Run) -> None:
+        """Raise ValueError, naming the first image, for embeddings that have no direction."""
+        # A GPU is waited for once, when all images are in.
+        found = [
+            number
+            for numbers, has_zeros in self._zeros
+            for number, is_so in zip(numbers, has_zeros.tolist(), strict=True)
+            if is_so
+        ]
+        if found:
+            raise ValueError(
+                f'metric="cosine" compares directions, but for some place of {len(set(found))} images the '
+                f"network puts out zeros, first of {run.describe(found[0])}; leave those images out, or take "
+                'metric="l2" or other layers'
+            )
 
     def _warnings(self, fair: int, few: bool) -> dict[str, str]:
         """Why the threshold says little: few images could be scored without themselves, or few rows."""

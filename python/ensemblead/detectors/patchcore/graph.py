@@ -11,6 +11,9 @@ from ensemblead.detectors.parts import GraphOutputs
 from ensemblead.detectors.patchcore.scoring import PatchScoring, top_count
 from ensemblead.kernels.patch_operators import PatchOperators
 
+# A vector shorter than this has no direction.
+_SHORTEST = 1e-30
+
 
 class BankGraph(nn.Module):
     """Feature maps to scores, by the rows of a memory bank float32 `[M, D]`.
@@ -36,20 +39,19 @@ class BankGraph(nn.Module):
 
     def forward(self, pixels: Sequence[Tensor], maps: Sequence[Tensor]) -> GraphOutputs:
         embeddings = self.patches(maps)
+        if self._scoring.is_cosine:
+            lengths = embeddings.square().sum(3, keepdim=True).sqrt()
+            embeddings = embeddings / lengths.clamp_min(_SHORTEST)
         height, width, dims = map(int, embeddings.shape[1:])
         queries = embeddings.reshape(-1, height * width, dims)
         scoring = self._scoring
         found = self._apart(queries).topk(scoring.num_neighbors, dim=2, largest=False).indices
-        distances = (self._rows_at(found) - queries[:, :, None]).square().sum(3)
-        if scoring.score == "reweighted":
-            distances = distances.sqrt()
-        per_patch = distances.mean(2)
+        squared = (self._rows_at(found) - queries[:, :, None]).square().sum(3)
+        per_patch = self._in_metric(squared, queries).mean(2)
         grids = per_patch.reshape(-1, height, width)
-        if scoring.score == "topk":
-            return grids, per_patch.topk(top_count(height * width), dim=1).values.mean(1)
+        if scoring.score != "reweighted":
+            return grids, top_share(per_patch, scoring)
         largest, place = per_patch.max(1, keepdim=True)
-        if scoring.score == "max":
-            return grids, largest[:, 0]
         patch = queries.gather(1, place[:, :, None].expand(-1, 1, dims))
         # Of the nearest row; the first neighbour of every patch is.
         winner = found[:, :, 0].gather(1, place)
@@ -75,5 +77,19 @@ class BankGraph(nn.Module):
         # The winner comes first, whatever rows equal it.
         is_winner = torch.arange(len(self.rows), device=winner.device) == winner
         around = apart.masked_fill(is_winner, -3e38).topk(count, dim=1, largest=False).indices
-        distances = (self._rows_at(around[:, None])[:, 0] - patch).square().sum(2).sqrt()
-        return 1.0 - torch.softmax(distances, dim=1)[:, 0]
+        squared = (self._rows_at(around[:, None])[:, 0] - patch).square().sum(2)
+        return 1.0 - torch.softmax(self._in_metric(squared, patch), dim=1)[:, 0]
+
+    def _in_metric(self, squared: Tensor, queries: Tensor) -> Tensor:
+        """See `PatchScoring`: of squared distances `[B, n, k]` of queries `[B, n, D]`."""
+        if self._scoring.is_cosine:
+            is_zero = queries.square().sum(2, keepdim=True) < 0.25
+            return torch.where(is_zero, torch.ones_like(squared), 0.5 * squared)
+        return squared if self._scoring.is_squared else squared.sqrt()
+
+
+def top_share(per_patch: Tensor, scoring: PatchScoring) -> Tensor:
+    """`PatchScoring.of_grids` of distances `[B, n]`: scores `[B]`."""
+    if scoring.score == "topk":
+        return per_patch.topk(top_count(int(per_patch.shape[1])), dim=1).values.mean(1)
+    return per_patch.amax(1)
