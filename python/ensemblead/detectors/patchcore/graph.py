@@ -78,12 +78,12 @@ class BankGraph(nn.Module):
         is_winner = torch.arange(len(self.rows), device=winner.device) == winner
         around = apart.masked_fill(is_winner, -3e38).topk(count, dim=1, largest=False).indices
         squared = (self._rows_at(around[:, None])[:, 0] - patch).square().sum(2)
-        return 1.0 - torch.softmax(self._in_metric(squared, patch), dim=1)[:, 0]
+        return 1.0 - torch.softmax(self._in_metric(squared, patch[:, 0]), dim=1)[:, 0]
 
     def _in_metric(self, squared: Tensor, queries: Tensor) -> Tensor:
-        """See `PatchScoring`: of squared distances `[B, n, k]` of queries `[B, n, D]`."""
+        """See `PatchScoring`: of squared distances `[..., k]` of queries `[..., D]`."""
         if self._scoring.is_cosine:
-            is_zero = queries.square().sum(2, keepdim=True) < 0.25
+            is_zero = queries.square().sum(-1, keepdim=True) < 0.25
             return torch.where(is_zero, torch.ones_like(squared), 0.5 * squared)
         return squared if self._scoring.is_squared else squared.sqrt()
 
