@@ -4,12 +4,17 @@
 
 `--data` and `--weights` are those of bench_detection.py. All settings of a category and network learn from
 one pass over the images, as members of an ensemble, so no times are measured. Scores do not depend on that.
+
+`-k half` needs no data: the memory of a bank of 100,000 rows of 768 dimensions in float32 and float16, loaded
+from a file, and the time of its search. Rows are synthetic: of 64 directions and noise, or noise alone.
 """
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +22,15 @@ import pytest
 
 pytest.importorskip("torch")
 
-from common import in_child
+import torch
+from common import PeakMemory, in_child, interleaved
 from record import FiguresOf
+from safetensors.torch import load_file, save_file
 
 import ensemblead as ead
 from ensemblead.datasets import MVTecAD
 from ensemblead.evaluation import evaluate
+from ensemblead.memory import BankState, MemoryBank
 
 CATEGORIES = {"bottle": "mvtec_bottle", "cookies": "aws_cookies", "magnetic tile": "magnetic_tile"}
 NETWORKS = {"resnet18": ("layer2", "layer3"), "efficientnet_lite0": ("blocks.2", "blocks.4")}
@@ -99,3 +107,64 @@ def test_banks(figures: FiguresOf, material: tuple[Path, Path], category: str, n
     for setting, columns in in_child(measure, path, material[1], network).items():
         what = f"{category}, {network}: {setting}"
         figures.add(what, columns["image AUROC"], "image AUROC", columns=columns)
+
+
+# --- rows in half precision -----------------------------------------------------------------------
+
+ROWS, DIMS, DIRECTIONS, QUERIES = 100_000, 768, 64, 1024
+DTYPES = ("float32", "float16")
+
+
+def made_rows(count: int, kind: str, seed: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(count, DIMS, generator=generator)
+    if kind == "noise":
+        return noise
+    basis = torch.randn(DIRECTIONS, DIMS, generator=torch.Generator().manual_seed(0))
+    return noise.mul_(0.5) + torch.randn(count, DIRECTIONS, generator=generator) @ basis
+
+
+def write(path: Path, kind: str) -> None:
+    rows = made_rows(ROWS, kind, 1)
+    for dtype in DTYPES:
+        save_file({"rows": rows.to(getattr(torch, dtype))}, path / f"{kind}-{dtype}.safetensors")
+
+
+def loaded(path: Path, kind: str, dtype: str) -> MemoryBank:
+    rows = load_file(path / f"{kind}-{dtype}.safetensors")["rows"]
+    state = BankState(rows, torch.zeros(ROWS, dtype=torch.int64), None, 1.0, ROWS)
+    return MemoryBank.from_state(MemoryBank(0.5, dtype=dtype).parameters(), state)
+
+
+def memory_of(path: Path, kind: str, dtype: str) -> dict[str, float]:
+    """Megabytes resident, after loading and after a search, and the peak, beyond what was before."""
+    queries = made_rows(QUERIES, kind, 2)
+    warm = MemoryBank(0.5)
+    warm.add(made_rows(2000, kind, 3), 0)
+    warm.fit().search(queries)
+    memory, before = PeakMemory(), resident()
+    bank = loaded(path, kind, dtype)
+    after_load = resident()
+    bank.search(queries)
+    megabytes = {"loaded": after_load - before, "searched": resident() - before, "peak": memory.read()}
+    return {name: value / 1e6 for name, value in megabytes.items()}
+
+
+def resident() -> int:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.parametrize("kind", ["low rank", "noise"])
+def test_half(figures: FiguresOf, tmp_path: Path, kind: str) -> None:
+    in_child(write, tmp_path, kind)
+    found = {dtype: in_child(memory_of, tmp_path, kind, dtype) for dtype in DTYPES}
+    for dtype, megabytes in found.items():
+        columns = {f"{name}, MB": value for name, value in megabytes.items()}
+        figures.add(f"bank of 100000 x 768, {kind}: {dtype}", megabytes["searched"], "MB", columns=columns)
+    queries = made_rows(QUERIES, kind, 2)
+    banks = {dtype: loaded(tmp_path, kind, dtype) for dtype in DTYPES}
+    timings = interleaved({dtype: partial(bank.search, queries) for dtype, bank in banks.items()})
+    slower = timings["float16"].median / timings["float32"].median
+    what = f"search of 1024 in 100000 x 768, {kind}: float16 / float32"
+    figures.add(what, slower, "x", timings=timings)

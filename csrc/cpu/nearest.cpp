@@ -28,9 +28,11 @@ constexpr std::size_t kAhead = 4;  // pairs between asking for a row and reading
 // One query in this many leads: it is searched before those around it.
 constexpr std::int64_t kLeadStep = 4;
 
-void prefetch(const float* values, std::int64_t size) {
+template <class T>
+void prefetch(const T* values, std::int64_t size) {
   const auto* bytes = reinterpret_cast<const char*>(values);
-  for (std::int64_t line = 0; line < std::min<std::int64_t>(size * 4, 4096); line += 64)
+  const auto total = size * static_cast<std::int64_t>(sizeof(T));
+  for (std::int64_t line = 0; line < std::min<std::int64_t>(total, 4096); line += 64)
     __builtin_prefetch(bytes + line);
 }
 
@@ -57,7 +59,14 @@ class ChunkSearch {
   };
 
   const float* point(std::int64_t query) const { return task_.queries + query * rows_.dims; }
-  const float* row(std::int64_t index) const { return rows_.rows + index * rows_.dims; }
+  const float* row(std::int64_t index) { return row_of(simd_, rows_, index, widened_.data()); }
+  void prefetch_row(std::int64_t index) const {
+    if (rows_.rows != nullptr) {
+      prefetch(rows_.rows + index * rows_.dims, rows_.dims);
+    } else {
+      prefetch(rows_.halves + index * rows_.dims, rows_.dims);
+    }
+  }
   float distance(std::int64_t query, std::int64_t index) {
     ++direct_pairs_;
     return simd_.squared_distance(point(query), row(index), rows_.dims);
@@ -90,6 +99,7 @@ class ChunkSearch {
   std::int64_t capacity_;
   // The queries that are searched together, by place.
   std::vector<std::int64_t> members_;
+  std::vector<float> widened_;  // one row, of rows in half precision
   std::vector<const float*> points_;
   std::vector<float> centred_;
   std::vector<float> fronts_;
@@ -123,6 +133,7 @@ ChunkSearch::ChunkSearch(const CoresetSimd& simd, const NearestTask& task)
   capacity_ = std::clamp(kChunkBytes / (layout_.front * 4 * tile), std::int64_t{1}, kMaxTiles) * tile;
   const auto size = static_cast<std::size_t>(capacity_);
   members_.reserve(size);
+  widened_.resize(static_cast<std::size_t>(rows_.rows == nullptr ? rows_.dims : 0));
   points_.resize(size);
   centred_.resize(size * static_cast<std::size_t>(rows_.dims));
   panel_.resize(static_cast<std::size_t>(rows_.dims * layout_.width));
@@ -319,7 +330,7 @@ void ChunkSearch::update_most_left() {
 
 void ChunkSearch::compare_rows() {
   for (std::size_t i = 0; i < pairs_.size(); ++i) {
-    if (i + kAhead < pairs_.size()) prefetch(row(pairs_[i + kAhead].index), rows_.dims);
+    if (i + kAhead < pairs_.size()) prefetch_row(pairs_[i + kAhead].index);
     const Pair& pair = pairs_[i];
     if (pair.product > thresholds_[pair.place])
       insert(pair.place, distance(members_[pair.place], pair.index), pair.index);

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ensemblead.common.validation import whole_number
+from ensemblead.common.validation import one_of, whole_number
 from ensemblead.common.warnings import warn
 from ensemblead.memory.buffer import as_rows, image_numbers, take
 from ensemblead.memory.intake import Intake, Known, Sizes
@@ -28,6 +28,7 @@ from ensemblead.search.plan import (
 
 MEMORY_BUDGET = 1_450_000_000
 DEFAULT_FRACTION = 0.01
+DTYPES = ("float32", "float16")
 
 
 class MemoryBank(SearchedRows):
@@ -56,8 +57,11 @@ class MemoryBank(SearchedRows):
             a bound. The default holds 397 images of 784 patches of 1024 dimensions. Rows of a GPU wait
             there, or, where it has less than twice this size to spare, in page-locked memory of the host.
         max_buffer_bytes: the former name of `memory_budget`.
+        dtype: of the rows once they are selected: "float32", or "float16", which takes half of the memory.
+            Distances are then exact for the rounded rows, and `radius_` grows by what rounding moves them.
+            Needs index "flat".
 
-    Attributes after `fit`: `rows_` float32 `[M, D]` without repeats, in selection order; `images_` int64
+    Attributes after `fit`: `rows_` of `dtype`, `[M, D]` without repeats, in selection order; `images_` int64
     `[M]`; `projection_` float32 `[d, D]` or None; `radius_`, a Euclidean distance in the projected space
     within which all rows added lie from the bank: the largest there is where all rows fitted, a bound above
     it where there were groups, and the noise floor where that is larger; `certificate_`, a factor: no bank of
@@ -89,6 +93,7 @@ class MemoryBank(SearchedRows):
         projection_dim: int | None = 128,
         memory_budget: int = MEMORY_BUDGET,
         max_buffer_bytes: int | None = None,
+        dtype: str = "float32",
     ) -> None:
         if not 0 < coreset_fraction <= 1:
             raise ValueError(f"coreset_fraction must be in (0, 1], got {coreset_fraction}")
@@ -106,6 +111,10 @@ class MemoryBank(SearchedRows):
             memory_budget = max_buffer_bytes
         if index not in INDEX_NAMES:
             raise ValueError(f"index must be one of {', '.join(INDEX_NAMES)}, got {index!r}")
+        one_of("dtype", dtype, DTYPES)
+        if dtype != "float32" and index != "flat":
+            raise ValueError(f'dtype="{dtype}" needs index="flat", got {index!r}; "sq16" is FAISS\'s own')
+        self.dtype = dtype
         if projection_dim is not None:
             projection_dim = whole_number("projection_dim", projection_dim, 1)
         self.coreset_fraction, self.coreset_size = float(coreset_fraction), coreset_size
@@ -246,6 +255,7 @@ class MemoryBank(SearchedRows):
             self._select(chunks, images, intake.size, floor, progress, slack=slack)
             self._bound_from(intake.groups.separation(len(self)))
         self._taken()
+        self._round()
         return self
 
     def extend(
@@ -291,6 +301,7 @@ class MemoryBank(SearchedRows):
             self._set(grown, torch.cat(owners).numpy(), extended_index(old, grown, len(rows)))
             self.certificate_, self._separation = None, 0.0
         self._taken()
+        self._round()
         return self
 
     def to(self, device: torch.device | str) -> MemoryBank:
@@ -317,7 +328,7 @@ class MemoryBank(SearchedRows):
     def parameters(self) -> dict[str, Any]:
         """The constructor's arguments."""
         names = ("coreset_fraction", "coreset_size", "index", "num_neighbors", "seed", "projection_dim")
-        return {name: getattr(self, name) for name in (*names, "memory_budget")}
+        return {name: getattr(self, name) for name in (*names, "memory_budget", "dtype")}
 
     def state(self) -> BankState:
         """The learned part as data; `from_state` makes the bank again from it and `parameters`."""
@@ -343,6 +354,8 @@ class MemoryBank(SearchedRows):
         """
         bank = cls(**parameters)
         rows = state.rows
+        if str(rows.dtype) != f"torch.{bank.dtype}":
+            raise ValueError(f"dtype={bank.dtype!r} does not go with rows of {rows.dtype}")
         if (state.index is None) != (bank.index == "flat"):
             raise ValueError(f"index={bank.index!r} does not go with a state that has {_which(state.index)}")
         owners = state.images.cpu().numpy()
@@ -390,6 +403,14 @@ class MemoryBank(SearchedRows):
             self.certificate_ = 1.0  # what is beyond the bank is rounding
         else:
             self._bound_from(separation)
+
+    def _round(self) -> None:
+        """Keep the rows in half precision, where they are to be."""
+        if self.dtype == "float16":
+            state = self.state().for_half("dtype")
+            self.radius_, self.certificate_ = state.radius, state.certificate
+            rows = state.rows.half()
+            self._set(rows, self._owners, flat_index(rows))
 
     def _bound_from(self, separation: float) -> None:
         """Know of more rows than the bank has that they lie so far apart."""

@@ -38,7 +38,7 @@ class CoverageMeasure:
     """Adds up the distances of rows, batch by batch, in constant memory.
 
     Args:
-        rows: the bank's, float32 `[M, D]`.
+        rows: the bank's, float32 or float16 `[M, D]`.
         projection: float32 `[d, D]`, or None.
         separation: see `BankState`.
     """
@@ -78,4 +78,4 @@ class CoverageMeasure:
         return Coverage(self._largest, quantiles, certificate, total)
 
     def _projected(self, rows: torch.Tensor) -> torch.Tensor:
-        return rows if self._projection is None else project(rows, self._projection)
+        return rows if self._projection is None else project(rows.float(), self._projection)
