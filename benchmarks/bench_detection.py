@@ -3,7 +3,12 @@
     python -m pytest benchmarks/bench_detection.py --data FOLDER --weights FOLDER [-k "bottle and resnet18"]
 
 `--data` holds categories in MVTec layout (`mvtec_bottle`, `aws_cookies`, `magnetic_tile`), `--weights`
-`<name>.safetensors`. The whole image is looked at, resized to 256 x 256: the tiles differ in size, and a
+`<name>.safetensors`. Published settings, and other networks, for whoever has their weights:
+
+    python -m pytest benchmarks/bench_detection.py --data FOLDER --weights FOLDER -k given \\
+        --preset anomaly_dino            # or --backbone vit_small_patch14_dinov2, with default settings
+
+The whole image is looked at, resized to 256 x 256: the tiles differ in size, and a
 centre crop cuts off defects at the border. Every cell runs once, in a process of its own: its scores do not
 depend on the run, its times do, and are those of one run.
 """
@@ -27,6 +32,9 @@ from common import PeakMemory, in_child
 from record import FiguresOf
 
 import ensemblead as ead
+from ensemblead.config.presets import preset_description
+from ensemblead.config.registry import create
+from ensemblead.config.settings import leaf_nodes
 from ensemblead.datasets import MVTecAD
 from ensemblead.datasets.categories import Category
 from ensemblead.ensembles.fusion import fuse_maps, fuse_minmax, fuse_scores
@@ -142,6 +150,13 @@ def measure_options(path: Path, weights: Path, options: dict[str, Any]) -> Measu
     return _evaluate(detector, category, *_fit(detector, category))
 
 
+def measure_given(path: Path, description: dict[str, Any]) -> Measured:
+    category, detector = MVTecAD(path).categories[0], create(description)
+    memory, start = PeakMemory(), time.perf_counter()
+    detector.fit(category.train)
+    return _evaluate(detector, category, time.perf_counter() - start, memory.read())
+
+
 class Replay:
     """Predictions that were made before, as a detector: what `evaluate` asks of one."""
 
@@ -214,6 +229,25 @@ def test_detection(figures: FiguresOf, material: tuple[Path, Path], category: st
     if known:
         what = f"{category}, {model}: pixel AUROC"
         figures.add(what, found.row.pixel_auroc, "pixel AUROC", at_least=known["pixel"])
+
+
+@categories
+def test_given(
+    request: pytest.FixtureRequest, figures: FiguresOf, material: tuple[Path, Path], category: str
+) -> None:
+    """The detector of the options `--preset` or `--backbone`."""
+    preset, backbone = (request.config.getoption(name) for name in ("--preset", "--backbone"))
+    if (preset is None) == (backbone is None):
+        pytest.skip("give --preset NAME, or --backbone NAME")
+    description = (
+        {"type": "PatchCore", "backbone": backbone} if preset is None else preset_description(preset)
+    )
+    for leaf in leaf_nodes(description):
+        leaf["weights"] = str(material[1] / f"{leaf['backbone']}.safetensors")
+    found = in_child(measure_given, folder(material, category), description)
+    columns = {**found.columns(), **found.costs()}
+    what = f"{category}, {preset or backbone}"
+    figures.add(what, found.row.image_auroc, "image AUROC", columns=columns, notes=found.notes)
 
 
 @categories

@@ -22,6 +22,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--results", type=Path, default=RESULTS, help="folder to write the results to")
     parser.addoption("--data", type=Path, help="folder of real inspection images, in MVTec layout")
     parser.addoption("--weights", type=Path, help="folder of the networks' weights, <name>.safetensors")
+    parser.addoption("--backbone", help="a network's name, with its default layers (bench_detection.py)")
+    parser.addoption("--preset", help="a preset's name (bench_detection.py)")
     parser.addoption("--scores", type=Path, help="a .npz file that keeps the scores (bench_thresholds.py)")
     parser.addoption(
         "--cache", type=Path, default=Path("retrieval-cache"), help="folder of bench_retrieval.py's parts"

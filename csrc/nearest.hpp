@@ -6,6 +6,7 @@
 
 #include <cstdint>
 
+#include "core/half.hpp"
 #include "core/work.hpp"
 
 namespace ensemblead {
@@ -15,7 +16,8 @@ namespace ensemblead {
 // distances themselves, so sketches rule most rows out. The first directions, the front, are compared for all
 // pairs by matrix products, the others for the pairs that remain.
 struct SketchedRows {
-  const float* rows = nullptr;  // [num_rows, dims]
+  const float* rows = nullptr;      // [num_rows, dims]
+  const Float16* halves = nullptr;  // the rows in half precision, where `rows` is null
   std::int64_t num_rows = 0;
   std::int64_t dims = 0;
   const float* middle = nullptr;  // [dims]
@@ -34,7 +36,7 @@ struct PackTask {
 
 // The k nearest rows of every query, nearest first, the lower index first among equals: squared distances
 // and indices [num_queries, k]; infinity and -1 where fewer than k rows are not left out. Every distance is
-// a float32 sum of squared differences. The result is that of comparing all pairs, for any number of threads
+// a float32 sum of squared differences, of rows widened to float32. The result is that of comparing all pairs, for any number of threads
 // and however queries are grouped. Distances between finite points that are beyond float32 are refused where
 // they would be among the k; points that are not finite get the distances that arithmetic gives.
 struct NearestTask {

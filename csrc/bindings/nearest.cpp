@@ -46,7 +46,8 @@ void check_ascending(const std::int64_t* places, std::int64_t count) {
 }
 
 void check_rows(const Array& rows, const Array& middle) {
-  check_floats(rows, "rows", 2, "[N, D]");
+  check_input(rows, "rows", 2, "[N, D]", {DType::kFloat32, DType::kFloat16});
+  check_on_cpu(rows, "rows");
   check_floats(middle, "middle", 1, "[D]");
   check_shape(middle, "middle", {rows.shape[1]});
 }
@@ -60,15 +61,22 @@ void check_front(std::int64_t num_front, std::int64_t num_directions) {
 std::int64_t packed_size(std::int64_t num_rows, std::int64_t dims, std::int64_t num_directions,
                          std::int64_t num_front) {
   check_front(num_front, num_directions);
-  return cpu::packed_size({nullptr, num_rows, dims, nullptr, num_directions, num_front, nullptr});
+  return cpu::packed_size({nullptr, nullptr, num_rows, dims, nullptr, num_directions, num_front, nullptr});
 }
 
 SketchedRows to_sketched_rows(const Array& rows, const Array& middle, std::int64_t num_directions,
                               std::int64_t num_front) {
   check_rows(rows, middle);
   check_front(num_front, num_directions);
-  return {rows.as<const float>(), rows.shape[0], rows.shape[1], middle.as<const float>(),
-          num_directions,         num_front,     nullptr};
+  const bool is_half = rows.dtype == DType::kFloat16;
+  return {is_half ? nullptr : rows.as<const float>(),
+          is_half ? rows.as<const Float16>() : nullptr,
+          rows.shape[0],
+          rows.shape[1],
+          middle.as<const float>(),
+          num_directions,
+          num_front,
+          nullptr};
 }
 
 void pack_rows(const py::object& rows, const py::object& middle, const py::object& directions,

@@ -102,6 +102,12 @@ float center(const float* row, const float* reference, std::int64_t dims, float*
   return sum(norm) + rest;
 }
 
+void widen(const Float16* values, std::int64_t size, float* out) {
+  std::int64_t i = 0;
+  for (; i + kLanes <= size; i += kLanes) store(out + i, load_converted(values + i));
+  if (i < size) store_some(out + i, load_some(values + i, size - i), size - i);
+}
+
 float squared_norm(const float* values, std::int64_t dims) {
   Vec norm{};
   std::int64_t d = 0;
@@ -161,7 +167,7 @@ std::int64_t collect(const float* values, std::int64_t size, float floor, std::i
 }  // namespace
 
 namespace ENSEMBLEAD_INSTRUCTION_SET {
-const CoresetSimd coreset_simd = {kTileRows, kPanelWidth,  tile, row_by_panel, lanes_above, squared_distance,
-                                  center,    squared_norm, scan, maximum,      collect};
+const CoresetSimd coreset_simd = {kTileRows, kPanelWidth,  tile,  row_by_panel, lanes_above, squared_distance,
+                                  center,    squared_norm, widen, scan,         maximum,     collect};
 }  // namespace ENSEMBLEAD_INSTRUCTION_SET
 }  // namespace ensemblead::cpu

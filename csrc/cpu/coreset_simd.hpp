@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "core/half.hpp"
 #include "cpu/instruction_set.hpp"
 
 namespace ensemblead::cpu {
@@ -38,6 +39,9 @@ struct CoresetSimd {
   float (*center)(const float* row, const float* reference, std::int64_t dims, float* centred);
 
   float (*squared_norm)(const float* values, std::int64_t dims);
+
+  // out[i] = values[i], exactly.
+  void (*widen)(const Float16* values, std::int64_t size, float* out);
 
   // The first non-finite element, or -1; then *max_abs is raised to the largest magnitude.
   std::int64_t (*scan)(const float* values, std::int64_t size, float* max_abs);

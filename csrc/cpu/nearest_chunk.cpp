@@ -27,9 +27,11 @@ constexpr std::int64_t kDirectionsOfRow = 4;
 // One query in this many leads: it is searched before those around it.
 constexpr std::int64_t kLeadStep = 4;
 
-void prefetch(const float* values, std::int64_t size) {
+template <class T>
+void prefetch(const T* values, std::int64_t size) {
   const auto* bytes = reinterpret_cast<const char*>(values);
-  for (std::int64_t line = 0; line < std::min<std::int64_t>(size * 4, 4096); line += 64)
+  const auto total = size * static_cast<std::int64_t>(sizeof(T));
+  for (std::int64_t line = 0; line < std::min<std::int64_t>(total, 4096); line += 64)
     __builtin_prefetch(bytes + line);
 }
 
@@ -47,6 +49,7 @@ ChunkSearch::ChunkSearch(const CoresetSimd& simd, const NearestTask& task, const
   capacity_ = std::clamp(kChunkBytes / (layout_.front * 4 * tile), std::int64_t{1}, kMaxTiles) * tile;
   const auto size = static_cast<std::size_t>(capacity_);
   members_.reserve(size);
+  widened_.resize(static_cast<std::size_t>(rows_.rows == nullptr ? rows_.dims : 0));
   leads_.reserve(size);
   queries_.reserve(size);
   points_.resize(size);
@@ -314,9 +317,17 @@ void ChunkSearch::update_most_left() {
   tails_left_ *= 0.5;
 }
 
+void ChunkSearch::prefetch_row(std::int64_t index) const {
+  if (rows_.rows != nullptr) {
+    prefetch(rows_.rows + index * rows_.dims, rows_.dims);
+  } else {
+    prefetch(rows_.halves + index * rows_.dims, rows_.dims);
+  }
+}
+
 void ChunkSearch::compare_rows() {
   for (std::size_t i = 0; i < pairs_.size(); ++i) {
-    if (i + kAhead < pairs_.size()) prefetch(row(pairs_[i + kAhead].index), rows_.dims);
+    if (i + kAhead < pairs_.size()) prefetch_row(pairs_[i + kAhead].index);
     const Pair& pair = pairs_[i];
     if (pair.product > thresholds_[pair.place])
       insert(pair.place, distance(members_[pair.place], pair.index), pair.index);

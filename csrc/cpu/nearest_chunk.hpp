@@ -33,7 +33,8 @@ class ChunkSearch {
   };
 
   const float* point(std::int64_t query) const { return task_.queries + query * rows_.dims; }
-  const float* row(std::int64_t index) const { return rows_.rows + index * rows_.dims; }
+  const float* row(std::int64_t index) { return row_of(simd_, rows_, index, widened_.data()); }
+  void prefetch_row(std::int64_t index) const;
   float distance(std::int64_t query, std::int64_t index) {
     ++direct_pairs_;
     return simd_.squared_distance(point(query), row(index), rows_.dims);
@@ -72,6 +73,7 @@ class ChunkSearch {
   // The queries that are searched together, by place.
   std::vector<std::int64_t> members_;
   std::vector<std::int64_t> leads_;  // the query that was searched ahead of each; empty for those themselves
+  std::vector<float> widened_;       // one row, of rows in half precision
   std::vector<const float*> points_;
   std::vector<float> centred_;
   std::vector<float> fronts_;

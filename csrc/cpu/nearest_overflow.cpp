@@ -3,8 +3,10 @@
 #include <algorithm>
 #include <cmath>
 #include <sstream>
+#include <vector>
 
 #include "core/checks.hpp"
+#include "cpu/nearest_pack.hpp"
 
 namespace ensemblead::cpu {
 namespace {
@@ -23,11 +25,12 @@ bool all_finite(const float* values, std::int64_t size) {
 
 void refuse_overflow(const NearestTask& task) {
   const std::int64_t dims = task.rows.dims;
+  std::vector<float> widened(static_cast<std::size_t>(dims));
   for (std::int64_t at = 0; at < task.num_queries * task.k; ++at) {
     if (!std::isinf(task.distances[at]) || task.indices[at] < 0) continue;
     const std::int64_t number = at / task.k;
     const float* query = task.queries + number * dims;
-    const float* row = task.rows.rows + task.indices[at] * dims;
+    const float* row = row_of(coreset_simd(), task.rows, task.indices[at], widened.data());
     if (!all_finite(query, dims) || !all_finite(row, dims)) continue;
     const float of_query = largest_magnitude(query, dims);
     const float of_row = largest_magnitude(row, dims);

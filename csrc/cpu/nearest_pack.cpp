@@ -56,11 +56,14 @@ class RowPacker {
         centred_(static_cast<std::size_t>(simd.tile_rows * rows_.dims)),
         fronts_(static_cast<std::size_t>(simd.tile_rows * layout.front)),
         norms_(static_cast<std::size_t>(simd.tile_rows)),
-        points_(static_cast<std::size_t>(simd.tile_rows)) {}
+        points_(static_cast<std::size_t>(simd.tile_rows)),
+        widened_(static_cast<std::size_t>(rows_.rows == nullptr ? simd.tile_rows * rows_.dims : 0)),
+        simd_(simd) {}
 
   // Rows `first` to `first + count`, at most simd.tile_rows of them.
   void run(std::int64_t first, std::int64_t count) {
-    for (std::int64_t i = 0; i < count; ++i) points_[i] = rows_.rows + (first + i) * rows_.dims;
+    for (std::int64_t i = 0; i < count; ++i)
+      points_[i] = row_of(simd_, rows_, first + i, widened_.data() + i * rows_.dims);
     sketcher_.run(points_.data(), count, centred_.data(), fronts_.data(),
                   packed_ + layout_.tails_at + first * layout_.tail, norms_.data());
     for (std::int64_t i = 0; i < count; ++i) {
@@ -86,6 +89,8 @@ class RowPacker {
   std::vector<float> fronts_;
   std::vector<SketchNorms> norms_;
   std::vector<const float*> points_;
+  std::vector<float> widened_;
+  const CoresetSimd& simd_;
 };
 
 }  // namespace

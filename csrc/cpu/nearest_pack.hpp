@@ -37,6 +37,14 @@ struct PackedLayout {
   std::int64_t size;
 };
 
+// A row in float32: where it is, or widened into `buffer` [dims].
+inline const float* row_of(const CoresetSimd& simd, const SketchedRows& rows, std::int64_t index,
+                           float* buffer) {
+  if (rows.rows != nullptr) return rows.rows + index * rows.dims;
+  simd.widen(rows.halves + index * rows.dims, rows.dims, buffer);
+  return buffer;
+}
+
 // The errors of a sketch grow with the number of its directions; relative_slack does for 32.
 inline float sketch_slack(std::int64_t dims, std::int64_t directions) {
   const float more = std::sqrt(static_cast<float>(directions) / 32.0f);

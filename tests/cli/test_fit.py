@@ -167,7 +167,7 @@ class TestFit:
             (["-b", "resnet18", "-le", "layer2"], "0.layer2 (gabor) or 1.layer2 (resnet18)"),
             (["-p", "1.5"], "coreset_fraction"),
             (["--resize", "big"], 'resize must be a whole number, HxW, "auto" or none, got "big"'),
-            (["--preset", "missoin"], "preset must be one of patchcore-large, got 'missoin'"),
+            (["--preset", "missoin"], "preset must be one of patchcore-large, anomaly_dino, rad"),
             (["--preset", "patchcore-large"], "brings its backbones and layers"),
             (
                 ["--fusion", "max"],

@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 pytest.importorskip("torch")
 pytest.importorskip("timm")
 pytest.importorskip("typer")
 
 from support.commands import call, call_json
+from support.textures import normal_images
 
 import ensemblead as ead
 from ensemblead.cli.options import build_detector, layers_per_member, options_of, typed_options
@@ -51,12 +53,26 @@ def test_transformers() -> None:
     outcome = call("layers", "vit_small_patch14_dinov2", "--image-size", 230)
     assert outcome.exit_code == 2
     assert "224 x 224 or 238 x 238 would do; sides must be multiples of 14" in outcome.stderr
+    assert "NAME:normed" in call("layers", "vit_tiny_patch16_224").stdout
     found = call_json("layers", "vit_b_16")
+    assert not found["normed"]
     assert [layer["name"] for layer in found["layers"] if layer["default"]] == [
         "encoder.layers.encoder_layer_5",
         "encoder.layers.encoder_layer_8",
     ]
     assert call_json("layers", "beit_base_patch16_384")["image_size"] == [384, 384]
+
+
+def test_a_preset_of_tokens_is_fitted(tmp_path: Path) -> None:
+    for i, image in enumerate(normal_images(3)):
+        Image.fromarray(image).save(tmp_path / f"{i}.png")
+    options = ["--preset", "anomaly_dino", "--weights", "none", "--resize", "28x28", "--device", "cpu"]
+    outcome = call("fit", tmp_path, "--model", tmp_path / "model", *options)
+    assert outcome.exit_code == 0, outcome.stderr
+    said = " ".join(outcome.stderr.split())
+    assert "anomaly_dino needs DINOv2 weights of ViT-S/14" in said
+    assert "Without: reference images in eight rotations" in said
+    assert len(ead.load(tmp_path / "model").memory_bank_) == 12
 
 
 def test_unknown() -> None:

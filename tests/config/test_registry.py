@@ -20,7 +20,7 @@ from support.registry import separate_registry
 import ensemblead as ead
 from ensemblead.config import names, registry
 from ensemblead.config.documents import Problems, Source
-from ensemblead.config.presets import PRESETS
+from ensemblead.config.presets import PRESETS, preset_notes
 from ensemblead.config.registry import (
     construct,
     create,
@@ -261,6 +261,33 @@ class TestPresets:
         there = ead.BackboneEnsemble.patchcore_large(fusion="rank", weights=weights, batch_size=2)
         assert describe(mine) == describe(there)
 
+    def test_each_says_what_it_needs_and_lacks(self) -> None:
+        for name in PRESETS:
+            said = preset_notes(name)
+            leaves = str(PRESETS[name])
+            assert "weights" in said
+            assert ("Meta's own" in said) == ("dinov3" in leaves)
+            assert ("Without: " in said) == (name != "patchcore-large")
+        assert preset_notes("mission") == preset_notes("patchcore-large")
+        with pytest.raises(ValueError, match=r"preset must be one of .*, got 'radd'; did you mean rad"):
+            preset_notes("radd")
+
+    def test_the_presets_of_token_methods(self) -> None:
+        """The settings that the authors' code has, see config/presets.py."""
+        mine = create({"preset": "anomaly_dino", "device": "cpu"})
+        assert (mine.backbone, mine.layers, mine.resize) == (
+            "vit_small_patch14_dinov2",
+            ("norm",),
+            (448, 448),
+        )
+        assert (mine.metric, mine.patch_size, mine.score, mine.num_neighbors) == ("cosine", 1, "topk", 1)
+        rad = create({"preset": "rad", "seed": 3})
+        assert [layer.split(":")[0] for layer in rad.layers] == [f"blocks.{i}" for i in (3, 6, 9, 11)]
+        assert (rad.banks, rad.metric, rad.resize, rad.image_size) == ("per_layer", "cosine", (512, 512), 448)
+        tiles = create({"preset": "superadd", "image_size": [640, 1024], "coreset_size": 500})
+        assert (tiles.tile_size, tiles.stride, tiles.image_size) == ((640, 640), (384, 384), (640, 1024))
+        assert (tiles.member.banks, tiles.member.coreset_size) == ("per_layer", 500)
+
     def test_wrong_arguments_of_the_class_method(self) -> None:
         with pytest.raises(ValueError, match=r"one per backbone \(3\), got 1"):
             ead.BackboneEnsemble.patchcore_large(weights=[None])
@@ -273,7 +300,10 @@ class TestPresets:
     [
         ({"type": "PatchCor"}, "d: type has the unknown type 'PatchCor'; did you mean PatchCore?"),
         ({"type": ["PatchCore"]}, "d: type has the unknown type ['PatchCore']; did you mean PatchCore?"),
-        ({"preset": ["a"]}, "d: preset must be one of patchcore-large, got ['a']"),
+        (
+            {"preset": ["a"]},
+            "d: preset must be one of patchcore-large, anomaly_dino, rad, superadd, got ['a']",
+        ),
         ({}, "d: has no type; there are: "),
         (3, "d: must be a mapping with type or preset, got int"),
         ({**GABOR, "sed": 1}, "d: sed is an unknown key; did you mean seed?"),
@@ -293,7 +323,10 @@ class TestPresets:
             {"type": "BackboneEnsemble", "members": [GABOR, {**GABOR, "device": "abacus"}]},
             "d: members[1] (PatchCore): device must be",
         ),
-        ({"preset": "missoin"}, "d: preset must be one of patchcore-large, got 'missoin'"),
+        (
+            {"preset": "missoin"},
+            "d: preset must be one of patchcore-large, anomaly_dino, rad, superadd, got 'missoin'",
+        ),
         ({**LARGE, "fusoin": "max"}, "d: fusoin is no parameter of PatchCore; did you mean fusion?"),
         ({**LARGE, "backbone": "resnet18"}, "d: backbone is set by the preset 'patchcore-large', for each"),
         (

@@ -256,6 +256,27 @@ def test_torch_in_torch_out() -> None:
         np.testing.assert_array_equal(one.numpy(), wanted)
 
 
+@pytest.mark.parametrize("k", [1, 4])
+def test_rows_in_half_precision_are_searched_as_they_are(k: int) -> None:
+    """With every way a row is read: sketched, by all dimensions, one by one, and in a message."""
+    x, q = _low_rank(700, 60)
+    halves = x.astype(np.float16)
+    halves[5, :4] = [6e-8, -6e-8, 3e-5, 0.0]  # below float16's normal numbers
+    q = np.concatenate([q, _elsewhere(300), halves[5:6].astype(np.float32)])
+    q[3, 0] = 1e18  # has no sketch
+    middle = x.mean(0)
+    axes = np.linalg.svd((x - middle).astype(np.float64))[2][:24].astype(np.float32)
+    given = [SketchedRows.of(rows, middle, axes, 16) for rows in (halves, halves.astype(np.float32))]
+    here, there = (nearest_rows(q, rows, k) for rows in given)
+    for own, wanted in zip(here, there, strict=True):
+        np.testing.assert_array_equal(own, wanted)
+    assert (here[1][-1, 0], here[0][-1, 0]) == (5, 0.0)
+    with pytest.raises(
+        ValueError, match=r"squared distance of queries\[0\] and rows\[.*\] is beyond float32"
+    ):
+        nearest_rows(np.full((1, DIMS), 3e38, np.float32), given[0])
+
+
 @pytest.mark.parametrize(
     ("change", "error", "words"),
     [
@@ -321,6 +342,12 @@ sketched = SketchedRows.of(data["x"], data["middle"], data["axes"], 16)
 distances, found = nearest_rows(data["q"], sketched, 3)
 np.testing.assert_array_equal(found, data["order"])
 np.testing.assert_allclose(distances, data["expected"], rtol=1e-5)
+halves = data["x"].astype(np.float16)
+both = halves, halves.astype(np.float32)
+given = [SketchedRows.of(rows, data["middle"], data["axes"], 16) for rows in both]
+here, there = (nearest_rows(data["q"], rows, 3) for rows in given)
+for own, wanted in zip(here, there):
+    np.testing.assert_array_equal(own, wanted)
 """
 
 

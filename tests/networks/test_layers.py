@@ -148,3 +148,60 @@ def test_parity_with_timm(name):
     for found, right in zip(extractor(images), expected, strict=True):
         assert found.shape == right.shape
         torch.testing.assert_close(found, right, rtol=1e-4, atol=1e-5 * float(right.abs().max()))
+
+
+# Behind the last norm
+
+
+NORMED = ["vit_tiny_patch16_224", "vit_small_patch16_dinov3"]
+NORMED_HEAVY = [
+    "vit_small_patch14_dinov2",
+    "vit_small_patch14_reg4_dinov2",
+    "deit_tiny_distilled_patch16_224",
+]
+
+
+@pytest.mark.parametrize(
+    "name", [*NORMED, *(pytest.param(name, marks=pytest.mark.slow) for name in NORMED_HEAVY)]
+)
+def test_normed_layers_are_timms(name):
+    layers = ("blocks.2:normed", "blocks.2", "norm", "blocks.11:normed")
+    extractor = FeatureExtractor(name, layers, weights=None, seed=1)
+    norm = extractor.module.norm
+    norm.weight.data.uniform_(0.5, 2.0, generator=torch.Generator().manual_seed(1))
+    norm.bias.data.uniform_(-1.0, 1.0, generator=torch.Generator().manual_seed(2))
+    images = torch.rand(1, 3, 112, 112, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        early, last = extractor.module.forward_intermediates(
+            images, indices=[2, 11], norm=True, intermediates_only=True
+        )
+    found = extractor(images)
+    tolerance = {"rtol": 1e-4, "atol": 1e-5}
+    for own, expected in zip(found, (early, None, last, last), strict=True):
+        if expected is not None:
+            torch.testing.assert_close(own, expected, **tolerance)
+    assert not torch.allclose(found[0], found[1])
+
+
+def test_normed_layers_need_the_norms_weights():
+    layers = ("blocks.1:normed",)
+    whole = FeatureExtractor("vit_tiny_patch16_224", layers, weights=None, seed=1)
+    state = whole.state_dict()
+    assert {"norm.weight", "norm.bias"} < state.keys()
+    assert not any(name.startswith("blocks.2.") for name in state)
+    again = FeatureExtractor("vit_tiny_patch16_224", layers, weights=state)
+    images = torch.rand(1, 3, 64, 64)
+    assert torch.equal(again(images)[0], whole(images)[0])
+    without = {name: tensor for name, tensor in state.items() if not name.startswith("norm.")}
+    with pytest.raises(ValueError, match=r"norm\.(weight|bias)"):
+        FeatureExtractor("vit_tiny_patch16_224", layers, weights=without)
+
+
+def test_normed_layers_are_refused_where_there_is_no_such_norm():
+    with pytest.raises(ValueError, match=r"ResNet has no last norm, which 'layer2:normed' needs"):
+        FeatureExtractor("resnet18", ("layer2:normed",), weights=None)
+    extractor = FeatureExtractor("swin_tiny_patch4_window7_224", ("layers.0:normed",), weights=None)
+    with pytest.raises(ValueError, match=r"'layers\.0:normed' needs a network whose last norm fits"):
+        extractor(torch.zeros(1, 3, 224, 224))
+    with pytest.raises(ValueError, match=r"no layer 'blocks\.99:normed'"):
+        FeatureExtractor("vit_tiny_patch16_224", ("blocks.99:normed",), weights=None)

@@ -65,6 +65,10 @@ def test_detectors_refuse_at_construction():
         ead.TiledEnsemble(member, tile_size=64, stride=32, image_size=128)
 
 
+def test_normed_layers_take_the_sizes_of_their_network():
+    assert sizes_taken(DINO, ("blocks.5:normed", "norm"), (230, 230)) == (((224, 224), (238, 238)), 14)
+
+
 def test_detectors_refuse_images_as_they_are():
     detector = ead.PatchCore(
         "vit_tiny_patch16_224", weights=None, resize=None, image_size=None, coreset_fraction=0.5, device="cpu"

@@ -137,6 +137,11 @@ class NormalSample:
         _, maps = render_inside(one.grid[None], one.size, self.inside, sigma=one.sigma, kind=one.kind)
         return one.score[None], maps
 
+    def grid(self, index: int) -> tuple[torch.Tensor, tuple[int, int]]:
+        """Grid `[1, h, w]` of image `index`, as `add_grids` took it, and the size of its map."""
+        _, grid, size, *_ = self._results[index]
+        return grid[None], size
+
     def is_counted(self, index: int) -> bool:
         """Whether `add_grids` counted image `index`."""
         return self._results[index].counted

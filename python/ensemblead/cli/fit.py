@@ -21,6 +21,7 @@ from ensemblead.cli.options import DetectorOptions, build_detector, byte_count, 
 from ensemblead.common.extras import require
 from ensemblead.common.files import valid_text
 from ensemblead.common.validation import some_of
+from ensemblead.config.presets import preset_notes
 
 _NAMED = 3  # of the images left out
 _NETWORK, _BANK, _TILES, _RUN = "Networks", "Memory bank and threshold", "Tiles", "Run"
@@ -66,7 +67,11 @@ def command(
     ] = None,
     preset: Annotated[
         str | None,
-        option("--preset", panel=_NETWORK, text="patchcore-large: three large backbones at 320 pixels."),
+        option(
+            "--preset",
+            panel=_NETWORK,
+            text="A published method by name: patchcore-large, anomaly_dino, rad, superadd.",
+        ),
     ] = None,
     resize: Annotated[
         str | None, option("--resize", panel=_NETWORK, text="Shorter side in pixels, HxW, or none.")
@@ -261,6 +266,9 @@ class FitRun:
                     "the fit does not see"
                 )
         detector = build_detector(self.options, self.config)
+        given = [one.preset for one in (self.options, self.config) if one is not None]
+        if preset := next(filter(None, given), None):
+            bars.note(f"{preset} needs {preset_notes(preset)}", True)
         if getattr(detector, "fusion", None) == "minmax":
             raise ValueError(
                 "fusion minmax scales over an evaluated set, so predict could not use the model: fit with "

@@ -44,6 +44,7 @@ def command(
 def describe(backbone: str, image_size: str | None, nested: bool) -> dict[str, Any]:
     """The layers in JSON's types."""
     require("torch", "ensemblead layers")
+    from ensemblead.networks.engines.engine import last_norm
     from ensemblead.networks.layers import network_to_list, taps_of
     from ensemblead.networks.sizes import check_size, sizes_taken
 
@@ -69,7 +70,13 @@ def describe(backbone: str, image_size: str | None, nested: bool) -> dict[str, A
         }
         for tap in taps
     ]
-    return {"backbone": backbone, "image_size": list(size), "layers": layers, "no_default": missing}
+    return {
+        "backbone": backbone,
+        "image_size": list(size),
+        "layers": layers,
+        "no_default": missing,
+        "normed": last_norm(module) is not None,
+    }
 
 
 def _defaults(backbone: str) -> tuple[dict[str, tuple[str, ...]], str | None]:
@@ -107,5 +114,7 @@ def _show(description: dict[str, Any]) -> None:
         )
     console.print(f"{escape(description['backbone'])}, images of {height} x {width}", highlight=False)
     console.print(table)
+    if description["normed"]:
+        console.print("\nA block's output behind the last norm is NAME:normed.", highlight=False)
     if description["no_default"] is not None:
         console.print("\nNone is tapped by default: name them by -le.", highlight=False)

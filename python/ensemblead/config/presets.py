@@ -9,6 +9,8 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
+from ensemblead.common.validation import one_of
+
 # Defaults of an ensemble's members on the command line; one detector alone keeps its own.
 MEMBER_DEFAULTS: Mapping[str, Any] = {"target_dim": 384}
 
@@ -20,6 +22,9 @@ _LARGE_MEMBER: Mapping[str, Any] = {
     "score": "max",
     **MEMBER_DEFAULTS,
 }
+
+# A patch is one token, as it is.
+_TOKENS: Mapping[str, Any] = {"type": "PatchCore", "patch_size": 1, "aggregation": "concat"}
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     # The best ensemble of the PatchCore paper (Roth et al., CVPR 2022, its section on high resolution).
@@ -35,6 +40,63 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
             },
         ],
     },
+    # Damm et al., WACV 2025, arXiv 2405.14529, and the defaults of the authors' code, dammsi/AnomalyDINO.
+    "anomaly_dino": {
+        **_TOKENS,
+        "backbone": "vit_small_patch14_dinov2",
+        "layers": ["norm"],
+        "resize": [448, 448],
+        "metric": "cosine",
+        "coreset_fraction": 1.0,
+        "score": "topk",
+    },
+    # Zhang et al., ICML 2026, arXiv 2601.22763, and the authors' command for MVTec AD, longkukuhi/RAD.
+    "rad": {
+        **_TOKENS,
+        "backbone": "vit_base_patch16_dinov3",
+        "layers": [f"blocks.{block}:normed" for block in (3, 6, 9, 11)],
+        "resize": [512, 512],
+        "image_size": 448,
+        "banks": "per_layer",
+        "metric": "cosine",
+        "coreset_fraction": 1.0,
+        "score": "topk",
+    },
+    # Roming et al., CVPR 2026 (VAND 4.0), arXiv 2605.14808, and the authors' config.json, LukasRoom/SuperADD.
+    "superadd": {
+        "type": "TiledEnsemble",
+        "tile_size": 640,
+        "stride": 384,
+        "image_size": None,
+        "shared": True,
+        "score": "max",
+        "seam_smoothing": False,
+        "member": {
+            **_TOKENS,
+            "backbone": "vit_huge_plus_patch16_dinov3",
+            "layers": [f"blocks.{block}" for block in (7, 15, 23, 31)],
+            "banks": "per_layer",
+            "coreset_size": 100_000,
+        },
+    },
+}
+
+_DINOV3 = "The weights are under the DINOv3 License, which is Meta's own: read it before you use them."
+
+# What a preset needs, and what of the published method it lacks.
+PRESET_NOTES: Mapping[str, str] = {
+    "patchcore-large": "ImageNet weights of WideResNet101-2, ResNeXt101-32x8d and DenseNet201.",
+    "anomaly_dino": "DINOv2 weights of ViT-S/14 (timm's vit_small_patch14_dinov2, Apache 2.0). Without: "
+    "reference images in eight rotations; the foreground mask by principal components. Images are squashed "
+    "to a square, where the authors keep the aspect ratio; resize=[672, 672] is their other size.",
+    "rad": f"DINOv3 weights of ViT-B/16 (timm's vit_base_patch16_dinov3). {_DINOV3} Without: the choice of "
+    "the 150 images most similar to the one inspected; the limit to patches at most one cell away. The "
+    "layers' distances are divided by their usual ones before the mean, and maps are blurred more.",
+    "superadd": f"DINOv3 weights of ViT-H+/16 (timm's vit_huge_plus_patch16_dinov3). {_DINOV3} Without: "
+    "images at 0.625 of their size (give image_size, or smaller images); brightness changed at random; the "
+    "closing of maps and their threshold. Bank rows are a k-center coreset, not a random thinning; squared "
+    "distances are divided by their usual ones, not by the number of dimensions; where tiles overlap, maps "
+    "are averaged.",
 }
 
 _FORMER_NAMES = {"mission": "patchcore-large"}
@@ -45,7 +107,17 @@ def preset_description(name: object) -> dict[str, Any]:
 
     Raises ValueError for an unknown name.
     """
+    return copy.deepcopy(dict(PRESETS[_known(name)]))
+
+
+def preset_notes(name: object) -> str:
+    """Which weights a preset needs, under which terms, and what it lacks of the published method.
+
+    Raises ValueError for an unknown name.
+    """
+    return PRESET_NOTES[_known(name)]
+
+
+def _known(name: object) -> str:
     known = _FORMER_NAMES.get(name, name) if isinstance(name, str) else name
-    if not isinstance(known, str) or known not in PRESETS:
-        raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {name!r}")
-    return copy.deepcopy(dict(PRESETS[known]))
+    return one_of("preset", known, PRESETS)

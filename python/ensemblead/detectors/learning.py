@@ -91,6 +91,7 @@ def fit(
         checkpoint=checkpoint,
         max_rows=max_rows,
         note=getattr(progress, "note", no_note),
+        describe=source.describe,
     )
     if extending:
         run = replace(run, known=frozenset(detector._fingerprints.tolist()))

@@ -87,7 +87,8 @@ class Method(Detector):
             `engine`. One that trains all of its networks may take `precision`, one that is trained `holdout`.
     """
 
-    State: ClassVar[type]
+    # Where parameters decide it, the constructor sets another one on the detector.
+    State: type
     # The standard deviation, in pixels, of the blur that turns grids into maps.
     map_sigma: ClassVar[float] = SIGMA
     # How grids become maps besides, see `render_maps`.
@@ -169,8 +170,8 @@ class Method(Detector):
 
     # For authors
 
-    def embed(self, feature_maps: list[torch.Tensor]) -> torch.Tensor:
-        """Embeddings float32 `[B, h, w, D]` of the layers' feature maps `[B, C_l, H_l, W_l]`."""
+    def embed(self, feature_maps: list[torch.Tensor]) -> torch.Tensor | tuple[torch.Tensor, ...]:
+        """Embeddings float32 `[B, h, w, D]` of the layers' feature maps `[B, C_l, H_l, W_l]`, or several."""
         raise NotImplementedError
 
     def start(self, state: Any = None) -> Accumulator:
@@ -368,8 +369,10 @@ class Method(Detector):
                 require_finite(own, network.extractor)
             return Seen(tuple(maps), size, kind="feature_maps", frame=geometry)
         embeddings = self.embed(maps)
-        require_finite(embeddings, network.extractor)
-        return Seen((embeddings,), size, kind="embeddings", frame=geometry)
+        several = embeddings if isinstance(embeddings, tuple) else (embeddings,)
+        for one in several:
+            require_finite(one, network.extractor)
+        return Seen(several, size, kind="embeddings", frame=geometry)
 
     def _result(self, seen: Seen) -> Result:
         scores = check_scores(self, self.scores(self._state, seen), seen)

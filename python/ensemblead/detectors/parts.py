@@ -87,7 +87,9 @@ class Seen:
 
     @property
     def embeddings(self) -> torch.Tensor:
-        """float32 `[B, h, w, D]`, of a method that defines `embed`."""
+        """float32 `[B, h, w, D]`, of a method that defines `embed`. Where it gives several, they are
+        `values`.
+        """
         self._require("embeddings")
         return self.values[0]
 
@@ -125,6 +127,11 @@ def no_note(text: str, stays: bool) -> None:
     """For a progress that has no `note`."""
 
 
+def by_number(position: int) -> str:
+    """An image by its place among those given."""
+    return f"image {position}"
+
+
 @dataclass(frozen=True)
 class Run:
     """What learning is told.
@@ -137,6 +144,7 @@ class Run:
         checkpoint: where training that is interrupted is kept; None: nowhere.
         max_rows: of a memory bank that is extended; None: it may grow.
         note: to be called as `Note` says.
+        describe: names the image that stands at a place among those given: its path, where it has one.
     """
 
     progress: Progress
@@ -146,6 +154,7 @@ class Run:
     checkpoint: Checkpoint | None = None
     max_rows: int | None = None
     note: Note = no_note
+    describe: Callable[[int], str] = by_number
 
     def below(self, name: str) -> Run:
         """For a part of what is learned, with a checkpoint of its own."""

@@ -46,7 +46,7 @@ def write_method(method: Any, writer: FolderWriter) -> dict[str, Any]:
     return {
         "parameters": method.parameters(),
         "network": None if frozen is None else frozen.network.to_store(writer),
-        "learned": save_state(writer, "learned", state, type(method).State, half=half),
+        "learned": save_state(writer, "learned", state, method.State, half=half),
         **write_statistics(method, writer),
     }
 
@@ -155,7 +155,7 @@ def read_method(cls: Any, reader: FolderReader) -> Any:
         if reader.format == 1:
             saved = cls._state_from_format1(reader)
         else:
-            saved = load_state(reader, "learned", state["learned"], cls.State)
+            saved = load_state(reader, "learned", state["learned"], method.State)
         device = resolve_device(method.device) if method._frozen is None else method._frozen.network.device
         method._state = method._state_from_saved(move_state(saved, device))
     read_statistics(method, reader)

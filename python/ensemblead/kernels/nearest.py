@@ -10,7 +10,7 @@ from ensemblead.kernels.arrays import Array, framework_of, num_threads
 
 @dataclass(frozen=True)
 class SketchedRows:
-    """Rows float32 `[N, D]` on the CPU, prepared for `nearest_rows`: `of` makes them.
+    """Rows float32 or float16 `[N, D]` on the CPU, prepared for `nearest_rows`: `of` makes them.
 
     Beyond the rows they take P / D of their memory, for P directions.
     """
@@ -25,7 +25,8 @@ class SketchedRows:
     def of(cls, rows: Array, middle: Array, directions: Array, num_front: int) -> SketchedRows:
         """
         Args:
-            rows: float32 `[N, D]`, contiguous, finite, of one framework with the others; kept, not copied.
+            rows: float32 or float16 `[N, D]`, contiguous, finite, of one framework with the others; kept, not
+                copied.
             middle: float32 `[D]`, a point in the middle of the rows.
             directions: float32 `[P, D]`, orthonormal; that is not looked at, and with others rows may be
                 missed. The result is the same for all orthonormal directions; the rows' principal
@@ -43,7 +44,7 @@ class SketchedRows:
             if array.ndim != 2:
                 raise ValueError(f"{argument} must be 2-D {layout}, got shape {tuple(array.shape)}")
         size = _core.packed_size(len(rows), rows.shape[-1], len(directions), num_front)
-        packed = framework.empty((size,), "float32", rows)
+        packed = framework.empty((size,), "float32", middle)
         _core.pack_rows(rows, middle, directions, packed, num_front, num_threads=num_threads())
         return cls(rows, middle, len(directions), num_front, packed)
 
@@ -66,14 +67,15 @@ def nearest_rows(
         k: 1 to N. Meant for few: the cost of keeping them grows with it.
         row_images, query_images: int64 `[N]` and `[Q]`; a row is left out for queries of its own image.
         row_places, query_places, query_radii: int64 `[N, 2]`, `[Q, 2]` and `[Q]`, of 0 to 65536; a row is
-            left out for queries whose place differs from its own by more than their radius, in the first or in
-            the second number. Rows must come in ascending order of their places, and then only those near a query
-            are looked at. Batches of many queries at the same or neighbouring places are the fastest.
+            left out for queries whose place differs from its own by more than their radius, in the first or
+            in the second number. Rows must come in ascending order of their places, and then only those near
+            a query are looked at. Batches of many queries at the same or neighbouring places are the
+            fastest.
 
     Returns:
-        Squared distances float32 `[Q, k]`, ascending, summed from differences, and row numbers int64
-        `[Q, k]`, the lower first among equals; the same for any number of threads and any division of the
-        queries. Infinity and -1 where fewer than k rows are left in. A query that is not finite gets the
+        Squared distances float32 `[Q, k]`, ascending, summed in float32 from differences, and row numbers
+        int64 `[Q, k]`, the lower first among equals; the same for any number of threads and any division of
+        the queries. Infinity and -1 where fewer than k rows are left in. A query that is not finite gets the
         distances that arithmetic gives.
 
     Raises:

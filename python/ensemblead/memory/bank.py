@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ensemblead.common.validation import whole_number
+from ensemblead.common.validation import one_of, whole_number
 from ensemblead.common.warnings import warn
 from ensemblead.memory.buffer import as_rows, row_labels, take
 from ensemblead.memory.intake import Intake, Known, Sizes
@@ -28,6 +28,7 @@ from ensemblead.search.plan import (
 
 MEMORY_BUDGET = 1_450_000_000
 DEFAULT_FRACTION = 0.01
+DTYPES = ("float32", "float16")
 
 
 class MemoryBank(SearchedRows):
@@ -61,8 +62,11 @@ class MemoryBank(SearchedRows):
             square of `position_radius + 1` cells by rows of its own, as far as `coreset_size` allows. None:
             places do not matter. docs/design/position.md has the reasons.
         max_buffer_bytes: the former name of `memory_budget`.
+        dtype: of the rows once they are selected: "float32", or "float16", which takes half of the memory.
+            Distances are then exact for the rounded rows, and `radius_` grows by what rounding moves them.
+            Needs index "flat".
 
-    Attributes after `fit`: `rows_` float32 `[M, D]` without repeats, in selection order, or, with
+    Attributes after `fit`: `rows_` of `dtype`, `[M, D]` without repeats, in selection order, or, with
     `position_radius`, in order of `places_`; `images_` int64 `[M]`; `projection_` float32 `[d, D]` or None;
     `radius_`, a Euclidean distance in the projected space within which all rows added lie from the bank: the
     largest there is where all rows fitted, a bound above it where there were groups, and the noise floor
@@ -95,6 +99,7 @@ class MemoryBank(SearchedRows):
         memory_budget: int = MEMORY_BUDGET,
         position_radius: int | None = None,
         max_buffer_bytes: int | None = None,
+        dtype: str = "float32",
     ) -> None:
         if not 0 < coreset_fraction <= 1:
             raise ValueError(f"coreset_fraction must be in (0, 1], got {coreset_fraction}")
@@ -114,6 +119,10 @@ class MemoryBank(SearchedRows):
             memory_budget = max_buffer_bytes
         if index not in INDEX_NAMES:
             raise ValueError(f"index must be one of {', '.join(INDEX_NAMES)}, got {index!r}")
+        one_of("dtype", dtype, DTYPES)
+        if dtype != "float32" and index != "flat":
+            raise ValueError(f'dtype="{dtype}" needs index="flat", got {index!r}; "sq16" is FAISS\'s own')
+        self.dtype = dtype
         if projection_dim is not None:
             projection_dim = whole_number("projection_dim", projection_dim, 1)
         self.coreset_fraction, self.coreset_size = float(coreset_fraction), coreset_size
@@ -283,6 +292,7 @@ class MemoryBank(SearchedRows):
             self._bound_from(intake.groups.separation(len(self)))
         self.projection_, self._blocks = intake.projection, intake.blocks
         self._taken()
+        self._round()
         return self
 
     def extend(
@@ -329,6 +339,7 @@ class MemoryBank(SearchedRows):
             self._set(grown, own, extended_index(old, grown, len(rows)))
             self.certificate_, self._separation = None, 0.0
         self._taken()
+        self._round()
         return self
 
     def to(self, device: torch.device | str) -> MemoryBank:
@@ -356,7 +367,7 @@ class MemoryBank(SearchedRows):
     def parameters(self) -> dict[str, Any]:
         """The constructor's arguments."""
         names = ("coreset_fraction", "coreset_size", "index", "num_neighbors", "seed", "projection_dim")
-        return {name: getattr(self, name) for name in (*names, "memory_budget", "position_radius")}
+        return {name: getattr(self, name) for name in (*names, "memory_budget", "position_radius", "dtype")}
 
     def state(self) -> BankState:
         """The learned part as data; `from_state` makes the bank again from it and `parameters`."""
@@ -385,6 +396,8 @@ class MemoryBank(SearchedRows):
         """
         bank = cls(**parameters)
         rows, labels = state.rows, state.labels(bank.index, bank.position_radius)
+        if str(rows.dtype) != f"torch.{bank.dtype}":
+            raise ValueError(f"dtype={bank.dtype!r} does not go with rows of {rows.dtype}")
         bank._blocks, bank.grid = bank._sizes().blocks(float(state.place_scale)), state.grid
         if state.index is None:
             bank._set(rows, labels, flat_index(rows))
@@ -433,6 +446,14 @@ class MemoryBank(SearchedRows):
             self.certificate_ = 1.0  # what is beyond the bank is rounding
         else:
             self._bound_from(separation)
+
+    def _round(self) -> None:
+        """Keep the rows in half precision, where they are to be."""
+        if self.dtype == "float16":
+            state = self.state().for_half("dtype")
+            self.radius_, self.certificate_ = state.radius, state.certificate
+            rows = state.rows.half()
+            self._set(rows, self._owners, flat_index(rows))
 
     def _bound_from(self, separation: float) -> None:
         """Know of more rows than the bank has that they lie so far apart."""

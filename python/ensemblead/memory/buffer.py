@@ -136,6 +136,6 @@ def take(chunks: list[torch.Tensor], picks: npt.NDArray[np.int64], device: torch
     for i, chunk in enumerate(chunks):
         here = places[:, bounds[i] : bounds[i + 1]]
         if here.shape[1]:
-            rows = chunk.to(device, non_blocking=True).index_select(0, here[1] - int(starts[i]))
+            rows = chunk.to(device, non_blocking=True).index_select(0, here[1] - int(starts[i])).float()
             out.index_copy_(0, here[0], rows)
     return out

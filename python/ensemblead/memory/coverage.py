@@ -38,7 +38,7 @@ class CoverageMeasure:
     """Adds up the distances of rows, batch by batch, in constant memory.
 
     Args:
-        rows: the bank's, float32 `[M, D]`.
+        rows: the bank's, float32 or float16 `[M, D]`.
         labels: theirs, as in `Buffer`.
         space: of the selection.
         separation: see `BankState`.

@@ -36,13 +36,13 @@ def make_projection(given: Any, dims: int, length: int | None, seed: int) -> tor
 def project_chunks(
     chunks: list[torch.Tensor], projection: torch.Tensor | None, device: torch.device
 ) -> torch.Tensor:
-    """The rows of all chunks `[n_i, D]` in one tensor on `device`, mapped by `projection` `[d, D]`, or as
-    they are if it is None.
+    """The rows of all chunks `[n_i, D]` in one tensor on `device`, float32, mapped by `projection` `[d, D]`,
+    or as they are if it is None.
 
     Only the short rows are held beside the chunks, never a second copy of the long ones. How the rows are cut
     into chunks does not change a bit of the result.
     """
-    placed = (chunk.to(device, non_blocking=True) for chunk in chunks)
+    placed = (chunk.to(device, non_blocking=True).float() for chunk in chunks)
     parts = [chunk if projection is None else project(chunk, projection) for chunk in placed]
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 

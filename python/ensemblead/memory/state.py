@@ -23,7 +23,7 @@ class BankState:
     Arrays may be given as NumPy's; they are kept as torch tensors, on the device of the rows.
 
     Attributes:
-        rows: the coreset, float32 `[M, D]`, finite.
+        rows: the coreset, float32 or float16 `[M, D]`, finite.
         images: the image of every row, int64 `[M]`; -1 for one that several images have.
         projection: the map that the selection used, float32 `[d, D]`, or None.
         radius: no row added lay farther from the bank than this, in the projected space.
@@ -55,7 +55,8 @@ class BankState:
     grid: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
-        rows = _tensor("rows", self.rows, torch.float32, 2)
+        is_half = str(getattr(self.rows, "dtype", "")).removeprefix("torch.") == "float16"
+        rows = _tensor("rows", self.rows, torch.float16 if is_half else torch.float32, 2)
         images = _tensor("images", self.images, torch.int64, 1)
         _require_finite("rows", rows)
         if len(images) != len(rows):
@@ -111,19 +112,21 @@ class BankState:
             raise ValueError(f"grid must hold all places, got {self.grid}, and one at {tuple(cells.max(0))}")
         return places.to(self.rows.device)
 
-    def for_half(self) -> BankState:
+    def for_half(self, argument: str = "half") -> BankState:
         """The state for rows that are about to be rounded to float16, which moves them by a little: `radius`
         and what follows from it grow by that.
 
-        Raises ValueError for values that float16 does not have.
+        Raises ValueError, naming `argument`, for values that float16 does not have.
         """
         moved = 0.0
         for start in range(0, len(self.rows), _CHUNK):
-            rows = self.rows[start : start + _CHUNK]
+            rows = self.rows[start : start + _CHUNK].float()
             halves = rows.half().float()
             if not bool(torch.isfinite(halves).all()):
                 largest = float(self.rows.abs().max())
-                raise ValueError(f"half: float16 has values up to 65504, the bank's go up to {largest:.6g}")
+                raise ValueError(
+                    f"{argument}: float16 has values up to 65504, the bank's go up to {largest:.6g}"
+                )
             # Each projected as the bank does it, since that rounds too.
             before, after = (project_chunks([one], self.projection, one.device) for one in (rows, halves))
             moved = max(moved, float(torch.linalg.vector_norm(before - after, dim=1).max()))

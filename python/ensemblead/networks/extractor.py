@@ -13,7 +13,15 @@ from torch import Tensor, nn
 
 from ensemblead.common.validation import near_names
 from ensemblead.networks.engines import ENGINES
-from ensemblead.networks.engines.engine import Outputs, Part, Quantized, input_of
+from ensemblead.networks.engines.engine import (
+    NORMED_SUFFIX,
+    Outputs,
+    Part,
+    Quantized,
+    input_of,
+    last_norm,
+    normed_of,
+)
 from ensemblead.networks.engines.kept import KeptEngines
 from ensemblead.networks.gabor import GaborBank
 from ensemblead.networks.grids import TokenLayout
@@ -40,7 +48,9 @@ class FeatureExtractor:
             has hooks; after every call its training flags and hooks are as before. `to` moves it for good.
         layers: names of submodules at any depth, as `named_modules` gives them, in the order wanted back. A
             layer that is called several times in one pass gives the output of its first call. "NAME:input" is
-            what the layer NAME reads. None, with `pooling`: what the classifier reads.
+            what the layer NAME reads. "NAME:normed" is what a transformer's block NAME puts out, behind the
+            network's last norm, as timm's `forward_intermediates(norm=True)` gives it; "norm" is that of the
+            last block. None, with `pooling`: what the classifier reads.
         weights: for a name, see `load_backbone`: "default", a path, a state dict, or None for random ones.
             It may lack tensors that are not needed to reach the layers. A module and "gabor" bring their own.
         seed: of the random initialisation under `weights=None`.
@@ -370,7 +380,12 @@ def _checked_layers(module: nn.Module, layers: Sequence[str]) -> tuple[str, ...]
         raise ValueError(f"layers must differ from each other, got {layers}")
     names = [name for name, _ in module.named_modules() if name]
     for layer in layers:
-        if layer not in names and input_of(layer, names) is None:
+        if normed_of(layer, names) is not None and last_norm(module) is None:
+            raise ValueError(
+                f"layers: {type(module).__name__} has no last norm, which {layer!r} needs; leave out "
+                f"{NORMED_SUFFIX!r}"
+            )
+        if all(found(layer, names) is None for found in (input_of, normed_of)) and layer not in names:
             near = near_names(layer, names, most=5)
             top = ", ".join(near or [name for name, _ in module.named_children()][:20])
             raise ValueError(

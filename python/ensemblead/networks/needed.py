@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from torch import Tensor, nn
 
 from ensemblead.networks.engines.eager import EagerEngine
-from ensemblead.networks.engines.engine import Part, input_of
+from ensemblead.networks.engines.engine import Part, input_of, normed_of
 
 
 def needed_tensors(part: Part, images: Tensor) -> frozenset[str]:
@@ -39,6 +39,8 @@ def needed_tensors(part: Part, images: Tensor) -> frozenset[str]:
             visit(child, f"{prefix}{name}.", (certain or module in finished) and run)
 
     visit(part.module, "", False)
+    if any(normed_of(layer, parts) is not None for layer in part.layers):
+        needed.update(("norm.weight", "norm.bias"))
     return frozenset(needed.intersection(part.module.state_dict()))
 
 

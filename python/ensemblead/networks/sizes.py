@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from ensemblead.networks.engines.engine import NORMED_SUFFIX
 from ensemblead.networks.layers import is_known, run_blank
 from ensemblead.networks.zoo import blueprint, module_configuration
 
@@ -44,6 +45,7 @@ def sizes_taken(
     except (ValueError, ImportError):
         return (size,), None
     parts = {name for name, _ in module.named_modules()}
+    layers = tuple(dict.fromkeys(layer.removesuffix(NORMED_SUFFIX) for layer in layers))
     if not parts.issuperset(layers) or _takes(module, layers, size):
         return (size,), None
     for step in _steps(module):

@@ -23,7 +23,7 @@ class ExactIndex:
     """Finds what comparing every row by differences finds, the lower row among equals.
 
     Args:
-        rows: float32 `[M, D]`, finite.
+        rows: float32 or float16 `[M, D]`, finite. Distances are those of the rows as they are, in float32.
         products: what searches where the core does not; by default torch.
     """
 

@@ -94,7 +94,7 @@ def true_distances(queries: torch.Tensor, rows: torch.Tensor, indices: torch.Ten
     step = max(1, gather // (queries.shape[1] * indices.shape[1]))
     for a in range(0, len(indices), step):
         for j in range(indices.shape[1]):
-            difference = rows.index_select(0, indices[a : a + step, j]).sub_(queries[a : a + step])
+            difference = rows.index_select(0, indices[a : a + step, j]).float().sub_(queries[a : a + step])
             out[a : a + step, j] = difference.square_().sum(1)
     return out
 

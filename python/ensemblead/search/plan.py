@@ -68,8 +68,8 @@ def make_index(name: str, rows: torch.Tensor, seed: int) -> ExactIndex | FaissIn
 
 
 def flat_index(rows: torch.Tensor) -> ExactIndex:
-    """The exact index over `rows`, on their device."""
-    on_gpu = search_plan("flat", rows.device).engine == "faiss-gpu"
+    """The exact index over `rows`, on their device. FAISS searches float32 alone."""
+    on_gpu = rows.dtype == torch.float32 and search_plan("flat", rows.device).engine == "faiss-gpu"
     return ExactIndex(rows, GpuProductSearch(rows) if on_gpu else None)
 
 

@@ -27,15 +27,17 @@ _CPU_TILE, _CUDA_TILE = (1024, 4096), (8192, 4096)
 _SPARE = 8
 # Columns of which the smallest is found first, and how many columns are found one by one.
 _BLOCK, _FEW = 64, 12
-# Values of a block of float64 products.
-_SETTLED = 1 << 22
+# Values of a block of float64 products, and rows that are taken in float64 at once.
+_SETTLED, _AT_ONCE = 1 << 22, 8192
 # Rows that are looked at to see whether rows lie so far apart that float32 tells them from each other, and
 # how many times the error that must be.
 _PROBED, _CLEAR = 256, 256.0
 
 
 class ProductSearch:
-    """Searches rows float32 `[M, D]` on their device. Everything is made when the first search needs it."""
+    """Searches rows float32 or float16 `[M, D]` on their device. Everything is made when the first search
+    needs it.
+    """
 
     def __init__(self, rows: torch.Tensor) -> None:
         self.rows = rows
@@ -43,13 +45,17 @@ class ProductSearch:
     @cached_property
     def mean(self) -> torch.Tensor:
         """The point that rows and queries are taken relative to; it keeps rounding small."""
-        return self.rows.double().mean(0).float()
+        total = torch.zeros(self.rows.shape[1], dtype=torch.float64, device=self.rows.device)
+        for a in range(0, len(self.rows), _AT_ONCE):
+            total += self.rows[a : a + _AT_ONCE].double().sum(0)
+        return (total / len(self.rows)).float()
 
     @cached_property
     def _norms(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Squared norms of the rows about the mean, float32 `[M]`, and the largest norm, float64 `[]`."""
         mean = self.mean.double()
-        blocks = (self.rows[a : a + 8192].double() - mean for a in range(0, len(self.rows), 8192))
+        starts = range(0, len(self.rows), _AT_ONCE)
+        blocks = (self.rows[a : a + _AT_ONCE].double() - mean for a in starts)
         squares = torch.cat([block.square().sum(1) for block in blocks])
         return squares.float(), squares.max().sqrt()
 
@@ -74,7 +80,7 @@ class ProductSearch:
         step = max(1, len(self.rows) // _PROBED)
         numbers = torch.arange(len(self.rows), device=self.rows.device)
         probed = numbers[::step].cpu().numpy()
-        nearest = self._settled(self.rows[::step], 1, Excluded.of(numbers, probed))[0].min()
+        nearest = self._settled(self.rows[::step].float(), 1, Excluded.of(numbers, probed))[0].min()
         error = self._error(self._norms[1], torch.float32)
         return bool(nearest.double() > _CLEAR * error)
 

@@ -1,8 +1,8 @@
 """States in folders: dataclasses of tensors and plain values, by one pair of functions for all.
 
-A field may hold a tensor or NumPy array, a number, a string, a bool, bytes, a tuple of numbers or of
-tensors, another such dataclass, or, where its type says so, None. Types of fields are the schema: what does
-not fit them is refused when it is saved, and when it is loaded.
+A field may hold a tensor or NumPy array, a number, a string, a bool, bytes, another such dataclass, a tuple
+of numbers, of tensors, or of dataclasses of the type that it names, or, where its type says so, None. Types
+of fields are the schema: what does not fit them is refused when it is saved, and when it is loaded.
 """
 
 from __future__ import annotations
@@ -80,7 +80,8 @@ def _dump(value: Any, hint: Any, path: str, tensors: dict[str, Any], files: dict
         files[path] = value
         return len(value)
     if isinstance(value, tuple):
-        return [_dump(item, Any, f"{path}.{i}", tensors, files) for i, item in enumerate(value)]
+        item_hint = _item_hint(hint)
+        return [_dump(item, item_hint, f"{path}.{i}", tensors, files) for i, item in enumerate(value)]
     if is_dataclass(value):
         hints, own = get_type_hints(type(value)), {}
         for field in fields(value):
@@ -123,6 +124,8 @@ def _read(
         if get_origin(option) is tuple:
             if type(value) is not list:
                 raise TypeError(f"{path} must be a list, got {value!r}")
+            if (own := _item_hint(option)) is not Any:
+                return tuple(_read(own, item, f"{path}.{i}", tensors, file) for i, item in enumerate(value))
             return tuple(
                 _finite(tensors[f"{path}.{i}"], f"{path}.{i}") if f"{path}.{i}" in tensors else item
                 for i, item in enumerate(value)
@@ -143,6 +146,15 @@ def _options(hint: Any) -> tuple[Any, ...]:
     return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
 
 
+def _item_hint(hint: Any) -> Any:
+    """The dataclass that all items of a tuple are of, by its type; Any for other tuples."""
+    for option in _options(hint):
+        items = get_args(option) if get_origin(option) is tuple else ()
+        if items and isclass(items[0]) and is_dataclass(items[0]):
+            return items[0]
+    return Any
+
+
 def _fits(value: Any, hint: Any) -> bool:
     """Whether a value may stand where `hint` is, and is of a kind that can be stored."""
     if hint is Any:
@@ -153,7 +165,7 @@ def _fits(value: Any, hint: Any) -> bool:
             if value in get_args(option):
                 return True
         elif origin is tuple:
-            if isinstance(value, tuple) and all(_fits(item, Any) for item in value):
+            if isinstance(value, tuple) and all(_fits(item, _item_hint(option)) for item in value):
                 return True
         elif origin is float:
             if type(value) in (int, float):

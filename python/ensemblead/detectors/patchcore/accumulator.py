@@ -20,11 +20,10 @@ from ensemblead.detectors.patchcore.robust import (
     odd_ones,
     out_of_bag_scores,
 )
-from ensemblead.detectors.patchcore.scoring import PatchScoring, patch_places
+from ensemblead.detectors.patchcore.scoring import PatchScoring, is_zero, patch_places
 from ensemblead.kernels.inside import Inside
 from ensemblead.kernels.maps import MapKind
 from ensemblead.memory import MemoryBank, start_rows
-from ensemblead.networks.noise import moved_distance
 
 # With fewer rows in the bank than this, leave-one-out thresholds lie far above fresh images' scores. It is
 # their number that matters, from however many images they come; docs/design/thresholds.md has the figures.
@@ -72,6 +71,8 @@ class BankAccumulator:
         self._device = torch.device("cpu")  # of the embeddings
         self._odd: dict[int, float] = {}  # images that are left out, by number
         self._fits = False  # all patches can be held at once
+        # Of every batch the images' numbers and, for metric="cosine", whether they have vectors of zeros.
+        self._zeros: list[tuple[tuple[int, ...], torch.Tensor]] = []
 
     def add(self, seen: Seen) -> None:
         patches, inside = seen.embeddings, self._region(seen)
@@ -83,6 +84,8 @@ class BankAccumulator:
         per_image, dims = patches.shape[1] * patches.shape[2], patches.shape[3]
         if not self._counts and seen.total:
             self._expect(seen, per_image, dims)
+        if self._scoring.is_cosine:
+            self._zeros.append((seen.numbers, is_zero(patches).flatten(1).any(1)))
         own = np.array(seen.numbers, dtype=np.int64) + self._first
         self._contents += seen.contents
         self._device = patches.device
@@ -116,6 +119,7 @@ class BankAccumulator:
         self._bank.expect(seen.total * per_image, dims, beside=held)
 
     def finish(self, run: Run) -> Fitted:
+        self._refuse_zeros(run)
         bank, few, rose, extending = self._bank, False, False, self._bank.is_fitted
         floor = self._relative_noise() * float(bank.mean_square_norm()) ** 0.5
         warnings: dict[str, str] = {}
@@ -167,7 +171,7 @@ class BankAccumulator:
             done += len(batch)
             run.progress("calibrate", done, len(self._held))
         self._held = []
-        sample.rounding = self._rounding(floor, sample.largest_score())
+        sample.rounding = self._scoring.moved(sample.largest_score(), floor, int(bank.rows_.shape[1]))
         warnings |= {} if extending else self._warnings(fair, few)
         odd = {number - self._first: score for number, score in self._odd.items()}
         return Fitted(bank, sample, warnings=warnings, rose=rose, odd=odd)
@@ -214,12 +218,21 @@ class BankAccumulator:
                 SlowPredictWarning,
             )
 
-    def _rounding(self, floor: float, largest: float) -> float:
-        """How far rounding moves scores like these, where it moves an embedding by `floor`."""
-        squared = self._scoring.is_squared
-        distance = max(largest, 0.0) ** 0.5 if squared else largest
-        moved = moved_distance(floor, distance, int(self._bank.rows_.shape[1]))
-        return (distance + moved) ** 2 - distance**2 if squared else moved
+    def _refuse_zeros(self, run: Run) -> None:
+        """Raise ValueError, naming the first image, for embeddings that have no direction."""
+        # A GPU is waited for once, when all images are in.
+        found = [
+            number
+            for numbers, has_zeros in self._zeros
+            for number, is_so in zip(numbers, has_zeros.tolist(), strict=True)
+            if is_so
+        ]
+        if found:
+            raise ValueError(
+                f'metric="cosine" compares directions, but for some place of {len(set(found))} images the '
+                f"network puts out zeros, first of {run.describe(found[0])}; leave those images out, or take "
+                'metric="l2" or other layers'
+            )
 
     def _warnings(self, fair: int, few: bool) -> dict[str, str]:
         """Why the threshold says little: few images could be scored without themselves, or few rows."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -21,8 +22,14 @@ from ensemblead.detectors.method import Accumulator, Method, Scores, Seen
 from ensemblead.detectors.parts import Progress
 from ensemblead.detectors.patchcore.accumulator import BankAccumulator
 from ensemblead.detectors.patchcore.graph import BankGraph
+from ensemblead.detectors.patchcore.layer_banks import (
+    LayerBanks,
+    LayerBanksGraph,
+    LayerBanksState,
+    LayersAccumulator,
+)
 from ensemblead.detectors.patchcore.robust import checked_contamination
-from ensemblead.detectors.patchcore.scoring import PatchScoring, patch_places
+from ensemblead.detectors.patchcore.scoring import PatchScoring, of_length_one, patch_places
 from ensemblead.detectors.regions import inside_of
 from ensemblead.detectors.running import scored_batches
 from ensemblead.images import RegionLike
@@ -31,7 +38,7 @@ from ensemblead.kernels.maps import MAP_KINDS, MapKind
 from ensemblead.kernels.patch_operators import PatchOperators
 from ensemblead.kernels.patches import aggregate_patches
 from ensemblead.memory import Coverage, MemoryBank
-from ensemblead.memory.bank import DEFAULT_FRACTION, MEMORY_BUDGET
+from ensemblead.memory.bank import DEFAULT_FRACTION, DTYPES, MEMORY_BUDGET
 from ensemblead.memory.buffer import row_labels
 from ensemblead.memory.state import BankState
 from ensemblead.networks.noise import relative_noise
@@ -39,6 +46,7 @@ from ensemblead.store import FolderReader
 
 _SCORES = ("max", "reweighted", "topk")
 _AGGREGATIONS = ("adaptive", "concat")
+_BANKS, _METRICS = ("joint", "per_layer"), ("l2", "cosine")
 # Bank rows of an exported graph at most: it holds the products of all patches of an image with them.
 _MOST_EXPORTED = 50_000
 
@@ -66,11 +74,22 @@ class PatchCore(Method):
             channels to their number, any other to 1024.
         target_dim: length of an embedding (with "auto", at most what the layers give).
         aggregation: "adaptive" (the paper's implementation) or "concat" (averaged neighbourhoods, channels as
-            they are).
+            they are: with `patch_size=1` a layer's values are left as they are).
+        banks: "joint": a patch is what all layers have there, and there is one bank of such patches.
+            "per_layer": every layer has patches of its own, on its own grid, and a bank of them, with its own
+            coreset. A layer's distances are divided by their mean over normal images, each scored without its
+            own rows; that scale stays in `extend`. The mean over the layers, on the first one's grid, makes
+            score and map. `coreset_size` and `memory_budget` are then of each bank.
+        metric: "l2", or "cosine": embeddings and bank rows are divided by their Euclidean norms, and the
+            distance is 1 - cos, in 0..2, whatever `score` is. Vectors of zeros are an error in `fit`; in
+            `predict` they have the distance 1.
         coreset_fraction, coreset_size, index: see `MemoryBank`. A bank of fewer than 50 rows gives `fit` a
             threshold that is too high for many defects, and it warns; `calibrate` does not depend on that.
             Of many images give a `coreset_size`, such as 16384: predict takes as long as the bank is large. A
             SlowPredictWarning says where it takes more than 100 GFLOP an image.
+        bank_dtype: "float32", or "float16": bank rows in half the memory, and a smaller file. Distances are
+            exact for the rounded rows; with metric "cosine" they are half of the squared L2 distances to
+            these. Needs index "flat".
         memory_budget: bytes that `fit` holds at most, beyond the network, a batch of images and its feature
             maps; in `extend` the bank and the rows that enter it come on top. Where the embeddings of all
             images fit, all patches are selected among at once. Where they do not, they are selected among
@@ -78,21 +97,22 @@ class PatchCore(Method):
             threshold, 100 at least. A budget that is too small is refused after the first batch. Members of a
             `BackboneEnsemble` have a budget each.
         position_radius: compare a patch only with bank rows from at most so many cells away, in y and in x,
-            on the grid of patches (of stride 8: 8 pixels a cell). For cameras and products that do not move.
+            on the grid of patches (of stride 8: 8 pixels a cell), with `banks="per_layer"` on each layer's own. For cameras and products that do not move.
             Where fewer than `num_neighbors` rows lie within it, the radius grows for that place until they
             do. All images must give one grid. Search takes less time the smaller it is, so that a bank can be
             larger. Needs index "flat". None: rows of all places.
         num_neighbors: a patch's distance is the mean over so many nearest bank rows.
-        score: "topk": *squared* L2 distances, the image's score is the mean over the largest 1 % (at least
-            one). "max": squared distances, the largest one (the reference implementation). "reweighted": L2
-            distances, the largest one weighted by how alone its nearest bank row is (the paper's eq. 7).
+        score: of metric "l2" (see `metric` for the other). "topk": *squared* L2 distances, the image's score
+            is the mean over the largest 1 % (at least one). "max": squared distances, the largest one (the
+            reference implementation). "reweighted": L2 distances, the largest one weighted by how alone its
+            nearest bank row is (the paper's eq. 7).
         contamination: "auto", or a share between 0 and 0.5: `fit` leaves out training images that are odd
             among the others, such as defective ones, and lists them in `left_out_`. Each is judged by small
             banks of parts of the images that it is not in. "auto" leaves out those more than six robust
             deviations above the median, of clean sets next to nothing; a share so many of the different
             images, rounded up. It takes ten different images, and a `memory_budget` for all patches. A member
-            of an ensemble, or a tile location, judges for itself; `extend` learns all that it is given. None:
-            all are learned. docs/design/robust.md has what it does.
+            of an ensemble, or a tile location, judges for itself; `extend` learns all that it is given. Needs
+            one bank for all layers. None: all are learned. docs/design/robust.md has what it does.
         reweight_neighbors: bank rows around the nearest one that "reweighted" looks at, itself included.
         map_kind: "bilinear" (the reference implementation), or as anomalib makes maps "nearest": distances
             are repeated, not interpolated, before the blur, which reflects about the edge pixels.
@@ -109,8 +129,8 @@ class PatchCore(Method):
             a CPU where it is installed. docs/design/engines.md has their speed. For precision "int8"
             fit in float32 and call `quantize`.
 
-    Attributes: `memory_bank_`, `calibration_`, `threshold_` after `fit`; `network_`, the extractor, once it
-    is needed.
+    Attributes: `memory_bank_` (with `banks="per_layer"` `memory_banks_`), `calibration_`, `threshold_` after
+    `fit`; `network_`, the extractor, once it is needed.
 
     Example:
         >>> import numpy as np
@@ -125,7 +145,7 @@ class PatchCore(Method):
         ((1,), (1, 64, 64), array([ True]))
     """
 
-    State = BankState
+    State: type = BankState
     has_bank = True
 
     def __init__(
@@ -141,8 +161,11 @@ class PatchCore(Method):
         pretrain_dim: int | Sequence[int] | Literal["auto"] = "auto",
         target_dim: int = 1024,
         aggregation: Literal["adaptive", "concat"] = "adaptive",
+        banks: Literal["joint", "per_layer"] = "joint",
+        metric: Literal["l2", "cosine"] = "l2",
         coreset_fraction: float = DEFAULT_FRACTION,
         coreset_size: int | None = None,
+        bank_dtype: Literal["float32", "float16"] = "float32",
         num_neighbors: int = 1,
         position_radius: int | None = None,
         score: Literal["max", "reweighted", "topk"] = "topk",
@@ -162,11 +185,23 @@ class PatchCore(Method):
         patch_size = whole_number("patch_size", patch_size)
         if patch_size < 1 or patch_size % 2 == 0:
             raise ValueError(f"patch_size must be odd and positive, got {patch_size}")
-        if aggregation not in _AGGREGATIONS:
-            raise ValueError(f"aggregation must be one of {', '.join(_AGGREGATIONS)}, got {aggregation!r}")
-        if score not in _SCORES:
-            raise ValueError(f"score must be one of {', '.join(_SCORES)}, got {score!r}")
+        one_of("aggregation", aggregation, _AGGREGATIONS)
+        one_of("banks", banks, _BANKS)
+        one_of("metric", metric, _METRICS)
+        one_of("score", score, _SCORES)
+        if banks == "per_layer":
+            if score == "reweighted":
+                raise ValueError(
+                    'score="reweighted" looks at the rows of one bank; with banks="per_layer" take "topk" or '
+                    '"max"'
+                )
+            if contamination is not None:
+                raise ValueError(
+                    'contamination judges images by the patches of one bank; with banks="per_layer" leave it None'
+                )
+            self.State = LayerBanksState
         self.patch_size, self.aggregation = patch_size, aggregation
+        self.banks, self.metric = banks, metric
         self.target_dim = whole_number("target_dim", target_dim, 1)
         self.pretrain_dim = _check_pretrain_dim(pretrain_dim, len(self.layers))
         self.coreset_fraction, self.index = float(coreset_fraction), index
@@ -178,6 +213,7 @@ class PatchCore(Method):
         one_of("map_kind", map_kind, MAP_KINDS)
         self.map_kind = map_kind
         self.coreset_size, self.memory_budget = coreset_size, memory_budget
+        self.bank_dtype = one_of("bank_dtype", bank_dtype, DTYPES)
         bank = self.new_bank()  # checks its own parameters
         self.coreset_size, self.memory_budget = bank.coreset_size, bank.memory_budget
         self.position_radius = bank.position_radius
@@ -185,13 +221,22 @@ class PatchCore(Method):
     @property
     def memory_bank_(self) -> MemoryBank:
         """The fitted bank; its rows are the embeddings of normal patches."""
+        if self.banks == "per_layer":
+            raise AttributeError('with banks="per_layer" there are several: see memory_banks_')
         bank: MemoryBank = self.state_
         return bank
 
     @property
+    def memory_banks_(self) -> tuple[MemoryBank, ...]:
+        """The fitted banks: with `banks="per_layer"` one per layer, else one of all layers."""
+        state = self.state_
+        return state.banks if isinstance(state, LayerBanks) else (state,)
+
+    @property
     def learned_(self) -> dict[str, int]:
-        bank = self.memory_bank_
-        return {"bank_rows": len(bank), "dimensions": int(bank.rows_.shape[1])}
+        banks = self.memory_banks_
+        dimensions = sum(int(bank.rows_.shape[1]) for bank in banks)
+        return {"bank_rows": sum(map(len, banks)), "dimensions": dimensions}
 
     @property
     def extending_lowers_scores(self) -> bool:
@@ -209,6 +254,7 @@ class PatchCore(Method):
             seed=self.seed,
             memory_budget=self.memory_budget,
             position_radius=self.position_radius,
+            dtype=self.bank_dtype,
         )
 
     def verify(self, images: Any, *, errors: Errors = "raise", progress: Progress | None = None) -> Coverage:
@@ -221,8 +267,12 @@ class PatchCore(Method):
         Returns the largest distance and quantiles of all distances, in the space that the bank was selected
         in, and a certificate: of the images of the fit, no bank of as many rows comes closer than the radius
         divided by it.
+
+        Raises ValueError with `banks="per_layer"`: `memory_banks_` have a `verify` each, of embeddings.
         """
         self._require_fitted("verify")
+        if self.banks == "per_layer":
+            raise ValueError('verify is of one bank, and with banks="per_layer" there is one per layer')
         measure = self.memory_bank_.coverage_measure()
         for _, (seen,) in scored_batches(self, images, errors, progress, "verify"):
             inside, shape = self.inside(seen), seen.embeddings.shape
@@ -233,99 +283,137 @@ class PatchCore(Method):
 
     @property
     def _scoring(self) -> PatchScoring:
-        return PatchScoring(self.score, self.num_neighbors, self.reweight_neighbors)
+        return PatchScoring(self.score, self.num_neighbors, self.reweight_neighbors, self.metric)
 
     # The method
 
-    def embed(self, feature_maps: list[torch.Tensor]) -> torch.Tensor:
-        given = self.pretrain_dim
-        embedded: torch.Tensor = aggregate_patches(
-            feature_maps,
-            patch_size=self.patch_size,
-            pretrain_dim=list(given) if isinstance(given, tuple) else given,
-            target_dim=self.target_dim,
-            mode=self.aggregation,
-        )
-        return embedded
+    def embed(self, feature_maps: list[torch.Tensor]) -> torch.Tensor | tuple[torch.Tensor, ...]:
+        found = [
+            aggregate_patches(
+                [feature_maps[i] for i in group],
+                patch_size=self.patch_size,
+                pretrain_dim=self._pretrain_dim_of(group),
+                target_dim=self.target_dim,
+                mode=self.aggregation,
+            )
+            for group in self._groups
+        ]
+        if self.metric == "cosine":
+            found = [of_length_one(one) for one in found]
+        return tuple(found) if self.banks == "per_layer" else found[0]
 
-    def start(self, state: MemoryBank | None = None) -> Accumulator:
-        bank = self.new_bank() if state is None else state.copy()
-        return BankAccumulator(
-            self._scoring,
-            bank,
-            self.batch_size,
-            self._relative_noise,
-            self.map_kind,
-            inside=self.inside,
-            contamination=self.contamination if state is None else None,
-        )
+    @property
+    def _groups(self) -> list[range]:
+        """The layers of each bank, by number."""
+        count = len(self.layers)
+        return [range(i, i + 1) for i in range(count)] if self.banks == "per_layer" else [range(count)]
+
+    def _pretrain_dim_of(self, group: range) -> int | list[int] | Literal["auto"]:
+        given = self.pretrain_dim
+        return [given[i] for i in group] if isinstance(given, tuple) else given
+
+    def start(self, state: Any = None) -> Accumulator:
+        banks = [self.new_bank() for _ in self._groups]
+        scales = None
+        if isinstance(state, LayerBanks):
+            banks, scales = [bank.copy() for bank in state.banks], state.scales
+        elif state is not None:
+            banks = [state.copy()]
+        parts = [
+            BankAccumulator(
+                self._scoring,
+                bank,
+                self.batch_size,
+                self._relative_noise,
+                self.map_kind,
+                inside=self.inside,
+                contamination=self.contamination if state is None else None,
+            )
+            for bank in banks
+        ]
+        if self.banks == "joint":
+            return parts[0]
+        return LayersAccumulator(parts, scales, self._scoring, self.map_kind)
 
     def _relative_noise(self) -> float:
         return relative_noise(self.network_.dtype, self.network_.precision)
 
     def held_bytes(self, seen: Seen, total: int) -> int | None:
-        num_rows = total * _inspected(seen.embeddings[:1], self.inside(seen))[0, :, :, 0].numel()
-        fits = self.new_bank().fits(num_rows, seen.embeddings.shape[3])
+        bank, inside = self.new_bank(), self.inside(seen)
+        each = [_inspected(one[:1], inside)[0, :, :, 0].numel() for one in seen.values]
+        fits = all(bank.fits(total * n, one.shape[3]) for n, one in zip(each, seen.values, strict=True))
         return None if fits else self.memory_budget // 4
 
-    def scores(self, state: MemoryBank, seen: Seen) -> Scores:
-        return self.patch_scores(state, seen.embeddings, inside=self.inside(seen))
+    def scores(self, state: Any, seen: Seen) -> Scores:
+        inside = self.inside(seen)
+        if isinstance(state, LayerBanks):
+            return state.scores(self._scoring, seen.values, inside)
+        return self._scoring.inspected(state, seen.embeddings, inside)
 
     def patch_scores(
-        self,
-        bank: MemoryBank,
-        patches: torch.Tensor,
-        exclude_images: Sequence[int] | None = None,
-        *,
-        inside: Inside | None = None,
+        self, bank: MemoryBank, patches: torch.Tensor, exclude_images: Sequence[int] | None = None
     ) -> Scores:
-        """See `PatchScoring.scores`; `inside`: the region that is inspected."""
-        if inside is None:
-            return self._scoring.scores(bank, patches, exclude_images)
-        grid = (patches.shape[1], patches.shape[2])
-        places = patch_places(bank, len(patches), grid, inside)
-        found = self._scoring.scores(bank, inside.take(patches), exclude_images, places)
-        return Scores(inside.put(found.grids, grid), found.images)
+        """See `PatchScoring.scores`."""
+        return self._scoring.scores(bank, patches, exclude_images)
 
-    def graph(self, state: MemoryBank, size: tuple[int, int]) -> nn.Module:
+    def graph(self, state: Any, size: tuple[int, int]) -> nn.Module:
         if self.index != "flat":
             warn(f'index="{self.index}" finds nearest rows approximately, and the exported graph exactly')
-        if len(state) > _MOST_EXPORTED:
+        banks = state.banks if isinstance(state, LayerBanks) else (state,)
+        graphs = [
+            self._bank_graph(bank, group, size) for bank, group in zip(banks, self._groups, strict=True)
+        ]
+        return (
+            LayerBanksGraph(graphs, state.scales, self._scoring) if self.banks == "per_layer" else graphs[0]
+        )
+
+    def _bank_graph(self, bank: MemoryBank, group: range, size: tuple[int, int]) -> BankGraph:
+        if len(bank) > _MOST_EXPORTED:
             raise NotExportableError(
-                f"a memory bank of {len(state)} rows is too large for a graph, which compares every patch "
+                f"a memory bank of {len(bank)} rows is too large for a graph, which compares every patch "
                 f"with all of them at once; extend(images, max_rows={_MOST_EXPORTED}) or a smaller "
                 "coreset_size makes it smaller"
             )
-        given = self.pretrain_dim
+        network = self.network_.with_layers([self.layers[i] for i in group])
         patches = PatchOperators(
-            self.network_.channels(size),
-            self.network_.grid(size),
+            network.channels(size),
+            network.grid(size),
             patch_size=self.patch_size,
-            pretrain_dim=list(given) if isinstance(given, tuple) else given,
+            pretrain_dim=self._pretrain_dim_of(group),
             target_dim=self.target_dim,
             mode=self.aggregation,
         )
         inside, near = inside_of(self.geometry), None
-        if state.position_radius is not None:
+        if bank.position_radius is not None:
             if self.score == "reweighted":
                 raise NotExportableError(
                     'score="reweighted" with position_radius compares bank rows with each other by place, '
                     'which no graph does; score="topk" or "max" can be exported'
                 )
-            rows, columns = self.network_.grid(size)
-            near = state.near_rows(patch_places(state, 1, (rows, columns), inside), self.num_neighbors)
-        return BankGraph(patches, state.rows_.float().cpu(), self._scoring, near, inside)
+            rows, columns = network.grid(size)
+            near = bank.near_rows(patch_places(bank, 1, (rows, columns), inside), self.num_neighbors)
+        return BankGraph(patches, bank.rows_.float().cpu(), self._scoring, near, inside)
 
     # Saving: the bank's rows, without the structures that are searched
 
-    def _state_to_save(self) -> BankState:
-        return self.memory_bank_.state()
+    def _state_to_save(self) -> BankState | LayerBanksState:
+        states = tuple(bank.state() for bank in self.memory_banks_)
+        return LayerBanksState(states, self.state_.scales) if self.banks == "per_layer" else states[0]
 
-    def _in_half(self, state: BankState) -> tuple[BankState, Sequence[str]]:
-        return state.for_half(), ("rows",)
+    def _in_half(self, state: Any) -> tuple[Any, Sequence[str]]:
+        if self.bank_dtype == "float16":
+            return state, ()
+        if isinstance(state, BankState):
+            return state.for_half(), ("rows",)
+        halves = tuple(bank.for_half() for bank in state.banks)
+        return replace(state, banks=halves), [f"banks.{i}.rows" for i in range(len(halves))]
 
-    def _state_from_saved(self, saved: BankState) -> MemoryBank:
-        return MemoryBank.from_state(self.new_bank().parameters(), saved)
+    def _state_from_saved(self, saved: Any) -> MemoryBank | LayerBanks:
+        states = saved.banks if self.banks == "per_layer" else (saved,)
+        if len(states) != len(self._groups):
+            raise ValueError(f"there must be one bank per layer ({len(self._groups)}), got {len(states)}")
+        banks = tuple(MemoryBank.from_state(self.new_bank().parameters(), one) for one in states)
+        return LayerBanks(banks, saved.scales) if self.banks == "per_layer" else banks[0]
 
     @classmethod
     def _state_from_format1(cls, reader: FolderReader) -> BankState:

@@ -12,6 +12,9 @@ from ensemblead.detectors.patchcore.scoring import PatchScoring, top_count
 from ensemblead.kernels.inside import Inside
 from ensemblead.kernels.patch_operators import PatchOperators
 
+# A vector shorter than this has no direction.
+_SHORTEST = 1e-30
+
 
 class BankGraph(nn.Module):
     """Feature maps to scores, by the rows of a memory bank float32 `[M, D]`.
@@ -38,7 +41,7 @@ class BankGraph(nn.Module):
         inside: Inside | None = None,
     ) -> None:
         super().__init__()
-        self.patches, self._scoring, self._inside = patches, scoring, inside
+        self.patches, self._scoring, self.inside = patches, scoring, inside
         mean = rows.double().mean(0).float()
         centred = rows - mean
         self.register_buffer("rows", rows)
@@ -48,7 +51,10 @@ class BankGraph(nn.Module):
         self.register_buffer("half_norms", 0.5 * centred.double().square().sum(1).float())
 
     def forward(self, pixels: Sequence[Tensor], maps: Sequence[Tensor]) -> GraphOutputs:
-        embeddings, inside = self.patches(maps), self._inside
+        embeddings, inside = self.patches(maps), self.inside
+        if self._scoring.is_cosine:
+            lengths = embeddings.square().sum(3, keepdim=True).sqrt()
+            embeddings = embeddings / lengths.clamp_min(_SHORTEST)
         if inside is None:
             return self._scored(embeddings)
         grids, scores = self._scored(inside.take(embeddings))
@@ -62,16 +68,12 @@ class BankGraph(nn.Module):
         if self.near is not None:
             apart = torch.where(self.near, apart, 3e38)
         found = apart.topk(scoring.num_neighbors, dim=2, largest=False).indices
-        distances = (self._rows_at(found) - queries[:, :, None]).square().sum(3)
-        if scoring.score == "reweighted":
-            distances = distances.sqrt()
-        per_patch = distances.mean(2)
+        squared = (self._rows_at(found) - queries[:, :, None]).square().sum(3)
+        per_patch = self._in_metric(squared, queries).mean(2)
         grids = per_patch.reshape(-1, height, width)
-        if scoring.score == "topk":
-            return grids, per_patch.topk(top_count(height * width), dim=1).values.mean(1)
+        if scoring.score != "reweighted":
+            return grids, top_share(per_patch, scoring)
         largest, place = per_patch.max(1, keepdim=True)
-        if scoring.score == "max":
-            return grids, largest[:, 0]
         patch = queries.gather(1, place[:, :, None].expand(-1, 1, dims))
         # Of the nearest row; the first neighbour of every patch is.
         winner = found[:, :, 0].gather(1, place)
@@ -97,5 +99,19 @@ class BankGraph(nn.Module):
         # The winner comes first, whatever rows equal it.
         is_winner = torch.arange(len(self.rows), device=winner.device) == winner
         around = apart.masked_fill(is_winner, -3e38).topk(count, dim=1, largest=False).indices
-        distances = (self._rows_at(around[:, None])[:, 0] - patch).square().sum(2).sqrt()
-        return 1.0 - torch.softmax(distances, dim=1)[:, 0]
+        squared = (self._rows_at(around[:, None])[:, 0] - patch).square().sum(2)
+        return 1.0 - torch.softmax(self._in_metric(squared, patch[:, 0]), dim=1)[:, 0]
+
+    def _in_metric(self, squared: Tensor, queries: Tensor) -> Tensor:
+        """See `PatchScoring`: of squared distances `[..., k]` of queries `[..., D]`."""
+        if self._scoring.is_cosine:
+            is_zero = queries.square().sum(-1, keepdim=True) < 0.25
+            return torch.where(is_zero, torch.ones_like(squared), 0.5 * squared)
+        return squared if self._scoring.is_squared else squared.sqrt()
+
+
+def top_share(per_patch: Tensor, scoring: PatchScoring) -> Tensor:
+    """`PatchScoring.of_grids` of distances `[B, n]`: scores `[B]`."""
+    if scoring.score == "topk":
+        return per_patch.topk(top_count(int(per_patch.shape[1])), dim=1).values.mean(1)
+    return per_patch.amax(1)

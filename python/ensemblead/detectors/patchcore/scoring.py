@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,8 +13,11 @@ from ensemblead.detectors.parts import Scores
 from ensemblead.kernels.inside import Inside
 from ensemblead.memory import MemoryBank
 from ensemblead.memory.places import Numbers, grid_places
+from ensemblead.networks.noise import moved_distance
 
 _TOP_SHARE = 0.01
+# The shortest length that is divided by; a shorter vector counts as zero.
+_SHORTEST = 1e-30
 
 
 def top_count(patches: int) -> int:
@@ -42,18 +46,49 @@ def patch_places(
     return np.tile(grid_places(1, *grid)[chosen], (images, 1))
 
 
+def of_length_one(vectors: torch.Tensor) -> torch.Tensor:
+    """float32 `[..., D]`, each divided by its Euclidean norm; a vector of zeros stays one."""
+    lengths = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True, dtype=torch.float64)
+    unit: torch.Tensor = (vectors.double() / lengths.clamp_min(_SHORTEST)).float()
+    return unit
+
+
+def is_zero(vectors: torch.Tensor) -> torch.Tensor:
+    """Whether vectors `[..., D]` that `of_length_one` gave are of zeros: bool `[...]`."""
+    lengths: torch.Tensor = torch.linalg.vector_norm(vectors, dim=-1)
+    return lengths < 0.5
+
+
 @dataclass(frozen=True)
 class PatchScoring:
-    """How distances to bank rows become scores; see `PatchCore`."""
+    """How distances to bank rows become scores; see `PatchCore`.
+
+    With `metric="cosine"` embeddings and rows have length 1. The cosine distance, 1 - cos, is then half of
+    the squared L2 distance. From a vector of zeros it is 1 to all rows.
+    """
 
     score: str
     num_neighbors: int
     reweight_neighbors: int
+    metric: str = "l2"
+
+    @property
+    def is_cosine(self) -> bool:
+        return self.metric == "cosine"
 
     @property
     def is_squared(self) -> bool:
-        """Whether scores are squared distances."""
-        return self.score != "reweighted"
+        """Whether scores are squared L2 distances, or halves of them."""
+        return self.is_cosine or self.score != "reweighted"
+
+    def moved(self, score: float, floor: float, dims: int) -> float:
+        """How far rounding moves a score like this one, where it moves an embedding by `floor`."""
+        if not self.is_squared:
+            return moved_distance(floor, max(score, 0.0), dims)
+        share = 0.5 if self.is_cosine else 1.0
+        distance = math.sqrt(max(score, 0.0) / share)
+        farther = distance + moved_distance(floor, distance, dims)
+        return share * (farther**2 - distance**2)
 
     def scores(
         self,
@@ -70,20 +105,37 @@ class PatchScoring:
         own = None if exclude_images is None else np.repeat(exclude_images, height * width)
         places = patch_places(bank, images, (height, width)) if places is None else places
         distances, found = bank.search(queries, exclude_image=own, places=places)
-        if self.score == "reweighted":
-            distances = distances.sqrt()
-        per_patch = distances.mean(1).view(images, -1)
+        per_patch = self._in_metric(distances, queries).mean(1).view(images, -1)
         grids = per_patch.view(images, height, width)
-        if self.score == "topk":
-            count = top_count(per_patch.shape[1])
-            return Scores(grids, per_patch.topk(count, dim=1).values.mean(1))
+        if self.score != "reweighted":
+            return Scores(grids, self.of_grids(grids))
         largest, place = per_patch.max(1)
-        if self.score == "max":
-            return Scores(grids, largest)
         # The strangest patch of every image, and the bank row nearest to it.
         strangest = torch.arange(images, device=place.device) * per_patch.shape[1] + place
         weight = self._reweighting(bank, queries[strangest], found[strangest, 0], exclude_images)
         return Scores(grids, largest * weight)
+
+    def inspected(self, bank: MemoryBank, patches: torch.Tensor, inside: Inside | None) -> Scores:
+        """Scores of embeddings `[B, h, w, D]` of which only the patches of a region are inspected."""
+        if inside is None:
+            return self.scores(bank, patches)
+        grid = (patches.shape[1], patches.shape[2])
+        places = patch_places(bank, len(patches), grid, inside)
+        found = self.scores(bank, inside.take(patches), places=places)
+        return Scores(inside.put(found.grids, grid), found.images)
+
+    def of_grids(self, grids: torch.Tensor) -> torch.Tensor:
+        """Images' scores `[B]` of their patches' distances `[B, h, w]`, unless they are reweighted."""
+        per_patch = grids.flatten(1)
+        if self.score == "topk":
+            return per_patch.topk(top_count(per_patch.shape[1]), dim=1).values.mean(1)
+        return per_patch.amax(1)
+
+    def _in_metric(self, squared: torch.Tensor, queries: torch.Tensor) -> torch.Tensor:
+        """Squared L2 distances `[Q, k]` of queries `[Q, D]` in the metric of the scores."""
+        if self.is_cosine:
+            return (0.5 * squared).masked_fill_(is_zero(queries)[:, None], 1.0)
+        return squared if self.is_squared else squared.sqrt()
 
     def _reweighting(
         self,
@@ -103,5 +155,5 @@ class PatchScoring:
         is_winner = around == winners[:, None]
         others = torch.argsort(is_winner.to(torch.int8), dim=1, stable=True)[:, : count - 1]
         around = torch.cat([winners[:, None], around.gather(1, others)], 1)
-        distances = torch.linalg.vector_norm(bank.rows_[around] - patches[:, None], dim=2)
-        return 1.0 - torch.softmax(distances, dim=1)[:, 0]
+        squared = (bank.rows_[around] - patches[:, None]).square().sum(2)
+        return 1.0 - torch.softmax(self._in_metric(squared, patches), dim=1)[:, 0]

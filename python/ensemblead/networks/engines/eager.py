@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
-from ensemblead.networks.engines.engine import Part, input_of
+from ensemblead.networks.engines.engine import Part, input_of, last_norm, normed_of
 
 
 class EagerEngine:
@@ -60,11 +61,15 @@ class _Reached(BaseException):
 
 
 def attach(module: nn.Module, layers: tuple[str, ...], keep: Callable[[str, Any], None]) -> list[Any]:
-    """Hooks that call `keep(layer, tensor)` for the output, or the first input, of every layer."""
+    """Hooks that call `keep(layer, tensor)` for the output, the normed one, or the first input of layers."""
     parts = dict(module.named_modules())
 
     def hook_for(layer: str) -> Any:
         base = input_of(layer, parts)
+        if (normed := normed_of(layer, parts)) is not None:
+            return parts[normed].register_forward_hook(
+                lambda _part, _inputs, output: keep(layer, _normed(module, layer, output))
+            )
         if base is None:
             return parts[layer].register_forward_hook(lambda _part, _inputs, output: keep(layer, output))
         return parts[base].register_forward_pre_hook(
@@ -72,6 +77,18 @@ def attach(module: nn.Module, layers: tuple[str, ...], keep: Callable[[str, Any]
         )
 
     return [hook_for(layer) for layer in layers]
+
+
+def _normed(module: nn.Module, layer: str, output: Any) -> Any:
+    """A layer's output behind the network's last norm, which is not called: it may be watched itself."""
+    norm = last_norm(module)
+    shape = tuple(output.shape) if isinstance(output, Tensor) else None
+    if norm is None or shape is None or shape[-1:] != tuple(norm.normalized_shape):
+        raise ValueError(
+            f"layers: {layer!r} needs a network whose last norm fits that layer, as a transformer's of one "
+            f"width; its output has shape {shape}"
+        )
+    return functional.layer_norm(output, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
 
 
 # Modules that are being run, by how many passes, and their parts that were in training mode before.

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 # A layer's name with this behind it stands for the input of the layer.
 INPUT_SUFFIX = ":input"
+# With this behind it, for the layer's output behind the network's last norm.
+NORMED_SUFFIX = ":normed"
 
 Outputs = Mapping[str, Any]
 
@@ -55,7 +57,7 @@ class Part:
     """A network as far as some of its layers, in eval mode, where it is and in the dtype that it has.
 
     Attributes:
-        layers: names of submodules, each with or without `INPUT_SUFFIX`.
+        layers: names of submodules, each with or without `INPUT_SUFFIX` or `NORMED_SUFFIX`.
         name: the network's, for errors.
         precision: the one to compute in. It differs from the module's dtype where an engine rounds by itself,
             as int8 engines do.
@@ -134,5 +136,20 @@ def _same(found: Any, expected: Any, tolerance: float) -> bool:
 
 def input_of(layer: str, names: Sequence[str] | Mapping[str, Any]) -> str | None:
     """The submodule whose input `layer` stands for; None where it stands for an output."""
-    base = layer.removesuffix(INPUT_SUFFIX)
+    return _without(INPUT_SUFFIX, layer, names)
+
+
+def normed_of(layer: str, names: Sequence[str] | Mapping[str, Any]) -> str | None:
+    """The submodule whose normed output `layer` stands for; None where it stands for something else."""
+    return _without(NORMED_SUFFIX, layer, names)
+
+
+def _without(suffix: str, layer: str, names: Sequence[str] | Mapping[str, Any]) -> str | None:
+    base = layer.removesuffix(suffix)
     return base if base != layer and layer not in names and base in names else None
+
+
+def last_norm(module: nn.Module) -> nn.LayerNorm | None:
+    """The norm behind a transformer's last block, `norm` in timm's; None where there is none."""
+    norm = getattr(module, "norm", None)
+    return norm if isinstance(norm, nn.LayerNorm) else None

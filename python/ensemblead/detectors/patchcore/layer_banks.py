@@ -1,0 +1,149 @@
+"""One memory bank per layer: each layer's distances, in units of its own usual one, averaged."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+
+from ensemblead.calibration import NormalSample
+from ensemblead.detectors.parts import Fitted, GraphOutputs, Run, Scores, Seen
+from ensemblead.detectors.patchcore.accumulator import BankAccumulator
+from ensemblead.detectors.patchcore.graph import BankGraph, top_share
+from ensemblead.detectors.patchcore.scoring import PatchScoring
+from ensemblead.kernels.inside import Inside
+from ensemblead.kernels.maps import MapKind, resize_maps
+from ensemblead.kernels.patch_operators import resized
+from ensemblead.memory import BankState, MemoryBank
+
+
+@dataclass(frozen=True)
+class LayerBanksState:
+    """What is saved of `LayerBanks`. Raises ValueError for values that they never have."""
+
+    banks: tuple[BankState, ...]
+    scales: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if not self.banks or len(self.banks) != len(self.scales):
+            raise ValueError(
+                f"scales must be one per bank ({len(self.banks)}, at least 1), got {len(self.scales)}"
+            )
+        if not all(type(scale) in (int, float) and 0.0 < scale < float("inf") for scale in self.scales):
+            raise ValueError(f"scales must be positive and finite, got {self.scales}")
+
+
+@dataclass(frozen=True)
+class LayerBanks:
+    """Memory banks, one per layer of a network.
+
+    Attributes:
+        banks: in the order of the layers.
+        scales: each layer's mean distance of normal patches, scored without their own images' rows, in the
+            unit of its distances. A layer's distances are divided by it.
+    """
+
+    banks: tuple[MemoryBank, ...]
+    scales: tuple[float, ...]
+
+    def scores(
+        self, scoring: PatchScoring, embeddings: Sequence[torch.Tensor], inside: Inside | None
+    ) -> Scores:
+        """Scores of the layers' embeddings `[B, h_l, w_l, D_l]`, on the grid of the first layer; of the
+        patches of a region, if there is one.
+        """
+        each = zip(self.banks, embeddings, strict=True)
+        fused = averaged([scoring.inspected(bank, own, inside).grids for bank, own in each], self.scales)
+        return Scores(fused, scoring.of_grids(fused if inside is None else inside.take(fused)))
+
+
+def averaged(grids: Sequence[torch.Tensor], scales: Sequence[float]) -> torch.Tensor:
+    """The mean of layers' grids `[B, h_l, w_l]`, each divided by its scale, on the first one's cells."""
+    rows, columns = map(int, grids[0].shape[1:])
+    total = grids[0] / scales[0]
+    for grid, scale in zip(grids[1:], scales[1:], strict=True):
+        total = total + resize_maps(grid / scale, (rows, columns))
+    return total / len(grids)
+
+
+class LayersAccumulator:
+    """Gathers every layer's patches for its bank; see `BankAccumulator`.
+
+    Args:
+        parts: one per layer.
+        scales: those of the banks that are extended, which stay; None: they are found.
+    """
+
+    def __init__(
+        self,
+        parts: Sequence[BankAccumulator],
+        scales: tuple[float, ...] | None,
+        scoring: PatchScoring,
+        map_kind: MapKind,
+    ) -> None:
+        self._parts, self._scales = list(parts), scales
+        self._scoring, self._map_kind = scoring, map_kind
+
+    def add(self, seen: Seen) -> None:
+        for part, own in zip(self._parts, seen.values, strict=True):
+            part.add(replace(seen, values=(own,)))
+
+    def finish(self, run: Run) -> Fitted:
+        fitted: list[Fitted] = []
+        while self._parts:  # what a part holds of the images goes with it
+            fitted.append(self._parts.pop(0).finish(run))
+        samples = [one.sample for one in fitted]
+        scales = self._scales or tuple(map(_usual_distance, samples))
+        state = LayerBanks(tuple(one.state for one in fitted), scales)
+        warnings = {kind: text for one in reversed(fitted) for kind, text in one.warnings.items()}
+        sample = self._fused(samples, scales)
+        return Fitted(state, sample, warnings=warnings, rose=any(one.rose for one in fitted))
+
+    def _fused(self, samples: Sequence[NormalSample], scales: Sequence[float]) -> NormalSample:
+        """The sample of what the layers say together of each image."""
+        inside = samples[0].inside
+        fused = NormalSample(inside=inside)
+        numbers = range(samples[0].num_results)
+        counted = [all(sample.is_counted(i) for sample in samples) for i in numbers]
+        for i in numbers:
+            grid = averaged([sample.grid(i)[0] for sample in samples], scales)
+            size = samples[0].grid(i)[1]
+            # Where each image lacks others' rows in some layer, all count, as in one bank; a warning says so.
+            is_counted = counted[i] or not any(counted)
+            scores = self._scoring.of_grids(grid if inside is None else inside.take(grid))
+            fused.add_grids(scores, grid, size, kind=self._map_kind, counted=is_counted)
+        moved = (sample.rounding / scale for sample, scale in zip(samples, scales, strict=True))
+        fused.rounding = sum(moved) / len(samples)
+        return fused
+
+
+def _usual_distance(sample: NormalSample) -> float:
+    """The mean of a layer's distances over the patches of its sample, or what rounding makes, if more."""
+    numbers = range(sample.num_results)
+    which = [i for i in numbers if sample.is_counted(i)] or list(numbers)
+    grids = [sample.grid(i)[0].double() for i in which]
+    if sample.inside is not None:
+        grids = [sample.inside.take(grid) for grid in grids]
+    mean = torch.stack([grid.mean() for grid in grids]).mean() if grids else 0.0
+    return max(float(mean), sample.rounding) or 1.0
+
+
+class LayerBanksGraph(nn.Module):
+    """`LayerBanks` as standard operators, of the layers' graphs."""
+
+    def __init__(self, layers: Sequence[BankGraph], scales: Sequence[float], scoring: PatchScoring) -> None:
+        super().__init__()
+        self.layers, self._scales, self._scoring = nn.ModuleList(layers), tuple(scales), scoring
+        self._inside = layers[0].inside
+
+    def forward(self, pixels: Sequence[torch.Tensor], maps: Sequence[torch.Tensor]) -> GraphOutputs:
+        grids = [layer(pixels, [own])[0][:, None] for layer, own in zip(self.layers, maps, strict=True)]
+        rows, columns = map(int, grids[0].shape[2:])
+        total = grids[0] / self._scales[0]
+        for grid, scale in zip(grids[1:], self._scales[1:], strict=True):
+            total = total + resized(grid / scale, (rows, columns))
+        fused = total[:, 0] / len(grids)
+        inspected = fused if self._inside is None else self._inside.take(fused)
+        return fused, top_share(inspected.flatten(1), self._scoring)
