@@ -97,10 +97,11 @@ class PatchCore(Method):
             threshold, 100 at least. A budget that is too small is refused after the first batch. Members of a
             `BackboneEnsemble` have a budget each.
         position_radius: compare a patch only with bank rows from at most so many cells away, in y and in x,
-            on the grid of patches (of stride 8: 8 pixels a cell), with `banks="per_layer"` on each layer's own. For cameras and products that do not move.
-            Where fewer than `num_neighbors` rows lie within it, the radius grows for that place until they
-            do. All images must give one grid. Search takes less time the smaller it is, so that a bank can be
-            larger. Needs index "flat". None: rows of all places.
+            on the grid of patches (of stride 8: 8 pixels a cell), with `banks="per_layer"` on each layer's
+            own. For cameras and products that do not move. Where fewer than `num_neighbors` rows lie within
+            it, the radius grows for that place until they do. All images must give one grid. Search takes
+            less time the smaller it is, so that a bank can be larger. Needs index "flat". None: rows of all
+            places.
         num_neighbors: a patch's distance is the mean over so many nearest bank rows.
         score: of metric "l2" (see `metric` for the other). "topk": *squared* L2 distances, the image's score
             is the mean over the largest 1 % (at least one). "max": squared distances, the largest one (the
@@ -197,7 +198,8 @@ class PatchCore(Method):
                 )
             if contamination is not None:
                 raise ValueError(
-                    'contamination judges images by the patches of one bank; with banks="per_layer" leave it None'
+                    "contamination judges images by the patches of one bank; with "
+                    'banks="per_layer" leave it None'
                 )
             self.State = LayerBanksState
         self.patch_size, self.aggregation = patch_size, aggregation
