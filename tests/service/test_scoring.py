@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import math
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +22,14 @@ from support.textures import normal_images
 
 import ensemblead as ead
 from ensemblead.common.errors import ImageTooLargeError, NonFiniteFeaturesError, UnreadableImageError
-from ensemblead.images import EncodedImage
+from ensemblead.images import EncodedImage, read_image
 from ensemblead.service import scoring
+from ensemblead.service.answers import describe_result
+from ensemblead.service.batching import Model
+from ensemblead.service.page import page_of
+from ensemblead.service.results import Results
 from ensemblead.service.scoring import Scored, check_servable, score_each
+from ensemblead.service.watching import Watch, WatchSettings
 
 
 def images_of(files: list[tuple[str, bytes]]) -> list[EncodedImage]:
@@ -94,3 +102,38 @@ def test_what_cannot_be_served(detector: Any) -> None:
     ensemble = ead.BackboneEnsemble([detector, other], fusion="minmax")
     with pytest.raises(ValueError, match="minmax"):
         check_servable(ensemble)
+
+
+def test_a_model_without_a_threshold(
+    detector: Any, files: list[tuple[str, bytes]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As some converted ones are: JSON has no infinity."""
+    monkeypatch.setattr(type(detector), "threshold_", property(lambda self: math.inf))
+    outcome = Model(detector, {}), score_each(detector, images_of(files[:1]))[0]
+    assert describe_result("a", outcome, "none")["threshold"] is None
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images/a.png").write_bytes(files[0][1])
+    with Results(tmp_path / "out", str(tmp_path / "images")) as results:
+        settings = WatchSettings(settle=0.01, once=True)
+        Watch(detector, tmp_path / "images", results, settings, model="m").run(threading.Event())
+    assert json.loads((tmp_path / "out/results.jsonl").read_text())["threshold"] is None
+
+
+def test_a_page_of_a_model_without_statistics(detector: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(detector: Any) -> tuple[float, float]:
+        raise ValueError("the model has no statistics of normal images")
+
+    assert '"scale": [' in page_of(Model(detector, {}))
+    monkeypatch.setattr("ensemblead.service.page.color_scale", unknown)
+    assert '"scale": null' in page_of(Model(detector, {}))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of a threshold by few images
+def test_an_ensemble(detector: Any, files: list[tuple[str, bytes]]) -> None:
+    """Over tiles; the page has its name."""
+    member = ead.PatchCore("gabor", resize=None, image_size=None, device="cpu", coreset_fraction=0.2)
+    ensemble = ead.TiledEnsemble(member, tile_size=48, stride=16, image_size=64).fit(normal_images(6))
+    found = score_each(ensemble, images_of(files))
+    exact = ensemble.predict(np.stack([read_image(image) for image in images_of(files)]))
+    assert [one.score for one in found if isinstance(one, Scored)] == exact.anomaly_score.tolist()
+    assert page_of(Model(ensemble, {"detector": "TiledEnsemble"})).count("TiledEnsemble") >= 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import warnings
@@ -97,6 +98,8 @@ def command(
         facts = {"path": str(model), "manifest_sha256": digest, "served_by": f"ensemblead {__version__}"}
         return Model(detector, {**describe_model(detector), **facts})
 
+    # A damaged form is its client's matter, who is told.
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)
     with bound_socket(host, port, reuse_port=reuse_port) as bound:
         with reported_warnings(), Bars("loading the model"):
             service = Service(load(), settings)
