@@ -1,6 +1,6 @@
 """What a busy neighbour costs, by what waiting threads do: spin, or sleep.
 
-    python benchmarks/bench_neighbour.py [--seconds 4] [--rounds 3] [--out FILE]
+    python benchmarks/bench_neighbour.py [--seconds 4] [--rounds 3] [--keep]
 
 The environment of a process decides (`OMP_WAIT_POLICY`), so every cell is a process of its own. It repeats
 one piece of work for some seconds and gives the median time of a piece: a coreset selection (the compiled
@@ -17,7 +17,6 @@ import statistics
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 POLICIES = {"active": {"OMP_WAIT_POLICY": "active"}, "default": {}, "passive": {"OMP_WAIT_POLICY": "passive"}}
@@ -80,7 +79,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--seconds", type=float, default=4.0)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--keep", action="store_true", help="write results/neighbour.json")
     parser.add_argument("--child", choices=WORK, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
@@ -115,10 +114,23 @@ def main() -> None:
                 f"{work:16}{policy:10}{quiet * 1e3:10.1f}{busy_median * 1e3:11.1f}{tail * 1e3:9.1f}"
                 f"{busy_median / quiet:8.2f}"
             )
-    if options.out:
-        options.out.write_text(
-            json.dumps({"cores": len(os.sched_getaffinity(0)), "rows": rows}, indent=1) + "\n"
+    if options.keep:
+        keep(rows)
+
+
+def keep(rows: list[dict[str, Any]]) -> None:
+    """Write the figures where those of all benchmarks are."""
+    from record import Figures
+
+    figures = Figures()
+    for row in rows:
+        alone, beside, tail = (
+            row[name] * 1e3 for name in ("alone_seconds", "beside_seconds", "beside_p99_seconds")
         )
+        note = f"{alone:.1f} ms alone; beside {beside:.1f}, p99 {tail:.0f}"
+        what = f"{row['work']}, one busy program beside / alone, waiting threads {row['policy']}"
+        figures.of("neighbour").add(what, row["slower"], "x", note=note)
+    figures.write()
 
 
 if __name__ == "__main__":
