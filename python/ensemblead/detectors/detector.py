@@ -25,7 +25,7 @@ from ensemblead.detectors.frozen import FrozenNetwork
 from ensemblead.detectors.learning import calibrate, fit
 from ensemblead.detectors.left_out import LeftOut
 from ensemblead.detectors.parts import Part, Progress, Reading, Result
-from ensemblead.detectors.provenance import Traced, record
+from ensemblead.detectors.provenance import Traced, record, record_calibration
 from ensemblead.detectors.quantizing import MAX_IMAGES, image_scores, quantize, warn_of_changes
 from ensemblead.detectors.running import predict
 from ensemblead.detectors.training.checkpoint import opened
@@ -210,9 +210,7 @@ class Detector(Traced, ABC):
             raise ValueError(f"false_alarm_rate must be between 0 and 1, got {false_alarm_rate}")
         self._accept(calibrate(self, images, float(false_alarm_rate), errors, progress))
         self._forget_threshold()
-        known = self.calibration_
-        asked = float(false_alarm_rate)
-        record(self, "calibrate", len(known.scores), known.images_sha256, false_alarm_rate=asked)
+        record_calibration(self, float(false_alarm_rate))
         return self
 
     def quantize(

@@ -89,6 +89,12 @@ def record(
     detector._history = (*detector._history, step)
 
 
+def record_calibration(detector: Any, rate: float) -> None:
+    """`record` of the images that a detector's statistics are of now."""
+    known = detector.calibration_
+    record(detector, "calibrate", len(known.scores), known.images_sha256, false_alarm_rate=rate)
+
+
 def history_document(detector: Any) -> dict[str, Any]:
     """For a folder's state, in JSON's types; nothing where there is no history."""
     return {"history": [asdict(step) for step in detector._history]} if detector._history else {}
