@@ -29,7 +29,7 @@ TRAIN, TEST = photographs(8), photographs(10, seed=9)
     ("name", "options"),
     [
         ("topk", {}),
-        ("nearest", {"input": "resized"}),
+        pytest.param("nearest", {"input": "resized"}, marks=pytest.mark.slow),
         pytest.param("padim", {"format": "onnx"}, marks=pytest.mark.slow),
         pytest.param("backbones", {}, marks=pytest.mark.slow),
         pytest.param("tiles", {}, marks=pytest.mark.slow),
