@@ -370,8 +370,8 @@ def test_a_folder_mixed_of_two_exports(tmp_path: Path, export: Path, images: Any
 
 
 def test_a_later_format(export: Path) -> None:
-    rewrite(export, lambda contract: contract.update(format=2, written_by="ensemblead 9.0"))
-    with pytest.raises(NewerFormatError, match="has format 2, written by ensemblead 9.0"):
+    rewrite(export, lambda contract: contract.update(format=3, written_by="ensemblead 9.0"))
+    with pytest.raises(NewerFormatError, match="has format 3, written by ensemblead 9.0"):
         ead.load_exported(export)
 
 

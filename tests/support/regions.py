@@ -59,7 +59,7 @@ DETECTORS: dict[str, Callable[[Any], Any]] = {
     "reverse distillation": _trained(ead.ReverseDistillation, "gabor", steps=2, batch_size=4),
     "fastflow": _trained(ead.FastFlow, "gabor", steps=2, batch_size=4),
     "efficientad": _trained(ead.EfficientAD, "small", "gabor", steps=1),
-    "draem": _trained(ead.DRAEM, 4, steps=2, batch_size=4),
+    "draem": _trained(ead.DRAEM, 4, steps=10, learning_rate=0.01, batch_size=4),
     "backbones": lambda region: ead.BackboneEnsemble(
         [patchcore("layer1"), patchcore(resize=(48, 48)), padim()], region=region
     ),
