@@ -26,7 +26,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--preset", help="a preset's name (bench_detection.py)")
     parser.addoption("--scores", type=Path, help="a .npz file that keeps the scores (bench_thresholds.py)")
     parser.addoption(
-        "--cache", type=Path, default=Path("retrieval-cache"), help="folder of bench_retrieval.py's parts"
+        "--cache",
+        type=Path,
+        default=Path("retrieval-cache"),
+        help="folder of what bench_retrieval.py and bench_robust.py keep",
     )
     parser.addoption("--again", action="store_true", help="measure what is known anew (bench_tiled.py)")
 

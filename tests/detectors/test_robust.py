@@ -108,7 +108,7 @@ def test_deviations_by_hand() -> None:
 
 def test_two_fifths_odd_are_told() -> None:
     rng = np.random.default_rng(0)
-    scores = np.exp(np.concatenate([rng.normal(0, 0.15, 60), rng.normal(1.5, 0.3, 40)]))
+    scores = np.exp(np.concatenate([rng.normal(0, 0.15, 60), rng.normal(2.5, 0.3, 40)]))
     found = odd_ones(dict(enumerate(scores)), "auto")
     assert {number for number in found if number < 60} == set()
     assert len(found) >= 36
