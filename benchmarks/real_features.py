@@ -33,6 +33,21 @@ def bottle_features(
     return train, queries, [sample.label for sample in test]
 
 
+def patches_of(
+    data: Path, weights: Path, network: str, layers: Sequence[str], size: int, *, images: int = 32, **how: Any
+) -> tuple[Any, Any]:
+    """A network's patches of the bottles `[images, patches, D]`: of all training images, and of so many test
+    images. `how`: as `aggregate_patches` has it.
+    """
+    category = MVTecAD(data / "mvtec_bottle").categories[0]
+    extractor = ead.FeatureExtractor(network, layers, weights=weights / f"{network}.safetensors")
+    extractor.to("cpu", channels_last=True)
+    step = max(1, len(category.test) // images)
+    groups = category.train, [sample.path for sample in category.test[::step]][:images]
+    train, test = (torch.cat(list(_embed(extractor, paths, size, **how))) for paths in groups)
+    return train, test
+
+
 def category_features(category: Category, weights: Path, size: int, cache: Path) -> tuple[Any, Any]:
     """ResNet18's patches `[images, patches, 384]` of a category's training and test images; they are kept in
     the folder `cache`.
@@ -58,9 +73,9 @@ def masks_of(category: Category, size: int) -> Any:
     return masks
 
 
-def _embed(extractor: ead.FeatureExtractor, paths: Sequence[str], size: int) -> Iterator[Any]:
+def _embed(extractor: ead.FeatureExtractor, paths: Sequence[str], size: int, **how: Any) -> Iterator[Any]:
     geometry = Geometry((size, size), None)
     with iterate_batches(open_images(list(paths)), [geometry], 16) as batches:
         for batch in batches:
             maps = extractor(extractor.normalize(batch.images[geometry]))
-            yield ead.aggregate_patches(maps, pretrain_dim="auto").flatten(1, 2)
+            yield ead.aggregate_patches(maps, **{"pretrain_dim": "auto", **how}).flatten(1, 2)
