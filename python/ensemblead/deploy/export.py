@@ -28,9 +28,10 @@ from ensemblead.deploy.contract import (
 from ensemblead.deploy.graph import DetectorGraph, Pass
 from ensemblead.deploy.runtime import ExportedDetector
 from ensemblead.deploy.verify import checked_images, checksum_of_model, verify
-from ensemblead.detectors.detector import Detector, constructor_text
+from ensemblead.detectors.detector import Detector
 from ensemblead.detectors.exporting import ExportReport
 from ensemblead.detectors.parts import Progress
+from ensemblead.detectors.text import constructor_text
 from ensemblead.images import ImageSource, chosen_images
 from ensemblead.networks.engines.openvino import from_torch, quiet
 from ensemblead.networks.modes import default_modes

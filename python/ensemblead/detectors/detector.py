@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import inspect
 import math
 import os
 from abc import ABC, abstractmethod
@@ -28,6 +27,7 @@ from ensemblead.detectors.parts import Part, Progress, Reading, Result
 from ensemblead.detectors.provenance import Traced, record, record_calibration
 from ensemblead.detectors.quantizing import MAX_IMAGES, image_scores, quantize, warn_of_changes
 from ensemblead.detectors.running import predict
+from ensemblead.detectors.text import constructor_text
 from ensemblead.detectors.training.checkpoint import opened
 from ensemblead.images import Geometry, ImageBatch, ImageSource, Region, SkippedImage
 
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 Errors = Literal["raise", "skip"]
-_LONGEST = 80  # characters of a parameter in `repr`
 
 
 class Detector(Traced, ABC):
@@ -432,26 +431,3 @@ class Detector(Traced, ABC):
             raise NotFittedError(f"cannot {action}: this {name} is not fitted; call fit first")
         if action != "calibrate":
             raise NotFittedError(f"cannot {action}: this {name} has no threshold; call calibrate first")
-
-
-def constructor_text(obj: Any) -> str:
-    """One line: an object's class, and the parameters of its constructor that are not the default."""
-    own: dict[str, Any] = getattr(obj, "constructor_arguments", dict)()
-    given = []
-    for name, parameter in inspect.signature(type(obj)).parameters.items():
-        value = own[name] if name in own else getattr(obj, name, parameter.default)
-        if repr(value) != repr(parameter.default):
-            given.append(f"{name}={_short(value)}")
-    return f"{type(obj).__name__}({', '.join(given)})"
-
-
-def _short(value: Any) -> str:
-    """Of a parameter, in a word where it is long, as a network."""
-    text = repr(value)
-    if isinstance(value, (list, tuple)):
-        text = f"[{', '.join(_short(one) for one in value)}]"
-    elif isinstance(value, Detector):
-        text = text.rsplit(", ", 1)[0]  # without its state
-    elif "\n" in text or len(text) > _LONGEST:
-        text = type(value).__name__
-    return text

@@ -15,6 +15,17 @@ from ensemblead.images import Images
 
 HOLDOUT = 0.1  # unless a method's constructor says otherwise
 
+# What is warned of where no image is held out: there was nothing to hold out, or it was not wanted.
+KNOWN = (
+    "a single training image, or copies of one, leave nothing to hold out: the statistics and the threshold "
+    "are of images that were trained on, and too low; give more images, or call calibrate"
+)
+
+ALL_KNOWN = (
+    "holdout=0 trains on all images, so that the statistics and the threshold are of images that are known, "
+    "and too low; call calibrate on fresh images"
+)
+
 
 def checked_holdout(value: Any) -> float:
     """Raise TypeError or ValueError for what is no share of the images."""

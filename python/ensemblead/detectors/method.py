@@ -36,7 +36,7 @@ from ensemblead.common.errors import NotExportableError, NotFittedError
 from ensemblead.common.validation import whole_number
 from ensemblead.detectors.detector import Detector
 from ensemblead.detectors.frozen import FrozenNetwork
-from ensemblead.detectors.holdout import HOLDOUT, checked_holdout
+from ensemblead.detectors.holdout import ALL_KNOWN, HOLDOUT, KNOWN, checked_holdout
 from ensemblead.detectors.learning import nothing_read
 from ensemblead.detectors.left_out import LeftOut
 from ensemblead.detectors.parts import (
@@ -353,7 +353,7 @@ class Method(Detector):
         positions = data.held_out_positions()
         if data.holds_out:
             return Fitted(state, sample, "held_out", {}, positions)
-        known = _KNOWN if self.holdout else _ALL_KNOWN
+        known = KNOWN if self.holdout else ALL_KNOWN
         return Fitted(state, sample, "trained_on", {"known": known}, positions)
 
     def _seen(self, pixels: torch.Tensor, geometry: Geometry, features: Features) -> Seen:
@@ -437,15 +437,6 @@ class Method(Detector):
 
 
 _NETWORK_DEFAULTS = {"weights": "default", "precision": "auto", "compile": False, "engine": "torch"}
-_KNOWN = (
-    "a single training image, or copies of one, leave nothing to hold out: the statistics and the threshold "
-    "are of images that were trained on, and too low; give more images, or call calibrate"
-)
-
-_ALL_KNOWN = (
-    "holdout=0 trains on all images, so that the statistics and the threshold are of images that are known, "
-    "and too low; call calibrate on fresh images"
-)
 
 
 def _plain_size(size: Any) -> Any:

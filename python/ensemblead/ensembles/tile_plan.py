@@ -100,3 +100,28 @@ def without_region(member: Detector) -> Detector:
     for part in member._parts():
         part._take_region(None)
     return member
+
+
+def check_member(member: Any, shared: bool) -> None:
+    """Raise TypeError or ValueError for what cannot be fitted tile by tile."""
+    if not isinstance(member, Detector):
+        raise TypeError(f"member must be a detector, got {type(member).__name__}")
+    if any(hasattr(type(part), "tile_grid_") for part in member._parts()):
+        raise ValueError(
+            "member must not be a TiledEnsemble or contain one; give smaller tiles to a single one"
+        )
+    if any(part.has_learned for part in member._parts()):
+        raise ValueError(
+            "member must be unfitted, for every tile location fits a copy of it; this "
+            f"{type(member).__name__} has learned already, and not from tiles"
+        )
+    if any(part.region is not None for part in member._parts()):
+        raise ValueError("member must have no region, for it sees tiles; give it to the TiledEnsemble")
+    given = [getattr(part, "contamination", None) for part in member._parts()]
+    shares = [own for own in given if isinstance(own, float)]
+    if shares and not shared:
+        raise ValueError(
+            f"member: contamination={shares[0]:g} would leave out that share of the tiles at every location, "
+            'good ones too: a defect lies in few tiles; give contamination="auto", or shared=True'
+        )
+    member._require_single_image_scores()

@@ -40,7 +40,7 @@ from ensemblead.detectors.parts import (
 from ensemblead.detectors.saving import plain_arguments, plain_parameters, read_statistics, write_statistics
 from ensemblead.ensembles.tile_learning import TiledLearning
 from ensemblead.ensembles.tile_merging import EDGES, NORMALIZATIONS, SCORES, TileFrame
-from ensemblead.ensembles.tile_plan import TiledState, TilePlan, without_region
+from ensemblead.ensembles.tile_plan import TiledState, TilePlan, check_member, without_region
 from ensemblead.ensembles.tile_saving import read_tiles, write_tiles
 from ensemblead.ensembles.tile_units import fit_tiles
 from ensemblead.ensembles.units import job_of
@@ -140,7 +140,7 @@ class TiledEnsemble(Detector):
         memory_budget: int = MEMORY_BUDGET,
         region: RegionLike = None,
     ) -> None:
-        _check_member(member, shared)
+        check_member(member, shared)
         if score not in SCORES:
             raise ValueError(f"score must be one of {', '.join(SCORES)}, got {score!r}")
         if normalization not in NORMALIZATIONS:
@@ -436,30 +436,6 @@ def _tile_batches(
             which = slice(done, done + len(images))
             yield number, slice(images[0], images[-1] + 1), [one.rows(which) for one in seen]
             done += len(images)
-
-
-def _check_member(member: Any, shared: bool) -> None:
-    if not isinstance(member, Detector):
-        raise TypeError(f"member must be a detector, got {type(member).__name__}")
-    if any(isinstance(part, TiledEnsemble) for part in member._parts()):
-        raise ValueError(
-            "member must not be a TiledEnsemble or contain one; give smaller tiles to a single one"
-        )
-    if any(part.has_learned for part in member._parts()):
-        raise ValueError(
-            "member must be unfitted, for every tile location fits a copy of it; this "
-            f"{type(member).__name__} has learned already, and not from tiles"
-        )
-    if any(part.region is not None for part in member._parts()):
-        raise ValueError("member must have no region, for it sees tiles; give it to the TiledEnsemble")
-    given = [getattr(part, "contamination", None) for part in member._parts()]
-    shares = [own for own in given if isinstance(own, float)]
-    if shares and not shared:
-        raise ValueError(
-            f"member: contamination={shares[0]:g} would leave out that share of the tiles at every location, "
-            'good ones too: a defect lies in few tiles; give contamination="auto", or shared=True'
-        )
-    member._require_single_image_scores()
 
 
 def _pair(size: Size) -> tuple[int, int]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from ensemblead.common.extras import require
 from ensemblead.datasets.categories import Category, Dataset
-from ensemblead.detectors.detector import constructor_text
+from ensemblead.detectors.text import constructor_text
 from ensemblead.evaluation.gallery import Picture, Pictures, color_scale, describe_threshold, reduced_map
 from ensemblead.evaluation.measure import Options, check_category, measure_category
 from ensemblead.evaluation.results import NAN, Row

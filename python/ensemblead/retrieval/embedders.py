@@ -14,11 +14,11 @@ from torch import nn
 from ensemblead import store
 from ensemblead.common.validation import one_of, whole_number
 from ensemblead.config.registry import describe, register
-from ensemblead.detectors.detector import constructor_text
 from ensemblead.detectors.frozen import FrozenNetwork, share_networks
 from ensemblead.detectors.parts import Progress
 from ensemblead.detectors.quantizing import MAX_IMAGES, quantize
 from ensemblead.detectors.saving import arguments, open_network, plain_parameters
+from ensemblead.detectors.text import constructor_text
 from ensemblead.images import Geometry, ImageBatch, ImageSource, iterate_batches, open_images
 from ensemblead.networks.network import FeaturePool, check_device, require_finite
 from ensemblead.networks.transfer import HostCopy, is_asynchronous, verified

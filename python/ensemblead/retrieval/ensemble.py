@@ -13,9 +13,9 @@ from ensemblead import store
 from ensemblead.common.errors import NotFittedError
 from ensemblead.common.validation import one_of, whole_number
 from ensemblead.config.registry import describe, register
-from ensemblead.detectors.detector import constructor_text
 from ensemblead.detectors.frozen import per_member
 from ensemblead.detectors.parts import Progress
+from ensemblead.detectors.text import constructor_text
 from ensemblead.images import open_images
 from ensemblead.retrieval.checks import Label, Matrix, are_embeddings, check_embeddings
 from ensemblead.retrieval.embedders import Embedder, OnError, Positions, Vectors, nonzero, read_vectors
