@@ -10,11 +10,11 @@ import torch
 
 from ensemblead.common.validation import one_of, whole_number
 from ensemblead.common.warnings import warn
-from ensemblead.memory.buffer import as_rows, row_labels, take
+from ensemblead.memory.buffer import as_rows, row_labels
+from ensemblead.memory.covering import CoveringRows
 from ensemblead.memory.intake import Intake, Known, Sizes
 from ensemblead.memory.places import checked_radius, in_order
-from ensemblead.memory.searched import SearchedRows
-from ensemblead.memory.selection import ROUNDING, Progress, select_above_noise
+from ensemblead.memory.selection import ROUNDING, Progress
 from ensemblead.memory.state import BankState
 from ensemblead.search.faiss import FaissIndex
 from ensemblead.search.plan import (
@@ -22,7 +22,6 @@ from ensemblead.search.plan import (
     extended_index,
     flat_index,
     index_from_bytes,
-    make_index,
     moved_index,
 )
 
@@ -31,7 +30,7 @@ DEFAULT_FRACTION = 0.01
 DTYPES = ("float32", "float16")
 
 
-class MemoryBank(SearchedRows):
+class MemoryBank(CoveringRows):
     """A coreset of embeddings (PatchCore; Roth et al. 2022), with the image every row came from.
 
     `add` rows as they come, then `fit`; more normal rows later with `add` and `extend`, or `extend(rows)`.
@@ -130,9 +129,6 @@ class MemoryBank(SearchedRows):
         self.seed = whole_number("seed", seed)
         self.projection_dim = projection_dim
         self.memory_budget = whole_number("memory_budget", memory_budget, 1)
-        self.radius_ = 0.0
-        self.certificate_: float | None = None
-        self._reach = 0.0  # see `BankState`
         self._num_added = 0
         self._last_image = -1  # the largest number of one added
         self._intake = Intake(self._sizes())
@@ -409,56 +405,6 @@ class MemoryBank(SearchedRows):
         bank._num_added = state.num_added
         bank._taken()
         return bank
-
-    def _select(
-        self,
-        chunks: list[torch.Tensor],
-        labels: list[torch.Tensor],
-        size: int,
-        floor: float,
-        progress: Progress | None,
-        *,
-        slack: torch.Tensor | None = None,
-        start_indices: Any = None,
-    ) -> None:
-        """Make the bank of at most `size` of these rows: all that were added, or, with a `slack`, rows within
-        which distance, one for all or float32 `[N]`, the others lie.
-        """
-        home = chunks[0].device if self._rows is not None else self._intake.home
-        projected = self._intake.space.of(chunks, labels, home)
-        how = {"start_indices": start_indices} if slack is None else {"start": "row"}
-        size = min(size, len(projected))
-        selected = select_above_noise(projected, size, floor, progress, seed=self.seed, **how)
-        given = torch.cat(labels)
-        own = given.numpy()[selected.picks]
-        own[:, 0] = selected.images(given[:, 0], floor)
-        rows, own = in_order(take(chunks, selected.picks, home), own)
-        if slack is None:
-            bound = selected.reach
-            separation = selected.separation(projected) if bound > floor else 0.0
-        else:
-            bound = float((selected.distances + slack).max()) * (1 + ROUNDING)
-            separation = selected.reach * (1 - ROUNDING)
-        self._set(rows, own, make_index(self.index, rows, self.seed))
-        self.radius_, self._reach = max(bound, floor), max(selected.reach, floor, self._reach)
-        self.certificate_, self._separation = None, 0.0
-        if bound <= floor:
-            self.certificate_ = 1.0  # what is beyond the bank is rounding
-        else:
-            self._bound_from(separation)
-
-    def _round(self) -> None:
-        """Keep the rows in half precision, where they are to be."""
-        if self.dtype == "float16":
-            state = self.state().for_half("dtype")
-            self.radius_, self.certificate_ = state.radius, state.certificate
-            rows = state.rows.half()
-            self._set(rows, self._owners, flat_index(rows))
-
-    def _bound_from(self, separation: float) -> None:
-        """Know of more rows than the bank has that they lie so far apart."""
-        if separation > self._separation and self.certificate_ != 1.0:
-            self._separation, self.certificate_ = separation, 2 * self.radius_ / separation
 
     def _known(self, floor: float) -> Known | None:
         """The bank as rows that extend it see it."""
