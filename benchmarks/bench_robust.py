@@ -5,8 +5,7 @@
 All good photographs of a category form a pool, and so do its defective ones. A training set is drawn from
 both; the rest is the test set, at most 40 of each, so that no defect that was trained on is tested. PatchCore
 with ResNet18 at 160 x 160 pixels, with as many bank rows as 1 % has at 224 x 224. `contamination` is None,
-the true share, or "auto". The images are embedded once, and `--cache` keeps the embeddings. It takes about
-ten minutes on one core.
+the true share, or "auto". The images are embedded once, and `--cache` keeps the embeddings.
 """
 
 from __future__ import annotations

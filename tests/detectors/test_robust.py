@@ -160,6 +160,31 @@ def test_the_order_does_not_matter(fitted: ead.PatchCore) -> None:
         assert by_image[one.index] == pytest.approx(one.score, rel=1e-3)
 
 
+def test_threads_do_not_matter(fitted: ead.PatchCore) -> None:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1 if before > 1 else 2)
+        other = _detector(contamination="auto").fit(MIXED)
+    finally:
+        torch.set_num_threads(before)
+    assert [one.index for one in other.left_out_] == [one.index for one in fitted.left_out_]
+    for one, own in zip(other.left_out_, fitted.left_out_, strict=True):
+        assert one.score == pytest.approx(own.score, rel=1e-3)
+
+
+def test_every_image_left_out_somewhere_is_refused() -> None:
+    """Of ten images each is odd in a tile of its own, so that none is whole."""
+    images = normal_images(10, side=64)[:, :48].copy()
+    for number, image in enumerate(images):
+        row, column = divmod(number, 4)
+        image[row * 16 : row * 16 + 12, column * 16 : column * 16 + 12] = 20
+    ensemble = ead.TiledEnsemble(
+        _detector(contamination="auto", coreset_size=50), 16, 16, image_size=(48, 64)
+    )
+    with pytest.raises(ValueError, match="left out at one of the tile locations"):
+        ensemble.fit(images)
+
+
 def test_copies_are_left_out_together() -> None:
     detector = _detector(contamination="auto").fit(np.concatenate([MIXED, BAD[:1], BAD[:1]]))
     assert _places(detector) == [*ODD, 27, 28]

@@ -110,7 +110,7 @@ class PatchCore(Method):
         contamination: "auto", or a share between 0 and 0.5: `fit` leaves out training images that are odd
             among the others, such as defective ones, and lists them in `left_out_`. Each is judged by small
             banks of parts of the images that it is not in. "auto" leaves out those more than six robust
-            deviations above the median, of clean sets next to nothing; a share so many of the different
+            deviations above the median, of clean sets up to 3 %; a share so many of the different
             images, rounded up. It takes ten different images, and a `memory_budget` for all patches. A member
             of an ensemble, or a tile location, judges for itself; `extend` learns all that it is given. Needs
             one bank for all layers. None: all are learned. docs/design/robust.md has what it does.
