@@ -42,7 +42,7 @@ def test_watch_once(model: Path, category: Path, tmp_path: Path) -> None:
         assert row["anomaly_score"] == pytest.approx(by_path[str(folder / row["path"])], rel=1e-4)
         assert row["heat_map"] == f"heat_maps/{row['path']}.png"
         with Image.open(out / row["heat_map"]) as drawn:
-            assert drawn.size == (64, 64)
+            assert drawn.height > 64  # below a band with the verdict
     assert len({row["model"] for row in rows}) == 1
     outcome = call("watch", model, folder, "--out", out, "--once", "--settle", 0.01)
     assert outcome.stdout.startswith("0 images, 0 anomalous, 0 failed in ")

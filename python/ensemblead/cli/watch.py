@@ -157,7 +157,9 @@ def _heat_maps(detector: Detector, out: Path) -> Draw:
     """Writes heat maps named as the images, `OUT/heat_maps/FOLDER/NAME.png.png`; the names are relative to
     OUT.
     """
-    from ensemblead.cli.pictures import PlacedMap, draw_heat_map, save_png
+    from ensemblead.cli.pictures import save_png
+    from ensemblead.cli.writing import Scored as Drawn
+    from ensemblead.cli.writing import captioned_heat_map
     from ensemblead.evaluation.gallery import color_scale
     from ensemblead.images import read_image
 
@@ -169,8 +171,9 @@ def _heat_maps(detector: Detector, out: Path) -> Draw:
         picture = os.path.join(folder, f"{as_file_name(name, limit=NAME_BYTES - len('.png'))}.png")
         image = np.require(read_image(path, bits=detector.bits_), requirements="W")
         if image.shape[:2] == scored.size:  # else it has been written anew meanwhile, and is scored again
-            draw_heat_map(image, PlacedMap(scored.anomaly_map, detector.geometry, scored.size), colors)
-            save_png(out / picture, image)
+            drawn = Drawn(path, Path(place), scored.anomaly_map, scored.score, scored.is_anomalous, None)
+            canvas = captioned_heat_map(drawn, image, detector.geometry, colors, detector.threshold_)
+            save_png(out / picture, canvas)
         return picture
 
     return draw

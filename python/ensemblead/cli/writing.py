@@ -18,7 +18,10 @@ from ensemblead.common.errors import EnsembleADError
 from ensemblead.common.objects import DetectedRegion, pixel_scale, regions_above
 
 if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
+
     from ensemblead.detectors import Detector
+    from ensemblead.images import Geometry
 
 _WRITERS = 2
 _LARGE = 1 << 24  # pixels of an image that is drawn while no other large one is
@@ -111,7 +114,7 @@ class PictureWriter:
             self._failures.append(f"{scored.path}: {reason}")
 
     def _draw(self, scored: Scored) -> None:
-        from ensemblead.cli.pictures import PlacedMap, place_back, placed_mask, save_map, save_mask
+        from ensemblead.cli.pictures import PlacedMap, place_back, placed_mask, save_map, save_mask, save_png
         from ensemblead.images import read_image, upright_size
 
         height, width = size = upright_size(scored.path)
@@ -131,39 +134,62 @@ class PictureWriter:
                     del mask
             if chosen.heat_maps:
                 image = np.require(read_image(scored.path, bits=self._bits), requirements="W")
-                self._draw_heat_map(scored, image, kept)
-
-    def _draw_heat_map(self, scored: Scored, image: npt.NDArray[np.uint8], kept: Values | None) -> None:
-        from ensemblead.cli.drawing import (
-            Caption,
-            canvas_of,
-            caption_words,
-            draw_boxes,
-            draw_outline,
-            fine_mask,
-            line_width,
-        )
-        from ensemblead.cli.pictures import PlacedMap, draw_heat_map, save_png
-
-        height, width = size = (image.shape[0], image.shape[1])
-        chosen = self._chosen
-        draw_heat_map(image, PlacedMap(scored.anomaly_map, self._geometry, size), chosen.colors)
-        count = None if scored.regions is None else len(scored.regions)
-        words = caption_words(scored.score, chosen.threshold, scored.is_anomalous, count)
-        caption = Caption(size, words, scored.is_anomalous)
-        canvas = canvas_of(image, caption.height, caption.width)
-        del image
-        if kept is not None and chosen.pixel_threshold is not None:
-            top, left, bottom, right = box = self._geometry.crop_box(height, width)
-            place = max(1, round(bottom - top)), max(1, round(right - left))
-            wide = line_width(size)
-            draw_outline(canvas, fine_mask(kept, chosen.pixel_threshold, place), box, width=wide)
-            draw_boxes(canvas, [region.box for region in scored.regions or ()], width=wide)
-        caption.draw(canvas)
-        save_png(self._place("heat_maps", scored.name, ".png"), canvas)
+                picture = captioned_heat_map(
+                    scored,
+                    image,
+                    self._geometry,
+                    chosen.colors,
+                    chosen.threshold,
+                    kept,
+                    chosen.pixel_threshold,
+                )
+                save_png(self._place("heat_maps", scored.name, ".png"), picture)
 
     def _place(self, folder: str, name: Path, suffix: str) -> Path:
         return self._chosen.out / folder / name.with_name(f"{name.name}{suffix}")
+
+
+def captioned_heat_map(
+    scored: Scored,
+    image: npt.NDArray[np.uint8],
+    geometry: Geometry,
+    colors: tuple[float, float],
+    threshold: float,
+    kept: Values | None = None,
+    pixel_threshold: float | None = None,
+) -> Picture:
+    """A heat map over its photograph, which is drawn on, below a band with score, threshold and verdict.
+
+    Where `kept` and `pixel_threshold` are given, the regions of `kept` above it are outlined, and boxes are
+    drawn around those of `scored`.
+    """
+    from ensemblead.cli.drawing import (
+        Caption,
+        canvas_of,
+        caption_words,
+        draw_boxes,
+        draw_outline,
+        fine_mask,
+        line_width,
+    )
+    from ensemblead.cli.pictures import PlacedMap, draw_heat_map
+
+    height, width = size = (image.shape[0], image.shape[1])
+    draw_heat_map(image, PlacedMap(scored.anomaly_map, geometry, size), colors)
+    count = None if scored.regions is None else len(scored.regions)
+    caption = Caption(
+        size, caption_words(scored.score, threshold, scored.is_anomalous, count), scored.is_anomalous
+    )
+    canvas = canvas_of(image, caption.height, caption.width)
+    del image
+    if kept is not None and pixel_threshold is not None:
+        top, left, bottom, right = box = geometry.crop_box(height, width)
+        place = max(1, round(bottom - top)), max(1, round(right - left))
+        wide = line_width(size)
+        draw_outline(canvas, fine_mask(kept, pixel_threshold, place), box, width=wide)
+        draw_boxes(canvas, [region.box for region in scored.regions or ()], width=wide)
+    caption.draw(canvas)
+    return canvas
 
 
 def without_small(values: Values, threshold: float, min_area: float, pixel: float) -> Values:
