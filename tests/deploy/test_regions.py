@@ -31,11 +31,9 @@ TRAIN, TEST = photographs(8), photographs(10, seed=9)
         ("topk", {}),
         pytest.param("nearest", {"input": "resized"}, marks=pytest.mark.slow),
         pytest.param("padim", {"format": "onnx"}, marks=pytest.mark.slow),
-        pytest.param("backbones", {}, marks=pytest.mark.slow),
         pytest.param("tiles", {}, marks=pytest.mark.slow),
         pytest.param("reweighted", {"format": "onnx"}, marks=pytest.mark.slow),
         pytest.param("fastflow", {}, marks=pytest.mark.slow),
-        pytest.param("efficientad", {}, marks=pytest.mark.slow),
     ],
 )
 def test_a_region_is_exported(name: str, options: dict[str, Any], tmp_path: Path) -> None:

@@ -38,7 +38,6 @@ SLOW = {
     "efficientad",
     "draem",
     "reverse distillation",
-    "rank",
     "reweighted",
     "nearest",
     "tiles of backbones",

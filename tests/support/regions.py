@@ -63,7 +63,6 @@ DETECTORS: dict[str, Callable[[Any], Any]] = {
     "backbones": lambda region: ead.BackboneEnsemble(
         [patchcore("layer1"), patchcore(resize=(48, 48)), padim()], region=region
     ),
-    "rank": lambda region: ead.BackboneEnsemble([patchcore(), padim()], fusion="rank", region=region),
     "tiles": lambda region: tiled(region=region),
     "tiles of backbones": lambda region: tiled(
         ead.BackboneEnsemble([patchcore(), padim()]), region=region, normalization="image", score="max"
