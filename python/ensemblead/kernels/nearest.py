@@ -65,10 +65,10 @@ def nearest_rows(
         queries: float32 `[Q, D]`, contiguous, on the CPU, of the framework of the rows.
         k: 1 to N. Meant for few: the cost of keeping them grows with it.
         row_images, query_images: int64 `[N]` and `[Q]`; a row is left out for queries of its own image.
-        row_places, query_places, query_radii: int64 `[N, 2]`, `[Q, 2]` and `[Q]`, of 0 to 65536; a row is left
-            out for queries whose place differs from its own by more than their radius, in the first or in the
-            second number. Rows must come in ascending order of their places, and then only those near a query
-            are looked at. Batches of many queries at the same or neighbouring places are the fastest.
+        row_places, query_places, query_radii: int64 `[N, 2]`, `[Q, 2]` and `[Q]`, of 0 to 65536; a row is
+            left out for queries whose place differs from its own by more than their radius, in the first or
+            the second number. Rows must come in ascending order of their places, and then only those near a
+            query are looked at. Batches of many queries at the same or neighbouring places are the fastest.
 
     Returns:
         Squared distances float32 `[Q, k]`, ascending, summed from differences, and row numbers int64
