@@ -162,6 +162,40 @@ def test_radius(figures: FiguresOf) -> None:
         )
 
 
+def _select(rows: int, size: int, budget: int) -> tuple[int, float, float, float | None]:
+    """Peak bytes, wall and processor seconds of a bank of `size` of so many rows of 384 values, which are
+    drawn as they are added, and its certified factor.
+    """
+    dims, rank, piece = 384, 96, 1024
+    rng = np.random.default_rng(0)
+    spectrum = (1.0 + np.arange(rank, dtype=np.float32)) ** -0.75
+    directions = rng.standard_normal((rank, dims), dtype=np.float32) * spectrum[:, None]
+    bank = MemoryBank(coreset_size=size, memory_budget=budget)
+    bank.expect(rows, dims)
+    memory, start, busy = PeakMemory(), time.perf_counter(), time.process_time()
+    for image, first in enumerate(range(0, rows, piece)):
+        count = min(piece, rows - first)
+        drawn = rng.standard_normal((count, rank), dtype=np.float32) @ directions
+        noise = 0.1 * rng.standard_normal((count, dims), dtype=np.float32)
+        bank.add(drawn + noise, image, copy=False)
+    bank.fit()
+    took, busy = time.perf_counter() - start, time.process_time() - busy
+    return memory.read(), took, busy, bank.certificate_
+
+
+def test_a_large_bank(figures: FiguresOf, request: pytest.FixtureRequest) -> None:
+    """20,000 of 2,000,000 rows within the default budget; with `--rows N` all of it in proportion."""
+    rows = request.config.getoption("--rows") or 2_000_000
+    size, budget = rows // 100, MEMORY_BUDGET * rows // 2_000_000
+    peak, seconds, busy, factor = in_child(_select, rows, size, budget)
+    note = (
+        f"{peak / GIGABYTE:.3g} GB; ran once, {seconds:.0f} s, {busy:.0f} s of the processor; "
+        f"certified factor {factor:.3g}"
+    )
+    what = f"peak of a bank of {size:,} of {rows:,} rows of 384, beside the budget"
+    figures.add(what, peak / budget, "x", at_most=1.15, note=note)
+
+
 def test_with_a_wide_resnet(figures: FiguresOf) -> None:
     peak, seconds, _, _ = in_child(_measure, 512, True)
     note = f"ran once, {seconds:.0f} s"

@@ -1,6 +1,6 @@
 """The exact search of a memory bank on the CPU, beside a product over all rows and FAISS's exact index.
 
-    python -m pytest benchmarks/bench_nearest.py --data FOLDER --weights FOLDER [-k "large and 20000"]
+    python -m pytest benchmarks/bench_nearest.py --data FOLDER --weights FOLDER [-k "large and not 200000"]
 
 Bottles through ResNet18's layer2 and layer3 (384 dimensions), a coreset of 1 % of all training patches,
 every 20th test image as queries, image by image. The effective rate is 2 * Q * M * D / time: the work of
@@ -37,7 +37,7 @@ EVERY_TEST = 20
 # Of the bottles at 256 x 256 pixels: a network, its layers, and how they are pooled.
 LARGE = {
     384: ("resnet18", ("layer2", "layer3"), {"pretrain_dim": "auto"}),
-    768: ("resnet18", ("layer3", "layer4"), {"pretrain_dim": "auto"}),
+    768: ("efficientnet_lite0", ("blocks.2", "blocks.4"), {"pretrain_dim": 384, "target_dim": 768}),
     1280: ("efficientnet_lite0", ("blocks.2", "blocks.4"), {"pretrain_dim": 640, "target_dim": 1280}),
 }
 BATCHES = (1024, 8192)

@@ -17,7 +17,7 @@ _COLLECTED = pytest.StashKey[Figures]()
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--features", help="a .npy file of real features, [N, 128] float32 (bench_coreset.py)")
-    parser.addoption("--rows", type=int, help="as many rows for a quick trial (bench_coreset.py)")
+    parser.addoption("--rows", type=int, help="as many rows for a quick trial")
     parser.addoption("--images", type=int, help="as many images at most, for a trial (bench_memory.py)")
     parser.addoption("--results", type=Path, default=RESULTS, help="folder to write the results to")
     parser.addoption("--data", type=Path, help="folder of real inspection images, in MVTec layout")

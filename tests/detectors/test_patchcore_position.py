@@ -175,16 +175,19 @@ def test_verify_measures_by_place(detector: ead.PatchCore) -> None:
     assert detector.verify(np.ascontiguousarray(moved)).radius > 2 * found.radius
 
 
-def test_members_of_ensembles_and_tiles(tmp_path: Path) -> None:
+def test_members_of_ensembles_and_tiles() -> None:
     images = _images(6)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         both = ead.BackboneEnsemble([_detector(), _detector(position_radius=None)]).fit(images)
-        tiled = ead.TiledEnsemble(_detector(), tile_size=32, stride=32, image_size=SIDE).fit(images)
+        tiles = {"tile_size": 32, "stride": 32, "image_size": SIDE}
+        tiled = ead.TiledEnsemble(_detector(), **tiles).fit(images)
+        shared = ead.TiledEnsemble(_detector(), **tiles, shared=True).fit(images)
     assert np.isfinite(both.predict(images[:1]).anomaly_score).all()
     assert np.isfinite(tiled.predict(images[:1]).anomaly_score).all()
-    with pytest.raises(ValueError, match="shared=True .* position_radius must be None, got 1"):
-        ead.TiledEnsemble(_detector(), tile_size=32, stride=32, image_size=SIDE, shared=True)
+    # Places are those in the tile.
+    assert np.isfinite(shared.predict(images[:1]).anomaly_score).all()
+    assert shared.members_[0].memory_bank_.grid == (4, 4)
 
 
 def test_images_of_another_size_are_refused(detector: ead.PatchCore) -> None:

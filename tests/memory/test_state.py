@@ -13,6 +13,7 @@ from ensemblead.common.errors import DamagedModelError
 from ensemblead.memory import BankState, MemoryBank
 
 ROWS = torch.from_numpy(np.random.default_rng(0).normal(size=(600, 16)).astype(np.float32))
+PLACES = torch.stack([torch.arange(40) // 8, torch.arange(40) % 8], 1)
 GOOD = BankState(
     rows=ROWS[:40],
     images=torch.arange(40),
@@ -68,6 +69,12 @@ def test_numpy_becomes_torch() -> None:
         ({"num_added": 2**64}, ValueError, "num_added must be at least the 40 rows"),
         ({"num_added": 50.0}, TypeError, r"num_added must be a whole number, got 50\.0"),
         ({"index": "bytes"}, TypeError, "index must be bytes, got str"),
+        ({"places": torch.zeros(40, 2)}, TypeError, r"places must be int64, got torch\.float32"),
+        ({"places": PLACES[:39]}, ValueError, r"places must be \[40, 2\], got shape \(39, 2\)"),
+        ({"places": PLACES.flip(0)}, ValueError, "places must ascend"),
+        ({"places": PLACES - 1}, ValueError, "cells of 0 to 4095 in y and x, got -1"),
+        ({"places": PLACES, "grid": (5, 7)}, ValueError, r"grid must hold all places, got \(5, 7\)"),
+        ({"place_scale": -1.0}, ValueError, "place_scale must be a finite distance, got -1"),
     ],
 )
 def test_what_no_bank_has_is_refused(changes: dict[str, Any], error: type[Exception], message: str) -> None:

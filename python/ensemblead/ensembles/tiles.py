@@ -159,12 +159,6 @@ class TiledEnsemble(Detector):
         self._geometry = Geometry(self.image_size, None)
         for part in member._parts():
             part.check_size(self.tile_size, "tile_size")
-            radius = getattr(part, "position_radius", None)
-            if shared and radius is not None:
-                raise ValueError(
-                    f"shared=True fits one member on the tiles of all locations, whose places differ: "
-                    f"position_radius must be None, got {radius}; or give shared=False"
-                )
         self.score, self.normalization, self.edge = score, normalization, edge
         self.seam_smoothing, self.shared = seam_smoothing, shared
         self._take_region(Region.of(region))

@@ -68,9 +68,8 @@ def nearest_rows(
         row_images, query_images: int64 `[N]` and `[Q]`; a row is left out for queries of its own image.
         row_places, query_places, query_radii: int64 `[N, 2]`, `[Q, 2]` and `[Q]`, of 0 to 65536; a row is
             left out for queries whose place differs from its own by more than their radius, in the first or
-            in the second number. Rows must come in ascending order of their places, and then only those near
-            a query are looked at. Batches of many queries at the same or neighbouring places are the
-            fastest.
+            the second number. Rows must come in ascending order of their places, and then only those near a
+            query are looked at. Batches of many queries at the same or neighbouring places are the fastest.
 
     Returns:
         Squared distances float32 `[Q, k]`, ascending, summed in float32 from differences, and row numbers
