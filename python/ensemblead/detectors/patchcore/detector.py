@@ -171,7 +171,7 @@ class PatchCore(Method):
                     'score="reweighted" looks at the rows of one bank; with banks="per_layer" take "topk" or '
                     '"max"'
                 )
-            self.State = LayerBanksState
+            self.State, self.has_scale = LayerBanksState, True
         self.patch_size, self.aggregation = patch_size, aggregation
         self.banks, self.metric = banks, metric
         self.target_dim = whole_number("target_dim", target_dim, 1)
