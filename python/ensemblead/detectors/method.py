@@ -99,6 +99,8 @@ class Method(Detector):
     sees_pixels: ClassVar[bool] = False
     # Whether what it learns is a memory bank, which `extend(max_rows=)` keeps small.
     has_bank: ClassVar[bool] = False
+    # Whether scores are divided by statistics of the sample, which it learns too.
+    has_scale: bool = False
     # The strides of the layers that `layers="auto"` stands for.
     auto_strides: ClassVar[tuple[int, ...]] = MIDDLE_STRIDES
 

@@ -201,7 +201,7 @@ class PatchCore(Method):
                     "contamination judges images by the patches of one bank; with "
                     'banks="per_layer" leave it None'
                 )
-            self.State = LayerBanksState
+            self.State, self.has_scale = LayerBanksState, True
         self.patch_size, self.aggregation = patch_size, aggregation
         self.banks, self.metric = banks, metric
         self.target_dim = whole_number("target_dim", target_dim, 1)

@@ -70,8 +70,8 @@ def works_shared_by_tiles(subject: Subject) -> None:
         raise BrokenPromiseError(f"there are {len(ensemble.members_)} detectors, not one")
     _require_whole(subject, ensemble, tiles.test)
     alone, member = subject.unfitted(), ensemble.members_[0]
-    # Statistics, and images held out, go by whole images there, which fused scores show.
-    if not isinstance(alone, Method) or ensemble.passes == "held_out":
+    # Statistics, and images held out, go by whole images there, which scores that are divided by them show.
+    if not isinstance(alone, Method) or alone.has_scale or ensemble.passes == "held_out":
         return
     framed = [tiles.framed(tiles.train, number) for number in range(tiles.count)]
     alone.fit(np.stack(framed, 1).reshape(-1, *framed[0].shape[1:]))
