@@ -91,7 +91,8 @@ PRESET_NOTES: Mapping[str, str] = {
     "reference images in eight rotations; the foreground mask by principal components. Images are squashed "
     "to a square, where the authors keep the aspect ratio; resize=[672, 672] is their other size.",
     "rad": f"DINOv3 weights of ViT-B/16 (timm's vit_base_patch16_dinov3). {_DINOV3} Without: the choice of "
-    "the 150 images most similar to the one inspected. The layers' distances are divided by their usual ones before the mean, and maps are blurred more.",
+    "the 150 images most similar to the one inspected. The layers' distances are divided by their usual ones "
+    "before the mean, and maps are blurred more.",
     "superadd": f"DINOv3 weights of ViT-H+/16 (timm's vit_huge_plus_patch16_dinov3). {_DINOV3} Without: "
     "images at 0.625 of their size (give image_size, or smaller images); brightness changed at random; the "
     "closing of maps and their threshold. Bank rows are a k-center coreset, not a random thinning; squared "
