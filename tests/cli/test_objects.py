@@ -32,7 +32,7 @@ from ensemblead.cli.pictures import PlacedMap, placed_mask
 from ensemblead.cli.writing import without_small
 from ensemblead.common.objects import detected_regions
 from ensemblead.common.regions import label_regions
-from ensemblead.images import Geometry
+from ensemblead.images import Geometry, Region
 
 
 def refuse(text: str) -> None:
@@ -304,3 +304,17 @@ class TestDrawing:
         assert not (kept[:2, :2] > np.float64(threshold)).any()
         np.testing.assert_array_equal(kept[4:7, 4:7], values[4:7, 4:7])
         assert without_small(values, threshold, 1.0, 1.0) is values
+
+    def test_what_is_not_inspected_is_no_region(self) -> None:
+        inspected = np.arange(16).reshape(4, 4) % 4 < 2
+        values = np.where(inspected, np.float32(-1.0), np.float32(0.0))  # zeros outside, as detectors have it
+        kept = without_small(values, -2.0, 0.0, 1.0, inspected)
+        np.testing.assert_array_equal(kept > -2.0, inspected)
+        np.testing.assert_array_equal(without_small(values, 0.5, 0.0, 1.0, inspected), values)
+        # Beside its border a region is not mixed with what lies outside.
+        geometry = Geometry(4, None, region=Region.of(np.repeat(np.repeat(inspected, 8, 0), 8, 1)))
+        placed = PlacedMap(values, geometry, (32, 32))
+        whole = placed.values(slice(0, 32), slice(0, 32))
+        assert (whole[:, :16] == -1.0).all()
+        assert np.isnan(whole[:, 16:]).all()
+        np.testing.assert_array_equal(placed_mask(placed, -2.0)[:, :16], 255)

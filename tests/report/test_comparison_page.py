@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import csv
+import io
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,6 +20,9 @@ from support.textures import normal_images, with_defects
 
 import ensemblead as ead
 from ensemblead.evaluation import TradeOff
+from ensemblead.evaluation.gallery import Pictures, reduced_map
+from ensemblead.images import Geometry, Region
+from ensemblead.report.pictures import heat_url
 from ensemblead.report.trade_off_page import write_trade_off_csv, write_trade_off_page
 
 NASTY = "<b onclick=hit()>model</b>"
@@ -112,3 +117,16 @@ def test_text_is_readable(browser: Browser, made: SimpleNamespace, dark: bool, w
     texts = browser.contrasts()
     assert len(texts) > 25
     assert texts[0][0] >= 4.5, texts[:5]  # WCAG AA
+
+
+def test_heat_maps_are_dark_outside_of_a_region() -> None:
+    mask = np.zeros((32, 32), bool)
+    mask[:, :16] = True
+    photo = np.full((32, 32, 3), 200, np.uint8)
+    values = np.zeros((32, 32), np.float32)
+    for region, outside in ((mask, 80), (None, 200)):
+        shown = Pictures((), Geometry(None, None, region=Region.of(region)), (0.0, 1.0))
+        url = heat_url(photo, reduced_map(0, values), shown)
+        drawn = np.asarray(Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))).convert("L"))
+        assert abs(int(drawn[16, 24]) - outside) < 8  # as it was compressed
+        assert abs(int(drawn[16, 6]) - 200) < 8

@@ -16,6 +16,7 @@ from PIL import Image
 
 from ensemblead.common.files import write_atomically
 from ensemblead.images import Geometry
+from ensemblead.kernels.filling import nearest_inside
 
 # A heat map covers an image up to so much.
 _OPACITY = 0.8
@@ -28,12 +29,14 @@ Values = npt.NDArray[np.float32]
 class PlacedMap:
     """A map `[h, w]` in the frame of its image `[H, W]` = `size`, NaN where nothing was inspected.
 
-    Bilinear; a pixel's value is the map's at the pixel's centre.
+    Bilinear; a pixel's value is the map's at the pixel's centre. What lies outside of a region has the
+    nearest value inside before, so that zeros do not weaken what lies beside them.
     """
 
     def __init__(self, anomaly_map: Values, geometry: Geometry, size: tuple[int, int]) -> None:
         self.size = size
-        self._map, self._region = anomaly_map, geometry.region
+        self._given, self._region = anomaly_map, geometry.region
+        self._map = anomaly_map if self._region is None else anomaly_map.ravel()[_sources(geometry)]
         top, left, bottom, right = geometry.crop_box(*size)
         self._sides = (top, bottom), (left, right)
         self._seen = _centres_within(top, bottom, size[0]), _centres_within(left, right, size[1])
@@ -66,13 +69,21 @@ class PlacedMap:
 
     def places_above(self, threshold: float) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Rows and columns of the image in which the centres of the map's values above a threshold lie."""
-        found = np.nonzero(self._map > np.float64(threshold))
-        sides = zip(found, self._sides, self._map.shape, self.size, strict=True)
+        found = np.nonzero(self._given > np.float64(threshold))
+        sides = zip(found, self._sides, self._given.shape, self.size, strict=True)
         rows, columns = (
             np.minimum((start + (own + 0.5) * ((stop - start) / length)).astype(np.int64), most - 1)
             for own, (start, stop), length, most in sides
         )
         return rows, columns
+
+
+@lru_cache(maxsize=2)
+def _sources(geometry: Geometry) -> npt.NDArray[np.int64]:
+    """For every pixel of a map the one inside of the region that is nearest; see `nearest_inside`."""
+    inside = geometry.inside()
+    assert inside is not None
+    return nearest_inside(inside)
 
 
 def _samples(

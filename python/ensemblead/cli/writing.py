@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ensemblead.common.errors import EnsembleADError
-from ensemblead.common.objects import DetectedRegion, pixel_scale, regions_above
+from ensemblead.common.objects import DetectedRegion, inspected_part, pixel_scale, regions_above
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -127,7 +127,13 @@ class PictureWriter:
             kept = None
             if chosen.pixel_threshold is not None:
                 pixel = pixel_scale(self._geometry, size, scored.anomaly_map.shape).prod()
-                kept = without_small(scored.anomaly_map, chosen.pixel_threshold, chosen.min_area, pixel)
+                kept = without_small(
+                    scored.anomaly_map,
+                    chosen.pixel_threshold,
+                    chosen.min_area,
+                    pixel,
+                    inspected_part(self._geometry),
+                )
                 if chosen.masks:
                     mask = placed_mask(PlacedMap(kept, self._geometry, size), chosen.pixel_threshold)
                     save_mask(self._place("masks", scored.name, ".png"), mask)
@@ -158,7 +164,7 @@ def captioned_heat_map(
     kept: Values | None = None,
     pixel_threshold: float | None = None,
 ) -> Picture:
-    """A heat map over its photograph, which is drawn on, below a band with score, threshold and verdict.
+    """A heat map over its photograph, which is drawn on, above a band with score, threshold and verdict.
 
     Where `kept` and `pixel_threshold` are given, the regions of `kept` above it are outlined, and boxes are
     drawn around those of `scored`.
@@ -192,15 +198,23 @@ def captioned_heat_map(
     return canvas
 
 
-def without_small(values: Values, threshold: float, min_area: float, pixel: float) -> Values:
-    """A map in which regions above the threshold that are smaller than `min_area` lie below it; `pixel`: the
-    area of a pixel of the map.
+def without_small(
+    values: Values,
+    threshold: float,
+    min_area: float,
+    pixel: float,
+    inspected: npt.NDArray[np.bool_] | None = None,
+) -> Values:
+    """A map in which regions above the threshold that are smaller than `min_area` lie below it, and with them
+    what is not inspected; `pixel`: the area of a pixel of the map.
     """
-    if min_area <= pixel:
+    if min_area <= pixel and inspected is None:
         return values
     changed: Values = values.copy()
     below = np.nextafter(np.float32(threshold), np.float32(-np.inf))
-    for region in regions_above(values, threshold):
+    if inspected is not None:
+        changed[~inspected] = np.minimum(changed[~inspected], below)
+    for region in regions_above(changed, threshold) if min_area > pixel else ():
         if region.mask.sum() * pixel < min_area:
             changed[region.rows, region.columns][region.mask] = below
     return changed

@@ -33,6 +33,14 @@ class Frame(Protocol):
     def crop_box(self, height: int, width: int) -> tuple[float, float, float, float]: ...
 
 
+def inspected_part(frame: object) -> npt.NDArray[np.bool_] | None:
+    """Which pixels of maps a detector inspects, by its geometry: bool `[h, w]`; None: all of them, or the
+    geometry knows no regions.
+    """
+    inside = getattr(frame, "inside", None)
+    return None if inside is None else inside()
+
+
 @dataclass(frozen=True)
 class DetectedRegion:
     """A connected region of an anomaly map above the pixel threshold; two pixels that touch at a corner are
@@ -78,15 +86,21 @@ class MapRegion:
     mean: float
 
 
-def regions_above(anomaly_map: npt.NDArray[np.floating], threshold: float) -> list[MapRegion]:
+def regions_above(
+    anomaly_map: npt.NDArray[np.floating],
+    threshold: float,
+    inspected: npt.NDArray[np.bool_] | None = None,
+) -> list[MapRegion]:
     """The 8-connected regions of a map `[h, w]` whose values lie above a threshold, the highest maximum
-    first.
+    first. `inspected`: the pixels that count, see `inspected_part`.
 
     Raises ValueError for a map with NaN or infinity.
     """
     if not np.isfinite(anomaly_map).all():
         raise ValueError("anomaly_map must be finite, got NaN or infinity")
     above = anomaly_map > np.float64(threshold)
+    if inspected is not None:  # outside are zeros, which may be above it
+        above &= inspected
     if not above.any():
         return []
     labels, _ = label_regions(above)
@@ -125,7 +139,7 @@ def detected_regions(
     """
     top, left, _, _ = frame.crop_box(*size)
     scale = pixel_scale(frame, size, anomaly_map.shape)
-    for one in regions_above(anomaly_map, threshold):
+    for one in regions_above(anomaly_map, threshold, inspected_part(frame)):
         area = float(one.mask.sum() * scale.prod())
         if area < min_area:
             continue

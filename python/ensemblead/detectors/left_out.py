@@ -108,6 +108,7 @@ def in_step(calibrations: Sequence[Calibration], found: Sequence[Iterable[LeftOu
             one,
             scores=one.scores[rows],
             pixels=one.pixels[rows],
+            peaks=None if one.peaks is None else one.peaks[rows],
             positions=tuple(at for at in one.positions if at not in out),
             images_sha256=digest_without(one.images_sha256, joined(found)),
         )

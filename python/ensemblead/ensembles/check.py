@@ -73,8 +73,9 @@ def check_detector(
     defects is not judged. Checks work on copies: the detector stays as it is, but its network may be loaded.
     Its class must be registered (`ead.register`), for models are saved under that name.
 
-    Images are drawn at the size that the detector resizes to, else at that of its crop, else at 64 pixels:
-    with `resize=64, image_size=None` the checks take seconds, with `resize=256` minutes.
+    Images are drawn at the size of the mask of its region, else at that which the detector resizes to, else
+    at that of its crop, else at 64 pixels: with `resize=64, image_size=None` the checks take seconds, with
+    `resize=256` minutes.
 
     >>> import ensemblead as ead
     >>> detector = ead.PatchCore("gabor", ("layer1",), resize=32, image_size=None, device="cpu")
@@ -88,8 +89,8 @@ def check_detector(
         progress: called after every check with its name, how many are done, and how many there are.
 
     Returns the names of the checks that were passed. Those that say nothing of this detector are left out,
-    such as tiles of a detector that is tiled itself,
-    or leave-one-out statistics of one that is trained.
+    such as tiles of a detector that is tiled itself or has a region, or leave-one-out statistics of one that
+    is trained.
 
     Raises DetectorCheckError, naming the check, at the first promise that is broken; ValueError for a
     `BackboneEnsemble` with `fusion="minmax"`, which scores sets of images.

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ensemblead.common.memory import peak_memory_mb
+from ensemblead.common.objects import inspected_part
 from ensemblead.datasets.categories import Category, Dataset, Sample
 from ensemblead.evaluation.by_type import type_rows
 from ensemblead.evaluation.gallery import PictureKeeper, describe_threshold
@@ -246,7 +247,7 @@ class _Run:
         self.regions = RegionCounter()
         self._geometry = detector.geometry
         # A detector of the caller's may have a geometry without regions.
-        self.region = RegionShare(getattr(detector.geometry, "inside", lambda: None)())
+        self.region = RegionShare(inspected_part(detector.geometry))
         self._category = category
         self._has_verdicts = has_verdicts
         self._on_image, self._progress = on_image, progress

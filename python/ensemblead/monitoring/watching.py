@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from ensemblead.common.objects import inspected_part
 from ensemblead.detectors import Predictions
 
 Floats = npt.NDArray[np.float32]
@@ -32,7 +33,10 @@ class Watched:
                 'images: these predictions carry no features, which the stream "embedding" watches: predict '
                 'with features=True, or give the monitor streams=("score", "regions")'
             )
-        cells = largest_by_cell(predictions.anomaly_map, regions) if "regions" in streams else None
+        cells = None
+        if "regions" in streams:
+            inspected = inspected_part(predictions.geometry)
+            cells = largest_by_cell(predictions.anomaly_map, regions, inspected)
         known = (("anomaly_score", score), ("features", features), ("anomaly_map", cells))
         for name, values in known:
             if values is None:
@@ -50,13 +54,22 @@ def cell_edges(side: int, count: int) -> list[int]:
     return [place * side // count for place in range(count + 1)]
 
 
-def largest_by_cell(maps: Floats, count: int) -> Floats:
-    """The largest value in each of `count` x `count` cells of maps `[N, H, W]`: `[N, count * count]`."""
+def largest_by_cell(maps: Floats, count: int, inspected: npt.NDArray[np.bool_] | None = None) -> Floats:
+    """The largest value in each of `count` x `count` cells of maps `[N, H, W]`: `[N, count * count]`.
+
+    `inspected` bool `[H, W]`: the pixels that count; a cell without any has 0. None: all count.
+    """
     images, height, width = maps.shape
     if min(height, width) < count:
         raise ValueError(f"regions must be at most {min(height, width)}, the side of the maps, got {count}")
-    rows = np.maximum.reduceat(maps, cell_edges(height, count)[:-1], axis=1)
-    found: Floats = np.maximum.reduceat(rows, cell_edges(width, count)[:-1], axis=2)
+    tops, lefts = cell_edges(height, count)[:-1], cell_edges(width, count)[:-1]
+    if inspected is not None:  # maps are 0 outside, which is more than the usual value of standardised ones
+        maps = np.where(inspected, maps, np.float32(-np.inf))
+    rows = np.maximum.reduceat(maps, tops, axis=1)
+    found: Floats = np.maximum.reduceat(rows, lefts, axis=2)
+    if inspected is not None:
+        inside = np.logical_or.reduceat(np.logical_or.reduceat(inspected, tops, axis=0), lefts, axis=1)
+        found[:, ~inside] = 0.0
     return found.reshape(images, count * count).astype(np.float32, copy=False)
 
 

@@ -64,6 +64,8 @@ def works_in_tiles(subject: Subject) -> None:
 def works_shared_by_tiles(subject: Subject) -> None:
     """In a `TiledEnsemble` with `shared=True` one detector learns the tiles of all images."""
     tiles = _Tiles(subject)
+    if any(getattr(part, "position_radius", None) is not None for part in subject.unfitted()._parts()):
+        raise NotApplicableError("places of one tile are not those of another")
     ensemble = tiles.ensemble(shared=True)
     ensemble.fit(tiles.train)
     if len(ensemble.members_) != 1:
@@ -105,6 +107,7 @@ def _neighbour(subject: Subject) -> PatchCore:
         resize=geometry.resize,
         image_size=geometry.crop,
         coreset_fraction=0.1,
+        region=detector.region,
         device=own[0].device if own else "cpu",
         seed=subject.seed,
     )
@@ -131,6 +134,8 @@ class _Tiles:
         detector = subject.unfitted()
         if contains_tiles(detector):
             raise NotApplicableError("tiles are not tiled again")
+        if detector.region is not None:
+            raise NotApplicableError("a region is of whole images, so that a tile's detector is given none")
         self._subject = subject
         geometries = {part.geometry for part in detector._parts()}
         self._geometry = detector.geometry

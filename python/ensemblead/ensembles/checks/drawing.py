@@ -14,7 +14,12 @@ SIDE = 64
 
 
 def drawn_size(parts: list[Part]) -> tuple[int, int]:
-    """Height and width of images that the parts can see, and that the first of them need not resize."""
+    """Height and width of images that the parts can see, and that the first of them need not resize, unless a
+    region is of another size.
+    """
+    region = parts[0].region
+    if region is not None and region.size is not None:
+        return region.size
     sizes = [_size_for(part) for part in parts]
     if parts[0].geometry.resize is not None:
         return sizes[0]
