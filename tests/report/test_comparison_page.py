@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import csv
+import io
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,6 +20,9 @@ from support.textures import normal_images, with_defects
 
 import ensemblead as ead
 from ensemblead.evaluation import TradeOff
+from ensemblead.evaluation.gallery import Pictures, reduced_map
+from ensemblead.images import Geometry, Region
+from ensemblead.report.pictures import heat_url
 from ensemblead.report.trade_off_page import write_trade_off_csv, write_trade_off_page
 
 NASTY = "<b onclick=hit()>model</b>"
@@ -61,6 +66,18 @@ def test_the_comparison_shows_what_changed(made: SimpleNamespace) -> None:
     assert len(pictures) == 3
     assert page.source.count('class="dot changed"') >= 2  # a point and the legend
     assert "fit, 8 images" in page.words
+
+
+def test_outside_of_a_region_photographs_are_dark() -> None:
+    photo = np.full((40, 40, 3), 200, np.uint8)
+    inside = np.zeros((40, 40), np.bool_)
+    inside[:, 20:] = True
+    frame = Geometry((40, 40), None, region=Region.of(inside))
+    picture = reduced_map(0, np.zeros((40, 40), np.float32))
+    _, data = heat_url(photo, picture, Pictures((), frame, (1.0, 2.0))).split(",")
+    seen = np.asarray(Image.open(io.BytesIO(base64.b64decode(data))).convert("L")).astype(int)
+    assert abs(seen[:, 22:].mean() - 200) < 8
+    assert abs(seen[:, :18].mean() - 80) < 8
 
 
 def test_an_image_that_is_gone(made: SimpleNamespace, tmp_path: Path) -> None:
