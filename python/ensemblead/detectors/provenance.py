@@ -119,6 +119,19 @@ def steps_of(state: Mapping[str, Any]) -> tuple[Step, ...]:
     return tuple(Step(**one) for one in stored)
 
 
+def loaded_model(detector: Any) -> str | None:
+    """The checksum of the saved model that a detector was loaded from; None if from none, or if something was
+    done since to it or to a member of it.
+    """
+    return str(detector._loaded) if _is_as_loaded(detector) else None
+
+
+def _is_as_loaded(detector: Any) -> bool:
+    if detector._loaded is None or any(step.parent == detector._loaded for step in detector._history):
+        return False
+    return all(map(_is_as_loaded, getattr(detector, "members", ())))
+
+
 def _forget(detector: Any) -> None:
     detector._history, detector._loaded = (), None
     members: Sequence[Any] = getattr(detector, "members", ())
