@@ -129,12 +129,14 @@ class TestPredict:
             ("--false-regions", "0", "false_regions must be above 0"),
             ("--false-regions", "nan", "false_regions must be finite"),
             ("--pictures", "-1", "pictures must be at least 0"),
+            ("--scale", ("0", "inf"), "scale must be finite"),
         ],
     )
     def test_bad_options(
-        self, option: str, value: str, message: str, category: Path, model: Path, tmp_path: Path
+        self, option: str, value: Any, message: str, category: Path, model: Path, tmp_path: Path
     ) -> None:
-        outcome = call("predict", model, category / "test", "--out", tmp_path / "out", option, value)
+        values = value if isinstance(value, tuple) else (value,)
+        outcome = call("predict", model, category / "test", "--out", tmp_path / "out", option, *values)
         assert outcome.exit_code == 2
         assert message in outcome.stderr
         assert not (tmp_path / "out").exists()
@@ -155,6 +157,12 @@ class TestPredict:
             "predict", model, image, "--out", tmp_path / "out", "--pixel-threshold", -1e6, "--no-heat-maps"
         )
         assert given["regions"] == 1  # all of the map
+        # They are not those of the model, which says nothing of regions.
+        text = call(
+            "predict", model, image, "--out", tmp_path / "out", "--no-heat-maps", "--pictures", "0"
+        ).stderr
+        for name in ("objects.json", "report.html"):
+            assert f"{name} is of a run before" in text.replace("\n", " ")
 
     def test_parts_of_several_models_are_not_put_together(
         self, category: Path, model: Path, tmp_path: Path

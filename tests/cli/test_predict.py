@@ -21,8 +21,9 @@ from support.commands import call, call_json
 import ensemblead as ead
 from ensemblead.cli import pictures
 from ensemblead.cli.bars import Bars
+from ensemblead.cli.given_images import picture_names
 from ensemblead.cli.pictures import PlacedMap, draw_heat_map, overlay, place_back
-from ensemblead.cli.predict import PredictRun, picture_names
+from ensemblead.cli.predict import PredictRun
 from ensemblead.images import Geometry
 
 

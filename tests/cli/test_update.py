@@ -90,6 +90,7 @@ def test_refusals_leave_the_model(tmp_path: Path, model: Path, command: str) -> 
         ((model, tmp_path / "product", *place), "train"),
         ((model, other, "--out", model), "a model in"),
         ((model, other, "--out", other / "model"), "lies inside"),
+        ((model, other, "--out", model / "later"), "lies inside the model"),
     ):
         outcome = call(command, *arguments)
         assert outcome.exit_code == 2, (arguments, outcome.stderr)
@@ -194,10 +195,17 @@ def test_info_says_where_a_model_comes_from(tmp_path: Path, model: Path) -> None
     ensemble.save(tmp_path / "ensemble")
     found = call_json("info", tmp_path / "ensemble")
     assert (found["history"], found["parameters"]["fusion"]) == (None, "calibrated")
+    assert f"{tmp_path / 'ensemble'}/member0" in call("info", tmp_path / "ensemble").stdout
     assert found["threshold"] == ensemble.threshold_
     old_format = Path(__file__).resolve().parents[1] / "saved_models/format1/patchcore"
     text = call("info", old_format).stdout
     assert text.count("unknown") >= 3
+    # What it learned before is not known, so that the images of now are not all.
+    call_json("extend", old_format, tmp_path / "good", "--out", tmp_path / "later")
+    assert call_json("info", tmp_path / "later")["learned_images"] is None
+    text = call("info", tmp_path / "later").stdout
+    assert "history       earlier steps unknown" in text
+    assert "extend, 6 images" in text
     outcome = call("info", tmp_path / "new")
     assert (outcome.exit_code, "is no saved model" in outcome.stderr) == (1, True)
     assert call("info", tmp_path / "nowhere").exit_code == 2

@@ -295,6 +295,20 @@ def test_the_checksum_is_that_of_the_saved_model(tmp_path: Path, images: Any) ->
     assert checksum_of_model(detector) == checksum_of_model(ead.load(tmp_path / "model")) == stated
 
 
+def test_the_checksum_is_that_of_the_model_it_was_loaded_from(tmp_path: Path, images: Any) -> None:
+    """However it was saved, and whatever it runs on: the command line loads on the CPU."""
+    first, second = (ead.PatchCore("gabor", **NATIVE, **OPTIONS).fit(part) for part in (images, images[:8]))
+    for number, detector in enumerate((first, ead.BackboneEnsemble([first, second]))):
+        folder = tmp_path / str(number)
+        detector.save(folder, half=True)
+        stated = json.loads((folder / "model.json").read_text())["checksum"]
+        loaded = ead.load(folder)
+        assert checksum_of_model(loaded) == stated
+        changed = loaded.members[0] if number else loaded
+        changed.threshold_ = 9.0
+        assert checksum_of_model(loaded) != stated
+
+
 def test_bfloat16_keeps_distances_in_float32(tmp_path: Path, images: Any, probe: Any) -> None:
     from ensemblead.networks.engines.openvino import cpu_capabilities
 

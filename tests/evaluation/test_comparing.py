@@ -129,6 +129,18 @@ def test_other_sizes_are_said(made: SimpleNamespace) -> None:
     )
 
 
+def test_other_regions_are_said(made: SimpleNamespace) -> None:
+    inside = np.zeros((64, 64), np.bool_)
+    inside[8:, 8:] = True
+    other = ead.PatchCore(
+        "gabor", resize=None, image_size=None, coreset_fraction=0.1, device="cpu", region=inside
+    )
+    other.fit(made.root / "train/good")
+    (note,) = ead.compare(made.old, other, made.root / "test/good", **OPTIONS).data.notes
+    assert "other regions: the old one all of a photograph, the new one Region(77% of 64 x 64)" in note
+    assert ead.compare(other, other, made.root / "test/good", **OPTIONS).data.notes == ()
+
+
 def test_images_that_cannot_be_read(made: SimpleNamespace, tmp_path: Path) -> None:
     for i, path in enumerate(_first(made.root, 3)):
         (tmp_path / f"{i}.png").write_bytes(path.read_bytes() if i != 1 else b"no image")

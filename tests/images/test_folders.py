@@ -143,6 +143,25 @@ def test_what_predict_and_evaluate_have_written_is_no_photograph(tmp_path: Path)
     assert names(scan_folder(tmp_path).images, tmp_path) == ["0.png"]
 
 
+@pytest.mark.parametrize(
+    ("table", "folders"),
+    [
+        ("scores.csv", ("heat_maps", "masks", "maps")),
+        ("scores.part-1-of-2.csv", ("heat_maps", "masks", "maps")),
+        ("scores.partial.part-1-of-2.csv", ("heat_maps", "masks", "maps")),
+        ("results.sqlite", ("heat_maps",)),
+    ],
+)
+def test_all_pictures_of_results_are_left_out(tmp_path: Path, table: str, folders: tuple[str, ...]) -> None:
+    draw(tmp_path / "line/0.png")
+    for folder in folders:
+        draw(tmp_path / "out" / folder / "a.png")
+    assert len(scan_folder(tmp_path).images) == 1 + len(folders)
+    (tmp_path / "out" / table).write_text("")
+    assert names(scan_folder(tmp_path).images, tmp_path) == ["line/0.png"]
+    assert not any(belongs(tmp_path, f"out/{folder}/a.png") for folder in folders)
+
+
 def test_one_file_belongs_as_the_scan_has_it(odd: Path) -> None:
     root = odd / "good"
     for place in ("heat_maps/a.png", "maps/b.tiff", "good/0.png", "masks/0.png", "deep/Masks/0.png"):

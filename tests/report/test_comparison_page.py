@@ -68,6 +68,18 @@ def test_the_comparison_shows_what_changed(made: SimpleNamespace) -> None:
     assert "fit, 8 images" in page.words
 
 
+def test_outside_of_a_region_photographs_are_dark() -> None:
+    photo = np.full((40, 40, 3), 200, np.uint8)
+    inside = np.zeros((40, 40), np.bool_)
+    inside[:, 20:] = True
+    frame = Geometry((40, 40), None, region=Region.of(inside))
+    picture = reduced_map(0, np.zeros((40, 40), np.float32))
+    _, data = heat_url(photo, picture, Pictures((), frame, (1.0, 2.0))).split(",")
+    seen = np.asarray(Image.open(io.BytesIO(base64.b64decode(data))).convert("L")).astype(int)
+    assert abs(seen[:, 22:].mean() - 200) < 8
+    assert abs(seen[:, :18].mean() - 80) < 8
+
+
 def test_an_image_that_is_gone(made: SimpleNamespace, tmp_path: Path) -> None:
     (changed,) = made.comparison.data.changed
     aside = Path(changed.path).rename(tmp_path / "aside.png")

@@ -13,8 +13,8 @@ from rich.table import Table
 
 from ensemblead.cli.bars import Bars
 from ensemblead.cli.console import print_json, reported_warnings
+from ensemblead.cli.given_images import chosen_images
 from ensemblead.cli.models import moved_weights
-from ensemblead.cli.predict import chosen_images
 from ensemblead.cli.shared import MovedWeights
 from ensemblead.common.extras import require
 

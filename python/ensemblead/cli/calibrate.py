@@ -13,7 +13,7 @@ from rich.table import Table
 
 from ensemblead.cli.bars import Bars
 from ensemblead.cli.console import print_json, reported_warnings
-from ensemblead.cli.predict import chosen_images
+from ensemblead.cli.given_images import chosen_images
 from ensemblead.cli.shared import Json, SkipUnreadable
 from ensemblead.cli.update import Device, Model, Out, Update, Weights, show_update
 from ensemblead.common.files import valid_text

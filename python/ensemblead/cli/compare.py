@@ -12,8 +12,8 @@ from rich.table import Table
 
 from ensemblead.cli.bars import Bars
 from ensemblead.cli.console import DRIFTED, print_json, reported_warnings
-from ensemblead.cli.models import load_model
-from ensemblead.cli.predict import chosen_images
+from ensemblead.cli.given_images import chosen_images
+from ensemblead.cli.models import check_outside_model, load_model
 from ensemblead.cli.shared import FittedDevice, Json, SkipUnreadable
 from ensemblead.cli.testsets import untrained
 from ensemblead.common.extras import require
@@ -97,8 +97,7 @@ def _opened(data: Sequence[Path], out: Path, models: Sequence[Path], missing_mas
     if out.exists() and not out.is_dir():
         raise ValueError(f"out must be a folder, got the file {out}")
     for model in models:
-        if out.resolve().is_relative_to(model.resolve()):
-            raise ValueError(f"out {out} lies inside the model {model}; choose a folder outside of it")
+        check_outside_model(out, model)
     first = data[0]
     has_tests = first.is_dir() and any((one / "test").is_dir() for one in (first, *subfolders(first)))
     if len(data) == 1 and has_tests:

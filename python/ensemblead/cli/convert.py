@@ -11,9 +11,9 @@ from rich.console import Console
 
 from ensemblead.cli.bars import Bars
 from ensemblead.cli.console import Clock, guarded, print_json, reported_warnings
+from ensemblead.cli.given_images import chosen_images
 from ensemblead.cli.models import describe_learned, describe_model, moved_weights
 from ensemblead.cli.options import typed_size
-from ensemblead.cli.predict import chosen_images
 from ensemblead.cli.shared import Json
 from ensemblead.cli.unknown import Command, Group
 from ensemblead.common.extras import require

@@ -10,8 +10,8 @@ from rich.console import Console
 
 from ensemblead.cli.bars import Bars
 from ensemblead.cli.console import Clock, print_json, reported_warnings
+from ensemblead.cli.given_images import chosen_images
 from ensemblead.cli.models import load_model
-from ensemblead.cli.predict import chosen_images
 from ensemblead.cli.shared import Json, MovedWeights
 from ensemblead.common.extras import require
 from ensemblead.common.files import valid_text

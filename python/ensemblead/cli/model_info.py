@@ -18,17 +18,20 @@ def describe_folder(path: Path) -> dict[str, Any]:
     Raises FileNotFoundError, DamagedModelError, NewerFormatError.
     """
     require("torch", "ensemblead info MODEL")
-    from ensemblead.detectors.provenance import steps_of
+    from ensemblead.detectors.provenance import FIRST_ACTIONS, steps_of
     from ensemblead.store import read_folder
 
     reader = read_folder(path)
     if reader is None:
         raise FileNotFoundError(f"no saved model at {path}")
     with reader.as_damage():
-        steps_of(reader.state)  # checks them
+        steps = steps_of(reader.state)
     state, summary = reader.state, reader.state.get("summary") or {}
     parents = [step.get("parent") for step in state.get("history", [])]
     learned = reader.tensors("images.safetensors") if reader.has("images.safetensors") else {}
+    count = len(learned["fingerprints"]) if "fingerprints" in learned else None
+    if steps and steps[0].action not in FIRST_ACTIONS:
+        count = None  # of a model that did not keep its images: those here came later
     return {
         "model": str(path),
         "class": reader.class_name,
@@ -41,7 +44,7 @@ def describe_folder(path: Path) -> dict[str, Any]:
         "threshold": summary.get("threshold"),
         "threshold_origin": summary.get("threshold_origin"),
         "false_alarm_rate": summary.get("false_alarm_rate"),
-        "learned_images": len(learned["fingerprints"]) if "fingerprints" in learned else None,
+        "learned_images": count,
         "history": state.get("history"),
     }
 
@@ -66,16 +69,26 @@ def show_folder(found: dict[str, Any]) -> None:
         )
     values = (f"{name}={value}" for name, value in found["parameters"].items())
     lines.append(f"parameters    {', '.join(values) or 'none'}")
-    if not found["history"]:
-        lines.append("history       unknown")
-    before = ""
-    for place, step in enumerate(found["history"] or ()):
-        lines.append(f"{'history' if place == 0 else '':14}{_step(step)}")
+    lines += _history(found)
+    console.print(valid_text("\n".join(lines)))
+
+
+def _history(found: dict[str, Any]) -> list[str]:
+    """Lines, a step each; the first says where earlier ones are not known."""
+    from ensemblead.detectors.provenance import FIRST_ACTIONS
+
+    steps, lines, before = found["history"] or [], [], ""
+    if not steps or steps[0]["action"] not in FIRST_ACTIONS:
+        members = f"; of its members see info {found['model']}/member0 and so on"
+        what = f"{'earlier steps ' if steps else ''}unknown"
+        lines.append(f"{'history':14}{what}{members if 'members' in found['parameters'] else ''}")
+    for step in steps:
+        lines.append(f"{'' if lines else 'history':14}{_step(step)}")
         versions = " ".join(f"{name} {version}" for name, version in step["versions"].items())
         if versions != before:
             lines.append(f"{'':14}  with {versions}")
         before = versions
-    console.print(valid_text("\n".join(lines)))
+    return lines
 
 
 def _threshold(found: dict[str, Any]) -> str:

@@ -27,6 +27,12 @@ RATE_IS = {
 _DIMENSIONS = "dimensions"
 
 
+def check_outside_model(out: Path, model: Path) -> None:
+    """Raise ValueError if `out` lies in the folder of a model, which could then not be saved anew."""
+    if out.resolve().is_relative_to(model.resolve()):
+        raise ValueError(f"out {out} lies inside the model {model}; choose a folder outside of it")
+
+
 def load_model(
     path: Path,
     weights: Sequence[str] = (),

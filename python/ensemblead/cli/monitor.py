@@ -12,8 +12,8 @@ from rich.console import Console
 
 from ensemblead.cli.bars import Bars
 from ensemblead.cli.console import DRIFTED, Clock, print_json, reported_warnings
+from ensemblead.cli.given_images import chosen_images
 from ensemblead.cli.models import load_model
-from ensemblead.cli.predict import chosen_images
 from ensemblead.cli.shared import FittedDevice, Json, MovedWeights, SkipUnreadable
 from ensemblead.common.errors import EnsembleADError
 from ensemblead.common.extras import require

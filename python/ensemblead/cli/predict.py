@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import glob
 import math
-import os
-from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -18,13 +15,14 @@ from rich.console import Console
 from ensemblead.cli.bars import Bars
 from ensemblead.cli.console import Clock, print_json, reported_warnings
 from ensemblead.cli.division import PART_HELP, parse_part
-from ensemblead.cli.models import load_model
+from ensemblead.cli.given_images import chosen_images, picture_names
+from ensemblead.cli.models import check_outside_model, load_model
 from ensemblead.cli.objects import ObjectsFile
 from ensemblead.cli.scores import ScoresFile
 from ensemblead.cli.shared import FittedDevice, Json, MovedWeights, SkipUnreadable
 from ensemblead.cli.writing import Chosen, PictureWriter, Scored
 from ensemblead.common.extras import require
-from ensemblead.common.files import NAME_BYTES, as_file_name, file_names, valid_text
+from ensemblead.common.files import valid_text
 from ensemblead.common.objects import DEFAULT_FALSE_REGIONS, checked_rate, detected_regions
 from ensemblead.common.validation import finite_number, in_part, whole_number
 from ensemblead.common.warnings import warn
@@ -157,10 +155,8 @@ class PredictRun:
         clock = Clock()
         source, root = chosen_images(self.images)
         check_output_outside(self.out, source.folders)
-        for kept in (self.out / name for name in ("heat_maps", "masks", "maps")):
-            count = 0 if self.part is not None else sum(path.is_file() for path in kept.rglob("*"))
-            if count:
-                warn(f"{kept} holds {count} files of before: those of images that are not given now stay")
+        if self.part is None:
+            self._warn_of_pictures()
         bars.step("loading the model")
         detector = load_model(self.model, self.weights, self.device, self.engine, self.precision)
         if self.threshold is not None:
@@ -186,16 +182,20 @@ class PredictRun:
             "seconds": round(clock(), 3),
         }
 
+    def _warn_of_pictures(self) -> None:
+        for kept in (self.out / name for name in ("heat_maps", "masks", "maps")):
+            if count := sum(path.is_file() for path in kept.rglob("*")):
+                warn(f"{kept} holds {count} files of before: those of images that are not given now stay")
+
     def _check(self) -> None:
         """Refuse, before any work, what makes no sense."""
         if self.out.exists() and not self.out.is_dir():
             raise ValueError(f"out must be a folder, got the file {self.out}")
-        if self.out.resolve().is_relative_to(self.model.resolve()):
-            raise ValueError(
-                f"out {self.out} lies inside the model {self.model}; choose a folder outside of it"
-            )
-        if self.scale is not None and not self.scale[0] < self.scale[1]:
-            raise ValueError(f"scale must rise, got {self.scale[0]:g} {self.scale[1]:g}")
+        check_outside_model(self.out, self.model)
+        if self.scale is not None:
+            low, high = (finite_number("scale", end) for end in self.scale)
+            if not low < high:
+                raise ValueError(f"scale must rise, got {low:g} {high:g}")
         if self.threshold is not None:
             finite_number("threshold", self.threshold)
         if self.pixel_threshold is not None:
@@ -257,8 +257,13 @@ class PredictRun:
             "min_area": chosen.min_area,
         }
         objects = None
+        report = self.out / f"report{_part_name(self.part)}.html"
         if chosen.pixel_threshold is not None:
             objects = ObjectsFile(self.out, self.part, source.paths, info)
+        else:
+            _warn_if_stale(self.out / f"objects{_part_name(self.part)}.json")
+        if not self.pictures:
+            _warn_if_stale(report)
         page = PredictionsPage(detector, chosen.colors, chosen.pixel_threshold, rate, self.pictures)
         writer = PictureWriter(chosen, detector)
         with ScoresFile(self.out, self.part, source.paths) as scores, objects or nullcontext(), writer:
@@ -271,7 +276,6 @@ class PredictRun:
                     if objects is not None:
                         objects.add(one.path, size, one.score, one.is_anomalous, one.regions or ())
             bars.step("writing pictures")
-        report = self.out / f"report{_part_name(self.part)}.html"
         if self.pictures:
             bars.step("writing the page")
             page.write(report)
@@ -306,6 +310,12 @@ def own_part(source: ImageSource, part: tuple[int, int] | None) -> ImageSource |
         return source
     paths = [path for index, path in enumerate(source.paths) if in_part(index, part)]
     return open_images(paths) if paths else None
+
+
+def _warn_if_stale(path: Path) -> None:
+    """Warn of a file of a run before that is not written anew."""
+    if path.exists():
+        warn(f"{path} is of a run before, and stays as it is")
 
 
 def _part_name(part: tuple[int, int] | None) -> str:
@@ -349,62 +359,3 @@ def _verdicts(batch: Predictions) -> list[dict[str, Any]]:
         {"path": valid_text(str(path)), "anomaly_score": score, "is_anomalous": called}
         for path, score, called in found
     ]
-
-
-def chosen_images(given: Sequence[Path]) -> tuple[ImageSource, Path]:
-    """The images that paths and patterns name, and the folder that they are named below.
-
-    Raises FileNotFoundError for a path that does not exist, and for a pattern without a match.
-    """
-    from ensemblead.images import open_images
-
-    paths: list[Path] = []
-    for path in given:
-        found = [path] if path.exists() or not glob.has_magic(str(path)) else _matches(path)
-        paths += found
-    if len(paths) == 1:
-        return open_images(paths[0]), paths[0]
-    sources = [open_images(path) for path in paths]
-    files = list(dict.fromkeys(str(file) for one in sources for file in one.paths))
-    source = open_images(files)
-    source.folders = frozenset().union(*(one.folders for one in sources))
-    source.ignored_files = tuple(file for one in sources for file in one.ignored_files)
-    root = os.path.commonpath([os.path.dirname(os.path.abspath(file)) for file in files])
-    return source, Path(root)
-
-
-def _matches(pattern: Path) -> list[Path]:
-    found = sorted(glob.glob(str(pattern), recursive=True))
-    if not found:
-        raise FileNotFoundError(f"images: nothing matches {pattern}")
-    return [Path(path) for path in found]
-
-
-def picture_names(source: ImageSource, root: Path) -> list[Path]:
-    """For every image its place below `root`, without the suffix; with it where two would collide.
-
-    No two are the same, also where a name had to be cut or changed to be the name of a file.
-    """
-    base = root if root.is_dir() else root.parent
-    whole = [Path(os.path.relpath(str(path), base)) for path in source.paths]
-    places = [place.with_suffix("") for place in whole]
-    while True:
-        used = Counter(places)
-        collide = [i for i, place in enumerate(places) if used[place] > 1 and place != whole[i]]
-        if not collide:
-            break
-        for i in collide:
-            places[i] = whole[i]
-    by_folder: dict[Path, list[int]] = defaultdict(list)
-    for i, place in enumerate(places):
-        by_folder[Path(*map(as_file_name, place.parent.parts))].append(i)
-    # A picture and a folder of others may not have one name.
-    folders = {above.as_posix() for folder in by_folder for above in (folder, *folder.parents)}
-    limit = NAME_BYTES - len(".tiff")
-    for folder, own in by_folder.items():
-        inside = [Path(one).name for one in folders if Path(one).parent == folder]
-        taken = [name.removesuffix(suffix) for name in inside for suffix in (".png", ".tiff")]
-        names = file_names([places[i].name for i in own], limit=limit, taken=taken)
-        for i, name in zip(own, names, strict=True):
-            places[i] = folder / name
-    return places

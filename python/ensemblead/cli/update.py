@@ -12,8 +12,8 @@ from rich.console import Console
 
 from ensemblead.cli.bars import Bars
 from ensemblead.cli.console import Clock
-from ensemblead.cli.models import describe_model, load_model
-from ensemblead.cli.predict import chosen_images
+from ensemblead.cli.given_images import chosen_images
+from ensemblead.cli.models import check_outside_model, describe_model, load_model
 from ensemblead.common.errors import EnsembleADError
 from ensemblead.common.extras import require
 from ensemblead.common.files import valid_text
@@ -99,6 +99,7 @@ class Update:
         check_target(self.out)
         if (self.out / MANIFEST).exists():
             raise ValueError(f"out: there is a model in {self.out} already; give another folder")
+        check_outside_model(self.out, self.model)
         return self.out
 
     def _opened(self) -> ImageSource | None:

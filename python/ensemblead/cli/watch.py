@@ -20,7 +20,7 @@ from rich.console import Console
 
 from ensemblead.cli.bars import Bars
 from ensemblead.cli.console import Clock, print_json, reported_warnings
-from ensemblead.cli.models import load_identified
+from ensemblead.cli.models import check_outside_model, load_identified
 from ensemblead.cli.shared import FittedDevice, Json, MovedWeights
 from ensemblead.common.extras import require
 from ensemblead.common.files import NAME_BYTES, as_file_name, valid_text
@@ -85,8 +85,7 @@ def command(
             raise FileNotFoundError(f"folder: there is no folder {folder}")
         folder = folder.resolve()
         check_output_outside(out, scan_folder(folder).folders)
-        if out.resolve().is_relative_to(model.resolve()):
-            raise ValueError(f"out {out} lies inside the model {model}; choose a folder outside of it")
+        check_outside_model(out, model)
         if not once and poll is None:
             require("watchfiles", "watching a folder")
         bars.step("loading the model")

@@ -14,6 +14,7 @@ from ensemblead.deploy.runtime import ExportedDetector
 from ensemblead.detectors.detector import Detector
 from ensemblead.detectors.exporting import ExportReport, compared
 from ensemblead.detectors.parts import Progress
+from ensemblead.detectors.provenance import loaded_model
 from ensemblead.images import ImageSource, open_images
 from ensemblead.store import save
 from ensemblead.store.folders import parse_manifest
@@ -89,7 +90,11 @@ def _pairs(
 
 
 def checksum_of_model(detector: Detector) -> str:
-    """The checksum that the detector's saved model has."""
+    """The checksum of the detector's saved model: of the one that it was loaded from, on whatever device, if
+    nothing was done to it since; else of one that is saved now.
+    """
+    if (loaded := loaded_model(detector)) is not None:
+        return loaded
     with tempfile.TemporaryDirectory(prefix="ensemblead-") as folder:
         save(detector, Path(folder) / "model")
         checksum: str = parse_manifest(Path(folder) / "model")["checksum"]

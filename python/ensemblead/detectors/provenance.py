@@ -15,6 +15,8 @@ from ensemblead.kernels.build import __version__
 from ensemblead.store import FolderReader
 
 Action = Literal["fit", "load_weights", "convert", "extend", "calibrate", "quantize", "threshold"]
+# Those that begin a history: what was learned before no longer counts.
+FIRST_ACTIONS = ("fit", "load_weights", "convert")
 # What decides, beside our own version, how scores come out.
 _PACKAGES = ("numpy", "torch", "timm")
 _DATE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
@@ -83,7 +85,7 @@ def record(
     detector: Any, action: Action, images: int = 0, images_sha256: str = "", **arguments: float | int | None
 ) -> None:
     """Add a step to a detector's history; what it learned before a `fit` is no longer part of it."""
-    if action in ("fit", "load_weights", "convert"):
+    if action in FIRST_ACTIONS:
         _forget(detector)
     step = Step(action, _now(), images, images_sha256, arguments, _versions(), detector._loaded)
     detector._history = (*detector._history, step)
@@ -115,6 +117,19 @@ def steps_of(state: Mapping[str, Any]) -> tuple[Step, ...]:
     if not isinstance(stored, list) or not all(isinstance(one, dict) for one in stored):
         raise TypeError(f"history must be a list of steps, got {stored!r}")
     return tuple(Step(**one) for one in stored)
+
+
+def loaded_model(detector: Any) -> str | None:
+    """The checksum of the saved model that a detector was loaded from; None if from none, or if something was
+    done since to it or to a member of it.
+    """
+    return str(detector._loaded) if _is_as_loaded(detector) else None
+
+
+def _is_as_loaded(detector: Any) -> bool:
+    if detector._loaded is None or any(step.parent == detector._loaded for step in detector._history):
+        return False
+    return all(map(_is_as_loaded, getattr(detector, "members", ())))
 
 
 def _forget(detector: Any) -> None:

@@ -318,10 +318,16 @@ def _notes(
             if line not in both
         ),
     ]
-    if old.geometry != new.geometry:
+    own = "metrics of pixels are those of each one's own frame"
+    if replace(old.geometry, region=None) != replace(new.geometry, region=None):
         notes.append(
             f"the detectors see images in other sizes: the old one {_seen(old)}, the new one {_seen(new)}; "
-            "metrics of pixels are those of each one's own frame"
+            f"{own}"
+        )
+    if old.geometry.region != new.geometry.region:
+        regions = [one.geometry.region or "all of a photograph" for one in (old, new)]
+        notes.append(
+            f"the detectors inspect other regions: the old one {regions[0]}, the new one {regions[1]}; {own}"
         )
     known = sum(one.old_knows for one in images), sum(one.new_knows for one in images)
     for name, count in zip(_SIDES, known, strict=True):

@@ -45,16 +45,14 @@ _BAD = frozenset(
 )
 
 
-# Pictures that `predict` and `evaluate` write, and the table beside them.
-_RESULTS = {
-    "scores.csv": ("heat_maps", "maps"),
-    "scores.partial.csv": ("heat_maps", "maps"),
-    "results.csv": ("figures", "contact_sheets"),
-}
-
-
+# Folders of pictures that `predict`, `watch` and `evaluate` write, and patterns of the table beside them.
+_RESULTS = (
+    (re.compile(r"scores(\.partial)?(\.part-\d+-of-\d+)?\.csv"), ("heat_maps", "masks", "maps")),
+    (re.compile(r"results\.sqlite"), ("heat_maps",)),
+    (re.compile(r"results\.csv"), ("figures", "contact_sheets")),
+)
 # Folders that are left out beside certain others, or tables.
-_MAY_BE_LEFT_OUT = frozenset({"ground_truth", "masks", *(one for made in _RESULTS.values() for one in made)})
+_MAY_BE_LEFT_OUT = frozenset({"ground_truth", "masks", *(one for _, made in _RESULTS for one in made)})
 
 
 @dataclass(frozen=True)
@@ -78,8 +76,8 @@ def scan_folder(root: StrPath, exclude: Collection[StrPath] = ()) -> FolderScan:
     Images are files with one of `IMAGE_SUFFIXES`, in upper or lower case, and links to such files; a link to
     nothing counts, so that reading it is an error. Hidden files and folders and those that systems make
     (`.ipynb_checkpoints`, `@eaDir`) are left out, and so are folders of masks: `ground_truth`, `Masks`
-    beside `Images` or beside a folder of good or bad images, those in `exclude`, and pictures that `predict`
-    and `evaluate` have written (known by the table beside them). Links to folders are
+    beside `Images` or beside a folder of good or bad images, those in `exclude`, and pictures that `predict`,
+    `watch` and `evaluate` have written (known by the table beside them). Links to folders are
     followed, each real folder is searched once, and a link back to a folder that contains `root` is not
     followed.
 
@@ -123,7 +121,7 @@ def _walk(base: str, excluded: set[str]) -> Iterator[tuple[str, list[str], bool]
             seen.add(real)
         below, names, linked = _list(os.path.join(base, folder), left_out)
         masks = {name for name in below if _holds_masks(name, below)}
-        results = {one for table, made in _RESULTS.items() if table in names for one in made}
+        results = _results_beside(names)
         for name in below:
             out = left_out or _hidden(name) or name in masks or name in results
             if name not in linked:
@@ -150,6 +148,11 @@ def _list(folder: str, left_out: bool) -> tuple[list[str], list[str], set[str]]:
 def _hidden(path: str) -> bool:
     name = os.path.basename(path)
     return name.startswith(".") or name in _SYSTEM_FOLDERS
+
+
+def _results_beside(names: Sequence[str]) -> set[str]:
+    """The folders of results beside these files."""
+    return {one for table, made in _RESULTS if any(map(table.fullmatch, names)) for one in made}
 
 
 def _holds_masks(name: str, siblings: Sequence[str]) -> bool:
@@ -180,8 +183,7 @@ def belongs(root: StrPath, place: str) -> bool:
         for part in above:
             if part.lower() in _MAY_BE_LEFT_OUT:
                 below, names, _ = _list(folder, False)
-                made = {one for table, results in _RESULTS.items() if table in names for one in results}
-                if part in made or _holds_masks(part, below):
+                if part in _results_beside(names) or _holds_masks(part, below):
                     return False
             folder = os.path.join(folder, part)
     except FileNotFoundError:

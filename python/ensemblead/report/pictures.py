@@ -99,7 +99,8 @@ def photo_url(pixels: NDArray[np.uint8], side: int = PHOTO_SIDE) -> str:
 
 def heat_url(photo: NDArray[np.uint8], picture: Picture, shown: Pictures, side: int = PHOTO_SIDE) -> str:
     """A photograph with a kept map over it, its longer side at most `side`, as a data URL; where the network
-    saw nothing, the photograph alone, dark outside of a region. The stronger the value, the less transparent.
+    saw nothing, the photograph alone, and darker outside of a region. The stronger the value, the less
+    transparent.
     """
     region = getattr(shown.frame, "region", None)
     image = Image.fromarray(photo if region is None else region.shaded(photo))
