@@ -111,9 +111,9 @@ def test_whole_lines_that_are_cut_off_are_said(tmp_path: Path) -> None:
 def test_what_sqlite_says_names_the_file(tmp_path: Path) -> None:
     fill(tmp_path, 1)
     for error in (sqlite3.OperationalError("disk is full"), sqlite3.DatabaseError("malformed")):
-        with pytest.raises(EnsembleADError, match=rf"out: .*results\.sqlite: {error}"):
-            with Results(tmp_path, "/images"):
-                raise error
+        said = rf"out: .*results\.sqlite: {error}"
+        with pytest.raises(EnsembleADError, match=said), Results(tmp_path, "/images"):
+            raise error
     with sqlite3.connect(tmp_path / DATABASE) as database:
         database.execute("DROP TABLE results")
     database.close()

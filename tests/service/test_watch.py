@@ -328,11 +328,24 @@ def test_another_folder_of_the_name_is_watched(
         wait_for(lambda: watch._next_scan not in (0.0, first))
         (folder / "a.png").write_bytes(files[0][1])
         wait_for(lambda: rows(out))
-        with pytest.raises(FileNotFoundError):
-            shutil.rmtree(folder)
-            watch.run(threading.Event())
-        watch._folder.mkdir()
     assert paths(out) == ["a.png"]
+
+
+def test_a_folder_that_goes_ends_the_watch(
+    detector: Any, folder: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At once, and not with the next look at all of it."""
+    monkeypatch.setattr(room, "_RESCAN", 1e9)
+
+    def watched() -> None:
+        with watching(detector, folder, out) as watch:
+            wait_for(lambda: watch._next_scan > 1e8)
+            shutil.rmtree(folder)
+            wait_for(lambda: threading.active_count() == threads)
+
+    threads = threading.active_count()
+    with pytest.raises(FileNotFoundError):
+        watched()
 
 
 def test_names_that_are_no_text_while_it_runs(detector: Any, files: Files, folder: Path, out: Path) -> None:

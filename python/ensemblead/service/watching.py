@@ -22,14 +22,12 @@ from ensemblead.common.validation import positive_number
 from ensemblead.detectors import Detector
 from ensemblead.images.folders import belongs, scan_folder
 from ensemblead.service.results import FileVersion, Finding, Results
-from ensemblead.service.scoring import Scored, score_each
+from ensemblead.service.scoring import OF_IMAGES, Scored, score_each
 
 # Seconds between two looks at the clock, and, beside the system's events, between two at the whole folder.
 _TICK, _RESCAN = 0.1, 60.0
 # Of the error with which watchfiles ends at a name that is no UTF-8.
 _UNNAMED = "Unable to decode path"
-# Errors that an image can be the cause of; others end the watch.
-_OF_IMAGES = (ValueError, MemoryError, ArithmeticError)
 # Given the path of an image, its path in the folder and its result: writes a heat map, and returns its name.
 Draw = Callable[[str, str, Scored], str]
 
@@ -242,7 +240,7 @@ class Watch:
         if isinstance(outcome, FileNotFoundError):
             self._is_still(item)
             return None
-        if not isinstance(outcome, _OF_IMAGES):
+        if not isinstance(outcome, OF_IMAGES):
             raise outcome
         now = time.monotonic()
         if now - item.since >= self._settings.give_up:
