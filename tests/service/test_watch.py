@@ -129,6 +129,29 @@ def test_files_that_come_in_every_way(
         assert scores[path] == (pytest.approx(exact[place], rel=1e-4), place >= 2)
 
 
+def test_a_new_folder_is_searched_alone(
+    detector: Any, files: Files, folder: Path, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where every part has a folder, a look at all of them would take longer with every part."""
+    scans, scan = list[int](), Watch._scan
+    monkeypatch.setattr(Watch, "_scan", lambda self: scans.append(1) or scan(self))
+    part = tmp_path / "part"
+    for name in ("deep", ".hidden", "ground_truth"):
+        (part / name).mkdir(parents=True)
+        (part / name / "a.png").write_bytes(files[0][1])
+    (folder / "ground_truth").mkdir()
+    with watching(detector, folder, out) as watch:
+        wait_for(lambda: watch._next_scan)
+        wait_for(lambda: not watch._pending)
+        first = len(scans)
+        shutil.copytree(part, folder / "ground_truth/part")
+        os.replace(part, folder / "part")
+        wait_for(lambda: rows(out))
+        wait_for(lambda: not watch._pending)
+        assert len(scans) == first
+    assert paths(out) == ["part/deep/a.png"]
+
+
 def test_a_file_that_is_written_slowly_is_waited_for(
     detector: Any, files: Files, folder: Path, out: Path
 ) -> None:

@@ -102,12 +102,13 @@ class Server(uvicorn.Server):
         """Also end the thread that predicts."""
         self._service.stopping = True
         if self._end is not None:  # one time for all of it
-            self.config.timeout_graceful_shutdown = max(1, math.ceil(self._rest()))
+            self.config.timeout_graceful_shutdown = math.ceil(self._rest())
         await super().shutdown(sockets)
         self._service.batcher.close(0.0 if self.force_exit else self._rest())
 
     def _rest(self) -> float:
-        return GRACE_SECONDS if self._end is None else max(0.0, self._end - time.monotonic())
+        """Seconds of the time in which to end; one at least, for what needs no waiting."""
+        return GRACE_SECONDS if self._end is None else max(1.0, self._end - time.monotonic())
 
     def _reload(self) -> None:
         threading.Thread(target=self._replace, name="ensemblead-reload", daemon=True).start()

@@ -10,7 +10,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -167,10 +167,16 @@ class Watch:
 
     def _notice(self, path: str) -> None:
         """Something has happened there."""
-        above = os.path.normpath(os.path.join(self._folder, os.path.dirname(path)))
-        if os.path.isdir(os.path.join(self._folder, path)) or os.path.realpath(above) != above:
-            # Nobody tells of files in a folder that was moved here; a linked folder may have another name.
-            self._next_scan = 0.0
+        place = os.path.normpath(os.path.join(self._folder, path))
+        is_folder = os.path.isdir(place)
+        real = place if is_folder else os.path.dirname(place)
+        if os.path.realpath(real) != real:
+            self._next_scan = 0.0  # a linked folder may have another name
+        elif is_folder:
+            # Nobody tells of files in a folder that was moved here.
+            with suppress(FileNotFoundError, NotADirectoryError):
+                for image in scan_folder(place).images:
+                    self._notice(os.path.relpath(image, self._folder))
         elif belongs(self._folder, path):
             version = FileVersion.of(self._folder, path)
             if version is not None:
