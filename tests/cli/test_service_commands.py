@@ -27,6 +27,7 @@ from PIL import Image
 from support.commands import call, call_json
 
 import ensemblead as ead
+from ensemblead.calibration.statistics import Calibration
 
 
 def test_watch_once(model: Path, category: Path, tmp_path: Path) -> None:
@@ -107,7 +108,7 @@ def test_serve_from_start_to_end(
     served, port, found = tmp_path / "model", free_port(), list[tuple[int, dict[str, object]]]()
     shutil.copytree(model, served)
     image = next((category / "test/blot").iterdir()).read_bytes()
-    monkeypatch.setenv("ENSEMBLEAD_TOKEN", "word")
+    monkeypatch.setenv("ENSEMBLEAD_TOKEN", "word\n")  # as a file that it is read from ends
 
     def ask(method: str, place: str, body: bytes | None = None, token: str = "word") -> None:
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
@@ -129,7 +130,7 @@ def test_serve_from_start_to_end(
             ask("GET", "/model")
             ask("POST", "/predict", image)
             replaced = ead.load(model)
-            replaced.threshold_ = 1e6
+            replaced._calibration = Calibration.without_images()  # JSON has no infinity, and no NaN
             replaced.save(served)
             os.kill(os.getpid(), signal.SIGHUP)
             first = found[2][1]["manifest_sha256"]
@@ -150,6 +151,8 @@ def test_serve_from_start_to_end(
     assert outcome.exit_code == 0, outcome.stderr
     assert [status for status, _ in found[:4]] == [200, 401, 200, 200]
     assert found[2][1]["detector"] == "PatchCore"
+    (second,) = [answer for _, answer in found[4:] if answer.get("threshold", 0) is None][-1:]
+    assert second["false_alarm_rate"] is None
     verdicts = [answer["images"][0]["is_anomalous"] for _, answer in found if "images" in answer]  # type: ignore[index]
     assert verdicts == [True, False, False]
     lines = outcome.stderr.splitlines()
@@ -188,11 +191,13 @@ def test_a_model_that_is_replaced_while_it_is_loaded(
 def test_serve_refuses(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ENSEMBLEAD_TOKEN", raising=False)
     (tmp_path / "token").write_text(" \n")
+    (tmp_path / "word").write_text("word\n")
     for options, code, said in (
         (["--host", "0.0.0.0"], 2, "host 0.0.0.0 is reached from other machines: give --token-file"),
         (["--host", "::"], 2, "host :: is reached from other machines"),
         (["--token-file", tmp_path / "token"], 2, f"token-file {tmp_path / 'token'} is empty"),
         (["--token-file", tmp_path / "none"], 2, "No such file"),
+        (["--token-file", tmp_path / "word", "--without-token"], 2, "--without-token contradicts the token"),
         (["--max-queue", "0"], 2, "max_queue must be at least 1, got 0"),
         (["--max-wait-ms", "-1"], 2, "max_wait must be a number of seconds, at least 0, got -0.001"),
     ):

@@ -6,6 +6,7 @@ import os
 import sys
 import types
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -116,6 +117,22 @@ def test_a_folder_that_cannot_be_listed_is_an_error(tmp_path: Path) -> None:
             open_images(tmp_path)
     finally:
         (tmp_path / "closed").chmod(0o700)
+
+
+def test_a_folder_that_goes_meanwhile_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "goes").mkdir()
+    (tmp_path / "a.png").write_bytes(b"")
+    scandir = os.scandir
+
+    def gone(path: str) -> Any:
+        if os.path.basename(path) == "goes":
+            raise FileNotFoundError(path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", gone)
+    assert scan_folder(tmp_path).images == (str(tmp_path / "a.png"),)
+    with pytest.raises(FileNotFoundError):
+        scan_folder(tmp_path / "none")
 
 
 def test_special_files_do_not_block(tmp_path: Path) -> None:

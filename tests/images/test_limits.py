@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import struct
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,7 @@ pytest.importorskip("torch")
 from PIL import Image, ImageFile
 from support.pictures import chunk, draw, png, save
 
-from ensemblead.common.errors import UnreadableImageError
+from ensemblead.common.errors import ImageTooLargeError, UnreadableImageError
 from ensemblead.images import (
     Geometry,
     ImageSource,
@@ -231,3 +233,26 @@ def test_an_image_without_its_pixels_is_refused(tmp_path: Path) -> None:
     path = png(tmp_path / "a.png", b"\0", (9000, 9000), 8, 2)
     with pytest.raises(UnreadableImageError, match=r"a\.png"):
         read_image(path)
+
+
+@pytest.mark.parametrize(("tile", "refused"), [((256, 256), False), ((4096, 1040), True)])
+def test_a_tiff_of_tiles_far_larger_than_itself(tmp_path: Path, tile: tuple[int, int], refused: bool) -> None:
+    """Tiles are decoded whole, and those of small images are larger than these in ordinary files too."""
+    data = zlib.compress(bytes(tile[0] * tile[1]))
+    longs = {256: 16, 257: 16, 322: tile[0], 323: tile[1], 324: 134, 325: len(data)}
+    shorts = {258: 8, 259: 8, 262: 1, 277: 1}
+    entries = sorted(
+        [(tag, 4, 1, value) for tag, value in longs.items()] + [(t, 3, 1, v) for t, v in shorts.items()]
+    )
+    header = (
+        b"II*\0"
+        + struct.pack("<IH", 8, len(entries))
+        + b"".join(struct.pack("<HHII", *one) for one in entries)
+    )
+    path = tmp_path / "a.tif"
+    path.write_bytes(header + bytes(4) + data)
+    if refused:
+        with pytest.raises(ImageTooLargeError, match="its tiles have 4096 x 1040 = 4259840 pixels"):
+            read_image(path, max_pixels=1000)
+    else:
+        assert read_image(path, max_pixels=1000).shape == (16, 16, 3)

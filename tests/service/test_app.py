@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import socket
+import tempfile
 from collections.abc import Iterator
 from typing import Any
 
@@ -73,7 +74,10 @@ def test_maps(served: Serving, detector: Any, pixels: np.ndarray, files: Files) 
     levels = np.asarray(Image.open(io.BytesIO(data["png"])))
     low, high = exact.min(), exact.max()
     np.testing.assert_allclose(low + levels / 255 * (high - low), exact, atol=0.51 * (high - low) / 255)
-    assert served.predict(files[2], query="?map=gif")[0] == 422
+    before = served.metric('ensemblead_requests_total{status="422"}')
+    status, document = served.predict(files[2], query="?map=gif")
+    assert (status, document) == (422, {"detail": "map must be one of none, png, float32, got gif"})
+    assert served.metric('ensemblead_requests_total{status="422"}') == before + 1
 
 
 def test_a_bad_image_answers_for_itself(served: Serving, files: Files) -> None:
@@ -142,12 +146,70 @@ def test_a_body_without_a_length_is_limited_too(served: Serving) -> None:
         ("multipart/form-data; boundary=edge", b"words", 400, ""),  # in the parser's words
         ("multipart/form-data; boundary=edge", b"--edge\r\nwords", 400, "the form "),
         ("multipart/form-data; boundary=edge", b"--edge--\r\n", 400, "the form holds no file"),
+        (
+            "multipart/form-data; boundary=edge; charset=undefined",
+            form(("a.png", b"a"))[1],
+            400,
+            "the form is ",
+        ),
         (*form(*[("a.png", b"a")] * 9), 400, "Too many files. Maximum number of files is 8."),
     ],
 )
 def test_bad_bodies(served: Serving, kind: str, body: bytes, status: int, said: str) -> None:
+    name = f'ensemblead_requests_total{{status="{status}"}}'
+    before = served.metric(name)
     found, answer = served.request("POST", "/predict", body, content_type=kind)
     assert (found, json.loads(answer)["detail"][: len(said)]) == (status, said)
+    assert served.metric(name) == before + 1
+
+
+def test_names_of_files(served: Serving, files: Files) -> None:
+    """Letters that no text can hold are escaped; others stay as they are."""
+    kind, body = form(("\\ud800.png", files[0][1]), ("<b>\u00e9.png", files[0][1]))
+    for more, names in (("", ["\\ud800.png", "<b>é.png"]), ("; charset=unicode_escape", None)):
+        status, answer = served.request("POST", "/predict", body, content_type=kind + more)
+        found = [image["name"] for image in json.loads(answer)["images"]]
+        assert (status, found[0]) == (200, "\\ud800.png")
+        assert names is None or found == names
+
+
+def test_nothing_is_written_to_a_disk(detector: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files of forms stay in memory, also those of more than a megabyte."""
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda *_, **__: pytest.fail("a file on a disk"))
+    with serving(detector) as running:
+        assert running.predict(("large.png", bytes((1 << 20) + 1)))[0] == 422
+
+
+def test_health_says_that_nothing_can_be_predicted(
+    detector: Any, files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(detector: Any, images: Any, **_: Any) -> Any:
+        return [RuntimeError("no kernel image")] * len(images)
+
+    with serving(detector) as running:
+        with monkeypatch.context() as patch:
+            patch.setattr("ensemblead.service.batching.score_each", fails)
+            for _ in range(3):
+                status, document = running.predict(files[0])
+                assert status == document["images"][0]["error"]["status"] == 500
+        assert running.get("/health") == (503, b'{"live":true,"ready":false}')
+        assert running.predict(files[0])[0] == 200
+        assert running.get("/health")[0] == 200
+
+
+def test_one_time_for_the_whole_end(
+    detector: Any, files: Files, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A prediction that does not end and a client that does not read share it."""
+    monkeypatch.setattr("ensemblead.service.server.GRACE_SECONDS", 0.3)
+    with serving(detector) as running:
+        client = Client(running, files[0])
+        assert gate.entered.wait(30)
+        running.stop()
+        wait_for(lambda: running.server.should_exit)
+        wait_for(lambda: running.server.config.timeout_graceful_shutdown == 1)
+        gate.open.set()
+        assert client.status() == 200
 
 
 def test_an_empty_body_is_no_image(served: Serving) -> None:
@@ -218,6 +280,10 @@ def test_a_token(detector: Any, files: Files) -> None:
             assert running.get(place)[0] == 401
             assert running.get(place, authorization="Bearer päss word")[0] == 200
         assert running.predict(files[0], authorization="bearer päss word")[0] == 200
+        utf8 = "Bearer päss word".encode().decode("latin-1")  # as curl sends it
+        assert running.get("/model", authorization=utf8)[0] == 200
+        assert running.metric('ensemblead_requests_total{status="401"}') == 0
+        assert 'requests_total{status="401"} 3.0' in running.service.metrics.text().decode()
         assert running.get("/health")[0] == running.get("/")[0] == 200
 
 

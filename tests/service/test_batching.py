@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -83,6 +84,55 @@ def test_what_is_queued_is_predicted_at_the_end(detector: Any, files: Files, gat
         answers = put(batcher, *"abcde", data=files[0][1])
         threading.Timer(0.05, gate.open.set).start()
     assert all(answer.done() for answer in answers)
+
+
+def test_bytes_that_nobody_waits_for_are_let_go(detector: Any, files: Files, gate: Gate) -> None:
+    with batching(detector) as batcher:
+        put(batcher, "a", data=files[0][1])
+        assert gate.entered.wait(30)
+        image = EncodedImage("b", files[0][1])
+        known = weakref.ref(image)
+        answer = batcher.put(image)
+        del image
+        assert known() is not None
+        answer.cancel()
+        assert known() is None
+        gate.open.set()
+
+
+class Panic(BaseException):
+    """As compiled libraries raise."""
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no kernel image"), Panic("no kernel image")])
+def test_errors_that_no_image_causes(
+    detector: Any,
+    files: Files,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    error: BaseException,
+) -> None:
+    """The thread goes on, and says that it fails; one result, and it does no longer."""
+
+    def fails(detector: Any, images: Any, **_: Any) -> Any:
+        if isinstance(error, Exception):
+            return [error] * len(images)
+        raise error
+
+    with batching(detector) as batcher:
+        with monkeypatch.context() as patch:
+            patch.setattr("ensemblead.service.batching.score_each", fails)
+            for _ in range(3):
+                assert not batcher.is_failing
+                found = put(batcher, "a", data=files[0][1])[0].result(30)[1]
+                assert isinstance(found, RuntimeError)
+                assert "no kernel image" in str(found)
+        wait_for(lambda: batcher.is_failing)
+        put(batcher, "bad", data=b"none")[0].result(30)
+        assert batcher.is_failing
+        put(batcher, "a", data=files[0][1])[0].result(30)
+        assert not batcher.is_failing
+    assert caplog.text.count("no image of a batch could be predicted") == 1
 
 
 @pytest.mark.usefixtures("gate")

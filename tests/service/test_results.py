@@ -99,6 +99,28 @@ def test_lines_of_something_else_are_written_anew_and_said(tmp_path: Path) -> No
     assert (tmp_path / LINES).read_bytes() == whole
 
 
+def test_whole_lines_that_are_cut_off_are_said(tmp_path: Path) -> None:
+    fill(tmp_path, 1, 2)
+    whole = (tmp_path / LINES).read_bytes()
+    (tmp_path / LINES).write_bytes(whole + b"looked at by Sato\n{torn")
+    with pytest.warns(UserWarning, match=r"results\.sqlite says, at its end, which is written anew"):
+        fill(tmp_path, 3)
+    assert [row["id"] for row in lines(tmp_path)] == [1, 2, 3]
+
+
+def test_what_sqlite_says_names_the_file(tmp_path: Path) -> None:
+    fill(tmp_path, 1)
+    for error in (sqlite3.OperationalError("disk is full"), sqlite3.DatabaseError("malformed")):
+        said = rf"out: .*results\.sqlite: {error}"
+        with pytest.raises(EnsembleADError, match=said), Results(tmp_path, "/images"):
+            raise error
+    with sqlite3.connect(tmp_path / DATABASE) as database:
+        database.execute("DROP TABLE results")
+    database.close()
+    with pytest.raises(EnsembleADError, match=r"results\.sqlite: no such table: results"):
+        Results(tmp_path, "/images")
+
+
 def test_more_lines_than_are_searched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ensemblead.service.results._TAIL_BYTES", 500)
     fill(tmp_path, *range(40))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -114,3 +115,14 @@ def test_a_token_is_asked_for(browser: Browser, detector: Any, files: Files) -> 
         browser.click("#token-line button")
         browser.wait("document.querySelectorAll('.card').length === 1")
         assert texts(browser, ".card .verdict") == ["anomalous"]
+
+
+def test_without_a_threshold_there_is_no_verdict(
+    browser: Browser, detector: Any, files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(type(detector), "threshold_", property(lambda self: math.inf))
+    with serving(detector) as running:
+        browser.open(running.url)
+        give(browser, files[2])
+        browser.wait("document.querySelectorAll('.card').length === 1")
+        assert texts(browser, ".card .verdict") == ["no verdict"]

@@ -25,6 +25,7 @@ pytest.importorskip("watchfiles")
 from PIL import Image
 from support.serving import Gate, wait_for
 
+from ensemblead.images import read_image
 from ensemblead.service import watching as room
 from ensemblead.service.results import LINES, Results
 from ensemblead.service.watching import Watch, WatchSettings
@@ -126,6 +127,29 @@ def test_files_that_come_in_every_way(
     exact = detector.predict(pixels).anomaly_score
     for path, place in (("there-0.png", 0), ("moved/inside.png", 2), ("alone.png", 3)):
         assert scores[path] == (pytest.approx(exact[place], rel=1e-4), place >= 2)
+
+
+def test_a_new_folder_is_searched_alone(
+    detector: Any, files: Files, folder: Path, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where every part has a folder, a look at all of them would take longer with every part."""
+    scans, scan = list[int](), Watch._scan
+    monkeypatch.setattr(Watch, "_scan", lambda self: scans.append(1) or scan(self))
+    part = tmp_path / "part"
+    for name in ("deep", ".hidden", "ground_truth"):
+        (part / name).mkdir(parents=True)
+        (part / name / "a.png").write_bytes(files[0][1])
+    (folder / "ground_truth").mkdir()
+    with watching(detector, folder, out) as watch:
+        wait_for(lambda: watch._next_scan)
+        wait_for(lambda: not watch._pending)
+        first = len(scans)
+        shutil.copytree(part, folder / "ground_truth/part")
+        os.replace(part, folder / "part")
+        wait_for(lambda: rows(out))
+        wait_for(lambda: not watch._pending)
+        assert len(scans) == first
+    assert paths(out) == ["part/deep/a.png"]
 
 
 def test_a_file_that_is_written_slowly_is_waited_for(
@@ -283,6 +307,78 @@ def test_errors_that_no_image_causes_end_the_watch(
     shutil.rmtree(folder)
     with pytest.raises(FileNotFoundError), watching(detector, folder, out, once=True):
         pass
+
+
+def test_files_that_nothing_can_be_read_of(detector: Any, files: Files, folder: Path, out: Path) -> None:
+    """A link that leads back to itself, and a time that no SQLite integer holds."""
+    (folder / "loop.png").symlink_to("loop.png")
+    (folder / "a.png").write_bytes(files[0][1])
+    os.utime(folder / "a.png", ns=(2**63 + 5, 2**63 + 5))
+    for _ in range(2):
+        with watching(detector, folder, out, once=True):
+            pass
+    (row,) = rows(out)
+    assert (row["path"], row["mtime_ns"]) == ("a.png", 5 - 2**63)
+
+
+def test_a_file_that_goes_before_its_heat_map_is_drawn(
+    detector: Any, files: Files, folder: Path, out: Path
+) -> None:
+    for name in ("goes.png", "stays.png"):
+        (folder / name).write_bytes(files[0][1])
+
+    def draw(path: str, place: str, scored: Any) -> str:
+        if place == "goes.png":
+            os.unlink(path)
+        read_image(path)
+        return "drawn"
+
+    with Results(out, str(folder)) as results:
+        settings = WatchSettings(settle=0.03, once=True)
+        Watch(detector, folder, results, settings, model="m", draw=draw).run(threading.Event())
+    assert [(row["path"], row["heat_map"]) for row in rows(out)] == [("stays.png", "drawn")]
+
+
+def test_another_folder_of_the_name_is_watched(
+    detector: Any, files: Files, folder: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(room, "_RESCAN", 1e9)
+    with watching(detector, folder, out) as watch:
+        wait_for(lambda: watch._next_scan > 1e8)
+        first = watch._next_scan
+        os.rename(folder, folder.with_name("aside"))
+        folder.mkdir()
+        wait_for(lambda: watch._next_scan not in (0.0, first))
+        (folder / "a.png").write_bytes(files[0][1])
+        wait_for(lambda: rows(out))
+    assert paths(out) == ["a.png"]
+
+
+def test_a_folder_that_goes_ends_the_watch(
+    detector: Any, folder: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At once, and not with the next look at all of it."""
+    monkeypatch.setattr(room, "_RESCAN", 1e9)
+
+    def watched() -> None:
+        with watching(detector, folder, out) as watch:
+            wait_for(lambda: watch._next_scan > 1e8)
+            shutil.rmtree(folder)
+            wait_for(lambda: threading.active_count() == threads)
+
+    threads = threading.active_count()
+    with pytest.raises(FileNotFoundError):
+        watched()
+
+
+def test_names_that_are_no_text_while_it_runs(detector: Any, files: Files, folder: Path, out: Path) -> None:
+    with watching(detector, folder, out):
+        wait_for((out / LINES).exists)
+        for name in (b"/\xfc.png", b"/a.png", b"/\xfd.png"):
+            with open(os.fsencode(folder) + name, "wb") as file:
+                file.write(files[2][1])
+        wait_for(lambda: len(rows(out)) == 3)
+    assert paths(out) == ["\\xfc.png", "\\xfd.png", "a.png"]
 
 
 def test_names_that_are_no_text(detector: Any, files: Files, folder: Path, out: Path) -> None:

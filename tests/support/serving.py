@@ -82,7 +82,8 @@ def serving(detector: Any, **settings: Any) -> Iterator[Serving]:
         wait_for(lambda: server.started)
         yield Serving(service, server, url_of(bound), bound.getsockname()[1])
     finally:
-        server.handle_exit(signal.SIGTERM, None)
+        if not service.stopping:  # a second signal would end it at once
+            server.handle_exit(signal.SIGTERM, None)
         thread.join(_PATIENCE)
         bound.close()
     assert not thread.is_alive(), "the service does not end"

@@ -113,16 +113,17 @@ def guarded(command: Callable[_P, None]) -> Callable[_P, None]:
 
 def print_json(document: dict[str, Any]) -> None:
     """One JSON document on stdout; NaN becomes null."""
-    typer.echo(json.dumps(_plain(document), indent=2, allow_nan=False))
+    typer.echo(json.dumps(without_infinities(document), indent=2, allow_nan=False))
 
 
-def _plain(value: Any) -> Any:
+def without_infinities(value: Any) -> Any:
+    """Plain values with None for NaN and infinity, which JSON has not."""
     if isinstance(value, float):
         return value if value == value and abs(value) != float("inf") else None
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: without_infinities(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [without_infinities(item) for item in value]
     return value
 
 

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ensemblead.cli.bars import Bars
-from ensemblead.cli.console import reported_warnings
+from ensemblead.cli.console import reported_warnings, without_infinities
 from ensemblead.cli.models import describe_model, load_identified
 from ensemblead.cli.shared import FittedDevice, MovedWeights
 from ensemblead.common.extras import require
+from ensemblead.common.files import valid_text
 from ensemblead.kernels.build import __version__
 
 if TYPE_CHECKING:
@@ -84,6 +85,8 @@ def command(
             f"host {host} is reached from other machines: give --token-file (or {_TOKEN}), or "
             "--without-token if everybody there may use it"
         )
+    if token is not None and without_token:
+        raise ValueError(f"--without-token contradicts the token of {token_file or _TOKEN}: leave one away")
     settings = ServeSettings(
         max_batch=max_batch,
         max_wait=max_wait_ms / 1000.0,
@@ -95,8 +98,12 @@ def command(
 
     def load() -> Model:
         detector, digest = load_identified(model, weights or (), device, engine, precision)
-        facts = {"path": str(model), "manifest_sha256": digest, "served_by": f"ensemblead {__version__}"}
-        return Model(detector, {**describe_model(detector), **facts})
+        facts = {
+            "path": valid_text(str(model)),
+            "manifest_sha256": digest,
+            "served_by": f"ensemblead {__version__}",
+        }
+        return Model(detector, {**without_infinities(describe_model(detector)), **facts})
 
     # A damaged form is its client's matter, who is told.
     logging.getLogger("python_multipart").setLevel(logging.ERROR)
@@ -118,7 +125,8 @@ def _say(text: str) -> None:
 def _token(file: Path | None) -> str | None:
     """From a file, or from the environment; None without either."""
     if file is None:
-        return os.environ.get(_TOKEN)
+        given = os.environ.get(_TOKEN)
+        return None if given is None else given.strip()  # a line's end, of a file that it was read from
     token = file.read_text(encoding="utf-8").strip()
     if not token:
         raise ValueError(f"token-file {file} is empty")

@@ -204,6 +204,7 @@ def open_file(
                     f"it by open_images(..., max_pixels={pixels}), or {_LIMIT_VARIABLE}={pixels} in "
                     "the environment"
                 )
+            _check_tiles(image, str(path), max_pixels)
             yield image
     except (UnreadableImageError, BitDepthWarning):
         raise
@@ -218,6 +219,19 @@ def open_file(
     except Exception as error:
         # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error and more on damaged files.
         raise UnreadableImageError(f"cannot read {what} {path}: {error}") from error
+
+
+def _check_tiles(image: ImageFile.ImageFile, what: str, max_pixels: int | None) -> None:
+    """Refuse a TIFF whose tiles are far larger than the image: one is decoded whole."""
+    tags: Any = getattr(image, "tag_v2", {})
+    width, length = tags.get(322), tags.get(323)
+    if max_pixels is None or not isinstance(width, int) or not isinstance(length, int):
+        return
+    if width * length > max(max_pixels, _BAND_PIXELS):
+        raise ImageTooLargeError(
+            f"cannot read image {what}: its tiles have {width} x {length} = {width * length} pixels, more "
+            f"than max_pixels={max_pixels} allows"
+        )
 
 
 def _identify(file: IO[bytes], formats: Collection[str] | None) -> ImageFile.ImageFile:

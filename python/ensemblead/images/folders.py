@@ -119,7 +119,12 @@ def _walk(base: str, excluded: set[str]) -> Iterator[tuple[str, list[str], bool]
             if real in seen or (folder and above.startswith(real.rstrip(os.sep) + os.sep)):
                 continue
             seen.add(real)
-        below, names, linked = _list(os.path.join(base, folder), left_out)
+        try:
+            below, names, linked = _list(os.path.join(base, folder), left_out)
+        except (FileNotFoundError, NotADirectoryError):
+            if not folder:
+                raise
+            continue  # it has gone since its name was listed
         masks = {name for name in below if _holds_masks(name, below)}
         results = _results_beside(names)
         for name in below:
@@ -186,7 +191,7 @@ def belongs(root: StrPath, place: str) -> bool:
                 if part in _results_beside(names) or _holds_masks(part, below):
                     return False
             folder = os.path.join(folder, part)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
     return is_image(os.path.join(root, place))
 

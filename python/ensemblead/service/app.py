@@ -9,11 +9,12 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
-from fastapi import Depends, FastAPI, HTTPException, Query, Request
+from fastapi import Depends, FastAPI, Query, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from ensemblead.common.validation import positive_number, whole_number
@@ -28,6 +29,7 @@ from ensemblead.service.scoring import check_servable
 
 # Seconds after which a client that was refused may come again.
 _RETRY_SECONDS = 1
+_MAP_KINDS: tuple[MapKind, ...] = get_args(MapKind)
 # A client that has gone gets this status, which only the metrics see.
 _GONE = 499
 _PROBLEMS: dict[int | str, dict[str, Any]] = {
@@ -36,7 +38,7 @@ _PROBLEMS: dict[int | str, dict[str, Any]] = {
     408: {"model": Problem, "description": "The body did not arrive in time."},
     413: {"description": "Too many bytes, or the only image has too many pixels."},
     415: {"model": Problem, "description": "Neither a form nor an image."},
-    422: {"description": "None of the images can be read."},
+    422: {"description": "None of the images can be read, or `map` is no kind of map."},
     503: {"model": Problem, "description": "The queue is full, or the service is stopping; Retry-After."},
 }
 
@@ -83,6 +85,9 @@ class Service:
     def __init__(self, model: Model, settings: ServeSettings) -> None:
         check_servable(model.detector)
         self.settings = settings
+        token = settings.token or ""
+        # A header has bytes: curl sends those of the terminal, most often UTF-8, other clients Latin-1.
+        self._tokens = [_digest(token.encode(one, "replace")) for one in ("utf-8", "latin-1")]
         self.stopping = False
         self._inside = 0
         self.metrics = Metrics(lambda: self.batcher.queued, lambda: self._inside)
@@ -113,22 +118,23 @@ class Service:
 
     def authorize(self, request: Request) -> None:
         """Raises 401 where the token is missing, or another."""
-        token = self.settings.token
-        if token is None:
+        if self.settings.token is None:
             return
-        kind, _, given = request.headers.get("authorization", "").partition(" ")
+        kind, _, text = request.headers.get("authorization", "").partition(" ")
+        given = _digest(text.encode("latin-1").strip())
         # Of digests, whose length tells nothing.
-        same = hmac.compare_digest(*(hashlib.sha256(one.encode()).digest() for one in (given.strip(), token)))
+        same = any([hmac.compare_digest(given, own) for own in self._tokens])
         if kind.lower() != "bearer" or not same:
             raise HTTPException(
                 401, "show the token: Authorization: Bearer TOKEN", {"WWW-Authenticate": "Bearer"}
             )
 
-    async def predict(self, request: Request, kind: MapKind) -> Response:
-        """Answer one request, and count it."""
+    async def predict(self, request: Request, kind: str) -> Response:
+        """Answer one request, or refuse it, and count it."""
         start, status = time.perf_counter(), 500
         try:
-            response = await self._predict(request, kind)
+            self.authorize(request)
+            response = await self._predict(request, _map_kind(kind))
             status = response.status_code
             return response
         except HTTPException as error:
@@ -200,6 +206,17 @@ async def _disconnected(request: Request) -> None:
         pass
 
 
+def _digest(token: bytes) -> bytes:
+    return hashlib.sha256(token).digest()
+
+
+def _map_kind(given: str) -> MapKind:
+    for kind in _MAP_KINDS:
+        if kind == given:
+            return kind
+    raise HTTPException(422, f"map must be one of {', '.join(_MAP_KINDS)}, got {given}")
+
+
 def _describe(
     images: Sequence[EncodedImage], outcomes: Sequence[Outcome], kind: MapKind
 ) -> list[dict[str, Any]]:
@@ -211,6 +228,9 @@ def _busy(reason: str) -> HTTPException:
     return HTTPException(503, f"{reason}; try again later", {"Retry-After": str(_RETRY_SECONDS)})
 
 
+_Map = Annotated[str, Query(alias="map", json_schema_extra={"enum": list(_MAP_KINDS)})]
+
+
 def _application(service: Service) -> FastAPI:
     # FastAPI's own pages of documentation load scripts from elsewhere; /openapi.json stays.
     app = FastAPI(title="ensemblead", version=__version__, docs_url=None, redoc_url=None)
@@ -220,12 +240,11 @@ def _application(service: Service) -> FastAPI:
 
     @app.post(
         "/predict",
-        dependencies=guarded,
         response_model=Answer,
         responses=_PROBLEMS,
         openapi_extra={"requestBody": {"required": True, "content": body}},
     )
-    async def predict(request: Request, kind: Annotated[MapKind, Query(alias="map")] = "none") -> Response:
+    async def predict(request: Request, kind: _Map = "none") -> Response:
         """Score one or several images: the files of a form, or one as the body.
 
         An image that cannot be read has an `error` in its place. Where that is all of them, its status is
@@ -235,8 +254,8 @@ def _application(service: Service) -> FastAPI:
 
     @app.get("/health")
     async def health() -> Response:
-        """Whether images are taken: 200, or 503. Any answer at all says that the process lives."""
-        ready = service.is_ready
+        """Whether images are taken and predicted: 200, or 503. Any answer says that the process lives."""
+        ready = service.is_ready and not service.batcher.is_failing
         return JSONResponse({"live": True, "ready": ready}, 200 if ready else 503)
 
     @app.get("/model", dependencies=guarded)

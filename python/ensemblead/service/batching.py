@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
@@ -12,7 +13,7 @@ from typing import Any
 
 from ensemblead.detectors import Detector
 from ensemblead.images import EncodedImage
-from ensemblead.service.scoring import Scored, score_each
+from ensemblead.service.scoring import OF_IMAGES, Scored, score_each
 
 
 @dataclass(frozen=True)
@@ -27,10 +28,20 @@ class Model:
 Outcome = tuple[Model, "Scored | Exception"]
 
 
-@dataclass(frozen=True)
+# After so many batches in a row without a result, by errors that no image causes, a service is not well.
+_FAILURES = 3
+_LOGGER = logging.getLogger(__name__)
+
+
+@dataclass
 class _Job:
-    image: EncodedImage
+    image: EncodedImage | None
     answer: Future[Outcome]
+
+    def forget(self, answer: Future[Outcome]) -> None:
+        """Let the bytes of an image go that nobody waits for any more."""
+        if answer.cancelled():
+            self.image = None
 
 
 class Batcher:
@@ -60,6 +71,7 @@ class Batcher:
         self._max_batch, self._max_wait, self._max_pixels = max_batch, max_wait, max_pixels
         self._expected, self._on_batch = expected, on_batch
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
+        self._failures = 0
         self._thread = threading.Thread(target=self._run, name="ensemblead-serve", daemon=True)
         self._thread.start()
 
@@ -69,6 +81,11 @@ class Batcher:
         return self._thread.is_alive()
 
     @property
+    def is_failing(self) -> bool:
+        """Whether the last batches had no result, by errors that no image causes: a GPU that is gone."""
+        return self._failures >= _FAILURES
+
+    @property
     def queued(self) -> int:
         """Images that no batch has taken yet."""
         return self._jobs.qsize()
@@ -76,6 +93,7 @@ class Batcher:
     def put(self, image: EncodedImage) -> Future[Outcome]:
         """Queue an image."""
         job = _Job(image, Future())
+        job.answer.add_done_callback(job.forget)
         self._jobs.put(job)
         return job.answer
 
@@ -110,8 +128,23 @@ class Batcher:
 
     def _predict(self, batch: list[_Job]) -> None:
         model, start = self.model, time.perf_counter()
-        images = [job.image for job in batch]
-        outcomes = score_each(model.detector, images, max_pixels=self._max_pixels)
+        images = [job.image for job in batch if job.image is not None]  # all: none was cancelled
+        outcomes: Sequence[Scored | Exception]
+        try:
+            outcomes = score_each(model.detector, images, max_pixels=self._max_pixels)
+        except BaseException as error:  # no `Exception`: this thread must not end, everybody waits for it
+            outcomes = [RuntimeError(f"{type(error).__name__}: {error}")] * len(batch)
+        self._judge(outcomes)
         self._on_batch(len(batch), time.perf_counter() - start)
         for job, outcome in zip(batch, outcomes, strict=True):
             job.answer.set_result((model, outcome))
+
+    def _judge(self, outcomes: Sequence[Scored | Exception]) -> None:
+        """Count batches without a result, and tell of the first."""
+        errors = [one for one in outcomes if isinstance(one, Exception)]
+        if len(errors) < len(outcomes):
+            self._failures = 0
+        elif others := [error for error in errors if not isinstance(error, OF_IMAGES)]:
+            self._failures += 1
+            if self._failures == 1:
+                _LOGGER.error("ensemblead: no image of a batch could be predicted: %s", others[0])

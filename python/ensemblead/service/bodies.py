@@ -6,10 +6,13 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from fastapi import HTTPException, Request
+from fastapi import Request
 from python_multipart.exceptions import FormParserError
 from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException, MultiPartParser
 
+from ensemblead.common.files import valid_text
 from ensemblead.images import EncodedImage
 
 # Of the rest of a body that is too large so many bytes more are read and dropped, in units of the limit:
@@ -34,7 +37,7 @@ async def read_images(
         )
     limited = Request(request.scope, _limited(request.receive, max_bytes))
     try:
-        reading = _form(limited, max_images) if is_form else _raw(limited)
+        reading = _form(limited, max_bytes, max_images) if is_form else _raw(limited)
         return await asyncio.wait_for(reading, seconds)
     except asyncio.TimeoutError:
         raise HTTPException(408, f"the body did not arrive within {seconds:g} s") from None
@@ -62,13 +65,18 @@ async def _raw(request: Request) -> list[EncodedImage]:
     return [EncodedImage("the image", await request.body())]
 
 
-async def _form(request: Request, max_images: int) -> list[EncodedImage]:
+async def _form(request: Request, max_bytes: int, max_images: int) -> list[EncodedImage]:
+    parser = MultiPartParser(request.headers, request.stream(), max_files=max_images, max_fields=max_images)
+    parser.spool_max_size = max_bytes  # in memory: not every container has a disk to write to
     try:
-        async with request.form(max_files=max_images, max_fields=max_images) as form:
-            files = [value for _, value in form.multi_items() if isinstance(value, UploadFile)]
-            images = [EncodedImage(file.filename or "unnamed", await file.read()) for file in files]
-    except FormParserError as error:
+        form = await parser.parse()
+    except MultiPartException as error:
+        raise HTTPException(400, error.message) from None
+    except (FormParserError, UnicodeError) as error:  # the latter by what it says of its letters
         raise HTTPException(400, f"the form is damaged: {error}") from None
+    files = [value for _, value in form.multi_items() if isinstance(value, UploadFile)]
+    images = [EncodedImage(valid_text(file.filename or "unnamed"), await file.read()) for file in files]
+    await form.close()
     if not images:
         raise HTTPException(400, "the form holds no file")
     return images

@@ -7,6 +7,7 @@ lines are brought to the database: a torn one is cut off, those that lack are wr
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -23,6 +24,8 @@ from ensemblead.common.warnings import warn
 
 DATABASE, LINES, _LOCK = "results.sqlite", "results.jsonl", "watch.lock"
 _VERSION = 1
+# Nothing at all, a link that leads back to itself, and one to where this process may not look.
+_NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EACCES)
 # So much of the end of the lines is searched for the last one that is whole.
 _TAIL_BYTES = 1 << 16
 _TABLES = """
@@ -51,14 +54,18 @@ class FileVersion:
         """The version that lies there now; None if there is none."""
         try:
             found = os.stat(os.path.join(folder, path))
-        except (FileNotFoundError, NotADirectoryError):
+        except OSError as error:
+            if error.errno not in _NOT_THERE:
+                raise
             return None
         return cls(path, found.st_size, found.st_mtime_ns)
 
     @property
     def key(self) -> tuple[str, int, int]:
-        """As it is stored: names that are not UTF-8 are escaped."""
-        return valid_text(self.path), self.size, self.mtime_ns
+        """As it is stored: names that are not UTF-8 are escaped. Times beyond the year 2262, of clocks that
+        are wrong, do not fit into SQLite's 64 bits, and begin again below.
+        """
+        return valid_text(self.path), self.size, (self.mtime_ns + 2**63) % 2**64 - 2**63
 
 
 @dataclass(frozen=True)
@@ -102,19 +109,24 @@ class Results:
             try:
                 self.is_new = self._check()
                 self._mend_lines()
-            except BaseException:
+            except BaseException as error:
                 self._database.close()
+                if (said := _explained(error, folder)) is not error:
+                    raise said from error
                 raise
         except BaseException:
             os.close(self._lock)
             raise
+        self._folder = folder
 
     def __enter__(self) -> Results:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         self._database.close()
         os.close(self._lock)
+        if error is not None and (said := _explained(error, self._folder)) is not error:
+            raise said from error
 
     def counts(self) -> dict[str, int]:
         """Images that were scored, the anomalous ones of them, and files that failed."""
@@ -190,16 +202,17 @@ class Results:
             file.seek(start)
             tail = file.read()
             end = tail.rfind(b"\n") + 1
-            has_lines, number = end > 0, None
+            whole, number = end, None
             while end > 0 and number is None:
                 begin = tail.rfind(b"\n", 0, end - 1) + 1
                 number = self._number_of(tail[begin:end])
                 end = end if number is not None else begin
             if number is not None:
                 file.truncate(start + end)
+        if end < whole:
+            again = "and is written anew" if number is None else "at its end, which is written anew"
+            warn(f"{self._lines} was not what {DATABASE} says, {again}")
         if number is None and size:
-            if has_lines:
-                warn(f"{self._lines} was not what {DATABASE} says, and is written anew")
             write_atomically(self._lines, b"")
         self._append(number or 0)
 
@@ -210,6 +223,13 @@ class Results:
             if isinstance(number, int) and next(iter(self._rows(number - 1)), None) == line.decode():
                 return number
         return None
+
+
+def _explained(error: BaseException, folder: Path) -> BaseException:
+    """What SQLite says of a disk or a file, as an error that names it; any other error as it is."""
+    if isinstance(error, sqlite3.OperationalError) or type(error) is sqlite3.DatabaseError:
+        return EnsembleADError(f"out: {folder / DATABASE}: {error}")
+    return error
 
 
 def _open_database(path: Path) -> sqlite3.Connection:

@@ -16,6 +16,9 @@ from ensemblead.detectors import Detector
 from ensemblead.detectors.running import predict
 from ensemblead.images import EncodedImage, open_images
 
+# Errors that an image can be the cause of. Others are of the detector or its machine.
+OF_IMAGES = (ValueError, MemoryError, ArithmeticError)
+
 
 @dataclass(frozen=True)
 class Scored:

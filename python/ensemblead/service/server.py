@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import math
 import signal
 import socket
 import threading
@@ -100,8 +101,14 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Also end the thread that predicts."""
         self._service.stopping = True
+        if self._end is not None:  # one time for all of it
+            self.config.timeout_graceful_shutdown = math.ceil(self._rest())
         await super().shutdown(sockets)
-        self._service.batcher.close(0.0 if self.force_exit else GRACE_SECONDS)
+        self._service.batcher.close(0.0 if self.force_exit else self._rest())
+
+    def _rest(self) -> float:
+        """Seconds of the time in which to end; one at least, for what needs no waiting."""
+        return GRACE_SECONDS if self._end is None else max(1.0, self._end - time.monotonic())
 
     def _reload(self) -> None:
         threading.Thread(target=self._replace, name="ensemblead-reload", daemon=True).start()

@@ -10,23 +10,24 @@ import os
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from ensemblead.common.errors import UnreadableImageError
 from ensemblead.common.extras import require
 from ensemblead.common.validation import positive_number
 from ensemblead.detectors import Detector
 from ensemblead.images.folders import belongs, scan_folder
 from ensemblead.service.results import FileVersion, Finding, Results
-from ensemblead.service.scoring import Scored, score_each
+from ensemblead.service.scoring import OF_IMAGES, Scored, score_each
 
 # Seconds between two looks at the clock, and, beside the system's events, between two at the whole folder.
 _TICK, _RESCAN = 0.1, 60.0
-# Errors that an image can be the cause of; others end the watch.
-_OF_IMAGES = (ValueError, MemoryError, ArithmeticError)
+# Of the error with which watchfiles ends at a name that is no UTF-8.
+_UNNAMED = "Unable to decode path"
 # Given the path of an image, its path in the folder and its result: writes a heat map, and returns its name.
 Draw = Callable[[str, str, Scored], str]
 
@@ -130,14 +131,27 @@ class Watch:
             return
         watchfiles = require("watchfiles", "watching a folder")
         options: dict[str, Any] = {"watch_filter": None, "yield_on_timeout": True, "stop_event": stop}
-        milliseconds = round(1000 * _TICK)
-        try:
-            for changes in watchfiles.watch(self._folder, rust_timeout=milliseconds, debounce=500, **options):
-                yield [os.path.relpath(path, self._folder) for _, path in changes]
-        except (OSError, RuntimeError) as error:  # of inotify, as where its limits are reached
-            raise OSError(
-                f"{self._folder} cannot be watched: {error}; --poll SECONDS looks itself"
-            ) from error
+        options |= {"rust_timeout": round(1000 * _TICK), "debounce": 500}
+        while not stop.is_set():
+            watched, heard = self._identity(), False
+            try:
+                with closing(watchfiles.watch(self._folder, **options)) as changed:
+                    for changes in changed:
+                        yield [os.path.relpath(path, self._folder) for _, path in changes]
+                        heard = True
+                        if self._identity() != watched:
+                            break  # another folder bears the name, as after a mount: it is watched instead
+            except (OSError, RuntimeError) as error:  # of inotify, as where its limits are reached
+                if not heard and _UNNAMED not in str(error):
+                    raise OSError(
+                        f"{self._folder} cannot be watched: {error}; --poll SECONDS looks itself"
+                    ) from error
+                # It begins anew, and a scan finds what it did not tell.
+            self._next_scan = 0.0
+
+    def _identity(self) -> tuple[int, int]:
+        found = os.stat(self._folder)
+        return found.st_dev, found.st_ino
 
     def _versions(self) -> Iterator[FileVersion]:
         """Everything that is there."""
@@ -153,10 +167,16 @@ class Watch:
 
     def _notice(self, path: str) -> None:
         """Something has happened there."""
-        above = os.path.normpath(os.path.join(self._folder, os.path.dirname(path)))
-        if os.path.isdir(os.path.join(self._folder, path)) or os.path.realpath(above) != above:
-            # Nobody tells of files in a folder that was moved here; a linked folder may have another name.
-            self._next_scan = 0.0
+        place = os.path.normpath(os.path.join(self._folder, path))
+        is_folder = os.path.isdir(place)
+        real = place if is_folder else os.path.dirname(place)
+        if os.path.realpath(real) != real:
+            self._next_scan = 0.0  # a linked folder may have another name
+        elif is_folder:
+            # Nobody tells of files in a folder that was moved here.
+            with suppress(FileNotFoundError, NotADirectoryError):
+                for image in scan_folder(place).images:
+                    self._notice(os.path.relpath(image, self._folder))
         elif belongs(self._folder, path):
             version = FileVersion.of(self._folder, path)
             if version is not None:
@@ -214,14 +234,19 @@ class Watch:
     def _finding(self, item: _Pending, path: str, outcome: Scored | Exception) -> Finding | None:
         """What is to be kept of an image; None if it is to be tried again, or has gone."""
         finished = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+        drawn = None
+        if isinstance(outcome, Scored) and self._draw is not None:
+            try:
+                drawn = self._draw(path, item.version.path, outcome)
+            except (FileNotFoundError, UnreadableImageError) as error:
+                outcome = error  # it has gone or changed since it was scored
         if isinstance(outcome, Scored):
-            drawn = None if self._draw is None else self._draw(path, item.version.path, outcome)
             verdict = (outcome.score, self._threshold, outcome.is_anomalous)
             return Finding("scored", self._model, finished, *verdict, heat_map=drawn)
         if isinstance(outcome, FileNotFoundError):
             self._is_still(item)
             return None
-        if not isinstance(outcome, _OF_IMAGES):
+        if not isinstance(outcome, OF_IMAGES):
             raise outcome
         now = time.monotonic()
         if now - item.since >= self._settings.give_up:

@@ -21,8 +21,9 @@
     const token = byId("token").value;
     const headers = token ? { Authorization: `Bearer ${token}` } : {};
     const response = await fetch("predict?map=png", { method: "POST", body: form, headers });
-    const body = await response.json();
     if (response.status === 401) return null;
+    // An answer that is no JSON is a proxy's, or of an error that nobody has foreseen.
+    const body = await response.json().catch(() => ({ detail: `status ${response.status}` }));
     const [image] = body.images ?? [];
     if (image === undefined) return { error: { message: body.detail } };
     return image;
@@ -41,6 +42,7 @@
       photo.remove();
       frame.append(element("span", "gone", "The browser cannot show this format; the service has read it."));
     }
+    URL.revokeObjectURL(photo.src); // else the browser keeps every photograph until the page is closed
     if (photo.complete && photo.naturalWidth) frame.append(photo);
     if (result.map) {
       const { box, low, high, data } = result.map;
@@ -68,9 +70,9 @@
     if (result.error) {
       card.append(element("p", "verdict error", `No result: ${result.error.message}`));
     } else {
-      const known = result.threshold === undefined || result.threshold === null;
-      const threshold = known ? "" : `, threshold ${number(result.threshold)}`;
-      const verdict = result.is_anomalous ? "anomalous" : "normal";
+      const known = typeof result.threshold === "number";
+      const threshold = known ? `, threshold ${number(result.threshold)}` : "";
+      const verdict = !known ? "no verdict" : result.is_anomalous ? "anomalous" : "normal";
       card.prepend(await picture(file, result));
       card.append(element("p", `verdict ${verdict}`, verdict));
       card.append(element("p", "score muted", `score ${number(result.score)}${threshold}`));
