@@ -76,7 +76,7 @@ class CoveringRows(SearchedRows):
             state = self.state().for_half("dtype")
             self.radius_, self.certificate_ = state.radius, state.certificate
             rows = state.rows.half()
-            self._set(rows, self._owners, flat_index(rows))
+            self._set(rows, self._labels.numpy(), flat_index(rows))
 
     def _bound_from(self, separation: float) -> None:
         """Know of more rows than the bank has that they lie so far apart."""
