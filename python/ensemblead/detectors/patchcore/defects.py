@@ -16,6 +16,7 @@ import numpy.typing as npt
 import torch
 from torch.nn.functional import adaptive_avg_pool2d
 
+from ensemblead.common.files import StrPath
 from ensemblead.common.validation import some_of
 from ensemblead.common.warnings import ThresholdWarning, warn
 from ensemblead.datasets.masks import MaskFolder, pair_masks
@@ -29,9 +30,8 @@ from ensemblead.memory import DefectRows, MemoryBank
 from ensemblead.networks.modes import default_modes
 from ensemblead.networks.network import FeaturePool
 
-Path_: TypeAlias = "str | os.PathLike[str]"
 # A folder, or paths.
-Paths: TypeAlias = "Path_ | Sequence[Path_] | None"
+Paths: TypeAlias = StrPath | Sequence[StrPath] | None
 # A patch belongs to a defect if its mask covers so much of the patch's cell.
 _COVERED = 0.5
 
