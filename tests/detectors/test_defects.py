@@ -152,6 +152,39 @@ def test_of_an_image_below_the_threshold_the_oddest_patch_is_taken(tmp_path: Pat
     np.testing.assert_allclose(known.rows[0], _embedded(detector, odd)[0, apart.argmax()], rtol=1e-5)
 
 
+def test_masks_are_found_by_name(defects: dict[str, Path], fitted: ead.PatchCore) -> None:
+    """A data set's folders, and paths with the folder of all masks, or of those of one type."""
+    root = defects["defects"].parents[1]
+    paths = sorted(defects["defects"].iterdir())
+    expected = fitted.memory_bank_.defects_
+    for images, masks in (
+        (root / "test", root / "ground_truth"),
+        (paths, root / "ground_truth"),
+        (paths, defects["defect_masks"]),
+        (paths, sorted(defects["defect_masks"].iterdir())),
+    ):
+        found = _detector(defects=images, defect_masks=masks).fit(GOOD).memory_bank_.defects_
+        assert found is not None
+        assert expected is not None
+        torch.testing.assert_close(found.rows, expected.rows, rtol=0, atol=0)
+
+
+def test_defects_of_twelve_bits_are_read_as_the_images_of_the_fit(tmp_path: Path) -> None:
+    """The defect itself uses ten, and has its patch in the bank of defects, so that this counts twice."""
+    grey = normal_images(13, side=32)[..., 0].astype(np.uint16)
+    (tmp_path / "good").mkdir()
+    for number, image in enumerate(grey[:12]):
+        Image.fromarray(16 * image).save(tmp_path / f"good/{number}.png")
+    dark = tmp_path / "dark.png"
+    Image.fromarray(2 * grey[12]).save(dark)
+    with pytest.warns(UserWarning, match="12"):
+        plain = _detector().fit(tmp_path / "good")
+    with pytest.warns(UserWarning, match="12"):
+        found = _detector(defects=[dark]).fit(tmp_path / "good")
+    twice = 2 * plain.predict(dark).anomaly_score
+    np.testing.assert_allclose(found.predict(dark).anomaly_score, twice, rtol=1e-4)
+
+
 def test_a_mask_smaller_than_half_a_cell_gives_the_cell_it_covers_most(tmp_path: Path) -> None:
     mask = np.zeros((32, 32), dtype=np.uint8)
     mask[13:15, 16:18] = mask[15, 15] = 255  # of the cells (3, 4) and (3, 3)

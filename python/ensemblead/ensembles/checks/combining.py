@@ -131,6 +131,8 @@ class _Tiles:
         detector = subject.unfitted()
         if contains_tiles(detector):
             raise NotApplicableError("tiles are not tiled again")
+        if any(getattr(part, "defects", None) is not None for part in methods(detector)):
+            raise NotApplicableError("known defects are whole images, and tiles do not learn them")
         self._subject = subject
         geometries = {part.geometry for part in detector._parts()}
         self._geometry = detector.geometry
