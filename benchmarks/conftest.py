@@ -29,7 +29,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--cache",
         type=Path,
         default=Path("retrieval-cache"),
-        help="folder of what bench_retrieval.py and bench_robust.py keep",
+        help="folder of what bench_retrieval.py, bench_robust.py and bench_defects.py keep",
     )
     parser.addoption("--again", action="store_true", help="measure what is known anew (bench_tiled.py)")
 

@@ -15,6 +15,7 @@ from PIL import Image
 from support.commands import call, call_json
 
 import ensemblead as ead
+from ensemblead.common.warnings import ThresholdWarning
 
 
 def draw(folder: Path, *seeds: int) -> Path:
@@ -177,6 +178,67 @@ def test_marks_are_learned_but_for_missed_defects(tmp_path: Path, model: Path) -
         outcome = call("extend", model, marked, "--out", tmp_path / "third")
         assert (outcome.exit_code, message in outcome.stderr) == (2, True), outcome.stderr
     assert not (tmp_path / "third").exists()
+
+
+def test_missed_defects_are_learned_as_known_ones(tmp_path: Path, model: Path) -> None:
+    bad = draw(tmp_path / "bad", 60, 61)
+    for path in bad.iterdir():
+        pixels = np.asarray(Image.open(path)).copy()
+        pixels[16:32, 16:32] = 250
+        Image.fromarray(pixels).save(path)
+    draw(tmp_path / "new", 50)
+    marks = [{"path": "new/50.png", "mark": "false alarm"}, {"path": "bad/60.png", "mark": "missed defect"}]
+    marked = tmp_path / "marked.json"
+    expected: Any = ead.load(model).extend(tmp_path / "new")
+    with pytest.warns(ThresholdWarning):
+        expected.learn_defects([bad / "60.png"])
+    for which, steps in ((marks, ["fit", "extend", "learn_defects"]), (marks[1:], ["fit", "learn_defects"])):
+        marked.write_text(json.dumps({"version": 1, "marks": which}))
+        out = tmp_path / f"model{len(which)}"
+        outcome = call("extend", model, marked, "--defects", "--out", out)
+        assert outcome.exit_code == 0, outcome.stderr
+        assert "1 missed defects were learned as known defects" in outcome.stdout
+        assert "call calibrate" in outcome.stderr
+        found: Any = ead.load(out)
+        assert [step.action for step in found.history_] == steps
+        before, after = (one.predict(bad / "61.png").anomaly_score for one in (ead.load(model), found))
+        assert after > 1.2 * before
+    found = ead.load(tmp_path / "model2")
+    np.testing.assert_array_equal(found.memory_bank_.defects_.rows, expected.memory_bank_.defects_.rows)
+    summary = call_json("extend", model, marked, "--defects", "--out", tmp_path / "json")
+    assert (summary["images"], summary["missed_defects"]) == (0, ["bad/60.png"])
+    assert summary["missed_defects_learned"] is True
+
+
+def test_missed_defects_that_cannot_be_learned(tmp_path: Path, model: Path) -> None:
+    new = draw(tmp_path / "new", 50)
+    marked = tmp_path / "marked.json"
+    for place, message in (
+        ("none.png", "names 1 images that are not there"),
+        ("good/1.png", "as normal images"),
+    ):
+        mark = {"path": place, "mark": "missed defect"}
+        marked.write_text(json.dumps({"version": 1, "marks": [mark]}))
+        outcome = call("extend", model, new, marked, "--defects", "--out", tmp_path / "out")
+        assert (outcome.exit_code, message in outcome.stderr) == (2, True), outcome.stderr
+    outcome = call("extend", model, new, "--defects", "--out", tmp_path / "out")
+    assert (outcome.exit_code, "no missed defects are marked" in outcome.stderr) == (2, True)
+    ead.PaDiM("gabor", resize=None, num_dimensions=5, device="cpu").fit(tmp_path / "good").save(
+        tmp_path / "p"
+    )
+    marked.write_text(json.dumps({"version": 1, "marks": [{"path": "new/50.png", "mark": "missed defect"}]}))
+    outcome = call("extend", tmp_path / "p", marked, "--defects", "--out", tmp_path / "out")
+    assert (outcome.exit_code, "a PaDiM learns no known defects" in outcome.stderr) == (2, True)
+    assert not (tmp_path / "out").exists()
+
+
+def test_fit_takes_known_defects(tmp_path: Path) -> None:
+    good, bad = draw(tmp_path / "good", *range(6)), draw(tmp_path / "bad", 60)
+    where = ("--set", "resize=null", "--set", f"defects={bad}", "--device", "cpu")
+    call_json("fit", good, "--model", tmp_path / "model", "-b", "gabor", *where)
+    found: Any = ead.load(tmp_path / "model")
+    assert found.defects == str(bad)
+    assert found.learned_["defect_rows"] == len(found.memory_bank_.defects_) >= 1
 
 
 def test_info_says_where_a_model_comes_from(tmp_path: Path, model: Path) -> None:

@@ -112,6 +112,20 @@ def test_a_model_of_another_tool(tmp_path: Path, images: Any, probe: Any) -> Non
             _scaled(found, detector, probe)
 
 
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("metric", ["l2", "cosine"])
+def test_known_defects_are_in_the_graph(
+    tmp_path: Path, images: Any, probe: Any, metric: str, format: str
+) -> None:
+    for number in (9, 10):
+        Image.fromarray(probe[number]).save(tmp_path / f"{number}.png")
+    without = patchcore(metric=metric).fit(images)
+    detector = patchcore(metric=metric, defects=[tmp_path / "9.png", tmp_path / "10.png"]).fit(images)
+    expected = detector.predict(probe)
+    assert (expected.anomaly_score[9:11] > 1.5 * without.predict(probe).anomaly_score[9:11]).all()
+    assert_same(exported(detector, tmp_path / "out", probe, format=format).predict(probe), expected)
+
+
 def _scaled(found: Any, detector: Any, probe: Any) -> None:
     """Verify an export whose scores are twice what they were."""
     run = found._session.run

@@ -48,3 +48,17 @@ def test_executors_leave_out_the_same(make: Any, images: Path, tmp_path: Path) -
     assert_same(apart, here, normal_images(2, seed=9, side=32))
     here.save(tmp_path / "model")
     assert ead.load(tmp_path / "model").left_out_ == here.left_out_
+
+
+def test_executors_learn_the_same_known_defects(images: Path, tmp_path: Path) -> None:
+    defects = [images / "00.png", images / "01.png"]
+    normal = sorted(set(images.iterdir()) - set(defects))
+
+    def made() -> ead.BackboneEnsemble:
+        return ead.BackboneEnsemble([core(defects=defects), core(seed=1)])
+
+    here = made().fit(normal)
+    apart: Any = made().fit(normal, executor=Inline(), workdir=tmp_path / "work")
+    assert apart.members[0].memory_bank_.defects_.images.unique().tolist() == [0, 1]
+    assert apart.members[1].memory_bank_.defects_ is None
+    assert_same(apart, here, normal_images(2, seed=9, side=32))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,7 +15,7 @@ from ensemblead.cli.update import Device, Model, Out, Update, Weights, show_upda
 
 if TYPE_CHECKING:
     from ensemblead.detectors import Detector
-    from ensemblead.images import ImageSource
+    from ensemblead.images import ImageList, ImageSource
 
 
 def command(
@@ -35,6 +36,10 @@ def command(
         int | None,
         typer.Option("--max-rows", help="Keep a memory bank at so many rows; it grows if absent."),
     ] = None,
+    defects: Annotated[
+        bool,
+        typer.Option("--defects", help="Learn the missed defects among the marks, too, as known defects."),
+    ] = False,
     weights: Weights = None,
     device: Device = None,
     skip_unreadable: SkipUnreadable = False,
@@ -43,7 +48,8 @@ def command(
     """Let a model learn more images of good parts, without starting over: MODEL and IMAGES to --out NEW.
 
     What it has learned stays, unless --max-rows lets new rows take the place of others. Methods that are
-    trained cannot be extended: they are fitted again. `compare MODEL NEW DATA` shows what has changed.
+    trained cannot be extended: they are fitted again. With --defects the missed defects that are marked are
+    learned as known ones: patches like theirs score higher. `compare MODEL NEW DATA` shows what has changed.
     """
     if (out is None) == (not in_place):
         raise ValueError(
@@ -51,19 +57,41 @@ def command(
         )
 
     def update(detector: Detector, source: ImageSource | None, errors: Any, bars: Bars) -> None:
-        detector.extend(source, max_rows=max_rows, errors=errors, progress=bars)
+        missed = _missed_images(run.lists, detector) if defects else []
+        if source is not None:
+            detector.extend(source, max_rows=max_rows, errors=errors, progress=bars)
+        if missed:
+            learning: Any = detector
+            learning.learn_defects(missed)
 
-    run = Update(model, images, out, weights or (), device, skip_unreadable, update)
+    run = Update(model, images, out, weights or (), device, skip_unreadable, update, defects)
     with reported_warnings() as warned, Bars() as bars:
         summary = run.execute(bars)
     marks = [one for one in run.lists if one.is_marks]
     summary["missed_defects"] = list(dict.fromkeys(path for one in marks for path in one.missed))
+    summary["missed_defects_learned"] = defects
     if as_json:
         print_json({**summary, "warnings": warned})
         return
     console = show_update(summary)
     if marks:
-        console.print(
-            f"of the marks the false alarms were learned; {len(summary['missed_defects'])} missed defects "
-            "were left out, since only good parts are learned"
+        were = (
+            "were learned as known defects" if defects else "were left out, since only good parts are learned"
         )
+        missed = f"{len(summary['missed_defects'])} missed defects"
+        console.print(f"of the marks the false alarms were learned; {missed} {were}")
+
+
+def _missed_images(lists: list[ImageList], detector: Detector) -> list[str]:
+    """The files of the missed defects that are marked. Raises ValueError where there are none."""
+    from ensemblead.images import listed_images
+
+    if not hasattr(detector, "learn_defects"):
+        raise ValueError(
+            f"--defects: a {type(detector).__name__} learns no known defects; PatchCore and a "
+            "BackboneEnsemble with one do"
+        )
+    found = [path for one in lists for path in listed_images(replace(one, entries=one.missed))]
+    if not found:
+        raise ValueError("--defects: no missed defects are marked; give the .json of marks of a page")
+    return list(dict.fromkeys(found))

@@ -45,6 +45,7 @@ class Update:
         update: does the work on the loaded detector, given the images (None where there are none), how to
             take errors, and progress. What it returns goes into the summary; with "saved": False the model
             is not written.
+        takes_missed: whether marks may have missed defects alone.
         lists: filled with the lists among the images.
     """
 
@@ -55,6 +56,7 @@ class Update:
     device: str | None
     skip_unreadable: bool
     update: Callable[[Detector, ImageSource | None, Any, Bars], dict[str, Any] | None]
+    takes_missed: bool = False
     lists: list[ImageList] = field(default_factory=list)
 
     def execute(self, bars: Bars) -> dict[str, Any]:
@@ -114,7 +116,7 @@ class Update:
                 chosen.append(path)
                 continue
             listed = read_list(path)
-            if not listed.entries:
+            if not listed.entries and not (self.takes_missed and listed.missed):
                 marked = f": {len(listed.missed)} missed defects, no false alarm" if listed.missed else ""
                 raise ValueError(f"{path} names no images of good parts{marked}")
             self.lists.append(listed)

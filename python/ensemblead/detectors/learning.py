@@ -321,13 +321,15 @@ def learn(
                 most = _most_held(sharing, seen, total, rows_per_image) if most is None else most
                 affordable = _affordable(run.sampled, most)
                 choice = _Choice(affordable)
-                totals = {"total": total, "total_sampled": rows_per_image * len(affordable)}
+                bits = images.source.bits if isinstance(images, Images) else None
+                sampled_rows = rows_per_image * len(affordable)
+                totals = {"total": total, "total_sampled": sampled_rows, "bits": bits}
             sampled = tuple(
                 # Of images that are equal, the first counts.
                 choice.takes(index, is_new=index == number and look not in run.known)
                 for index, number, look in zip(batch.indices, numbers, batch.fingerprints, strict=True)
             )
-            contents = {frame: _contents(pixels) for frame, pixels in batch.images.items()}
+            contents = {frame: contents_of(pixels) for frame, pixels in batch.images.items()}
             for part, accumulator, own in zip(sharing, started.values(), seen, strict=True):
                 content = contents[images.frame(part.geometry)]
                 told = replace(own, numbers=numbers, sampled=sampled, contents=content)
@@ -398,7 +400,7 @@ def _affordable(sampled: frozenset[int], most: int) -> frozenset[int]:
     return frozenset(ordered[item] for item in chosen)
 
 
-def _contents(pixels: torch.Tensor) -> tuple[int, ...]:
+def contents_of(pixels: torch.Tensor) -> tuple[int, ...]:
     """See `Seen.contents`."""
     digests = (hashlib.blake2b(image.numpy().data, digest_size=8).digest() for image in pixels)
     return tuple(int.from_bytes(digest, "little") for digest in digests)

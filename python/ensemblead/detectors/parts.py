@@ -62,6 +62,7 @@ class Seen:
             set of images, not from where they stand.
         total: in `fit`, of how many rows all batches will be, those included that turn out unreadable.
         total_sampled: how many of them at most will be sampled.
+        bits: in `fit`, used bits of 16-bit files; None where there are none.
         kind: which of the three the values are.
         frame: how the images came to be what they are.
     """
@@ -73,6 +74,7 @@ class Seen:
     contents: tuple[int, ...] = ()
     total: int = 0
     total_sampled: int = 0
+    bits: int | None = None
     kind: Sight = "pixels"
     frame: Geometry = AS_IS
 

@@ -14,7 +14,9 @@ from typing import Any, Literal, get_args
 from ensemblead.kernels.build import __version__
 from ensemblead.store import FolderReader
 
-Action = Literal["fit", "load_weights", "convert", "extend", "calibrate", "quantize", "threshold"]
+Action = Literal[
+    "fit", "load_weights", "convert", "extend", "learn_defects", "calibrate", "quantize", "threshold"
+]
 # Those that begin a history: what was learned before no longer counts.
 FIRST_ACTIONS = ("fit", "load_weights", "convert")
 # What decides, beside our own version, how scores come out.
@@ -28,8 +30,8 @@ class Step:
     """One thing that was done to a detector.
 
     Attributes:
-        action: "fit", "load_weights", "extend", "calibrate" and "quantize" as the methods; "threshold": one
-            was set; "convert": it was made of another tool's model.
+        action: "fit", "load_weights", "extend", "learn_defects", "calibrate" and "quantize" as the methods;
+            "threshold": one was set; "convert": it was made of another tool's model.
         date: UTC, as `2026-11-30T08:15:00Z`; that of SOURCE_DATE_EPOCH where this is set in the environment.
         images: how many it has read; 0 where it takes none.
         images_sha256: identifies these images and their order; "" where there are none.
@@ -74,9 +76,9 @@ class Traced:
 
     @property
     def history_(self) -> tuple[Step, ...]:
-        """What was done to it, the earliest first: a `Step` for its fit, and for every `extend`, `calibrate`,
-        `quantize` and threshold that was set since. Empty where it is not known, as of an ensemble's
-        members.
+        """What was done to it, the earliest first: a `Step` for its fit, and for every `extend`,
+        `learn_defects`, `calibrate`, `quantize` and threshold that was set since. Empty where it is not
+        known, as of an ensemble's members.
         """
         return self._history
 

@@ -6,6 +6,7 @@ import inspect
 from typing import Any
 
 _LONGEST = 80  # characters of a parameter
+_MOST = 8  # strings of a list
 
 
 def constructor_text(obj: Any) -> str:
@@ -22,7 +23,9 @@ def constructor_text(obj: Any) -> str:
 def _short(value: Any) -> str:
     """Of a parameter, in a word where it is long, as a network."""
     text = repr(value)
-    if isinstance(value, (list, tuple)):
+    if isinstance(value, (list, tuple)) and len(value) > _MOST and all(isinstance(one, str) for one in value):
+        text = f"[{value[0]!r} and {len(value) - 1} more]"
+    elif isinstance(value, (list, tuple)):
         text = f"[{', '.join(_short(one) for one in value)}]"
     elif hasattr(type(value), "predict_batches"):  # a detector
         text = text.rsplit(", ", 1)[0]  # without its state

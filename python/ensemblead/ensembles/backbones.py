@@ -21,6 +21,7 @@ from ensemblead.detectors.frozen import FrozenNetwork, per_member
 from ensemblead.detectors.left_out import LeftOut, joined
 from ensemblead.detectors.parts import Part, Progress, Reading, Result, Seen
 from ensemblead.detectors.patchcore import PatchCore
+from ensemblead.detectors.patchcore.defects import Paths, learn_defects
 from ensemblead.detectors.provenance import history_document, read_history
 from ensemblead.detectors.regions import common_region, give_region, inside_of
 from ensemblead.detectors.running import scored_batches
@@ -254,6 +255,16 @@ class BackboneEnsemble(Detector):
             sizes=sizes,
             geometry=self.geometry,
         )
+
+    def learn_defects(self, images: Paths, masks: Paths = None) -> BackboneEnsemble:
+        """Have every `PatchCore` among the members learn known defects, as `PatchCore.learn_defects` does;
+        others stay as they are. Raises ValueError where there is none.
+        """
+        members = [part for part in self._parts() if isinstance(part, PatchCore)]
+        if not members:
+            raise ValueError("learn_defects: no member is a PatchCore, which alone learns known defects")
+        learn_defects(self, members, images, masks)
+        return self
 
     def predict_members(
         self, images: Any, *, errors: Errors = "raise", progress: Progress | None = None

@@ -124,4 +124,8 @@ def check_member(member: Any, shared: bool) -> None:
             f"member: contamination={shares[0]:g} would leave out that share of the tiles at every location, "
             'good ones too: a defect lies in few tiles; give contamination="auto", or shared=True'
         )
+    if any(getattr(part, "defects", None) is not None for part in member._parts()):
+        raise ValueError(
+            "member: defects must be None, for it sees tiles, and known defects are given as whole images"
+        )
     member._require_single_image_scores()

@@ -346,6 +346,7 @@ class MemoryBank(CoveringRows):
         rows = rows.to(device)
         if self.projection_ is not None:
             self.projection_ = self.projection_.to(device)
+        self.defects_ = None if self.defects_ is None else self.defects_.to(device)
         self._set(rows, self._labels.numpy(), moved_index(old, rows))
         self._taken()
         return self
@@ -356,7 +357,7 @@ class MemoryBank(CoveringRows):
         other._rows, other._images, other._search = self._fitted()
         other._num_added = self._num_added
         names = "projection_ radius_ certificate_ grid _owners _places _counts _blocks _reach _separation"
-        vars(other).update({name: getattr(self, name) for name in names.split()})
+        vars(other).update({name: getattr(self, name) for name in (*names.split(), "defects_")})
         other._taken()
         return other
 
@@ -381,6 +382,7 @@ class MemoryBank(CoveringRows):
             places=self._places,
             place_scale=0.0 if self._blocks is None else self._blocks.scale,
             grid=self.grid,
+            defects=self.defects_,
         )
 
     @classmethod
@@ -395,6 +397,7 @@ class MemoryBank(CoveringRows):
         if str(rows.dtype) != f"torch.{bank.dtype}":
             raise ValueError(f"dtype={bank.dtype!r} does not go with rows of {rows.dtype}")
         bank._blocks, bank.grid = bank._sizes().blocks(float(state.place_scale)), state.grid
+        bank.defects_ = state.defects
         if state.index is None:
             bank._set(rows, labels, flat_index(rows))
         else:

@@ -12,6 +12,7 @@ import torch
 from ensemblead.common.errors import NotFittedError
 from ensemblead.memory.buffer import as_rows, row_labels
 from ensemblead.memory.coverage import Coverage, CoverageMeasure
+from ensemblead.memory.defects import DefectRows
 from ensemblead.memory.places import Blocks, Numbers, PlaceCounts, as_places
 from ensemblead.memory.projection import Space
 from ensemblead.search.exact import ExactIndex
@@ -26,6 +27,7 @@ class SearchedRows:
         self.num_neighbors = num_neighbors
         self.position_radius = position_radius
         self.projection_: torch.Tensor | None = None
+        self.defects_: DefectRows | None = None
         self._separation = 0.0  # see `BankState`
         self._rows: torch.Tensor | None = None
         self._images: torch.Tensor | None = None

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ensemblead.memory.defects import DefectRows
 from ensemblead.memory.places import Numbers, as_places, by_place
 from ensemblead.memory.projection import project_chunks
 from ensemblead.memory.selection import ROUNDING
@@ -35,8 +36,9 @@ class BankState:
         places: the cell of every row, int64 `[M, 2]`, ascending; None where places do not matter.
         place_scale: how far squares of cells lay apart in the selection, see `Blocks`.
         grid: height and width of the grid that all places are of; None: not known.
+        defects: rows of known defects; None: there are none.
 
-    The last six are absent from models of earlier versions.
+    The last seven are absent from models of earlier versions.
 
     Raises TypeError for another kind or dtype, ValueError for a shape or value that no bank has.
     """
@@ -53,6 +55,7 @@ class BankState:
     places: torch.Tensor | None = None
     place_scale: float = 0.0
     grid: tuple[int, int] | None = None
+    defects: DefectRows | None = None
 
     def __post_init__(self) -> None:
         is_half = str(getattr(self.rows, "dtype", "")).removeprefix("torch.") == "float16"
@@ -86,6 +89,10 @@ class BankState:
             raise TypeError(f"num_added must be a whole number, got {self.num_added!r}")
         if not len(rows) <= self.num_added < 2**63:
             raise ValueError(f"num_added must be at least the {len(rows)} rows, got {self.num_added}")
+        if self.defects is not None and self.defects.rows.shape[1] != rows.shape[1]:
+            raise ValueError(
+                f"defects must have {rows.shape[1]} columns, got shape {tuple(self.defects.rows.shape)}"
+            )
         if self.index is not None and type(self.index) is not bytes:
             raise TypeError(f"index must be bytes, got {type(self.index).__name__}")
 
@@ -118,6 +125,8 @@ class BankState:
 
         Raises ValueError, naming `argument`, for values that float16 does not have.
         """
+        if self.defects is not None:
+            self.defects.check_half(argument)
         moved = 0.0
         for start in range(0, len(self.rows), _CHUNK):
             rows = self.rows[start : start + _CHUNK].float()

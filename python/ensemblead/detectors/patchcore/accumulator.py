@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from ensemblead.calibration import NormalSample
+from ensemblead.calibration import DEFAULT_RATE, NormalSample
 from ensemblead.common.warnings import SlowPredictWarning, warn
 from ensemblead.detectors.parts import Fitted, Run, Seen
+from ensemblead.detectors.patchcore.defects import DefectLook, chosen_rows, refuse_equal
 from ensemblead.detectors.patchcore.robust import (
     FEWEST,
     Contamination,
@@ -56,12 +57,15 @@ class BankAccumulator:
         map_kind: MapKind = "bilinear",
         inside: Callable[[Seen], Inside | None] = lambda seen: None,
         contamination: Contamination = None,
+        defects: Callable[[Seen], list[DefectLook]] | None = None,
     ) -> None:
         self._scoring, self._batch_size, self._map_kind = scoring, batch_size, map_kind
         self._region = inside
         self._inside: Inside | None = None  # known with the first batch
         self._relative_noise = relative_noise  # of embeddings: asked when the network has run
         self._bank = bank
+        self._defects = defects
+        self._looks: list[DefectLook] | None = None  # at known defects, from the first batch on
         self._first = int(bank.images_.max()) + 1 if bank.is_fitted else 0
         self._held: list[_Held] = []
         self._contents: list[int] = []  # of the images,
@@ -84,6 +88,8 @@ class BankAccumulator:
         per_image, dims = patches.shape[1] * patches.shape[2], patches.shape[3]
         if not self._counts and seen.total:
             self._expect(seen, per_image, dims)
+        if self._defects is not None and self._looks is None:
+            self._looks = self._defects(seen)
         if self._scoring.is_cosine:
             self._zeros.append((seen.numbers, is_zero(patches).flatten(1).any(1)))
         own = np.array(seen.numbers, dtype=np.int64) + self._first
@@ -125,6 +131,11 @@ class BankAccumulator:
         warnings: dict[str, str] = {}
         if self._contamination is not None:
             warnings = self._leave_out(floor, run)
+        own = [
+            (content, number - self._first)
+            for content, number in zip(self._contents, self._numbers, strict=True)
+        ]
+        refuse_equal(self._looks or (), bank.defects_, own, run.describe)
         num_patches = sum(self._counts)
         if extending:
             before = bank.rows_
@@ -152,6 +163,26 @@ class BankAccumulator:
         self._warn_if_slow("max_rows" if extending else "coreset_size")
         honest = [held for held in self._held if held.number not in self._odd]
         fair = sum(bank.rows_without(held.number) >= needed for held in honest)
+        if self._looks:
+            noise = self._scoring.moved(0.0, floor, int(bank.rows_.shape[1]))
+
+            def limit() -> float:
+                sample = self._sampled(
+                    bank, fair, floor, lambda done, total: run.progress("judge", done, total)
+                )
+                return sample.calibration(DEFAULT_RATE, "leave_one_out", "").pixel_threshold()
+
+            bank.defects_ = chosen_rows(self._looks, bank, self._scoring, limit, noise)
+        sample = self._sampled(bank, fair, floor, lambda done, total: run.progress("calibrate", done, total))
+        self._held = []
+        warnings |= {} if extending else self._warnings(fair, few)
+        odd = {number - self._first: score for number, score in self._odd.items()}
+        return Fitted(bank, sample, warnings=warnings, rose=rose, odd=odd)
+
+    def _sampled(
+        self, bank: MemoryBank, fair: int, floor: float, progress: Callable[[int, int], object]
+    ) -> NormalSample:
+        """Held images, each scored without its own rows. `fair`: for how many that can be done."""
         sample = NormalSample(inside=self._inside)
         done = 0
         for batch, alone in self._batches(bank):
@@ -169,12 +200,11 @@ class BankAccumulator:
                 left_out=batch[0].number in self._odd,
             )
             done += len(batch)
-            run.progress("calibrate", done, len(self._held))
-        self._held = []
-        sample.rounding = self._scoring.moved(sample.largest_score(), floor, int(bank.rows_.shape[1]))
-        warnings |= {} if extending else self._warnings(fair, few)
-        odd = {number - self._first: score for number, score in self._odd.items()}
-        return Fitted(bank, sample, warnings=warnings, rose=rose, odd=odd)
+            progress(done, len(self._held))
+        moved = self._scoring.moved(sample.largest_score(), floor, int(bank.rows_.shape[1]))
+        # A raised distance is twice one less another.
+        sample.rounding = moved if bank.defects_ is None else 3 * moved
+        return sample
 
     def _leave_out(self, floor: float, run: Run) -> dict[str, str]:
         """Judge the images, and let the odd ones go; a warning where there are too few of them."""

@@ -6,14 +6,13 @@ Roth et al., "Towards Total Recall in Industrial Anomaly Detection", CVPR 2022.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from ensemblead.common.errors import NotExportableError
 from ensemblead.common.validation import one_of, whole_number
 from ensemblead.common.warnings import warn
 from ensemblead.config.registry import register
@@ -21,21 +20,28 @@ from ensemblead.detectors.detector import Errors
 from ensemblead.detectors.method import Accumulator, Method, Scores, Seen
 from ensemblead.detectors.parts import Progress
 from ensemblead.detectors.patchcore.accumulator import BankAccumulator
-from ensemblead.detectors.patchcore.graph import BankGraph
+from ensemblead.detectors.patchcore.defects import (
+    DefectLook,
+    Paths,
+    check_pair,
+    checked_paths,
+    learn_defects,
+    read_looks,
+)
+from ensemblead.detectors.patchcore.graph import bank_graph
 from ensemblead.detectors.patchcore.layer_banks import (
     LayerBanks,
     LayerBanksGraph,
     LayerBanksState,
     LayersAccumulator,
 )
+from ensemblead.detectors.patchcore.parameters import check_per_layer, check_pretrain_dim
 from ensemblead.detectors.patchcore.robust import checked_contamination
 from ensemblead.detectors.patchcore.scoring import PatchScoring, of_length_one, patch_places
-from ensemblead.detectors.regions import inside_of
 from ensemblead.detectors.running import scored_batches
 from ensemblead.images import RegionLike
 from ensemblead.kernels.inside import Inside
 from ensemblead.kernels.maps import MAP_KINDS, MapKind
-from ensemblead.kernels.patch_operators import PatchOperators
 from ensemblead.kernels.patches import aggregate_patches
 from ensemblead.memory import Coverage, MemoryBank
 from ensemblead.memory.bank import DEFAULT_FRACTION, DTYPES, MEMORY_BUDGET
@@ -47,8 +53,6 @@ from ensemblead.store import FolderReader
 _SCORES = ("max", "reweighted", "topk")
 _AGGREGATIONS = ("adaptive", "concat")
 _BANKS, _METRICS = ("joint", "per_layer"), ("l2", "cosine")
-# Bank rows of an exported graph at most: it holds the products of all patches of an image with them.
-_MOST_EXPORTED = 50_000
 
 
 @register("PatchCore")
@@ -114,6 +118,13 @@ class PatchCore(Method):
             images, rounded up. It takes ten different images, and a `memory_budget` for all patches. A member
             of an ensemble, or a tile location, judges for itself; `extend` learns all that it is given. Needs
             one bank for all layers. None: all are learned. docs/design/robust.md has what it does.
+        defects: images of known defects, a folder or paths, which `fit` reads: patches nearer to them than to
+            normal ones score higher, by as much as they are nearer (twice as much at most). Statistics and
+            threshold include it. The rows are saved, the images are not. In an ensemble each member learns
+            them; tiles do not. `learn_defects` adds more. docs/design/robust.md has what it gains.
+        defect_masks: where these are defective: a folder in MVTec AD's layout, or a path for each path of
+            `defects`. Patches that a mask covers by half are learned. None: those above the pixel threshold,
+            and the oddest 1 % of each image; the normal patches beside a defect may be among them.
         reweight_neighbors: bank rows around the nearest one that "reweighted" looks at, itself included.
         map_kind: "bilinear" (the reference implementation), or as anomalib makes maps "nearest": distances
             are repeated, not interpolated, before the blur, which reflects about the edge pixels.
@@ -172,6 +183,8 @@ class PatchCore(Method):
         score: Literal["max", "reweighted", "topk"] = "topk",
         reweight_neighbors: int = 9,
         contamination: float | Literal["auto"] | None = None,
+        defects: Paths = None,
+        defect_masks: Paths = None,
         map_kind: MapKind = "bilinear",
         index: str = "flat",
         memory_budget: int = MEMORY_BUDGET,
@@ -191,26 +204,20 @@ class PatchCore(Method):
         one_of("metric", metric, _METRICS)
         one_of("score", score, _SCORES)
         if banks == "per_layer":
-            if score == "reweighted":
-                raise ValueError(
-                    'score="reweighted" looks at the rows of one bank; with banks="per_layer" take "topk" or '
-                    '"max"'
-                )
-            if contamination is not None:
-                raise ValueError(
-                    "contamination judges images by the patches of one bank; with "
-                    'banks="per_layer" leave it None'
-                )
+            check_per_layer(score, contamination, defects)
             self.State, self.has_scale = LayerBanksState, True
         self.patch_size, self.aggregation = patch_size, aggregation
         self.banks, self.metric = banks, metric
         self.target_dim = whole_number("target_dim", target_dim, 1)
-        self.pretrain_dim = _check_pretrain_dim(pretrain_dim, len(self.layers))
+        self.pretrain_dim = check_pretrain_dim(pretrain_dim, len(self.layers))
         self.coreset_fraction, self.index = float(coreset_fraction), index
         self.num_neighbors = whole_number("num_neighbors", num_neighbors, 1)
         self.position_radius = position_radius
         self.score = score
         self.contamination = checked_contamination(contamination)
+        self.defects = checked_paths("defects", defects)
+        self.defect_masks = checked_paths("defect_masks", defect_masks)
+        check_pair(self.defects, self.defect_masks)
         self.reweight_neighbors = whole_number("reweight_neighbors", reweight_neighbors, 1)
         one_of("map_kind", map_kind, MAP_KINDS)
         self.map_kind = map_kind
@@ -238,7 +245,9 @@ class PatchCore(Method):
     def learned_(self) -> dict[str, int]:
         banks = self.memory_banks_
         dimensions = sum(int(bank.rows_.shape[1]) for bank in banks)
-        return {"bank_rows": sum(map(len, banks)), "dimensions": dimensions}
+        known = sum(len(bank.defects_) for bank in banks if bank.defects_ is not None)
+        learned = {"bank_rows": sum(map(len, banks)), "dimensions": dimensions}
+        return {**learned, "defect_rows": known} if known else learned
 
     @property
     def extending_lowers_scores(self) -> bool:
@@ -282,6 +291,20 @@ class PatchCore(Method):
             places = patch_places(self.memory_bank_, shape[0], (shape[1], shape[2]), inside)
             measure.add(rows, row_labels(0, places, len(rows)))
         return measure.coverage()
+
+    def learn_defects(self, images: Paths, masks: Paths = None) -> PatchCore:
+        """Learn known defects beside those of the fit, such as missed ones; the normal bank stays.
+
+        The statistics stay too, though scores of normal images may have risen: a warning says so, and
+        `calibrate` takes them anew. A new `fit` knows those of the parameter `defects` alone.
+
+        Args:
+            images, masks: as the parameters `defects` and `defect_masks`.
+
+        Raises ValueError for images that were learned as normal ones, or are all known.
+        """
+        learn_defects(self, [self], images, masks)
+        return self
 
     @property
     def _scoring(self) -> PatchScoring:
@@ -330,12 +353,17 @@ class PatchCore(Method):
                 self.map_kind,
                 inside=self.inside,
                 contamination=self.contamination if state is None else None,
+                defects=self._known_defects if state is None and self.defects is not None else None,
             )
             for bank in banks
         ]
         if self.banks == "joint":
             return parts[0]
         return LayersAccumulator(parts, scales, self._scoring, self.map_kind)
+
+    def _known_defects(self, seen: Seen) -> list[DefectLook]:
+        """In the geometry of a batch of the fit."""
+        return read_looks(self, seen.frame, self.defects, self.defect_masks, seen.bits)
 
     def _relative_noise(self) -> float:
         return relative_noise(self.network_.dtype, self.network_.precision)
@@ -363,38 +391,11 @@ class PatchCore(Method):
             warn(f'index="{self.index}" finds nearest rows approximately, and the exported graph exactly')
         banks = state.banks if isinstance(state, LayerBanks) else (state,)
         graphs = [
-            self._bank_graph(bank, group, size) for bank, group in zip(banks, self._groups, strict=True)
+            bank_graph(self, bank, group, size) for bank, group in zip(banks, self._groups, strict=True)
         ]
         return (
             LayerBanksGraph(graphs, state.scales, self._scoring) if self.banks == "per_layer" else graphs[0]
         )
-
-    def _bank_graph(self, bank: MemoryBank, group: range, size: tuple[int, int]) -> BankGraph:
-        if len(bank) > _MOST_EXPORTED:
-            raise NotExportableError(
-                f"a memory bank of {len(bank)} rows is too large for a graph, which compares every patch "
-                f"with all of them at once; extend(images, max_rows={_MOST_EXPORTED}) or a smaller "
-                "coreset_size makes it smaller"
-            )
-        network = self.network_.with_layers([self.layers[i] for i in group])
-        patches = PatchOperators(
-            network.channels(size),
-            network.grid(size),
-            patch_size=self.patch_size,
-            pretrain_dim=self._pretrain_dim_of(group),
-            target_dim=self.target_dim,
-            mode=self.aggregation,
-        )
-        inside, near = inside_of(self.geometry), None
-        if bank.position_radius is not None:
-            if self.score == "reweighted":
-                raise NotExportableError(
-                    'score="reweighted" with position_radius compares bank rows with each other by place, '
-                    'which no graph does; score="topk" or "max" can be exported'
-                )
-            rows, columns = network.grid(size)
-            near = bank.near_rows(patch_places(bank, 1, (rows, columns), inside), self.num_neighbors)
-        return BankGraph(patches, bank.rows_.float().cpu(), self._scoring, near, inside)
 
     # Saving: the bank's rows, without the structures that are searched
 
@@ -406,7 +407,7 @@ class PatchCore(Method):
         if self.bank_dtype == "float16":
             return state, ()
         if isinstance(state, BankState):
-            return state.for_half(), ("rows",)
+            return state.for_half(), ("rows",) if state.defects is None else ("rows", "defects.rows")
         halves = tuple(bank.for_half() for bank in state.banks)
         return replace(state, banks=halves), [f"banks.{i}.rows" for i in range(len(halves))]
 
@@ -432,15 +433,3 @@ class PatchCore(Method):
 
 def _inspected(embeddings: torch.Tensor, inside: Inside | None) -> torch.Tensor:
     return embeddings if inside is None else inside.take(embeddings)
-
-
-def _check_pretrain_dim(given: Any, num_layers: int) -> int | tuple[int, ...] | Literal["auto"]:
-    if isinstance(given, str):
-        if given != "auto":
-            raise ValueError(f'pretrain_dim must be "auto", an int, or one int per layer, got {given!r}')
-        return "auto"
-    single = not isinstance(given, Iterable)
-    sizes = tuple(whole_number("pretrain_dim", size) for size in ((given,) if single else given))
-    if len(sizes) != (1 if single else num_layers) or any(size < 1 for size in sizes):
-        raise ValueError(f"pretrain_dim must be positive, one per layer ({num_layers}), got {given!r}")
-    return sizes[0] if single else sizes

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ensemblead.common.errors import NotExportableError
 from ensemblead.detectors.parts import GraphOutputs
-from ensemblead.detectors.patchcore.scoring import PatchScoring, top_count
+from ensemblead.detectors.patchcore.scoring import PatchScoring, patch_places, raised, top_count
+from ensemblead.detectors.regions import inside_of
 from ensemblead.kernels.inside import Inside
 from ensemblead.kernels.patch_operators import PatchOperators
+from ensemblead.memory import MemoryBank
 
+# Bank rows of an exported graph at most: it holds the products of all patches of an image with them.
+_MOST_EXPORTED = 50_000
 # A vector shorter than this has no direction.
 _SHORTEST = 1e-30
 
@@ -23,7 +29,7 @@ class BankGraph(nn.Module):
     differences, as in `MemoryBank.search`, so that they stay right where the product cancels.
 
     `near` bool `[patches, M]`: the rows that each patch is compared with; None: all. `inside`: a region, of
-    whose patches alone there are scores.
+    whose patches alone there are scores. `defects`: rows of known defects float32 `[K, D]`, or None.
     """
 
     rows: Tensor
@@ -39,9 +45,11 @@ class BankGraph(nn.Module):
         scoring: PatchScoring,
         near: Tensor | None = None,
         inside: Inside | None = None,
+        defects: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.patches, self._scoring, self.inside = patches, scoring, inside
+        self.defects = None if defects is None else NearestDefect(defects)
         mean = rows.double().mean(0).float()
         centred = rows - mean
         self.register_buffer("rows", rows)
@@ -70,6 +78,9 @@ class BankGraph(nn.Module):
         found = apart.topk(scoring.num_neighbors, dim=2, largest=False).indices
         squared = (self._rows_at(found) - queries[:, :, None]).square().sum(3)
         per_patch = self._in_metric(squared, queries).mean(2)
+        if self.defects is not None:
+            known = self._in_metric(self.defects(queries)[:, :, None], queries)[:, :, 0]
+            per_patch = raised(per_patch, known)
         grids = per_patch.reshape(-1, height, width)
         if scoring.score != "reweighted":
             return grids, top_share(per_patch, scoring)
@@ -108,6 +119,62 @@ class BankGraph(nn.Module):
             is_zero = queries.square().sum(-1, keepdim=True) < 0.25
             return torch.where(is_zero, torch.ones_like(squared), 0.5 * squared)
         return squared if self._scoring.is_squared else squared.sqrt()
+
+
+def bank_graph(method: Any, bank: MemoryBank, group: range, size: tuple[int, int]) -> BankGraph:
+    """The graph of a bank of a PatchCore, of the layers of a group; see `Method.graph`."""
+    if len(bank) > _MOST_EXPORTED:
+        raise NotExportableError(
+            f"a memory bank of {len(bank)} rows is too large for a graph, which compares every patch "
+            f"with all of them at once; extend(images, max_rows={_MOST_EXPORTED}) or a smaller "
+            "coreset_size makes it smaller"
+        )
+    network = method.network_.with_layers([method.layers[i] for i in group])
+    patches = PatchOperators(
+        network.channels(size),
+        network.grid(size),
+        patch_size=method.patch_size,
+        pretrain_dim=method._pretrain_dim_of(group),
+        target_dim=method.target_dim,
+        mode=method.aggregation,
+    )
+    inside, near = inside_of(method.geometry), None
+    if bank.position_radius is not None:
+        if method.score == "reweighted":
+            raise NotExportableError(
+                'score="reweighted" with position_radius compares bank rows with each other by place, '
+                'which no graph does; score="topk" or "max" can be exported'
+            )
+        rows, columns = network.grid(size)
+        near = bank.near_rows(patch_places(bank, 1, (rows, columns), inside), method.num_neighbors)
+    defects = None if bank.defects_ is None else bank.defects_.rows.float().cpu()
+    return BankGraph(patches, bank.rows_.float().cpu(), method._scoring, near, inside, defects)
+
+
+class NearestDefect(nn.Module):
+    """Squared distances `[B, n]` of queries `[B, n, D]` to the nearest of rows `[K, D]`, as `BankGraph` finds
+    them.
+    """
+
+    rows: Tensor
+    mean: Tensor
+    centred: Tensor
+    half_norms: Tensor
+
+    def __init__(self, rows: Tensor) -> None:
+        super().__init__()
+        mean = rows.double().mean(0).float()
+        centred = rows - mean
+        self.register_buffer("rows", rows)
+        self.register_buffer("mean", mean)
+        self.register_buffer("centred", centred.T.contiguous())
+        self.register_buffer("half_norms", 0.5 * centred.double().square().sum(1).float())
+
+    def forward(self, queries: Tensor) -> Tensor:
+        apart = self.half_norms - torch.matmul(queries - self.mean, self.centred)
+        found = apart.topk(1, dim=2, largest=False).indices.reshape(-1)
+        each = (int(queries.shape[1]), int(queries.shape[2]))
+        return (self.rows.index_select(0, found).reshape(-1, *each) - queries).square().sum(2)
 
 
 def top_share(per_patch: Tensor, scoring: PatchScoring) -> Tensor:

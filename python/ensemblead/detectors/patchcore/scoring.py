@@ -59,12 +59,18 @@ def is_zero(vectors: torch.Tensor) -> torch.Tensor:
     return lengths < 0.5
 
 
+def raised(normal: torch.Tensor, defect: torch.Tensor) -> torch.Tensor:
+    """Distances to normal patches, higher by as much as the nearest known defect is nearer, twice at most."""
+    return normal + (normal - defect).clamp_min(0)
+
+
 @dataclass(frozen=True)
 class PatchScoring:
     """How distances to bank rows become scores; see `PatchCore`.
 
     With `metric="cosine"` embeddings and rows have length 1. The cosine distance, 1 - cos, is then half of
-    the squared L2 distance. From a vector of zeros it is 1 to all rows.
+    the squared L2 distance. From a vector of zeros it is 1 to all rows. Where a bank has rows of known
+    defects, patches nearer to these than to normal rows are `raised`, in the unit of the scores.
     """
 
     score: str
@@ -105,7 +111,11 @@ class PatchScoring:
         own = None if exclude_images is None else np.repeat(exclude_images, height * width)
         places = patch_places(bank, images, (height, width)) if places is None else places
         distances, found = bank.search(queries, exclude_image=own, places=places)
-        per_patch = self._in_metric(distances, queries).mean(1).view(images, -1)
+        normal = self._in_metric(distances, queries).mean(1)
+        if bank.defects_ is not None:
+            defect = self._in_metric(bank.defects_.nearest(queries)[:, None], queries)[:, 0]
+            normal = raised(normal, defect)
+        per_patch = normal.view(images, -1)
         grids = per_patch.view(images, height, width)
         if self.score != "reweighted":
             return Scores(grids, self.of_grids(grids))

@@ -136,6 +136,8 @@ class _Tiles:
             raise NotApplicableError("tiles are not tiled again")
         if detector.region is not None:
             raise NotApplicableError("a region is of whole images, so that a tile's detector is given none")
+        if any(getattr(part, "defects", None) is not None for part in methods(detector)):
+            raise NotApplicableError("known defects are whole images, and tiles do not learn them")
         self._subject = subject
         geometries = {part.geometry for part in detector._parts()}
         self._geometry = detector.geometry
