@@ -284,6 +284,17 @@ def test_what_has_no_single_bank_refuses(defects: dict[str, Path], tmp_path: Pat
         layers.learn_defects(defects["defects"])
 
 
+@pytest.mark.slow
+def test_all_promises_but_those_of_tiles(tmp_path: Path) -> None:
+    pixels = np.full((2, 40, 40, 3), 60, dtype=np.uint8)
+    pixels[:, 10:20, 10:20] = np.array([200, 250])[:, None, None, None]
+    options: dict[str, Any] = {"resize": (40, 40), "coreset_fraction": 0.1, "device": "cpu"}
+    without = set(ead.check_detector(ead.PatchCore("gabor", ("layer1",), **options)))
+    detector = ead.PatchCore("gabor", ("layer1",), defects=_write(pixels, tmp_path / "bad"), **options)
+    lacking = without - set(ead.check_detector(detector))
+    assert lacking == {"works_in_tiles", "works_shared_by_tiles", "works_nested"}
+
+
 # Kept, and learned later
 
 
