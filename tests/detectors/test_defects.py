@@ -152,6 +152,15 @@ def test_of_an_image_below_the_threshold_the_oddest_patch_is_taken(tmp_path: Pat
     np.testing.assert_allclose(known.rows[0], _embedded(detector, odd)[0, apart.argmax()], rtol=1e-5)
 
 
+def test_without_a_threshold_the_oddest_patches_alone_are_taken(defects: dict[str, Path]) -> None:
+    """A single training image cannot be scored without its own rows."""
+    with pytest.warns(ThresholdWarning, match="no training image can be scored"):
+        detector = _detector(defects=defects["defects"]).fit(GOOD[:1])
+    known = detector.memory_bank_.defects_
+    assert known is not None
+    assert known.images.tolist() == [0, 1, 2, 3]
+
+
 def test_masks_are_found_by_name(defects: dict[str, Path], fitted: ead.PatchCore) -> None:
     """A data set's folders, and paths with the folder of all masks, or of those of one type."""
     root = defects["defects"].parents[1]
