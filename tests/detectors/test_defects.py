@@ -152,6 +152,15 @@ def test_of_an_image_below_the_threshold_the_oddest_patch_is_taken(tmp_path: Pat
     np.testing.assert_allclose(known.rows[0], _embedded(detector, odd)[0, apart.argmax()], rtol=1e-5)
 
 
+def test_without_a_threshold_the_oddest_patches_alone_are_taken(defects: dict[str, Path]) -> None:
+    """A single training image cannot be scored without its own rows."""
+    with pytest.warns(ThresholdWarning, match="no training image can be scored"):
+        detector = _detector(defects=defects["defects"]).fit(GOOD[:1])
+    known = detector.memory_bank_.defects_
+    assert known is not None
+    assert known.images.tolist() == [0, 1, 2, 3]
+
+
 def test_masks_are_found_by_name(defects: dict[str, Path], fitted: ead.PatchCore) -> None:
     """A data set's folders, and paths with the folder of all masks, or of those of one type."""
     root = defects["defects"].parents[1]
@@ -282,6 +291,17 @@ def test_what_has_no_single_bank_refuses(defects: dict[str, Path], tmp_path: Pat
     layers = _detector(banks="per_layer").fit(GOOD)
     with pytest.raises(ValueError, match="go with one bank"):
         layers.learn_defects(defects["defects"])
+
+
+@pytest.mark.slow
+def test_all_promises_but_those_of_tiles(tmp_path: Path) -> None:
+    pixels = np.full((2, 40, 40, 3), 60, dtype=np.uint8)
+    pixels[:, 10:20, 10:20] = np.array([200, 250])[:, None, None, None]
+    options: dict[str, Any] = {"resize": (40, 40), "coreset_fraction": 0.1, "device": "cpu"}
+    without = set(ead.check_detector(ead.PatchCore("gabor", ("layer1",), **options)))
+    detector = ead.PatchCore("gabor", ("layer1",), defects=_write(pixels, tmp_path / "bad"), **options)
+    lacking = without - set(ead.check_detector(detector))
+    assert lacking == {"works_in_tiles", "works_shared_by_tiles", "works_nested"}
 
 
 # Kept, and learned later

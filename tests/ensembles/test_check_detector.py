@@ -13,7 +13,6 @@ import pytest
 pytest.importorskip("torch")
 
 import torch
-from PIL import Image
 from support.checked_methods import (
     NATIVE,
     CellMeans,
@@ -91,18 +90,6 @@ def test_patchcore_with_an_approximate_index() -> None:
 @pytest.mark.slow
 def test_patchcore_that_leaves_odd_images_out() -> None:
     passes_all(patchcore(contamination="auto"))
-
-
-@pytest.mark.slow
-def test_patchcore_with_known_defects(tmp_path: Path) -> None:
-    pixels = np.full((2, 40, 40, 3), 60, dtype=np.uint8)
-    pixels[:, 10:20, 10:20] = np.array([200, 250])[:, None, None, None]
-    for number, image in enumerate(pixels):
-        Image.fromarray(image).save(tmp_path / f"{number}.png")
-    detector = ead.PatchCore(
-        "gabor", ("layer1",), resize=(40, 40), coreset_fraction=0.1, device="cpu", defects=tmp_path
-    )
-    passes_all(detector, {"works_in_tiles", "works_shared_by_tiles", "works_nested"})
 
 
 @pytest.mark.slow

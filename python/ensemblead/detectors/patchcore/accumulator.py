@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import compress, groupby
@@ -167,6 +168,8 @@ class BankAccumulator:
             noise = self._scoring.moved(0.0, floor, int(bank.rows_.shape[1]))
 
             def limit() -> float:
+                if not fair:
+                    return math.inf  # of images that the bank knows there is no threshold
                 sample = self._sampled(
                     bank, fair, floor, lambda done, total: run.progress("judge", done, total)
                 )
