@@ -209,3 +209,21 @@ def test_a_crop_that_leaves_nothing() -> None:
     geometry = Geometry(32, 16, region=of(mask))
     with pytest.raises(ValueError, match=r"nothing of it is left after resize=32 and image_size=\(16, 16\)"):
         geometry.apply(np.zeros((32, 32, 3), np.uint8))
+
+
+@pytest.mark.parametrize("resize", [16, (23, 40), 96, None])
+@pytest.mark.parametrize("crop", [None, 12])
+def test_no_pixel_inside_is_lost_where_images_are_resized(resize: Any, crop: int | None) -> None:
+    mask = np.zeros((64, 64), bool)
+    mask[32, 5:60], mask[:, 31] = True, True  # a pixel thin
+    frame = Geometry(resize, crop, region=Region.of(mask))
+    found = frame.inside()
+    assert found is not None
+    assert found.shape == frame.output_size(64, 64)
+    top, left, bottom, right = frame.crop_box(64, 64)
+    height, width = (bottom - top) / found.shape[0], (right - left) / found.shape[1]
+    for row, column in np.argwhere(mask):
+        y, x = int((row + 0.5 - top) // height), int((column + 0.5 - left) // width)
+        if 0 <= y < found.shape[0] and 0 <= x < found.shape[1]:
+            assert found[y, x]
+    assert not found.all()

@@ -15,6 +15,7 @@ from PIL import Image
 
 from ensemblead.common.errors import UnreadableImageError
 from ensemblead.images.region import Region
+from ensemblead.kernels.filling import cells_inside
 
 # A resized image above the first size that is more than `_ENLARGED` times its original is one of an extreme
 # aspect ratio: only its crop is resized. Without a crop the second size is the most.
@@ -92,6 +93,9 @@ class Geometry:
 
     def inside(self) -> npt.NDArray[np.bool_] | None:
         """The region in the frame, bool `[h, w]`; None without one. It is decided.
+
+        A pixel of the frame is inside if any pixel of the photograph is that lies in it, in part or whole: a
+        region thinner than the frame's pixels is not lost.
 
         Raises ValueError where the crop leaves nothing of it.
         """
@@ -193,7 +197,10 @@ class Geometry:
 @lru_cache(maxsize=32)
 def _in_frame(geometry: Geometry) -> npt.NDArray[np.bool_]:
     assert geometry.region is not None
-    inside = geometry.apply_mask(geometry.region.mask)
+    mask = geometry.region.mask
+    size = geometry.resized_size(*mask.shape)
+    top, left, bottom, right = geometry.crop_in_resized(size)
+    inside = cells_inside(mask, size, (slice(top, bottom), slice(left, right)))
     if not inside.any():
         raise ValueError(
             f"region: nothing of it is left after resize={geometry.resize} and image_size={geometry.crop}"

@@ -38,16 +38,21 @@ def _nearest(mask: Mask) -> npt.NDArray[np.int64]:
     return np.clip(np.where(places - before <= after - places, before, after), 0, width - 1)
 
 
-def cells_inside(mask: Mask, grid: tuple[int, int]) -> Mask:
-    """Which cells of a grid `(h, w)` laid over a mask `[H, W]` have any pixel inside: bool `[h, w]`.
+def cells_inside(
+    mask: Mask, grid: tuple[int, int], part: tuple[slice, slice] = (slice(None), slice(None))
+) -> Mask:
+    """Which cells of a grid `(h, w)` laid over a mask `[H, W]` have any pixel inside: bool `[h, w]`. `part`:
+    the rows and columns of cells that are wanted.
 
     >>> cells_inside(np.eye(4, dtype=bool), (2, 2))
     array([[ True, False],
            [False,  True]])
     """
     if grid == mask.shape:
-        return mask
-    (top, bottom), (left, right) = map(_edges, mask.shape, grid)
+        return mask[part]
+    (top, bottom), (left, right) = (
+        (first[own], end[own]) for (first, end), own in zip(map(_edges, mask.shape, grid), part, strict=True)
+    )
     sums = np.zeros((mask.shape[0] + 1, mask.shape[1] + 1), dtype=np.int64)
     sums[1:, 1:] = mask.cumsum(0).cumsum(1)
     counts = sums[bottom][:, right] - sums[top][:, right] - sums[bottom][:, left] + sums[top][:, left]
