@@ -206,5 +206,10 @@ def open_network(method: Any, reader: FolderReader) -> None:
 
 
 def plain_parameters(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Parameters as JSON holds them, as constructors take them."""
+    """Parameters as JSON holds them, as constructors take them.
+
+    Raises ValueError for a region that is the name of a file: no folder makes loading read another file.
+    """
+    if isinstance(values.get("region"), str):
+        raise ValueError(f"region must be stored as it is, got the path {values['region']}")
     return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
