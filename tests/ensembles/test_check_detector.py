@@ -15,6 +15,7 @@ pytest.importorskip("torch")
 import torch
 from support.checked_methods import (
     NATIVE,
+    BlindToItsRegion,
     CellMeans,
     LinearAutoencoder,
     Means,
@@ -28,7 +29,6 @@ import ensemblead as ead
 from ensemblead.common.errors import DetectorCheckError
 from ensemblead.detectors import Detector, Fitted, Scores, Seen
 from ensemblead.ensembles.check import CHECKS
-from ensemblead.images import Region
 from ensemblead.store import states
 
 TILES: dict[str, Any] = {"tile_size": 32, "stride": 16, "image_size": (32, 48)}
@@ -185,7 +185,7 @@ def test_every_check_has_a_promise_and_a_broken_method() -> None:
 
 # What is broken, check by check
 
-BROKEN: list[tuple[str, type[Any]]] = []
+BROKEN: list[tuple[str, type[Any]]] = [("inspects_its_region", BlindToItsRegion)]
 
 
 def breaks(check: str) -> Any:
@@ -576,16 +576,6 @@ class SeedsTorch(LinearAutoencoder):
 class TurnedRound(CellMeans):
     def scores(self, state: Means, seen: Seen) -> Scores:
         return Scores(-super().scores(state, seen).grids)
-
-
-@breaks("inspects_its_region")
-class BlindToItsRegion(CellMeans):
-    def __init__(self, *, gain: float = 1.0, region: Any = None, device: str = "cpu") -> None:
-        super().__init__(gain=gain, device=device)
-        self._take_region(Region.of(region))
-
-    def inside(self, seen: Any) -> None:
-        return None
 
 
 @pytest.mark.parametrize(("check", "method"), BROKEN, ids=lambda value: getattr(value, "__name__", value))

@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from ensemblead import BackboneEnsemble, TiledEnsemble
 from ensemblead.detectors import Detector, Fitted, Method, NormalSample, Run, Scores, Seen, TrainingData
+from ensemblead.images import Region
 
 # Pixels are pooled to cells of this side.
 CELL = 4
@@ -56,6 +57,17 @@ class CellMeans(Method):
     def scores(self, state: Means, seen: Seen) -> Scores:
         mean = (state.total / state.count).float()[:, None, None]
         return Scores(self.gain * (cells(seen) - mean).square().sum(1).sqrt())
+
+
+class BlindToItsRegion(CellMeans):
+    """It takes a region and inspects all."""
+
+    def __init__(self, *, gain: float = 1.0, region: Any = None, device: str = "cpu") -> None:
+        super().__init__(gain=gain, device=device)
+        self._take_region(Region.of(region))
+
+    def inside(self, seen: Any) -> None:
+        return None
 
 
 class MeansAccumulator:
