@@ -41,7 +41,7 @@ def test_fit_and_predict(category: Path, mask: Path, tmp_path: Path) -> None:
     shown = [np.array(Image.open(path).convert("RGB")) for path in (tmp_path / "out").rglob("*.png")]
     assert shown
     for picture in shown:  # grey outside
-        outside = picture[SIDE // 2 + 2 :].astype(int)
+        outside = picture[SIDE // 2 + 2 : SIDE, :SIDE].astype(int)  # without the caption
         assert np.ptp(outside, axis=2).max() <= 1
 
 
