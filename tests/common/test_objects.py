@@ -13,9 +13,9 @@ pytest.importorskip("scipy")
 pytest.importorskip("PIL")
 
 import ensemblead as ead
-from ensemblead.common.objects import detected_regions, regions_above
+from ensemblead.common.objects import detected_regions, quiet_outside, regions_above
 from ensemblead.common.regions import label_regions, outlines, signed_area
-from ensemblead.images import Geometry
+from ensemblead.images import Geometry, Region
 
 Mask = npt.NDArray[np.bool_]
 
@@ -183,6 +183,19 @@ class TestObjects:
         maps[0, 0, 0] = np.nan
         with pytest.raises(ValueError, match="anomaly_map must be finite"):
             predictions(maps).objects(1.0)
+
+    def test_outside_of_the_region_there_is_nothing(self) -> None:
+        """Maps are zero there, which of FastFlow is higher than all values inside."""
+        inside = np.zeros((30, 30), np.bool_)
+        inside[5:25, 5:25] = True
+        frame = Geometry((30, 30), None, region=Region.of(inside))
+        maps = np.where(inside, -0.9, 0.0)[None]
+        maps[0, 10:12, 20:25] = -0.2
+        (one,) = predictions(maps, sizes=[(30, 30)], geometry=frame, pixel_threshold=-0.5).objects()
+        assert (one.box, one.maximum) == ((20.0, 10.0, 5.0, 2.0), pytest.approx(-0.2))
+        shown = quiet_outside(maps[0], frame)
+        assert (shown[~inside] == maps[0][inside].min()).all()
+        np.testing.assert_array_equal(shown[inside], maps[0][inside])
 
     def test_parts_of_predictions_know_it_as_well(self) -> None:
         maps = np.zeros((3, 30, 30))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from support.brightness import GEOMETRY, HEIGHT, WIDTH, Brightness, draw_categor
 
 from ensemblead import Report
 from ensemblead.evaluation import MVTecAD, aupro, auroc, evaluate
-from ensemblead.evaluation.gallery import Pictures
+from ensemblead.evaluation.gallery import PictureKeeper, Pictures
 from ensemblead.images import Geometry, Region, read_image, read_mask
 from ensemblead.metrics import PixelScores
 from ensemblead.metrics.inputs import as_floats
@@ -99,3 +100,15 @@ def test_inside_of_pixel_scores() -> None:
     assert found["pixel_auroc"] == pytest.approx(auroc(maps[:, inside], masks[:, inside]))
     with pytest.raises(ValueError, match="must have the shape of its anomaly map"):
         pixels.add(maps[0], masks[0], inside=inside[1:])
+
+
+def test_pictures_do_not_shine_outside() -> None:
+    """Maps are zero there, which of FastFlow is higher than all values inside."""
+    frame = Geometry((8, 8), None, region=Region(np.eye(8, dtype=bool)))
+    keeper = PictureKeeper(SimpleNamespace(geometry=frame, fusion="minmax"), 1)
+    values = np.where(np.eye(8, dtype=bool), -0.9, 0.0)
+    values[3, 3] = -0.2
+    keeper.add(0, values, 1.0, None, False, "good")
+    found = keeper.pictures()
+    assert found is not None
+    assert (found.kept[0].low, found.kept[0].high) == (pytest.approx(-0.9), pytest.approx(-0.2))

@@ -211,6 +211,7 @@ class TestBrowser:
         page.run("document.querySelector('#detail .mark').click()")
         assert page.run(pressed)[2] == "true"
         page.press("Escape")
+        page.wait("!document.getElementById('detail').open")
         page.click("#download")
         target = tmp_path / "marked.json"
         for _ in range(500):

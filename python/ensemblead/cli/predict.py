@@ -23,7 +23,7 @@ from ensemblead.cli.shared import FittedDevice, Json, MovedWeights, SkipUnreadab
 from ensemblead.cli.writing import Chosen, PictureWriter, Scored
 from ensemblead.common.extras import require
 from ensemblead.common.files import valid_text
-from ensemblead.common.objects import DEFAULT_FALSE_REGIONS, checked_rate, detected_regions
+from ensemblead.common.objects import DEFAULT_FALSE_REGIONS, checked_rate, detected_regions, quiet_outside
 from ensemblead.common.validation import finite_number, in_part, whole_number
 from ensemblead.common.warnings import warn
 
@@ -330,7 +330,7 @@ def _scored(
     assert batch.sizes is not None
     assert batch.geometry is not None
     for index, (path, size) in enumerate(zip(batch.paths, batch.sizes, strict=True)):
-        values, regions = batch.anomaly_map[index], None
+        values, regions = quiet_outside(batch.anomaly_map[index], batch.geometry), None
         if chosen.pixel_threshold is not None:
             regions = list(
                 detected_regions(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -86,21 +86,28 @@ class MapRegion:
     mean: float
 
 
+def quiet_outside(anomaly_map: npt.NDArray[Any], frame: Frame | None) -> npt.NDArray[Any]:
+    """A map to look at: what is not inspected has the lowest of the values that are.
+
+    Maps are zero there, which of some methods, as `FastFlow`, is higher than all other values.
+    """
+    inside = inspected_part(frame)
+    return anomaly_map if inside is None else np.where(inside, anomaly_map, anomaly_map[inside].min())
+
+
 def regions_above(
-    anomaly_map: npt.NDArray[np.floating],
-    threshold: float,
-    inspected: npt.NDArray[np.bool_] | None = None,
+    anomaly_map: npt.NDArray[np.floating], threshold: float, inside: npt.NDArray[np.bool_] | None = None
 ) -> list[MapRegion]:
     """The 8-connected regions of a map `[h, w]` whose values lie above a threshold, the highest maximum
-    first. `inspected`: the pixels that count, see `inspected_part`.
+    first. `inside`: the pixels that count; None: all.
 
     Raises ValueError for a map with NaN or infinity.
     """
     if not np.isfinite(anomaly_map).all():
         raise ValueError("anomaly_map must be finite, got NaN or infinity")
     above = anomaly_map > np.float64(threshold)
-    if inspected is not None:  # outside are zeros, which may be above it
-        above &= inspected
+    if inside is not None:
+        above &= inside
     if not above.any():
         return []
     labels, _ = label_regions(above)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ensemblead.common.extras import require
+from ensemblead.common.objects import quiet_outside
 from ensemblead.datasets.categories import Category, Dataset
 from ensemblead.detectors.text import constructor_text
 from ensemblead.evaluation.gallery import Picture, Pictures, color_scale, describe_threshold, reduced_map
@@ -369,7 +370,7 @@ def _with_maps(
         # An image that has gone since has no picture.
         for batch in detector.predict_batches(files, errors=options.errors):
             for path, values in zip(batch.paths, batch.anomaly_map, strict=True):
-                kept[str(path)] = reduced_map(places[str(path)], values)
+                kept[str(path)] = reduced_map(places[str(path)], quiet_outside(values, batch.geometry))
         pairs.append(kept)
     first, second = pairs
     maps = [

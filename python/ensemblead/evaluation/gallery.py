@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ensemblead.common.objects import Frame
+from ensemblead.common.objects import Frame, quiet_outside
 from ensemblead.images import Geometry, Region
 
 # The longer side of a kept map. Maps are smooth: they are made of patches of eight pixels and more.
@@ -102,6 +102,7 @@ class PictureKeeper:
         """Add the map [H, W] of the image at `index` of its category."""
         if self._limit == 0:
             return
+        values = quiet_outside(values, self._detector.geometry)
         self._medians.append(float(np.median(values)))
         self._largest = max(self._largest, float(values.max()))
         heap = self._heaps[verdict is not None and verdict != label, label, kind]
