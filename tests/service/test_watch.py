@@ -92,6 +92,7 @@ def test_a_new_folder_is_searched_alone(
     detector: Any, files: Files, folder: Path, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where every part has a folder, a look at all of them would take longer with every part."""
+    monkeypatch.setattr(room, "_AGAIN", 1e9)
     scans, scan = list[int](), Watch._scan
     monkeypatch.setattr(Watch, "_scan", lambda self: scans.append(1) or scan(self))
     part = tmp_path / "part"
