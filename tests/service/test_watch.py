@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import threading
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +22,7 @@ pytest.importorskip("watchfiles")
 
 from PIL import Image
 from support.serving import Gate, wait_for
+from support.watching import paths, rows, watching
 
 from ensemblead.images import read_image
 from ensemblead.service import watching as room
@@ -31,46 +30,6 @@ from ensemblead.service.results import LINES, Results
 from ensemblead.service.watching import Watch, WatchSettings
 
 Files = list[tuple[str, bytes]]
-
-
-@contextmanager
-def watching(detector: Any, folder: Path, out: Path, **settings: Any) -> Iterator[Watch]:
-    """A watch in another thread, until the block ends; it raises what the watch has raised."""
-    stop, errors, started = threading.Event(), list[BaseException](), list[Watch]()
-
-    def run() -> None:
-        try:
-            with Results(out, str(folder)) as results:
-                given = WatchSettings(**{"settle": 0.03, "give_up": 30.0, **settings})
-                started.append(Watch(detector, folder, results, given, model="m"))
-                started[0].run(stop)
-        except BaseException as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    try:
-        wait_for(lambda: started or errors)
-        if started:
-            yield started[0]
-        if settings.get("once"):
-            thread.join(60)
-    finally:
-        stop.set()
-        thread.join(60)
-    assert not thread.is_alive()
-    if errors:
-        raise errors[0]
-
-
-def rows(out: Path) -> list[dict[str, Any]]:
-    path = out / LINES
-    whole = path.read_text().rpartition("\n")[0] if path.exists() else ""
-    return [json.loads(line) for line in whole.splitlines()]
-
-
-def paths(out: Path) -> list[str]:
-    return sorted(row["path"] for row in rows(out))
 
 
 @pytest.fixture
@@ -133,6 +92,7 @@ def test_a_new_folder_is_searched_alone(
     detector: Any, files: Files, folder: Path, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where every part has a folder, a look at all of them would take longer with every part."""
+    monkeypatch.setattr(room, "_AGAIN", 1e9)
     scans, scan = list[int](), Watch._scan
     monkeypatch.setattr(Watch, "_scan", lambda self: scans.append(1) or scan(self))
     part = tmp_path / "part"

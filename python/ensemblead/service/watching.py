@@ -26,6 +26,8 @@ from ensemblead.service.scoring import OF_IMAGES, Scored, score_each
 
 # Seconds between two looks at the clock, and, beside the system's events, between two at the whole folder.
 _TICK, _RESCAN = 0.1, 60.0
+# Seconds after a new folder, to which files may have come unheard.
+_AGAIN = 5.0
 # Of the error with which watchfiles ends at a name that is no UTF-8.
 _UNNAMED = "Unable to decode path"
 # Given the path of an image, its path in the folder and its result: writes a heat map, and returns its name.
@@ -173,7 +175,9 @@ class Watch:
         if os.path.realpath(real) != real:
             self._next_scan = 0.0  # a linked folder may have another name
         elif is_folder:
-            # Nobody tells of files in a folder that was moved here.
+            # Nobody tells of files in a folder that was moved here. Those that come to a new one before the
+            # system's events of it begin are found soon after, with all others.
+            self._next_scan = min(self._next_scan, time.monotonic() + _AGAIN)
             with suppress(FileNotFoundError, NotADirectoryError):
                 for image in scan_folder(place).images:
                     self._notice(os.path.relpath(image, self._folder))
