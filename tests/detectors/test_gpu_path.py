@@ -142,7 +142,7 @@ def _placed(detector: ead.PatchCore, device: str) -> None:
     detector.network_.module = module.eval().requires_grad_(False)
     detector._frozen.network.device = torch.device(device)
     fitted = detector.memory_bank_
-    fitted._set(torch.empty_like(fitted.rows_, device=device), fitted._labels.numpy(), fitted._search)
+    fitted._set(torch.empty_like(fitted.rows_, device=device), fitted._owners[:, None], fitted._search)
     fitted._images = torch.empty(len(fitted), dtype=torch.int64, device=device)
     fitted._intake.buffer.home = torch.device(device)
     fitted._search = ExactIndex(fitted.rows_)
