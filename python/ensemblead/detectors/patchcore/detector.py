@@ -6,14 +6,12 @@ Roth et al., "Towards Total Recall in Industrial Anomaly Detection", CVPR 2022.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from ensemblead.common.errors import NotExportableError
 from ensemblead.common.validation import one_of, whole_number
 from ensemblead.common.warnings import warn
 from ensemblead.config.registry import register
@@ -21,21 +19,39 @@ from ensemblead.detectors.detector import Errors
 from ensemblead.detectors.method import Accumulator, Method, Scores, Seen
 from ensemblead.detectors.parts import Progress
 from ensemblead.detectors.patchcore.accumulator import BankAccumulator
-from ensemblead.detectors.patchcore.graph import BankGraph
+from ensemblead.detectors.patchcore.arguments import (
+    check_per_layer,
+    checked_foreground,
+    checked_pretrain_dim,
+)
+from ensemblead.detectors.patchcore.foreground import Foreground
+from ensemblead.detectors.patchcore.graph import bank_graph
 from ensemblead.detectors.patchcore.layer_banks import (
     LayerBanks,
     LayerBanksGraph,
     LayerBanksState,
     LayersAccumulator,
 )
+from ensemblead.detectors.patchcore.object_learning import (
+    ObjectAccumulator,
+    ObjectBankState,
+    ObjectLayersState,
+    learned_banks,
+    objects_in,
+    refuse_objects,
+)
 from ensemblead.detectors.patchcore.robust import checked_contamination
+from ensemblead.detectors.patchcore.saving import (
+    in_half,
+    state_from_saved,
+    state_of_format1,
+    state_to_save,
+)
 from ensemblead.detectors.patchcore.scoring import PatchScoring, of_length_one, patch_places
-from ensemblead.detectors.regions import inside_of
 from ensemblead.detectors.running import scored_batches
-from ensemblead.images import RegionLike
+from ensemblead.images import Region, RegionLike
 from ensemblead.kernels.inside import Inside
 from ensemblead.kernels.maps import MAP_KINDS, MapKind
-from ensemblead.kernels.patch_operators import PatchOperators
 from ensemblead.kernels.patches import aggregate_patches
 from ensemblead.memory import Coverage, MemoryBank
 from ensemblead.memory.bank import DEFAULT_FRACTION, DTYPES, MEMORY_BUDGET
@@ -47,8 +63,6 @@ from ensemblead.store import FolderReader
 _SCORES = ("max", "reweighted", "topk")
 _AGGREGATIONS = ("adaptive", "concat")
 _BANKS, _METRICS = ("joint", "per_layer"), ("l2", "cosine")
-# Bank rows of an exported graph at most: it holds the products of all patches of an image with them.
-_MOST_EXPORTED = 50_000
 
 
 @register("PatchCore")
@@ -69,6 +83,12 @@ class PatchCore(Method):
             polygons of points `(x, y)`, all in pixels of the photographs, which must have one size. Pixels
             outside take the colour of the nearest one inside before the network sees them; patches outside
             are neither learned nor scored; the map is zero there. docs/design/regions.md has the rules.
+        foreground: "auto": the object is found in every image, by the first principal component of training
+            images' patches (as AnomalyDINO does in each image). Patches outside are neither learned nor
+            scored; the map is zero there. `fit` measures whether images show an object on a background; where
+            they do not, it warns, and all is inspected. It holds all patches at once, within
+            `memory_budget`. A defect of the background is missed, and so may be a part that the object lacks.
+            It does not go with `region`, nor in a `TiledEnsemble`. docs/design/regions.md has what it does.
         patch_size: side of a patch's neighbourhood in its feature map, odd.
         pretrain_dim: values each layer is pooled to: int, one per layer, or "auto": a layer of fewer than 512
             channels to their number, any other to 1024.
@@ -158,6 +178,7 @@ class PatchCore(Method):
         image_size: int | tuple[int, int] | None = None,
         resize: int | tuple[int, int] | Literal["auto"] | None = "auto",
         region: RegionLike = None,
+        foreground: Literal["auto"] | None = None,
         patch_size: int = 3,
         pretrain_dim: int | Sequence[int] | Literal["auto"] = "auto",
         target_dim: int = 1024,
@@ -191,21 +212,15 @@ class PatchCore(Method):
         one_of("metric", metric, _METRICS)
         one_of("score", score, _SCORES)
         if banks == "per_layer":
-            if score == "reweighted":
-                raise ValueError(
-                    'score="reweighted" looks at the rows of one bank; with banks="per_layer" take "topk" or '
-                    '"max"'
-                )
-            if contamination is not None:
-                raise ValueError(
-                    "contamination judges images by the patches of one bank; with "
-                    'banks="per_layer" leave it None'
-                )
+            check_per_layer(score, contamination)
             self.State = LayerBanksState
+        self.foreground = checked_foreground(foreground, self.region)
+        if self.foreground is not None:
+            self.State = ObjectLayersState if banks == "per_layer" else ObjectBankState
         self.patch_size, self.aggregation = patch_size, aggregation
         self.banks, self.metric = banks, metric
         self.target_dim = whole_number("target_dim", target_dim, 1)
-        self.pretrain_dim = _check_pretrain_dim(pretrain_dim, len(self.layers))
+        self.pretrain_dim = checked_pretrain_dim(pretrain_dim, len(self.layers))
         self.coreset_fraction, self.index = float(coreset_fraction), index
         self.num_neighbors = whole_number("num_neighbors", num_neighbors, 1)
         self.position_radius = position_radius
@@ -225,14 +240,19 @@ class PatchCore(Method):
         """The fitted bank; its rows are the embeddings of normal patches."""
         if self.banks == "per_layer":
             raise AttributeError('with banks="per_layer" there are several: see memory_banks_')
-        bank: MemoryBank = self.state_
+        bank: MemoryBank = learned_banks(self.state_)
         return bank
 
     @property
     def memory_banks_(self) -> tuple[MemoryBank, ...]:
         """The fitted banks: with `banks="per_layer"` one per layer, else one of all layers."""
-        state = self.state_
-        return state.banks if isinstance(state, LayerBanks) else (state,)
+        banks = learned_banks(self.state_)
+        return banks.banks if isinstance(banks, LayerBanks) else (banks,)
+
+    @property
+    def foreground_(self) -> Foreground | None:
+        """What tells the object from its background; None: all is inspected, but for a region."""
+        return None if self.foreground is None else self.state_.foreground
 
     @property
     def learned_(self) -> dict[str, int]:
@@ -280,12 +300,20 @@ class PatchCore(Method):
             inside, shape = self.inside(seen), seen.embeddings.shape
             rows = _inspected(seen.embeddings, inside).flatten(0, 2)
             places = patch_places(self.memory_bank_, shape[0], (shape[1], shape[2]), inside)
+            objects = objects_in(self.state_, seen)
+            if objects is not None:
+                rows, chosen = objects.take(seen.embeddings), objects.cells.flatten().cpu().numpy()
+                places = None if places is None else places[chosen]
             measure.add(rows, row_labels(0, places, len(rows)))
         return measure.coverage()
 
     @property
     def _scoring(self) -> PatchScoring:
         return PatchScoring(self.score, self.num_neighbors, self.reweight_neighbors, self.metric)
+
+    def _take_region(self, region: Region | None) -> None:
+        checked_foreground(self.foreground, region)
+        super()._take_region(region)
 
     # The method
 
@@ -315,12 +343,12 @@ class PatchCore(Method):
         return [given[i] for i in group] if isinstance(given, tuple) else given
 
     def start(self, state: Any = None) -> Accumulator:
-        banks = [self.new_bank() for _ in self._groups]
+        banks, known = [self.new_bank() for _ in self._groups], learned_banks(state)
         scales = None
-        if isinstance(state, LayerBanks):
-            banks, scales = [bank.copy() for bank in state.banks], state.scales
-        elif state is not None:
-            banks = [state.copy()]
+        if isinstance(known, LayerBanks):
+            banks, scales = [bank.copy() for bank in known.banks], known.scales
+        elif known is not None:
+            banks = [known.copy()]
         parts = [
             BankAccumulator(
                 self._scoring,
@@ -333,9 +361,10 @@ class PatchCore(Method):
             )
             for bank in banks
         ]
-        if self.banks == "joint":
-            return parts[0]
-        return LayersAccumulator(parts, scales, self._scoring, self.map_kind)
+        inner: BankAccumulator | LayersAccumulator = parts[0]
+        if self.banks == "per_layer":
+            inner = LayersAccumulator(parts, scales, self._scoring, self.map_kind)
+        return inner if self.foreground is None else ObjectAccumulator(inner, state, self.new_bank)
 
     def _relative_noise(self) -> float:
         return relative_noise(self.network_.dtype, self.network_.precision)
@@ -347,10 +376,10 @@ class PatchCore(Method):
         return None if fits else self.memory_budget // 4
 
     def scores(self, state: Any, seen: Seen) -> Scores:
-        inside = self.inside(seen)
-        if isinstance(state, LayerBanks):
-            return state.scores(self._scoring, seen.values, inside)
-        return self._scoring.inspected(state, seen.embeddings, inside)
+        inside, objects, banks = self.inside(seen), objects_in(state, seen), learned_banks(state)
+        if isinstance(banks, LayerBanks):
+            return banks.scores(self._scoring, seen.values, inside, objects)
+        return self._scoring.inspected(banks, seen.embeddings, inside, objects)
 
     def patch_scores(
         self, bank: MemoryBank, patches: torch.Tensor, exclude_images: Sequence[int] | None = None
@@ -361,86 +390,31 @@ class PatchCore(Method):
     def graph(self, state: Any, size: tuple[int, int]) -> nn.Module:
         if self.index != "flat":
             warn(f'index="{self.index}" finds nearest rows approximately, and the exported graph exactly')
-        banks = state.banks if isinstance(state, LayerBanks) else (state,)
+        refuse_objects(state)
+        known = learned_banks(state)
+        banks = known.banks if isinstance(known, LayerBanks) else (known,)
         graphs = [
-            self._bank_graph(bank, group, size) for bank, group in zip(banks, self._groups, strict=True)
+            bank_graph(self, bank, group, size) for bank, group in zip(banks, self._groups, strict=True)
         ]
         return (
-            LayerBanksGraph(graphs, state.scales, self._scoring) if self.banks == "per_layer" else graphs[0]
+            LayerBanksGraph(graphs, known.scales, self._scoring) if self.banks == "per_layer" else graphs[0]
         )
-
-    def _bank_graph(self, bank: MemoryBank, group: range, size: tuple[int, int]) -> BankGraph:
-        if len(bank) > _MOST_EXPORTED:
-            raise NotExportableError(
-                f"a memory bank of {len(bank)} rows is too large for a graph, which compares every patch "
-                f"with all of them at once; extend(images, max_rows={_MOST_EXPORTED}) or a smaller "
-                "coreset_size makes it smaller"
-            )
-        network = self.network_.with_layers([self.layers[i] for i in group])
-        patches = PatchOperators(
-            network.channels(size),
-            network.grid(size),
-            patch_size=self.patch_size,
-            pretrain_dim=self._pretrain_dim_of(group),
-            target_dim=self.target_dim,
-            mode=self.aggregation,
-        )
-        inside, near = inside_of(self.geometry), None
-        if bank.position_radius is not None:
-            if self.score == "reweighted":
-                raise NotExportableError(
-                    'score="reweighted" with position_radius compares bank rows with each other by place, '
-                    'which no graph does; score="topk" or "max" can be exported'
-                )
-            rows, columns = network.grid(size)
-            near = bank.near_rows(patch_places(bank, 1, (rows, columns), inside), self.num_neighbors)
-        return BankGraph(patches, bank.rows_.float().cpu(), self._scoring, near, inside)
 
     # Saving: the bank's rows, without the structures that are searched
 
-    def _state_to_save(self) -> BankState | LayerBanksState:
-        states = tuple(bank.state() for bank in self.memory_banks_)
-        return LayerBanksState(states, self.state_.scales) if self.banks == "per_layer" else states[0]
+    def _state_to_save(self) -> Any:
+        return state_to_save(self.State, self.state_)
 
     def _in_half(self, state: Any) -> tuple[Any, Sequence[str]]:
-        if self.bank_dtype == "float16":
-            return state, ()
-        if isinstance(state, BankState):
-            return state.for_half(), ("rows",)
-        halves = tuple(bank.for_half() for bank in state.banks)
-        return replace(state, banks=halves), [f"banks.{i}.rows" for i in range(len(halves))]
+        return (state, ()) if self.bank_dtype == "float16" else in_half(state)
 
-    def _state_from_saved(self, saved: Any) -> MemoryBank | LayerBanks:
-        states = saved.banks if self.banks == "per_layer" else (saved,)
-        if len(states) != len(self._groups):
-            raise ValueError(f"there must be one bank per layer ({len(self._groups)}), got {len(states)}")
-        banks = tuple(MemoryBank.from_state(self.new_bank().parameters(), one) for one in states)
-        return LayerBanks(banks, saved.scales) if self.banks == "per_layer" else banks[0]
+    def _state_from_saved(self, saved: Any) -> Any:
+        return state_from_saved(saved, self.new_bank().parameters(), len(self._groups))
 
     @classmethod
     def _state_from_format1(cls, reader: FolderReader) -> BankState:
-        known, tensors = reader.state["bank"], reader.tensors("bank.safetensors")
-        return BankState(
-            rows=tensors["rows"],
-            images=tensors["images"],
-            projection=tensors.get("projection"),
-            radius=known["radius"],
-            num_added=known["num_added"],
-            index=reader.data("bank.faiss") if reader.has("bank.faiss") else None,
-        )
+        return state_of_format1(reader)
 
 
 def _inspected(embeddings: torch.Tensor, inside: Inside | None) -> torch.Tensor:
     return embeddings if inside is None else inside.take(embeddings)
-
-
-def _check_pretrain_dim(given: Any, num_layers: int) -> int | tuple[int, ...] | Literal["auto"]:
-    if isinstance(given, str):
-        if given != "auto":
-            raise ValueError(f'pretrain_dim must be "auto", an int, or one int per layer, got {given!r}')
-        return "auto"
-    single = not isinstance(given, Iterable)
-    sizes = tuple(whole_number("pretrain_dim", size) for size in ((given,) if single else given))
-    if len(sizes) != (1 if single else num_layers) or any(size < 1 for size in sizes):
-        raise ValueError(f"pretrain_dim must be positive, one per layer ({num_layers}), got {given!r}")
-    return sizes[0] if single else sizes

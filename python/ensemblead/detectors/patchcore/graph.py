@@ -3,17 +3,52 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ensemblead.common.errors import NotExportableError
 from ensemblead.detectors.parts import GraphOutputs
-from ensemblead.detectors.patchcore.scoring import PatchScoring, top_count
+from ensemblead.detectors.patchcore.scoring import PatchScoring, patch_places, top_count
+from ensemblead.detectors.regions import inside_of
 from ensemblead.kernels.inside import Inside
 from ensemblead.kernels.patch_operators import PatchOperators
+from ensemblead.memory import MemoryBank
 
+# Bank rows of an exported graph at most: it holds the products of all patches of an image with them.
+_MOST_EXPORTED = 50_000
 # A vector shorter than this has no direction.
 _SHORTEST = 1e-30
+
+
+def bank_graph(detector: Any, bank: MemoryBank, group: range, size: tuple[int, int]) -> BankGraph:
+    """The graph of one bank of a `PatchCore`, of the layers of a group, for images of a size."""
+    if len(bank) > _MOST_EXPORTED:
+        raise NotExportableError(
+            f"a memory bank of {len(bank)} rows is too large for a graph, which compares every patch "
+            f"with all of them at once; extend(images, max_rows={_MOST_EXPORTED}) or a smaller "
+            "coreset_size makes it smaller"
+        )
+    network = detector.network_.with_layers([detector.layers[i] for i in group])
+    patches = PatchOperators(
+        network.channels(size),
+        network.grid(size),
+        patch_size=detector.patch_size,
+        pretrain_dim=detector._pretrain_dim_of(group),
+        target_dim=detector.target_dim,
+        mode=detector.aggregation,
+    )
+    inside, near = inside_of(detector.geometry), None
+    if bank.position_radius is not None:
+        if detector.score == "reweighted":
+            raise NotExportableError(
+                'score="reweighted" with position_radius compares bank rows with each other by place, '
+                'which no graph does; score="topk" or "max" can be exported'
+            )
+        rows, columns = network.grid(size)
+        near = bank.near_rows(patch_places(bank, 1, (rows, columns), inside), detector.num_neighbors)
+    return BankGraph(patches, bank.rows_.float().cpu(), detector._scoring, near, inside)
 
 
 class BankGraph(nn.Module):
