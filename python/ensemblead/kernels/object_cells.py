@@ -37,10 +37,7 @@ class ObjectCells:
         """The same on another grid (h, w) over the images: a patch is inspected if any cell that it shares
         ground with is.
         """
-        if grid == tuple(self.cells.shape[1:]):
-            return self
-        shared = functional.adaptive_max_pool2d(self.cells[:, None].float(), grid)
-        return ObjectCells(shared[:, 0] > 0)
+        return ObjectCells(on_grid(self.cells, grid))
 
     def take(self, values: torch.Tensor) -> torch.Tensor:
         """Of values `[B, h, w, ...]` those of inspected patches, image after image: `[n, ...]`."""
@@ -77,6 +74,14 @@ class ObjectCells:
         return self.cells.to(maps.device)[:, rows][:, :, columns]
 
 
+def on_grid(cells: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+    """Cells bool `[B, h, w]` on another grid (h, w): those that share ground with any of them."""
+    if grid == tuple(cells.shape[1:]):
+        return cells
+    shared: torch.Tensor = functional.adaptive_max_pool2d(cells[:, None].float(), grid)[:, 0] > 0
+    return shared
+
+
 def between(cells: torch.Tensor) -> torch.Tensor:
     """Cells bool `[B, h, w]`, and those that have such cells on all four sides: in their row to the left and
     to the right, in their column above and below. So every hole is closed, and many a notch.
@@ -92,6 +97,17 @@ def between(cells: torch.Tensor) -> torch.Tensor:
 def dilated(cells: torch.Tensor) -> torch.Tensor:
     """Cells bool `[B, h, w]` and their eight neighbours."""
     return functional.max_pool2d(cells[:, None].float(), 3, stride=1, padding=1)[:, 0] > 0
+
+
+def reached(cells: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
+    """Of cells bool `[B, h, w]` those that hang together with one of `start`, bool `[1, h, w]`, over sides or
+    corners, by at most h + w steps. Of an image without such a cell all.
+    """
+    inside = cells.float()
+    found = (cells & start).float()
+    for _ in range(cells.shape[1] + cells.shape[2]):
+        found = functional.max_pool2d(found[:, None], 3, stride=1, padding=1)[:, 0] * inside
+    return torch.where(found.flatten(1).any(1)[:, None, None], found > 0, cells)
 
 
 def _nearest(mask: torch.Tensor) -> torch.Tensor:

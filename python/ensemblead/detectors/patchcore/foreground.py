@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from ensemblead.detectors.patchcore.scoring import of_length_one
-from ensemblead.kernels.object_cells import ObjectCells, between, dilated
+from ensemblead.kernels.object_cells import ObjectCells, between, dilated, on_grid, reached
 
 # Images that the component is found in.
 MOST_IMAGES = 16
@@ -38,7 +38,8 @@ class Foreground:
     Attributes:
         direction: float32 `[D]`, of length 1; of embeddings of length 1, which way the object lies.
         threshold: of the object more than this lies in that direction.
-        usual: bool `[h, w]`: where training images mostly have the object; it is inspected in all.
+        usual: bool `[h, w]`: where training images mostly have the object, as far as that hangs together
+            with the middle; it is inspected in all.
 
     Raises ValueError for values that `find_foreground` never gives.
     """
@@ -66,12 +67,13 @@ class Foreground:
     def cells(self, embeddings: torch.Tensor) -> ObjectCells:
         """What is inspected of images, by their embeddings float32 `[B, h, w, D]`: the object, what lies
         between its parts, a cell around it, and where it usually is. Of an image without an object it is all.
+        What looks like the object, but hangs together with nothing where it usually is, is not it.
         """
         direction = self.direction.to(embeddings.device, torch.float64)
         object_ = of_length_one(embeddings).double() @ direction > self.threshold
         grid = (int(embeddings.shape[1]), int(embeddings.shape[2]))
-        usual = ObjectCells(self.usual[None].to(embeddings.device)).on(grid).cells
-        found = dilated(between(object_)) | usual
+        usual = on_grid(self.usual[None].to(embeddings.device), grid)
+        found = dilated(between(reached(object_, usual))) | usual
         return ObjectCells(found & object_.flatten(1).any(1)[:, None, None])
 
 
@@ -99,7 +101,8 @@ def find_foreground(embeddings: torch.Tensor) -> tuple[Foreground | None, str]:
     object_ = along > cut
     if reason := _why_none(object_, rows, rim, middle):
         return None, reason
-    usual = dilated(between(object_)).double().mean(0) >= _USUAL
+    often = dilated(between(object_)).double().mean(0) >= _USUAL
+    usual = reached(often[None], middle)[0]
     # The same order of operations as in `cells`: float32 embeddings against a float32 direction.
     direction = direction.float()
     threshold = float(cut + mean @ direction.double())
