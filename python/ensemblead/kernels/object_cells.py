@@ -106,7 +106,10 @@ def reached(cells: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
     inside = cells.float()
     found = (cells & start).float()
     for _ in range(cells.shape[1] + cells.shape[2]):
+        before = found
         found = functional.max_pool2d(found[:, None], 3, stride=1, padding=1)[:, 0] * inside
+        if not found.is_cuda and torch.equal(found, before):
+            break  # a GPU would have to be waited for
     return torch.where(found.flatten(1).any(1)[:, None, None], found > 0, cells)
 
 

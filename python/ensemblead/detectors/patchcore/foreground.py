@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ensemblead.detectors.patchcore.scoring import of_length_one
+from ensemblead.detectors.patchcore.scoring import SHORTEST, of_length_one
 from ensemblead.kernels.object_cells import ObjectCells, between, dilated, on_grid, reached
 
 # Images that the component is found in.
@@ -70,7 +70,9 @@ class Foreground:
         What looks like the object, but hangs together with nothing where it usually is, is not it.
         """
         direction = self.direction.to(embeddings.device, torch.float64)
-        object_ = of_length_one(embeddings).double() @ direction > self.threshold
+        # In float64, whose rounding moves no cell, and image by image, which a processor's cache can hold.
+        along = torch.stack([_along(one.double(), direction) for one in embeddings])
+        object_ = along > self.threshold
         grid = (int(embeddings.shape[1]), int(embeddings.shape[2]))
         usual = on_grid(self.usual[None].to(embeddings.device), grid)
         found = dilated(between(reached(object_, usual))) | usual
@@ -130,6 +132,12 @@ def _why_none(object_: torch.Tensor, rows: torch.Tensor, rim: torch.Tensor, midd
             f"background by {_LEAST_APART} of that of the background"
         )
     return ""
+
+
+def _along(rows: torch.Tensor, direction: torch.Tensor) -> torch.Tensor:
+    """How far vectors float64 `[..., D]`, divided by their lengths, go in a direction; of zeros 0."""
+    lengths = torch.linalg.vector_norm(rows, dim=-1).clamp_min(SHORTEST)
+    return (rows @ direction) / lengths
 
 
 def _variance(rows: torch.Tensor) -> float:

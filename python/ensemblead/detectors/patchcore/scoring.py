@@ -18,7 +18,7 @@ from ensemblead.networks.noise import moved_distance
 
 _TOP_SHARE = 0.01
 # The shortest length that is divided by; a shorter vector counts as zero.
-_SHORTEST = 1e-30
+SHORTEST = 1e-30
 
 
 def top_count(patches: int) -> int:
@@ -50,7 +50,7 @@ def patch_places(
 def of_length_one(vectors: torch.Tensor) -> torch.Tensor:
     """float32 `[..., D]`, each divided by its Euclidean norm; a vector of zeros stays one."""
     lengths = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True, dtype=torch.float64)
-    unit: torch.Tensor = (vectors.double() / lengths.clamp_min(_SHORTEST)).float()
+    unit: torch.Tensor = (vectors.double() / lengths.clamp_min(SHORTEST)).float()
     return unit
 
 

@@ -131,6 +131,8 @@ class _Tiles:
         detector = subject.unfitted()
         if contains_tiles(detector):
             raise NotApplicableError("tiles are not tiled again")
+        if any(getattr(part, "foreground", None) is not None for part in detector._parts()):
+            raise NotApplicableError("a tile need not hold the object that it looks for")
         self._subject = subject
         geometries = {part.geometry for part in detector._parts()}
         self._geometry = detector.geometry
