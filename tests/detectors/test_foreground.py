@@ -382,3 +382,14 @@ def test_what_does_not_go_with_it_is_refused(fitted: ead.PatchCore) -> None:
         fitted.graph(fitted.state_, (SIDE, SIDE))
     with pytest.raises(TypeError, match="foreground"):
         ead.PaDiM("gabor", foreground="auto")  # type: ignore[call-arg]
+
+
+@pytest.mark.slow
+def test_it_keeps_all_promises_but_those_of_tiles_and_regions() -> None:
+    common: dict[str, Any] = {**NATIVE, "coreset_fraction": 0.1, "device": "cpu"}
+    kept = [
+        ead.check_detector(ead.PatchCore("gabor", ("layer1",), foreground=one, **common))
+        for one in (None, "auto")
+    ]
+    missing = {"works_in_tiles", "works_shared_by_tiles", "works_nested", "inspects_its_region"}
+    assert kept[1] == [name for name in kept[0] if name not in missing]

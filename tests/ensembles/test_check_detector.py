@@ -93,12 +93,6 @@ def test_patchcore_that_leaves_odd_images_out() -> None:
 
 
 @pytest.mark.slow
-def test_patchcore_that_looks_for_the_object() -> None:
-    no_tiles = {"works_in_tiles", "works_shared_by_tiles", "works_nested"}
-    passes_all(patchcore(foreground="auto"), no_tiles | {"inspects_its_region"})
-
-
-@pytest.mark.slow
 def test_a_module_as_backbone() -> None:
     detector = ead.PatchCore(TinyNet(), ("first", "second"), **NATIVE, coreset_fraction=0.3)
     passes_all(detector, {"description_is_inverse"})

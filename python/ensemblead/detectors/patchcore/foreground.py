@@ -137,7 +137,8 @@ def _why_none(object_: torch.Tensor, rows: torch.Tensor, rim: torch.Tensor, midd
 def _along(rows: torch.Tensor, direction: torch.Tensor) -> torch.Tensor:
     """How far vectors float64 `[..., D]`, divided by their lengths, go in a direction; of zeros 0."""
     lengths = torch.linalg.vector_norm(rows, dim=-1).clamp_min(SHORTEST)
-    return (rows @ direction) / lengths
+    along: torch.Tensor = (rows @ direction) / lengths
+    return along
 
 
 def _variance(rows: torch.Tensor) -> float:
