@@ -12,6 +12,7 @@ from ensemblead.calibration.regions import cell_peaks
 from ensemblead.calibration.statistics import LATTICE, Calibration, Origin
 from ensemblead.kernels.inside import Inside
 from ensemblead.kernels.maps import SIGMA, MapKind, render_inside
+from ensemblead.kernels.object_cells import ObjectCells
 
 
 class _Result(NamedTuple):
@@ -24,6 +25,7 @@ class _Result(NamedTuple):
     kind: MapKind
     counted: bool
     left_out: bool
+    objects: ObjectCells | None = None
 
 
 class NormalSample:
@@ -67,6 +69,7 @@ class NormalSample:
         kind: MapKind = "bilinear",
         counted: bool = True,
         left_out: bool = False,
+        objects: ObjectCells | None = None,
     ) -> None:
         """Scores `[B]` and the maps that `render_maps` makes of grids `[B, h, w]`; `result` gives them again.
 
@@ -77,22 +80,28 @@ class NormalSample:
                 of the results.
             left_out: these images were left out of the fit, as odd among the others: they are not counted,
                 and `is_left_out` says so.
+            objects: what is inspected of each image, in place of `inside`; maps are zero elsewhere, and
+                statistics are of whole maps.
         """
         counted = counted and not left_out
         if counted or scores is None:
-            largest, maps = render_inside(grids, size, self.inside, sigma=sigma, kind=kind)
+            inside = self.inside if objects is None else objects
+            largest, maps = render_inside(grids, size, inside, sigma=sigma, kind=kind)
             scores = largest if scores is None else scores
             if counted:
                 self.add(scores, maps)
-        for score, grid in zip(scores, grids, strict=True):
-            self._results.append(_Result(score.clone(), grid.clone(), size, sigma, kind, counted, left_out))
+        for i, (score, grid) in enumerate(zip(scores, grids, strict=True)):
+            own = None if objects is None else objects[i : i + 1]
+            self._results.append(
+                _Result(score.clone(), grid.clone(), size, sigma, kind, counted, left_out, own)
+            )
 
     def results(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """What `result` and `is_counted` give: tensors, and the rest in JSON's types.
 
         Raises ValueError for grids of several sizes, sigmas or kinds.
         """
-        scores, grids, sizes, sigmas, kinds, counted, left_out = zip(*self._results, strict=True)
+        scores, grids, sizes, sigmas, kinds, counted, left_out, _ = zip(*self._results, strict=True)
         if len(set(zip(sizes, sigmas, kinds, strict=True))) > 1:
             raise ValueError("the grids of a sample must have one size, sigma and kind to be kept")
         tensors = {"scores": torch.stack(scores), "grids": torch.stack(grids)}
@@ -133,14 +142,19 @@ class NormalSample:
         """Score `[1]` and map `[1, H, W]` of the image that came as number `index` to `add_grids`. Kept as
         grids, they take a hundredth of the maps' memory.
         """
-        one = self._results[index]
-        _, maps = render_inside(one.grid[None], one.size, self.inside, sigma=one.sigma, kind=one.kind)
+        one, inside = self._results[index], self.inside_of(index)
+        _, maps = render_inside(one.grid[None], one.size, inside, sigma=one.sigma, kind=one.kind)
         return one.score[None], maps
 
     def grid(self, index: int) -> tuple[torch.Tensor, tuple[int, int]]:
         """Grid `[1, h, w]` of image `index`, as `add_grids` took it, and the size of its map."""
         _, grid, size, *_ = self._results[index]
         return grid[None], size
+
+    def inside_of(self, index: int) -> Inside | ObjectCells | None:
+        """What is inspected of image `index`; None: all."""
+        own = self._results[index].objects
+        return self.inside if own is None else own
 
     def is_counted(self, index: int) -> bool:
         """Whether `add_grids` counted image `index`."""

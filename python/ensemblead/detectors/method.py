@@ -378,8 +378,9 @@ class Method(Detector):
 
     def _result(self, seen: Seen) -> Result:
         scores = check_scores(self, self.scores(self._state, seen), seen)
+        inside = self.inside(seen) if scores.objects is None else scores.objects
         largest, maps = render_inside(
-            scores.grids, seen.size, self.inside(seen), sigma=self.map_sigma, kind=self.map_kind
+            scores.grids, seen.size, inside, sigma=self.map_sigma, kind=self.map_kind
         )
         return (largest if scores.images is None else scores.images), maps
 

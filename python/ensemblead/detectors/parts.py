@@ -19,6 +19,7 @@ from ensemblead.detectors.frozen import FrozenNetwork
 from ensemblead.detectors.left_out import LeftOut
 from ensemblead.detectors.training.checkpoint import Checkpoint
 from ensemblead.images import AS_IS, Geometry, ImageBatch, ImageSet, Region, SkippedImage
+from ensemblead.kernels.object_cells import ObjectCells
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -119,10 +120,13 @@ class Scores:
     Attributes:
         grids: float32 `[B, h, w]`: upsampled and blurred, they are the anomaly maps.
         images: float32 `[B]`, the images' scores; None: each the largest value of its map.
+        objects: which patches of each image are inspected, where that differs from image to image; maps are
+            zero elsewhere. None: all, or those of the region.
     """
 
     grids: torch.Tensor
     images: torch.Tensor | None = None
+    objects: ObjectCells | None = None
 
 
 def no_note(text: str, stays: bool) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from ensemblead.calibration import Calibration
 from ensemblead.common.errors import DamagedModelError
@@ -344,6 +345,10 @@ class BackboneEnsemble(Detector):
         calibrations = [member.calibration_ for member in self.members]
         scores = fuse_scores(self.fusion, [s for s, _ in combined], calibrations, self.weights)
         maps = fuse_maps(self.fusion, [m for _, m in combined], calibrations, self.weights)
+        if any(getattr(part, "foreground_", None) is not None for part in self._parts()):
+            # A member's map is zero where it inspects nothing; where none does, so is the fused one.
+            seen = torch.stack([m for _, m in combined]).ne(0).any(0)
+            maps = maps.where(seen, maps.new_zeros(()))
         inside = self._inside(self.members[0])
         return scores, maps if inside is None else inside.blank(maps)
 

@@ -117,6 +117,11 @@ def check_member(member: Any, shared: bool) -> None:
         )
     if any(part.region is not None for part in member._parts()):
         raise ValueError("member must have no region, for it sees tiles; give it to the TiledEnsemble")
+    if any(getattr(part, "foreground", None) is not None for part in member._parts()):
+        raise ValueError(
+            'member: foreground="auto" tells the object from what lies about it, and a tile may hold either '
+            "alone; leave it None, or give region= to the TiledEnsemble"
+        )
     given = [getattr(part, "contamination", None) for part in member._parts()]
     shares = [own for own in given if isinstance(own, float)]
     if shares and not shared:

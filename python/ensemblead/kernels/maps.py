@@ -17,6 +17,7 @@ import torch
 
 from ensemblead.common.precision import exact_products
 from ensemblead.kernels.inside import Inside
+from ensemblead.kernels.object_cells import ObjectCells
 
 SIGMA = 4.0
 # How a grid becomes a map, see `render_maps`.
@@ -57,12 +58,13 @@ def render_maps(
 def render_inside(
     grids: torch.Tensor,
     size: tuple[int, int],
-    inside: Inside | None,
+    inside: Inside | ObjectCells | None,
     *,
     sigma: float = SIGMA,
     kind: MapKind = "bilinear",
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The largest values `[B]` of maps, and the maps `[B, H, W]`, as `render_maps` makes them of a region.
+    """The largest values `[B]` of maps, and the maps `[B, H, W]`, as `render_maps` makes them of a region, or
+    of the objects in images.
 
     What lies outside takes the nearest value inside before it is blurred, so that it moves nothing; it is
     zero afterwards.

@@ -25,6 +25,7 @@ from ensemblead.detectors.patchcore.robust import (
 from ensemblead.detectors.patchcore.scoring import PatchScoring, is_zero, patch_places
 from ensemblead.kernels.inside import Inside
 from ensemblead.kernels.maps import MapKind
+from ensemblead.kernels.object_cells import ObjectCells
 from ensemblead.memory import MemoryBank, start_rows
 
 # With fewer rows in the bank than this, leave-one-out thresholds lie far above fresh images' scores. It is
@@ -37,13 +38,14 @@ _SLOW = 100e9
 @dataclass
 class _Held:
     """The embedding `[1, h, w, D]` of an image that will be scored without its own bank rows; with a region
-    that of the patches inside, `[1, 1, n, D]`. `grid`: h and w.
+    that of the patches inside, `[1, 1, n, D]`. `grid`: h and w. `objects`: which of the patches count.
     """
 
     number: int
     patches: torch.Tensor
     size: tuple[int, int]
     grid: tuple[int, int]
+    objects: ObjectCells | None = None
 
 
 class BankAccumulator:
@@ -79,7 +81,8 @@ class BankAccumulator:
         # Of every batch the images' numbers and, for metric="cosine", whether they have vectors of zeros.
         self._zeros: list[tuple[tuple[int, ...], torch.Tensor]] = []
 
-    def add(self, seen: Seen) -> None:
+    def add(self, seen: Seen, objects: ObjectCells | None = None) -> None:
+        """Take in a batch; `objects`: of each image these patches alone."""
         patches, inside = seen.embeddings, self._region(seen)
         grid = (patches.shape[1], patches.shape[2])
         if inside is not None:
@@ -91,26 +94,34 @@ class BankAccumulator:
             self._expect(seen, per_image, dims)
         if self._defects is not None and self._looks is None:
             self._looks = self._defects(seen)
-        if self._scoring.is_cosine:
-            self._zeros.append((seen.numbers, is_zero(patches).flatten(1).any(1)))
         own = np.array(seen.numbers, dtype=np.int64) + self._first
+        rows, counts = patches.reshape(-1, dims), np.full(len(patches), per_image)
+        zeros = is_zero(patches).flatten(1) if self._scoring.is_cosine else None
+        if objects is not None:  # how many there are is known on the host: a GPU is waited for
+            chosen = objects.cells.cpu().numpy()
+            rows, counts = objects.take(patches), chosen.sum((1, 2))
+            places = None if places is None else places[chosen.ravel()]
+            zeros = None if zeros is None else zeros & objects.cells.flatten(1)
+        if zeros is not None:
+            self._zeros.append((seen.numbers, zeros.any(1)))
         self._contents += seen.contents
         self._device = patches.device
         self._numbers += own.tolist()
-        self._counts += [per_image] * len(patches)
+        self._counts += counts.tolist()
         self._bank.add(
-            patches.reshape(-1, dims),
-            own.repeat(per_image),
+            rows,
+            own.repeat(counts),
             places=places,
             copy=False,
             known_finite=True,  # or this batch would not have come here
         )
-        for i, chosen in enumerate(seen.sampled):
-            if chosen:
+        for i, chosen_one in enumerate(seen.sampled):
+            if chosen_one:
                 held = patches[i : i + 1]
                 # A copy where the rest of the batch can go when its group has left the bank's buffer.
                 held = held if self._fits or all(seen.sampled) else held.clone()
-                self._held.append(_Held(int(own[i]), held, seen.size, grid))
+                cells = None if objects is None else objects[i : i + 1]
+                self._held.append(_Held(int(own[i]), held, seen.size, grid, cells))
 
     def _expect(self, seen: Seen, per_image: int, dims: int) -> None:
         """Refuse a budget that will not do as soon as the size of embeddings is known."""
@@ -192,7 +203,9 @@ class BankAccumulator:
             patches = torch.cat([held.patches for held in batch])
             numbers = [held.number for held in batch] if alone else None
             places = patch_places(bank, len(batch), batch[0].grid, self._inside)
-            scores = self._scoring.scores(bank, patches, numbers, places)
+            each = [held.objects for held in batch if held.objects is not None]
+            objects = ObjectCells.joined(each) if each else None
+            scores = self._scoring.scores(bank, patches, numbers, places, objects)
             grids = scores.grids if self._inside is None else self._inside.put(scores.grids, batch[0].grid)
             sample.add_grids(
                 scores.images,
@@ -201,6 +214,7 @@ class BankAccumulator:
                 kind=self._map_kind,
                 counted=alone or not fair,
                 left_out=batch[0].number in self._odd,
+                objects=objects,
             )
             done += len(batch)
             progress(done, len(self._held))

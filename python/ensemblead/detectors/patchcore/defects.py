@@ -245,6 +245,12 @@ def bank_with(detector: Any, images: Any, masks: Any) -> tuple[MemoryBank, int]:
 
 def learn_defects(detector: Any, members: Sequence[Any], images: Any, masks: Any) -> None:
     """Have members of a detector, or itself, know more defects; all of them or, after an error, none."""
+    for member in members:
+        if member.foreground is not None:
+            raise ValueError(
+                f"foreground={member.foreground!r} may leave parts of known defects outside of the object: "
+                "they cannot be learned"
+            )
     found = [bank_with(member, images, masks) for member in members]
     for member, (bank, _) in zip(members, found, strict=True):
         member._state = bank

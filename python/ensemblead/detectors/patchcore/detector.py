@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -20,6 +19,11 @@ from ensemblead.detectors.detector import Errors
 from ensemblead.detectors.method import Accumulator, Method, Scores, Seen
 from ensemblead.detectors.parts import Progress
 from ensemblead.detectors.patchcore.accumulator import BankAccumulator
+from ensemblead.detectors.patchcore.arguments import (
+    check_per_layer,
+    checked_foreground,
+    checked_pretrain_dim,
+)
 from ensemblead.detectors.patchcore.defects import (
     DefectLook,
     Paths,
@@ -28,6 +32,7 @@ from ensemblead.detectors.patchcore.defects import (
     learn_defects,
     read_looks,
 )
+from ensemblead.detectors.patchcore.foreground import Foreground
 from ensemblead.detectors.patchcore.graph import bank_graph
 from ensemblead.detectors.patchcore.layer_banks import (
     LayerBanks,
@@ -35,17 +40,28 @@ from ensemblead.detectors.patchcore.layer_banks import (
     LayerBanksState,
     LayersAccumulator,
 )
-from ensemblead.detectors.patchcore.parameters import check_per_layer, check_pretrain_dim
+from ensemblead.detectors.patchcore.object_learning import (
+    ObjectAccumulator,
+    ObjectBankState,
+    ObjectLayersState,
+    learned_banks,
+    objects_in,
+    refuse_objects,
+)
 from ensemblead.detectors.patchcore.robust import checked_contamination
-from ensemblead.detectors.patchcore.scoring import PatchScoring, of_length_one, patch_places
-from ensemblead.detectors.running import scored_batches
-from ensemblead.images import RegionLike
-from ensemblead.kernels.inside import Inside
+from ensemblead.detectors.patchcore.saving import (
+    in_half,
+    state_from_saved,
+    state_of_format1,
+    state_to_save,
+)
+from ensemblead.detectors.patchcore.scoring import PatchScoring, of_length_one
+from ensemblead.detectors.patchcore.verifying import coverage_of, inspected
+from ensemblead.images import Region, RegionLike
 from ensemblead.kernels.maps import MAP_KINDS, MapKind
 from ensemblead.kernels.patches import aggregate_patches
 from ensemblead.memory import Coverage, MemoryBank
 from ensemblead.memory.bank import DEFAULT_FRACTION, DTYPES, MEMORY_BUDGET
-from ensemblead.memory.buffer import row_labels
 from ensemblead.memory.state import BankState
 from ensemblead.networks.noise import relative_noise
 from ensemblead.store import FolderReader
@@ -73,6 +89,12 @@ class PatchCore(Method):
             polygons of points `(x, y)`, all in pixels of the photographs, which must have one size. Pixels
             outside take the colour of the nearest one inside before the network sees them; patches outside
             are neither learned nor scored; the map is zero there. docs/design/regions.md has the rules.
+        foreground: "auto": the object is found in every image, by the first principal component of training
+            images' patches (as AnomalyDINO does in each image). Patches outside are neither learned nor
+            scored; the map is zero there. `fit` measures whether images show an object on a background; where
+            they do not, it warns, and all is inspected. It holds all patches at once, within
+            `memory_budget`. A defect of the background is missed, and so may be a part that the object lacks.
+            It does not go with `region`, nor in a `TiledEnsemble`. docs/design/regions.md has what it does.
         patch_size: side of a patch's neighbourhood in its feature map, odd.
         pretrain_dim: values each layer is pooled to: int, one per layer, or "auto": a layer of fewer than 512
             channels to their number, any other to 1024.
@@ -169,6 +191,7 @@ class PatchCore(Method):
         image_size: int | tuple[int, int] | None = None,
         resize: int | tuple[int, int] | Literal["auto"] | None = "auto",
         region: RegionLike = None,
+        foreground: Literal["auto"] | None = None,
         patch_size: int = 3,
         pretrain_dim: int | Sequence[int] | Literal["auto"] = "auto",
         target_dim: int = 1024,
@@ -206,10 +229,13 @@ class PatchCore(Method):
         if banks == "per_layer":
             check_per_layer(score, contamination, defects)
             self.State, self.has_scale = LayerBanksState, True
+        self.foreground = checked_foreground(foreground, self.region, defects)
+        if self.foreground is not None:
+            self.State = ObjectLayersState if banks == "per_layer" else ObjectBankState
         self.patch_size, self.aggregation = patch_size, aggregation
         self.banks, self.metric = banks, metric
         self.target_dim = whole_number("target_dim", target_dim, 1)
-        self.pretrain_dim = check_pretrain_dim(pretrain_dim, len(self.layers))
+        self.pretrain_dim = checked_pretrain_dim(pretrain_dim, len(self.layers))
         self.coreset_fraction, self.index = float(coreset_fraction), index
         self.num_neighbors = whole_number("num_neighbors", num_neighbors, 1)
         self.position_radius = position_radius
@@ -232,14 +258,19 @@ class PatchCore(Method):
         """The fitted bank; its rows are the embeddings of normal patches."""
         if self.banks == "per_layer":
             raise AttributeError('with banks="per_layer" there are several: see memory_banks_')
-        bank: MemoryBank = self.state_
+        bank: MemoryBank = learned_banks(self.state_)
         return bank
 
     @property
     def memory_banks_(self) -> tuple[MemoryBank, ...]:
         """The fitted banks: with `banks="per_layer"` one per layer, else one of all layers."""
-        state = self.state_
-        return state.banks if isinstance(state, LayerBanks) else (state,)
+        banks = learned_banks(self.state_)
+        return banks.banks if isinstance(banks, LayerBanks) else (banks,)
+
+    @property
+    def foreground_(self) -> Foreground | None:
+        """What tells the object from its background; None: all is inspected, but for a region."""
+        return None if self.foreground is None else self.state_.foreground
 
     @property
     def learned_(self) -> dict[str, int]:
@@ -284,13 +315,7 @@ class PatchCore(Method):
         self._require_fitted("verify")
         if self.banks == "per_layer":
             raise ValueError('verify is of one bank, and with banks="per_layer" there is one per layer')
-        measure = self.memory_bank_.coverage_measure()
-        for _, (seen,) in scored_batches(self, images, errors, progress, "verify"):
-            inside, shape = self.inside(seen), seen.embeddings.shape
-            rows = _inspected(seen.embeddings, inside).flatten(0, 2)
-            places = patch_places(self.memory_bank_, shape[0], (shape[1], shape[2]), inside)
-            measure.add(rows, row_labels(0, places, len(rows)))
-        return measure.coverage()
+        return coverage_of(self, images, errors, progress)
 
     def learn_defects(self, images: Paths, masks: Paths = None) -> PatchCore:
         """Learn known defects beside those of the fit, such as missed ones; the normal bank stays.
@@ -309,6 +334,10 @@ class PatchCore(Method):
     @property
     def _scoring(self) -> PatchScoring:
         return PatchScoring(self.score, self.num_neighbors, self.reweight_neighbors, self.metric)
+
+    def _take_region(self, region: Region | None) -> None:
+        checked_foreground(self.foreground, region, self.defects)
+        super()._take_region(region)
 
     # The method
 
@@ -338,12 +367,12 @@ class PatchCore(Method):
         return [given[i] for i in group] if isinstance(given, tuple) else given
 
     def start(self, state: Any = None) -> Accumulator:
-        banks = [self.new_bank() for _ in self._groups]
+        banks, known = [self.new_bank() for _ in self._groups], learned_banks(state)
         scales = None
-        if isinstance(state, LayerBanks):
-            banks, scales = [bank.copy() for bank in state.banks], state.scales
-        elif state is not None:
-            banks = [state.copy()]
+        if isinstance(known, LayerBanks):
+            banks, scales = [bank.copy() for bank in known.banks], known.scales
+        elif known is not None:
+            banks = [known.copy()]
         parts = [
             BankAccumulator(
                 self._scoring,
@@ -357,9 +386,10 @@ class PatchCore(Method):
             )
             for bank in banks
         ]
-        if self.banks == "joint":
-            return parts[0]
-        return LayersAccumulator(parts, scales, self._scoring, self.map_kind)
+        inner: BankAccumulator | LayersAccumulator = parts[0]
+        if self.banks == "per_layer":
+            inner = LayersAccumulator(parts, scales, self._scoring, self.map_kind)
+        return inner if self.foreground is None else ObjectAccumulator(inner, state, self.new_bank)
 
     def _known_defects(self, seen: Seen) -> list[DefectLook]:
         """In the geometry of a batch of the fit."""
@@ -370,15 +400,15 @@ class PatchCore(Method):
 
     def held_bytes(self, seen: Seen, total: int) -> int | None:
         bank, inside = self.new_bank(), self.inside(seen)
-        each = [_inspected(one[:1], inside)[0, :, :, 0].numel() for one in seen.values]
+        each = [inspected(one[:1], inside)[0, :, :, 0].numel() for one in seen.values]
         fits = all(bank.fits(total * n, one.shape[3]) for n, one in zip(each, seen.values, strict=True))
         return None if fits else self.memory_budget // 4
 
     def scores(self, state: Any, seen: Seen) -> Scores:
-        inside = self.inside(seen)
-        if isinstance(state, LayerBanks):
-            return state.scores(self._scoring, seen.values, inside)
-        return self._scoring.inspected(state, seen.embeddings, inside)
+        inside, objects, banks = self.inside(seen), objects_in(state, seen), learned_banks(state)
+        if isinstance(banks, LayerBanks):
+            return banks.scores(self._scoring, seen.values, inside, objects)
+        return self._scoring.inspected(banks, seen.embeddings, inside, objects)
 
     def patch_scores(
         self, bank: MemoryBank, patches: torch.Tensor, exclude_images: Sequence[int] | None = None
@@ -389,47 +419,27 @@ class PatchCore(Method):
     def graph(self, state: Any, size: tuple[int, int]) -> nn.Module:
         if self.index != "flat":
             warn(f'index="{self.index}" finds nearest rows approximately, and the exported graph exactly')
-        banks = state.banks if isinstance(state, LayerBanks) else (state,)
+        refuse_objects(state)
+        known = learned_banks(state)
+        banks = known.banks if isinstance(known, LayerBanks) else (known,)
         graphs = [
             bank_graph(self, bank, group, size) for bank, group in zip(banks, self._groups, strict=True)
         ]
         return (
-            LayerBanksGraph(graphs, state.scales, self._scoring) if self.banks == "per_layer" else graphs[0]
+            LayerBanksGraph(graphs, known.scales, self._scoring) if self.banks == "per_layer" else graphs[0]
         )
 
     # Saving: the bank's rows, without the structures that are searched
 
-    def _state_to_save(self) -> BankState | LayerBanksState:
-        states = tuple(bank.state() for bank in self.memory_banks_)
-        return LayerBanksState(states, self.state_.scales) if self.banks == "per_layer" else states[0]
+    def _state_to_save(self) -> Any:
+        return state_to_save(self.State, self.state_)
 
     def _in_half(self, state: Any) -> tuple[Any, Sequence[str]]:
-        if self.bank_dtype == "float16":
-            return state, ()
-        if isinstance(state, BankState):
-            return state.for_half(), ("rows",) if state.defects is None else ("rows", "defects.rows")
-        halves = tuple(bank.for_half() for bank in state.banks)
-        return replace(state, banks=halves), [f"banks.{i}.rows" for i in range(len(halves))]
+        return (state, ()) if self.bank_dtype == "float16" else in_half(state)
 
-    def _state_from_saved(self, saved: Any) -> MemoryBank | LayerBanks:
-        states = saved.banks if self.banks == "per_layer" else (saved,)
-        if len(states) != len(self._groups):
-            raise ValueError(f"there must be one bank per layer ({len(self._groups)}), got {len(states)}")
-        banks = tuple(MemoryBank.from_state(self.new_bank().parameters(), one) for one in states)
-        return LayerBanks(banks, saved.scales) if self.banks == "per_layer" else banks[0]
+    def _state_from_saved(self, saved: Any) -> Any:
+        return state_from_saved(saved, self.new_bank().parameters(), len(self._groups))
 
     @classmethod
     def _state_from_format1(cls, reader: FolderReader) -> BankState:
-        known, tensors = reader.state["bank"], reader.tensors("bank.safetensors")
-        return BankState(
-            rows=tensors["rows"],
-            images=tensors["images"],
-            projection=tensors.get("projection"),
-            radius=known["radius"],
-            num_added=known["num_added"],
-            index=reader.data("bank.faiss") if reader.has("bank.faiss") else None,
-        )
-
-
-def _inspected(embeddings: torch.Tensor, inside: Inside | None) -> torch.Tensor:
-    return embeddings if inside is None else inside.take(embeddings)
+        return state_of_format1(reader)

@@ -15,6 +15,7 @@ from ensemblead.detectors.patchcore.graph import BankGraph, top_share
 from ensemblead.detectors.patchcore.scoring import PatchScoring
 from ensemblead.kernels.inside import Inside
 from ensemblead.kernels.maps import MapKind, resize_maps
+from ensemblead.kernels.object_cells import ObjectCells
 from ensemblead.kernels.patch_operators import resized
 from ensemblead.memory import BankState, MemoryBank
 
@@ -49,14 +50,27 @@ class LayerBanks:
     scales: tuple[float, ...]
 
     def scores(
-        self, scoring: PatchScoring, embeddings: Sequence[torch.Tensor], inside: Inside | None
+        self,
+        scoring: PatchScoring,
+        embeddings: Sequence[torch.Tensor],
+        inside: Inside | None,
+        objects: ObjectCells | None = None,
     ) -> Scores:
         """Scores of the layers' embeddings `[B, h_l, w_l, D_l]`, on the grid of the first layer; of the
-        patches of a region, if there is one.
+        patches of a region, if there is one, or of objects.
         """
-        each = zip(self.banks, embeddings, strict=True)
-        fused = averaged([scoring.inspected(bank, own, inside).grids for bank, own in each], self.scales)
-        return Scores(fused, scoring.of_grids(fused if inside is None else inside.take(fused)))
+        each = [
+            scoring.inspected(bank, own, inside, on_grid_of(own, objects)).grids
+            for bank, own in zip(self.banks, embeddings, strict=True)
+        ]
+        fused = averaged(each, self.scales)
+        scores = scoring.of_grids(fused if inside is None else inside.take(fused), objects)
+        return Scores(fused, scores, objects)
+
+
+def on_grid_of(embeddings: torch.Tensor, objects: ObjectCells | None) -> ObjectCells | None:
+    """Objects on the grid of a layer's embeddings `[B, h, w, D]`."""
+    return None if objects is None else objects.on((int(embeddings.shape[1]), int(embeddings.shape[2])))
 
 
 def averaged(grids: Sequence[torch.Tensor], scales: Sequence[float]) -> torch.Tensor:
@@ -86,9 +100,10 @@ class LayersAccumulator:
         self._parts, self._scales = list(parts), scales
         self._scoring, self._map_kind = scoring, map_kind
 
-    def add(self, seen: Seen) -> None:
+    def add(self, seen: Seen, objects: ObjectCells | None = None) -> None:
+        """Take in a batch; `objects`: of each image these patches alone."""
         for part, own in zip(self._parts, seen.values, strict=True):
-            part.add(replace(seen, values=(own,)))
+            part.add(replace(seen, values=(own,)), on_grid_of(own, objects))
 
     def finish(self, run: Run) -> Fitted:
         fitted: list[Fitted] = []
@@ -103,8 +118,7 @@ class LayersAccumulator:
 
     def _fused(self, samples: Sequence[NormalSample], scales: Sequence[float]) -> NormalSample:
         """The sample of what the layers say together of each image."""
-        inside = samples[0].inside
-        fused = NormalSample(inside=inside)
+        fused = NormalSample(inside=samples[0].inside)
         numbers = range(samples[0].num_results)
         counted = [all(sample.is_counted(i) for sample in samples) for i in numbers]
         for i in numbers:
@@ -112,8 +126,11 @@ class LayersAccumulator:
             size = samples[0].grid(i)[1]
             # Where each image lacks others' rows in some layer, all count, as in one bank; a warning says so.
             is_counted = counted[i] or not any(counted)
-            scores = self._scoring.of_grids(grid if inside is None else inside.take(grid))
-            fused.add_grids(scores, grid, size, kind=self._map_kind, counted=is_counted)
+            inside = samples[0].inside_of(i)
+            objects = inside if isinstance(inside, ObjectCells) else None
+            flat = grid if inside is None or objects is not None else inside.take(grid)
+            scores = self._scoring.of_grids(flat, objects)
+            fused.add_grids(scores, grid, size, kind=self._map_kind, counted=is_counted, objects=objects)
         moved = (sample.rounding / scale for sample, scale in zip(samples, scales, strict=True))
         fused.rounding = sum(moved) / len(samples)
         return fused
@@ -124,8 +141,9 @@ def _usual_distance(sample: NormalSample) -> float:
     numbers = range(sample.num_results)
     which = [i for i in numbers if sample.is_counted(i)] or list(numbers)
     grids = [sample.grid(i)[0].double() for i in which]
-    if sample.inside is not None:
-        grids = [sample.inside.take(grid) for grid in grids]
+    insides = [sample.inside_of(i) for i in which]
+    pairs = zip(grids, insides, strict=True)
+    grids = [grid if inside is None else inside.take(grid) for grid, inside in pairs]
     mean = torch.stack([grid.mean() for grid in grids]).mean() if grids else 0.0
     return max(float(mean), sample.rounding) or 1.0
 

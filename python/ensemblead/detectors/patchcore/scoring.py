@@ -11,13 +11,14 @@ import torch
 
 from ensemblead.detectors.parts import Scores
 from ensemblead.kernels.inside import Inside
+from ensemblead.kernels.object_cells import ObjectCells
 from ensemblead.memory import MemoryBank
 from ensemblead.memory.places import Numbers, grid_places
 from ensemblead.networks.noise import moved_distance
 
 _TOP_SHARE = 0.01
 # The shortest length that is divided by; a shorter vector counts as zero.
-_SHORTEST = 1e-30
+SHORTEST = 1e-30
 
 
 def top_count(patches: int) -> int:
@@ -49,7 +50,7 @@ def patch_places(
 def of_length_one(vectors: torch.Tensor) -> torch.Tensor:
     """float32 `[..., D]`, each divided by its Euclidean norm; a vector of zeros stays one."""
     lengths = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True, dtype=torch.float64)
-    unit: torch.Tensor = (vectors.double() / lengths.clamp_min(_SHORTEST)).float()
+    unit: torch.Tensor = (vectors.double() / lengths.clamp_min(SHORTEST)).float()
     return unit
 
 
@@ -102,9 +103,11 @@ class PatchScoring:
         patches: torch.Tensor,
         exclude_images: Sequence[int] | None = None,
         places: Numbers | None = None,
+        objects: ObjectCells | None = None,
     ) -> Scores:
         """Scores of embeddings `[B, h, w, D]`, each without the bank rows of its own number among
-        `exclude_images`. `places`: of `patch_places`; None: those of the grid.
+        `exclude_images`. `places`: of `patch_places`; None: those of the grid. `objects`: the patches of each
+        image that count; others have the score of the nearest one that does.
         """
         images, height, width, dims = patches.shape
         queries = patches.reshape(-1, dims)
@@ -117,29 +120,49 @@ class PatchScoring:
             normal = raised(normal, defect)
         per_patch = normal.view(images, -1)
         grids = per_patch.view(images, height, width)
+        if objects is not None:
+            per_patch, grids = objects.least_outside(per_patch), objects.spread(grids)
         if self.score != "reweighted":
-            return Scores(grids, self.of_grids(grids))
+            return Scores(grids, self.of_grids(grids, objects), objects)
         largest, place = per_patch.max(1)
         # The strangest patch of every image, and the bank row nearest to it.
         strangest = torch.arange(images, device=place.device) * per_patch.shape[1] + place
         weight = self._reweighting(bank, queries[strangest], found[strangest, 0], exclude_images)
-        return Scores(grids, largest * weight)
+        return Scores(grids, largest * weight, objects)
 
-    def inspected(self, bank: MemoryBank, patches: torch.Tensor, inside: Inside | None) -> Scores:
-        """Scores of embeddings `[B, h, w, D]` of which only the patches of a region are inspected."""
+    def inspected(
+        self,
+        bank: MemoryBank,
+        patches: torch.Tensor,
+        inside: Inside | None,
+        objects: ObjectCells | None = None,
+    ) -> Scores:
+        """Scores of embeddings `[B, h, w, D]` of which only the patches of a region are inspected, or of
+        objects.
+        """
         if inside is None:
-            return self.scores(bank, patches)
+            return self.scores(bank, patches, objects=objects)
         grid = (patches.shape[1], patches.shape[2])
         places = patch_places(bank, len(patches), grid, inside)
         found = self.scores(bank, inside.take(patches), places=places)
         return Scores(inside.put(found.grids, grid), found.images)
 
-    def of_grids(self, grids: torch.Tensor) -> torch.Tensor:
-        """Images' scores `[B]` of their patches' distances `[B, h, w]`, unless they are reweighted."""
+    def of_grids(self, grids: torch.Tensor, objects: ObjectCells | None = None) -> torch.Tensor:
+        """Images' scores `[B]` of their patches' distances `[B, h, w]`, unless they are reweighted; of the
+        patches of objects alone.
+        """
         per_patch = grids.flatten(1)
-        if self.score == "topk":
-            return per_patch.topk(top_count(per_patch.shape[1]), dim=1).values.mean(1)
-        return per_patch.amax(1)
+        if objects is not None:
+            per_patch = objects.least_outside(per_patch)
+        if self.score != "topk":
+            return per_patch.amax(1)
+        largest = per_patch.topk(top_count(per_patch.shape[1]), dim=1).values
+        if objects is None:
+            return largest.mean(1)
+        # Each image has a number of patches of its own, and so many of them count.
+        counts = (objects.counts.double() * _TOP_SHARE).long().clamp_min(1)
+        counted = torch.arange(largest.shape[1], device=largest.device) < counts[:, None]
+        return (largest * counted).sum(1) / counts
 
     def _in_metric(self, squared: torch.Tensor, queries: torch.Tensor) -> torch.Tensor:
         """Squared L2 distances `[Q, k]` of queries `[Q, D]` in the metric of the scores."""

@@ -138,6 +138,8 @@ class _Tiles:
             raise NotApplicableError("a region is of whole images, so that a tile's detector is given none")
         if any(getattr(part, "defects", None) is not None for part in methods(detector)):
             raise NotApplicableError("known defects are whole images, and tiles do not learn them")
+        if any(getattr(part, "foreground", None) is not None for part in detector._parts()):
+            raise NotApplicableError("a tile need not hold the object that it looks for")
         self._subject = subject
         geometries = {part.geometry for part in detector._parts()}
         self._geometry = detector.geometry

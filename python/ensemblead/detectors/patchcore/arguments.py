@@ -1,15 +1,15 @@
-"""Parameters of PatchCore that are checked at some length."""
+"""Arguments of `PatchCore` that are checked beyond their kind."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import Any, Literal
 
-from ensemblead.common.validation import whole_number
+from ensemblead.common.validation import one_of, whole_number
 
 
 def check_per_layer(score: str, contamination: Any, defects: Any) -> None:
-    """Raise ValueError for what needs one bank, with `banks="per_layer"`."""
+    """Raise ValueError for what does not go with `banks="per_layer"`."""
     if score == "reweighted":
         raise ValueError(
             'score="reweighted" looks at the rows of one bank; with banks="per_layer" take "topk" or "max"'
@@ -24,8 +24,24 @@ def check_per_layer(score: str, contamination: Any, defects: Any) -> None:
         )
 
 
-def check_pretrain_dim(given: Any, num_layers: int) -> int | tuple[int, ...] | Literal["auto"]:
-    """ "auto", a size, or a size for every layer. Raises ValueError for anything else."""
+def checked_foreground(value: Any, region: Any, defects: Any) -> str | None:
+    """None or "auto". Raises ValueError for anything else, and for a region or known defects beside it."""
+    if value is None:
+        return None
+    if region is not None:
+        raise ValueError(
+            f"foreground={value!r} finds the object in whole images, and region says already what is "
+            "inspected: give one of them"
+        )
+    if defects is not None:
+        raise ValueError(
+            f"foreground={value!r} may leave parts of known defects outside of the object: give defects=None"
+        )
+    return one_of("foreground", value, ("auto",))
+
+
+def checked_pretrain_dim(given: Any, num_layers: int) -> int | tuple[int, ...] | Literal["auto"]:
+    """An int, one per layer, or "auto". Raises ValueError for anything else."""
     if isinstance(given, str):
         if given != "auto":
             raise ValueError(f'pretrain_dim must be "auto", an int, or one int per layer, got {given!r}')
