@@ -304,7 +304,9 @@ def test_a_foreground_refuses_what_it_never_has() -> None:
     good = Foreground(torch.ones(3), 0.5, torch.ones(2, 2, dtype=torch.bool))
     for wrong, message in (
         ({"direction": torch.ones(3, 1)}, "direction"),
+        ({"direction": torch.tensor([1.0, float("nan"), 0.0])}, "direction must be finite"),
         ({"usual": torch.ones(2, 2)}, "usual"),
+        ({"usual": torch.ones(0, 2, dtype=torch.bool)}, "usual"),
         ({"threshold": float("nan")}, "threshold"),
     ):
         with pytest.raises(ValueError, match=message):

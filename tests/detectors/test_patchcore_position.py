@@ -209,6 +209,7 @@ def test_images_of_another_size_are_refused(detector: ead.PatchCore) -> None:
     ("options", "error", "words"),
     [
         ({"position_radius": -1}, ValueError, "position_radius must be at least 0, got -1"),
+        ({"position_radius": 70_000}, ValueError, "position_radius must be below 4096, .* got 70000"),
         ({"position_radius": 1.5}, TypeError, r"position_radius must be a whole number, got 1\.5"),
         ({"position_radius": True}, TypeError, "position_radius must be a whole number, got True"),
         ({"index": "ivf"}, ValueError, 'position_radius=1 needs index="flat"; "ivf"'),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from support.textures import normal_images, with_defects
 
 import ensemblead as ead
 from ensemblead.memory import BankState, MemoryBank
+from ensemblead.memory.projection import project_chunks
 from ensemblead.search.exact import ExactIndex
 
 
@@ -81,6 +83,32 @@ def test_a_bank_of_half_rows() -> None:
     again = MemoryBank.from_state(half.parameters(), half.state())
     assert torch.equal(again.rows_, half.rows_)
     assert half.extend(_rows(9, 20, 4), 3, max_rows=30).rows_.shape == (30, 20)
+
+
+def test_rows_that_are_known_but_for_rounding_do_not_enter_again() -> None:
+    rows = _rows(50, 200)
+    half, whole = MemoryBank(1.0, dtype="float16"), MemoryBank(1.0)
+    for bank in (half, whole):
+        bank.add(rows, 0)
+        bank.fit()
+    saved = whole.state().for_half()
+    again = MemoryBank.from_state(whole.parameters(), replace(saved, rows=saved.rows.half().float()))
+    for bank in (half, again):
+        assert len(bank.extend(rows, 1)) == 50
+        assert len(bank.extend(rows[:1] + 1, 2)) == 51
+
+
+def test_half_rows_are_widened_some_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    counts: list[int] = []
+
+    def project(rows: torch.Tensor, projection: torch.Tensor) -> torch.Tensor:
+        counts.append(len(rows))
+        return rows @ projection.T
+
+    monkeypatch.setattr("ensemblead.memory.projection.project", project)
+    halves = torch.zeros(9000, 8, dtype=torch.float16)
+    short = project_chunks([halves, halves[:5].float()], torch.ones(2, 8), halves.device)
+    assert (short.shape, counts) == ((9005, 2), [4096, 4096, 808, 5])
 
 
 @pytest.mark.parametrize("options", [{}, {"metric": "cosine"}, {"banks": "per_layer"}])

@@ -65,8 +65,9 @@ class MemoryBank(CoveringRows):
             Distances are then exact for the rounded rows, and `radius_` grows by what rounding moves them.
             Needs index "flat".
 
-    Attributes after `fit`: `rows_` of `dtype`, `[M, D]` without repeats, in selection order, or, with
-    `position_radius`, in order of `places_`; `images_` int64 `[M]`; `projection_` float32 `[d, D]` or None;
+    Attributes after `fit`: `rows_` of `dtype`, `[M, D]`, without repeats but for rounding to it, in selection
+    order, or, with `position_radius`, in order of `places_`; `images_` int64 `[M]`; `projection_` float32
+    `[d, D]` or None;
     `radius_`, a Euclidean distance in the projected space within which all rows added lie from the bank: the
     largest there is where all rows fitted, a bound above it where there were groups, and the noise floor
     where that is larger; `certificate_`, a factor: no bank of as many rows covers them within less than

@@ -75,6 +75,7 @@ class CoveringRows(SearchedRows):
         if self.dtype == "float16":
             state = self.state().for_half("dtype")
             self.radius_, self.certificate_ = state.radius, state.certificate
+            self._reach = self._reach if state.reach is None else state.reach
             rows = state.rows.half()
             self._set(rows, self._labels.numpy(), flat_index(rows))
 

@@ -22,10 +22,17 @@ Numbers = npt.NDArray[np.int64]
 
 
 def checked_radius(given: Any, index: str) -> int | None:
-    """A bank's `position_radius`; ValueError for one below 0, and for an index that is not exact."""
+    """A bank's `position_radius`; ValueError for one below 0, or of more cells than a grid has, and for an
+    index that is not exact.
+    """
     if given is None:
         return None
     radius = whole_number("position_radius", given, 0)
+    if radius >= _MOST:
+        raise ValueError(
+            f"position_radius must be below {_MOST}, the most cells of a side, got {radius}; None compares "
+            "with rows of all places"
+        )
     if index != "flat":
         raise ValueError(f'position_radius={radius} needs index="flat"; "{index}" finds rows of any place')
     return radius

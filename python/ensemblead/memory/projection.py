@@ -10,6 +10,8 @@ import torch
 from ensemblead.kernels.coreset import project, random_projection
 from ensemblead.memory.places import BLOCK_DIMS, Blocks
 
+_AT_ONCE = 4096  # rows that are widened
+
 
 def make_projection(given: Any, dims: int, length: int | None, seed: int) -> torch.Tensor | None:
     """The map to use: float32 `[length, dims]` on the CPU, or None for rows that are short enough.
@@ -40,9 +42,14 @@ def project_chunks(
     or as they are if it is None.
 
     Only the short rows are held beside the chunks, never a second copy of the long ones. How the rows are cut
-    into chunks does not change a bit of the result.
+    into chunks does not change a bit of the result. Rows in half precision are widened some at a time.
     """
-    placed = (chunk.to(device, non_blocking=True).float() for chunk in chunks)
+    pieces = (
+        piece
+        for chunk in chunks
+        for piece in ([chunk] if chunk.dtype == torch.float32 else chunk.split(_AT_ONCE))
+    )
+    placed = (piece.to(device, non_blocking=True).float() for piece in pieces)
     parts = [chunk if projection is None else project(chunk, projection) for chunk in placed]
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 

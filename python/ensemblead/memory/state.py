@@ -121,7 +121,8 @@ class BankState:
 
     def for_half(self, argument: str = "half") -> BankState:
         """The state for rows that are about to be rounded to float16, which moves them by a little: `radius`
-        and what follows from it grow by that.
+        and what follows from it grow by that. `reach` is no less: a row that is in the bank but for rounding
+        must not enter it again.
 
         Raises ValueError, naming `argument`, for values that float16 does not have.
         """
@@ -143,7 +144,9 @@ class BankState:
             return self
         radius = self.radius + moved * (1 + ROUNDING)
         known = self.certificate is not None and self.separation > 0
-        return replace(self, radius=radius, certificate=2 * radius / self.separation if known else None)
+        certificate = 2 * radius / self.separation if known else None
+        reach = None if self.reach is None else max(self.reach, moved * (1 + ROUNDING))
+        return replace(self, radius=radius, reach=reach, certificate=certificate)
 
 
 def _tensor(name: str, given: Any, dtype: torch.dtype, axes: int) -> torch.Tensor:

@@ -5,6 +5,7 @@ docs/design/robust.md has what was measured.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
@@ -21,7 +22,7 @@ from ensemblead.common.validation import some_of
 from ensemblead.common.warnings import ThresholdWarning, warn
 from ensemblead.datasets.masks import MaskFolder, pair_masks
 from ensemblead.detectors.learning import contents_of
-from ensemblead.detectors.patchcore.scoring import PatchScoring, patch_places, top_count
+from ensemblead.detectors.patchcore.scoring import PatchScoring, is_zero, patch_places, top_count
 from ensemblead.detectors.provenance import record
 from ensemblead.images import Geometry, Images, ImageSource, open_images
 from ensemblead.images.masks import Mask, read_mask
@@ -34,6 +35,7 @@ from ensemblead.networks.network import FeaturePool
 Paths: TypeAlias = StrPath | Sequence[StrPath] | None
 # A patch belongs to a defect if its mask covers so much of the patch's cell.
 _COVERED = 0.5
+_AT_ONCE = 4096  # bank rows that are taken in float64
 
 
 def checked_paths(name: str, given: Any) -> str | tuple[str, ...] | None:
@@ -181,7 +183,8 @@ def chosen_rows(
 
     With a mask: those whose cell it covers by half or more, or else the one it covers most. Without: those
     farther from the normal bank than `limit`, and the farthest hundredth (one at least). Patches within
-    `noise` of the normal bank differ from normal ones by rounding alone, and are left out.
+    `noise` of the normal bank differ from normal ones by rounding alone, and are left out. For cosine so
+    are vectors of zeros, which have no direction.
 
     Args:
         bank: of normal rows, without `defects_`.
@@ -199,7 +202,10 @@ def chosen_rows(
             chosen[apart.topk(top_count(len(apart))).indices] = True
         else:
             chosen = look.covered >= min(_COVERED, float(look.covered.max()))
-        own = look.patches[chosen & (apart > noise)]
+        chosen &= apart > noise
+        if scoring.is_cosine:
+            chosen &= ~is_zero(look.patches)
+        own = look.patches[chosen]
         rows.append(own)
         images += [number] * len(own)
     if not images:
@@ -210,7 +216,10 @@ def chosen_rows(
     kept = torch.cat(rows)
     contents = np.array([look.content for look in looks], dtype=np.uint64).view(np.int64)
     numbers = torch.tensor(images, dtype=torch.int64, device=kept.device)
-    return DefectRows(kept.to(bank.rows_.dtype), numbers, torch.from_numpy(contents.copy()).to(kept.device))
+    found = DefectRows(kept, numbers, torch.from_numpy(contents.copy()).to(kept.device))
+    if bank.rows_.dtype == torch.float16:
+        found.check_half("bank_dtype")
+    return found.to(kept.device, bank.rows_.dtype)
 
 
 def bank_with(detector: Any, images: Any, masks: Any) -> tuple[MemoryBank, int]:
@@ -235,8 +244,10 @@ def bank_with(detector: Any, images: Any, masks: Any) -> tuple[MemoryBank, int]:
         if len(fresh) < len(looks):
             warn(f"{len(looks) - len(fresh)} of the images are known defects already, and stay as they are")
         looks = fresh
-    scoring, rows = detector._scoring, bank.rows_.double()
-    floor = detector._relative_noise() * float(rows.square().sum(1).mean().sqrt())
+    scoring, rows = detector._scoring, bank.rows_
+    # Some at a time: in float64 they would take twice the bank, or of half precision four times.
+    squares = sum(float(some.double().square().sum()) for some in rows.split(_AT_ONCE))
+    floor = detector._relative_noise() * math.sqrt(squares / len(rows))
     noise = scoring.moved(0.0, floor, int(rows.shape[1]))
     found = chosen_rows(looks, bank, scoring, detector.calibration_.pixel_threshold, noise)
     bank.defects_ = found if before is None else before.joined(found)

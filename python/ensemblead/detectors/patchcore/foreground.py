@@ -52,7 +52,9 @@ class Foreground:
         if self.direction.ndim != 1 or self.direction.dtype != torch.float32:
             given = f"{self.direction.dtype} {tuple(self.direction.shape)}"
             raise ValueError(f"direction must be float32 [D], got {given}")
-        if self.usual.ndim != 2 or self.usual.dtype != torch.bool:
+        if not bool(torch.isfinite(self.direction).all()):
+            raise ValueError("direction must be finite, got NaN or infinity")
+        if self.usual.ndim != 2 or 0 in self.usual.shape or self.usual.dtype != torch.bool:
             given = f"{self.usual.dtype} {tuple(self.usual.shape)}"
             raise ValueError(f"usual must be bool [h, w], got {given}")
         if not math.isfinite(self.threshold):
