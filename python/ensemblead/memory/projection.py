@@ -47,7 +47,7 @@ def project_chunks(
     pieces = (
         piece
         for chunk in chunks
-        for piece in ([chunk] if chunk.dtype == torch.float32 else chunk.split(_AT_ONCE))
+        for piece in ([chunk] if chunk.dtype == torch.float32 else torch.split(chunk, _AT_ONCE))
     )
     placed = (piece.to(device, non_blocking=True).float() for piece in pieces)
     parts = [chunk if projection is None else project(chunk, projection) for chunk in placed]
