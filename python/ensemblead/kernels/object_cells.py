@@ -43,6 +43,11 @@ class ObjectCells:
         """Of values `[B, h, w, ...]` those of inspected patches, image after image: `[n, ...]`."""
         return values[self.cells]
 
+    def put(self, rows: torch.Tensor) -> torch.Tensor:
+        """The reverse of `take`, for `[n, D]`: values `[B, h, w, D]`, zeros where nothing is inspected."""
+        zeros = rows.new_zeros((*self.cells.shape, rows.shape[1]))
+        return zeros.masked_scatter(self.cells[..., None], rows)
+
     def least_outside(self, values: torch.Tensor) -> torch.Tensor:
         """Values `[B, h w]` that are not negative, and -1 in patches that are not inspected."""
         return values.masked_fill(~self.cells.flatten(1), -1.0)

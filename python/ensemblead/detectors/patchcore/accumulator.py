@@ -38,7 +38,8 @@ _SLOW = 100e9
 @dataclass
 class _Held:
     """The embedding `[1, h, w, D]` of an image that will be scored without its own bank rows; with a region
-    that of the patches inside, `[1, 1, n, D]`. `grid`: h and w. `objects`: which of the patches count.
+    that of the patches inside, `[1, 1, n, D]`. `grid`: h and w. `objects`: which of the patches count; only
+    these are held then, `[n, D]`, as the bank holds them.
     """
 
     number: int
@@ -46,6 +47,10 @@ class _Held:
     size: tuple[int, int]
     grid: tuple[int, int]
     objects: ObjectCells | None = None
+
+    def on_grid(self) -> torch.Tensor:
+        """The patches with their grid, `[1, h, w, D]`: those that do not count are zeros."""
+        return self.patches if self.objects is None else self.objects.put(self.patches)
 
 
 class BankAccumulator:
@@ -115,9 +120,10 @@ class BankAccumulator:
             copy=False,
             known_finite=True,  # or this batch would not have come here
         )
+        each = torch.split(patches, 1) if objects is None else torch.split(rows, counts.tolist())
         for i, chosen_one in enumerate(seen.sampled):
             if chosen_one:
-                held = patches[i : i + 1]
+                held = each[i]
                 # A copy where the rest of the batch can go when its group has left the bank's buffer.
                 held = held if self._fits or all(seen.sampled) else held.clone()
                 cells = None if objects is None else objects[i : i + 1]
@@ -200,7 +206,7 @@ class BankAccumulator:
         sample = NormalSample(inside=self._inside)
         done = 0
         for batch, alone in self._batches(bank):
-            patches = torch.cat([held.patches for held in batch])
+            patches = torch.cat([held.on_grid() for held in batch])
             numbers = [held.number for held in batch] if alone else None
             places = patch_places(bank, len(batch), batch[0].grid, self._inside)
             each = [held.objects for held in batch if held.objects is not None]
@@ -311,7 +317,7 @@ class BankAccumulator:
         def kind(held: _Held) -> tuple[Any, ...]:
             others = bank.rows_without(held.number)
             neighbours = min(self._scoring.reweight_neighbors, others)
-            shapes = held.size, held.grid, held.patches.shape
+            shapes = held.size, held.grid, held.patches.shape if held.objects is None else ()
             return others >= self._scoring.num_neighbors, neighbours, *shapes, held.number in self._odd
 
         for (alone, *_), alike in groupby(self._held, kind):

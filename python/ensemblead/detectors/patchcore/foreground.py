@@ -9,6 +9,7 @@ its threshold; and whether it tells an object at all is measured. docs/design/re
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -81,29 +82,35 @@ class Foreground:
         return ObjectCells(found & object_.flatten(1).any(1)[:, None, None])
 
 
-def find_foreground(embeddings: torch.Tensor) -> tuple[Foreground | None, str]:
-    """The foreground of images of one product, by their embeddings float32 `[N, h, w, D]`; or None where they
-    show no object on a background, and why.
+def find_foreground(embeddings: Sequence[torch.Tensor] | torch.Tensor) -> tuple[Foreground | None, str]:
+    """The foreground of images of one product, by the embeddings float32 `[h, w, D]` of each; or None where
+    they show no object on a background, and why. One image at a time is taken in float64.
 
     Embeddings are divided by their lengths. Their first principal component is cut in two where the variance
     within both parts is least (Otsu 1979). The object is the part with more of the middle than of the rim.
     """
-    if min(embeddings.shape[1:3]) < 3:
-        return None, f"{embeddings.shape[1]} x {embeddings.shape[2]} patches have no middle"
-    unit = of_length_one(embeddings)
-    mean = unit.flatten(0, 2).double().mean(0)
-    rows = unit.flatten(0, 2).double() - mean
-    values, vectors = torch.linalg.eigh(rows.T @ rows)
-    if not float(values[-1]) > _ALIKE * len(rows):
+    height, width, dims = map(int, embeddings[0].shape)
+    if min(height, width) < 3:
+        return None, f"{height} x {width} patches have no middle"
+    device, count = embeddings[0].device, len(embeddings) * height * width
+    mean = torch.zeros(dims, dtype=torch.float64, device=device)
+    for one in embeddings:
+        mean += of_length_one(one).double().sum((0, 1))
+    mean /= count
+    spread = torch.zeros(dims, dims, dtype=torch.float64, device=device)
+    for rows in _centred(embeddings, mean):
+        spread.addmm_(rows.T, rows)
+    values, vectors = torch.linalg.eigh(spread)
+    if not float(values[-1]) > _ALIKE * count:
         return None, "all patches are alike"
     direction = vectors[:, -1]
-    along = (rows @ direction).view(unit.shape[:3])
-    rim, middle = _rim_and_middle(unit.shape[1], unit.shape[2], unit.device)
+    along = torch.stack([rows @ direction for rows in _centred(embeddings, mean)]).view(-1, height, width)
+    rim, middle = _rim_and_middle(height, width, device)
     if float(along[:, middle].mean()) < float(along[:, rim].mean()):
         direction, along = -direction, -along
     cut = _otsu(along.flatten())
     object_ = along > cut
-    if reason := _why_none(object_, rows, rim, middle):
+    if reason := _why_none(object_, _centred(embeddings, mean), rim, middle):
         return None, reason
     often = dilated(between(object_)).double().mean(0) >= _USUAL
     usual = reached(often[None], middle)[0]
@@ -113,21 +120,38 @@ def find_foreground(embeddings: torch.Tensor) -> tuple[Foreground | None, str]:
     return Foreground(direction.cpu(), threshold, usual.cpu()), ""
 
 
-def _why_none(object_: torch.Tensor, rows: torch.Tensor, rim: torch.Tensor, middle: torch.Tensor) -> str:
-    """Why cells bool `[N, h, w]` of patches `[N h w, D]` are no object on a background, or nothing."""
+def _centred(embeddings: Sequence[torch.Tensor] | torch.Tensor, mean: torch.Tensor) -> Iterator[torch.Tensor]:
+    """The patches of each image, of length 1, about the mean: float64 `[h w, D]`."""
+    for one in embeddings:
+        yield of_length_one(one).flatten(0, 1).double() - mean
+
+
+def _why_none(
+    object_: torch.Tensor, each: Iterable[torch.Tensor], rim: torch.Tensor, middle: torch.Tensor
+) -> str:
+    """Why cells bool `[N, h, w]` of patches, of each image `[h w, D]` about the mean of all, are no object on
+    a background, or nothing.
+    """
     on_rim, in_middle = (float(object_[:, where].double().mean()) for where in (rim, middle))
     if on_rim > _MOST_OF_RIM:
         return f"what differs most covers {on_rim:.0%} of the rim, of an object at most {_MOST_OF_RIM:.0%}"
     if in_middle < _LEAST_OF_MIDDLE:
         return f"what differs most covers {in_middle:.0%} of the middle, of an object {_LEAST_OF_MIDDLE:.0%}"
-    inner, outer = rows[object_.flatten()], rows[~object_.flatten()]
-    varies, background = (_variance(part) for part in (inner, outer))
+    # Of the background and of the object: how many patches, their sum, and that of their squares.
+    counts = torch.stack([(~object_).sum(), object_.sum()]).double()
+    sums: torch.Tensor | float = 0.0
+    squares: torch.Tensor | float = 0.0
+    for rows, own in zip(each, object_.flatten(1), strict=True):
+        parts = torch.stack([~own, own]).double()
+        sums, squares = sums + parts @ rows, squares + parts @ rows.square().sum(1)
+    means = sums / counts[:, None]
+    background, varies = (squares / counts - means.square().sum(1)).tolist()
     if varies < _LEAST_VARIED * background:
         return (
             f"the variance of the middle is {varies / background:.2f} times that of the rim, of an object at "
             f"least {_LEAST_VARIED} times that of its background"
         )
-    apart = float((inner.mean(0) - outer.mean(0)).square().sum())
+    apart = float((means[1] - means[0]).square().sum())
     if apart < _LEAST_APART * background:
         return (
             f"middle and rim lie apart by {apart / background:.2f} of the variance of the rim, object and "
@@ -141,11 +165,6 @@ def _along(rows: torch.Tensor, direction: torch.Tensor) -> torch.Tensor:
     lengths = torch.linalg.vector_norm(rows, dim=-1).clamp_min(SHORTEST)
     along: torch.Tensor = (rows @ direction) / lengths
     return along
-
-
-def _variance(rows: torch.Tensor) -> float:
-    """The mean squared distance of rows `[n, D]` from their mean."""
-    return float((rows - rows.mean(0)).square().sum(1).mean())
 
 
 def _rim_and_middle(height: int, width: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

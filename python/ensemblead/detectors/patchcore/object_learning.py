@@ -101,7 +101,7 @@ class ObjectAccumulator:
                     del chosen[max(chosen)]
         ordered = [chosen[content] for content in sorted(chosen)]
         same = [one for one in ordered if one.shape == ordered[0].shape]
-        foreground, reason = find_foreground(torch.stack(same))
+        foreground, reason = find_foreground(same)
         if foreground is None:
             warn(
                 f'foreground="auto": the training images show no object on a background ({reason}), so all '
