@@ -157,7 +157,7 @@ def test_a_method_without_a_graph(tmp_path: Path, images: Any, probe: Any) -> No
 def test_a_bank_too_large_for_a_graph(
     tmp_path: Path, fitted: ead.PatchCore, probe: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sys.modules["ensemblead.detectors.patchcore.detector"], "_MOST_EXPORTED", 2)
+    monkeypatch.setattr(sys.modules["ensemblead.detectors.patchcore.graph"], "_MOST_EXPORTED", 2)
     with pytest.raises(ValueError, match=r"bank of \d+ rows is too large .*max_rows=2"):
         fitted.export(tmp_path / "out", verify=probe)
 

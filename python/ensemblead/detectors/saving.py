@@ -210,6 +210,7 @@ def plain_parameters(values: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises ValueError for a region that is the name of a file: no folder makes loading read another file.
     """
-    if isinstance(values.get("region"), str):
-        raise ValueError(f"region must be stored as it is, got the path {values['region']}")
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    own = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    if isinstance(own.get("region"), str):
+        raise ValueError(f"region must be stored as it is, got the path {own['region']}")
+    return own
