@@ -117,11 +117,11 @@ class PatchCore(Method):
             exact for the rounded rows; with metric "cosine" they are half of the squared L2 distances to
             these. Needs index "flat".
         memory_budget: bytes that `fit` holds at most, beyond the network, a batch of images and its feature
-            maps; in `extend` the bank and the rows that enter it come on top. Where the embeddings of all
-            images fit, all patches are selected among at once. Where they do not, they are selected among
-            group by group (see `MemoryBank`); a quarter of the budget then holds images that give the
-            threshold, 100 at least. A budget that is too small is refused after the first batch. Members of a
-            `BackboneEnsemble` have a budget each.
+            maps, and all patches of images of known defects; in `extend` the bank and the rows that enter it
+            come on top. Where the embeddings of all images fit, all patches are selected among at once. Where
+            they do not, they are selected among group by group (see `MemoryBank`); a quarter of the budget
+            then holds images that give the threshold, 100 at least. A budget that is too small is refused
+            after the first batch. Members of a `BackboneEnsemble` have a budget each.
         position_radius: compare a patch only with bank rows from at most so many cells away, in y and in x,
             on the grid of patches (of stride 8: 8 pixels a cell), with `banks="per_layer"` on each layer's
             own. For cameras and products that do not move. Where fewer than `num_neighbors` rows lie within
