@@ -122,6 +122,9 @@ def test_flipped_bits_and_cut_files_are_refused(
 
 # Arrays, with checksums that fit
 
+# Largest values of the cells of maps: models of earlier versions have none, and no pixel threshold.
+OPTIONAL = ("peaks",)
+
 
 def _spoiled(array: torch.Tensor) -> Iterator[tuple[str, torch.Tensor | None]]:
     """Hostile arrays in the place of one."""
@@ -161,7 +164,9 @@ def test_hostile_arrays(saved: dict[str, Path], tmp_path: Path, model: str) -> N
                 set_tensors(folder, name, **{key: hostile})
                 outcome = _outcome(folder)
                 counts[outcome] += 1
-                if kind in ("nan", "inf", "-inf", "missing", "more axes", "scalar"):
+                if kind == "missing" and key in OPTIONAL:
+                    assert outcome == "loaded", (name, key, kind)
+                elif kind in ("nan", "inf", "-inf", "missing", "more axes", "scalar"):
                     assert outcome == "refused", (name, key, kind)
                 shutil.rmtree(folder)
     print(f"{model}: {dict(counts)}")
