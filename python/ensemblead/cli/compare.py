@@ -14,7 +14,14 @@ from ensemblead.cli.bars import Bars
 from ensemblead.cli.console import DRIFTED, print_json, reported_warnings
 from ensemblead.cli.given_images import chosen_images
 from ensemblead.cli.models import check_outside_model, load_model
-from ensemblead.cli.shared import FittedDevice, Json, SkipUnreadable
+from ensemblead.cli.shared import (
+    Bootstrap,
+    BootstrapSeed,
+    FittedDevice,
+    Json,
+    MissingMasks,
+    SkipUnreadable,
+)
 from ensemblead.cli.testsets import untrained
 from ensemblead.common.extras import require
 from ensemblead.common.files import valid_text
@@ -38,13 +45,9 @@ def command(
         ),
     ],
     out: Annotated[Path, typer.Option("--out", help="The folder to write to.")],
-    missing_masks: Annotated[
-        str, typer.Option("--missing-masks", help="raise, or exclude such images from the pixel metrics.")
-    ] = "raise",
-    bootstrap: Annotated[
-        int, typer.Option("--bootstrap", help="Replicates for the confidence intervals; 0 for none.")
-    ] = 1000,
-    seed: Annotated[int, typer.Option("--seed", help="Of the bootstrap.")] = 0,
+    missing_masks: MissingMasks = "raise",
+    bootstrap: Bootstrap = 1000,
+    seed: BootstrapSeed = 0,
     gallery: Annotated[
         int, typer.Option("--gallery", help="Changed images that the page shows; 0 for none.", min=0)
     ] = 60,

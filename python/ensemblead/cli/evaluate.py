@@ -18,7 +18,7 @@ from ensemblead.cli.console import print_json, reported_warnings
 from ensemblead.cli.division import PART_HELP, parse_part
 from ensemblead.cli.models import load_model, moved_weights
 from ensemblead.cli.options import DetectorOptions, build_detector, options_of, typed_options
-from ensemblead.cli.shared import MovedWeights, SkipUnreadable
+from ensemblead.cli.shared import Bootstrap, BootstrapSeed, MissingMasks, MovedWeights, SkipUnreadable
 from ensemblead.cli.suite import run_suite, show_suite
 from ensemblead.cli.testsets import good_and_bad, untrained
 from ensemblead.common.extras import require
@@ -64,13 +64,9 @@ def command(
         str | None, typer.Option("--category", help="One category out of a root of several.")
     ] = None,
     layout: Annotated[str, typer.Option("--layout", help="How DATA is laid out: mvtec or visa.")] = "mvtec",
-    missing_masks: Annotated[
-        str, typer.Option("--missing-masks", help="raise, or exclude such images from the pixel metrics.")
-    ] = "raise",
-    bootstrap: Annotated[
-        int, typer.Option("--bootstrap", help="Replicates for the confidence intervals; 0 for none.")
-    ] = 1000,
-    seed: Annotated[int, typer.Option("--seed", help="Of the bootstrap.")] = 0,
+    missing_masks: MissingMasks = "raise",
+    bootstrap: Bootstrap = 1000,
+    seed: BootstrapSeed = 0,
     gallery: Annotated[
         int, typer.Option("--gallery", help="Images on a page of results, errors first; 0 for none.", min=0)
     ] = 300,

@@ -19,7 +19,7 @@ from ensemblead.cli.given_images import chosen_images, picture_names
 from ensemblead.cli.models import check_outside_model, load_model
 from ensemblead.cli.objects import ObjectsFile
 from ensemblead.cli.scores import ScoresFile
-from ensemblead.cli.shared import FittedDevice, Json, MovedWeights, SkipUnreadable
+from ensemblead.cli.shared import Engine, FittedDevice, Json, MovedWeights, Precision, SkipUnreadable
 from ensemblead.cli.writing import Chosen, PictureWriter, Scored
 from ensemblead.common.extras import require
 from ensemblead.common.files import valid_text
@@ -80,13 +80,8 @@ def command(
     ] = 0.0,
     weights: MovedWeights = None,
     device: FittedDevice = None,
-    engine: Annotated[
-        str | None, typer.Option("--engine", help="torch, openvino, auto; as in the model if absent.")
-    ] = None,
-    precision: Annotated[
-        str | None,
-        typer.Option("--precision", help="float32, bfloat16, float16, int8; as in the model if absent."),
-    ] = None,
+    engine: Engine = None,
+    precision: Precision = None,
     skip_unreadable: SkipUnreadable = False,
     part: Annotated[
         str | None,

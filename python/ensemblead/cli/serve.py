@@ -14,7 +14,7 @@ import typer
 from ensemblead.cli.bars import Bars
 from ensemblead.cli.console import reported_warnings, without_infinities
 from ensemblead.cli.models import describe_model, load_identified
-from ensemblead.cli.shared import FittedDevice, MovedWeights
+from ensemblead.cli.shared import Engine, FittedDevice, MovedWeights, Precision
 from ensemblead.common.extras import require
 from ensemblead.common.files import valid_text
 from ensemblead.kernels.build import __version__
@@ -58,13 +58,8 @@ def command(
     ] = False,
     weights: MovedWeights = None,
     device: FittedDevice = None,
-    engine: Annotated[
-        str | None, typer.Option("--engine", help="torch, openvino, auto; as in the model if absent.")
-    ] = None,
-    precision: Annotated[
-        str | None,
-        typer.Option("--precision", help="float32, bfloat16, float16, int8; as in the model if absent."),
-    ] = None,
+    engine: Engine = None,
+    precision: Precision = None,
 ) -> None:
     """Answer over HTTP: POST /predict, GET /health, /model, /metrics, and a page to try it at /.
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator, Sequence
-from datetime import datetime
 from html import escape
 from pathlib import Path
 
@@ -16,7 +15,6 @@ from ensemblead.common.warnings import warn
 from ensemblead.evaluation.comparing import Compared, ComparedDetector, ComparedImage, ComparedMaps
 from ensemblead.evaluation.gallery import Picture, Pictures
 from ensemblead.images import read_image
-from ensemblead.kernels.build import __version__
 from ensemblead.report.charts import (
     BOTTOM,
     HEIGHT,
@@ -33,7 +31,7 @@ from ensemblead.report.charts import (
     y_ticks,
 )
 from ensemblead.report.pictures import common_folder, heat_url, photo_url
-from ensemblead.report.template import filled, write_pieces
+from ensemblead.report.template import filled, stamp, write_pieces
 
 _SIDE = 320  # pixels of a picture
 _RELATIVE = (-2.0, 3.0)  # what the chart of relative scores shows
@@ -61,9 +59,7 @@ def write_comparison_page(data: Compared, path: StrPath) -> Path:
         "charts": _scatter(data),
         "metrics": _metrics(data),
         "changed": _changed(data, missing),
-        "footer": escape(
-            f"ensemblead {__version__} · {datetime.now().astimezone().strftime('%Y-%m-%d %H:%M %Z')}"
-        ),
+        "footer": escape(stamp()),
     }
     pieces = filled("comparison.html", parts, styles=("page.css", "comparison.css"))
     target = write_atomically(path, lambda file: write_pieces(pieces, file))

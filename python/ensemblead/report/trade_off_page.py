@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime
 from html import escape
 from pathlib import Path
 
@@ -13,7 +12,6 @@ import numpy.typing as npt
 from ensemblead.common.files import StrPath, csv_line, write_atomically
 from ensemblead.evaluation.results import Details, ImageResult, Row
 from ensemblead.evaluation.thresholds import TradeOff, TradeOffPoint
-from ensemblead.kernels.build import __version__
 from ensemblead.report.charts import (
     BOTTOM,
     HEIGHT,
@@ -28,7 +26,7 @@ from ensemblead.report.charts import (
     x_ticks,
     y_ticks,
 )
-from ensemblead.report.template import filled, write_pieces
+from ensemblead.report.template import filled, stamp, write_pieces
 
 Floats = npt.NDArray[np.float64]
 _ROWS = 40  # of the table of thresholds on the page
@@ -85,9 +83,7 @@ def write_trade_off_page(found: TradeOff, path: StrPath, *, note: str = "") -> P
         "notable": _notable(found),
         "charts": f'<div class="charts">{_rates(found)}{_scores(found)}</div>',
         "table": _table([("", point) for point in _thinned(found)], found, titled=False),
-        "footer": escape(
-            f"ensemblead {__version__} · {datetime.now().astimezone().strftime('%Y-%m-%d %H:%M %Z')}"
-        ),
+        "footer": escape(stamp()),
     }
     pieces = filled("trade_off.html", parts, styles=("page.css", "trade_off.css"))
     return write_atomically(path, lambda file: write_pieces(pieces, file))
