@@ -29,18 +29,6 @@ pytest.importorskip("nncf")
 
 
 @pytest.fixture(scope="module")
-def images() -> Any:
-    return normal_images(8)
-
-
-@pytest.fixture(scope="module")
-def probe() -> Any:
-    made = normal_images(4, 1)
-    made[3, 10:30, 10:30] = 255
-    return made
-
-
-@pytest.fixture(scope="module")
 def quantized(images: Any) -> ead.PatchCore:
     """A detector that was fitted in float32 and quantized; the tests do not change it."""
     return detector_of().fit(images).quantize(images)

@@ -11,7 +11,6 @@ import pytest
 import torch
 from support.engines import LAYERS, OPTIONS, Normed, Untraceable, detector_of, part_of
 from support.networks import TinyNet
-from support.textures import normal_images
 from torch import nn
 
 import ensemblead as ead
@@ -23,18 +22,6 @@ from ensemblead.networks.placement import check_engine, resolve_engine
 
 pytest.importorskip("openvino")
 pytest.importorskip("nncf")
-
-
-@pytest.fixture(scope="module")
-def images() -> Any:
-    return normal_images(8)
-
-
-@pytest.fixture(scope="module")
-def probe() -> Any:
-    made = normal_images(4, 1)
-    made[3, 10:30, 10:30] = 255
-    return made
 
 
 # --- features -------------------------------------------------------------------------------------
