@@ -1,118 +1,137 @@
 """What names of anomalib and patchcore-inspection are called here: hints for Python and the command line.
 
 The names are not taken: two names for one thing would have to be kept for ever. They are answered.
-Those of anomalib are of its version 2, those of patchcore-inspection of its `bin/run_patchcore.py`.
+Each table has a part for either tool. Those of anomalib are of its version 2, those of patchcore-inspection
+of its `bin/run_patchcore.py`.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 
 from ensemblead.common.validation import did_you_mean, near_names
 
 # Names of classes and functions -> how to get the same here.
-NAMES = {
-    # anomalib
-    "Patchcore": "ead.PatchCore",
-    "Padim": "ead.PaDiM",
-    "EfficientAd": "ead.EfficientAD",
-    "Fastflow": "ead.FastFlow",
-    "Draem": "ead.DRAEM",
-    "Visa": "ead.VisA",
-    "MVTec": "ead.MVTecAD",
-    "Engine": "the detector itself: detector.fit(images), detector.predict(images); "
-    "ead.evaluate(detector, dataset)",
-    "get_model": 'ead.create({"type": "PatchCore"})',
-    "PredictDataset": "detector.predict(FOLDER)",
-    "ImageBatch": "ead.Predictions",
-    "PreProcessor": "resize= and image_size= of a detector",
-    "PostProcessor": "detector.calibrate(images), which sets the threshold",
-    "F1AdaptiveThreshold": "detector.calibrate(images), which takes the threshold from good images alone",
-    "Evaluator": "ead.evaluate(detector, dataset)",
-    "AUROC": "ead.auroc",
-    "AUPRO": "ead.aupro",
-    "Tiler": "ead.TiledEnsemble",
-    "TilerConfigurationCallback": "ead.TiledEnsemble",
-    "TimmFeatureExtractor": "ead.FeatureExtractor",
-    "KCenterGreedy": "ead.select_coreset",
-    "ExportType": "detector.export(path, format=...)",
-    "TorchInferencer": "ead.load(MODEL).predict(images)",
-    "OpenVINOInferencer": "ead.load_exported(FOLDER)",
-    # patchcore-inspection
-    "MVTecDataset": "ead.MVTecAD",
-    "NetworkFeatureAggregator": "ead.FeatureExtractor",
-    "GreedyCoresetSampler": "ead.select_coreset",
-    "ApproximateGreedyCoresetSampler": "ead.select_coreset",
-    "NearestNeighbourScorer": "ead.MemoryBank",
-    "FaissNN": "ead.MemoryBank, which searches exactly, or by FAISS with index=",
+NAMES_OF = {
+    "anomalib": {
+        "Patchcore": "ead.PatchCore",
+        "Padim": "ead.PaDiM",
+        "EfficientAd": "ead.EfficientAD",
+        "Fastflow": "ead.FastFlow",
+        "Draem": "ead.DRAEM",
+        "Visa": "ead.VisA",
+        "MVTec": "ead.MVTecAD",
+        "Engine": "the detector itself: detector.fit(images), detector.predict(images); "
+        "ead.evaluate(detector, dataset)",
+        "get_model": 'ead.create({"type": "PatchCore"})',
+        "PredictDataset": "detector.predict(FOLDER)",
+        "ImageBatch": "ead.Predictions",
+        "PreProcessor": "resize= and image_size= of a detector",
+        "PostProcessor": "detector.calibrate(images), which sets the threshold",
+        "F1AdaptiveThreshold": "detector.calibrate(images), which takes the threshold from good images alone",
+        "Evaluator": "ead.evaluate(detector, dataset)",
+        "AUROC": "ead.auroc",
+        "AUPRO": "ead.aupro",
+        "Tiler": "ead.TiledEnsemble",
+        "TilerConfigurationCallback": "ead.TiledEnsemble",
+        "TimmFeatureExtractor": "ead.FeatureExtractor",
+        "KCenterGreedy": "ead.select_coreset",
+        "ExportType": "detector.export(path, format=...)",
+        "TorchInferencer": "ead.load(MODEL).predict(images)",
+        "OpenVINOInferencer": "ead.load_exported(FOLDER)",
+    },
+    "patchcore-inspection": {
+        "MVTecDataset": "ead.MVTecAD",
+        "NetworkFeatureAggregator": "ead.FeatureExtractor",
+        "GreedyCoresetSampler": "ead.select_coreset",
+        "ApproximateGreedyCoresetSampler": "ead.select_coreset",
+        "NearestNeighbourScorer": "ead.MemoryBank",
+        "FaissNN": "ead.MemoryBank, which searches exactly, or by FAISS with index=",
+    },
 }
 # Methods of anomalib that are not here.
-_MISSING = ["AiVad", "Cfa", "Cflow", "Csflow", "Dfkde", "Dfm", "Dsr", "Fre", "Ganomaly", "Glass", "Stfpm"]
-_MISSING += ["Supersimplenet", "Uflow", "VlmAd", "WinClip"]
+MISSING = ["AiVad", "Cfa", "Cflow", "Csflow", "Dfkde", "Dfm", "Dsr", "Fre", "Ganomaly", "Glass", "Stfpm"]
+MISSING += ["Supersimplenet", "Uflow", "VlmAd", "WinClip"]
 
 # Parameters and options -> the parameter here.
-PARAMETERS = {
-    # anomalib
-    "coreset_sampling_ratio": "coreset_fraction",
-    "n_features": "num_dimensions",
-    "model_size": "size",
-    "imagenet_dir": "penalty_images",
-    "anomaly_source_path": "textures",
-    "lr": "learning_rate",
-    "max_steps": "steps",
-    "input_size": "resize",
-    "train_batch_size": "batch_size",
-    "eval_batch_size": "batch_size",
-    "accelerator": "device",
-    # patchcore-inspection
-    "backbone_name": "backbone",
-    "backbone_names": "backbone",
-    "layers_to_extract_from": "layers",
-    "pretrain_embed_dimension": "pretrain_dim",
-    "target_embed_dimension": "target_dim",
-    "patchsize": "patch_size",
-    "anomaly_scorer_num_nn": "num_neighbors",
-    "anomaly_score_num_nn": "num_neighbors",
-    "num_nn": "num_neighbors",
-    "percentage": "coreset_fraction",
-    "featuresampler": "coreset_fraction",
-    "nn_method": "index",
-    "imagesize": "image_size",
-    "input_shape": "image_size",
-    "gpu": "device",
+PARAMETERS_OF = {
+    "anomalib": {
+        "coreset_sampling_ratio": "coreset_fraction",
+        "n_features": "num_dimensions",
+        "model_size": "size",
+        "imagenet_dir": "penalty_images",
+        "anomaly_source_path": "textures",
+        "lr": "learning_rate",
+        "max_steps": "steps",
+        "input_size": "resize",
+        "train_batch_size": "batch_size",
+        "eval_batch_size": "batch_size",
+        "accelerator": "device",
+    },
+    "patchcore-inspection": {
+        "backbone_name": "backbone",
+        "backbone_names": "backbone",
+        "layers_to_extract_from": "layers",
+        "pretrain_embed_dimension": "pretrain_dim",
+        "target_embed_dimension": "target_dim",
+        "patchsize": "patch_size",
+        "anomaly_scorer_num_nn": "num_neighbors",
+        "anomaly_score_num_nn": "num_neighbors",
+        "num_nn": "num_neighbors",
+        "percentage": "coreset_fraction",
+        "featuresampler": "coreset_fraction",
+        "nn_method": "index",
+        "imagesize": "image_size",
+        "input_shape": "image_size",
+        "gpu": "device",
+    },
 }
 # Those that are no parameter here -> what to do instead.
-ADVICE = {
-    # anomalib
-    "pre_trained": "the weights are published ones; weights=None (--weights none) takes random ones",
-    "pre_processor": "resize= and image_size= say how images are prepared",
-    "post_processor": "calibrate(images) sets the threshold, on the command line ensemblead calibrate",
-    "evaluator": "ead.evaluate(detector, dataset) measures, on the command line ensemblead evaluate",
-    "visualizer": "ensemblead predict --out FOLDER draws heat maps, Report.to_html a page",
-    "max_epochs": "training is counted in steps",
-    # patchcore-inspection
-    "faiss_on_gpu": 'the search runs where the detector does: device="cuda" (--device cuda)',
-    "faiss_num_workers": "the environment variable OMP_NUM_THREADS says how many threads run",
-    "num_workers": "the environment variable OMP_NUM_THREADS says how many threads run",
-    "patchstride": "every position of the feature maps is a patch",
-    "patchoverlap": "every position of the feature maps is a patch",
-    "save_segmentation_images": "ensemblead predict --out FOLDER writes heat maps",
-    "save_patchcore_model": "ensemblead fit writes the model to the folder of --model",
-    "log_group": "ensemblead evaluate writes the results to the folder of --out",
-    "log_project": "ensemblead evaluate writes the results to the folder of --out",
-    "subdatasets": "ensemblead evaluate takes the folder of one category, or of several",
+ADVICE_OF = {
+    "anomalib": {
+        "pre_trained": "the weights are published ones; weights=None (--weights none) takes random ones",
+        "pre_processor": "resize= and image_size= say how images are prepared",
+        "post_processor": "calibrate(images) sets the threshold, on the command line ensemblead calibrate",
+        "evaluator": "ead.evaluate(detector, dataset) measures, on the command line ensemblead evaluate",
+        "visualizer": "ensemblead predict --out FOLDER draws heat maps, Report.to_html a page",
+        "max_epochs": "training is counted in steps",
+    },
+    "patchcore-inspection": {
+        "faiss_on_gpu": 'the search runs where the detector does: device="cuda" (--device cuda)',
+        "faiss_num_workers": "the environment variable OMP_NUM_THREADS says how many threads run",
+        "num_workers": "the environment variable OMP_NUM_THREADS says how many threads run",
+        "patchstride": "every position of the feature maps is a patch",
+        "patchoverlap": "every position of the feature maps is a patch",
+        "save_segmentation_images": "ensemblead predict --out FOLDER writes heat maps",
+        "save_patchcore_model": "ensemblead fit writes the model to the folder of --model",
+        "log_group": "ensemblead evaluate writes the results to the folder of --out",
+        "log_project": "ensemblead evaluate writes the results to the folder of --out",
+        "subdatasets": "ensemblead evaluate takes the folder of one category, or of several",
+    },
 }
 
 # Commands -> the command here.
-COMMANDS = {
-    "train": "ensemblead fit",
-    "test": "ensemblead evaluate",
-    "validate": "ensemblead evaluate",
-    "patch_core": "ensemblead fit",
-    "sampler": "ensemblead fit --coreset-fraction",
-    "dataset": "ensemblead fit FOLDER",
+COMMANDS_OF = {
+    "anomalib": {
+        "train": "ensemblead fit",
+        "test": "ensemblead evaluate",
+        "validate": "ensemblead evaluate",
+    },
+    "patchcore-inspection": {
+        "patch_core": "ensemblead fit",
+        "sampler": "ensemblead fit --coreset-fraction",
+        "dataset": "ensemblead fit FOLDER",
+    },
 }
+
+
+def _joined(tables: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
+    return {name: here for table in tables.values() for name, here in table.items()}
+
+
+NAMES, PARAMETERS = _joined(NAMES_OF), _joined(PARAMETERS_OF)
+ADVICE, COMMANDS = _joined(ADVICE_OF), _joined(COMMANDS_OF)
 
 
 def name_hint(name: str, known: Iterable[str]) -> str | None:
@@ -123,7 +142,7 @@ def name_hint(name: str, known: Iterable[str]) -> str | None:
     """
     if name in NAMES:
         return f"here it is {NAMES[name]}"
-    if name in _MISSING:
+    if name in MISSING:
         return "that method of anomalib is not here; examples/mean_colour.py shows how a method is added"
     near = near_names(name, known)
     return f"did you mean {' or '.join(near)}?" if near else None
