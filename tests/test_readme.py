@@ -1,4 +1,4 @@
-"""The examples of README.md run, the shapes in their comments are true, and links lead to files."""
+"""The first example of README.md does what its comments say, and links of all pages lead somewhere."""
 
 from __future__ import annotations
 
@@ -12,44 +12,18 @@ ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), ROOT / "benchmarks/README.md"])
 
-EXAMPLES = re.findall(r"<!-- runs -->\n```python\n(.*?)```", README.read_text(), re.DOTALL)
 
-
-def test_there_are_examples() -> None:
-    assert len(EXAMPLES) == 2
-
-
-@pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.splitlines()[3][:20])
-def test_an_example_does_what_its_comments_say(example: str) -> None:
-    if "PatchCore(" in example:
-        pytest.importorskip("torch")
-    names: dict[str, Any] = {}
-    checked = 0
-    for line in example.splitlines():
-        exec(line, names)
-        claim = re.match(r"(\w+) = .*#\s*\[([\d, ]+)\]", line)
-        if claim:
-            assert tuple(names[claim[1]].shape) == tuple(map(int, claim[2].split(","))), line
-            checked += 1
-    assert checked >= 5
-
-
-def test_the_threshold_separates_in_the_example() -> None:
+def test_the_ten_lines_do_what_their_comments_say() -> None:
     pytest.importorskip("torch")
-    (example,) = [text for text in EXAMPLES if "PatchCore(" in text]
+    (example,) = re.findall(r"^## Ten lines\n\n```python\n(.*?)```", README.read_text(), re.M | re.S)
     names: dict[str, Any] = {}
     exec(example, names)
+    claims = re.findall(r"^(\w+) = .*#\s*\[([\d, ]+)\]", example, re.MULTILINE)
+    assert len(claims) == 5
+    for name, shape in claims:
+        assert tuple(names[name].shape) == tuple(map(int, shape.split(","))), name
     assert names["verdicts"][0]
     assert names["scores"][0] > 2 * names["scores"][1:].max()
-
-
-def test_the_commands_exist() -> None:
-    pytest.importorskip("typer")
-    from ensemblead.cli.app import app
-
-    known = {command.name for command in app.registered_commands}
-    used = set(re.findall(r"^(?:.*&& )?ensemblead ([a-z]+)", README.read_text(), re.MULTILINE))
-    assert {"demo", "fit", "predict", "evaluate"} <= used <= known
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
@@ -57,6 +31,21 @@ def test_links_lead_to_files(document: Path) -> None:
     links = re.findall(r"\]\(([^)#\s]+)[^)]*\)", document.read_text())
     missing = [one for one in links if "://" not in one and not (document.parent / one).exists()]
     assert missing == []
+
+
+def anchors_of(document: Path) -> set[str]:
+    """The anchors of a document's headings, as hosts of repositories make them."""
+    text = re.sub(r"^ *```.*?^ *```$", "", document.read_text(), flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading).strip().lower().replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_links_lead_to_headings(document: Path) -> None:
+    for path, anchor in re.findall(r"\]\(([^)#\s:]*)#([^)\s]+)\)", document.read_text()):
+        target = document.parent / path if path else document
+        if target.suffix == ".md":
+            assert anchor in anchors_of(target), f"{path}#{anchor}"
 
 
 def test_the_page_for_contributors_is_read_in_one_go() -> None:

@@ -1,10 +1,9 @@
-"""The examples of the guide on the stream of results run, with stand-ins for what they talk to."""
+"""The examples of the page on services run, with stand-ins for what they talk to."""
 
 from __future__ import annotations
 
 import http.server
 import json
-import re
 import sys
 import threading
 from pathlib import Path
@@ -12,14 +11,14 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from support.pages import ROOT, blocks_of
 
-GUIDE = Path(__file__).resolve().parent.parent.parent / "docs/guide.md"
+PAGE = ROOT / "docs/how-to/service.md"
 
 
 def example(name: str) -> str:
-    found = re.findall(rf"<!-- runs: {name} -->\n```python\n(.*?)```", GUIDE.read_text(), re.DOTALL)
-    assert len(found) == 1
-    return str(found[0])
+    (found,) = (block.text for block in blocks_of(PAGE) if f"def {name}(" in block.text)
+    return found
 
 
 def test_a_webhook_gets_every_row_once(tmp_path: Path) -> None:

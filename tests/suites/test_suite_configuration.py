@@ -139,13 +139,13 @@ def _file(tmp_path: Path, text: str) -> Path:
     return path
 
 
-def test_the_guides_suite_is_one(tmp_path: Path) -> None:
+def test_the_suite_of_the_page_is_one(tmp_path: Path) -> None:
     import re
 
     from ensemblead.config.documents import Problems, read_source
     from ensemblead.config.registry import resolve
 
-    text = (Path(__file__).resolve().parents[2] / "docs" / "guide.md").read_text()
+    text = (Path(__file__).resolve().parents[2] / "docs" / "how-to" / "evaluation.md").read_text()
     (block,) = (one for one in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL) if "datasets:" in one)
     source = read_source(_file(tmp_path, block))
     problems = Problems(source)

@@ -83,7 +83,7 @@ class Detector(Traced, ABC):
     @property
     @abstractmethod
     def calibration_(self) -> Calibration:
-        """Statistics of normal images; `.threshold` and `.false_alarm_rate` decide `is_anomalous`."""
+        """Statistics of normal images; their threshold and false-alarm rate decide `is_anomalous`."""
 
     @property
     def threshold_(self) -> float:
