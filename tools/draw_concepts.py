@@ -2,8 +2,8 @@
 
     python tools/draw_concepts.py [FOLDER]
 
-writes patches.svg, coreset.svg, tiles.svg and threshold.svg to the folder, docs/pictures if absent. Everything
-random has a fixed seed; last digits of coordinates may differ between machines.
+writes patches.svg, coreset.svg, tiles.svg and threshold.svg to the folder, docs/pictures if absent.
+Everything random has a fixed seed; last digits of coordinates may differ between machines.
 """
 
 from __future__ import annotations

@@ -157,14 +157,15 @@ def _write(folder: Path, images: np.ndarray, suffix: str = "") -> None:
 
 
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What keeps a page short: small random networks in place of published ones, small images for the large
-    ensemble, few replicates, empty figures. The device is the CPU, and the registry the test's own.
+    """What keeps a page short: small random networks in place of published ones, small images, few
+    replicates, empty figures. The device is the CPU, and the registry the test's own.
     """
     import timm
 
     from ensemblead.common.files import write_atomically
     from ensemblead.config.presets import PRESETS
     from ensemblead.evaluation.measure import Options
+    from ensemblead.images import geometry
     from ensemblead.networks import network, zoo
     from ensemblead.report import figures
 
@@ -173,6 +174,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
             return timm.create_model("densenet121", growth_rate=8, block_config=(1, 2, 2, 1))
         return timm.create_model("resnet18", layers=(1, 1, 1, 1), channels=(16, 24, 32, 48))
 
+    monkeypatch.setattr(geometry, "_SIDE", 64)
     resolve = network.resolve_device
     monkeypatch.setattr(zoo, "_build_pretrained", small)
     monkeypatch.setattr(network, "resolve_device", lambda name: resolve("cpu" if name == "auto" else name))
