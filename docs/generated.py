@@ -31,7 +31,7 @@ _PAGES = {ROOT / "CHANGELOG.md": "changelog.md", ROOT / "CONTRIBUTING.md": "cont
 def setup(app: Any) -> dict[str, Any]:
     """Called by Sphinx."""
     app.connect("source-read", _read)
-    app.connect("autodoc-process-docstring", _keep_first_line, priority=1)
+    app.connect("autodoc-process-docstring", _keep_first_line, priority=900)  # behind napoleon's
     return {"parallel_read_safe": True, "parallel_write_safe": True}
 
 
@@ -40,9 +40,12 @@ def _read(app: Any, name: str, source: list[str]) -> None:
 
 
 def _keep_first_line(app: Any, kind: str, name: str, value: Any, options: Any, lines: list[str]) -> None:
-    """Napoleon takes "WORDS: more" at the beginning of a property for its type, but not in a second line."""
-    if kind in ("property", "attribute"):
-        lines.insert(0, "")
+    """Napoleon takes the "WORDS" of "WORDS: more", at the beginning of a property, for its type: put back."""
+    for i, line in enumerate(lines):
+        if kind in ("property", "attribute") and line.startswith(":type: "):
+            lines[0] = f"{line.removeprefix(':type: ')}: {lines[0]}"
+            del lines[i]
+            return
 
 
 def page(text: str, path: Path) -> str:
