@@ -67,6 +67,28 @@ def test_the_tables_of_the_repository_can_be_made() -> None:
     assert "| trained |" in record.markdown(record.load_results())
 
 
+@pytest.mark.parametrize("name", record.SHORT_TABLES)
+def test_documents_show_what_was_measured(name: str) -> None:
+    """Where it fails: run `python benchmarks/record.py`."""
+    pages = record.documents_with(name)
+    assert pages
+    for page in pages:
+        _, _, rest = page.read_text().partition(record.markers(name)[0])
+        shown, _, _ = rest.partition(record.markers(name)[1])
+        assert shown.strip() == record.SHORT_TABLES[name]()
+
+
+def test_a_table_is_put_between_its_markers(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("\n".join(["before", *record.markers("one"), "after"]))
+    record.fill(page, "one", "| 1 |")
+    record.fill(page, "one", "| 2 |")
+    begin, end = record.markers("one")
+    assert page.read_text().splitlines() == ["before", begin, "| 2 |", end, "after"]
+    with pytest.raises(SystemExit, match="lacks the markers <!-- two"):
+        record.fill(page, "two", "")
+
+
 def test_cells_of_trained_families_have_names_of_their_own() -> None:
     cells = bench_trained.ordered_cells()
     assert len({cell.id for cell in cells}) == len(cells)
