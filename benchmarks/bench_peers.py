@@ -12,8 +12,8 @@ threads: OMP_NUM_THREADS, or 2. Each tool says by its own means what an image's 
 are computed here, of all tools alike, on maps of the whole image at 256 x 256. Outside of a tool's crop is
 the smallest value of all its maps, since nobody looked there.
 
-Cells with `long` in their names take some tools half an hour to hours: a coreset of 10 %, or anomalib's of
-the most images. Every cell is kept in results/peers.json at once, with its commit: a run can be stopped, and
+Cells with `long` in their names take some tools ten minutes to hours: a coreset of 10 %, or anomalib on the
+most images. Every cell is kept in results/peers.json at once, with its commit: a run can be stopped, and
 goes on with what is missing; `--again` measures anew what is known. `--images N` is a trial with N images of
 each kind, which keeps nothing; give `--results FOLDER` with it.
 """
@@ -89,7 +89,11 @@ class Setting:
         """Whether it takes hours, or nearly so; of the few cookies nothing does."""
         if category == "cookies":
             return False
-        return self.key.endswith("10pct") or (self.key == "anomalib-1pct" and category == "magnetic tile")
+        return self.is_large or (self.tool == "anomalib" and category == "magnetic tile")
+
+    @property
+    def is_large(self) -> bool:
+        return self.key.endswith("10pct")
 
 
 def settings() -> list[Setting]:
@@ -286,7 +290,8 @@ def cells() -> list[Any]:
             for setting in settings():
                 is_long = setting.is_long(category)
                 name = f"{network}-{category.replace(' ', '_')}-{setting.key}{'-long' * is_long}"
-                found.append((is_long, pytest.param(network, category, setting, id=name)))
+                order = (NETWORKS.index(network), is_long, setting.is_large)
+                found.append((order, pytest.param(network, category, setting, id=name)))
     return [cell for _, cell in sorted(found, key=lambda one: one[0])]
 
 

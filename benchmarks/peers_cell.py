@@ -69,18 +69,19 @@ def run(make: Callable[[Task], Tool]) -> None:
 
 def measure(tool: Tool, task: Task) -> None:
     """Fit, predict all test images from their files, one at a time, then the latencies."""
-    memory, start = PeakMemory(), time.perf_counter()
+    memory, start, cpu = PeakMemory(), time.perf_counter(), time.process_time()
     tool.fit()
-    fit_seconds = time.perf_counter() - start
+    fit_seconds, fit_cpu = time.perf_counter() - start, time.process_time() - cpu
     fit_peak, peak = memory.read(), memory.whole()
-    memory = PeakMemory()
     found = [tool.predict_file(path) for path in task.test]
     scores = np.array([score for score, _ in found])
     np.savez(f"{task.out}.npz", scores=scores, maps=np.stack([values for _, values in found]))
     del found
+    memory = PeakMemory()  # from here on nothing is gathered
     seconds = latencies(tool, [task.test[number] for number in spread(len(task.test), task.timed)])
     numbers = {
         "fit_seconds": fit_seconds,
+        "fit_cpu": fit_cpu,
         "fit_peak": fit_peak,
         "predict_peak": memory.read(),
         "peak": max(peak, memory.whole()),
