@@ -118,6 +118,12 @@ def settings() -> list[Setting]:
         Setting("mh", "anomalib", "MH-PatchCore", {"model": "MH-PatchCore", "crop": 224}),
         Setting("openvino", "ensemblead", "defaults, OpenVINO", openvino),
         *pair(1),
+        Setting(
+            "anomalib-openvino",
+            "anomalib",
+            "PatchCore, 1 %, exported to OpenVINO",
+            {"model": "PatchCore", "coreset_sampling_ratio": 0.01, "openvino": True},
+        ),
         Setting("int8", "ensemblead", "defaults, OpenVINO int8", {**openvino, "int8": True}),
         *pair(10),
     ]
