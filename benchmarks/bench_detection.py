@@ -96,6 +96,7 @@ class Measured:
     notes: tuple[str, ...]
     fit_seconds: float
     fit_bytes: int
+    score: str  # how an image's score is made
 
     def columns(self) -> dict[str, Any]:
         row = self.row
@@ -116,7 +117,8 @@ def _evaluate(detector: Any, category: Category, seconds: float = 0.0, used: int
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # they are in the report, and kept with the figures
         report = evaluate(detector, category, bootstrap=0)
-    return Measured(report.rows[0], tuple(report.warnings), seconds, used)
+    score = str(getattr(getattr(detector, "members", [detector])[0], "score", ""))
+    return Measured(report.rows[0], tuple(report.warnings), seconds, used, score)
 
 
 def _fit(detector: Any, category: Category) -> tuple[float, int]:
@@ -223,6 +225,7 @@ def test_detection(figures: FiguresOf, material: tuple[Path, Path], category: st
         "image AUROC",
         at_least=known.get("image"),
         columns={**found.columns(), **found.costs()},
+        score=found.score,
         row=found.row.__dict__,
         notes=found.notes,
     )

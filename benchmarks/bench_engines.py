@@ -33,7 +33,7 @@ import numpy as np
 import torch
 from bench_trained import CATEGORIES
 from common import in_child, interleaved, ratio
-from kept import Kept, measure_together
+from kept import Kept, keep
 from record import Figure, FiguresOf
 
 import ensemblead as ead
@@ -257,17 +257,3 @@ def one_category(path: Path, limit: int | None) -> Category:
     return Category(
         category.name, category.train[:limit], tuple(one for kind in kinds for one in kind[:limit])
     )
-
-
-def keep(rows: list[Any], key: str, function: Any, limit: int | None) -> None:
-    """Measure a cell and keep it; of a trial only show it."""
-    if limit is None:
-        measured = measure_together(rows, key, function)
-    else:
-        for row, cell in zip(rows, function(), strict=True):
-            row._cells = {}
-            row.add(key, cell)
-        measured = True
-    if measured:
-        for row in rows:
-            row.report()

@@ -243,6 +243,10 @@ class PeakMemory:
     def read(self) -> int:
         return max(0, _status("VmHWM") - self._before)
 
+    def whole(self) -> int:
+        """The same with what was resident before."""
+        return _status("VmHWM")
+
 
 def _measure_peak(
     setup: Callable[[], Any], call: Callable[[Any], object], warm_up: Callable[[], object] | None

@@ -18,7 +18,9 @@ _COLLECTED = pytest.StashKey[Figures]()
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--features", help="a .npy file of real features, [N, 128] float32 (bench_coreset.py)")
     parser.addoption("--rows", type=int, help="as many rows for a quick trial")
-    parser.addoption("--images", type=int, help="as many images at most, for a trial (bench_memory.py)")
+    parser.addoption(
+        "--images", type=int, help="as many images at most, for a trial (bench_memory.py, bench_peers.py)"
+    )
     parser.addoption("--results", type=Path, default=RESULTS, help="folder to write the results to")
     parser.addoption("--data", type=Path, help="folder of real inspection images, in MVTec layout")
     parser.addoption("--weights", type=Path, help="folder of the networks' weights, <name>.safetensors")
@@ -30,6 +32,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         type=Path,
         default=Path("retrieval-cache"),
         help="folder of what bench_retrieval.py, bench_robust.py and bench_defects.py keep",
+    )
+    parser.addoption("--anomalib", help="a Python that has anomalib 2 (bench_peers.py)")
+    parser.addoption(
+        "--patchcore-inspection", type=Path, help="a checkout of patchcore-inspection (bench_peers.py)"
     )
     parser.addoption("--again", action="store_true", help="measure what is known anew (bench_tiled.py)")
 

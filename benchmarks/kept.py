@@ -40,6 +40,10 @@ class Kept:
     def add(self, key: str, cell: Mapping[str, Any]) -> None:
         self._cells[key] = {**cell, "commit": commit()}
 
+    def forget(self) -> None:
+        """Leave out what is known of earlier runs."""
+        self._cells = {}
+
     def report(self) -> None:
         """Show the row at the end of the run, in place of how it stood after an earlier cell."""
         rows = self._figures.figures.rows
@@ -71,3 +75,19 @@ def measure_together(
         row.add(key, cell)
     write_results(rows[0].benchmark, [row.figure() for row in rows], [])
     return True
+
+
+def keep(
+    rows: Sequence[Kept], key: str, function: Callable[[], Sequence[Mapping[str, Any]]], limit: int | None
+) -> None:
+    """Measure a cell, keep it and show it; of a trial (a limit of images is given) only show it."""
+    if limit is None:
+        measured = measure_together(rows, key, function)
+    else:
+        for row, cell in zip(rows, function(), strict=True):
+            row.forget()
+            row.add(key, cell)
+        measured = True
+    if measured:
+        for row in rows:
+            row.report()

@@ -1,6 +1,7 @@
 """The record of the benchmarks: figures beside their targets, kept with machine, versions and commit.
 
-`python benchmarks/record.py` writes the tables of benchmarks/README.md anew from benchmarks/results/*.json.
+`python benchmarks/record.py` writes the tables of benchmarks/README.md anew from benchmarks/results/*.json,
+and the short ones of the documents for users.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,6 @@ from common import Timing
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
 README = HERE / "README.md"
-BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
 
 # --- where a figure comes from --------------------------------------------------------------------
 
@@ -329,14 +329,94 @@ def _describe_run(number: int, run: Mapping[str, Any]) -> str:
     return f"{number}. {run['date']}, {source}; {where}{remark}; {software}"
 
 
+def markers(name: str) -> tuple[str, str]:
+    return f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+
+
+def fill(document: Path, name: str, text: str) -> None:
+    """Puts text between the markers of a name in a document."""
+    begin, end = markers(name)
+    before, found, rest = document.read_text().partition(begin)
+    _, closed, after = rest.partition(end)
+    if not found or not closed:
+        raise SystemExit(f"{document} lacks the markers {begin} and {end}")
+    write_text(document, f"{before}{begin}\n{text}\n{end}{after}")
+
+
 def render_readme(readme: Path = README, folder: Path = RESULTS) -> None:
     """Puts the tables between the markers of README.md."""
-    before, begin, rest = readme.read_text().partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise SystemExit(f"{readme} lacks the markers {BEGIN} and {END}")
-    write_text(readme, f"{before}{BEGIN}\n{markdown(load_results(folder))}\n{END}{after}")
+    fill(readme, "figures", markdown(load_results(folder)))
+
+
+# --- the short tables -----------------------------------------------------------------------------
+
+_DATA = {
+    "bottle": "MVTec AD bottle",
+    "cookies": "cracked cookies (AWS sample data)",
+    "magnetic tile": "magnetic tile (Huang et al.)",
+}
+_MODELS = {
+    "resnet18": "resnet18",
+    "densenet169": "densenet169",
+    "ensemble": "both and squeezenet1_1",
+}
+_METRICS = ("image AUROC", "pixel AUROC", "AUPRO")
+
+
+def _details(benchmark: str, folder: Path) -> dict[str, Mapping[str, Any]]:
+    """The details of a benchmark's rows with columns, by what they are of."""
+    documents = [document for document in load_results(folder) if document["benchmark"] == benchmark]
+    rows = [row for document in documents for row in document["rows"]]
+    return {row["what"]: row["details"] for row in rows if row["details"].get("columns")}
+
+
+def _three(columns: Mapping[str, Any]) -> str:
+    """Image AUROC, pixel AUROC and AUPRO in three digits, without the zero before the point."""
+    return " / ".join(f"{columns[name]:.3f}".removeprefix("0") for name in _METRICS)
+
+
+def detection_table(folder: Path = RESULTS) -> str:
+    """PatchCore on the photographs at hand, as README.md shows it."""
+    known = _details("detection", folder)
+    shown = [known[f"{key}, {model}"] for key in _DATA for model in _MODELS]
+    scores = sorted({details.get("score", "max") for details in shown})  # rows that name none are of "max"
+    score = " or ".join(f'`score="{name}"`' for name in scores)
+    head = f"whole image at 256 x 256, 1 % coreset, {score}, defaults otherwise"
+    lines = ["| " + " | ".join([head, *_MODELS.values()]) + " |", "| --- " * 4 + "|"]
+    for key, data in _DATA.items():
+        cells = [_three(known[f"{key}, {model}"]["columns"]) for model in _MODELS]
+        lines.append("| " + " | ".join([data, *cells]) + " |")
+    return "\n".join(lines)
+
+
+def peers_table(network: str = "resnet18", folder: Path = RESULTS) -> str:
+    """This library beside others, on one network, as docs/results.md shows it."""
+    known = {what: details["columns"] for what, details in _details("peers", folder).items()}
+    names = ["fit, s", "decoded image, ms", "file, ms", "fit's peak, MB", "process, MB"]
+    head = ["data", "tool", *names, " / ".join(_METRICS), "false alarms", "misses"]
+    lines = ["| " + " | ".join(head) + " |", "| --- | --- " + "| ---: " * len(names) + "| --- | --- | --- |"]
+    for key in _DATA:
+        start = f"{key}, {network}, "
+        for what, columns in known.items():
+            if what.startswith(start):
+                costs = [_number(columns[name]) for name in names]
+                rates = [columns["false alarms"], columns["misses"]]
+                cells = [key, what.removeprefix(start), *costs, _three(columns), *rates]
+                lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) if len(lines) > 2 else "No results yet."
+
+
+SHORT_TABLES: dict[str, Callable[[], str]] = {"detection": detection_table, "peers": peers_table}
+
+
+def documents_with(name: str) -> list[Path]:
+    """README.md and the pages of docs/ that have the markers of a short table."""
+    pages = [HERE.parent / "README.md", *sorted((HERE.parent / "docs").rglob("*.md"))]
+    return [page for page in pages if markers(name)[0] in page.read_text()]
 
 
 if __name__ == "__main__":
     render_readme()
+    for table, make in SHORT_TABLES.items():
+        for page in documents_with(table):
+            fill(page, table, make())
