@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ensemblead.common.memory import return_free_memory
 from ensemblead.memory.budget import Budget
 from ensemblead.memory.buffer import AddedRows, Buffer, take
 from ensemblead.memory.groups import Groups
@@ -138,8 +139,10 @@ class Intake:
                 else:
                     self._keep_new(groups[0], known)
                 groups.pop(0)
+                return_free_memory()
                 if known is None:
                     self._merge(dims)
+                    return_free_memory()
         finally:
             for group in groups:
                 for rows, labels in zip(group.chunks, group.labels, strict=True):
