@@ -62,7 +62,7 @@ class FirstException {
 
 enum class Schedule {
   kStatic,   // every thread gets one range of items
-  kDynamic,  // every thread takes the next item when it has finished one
+  kDynamic,  // every thread takes the next item when it has finished one; its items ascend
 };
 
 // Calls body(item, thread) for every item of [0, count), on at most `threads` threads; `thread` is below
@@ -76,7 +76,7 @@ void parallel_for(std::int64_t count, int threads, Schedule schedule, const Body
   FirstException exception;
 #if defined(_OPENMP)
   if (schedule == Schedule::kDynamic) {
-#pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
+#pragma omp parallel for num_threads(threads) schedule(monotonic : dynamic, 1)
     for (std::int64_t item = 0; item < count; ++item)
       exception.run([&] { body(item, omp_get_thread_num()); });
   } else {

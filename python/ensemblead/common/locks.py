@@ -5,12 +5,13 @@ from __future__ import annotations
 import errno
 import importlib
 import os
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+fcntl: Any = None  # as on Windows
+with suppress(ImportError):
+    fcntl = importlib.import_module("fcntl")
 
 
 class NoLocksError(OSError):

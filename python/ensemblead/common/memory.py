@@ -5,15 +5,16 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
+import importlib
 import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
-try:
-    import resource
-except ImportError:  # Windows
-    resource = None  # type: ignore[assignment]
+resource: Any = None  # as on Windows
+with contextlib.suppress(ImportError):
+    resource = importlib.import_module("resource")
 
 
 def peak_memory_mb() -> float:
