@@ -66,6 +66,10 @@ def test_workflows(path: Path) -> None:
     assert workflow["permissions"] == {"contents": "read"}
     for job in workflow["jobs"].values():
         assert job["timeout-minutes"] <= 120
+        assert set(job.get("needs", [])) <= set(workflow["jobs"])
+        # What a job may do besides reading is given where a person releases it.
+        assert job.get("permissions", {}) in ({}, {"id-token": "write"})
+        assert ("permissions" in job) == ("environment" in job)
         for step in job["steps"]:
             assert ("uses" in step) != ("run" in step)
             for script in re.findall(r"bash (\S+)", step.get("run", "")):

@@ -316,7 +316,7 @@ def may_include(where: str, header: str, system: bool) -> bool:
     if STANDARD_CXX.match(header):
         return True
     if place == "cpu":
-        return header in ("omp.h", "immintrin.h", "pthread.h", "sys/mman.h")
+        return header in ("omp.h", "immintrin.h", "arm_neon.h", "cpuid.h", "pthread.h", "sys/mman.h")
     if place == "cuda":
         return CUDA_HEADERS.match(header) is not None
     return place == "bindings" and (header.startswith("pybind11/") or header in ("omp.h", "Python.h"))

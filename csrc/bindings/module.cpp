@@ -26,9 +26,10 @@ PYBIND11_MODULE(_core, module) {
   module.attr("__version__") = ENSEMBLEAD_VERSION;
   module.attr("cuda_decision") = ENSEMBLEAD_CUDA_DECISION;
   module.attr("compiler") = ENSEMBLEAD_COMPILER;
+  module.attr("threading") = cpu::threading();
   module.def("cuda_available", &cuda::available);
   module.def("instruction_set", [] { return cpu::name(cpu::instruction_set()); });
-  module.def("openmp_threads", [] { return cpu::most_threads(0); });
+  module.def("default_threads", [] { return cpu::most_threads(0); });
 
   bindings::bind_coreset(module);
   bindings::bind_nearest(module);

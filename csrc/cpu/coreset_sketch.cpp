@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <new>
 
 #include "cpu/huge_pages.hpp"
 #include "cpu/parallel.hpp"
@@ -113,8 +112,7 @@ void Sketch::find_directions(double tolerated_rest) {
 void Sketch::sketch_rows(int num_threads) {
   // Rows are visited in no order of memory: whole cache lines, and large pages where there are any.
   const std::int64_t bytes = rows_ * sketch_dims_ * std::int64_t{sizeof(float)};
-  sketches_.reset(static_cast<float*>(std::aligned_alloc(64, static_cast<std::size_t>(bytes))));
-  if (sketches_ == nullptr) throw std::bad_alloc();
+  sketches_.reset(static_cast<float*>(::operator new(static_cast<std::size_t>(bytes), kCacheLine)));
   prefer_huge_pages(sketches_.get(), bytes);
   norms_.resize(static_cast<std::size_t>(rows_));
   const std::int64_t tile = simd_.tile_rows;

@@ -3,8 +3,8 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <cstdlib>
 #include <memory>
+#include <new>
 #include <vector>
 
 #include "cpu/coreset_simd.hpp"
@@ -40,8 +40,9 @@ class Sketch {
   Norms point(const float* values, float* out) const;
 
  private:
+  static constexpr std::align_val_t kCacheLine{64};
   struct Free {
-    void operator()(float* memory) const { std::free(memory); }
+    void operator()(float* memory) const { ::operator delete(memory, kCacheLine); }
   };
 
   void find_directions(double tolerated_rest);

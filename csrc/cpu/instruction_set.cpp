@@ -1,5 +1,10 @@
 #include "cpu/instruction_set.hpp"
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
+#include <cstdint>
 #include <cstdlib>
 #include <string>
 
@@ -8,20 +13,41 @@
 namespace ensemblead::cpu {
 namespace {
 
-InstructionSet best_supported() {
 #if defined(__x86_64__)
-  __builtin_cpu_init();
-  const bool v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-                  __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2") &&
-                  __builtin_cpu_supports("f16c");
-  const bool v4 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                  __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
-                  __builtin_cpu_supports("avx512vl");
-  if (v3 && v4) return InstructionSet::kV4;
-  if (v3) return InstructionSet::kV3;
-#endif
-  return InstructionSet::kBaseline;
+constexpr bool has(unsigned features, unsigned wanted) { return (features & wanted) == wanted; }
+
+// The registers that the operating system keeps for every thread: no others may be used.
+std::uint64_t kept_registers() {
+  std::uint32_t low = 0;
+  std::uint32_t high = 0;
+  __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  return std::uint64_t{high} << 32 | low;
 }
+
+// Asked of the processor itself: __builtin_cpu_supports needs a library of the compiler that Windows's linkers
+// do not find.
+InstructionSet best_supported() {
+  constexpr unsigned kFirst = bit_FMA | bit_OSXSAVE | bit_AVX | bit_F16C;
+  constexpr unsigned kV3 = bit_AVX2 | bit_BMI | bit_BMI2;
+  constexpr unsigned kV4 = unsigned{bit_AVX512F} | bit_AVX512BW | bit_AVX512CD | bit_AVX512DQ |
+                           static_cast<unsigned>(bit_AVX512VL);
+  constexpr std::uint64_t kAvxRegisters = 0x6;      // of SSE and AVX
+  constexpr std::uint64_t kAvx512Registers = 0xe6;  // besides: masks, upper halves, sixteen more registers
+  unsigned eax = 0;
+  unsigned ebx = 0;
+  unsigned ecx = 0;
+  unsigned edx = 0;
+  if (__get_cpuid(1, &eax, &ebx, &ecx, &edx) == 0 || !has(ecx, kFirst)) return InstructionSet::kBaseline;
+  const std::uint64_t registers = kept_registers();
+  if ((registers & kAvxRegisters) != kAvxRegisters) return InstructionSet::kBaseline;
+  if (__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) == 0 || !has(ebx, kV3))
+    return InstructionSet::kBaseline;
+  const bool v4 = has(ebx, kV4) && (registers & kAvx512Registers) == kAvx512Registers;
+  return v4 ? InstructionSet::kV4 : InstructionSet::kV3;
+}
+#else
+InstructionSet best_supported() { return InstructionSet::kBaseline; }
+#endif
 
 InstructionSet choose() {
   const InstructionSet best = best_supported();

@@ -1,7 +1,14 @@
 // Parallel loops of the CPU kernels: their number of threads, and exceptions within them.
+//
+// They run on OpenMP, or without it on the threads of cpu/thread_pool.hpp. docs/design/portability.md says where
+// which of them is built.
 #pragma once
 
+#if defined(_OPENMP)
 #include <omp.h>
+#else
+#include "cpu/thread_pool.hpp"
+#endif
 
 #include <algorithm>
 #include <atomic>
@@ -10,9 +17,15 @@
 
 namespace ensemblead::cpu {
 
+// What loops run on, for people: "C++ threads", or OpenMP with the date of its specification, "OpenMP 201511".
+const char* threading();
+
 // The most threads that a loop may take: `wanted` of a Work, or OpenMP's default where that is 0. Always 1 in
-// a process that was forked with the library loaded: OpenMP's threads do not survive a fork, and a team in
-// the child would wait for them for ever.
+// a process that was forked with the library loaded: threads do not survive a fork, and a team in the child
+// would wait for them for ever.
+//
+// Without OpenMP the default is OMP_NUM_THREADS, or the number of the machine's hardware threads; a value that
+// is no number throws ValueError.
 int most_threads(int wanted);
 
 // The least number of values that make it worth while to wake a thread for a pass over them.
@@ -49,7 +62,7 @@ class FirstException {
 
 enum class Schedule {
   kStatic,   // every thread gets one range of items
-  kDynamic,  // every thread takes the next item when it has finished one
+  kDynamic,  // every thread takes the next item when it has finished one; its items ascend
 };
 
 // Calls body(item, thread) for every item of [0, count), on at most `threads` threads; `thread` is below
@@ -61,8 +74,9 @@ void parallel_for(std::int64_t count, int threads, Schedule schedule, const Body
     return;
   }
   FirstException exception;
+#if defined(_OPENMP)
   if (schedule == Schedule::kDynamic) {
-#pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
+#pragma omp parallel for num_threads(threads) schedule(monotonic : dynamic, 1)
     for (std::int64_t item = 0; item < count; ++item)
       exception.run([&] { body(item, omp_get_thread_num()); });
   } else {
@@ -70,6 +84,21 @@ void parallel_for(std::int64_t count, int threads, Schedule schedule, const Body
     for (std::int64_t item = 0; item < count; ++item)
       exception.run([&] { body(item, omp_get_thread_num()); });
   }
+#else
+  const std::int64_t parts = std::min<std::int64_t>(threads, count);
+  std::atomic<std::int64_t> next{0};
+  run_parts(static_cast<int>(parts), [&](int part) noexcept {
+    if (schedule == Schedule::kDynamic) {
+      for (std::int64_t item = next++; item < count; item = next++) exception.run([&] { body(item, part); });
+    } else {
+      // The first `count % parts` ranges have one item more.
+      const std::int64_t size = count / parts, longer = count % parts;
+      const std::int64_t begin = part * size + std::min<std::int64_t>(part, longer);
+      const std::int64_t end = begin + size + (part < longer ? 1 : 0);
+      for (std::int64_t item = begin; item < end; ++item) exception.run([&] { body(item, part); });
+    }
+  });
+#endif
   exception.rethrow();
 }
 

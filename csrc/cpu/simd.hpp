@@ -12,6 +12,8 @@
 
 #if defined(__SSE2__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 #ifndef ENSEMBLEAD_INSTRUCTION_SET
@@ -170,8 +172,12 @@ inline void store_converted(Float16* to, Vec value) {
 
 template <class A>
 struct WideVector {
-  typedef A Type __attribute__((vector_size(64), aligned(alignof(A)), may_alias));
+  typedef A Type __attribute__((vector_size(64)));
+  typedef A Unaligned __attribute__((vector_size(64), aligned(alignof(A)), may_alias));
   static constexpr int kLanes = 64 / sizeof(A);
+
+  static inline Type load(const A* from) { return *reinterpret_cast<const Unaligned*>(from); }
+  static inline void store(A* to, const Type& value) { *reinterpret_cast<Unaligned*>(to) = value; }
 };
 
 }  // namespace

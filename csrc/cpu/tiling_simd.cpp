@@ -126,13 +126,13 @@ bool any_not_finite(const T* values, std::int64_t length) {
   std::int64_t x = 0;
   unsigned found = 0;
   if constexpr (!std::is_same_v<T, BFloat16>) {
-    using V = typename WideVector<T>::Type;
-    V total{};
-    for (; x + WideVector<T>::kLanes <= length; x += WideVector<T>::kLanes) {
-      const V value = *reinterpret_cast<const V*>(values + x);
+    using Wide = WideVector<T>;
+    typename Wide::Type total{};
+    for (; x + Wide::kLanes <= length; x += Wide::kLanes) {
+      const typename Wide::Type value = Wide::load(values + x);
       total += value - value;
     }
-    for (int lane = 0; lane < WideVector<T>::kLanes; ++lane) found |= not_finite(total[lane]) ? 1u : 0u;
+    for (int lane = 0; lane < Wide::kLanes; ++lane) found |= not_finite(total[lane]) ? 1u : 0u;
   }
   for (; x < length; ++x) found |= not_finite(values[x]) ? 1u : 0u;
   return found != 0;
@@ -206,23 +206,21 @@ struct AlongRow {
 };
 
 // `check` becomes NaN in lanes where a sum is not finite.
-template <class V, int sums, class A, class Taps>
+template <int sums, class A, class Taps>
 inline void blur_block(const Taps& taps, const A* weights, std::int64_t radius, std::int64_t x, A* out,
-                       V& check) {
-  constexpr int kWide = sizeof(V) / sizeof(A);
-  V sum[sums];
-  for (int n = 0; n < sums; ++n)
-    sum[n] = weights[radius] * *reinterpret_cast<const V*>(taps.centre() + x + n * kWide);
+                       typename WideVector<A>::Type& check) {
+  using Wide = WideVector<A>;
+  typename Wide::Type sum[sums];
+  for (int n = 0; n < sums; ++n) sum[n] = weights[radius] * Wide::load(taps.centre() + x + n * Wide::kLanes);
   for (std::int64_t k = 1; k <= radius; ++k) {
     const A weight = weights[radius + k];
     const A* const before = taps.before(k) + x;
     const A* const after = taps.after(k) + x;
     for (int n = 0; n < sums; ++n)
-      sum[n] += weight * (*reinterpret_cast<const V*>(before + n * kWide) +
-                          *reinterpret_cast<const V*>(after + n * kWide));
+      sum[n] += weight * (Wide::load(before + n * Wide::kLanes) + Wide::load(after + n * Wide::kLanes));
   }
   for (int n = 0; n < sums; ++n) {
-    *reinterpret_cast<V*>(out + x + n * kWide) = sum[n];
+    Wide::store(out + x + n * Wide::kLanes, sum[n]);
     check += sum[n] - sum[n];
   }
 }
@@ -231,16 +229,15 @@ inline void blur_block(const Taps& taps, const A* weights, std::int64_t radius, 
 // not finite.
 template <class A, class Taps>
 inline bool blur_row(const Taps& taps, const A* weights, std::int64_t radius, std::int64_t length, A* out) {
-  using V = typename WideVector<A>::Type;
   constexpr std::int64_t kWide = WideVector<A>::kLanes;
-  V check{};
+  typename WideVector<A>::Type check{};
   A rest = 0;
   std::int64_t x = 0;
   for (; x + kSums * kWide <= length; x += kSums * kWide)
-    blur_block<V, kSums>(taps, weights, radius, x, out, check);
-  for (; x + kWide <= length; x += kWide) blur_block<V, 1>(taps, weights, radius, x, out, check);
+    blur_block<kSums>(taps, weights, radius, x, out, check);
+  for (; x + kWide <= length; x += kWide) blur_block<1>(taps, weights, radius, x, out, check);
   if (x < length && length >= kWide) {
-    blur_block<V, 1>(taps, weights, radius, length - kWide, out, check);
+    blur_block<1>(taps, weights, radius, length - kWide, out, check);
     x = length;
   }
   for (; x < length; ++x) {
@@ -274,11 +271,12 @@ void across_rows(const A* const* rows, const A* weights, std::int64_t radius, st
 }
 
 // One vector of each row read, added to the sums of those output rows that it reaches.
-template <class V, int vectors, class A>
+template <int vectors, class A>
 inline void add_row(const A* row, const A* weights, std::int64_t first, std::int64_t last,
-                    V (*sum)[vectors]) {
-  V value[vectors];
-  for (int n = 0; n < vectors; ++n) value[n] = *reinterpret_cast<const V*>(row + n * WideVector<A>::kLanes);
+                    typename WideVector<A>::Type (*sum)[vectors]) {
+  using Wide = WideVector<A>;
+  typename Wide::Type value[vectors];
+  for (int n = 0; n < vectors; ++n) value[n] = Wide::load(row + n * Wide::kLanes);
   // Constant bounds, so that the sums stay in registers.
   for (int r = 0; r < kBlurRows; ++r) {
     if (r < first || r > last) continue;
@@ -291,19 +289,18 @@ inline void add_row(const A* row, const A* weights, std::int64_t first, std::int
 template <int vectors, class A>
 inline void blur_many_block(const A* const* rows, const A* weights, std::int64_t radius, std::int64_t x,
                             A* out, std::int64_t out_stride) {
-  using V = typename WideVector<A>::Type;
-  V sum[kBlurRows][vectors];
+  using Wide = WideVector<A>;
+  typename Wide::Type sum[kBlurRows][vectors];
   for (int r = 0; r < kBlurRows; ++r)
-    for (int n = 0; n < vectors; ++n) sum[r][n] = V{};
+    for (int n = 0; n < vectors; ++n) sum[r][n] = typename Wide::Type{};
   const std::int64_t taps = 2 * radius + 1;
-  for (std::int64_t t = 0; t < kBlurRows - 1; ++t) add_row<V, vectors>(rows[t] + x, weights + t, 0, t, sum);
+  for (std::int64_t t = 0; t < kBlurRows - 1; ++t) add_row<vectors>(rows[t] + x, weights + t, 0, t, sum);
   for (std::int64_t t = kBlurRows - 1; t < taps; ++t)
-    add_row<V, vectors>(rows[t] + x, weights + t, 0, kBlurRows - 1, sum);
+    add_row<vectors>(rows[t] + x, weights + t, 0, kBlurRows - 1, sum);
   for (std::int64_t t = taps; t < taps + kBlurRows - 1; ++t)
-    add_row<V, vectors>(rows[t] + x, weights + t, t - taps + 1, kBlurRows - 1, sum);
+    add_row<vectors>(rows[t] + x, weights + t, t - taps + 1, kBlurRows - 1, sum);
   for (int r = 0; r < kBlurRows; ++r)
-    for (int n = 0; n < vectors; ++n)
-      *reinterpret_cast<V*>(out + r * out_stride + x + n * WideVector<A>::kLanes) = sum[r][n];
+    for (int n = 0; n < vectors; ++n) Wide::store(out + r * out_stride + x + n * Wide::kLanes, sum[r][n]);
 }
 
 template <class A>

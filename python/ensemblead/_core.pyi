@@ -7,13 +7,15 @@ from typing import Any
 __version__: str
 cuda_decision: str
 compiler: str
+threading: str
 
 def cuda_available() -> bool: ...
 def instruction_set() -> str: ...
-def openmp_threads() -> int: ...
+def default_threads() -> int: ...
 
-# Every operation ends with `num_threads` (0: the default of OpenMP), `stream` (a cudaStream_t) and `scratch`:
-# uint8 memory on the device of the arrays, as much as `..._scratch` of the operation asks for, or None.
+# Every operation ends with `num_threads` (0: those of `default_threads`), `stream` (a cudaStream_t) and
+# `scratch`: uint8 memory on the device of the arrays, as much as `..._scratch` of the operation asks for, or
+# None.
 
 def select_coreset(
     features: Any,

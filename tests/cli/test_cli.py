@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import platform
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -79,9 +81,11 @@ class TestWithTyper:
         assert described["ensemblead"] == ensemblead.__version__
         assert described["packages"]["numpy"]
         assert described["core"]["cuda"].startswith(("on", "off"))
-        assert described["core"]["compiler"].startswith(("GNU", "Clang"))
+        assert described["core"]["compiler"].startswith(("GNU", "Clang", "AppleClang"))
+        assert described["core"]["compiler"].endswith(f"{platform.system()} {platform.machine()}")
+        assert re.fullmatch(r"OpenMP \d{6}|C\+\+ threads", described["core"]["threading"])
         assert described["core"]["instruction_set"] in ("baseline", "x86-64-v3", "x86-64-v4")
-        assert described["core"]["openmp_threads"] >= 1
+        assert described["core"]["default_threads"] >= 1
         assert described["threads"]["kernels"] >= 1
         assert described["threads"]["affinity_cores"] >= 1
         assert described["threads"]["waiting"] != "default"

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import platform
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from ensemblead.common import memory
 from ensemblead.common.memory import peak_memory_mb, reset_peak_memory, return_free_memory
 
 SCATTERED = """
@@ -41,6 +44,14 @@ def test_pages_below_what_stays_are_given_back() -> None:
 def test_it_may_be_called_at_any_time() -> None:
     for _ in range(3):
         return_free_memory()
+
+
+def test_a_system_that_does_not_say_the_peak(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Windows, which has neither /proc nor `resource`."""
+    monkeypatch.setattr(memory, "resource", None)
+    monkeypatch.setattr(memory, "Path", lambda path: Path("/nowhere") / path.lstrip("/"))
+    assert math.isnan(memory.peak_memory_mb())
+    assert not memory.reset_peak_memory()
 
 
 def test_a_new_peak_counts_nothing_of_the_last_one() -> None:

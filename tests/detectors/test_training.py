@@ -363,6 +363,19 @@ def test_features_are_the_same_in_a_file(precision: str, monkeypatch: pytest.Mon
     )
 
 
+@pytest.mark.parametrize("size", [1, (1 << 20) - 1, 1 << 20, (3 << 20) + 7])
+def test_room_is_taken_where_the_system_reserves_none(
+    size: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As on macOS and Windows: a file that has blocks, not a length alone."""
+    monkeypatch.delattr(os, "posix_fallocate", raising=False)
+    with (tmp_path / "room").open("wb") as file:
+        features._take_room(file, size)
+        found = os.fstat(file.fileno())
+        assert found.st_size == size
+        assert getattr(found, "st_blocks", size) * 512 >= size
+
+
 def test_a_full_temporary_folder_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(features.FeatureCache.__init__, "__defaults__", (0,))
 

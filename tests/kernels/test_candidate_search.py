@@ -7,8 +7,6 @@ with numbers up to 2^31, and any bits of values.
 from __future__ import annotations
 
 import ctypes
-import os
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.compiler import compiler_or_skip
 from support.coresets import KINDS, core_picks, start_options
 
 HERE = Path(__file__).resolve().parent.parent / "support"
@@ -25,9 +24,7 @@ MOST_ROWS = 2**31 - 2
 
 @pytest.fixture(scope="module")
 def probe(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
-    if compiler is None:
-        pytest.skip("no C++ compiler to build candidate_search_probe.cpp with")
+    compiler = compiler_or_skip("candidate_search_probe.cpp")
     path = tmp_path_factory.mktemp("search") / "probe.so"
     csrc = HERE.parents[1] / "csrc"
     sources = [HERE / "candidate_search_probe.cpp", csrc / "core/coreset_rules.cpp"]

@@ -1,6 +1,6 @@
 """Kernels in a process that was forked after they had been used: one thread works there, to the same result.
 
-OpenMP's threads do not survive a fork, and a team in the child would wait for them for ever.
+Threads do not survive a fork, and a team in the child would wait for them for ever.
 """
 
 from __future__ import annotations
@@ -51,11 +51,11 @@ def forked(function):
     return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
 
 expected = run_all()
-assert _core.openmp_threads() > 1
-same = lambda: run_all() == expected and _core.openmp_threads() == 1
+assert _core.default_threads() > 1
+same = lambda: run_all() == expected and _core.default_threads() == 1
 assert forked(same) == 0, "a child"
 assert forked(lambda: forked(same) == 0) == 0, "a child of a child"
-assert run_all() == expected and _core.openmp_threads() > 1, "the parent afterwards"
+assert run_all() == expected and _core.default_threads() > 1, "the parent afterwards"
 """
 
 

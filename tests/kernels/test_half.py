@@ -7,14 +7,13 @@ compile it several times over.
 from __future__ import annotations
 
 import ctypes
-import os
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from support.compiler import compiler_or_skip
 
 HERE = Path(__file__).resolve().parent.parent / "support"
 ALL_BITS = np.arange(65536, dtype=np.uint16)
@@ -51,9 +50,7 @@ class Probe:
 
 @pytest.fixture(scope="module", params=["-O0", "-O3 -march=native"])
 def probe(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Probe:
-    compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
-    if compiler is None:
-        pytest.skip("no C++ compiler to build half_probe.cpp with")
+    compiler = compiler_or_skip("half_probe.cpp")
     library = tmp_path_factory.mktemp("half") / "half_probe.so"
     command = f"{compiler} -std=c++17 -Wall -Wextra -Werror -shared -fPIC -fno-trapping-math {request.param}"
     sources = [f"-I{HERE.parents[1] / 'csrc'}", str(HERE / "half_probe.cpp"), "-o", str(library)]

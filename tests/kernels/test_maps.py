@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("scipy")
+
 import torch
 from scipy.ndimage import gaussian_filter
 

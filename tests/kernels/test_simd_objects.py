@@ -6,14 +6,16 @@ library. The linker might keep the one that was compiled for AVX-512, and every 
 
 from __future__ import annotations
 
-import os
+import platform
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support.compiler import compiler_or_skip
 
 ROOT = Path(__file__).resolve().parents[2]
 CSRC = ROOT / "csrc"
@@ -25,7 +27,10 @@ WEAK = re.compile(r"^[0-9a-f]+ ([WVu]) (.+)$", re.MULTILINE)
 # A symbol that other objects may refer to.
 EXPORTED = re.compile(r"^[0-9a-f]+ ([A-Z]) (.+)$", re.MULTILINE)
 
-pytestmark = pytest.mark.skipif(NM is None, reason="nm of the binutils is not installed")
+pytestmark = [
+    pytest.mark.skipif(NM is None, reason="nm of the binutils is not installed"),
+    pytest.mark.skipif(sys.platform != "linux", reason="reads objects of Linux"),
+]
 
 
 def simd_sources() -> list[Path]:
@@ -38,7 +43,7 @@ def instruction_sets() -> dict[str, list[str]]:
     """Those of this machine's architecture, with the compiler's options for each."""
     found = dict(re.findall(r"set\(simd_options_(\w+) (.*)\)", CMAKE))
     assert "baseline" in found
-    if os.uname().machine != "x86_64":
+    if platform.machine() != "x86_64":
         return {"baseline": []}
     return {name: options.replace('"', "").split() for name, options in found.items()}
 
@@ -56,9 +61,7 @@ def built(source: Path, instruction_set: str) -> Path | None:
 
 def compile_object(source: Path, instruction_set: str, options: list[str], folder: Path) -> Path:
     """Without optimisation, so that nothing is inlined that need not be."""
-    compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
-    if compiler is None:
-        pytest.skip("there is neither a build tree nor a C++ compiler")
+    compiler = compiler_or_skip("an object of SIMD loops")
     path = folder / f"{source.stem}_{instruction_set}.o"
     define = f"-DENSEMBLEAD_INSTRUCTION_SET={instruction_set}"
     command = [compiler, "-std=c++17", "-O0", "-fPIC", "-Wno-psabi", *options, define, f"-I{CSRC}"]

@@ -80,7 +80,7 @@ def threads(packages: dict[str, dict[str, str]]) -> dict[str, Any]:
         import torch
 
         found["torch"] = torch.get_num_threads()
-    return {**found, "kernels": num_threads() or build().openmp_threads, "waiting": wait_policy()}
+    return {**found, "kernels": num_threads() or build().default_threads, "waiting": wait_policy()}
 
 
 def searches(found: list[dict[str, Any]]) -> dict[str, dict[str, str]]:

@@ -54,7 +54,12 @@ def write_atomically(
 
 
 def sync_folder(folder: StrPath) -> None:
-    """Wait until the names in a folder are on the disk, for renames that must outlast a loss of power."""
+    """Wait until the names in a folder are on the disk, for renames that must outlast a loss of power.
+
+    Windows opens no folders, and its file system keeps a journal of names: there it does nothing.
+    """
+    if os.name == "nt":
+        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

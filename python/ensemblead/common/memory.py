@@ -5,19 +5,28 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
-import resource
+import importlib
 import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
+
+resource: Any = None  # as on Windows
+with contextlib.suppress(ImportError):
+    resource = importlib.import_module("resource")
 
 
 def peak_memory_mb() -> float:
-    """The peak resident size of this process, since it started or since `reset_peak_memory`."""
+    """The peak resident size of this process, since it started or since `reset_peak_memory`; on Windows
+    NaN.
+    """
     with contextlib.suppress(OSError, ValueError):
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmHWM:"):
                 return float(line.split()[1]) / 1024.0
+    if resource is None:
+        return float("nan")
     # Linux counts it in kilobytes, macOS in bytes.
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return float(peak) / (1e6 if sys.platform == "darwin" else 1024.0)

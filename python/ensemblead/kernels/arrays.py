@@ -195,7 +195,7 @@ def no_scratch() -> int:
 
 def num_threads() -> int:
     """The number of threads of the CPU kernels: that of torch if it is loaded, else what a quota of the
-    control group leaves, else 0 (OpenMP's default).
+    control group leaves, else 0 (`default_threads` of the core).
 
     torch brings an OpenMP runtime of its own, so `torch.set_num_threads` does not reach ours by itself.
     """

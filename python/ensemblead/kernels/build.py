@@ -18,9 +18,10 @@ class Build:
     cuda: str  # "on" or "off" and why
     cuda_available: bool  # built with CUDA, and a device that the kernels run on is there
     cuda_kernels: bool  # whether detectors can run on a GPU at all
-    compiler: str
+    compiler: str  # its name and version, the system and the processor that it compiled for
     instruction_set: str  # of the SIMD loops, chosen for this processor
-    openmp_threads: int  # of the kernels, unless another number is asked for
+    threading: str  # what runs the loops: OpenMP, or C++ threads on Windows and macOS
+    default_threads: int  # of the kernels, unless another number is asked for
 
 
 def cuda_available() -> bool:
@@ -54,5 +55,6 @@ def build() -> Build:
         cuda_kernels=has_cuda_kernels(),
         compiler=_core.compiler,
         instruction_set=_core.instruction_set(),
-        openmp_threads=_core.openmp_threads(),
+        threading=_core.threading,
+        default_threads=_core.default_threads(),
     )

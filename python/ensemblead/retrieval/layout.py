@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -14,6 +13,7 @@ from typing import Any
 
 from ensemblead.common.errors import DamagedModelError, IndexBusyError, NewerFormatError
 from ensemblead.common.files import sync_folder, write_atomically
+from ensemblead.common.locks import lock_file
 from ensemblead.common.validation import one_of, some_of, whole_number
 from ensemblead.kernels.build import __version__
 from ensemblead.retrieval.catalogue import NAME as CATALOGUE
@@ -95,17 +95,12 @@ def lock(folder: Path) -> int:
 
     Raises IndexBusyError if another one has it.
     """
-    descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(descriptor)
-        if not isinstance(error, BlockingIOError):
-            raise
+        return lock_file(folder / LOCK)
+    except BlockingIOError:
         raise IndexBusyError(
             f"{folder} is being written to by another process or object; try again when it is done"
         ) from None
-    return descriptor
 
 
 def create(folder: Path, manifest: Manifest, save_embedder: Callable[[Path], object] | None) -> None:

@@ -8,7 +8,6 @@ lines are brought to the database: a torn one is cut off, those that lack are wr
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
 import sqlite3
@@ -20,6 +19,7 @@ from typing import Any
 
 from ensemblead.common.errors import EnsembleADError
 from ensemblead.common.files import StrPath, valid_text, write_atomically
+from ensemblead.common.locks import lock_file
 from ensemblead.common.warnings import warn
 
 DATABASE, LINES, _LOCK = "results.sqlite", "results.jsonl", "watch.lock"
@@ -99,12 +99,11 @@ class Results:
     def __init__(self, folder: Path, watched: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._lines, self._watched = folder / LINES, valid_text(watched)
-        self._lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
-            try:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise EnsembleADError(f"out: another process writes its results to {folder}") from None
+            self._lock = lock_file(folder / _LOCK)
+        except BlockingIOError:
+            raise EnsembleADError(f"out: another process writes its results to {folder}") from None
+        try:
             self._database = _open_database(folder / DATABASE)
             try:
                 self.is_new = self._check()

@@ -80,9 +80,9 @@ class Server(uvicorn.Server):
         self._end: float | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Also take SIGHUP, where signals are to be had."""
+        """Also take SIGHUP, where signals are to be had, which is not on Windows."""
         await super().startup(sockets)
-        if threading.current_thread() is threading.main_thread():
+        if hasattr(signal, "SIGHUP") and threading.current_thread() is threading.main_thread():
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._reload)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:

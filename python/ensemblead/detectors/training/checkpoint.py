@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -14,6 +13,7 @@ import torch
 
 from ensemblead.common.errors import DamagedModelError
 from ensemblead.common.files import StrPath
+from ensemblead.common.locks import NoLocksError, lock_folder
 from ensemblead.common.warnings import warn
 from ensemblead.store import MANIFEST, FolderWriter, check_target, read_folder, remove_folder, write_folder
 
@@ -137,26 +137,21 @@ def opened(folder: StrPath | None) -> Iterator[Checkpoint | None]:
         return
     checkpoint = Checkpoint.at(folder)
     checkpoint.root.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(checkpoint.root, os.O_RDONLY)
+    descriptor = None
     try:
-        _lock(descriptor, checkpoint.root)
-        try:
-            yield checkpoint
-        finally:
-            with suppress(OSError):  # there is something in it
-                checkpoint.root.rmdir()
-    finally:
-        os.close(descriptor)
-
-
-def _lock(descriptor: int, root: Path) -> None:
-    """Until the descriptor is closed, or the process ends."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with suppress(NoLocksError):
+            descriptor = lock_folder(checkpoint.root)
     except BlockingIOError as error:
-        raise ValueError(f"checkpoint: another fit uses {root} now; give another folder") from error
-    except OSError:
-        pass  # a file system without locks
+        raise ValueError(
+            f"checkpoint: another fit uses {checkpoint.root} now; give another folder"
+        ) from error
+    try:
+        yield checkpoint
+    finally:
+        with suppress(OSError):  # there is something in it
+            checkpoint.root.rmdir()
+        if descriptor is not None:
+            os.close(descriptor)
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:

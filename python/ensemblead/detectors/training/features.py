@@ -90,7 +90,7 @@ class FeatureCache:
             # The file has no name from the start, or loses it on closing: nothing is left behind.
             self._file = tempfile.TemporaryFile(prefix="ensemblead-", dir=folder)  # noqa: SIM115
             # Room is taken at once: a full disk met later would end the process.
-            os.posix_fallocate(self._file.fileno(), 0, count * size)
+            _take_room(self._file, count * size)
         except OSError as error:
             raise OSError(
                 error.errno,
@@ -99,3 +99,14 @@ class FeatureCache:
                 "them again for every batch",
             ) from error
         return np.memmap(self._file, dtype=np.uint8, mode="r+", shape=(count, size))
+
+
+def _take_room(file: Any, size: int) -> None:
+    """Let a new file have `size` bytes of the disk, rather than a length and no room."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file.fileno(), 0, size)
+        return
+    zeros = memoryview(bytes(1 << 20))
+    for begin in range(0, size, len(zeros)):
+        file.write(zeros[: size - begin])
+    file.flush()

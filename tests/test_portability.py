@@ -1,0 +1,93 @@
+"""Other compilers, processors and systems than this one's, as far as one machine shows them."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support.campaigns import BRIEF
+
+ROOT = Path(__file__).resolve().parent.parent
+SCRIPT = ROOT / "tools" / "check_portability.sh"
+PYPROJECT = (ROOT / "pyproject.toml").read_text()
+# Check -> programs that it needs.
+CHECKS = {
+    "clang": ["clang++"],
+    "threads": ["clang++"],
+    "aarch64": ["aarch64-linux-gnu-g++", "qemu-aarch64", "apt-get", "dpkg-deb"],
+    "windows": ["clang++", "x86_64-w64-mingw32-g++-posix"],
+}
+
+# Windows has none of these. Whatever is imported by Python itself or by other packages stays as it is.
+WITHOUT_POSIX = """
+import importlib, pkgutil, sys
+import ensemblead
+
+POSIX = {"fcntl", "resource", "pwd", "grp", "termios", "syslog"}
+
+class Refusal:
+    def find_spec(self, name, path=None, target=None):
+        caller = sys._getframe(1)
+        while "importlib" in caller.f_code.co_filename:
+            caller = caller.f_back
+        if name in POSIX and caller.f_globals.get("__name__", "").startswith("ensemblead"):
+            raise ImportError(f"no module named {name!r}, as on Windows")
+
+for name in POSIX:
+    sys.modules.pop(name, None)
+sys.meta_path.insert(0, Refusal())
+for module in pkgutil.walk_packages(ensemblead.__path__, "ensemblead."):
+    if not module.name.endswith("__main__"):
+        importlib.import_module(module.name)
+from ensemblead.common import locks, memory
+assert locks.fcntl is None and memory.resource is None
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("check", CHECKS)
+@pytest.mark.timeout(3600)
+def test_the_core_elsewhere(check: str) -> None:
+    if BRIEF:
+        pytest.skip("builds the core anew, which takes minutes; not where campaigns are brief")
+    missing = [tool for tool in ("cmake", "ninja", *CHECKS[check]) if shutil.which(tool) is None]
+    if missing:
+        pytest.skip(f"not installed: {', '.join(missing)}")
+    outcome = subprocess.run(
+        ["bash", str(SCRIPT), check],
+        env={**os.environ, "PYTHON": sys.executable, "PYTEST_ADDOPTS": "-q -x"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert outcome.returncode == 0, outcome.stdout[-5000:] + outcome.stderr[-5000:]
+    assert f"done: {check}" in outcome.stdout
+
+
+def test_an_unknown_check_is_refused() -> None:
+    outcome = subprocess.run(["bash", str(SCRIPT), "risc"], capture_output=True, text=True, check=False)
+    assert outcome.returncode == 2
+    assert "risc is none of clang, threads, aarch64, windows" in outcome.stderr
+
+
+def test_every_module_imports_where_there_is_no_posix() -> None:
+    pytest.importorskip("torch")
+    outcome = subprocess.run(
+        [sys.executable, "-c", WITHOUT_POSIX], capture_output=True, text=True, check=False
+    )
+    assert outcome.returncode == 0, outcome.stderr
+
+
+def test_wheels_are_built_for_the_pythons_that_are_declared() -> None:
+    declared = re.findall(r"Programming Language :: Python :: 3\.(\d+)", PYPROJECT)
+    built = re.search(r"^build = \[(.*)\]$", PYPROJECT, re.MULTILINE)
+    assert built is not None
+    assert re.findall(r'"cp3(\d+)-\*"', built[1]) == declared
+    oldest = re.search(r'^requires-python = ">=3\.(\d+)"$', PYPROJECT, re.MULTILINE)
+    assert oldest is not None
+    assert oldest[1] == declared[0]
