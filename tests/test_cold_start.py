@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,10 @@ import pytest
 
 pytest.importorskip("timm")
 
+from PIL import Image
+
 import ensemblead as ead
+from ensemblead.common.extras import EXTRAS
 
 # Packages of extras that a prediction does not need.
 NEEDLESS = [
@@ -58,3 +62,41 @@ def test_a_prediction_loads_no_model_zoo(backbone: str, tmp_path: Path) -> None:
     assert loaded == []
     probe = np.random.default_rng(1).integers(90, 110, (1, 64, 64, 3), dtype=np.uint8)
     assert score == pytest.approx(float(detector.predict(probe).anomaly_score[0]), rel=1e-4)
+
+
+COMMAND = """
+import sys
+for name in sys.argv.pop(1).split(","):
+    sys.modules[name] = None
+from ensemblead.cli import main
+main()
+"""
+
+
+def test_the_extra_predict_is_enough(tmp_path: Path) -> None:
+    """`ensemblead predict` with all its outputs, where only what the extra brings can be imported."""
+    text = (Path(__file__).resolve().parent.parent / "pyproject.toml").read_text()
+    (listed,) = re.findall(r"^predict = \[(.*?)\]", text, re.MULTILINE | re.DOTALL)
+    brought = {re.match(r"[\w-]+", one)[0].lower() for one in re.findall(r'"(.*?)"', listed)}  # type: ignore[index]
+    imported = {"pillow": "PIL", "pyyaml": "yaml"}
+    blocked = sorted(set(EXTRAS) - {imported.get(name, name) for name in brought})
+    assert {"timm", "matplotlib", "sklearn", "faiss"} <= set(blocked)
+    images = np.random.default_rng(0).integers(90, 110, (12, 48, 48, 3), dtype=np.uint8)
+    common = {"weights": None, "resize": None, "image_size": None, "coreset_fraction": 0.1, "device": "cpu"}
+    ead.PatchCore("resnet18", ("layer1",), **common).fit(images).save(tmp_path / "model")
+    images[0, 10:30, 10:30] = 220
+    Image.fromarray(images[0]).save(tmp_path / "part.png")
+    out = tmp_path / "out"
+    arguments = [
+        "predict",
+        str(tmp_path / "model"),
+        str(tmp_path / "part.png"),
+        "--out",
+        str(out),
+        "--masks",
+        "--maps",
+    ]
+    command = [sys.executable, "-W", "error", "-c", COMMAND, ",".join(blocked), *arguments]
+    outcome = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert outcome.returncode == 0, outcome.stderr
+    assert {"scores.csv", "objects.json", "report.html"} <= {path.name for path in out.iterdir()}
