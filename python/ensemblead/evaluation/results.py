@@ -123,6 +123,8 @@ class Details:
         threshold_source: Where the detector's own threshold comes from, for reading; "" if it has none.
         types: A row for every type of defect, sorted by name; none if no image is anomalous.
         inspected: What a region leaves of the images and of the defects, for reading; "" without a region.
+        made_by: The detector, its weights and history, versions, date and machine, see `made_by`; empty where
+            they are not known.
     """
 
     images: tuple[ImageResult, ...] = ()
@@ -135,6 +137,7 @@ class Details:
     threshold_source: str = ""
     types: tuple[TypeRow, ...] = ()
     inspected: str = ""
+    made_by: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
