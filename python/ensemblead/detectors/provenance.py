@@ -48,6 +48,11 @@ class Step:
     versions: Mapping[str, str] = field(default_factory=dict)
     parent: str | None = None
 
+    def __repr__(self) -> str:
+        images = f", {self.images} images" if self.images else ""
+        given = "".join(f", {name} {value}" for name, value in self.arguments.items())
+        return f"Step({self.action} on {self.date}{images}{given})"
+
     def __post_init__(self) -> None:
         if self.action not in get_args(Action):
             raise ValueError(f"action must be one of {', '.join(get_args(Action))}, got {self.action!r}")

@@ -62,6 +62,12 @@ class Row:
     images_per_second: float = NAN
     peak_memory_mb: float = NAN
 
+    def __repr__(self) -> str:
+        shown = ("image_auroc", "pixel_auroc", "aupro")
+        values = ", ".join(f"{name}={getattr(self, name):.4f}" for name in shown)
+        images = f"{self.num_normal} normal and {self.num_anomalous} anomalous images"
+        return f"Row({self.category!r}, {images}, {values})"
+
 
 @dataclass(frozen=True)
 class TypeRow:
@@ -138,6 +144,9 @@ class Details:
     types: tuple[TypeRow, ...] = ()
     inspected: str = ""
     made_by: Mapping[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return f"Details({len(self.images)} images, {len(self.types)} types of defects)"
 
 
 @dataclass(frozen=True)
