@@ -33,7 +33,8 @@ def folder(tmp_path: Path) -> Path:
     write_wheel(tmp_path, "numbers", "2.11", tag="cp313-cp313-manylinux_2_28_x86_64")
     write_wheel(tmp_path, "numbers", "2.12", tag="cp312-cp312-manylinux_2_34_x86_64")
     write_wheel(tmp_path, "numbers", "2.9", tag="cp312-cp312-win_amd64")
-    write_wheel(tmp_path, "colours", "0.4")
+    vendored = {"colours/_vendor/other-1.dist-info/METADATA": b"Requires-Dist: nothing"}
+    write_wheel(tmp_path, "colours", "0.4", files=vendored)
     write_wheel(
         tmp_path,
         "net-tools",

@@ -154,7 +154,9 @@ def warnings_about(packages: dict[str, dict[str, str]]) -> list[str]:
 def command(
     model: Annotated[
         Path | None,
-        typer.Argument(metavar="[MODEL]", help="A saved model: what it is, and where it comes from."),
+        typer.Argument(
+            metavar="[MODEL]", help="A saved model or an export: what it is, and where it comes from."
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:

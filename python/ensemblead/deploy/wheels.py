@@ -142,7 +142,9 @@ class Wheel:
 
         try:
             with zipfile.ZipFile(self.path) as archive:
-                (name,) = (one for one in archive.namelist() if one.endswith(".dist-info/METADATA"))
+                # Some carry the metadata of others, further down.
+                names = [one for one in archive.namelist() if one.count("/") == 1]
+                (name,) = (one for one in names if one.endswith(".dist-info/METADATA"))
                 text = archive.read(name).decode()
         except (ValueError, zipfile.BadZipFile) as error:
             raise ValueError(f"wheels: {self.path} is damaged: {error}") from error
