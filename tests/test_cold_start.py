@@ -18,7 +18,7 @@ from PIL import Image
 import ensemblead as ead
 from ensemblead.common.extras import EXTRAS
 
-# Packages of extras that a prediction does not need.
+# Packages of extras, and methods, that a prediction does not need.
 NEEDLESS = [
     "timm",
     "torchvision",
@@ -30,6 +30,8 @@ NEEDLESS = [
     "yaml",
     "typer",
     "rich",
+    "ensemblead.detectors.draem",
+    "ensemblead.detectors.padim",
 ]
 CODE = f"""
 import json, sys
