@@ -43,7 +43,7 @@ print(json.dumps([score, [name for name in {NEEDLESS!r} if name in sys.modules]]
 """
 
 
-@pytest.mark.parametrize("backbone", ["gabor", "resnet18"])
+@pytest.mark.parametrize("backbone", [pytest.param("gabor", marks=pytest.mark.slow), "resnet18"])
 def test_a_prediction_loads_no_model_zoo(backbone: str, tmp_path: Path) -> None:
     images = np.random.default_rng(0).integers(90, 110, (12, 64, 64, 3), dtype=np.uint8)
     options = {} if backbone == "gabor" else {"weights": None}

@@ -43,7 +43,13 @@ def test_there_are_notebooks() -> None:
     assert len(NOTEBOOKS) == 5
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+LONG = ("02_an_ensemble_and_its_report", "03_tiles")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(one, marks=[pytest.mark.slow] * (one.stem in LONG), id=one.stem) for one in NOTEBOOKS],
+)
 def test_a_notebook_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     separate_registry(monkeypatch)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))

@@ -33,10 +33,10 @@ NETWORKS = [
     ("resnet18", ("layer1", "layer2.0.bn1")),
     ("densenet121", ("features.denseblock1", "features.norm0.act")),
     ("squeezenet1_1", ("features.3", "features.5")),
-    ("mobilenetv3_small_050", ("blocks.1", "blocks.2:input")),
+    pytest.param("mobilenetv3_small_050", ("blocks.1", "blocks.2:input"), marks=pytest.mark.slow),
     ("test_vit", ("blocks.1", "blocks.2")),
     ("test_vit", ("blocks.2:normed",)),
-    ("test_convnext", ("stages.0", "stages.1")),
+    pytest.param("test_convnext", ("stages.0", "stages.1"), marks=pytest.mark.slow),
 ]
 SIZE = (1, 3, 64, 96)
 
