@@ -110,6 +110,7 @@ ONLY_THERE = {
     "onnxruntime": ("deploy/onnx.py",),
     "nncf": ("networks/engines/quantization.py",),
     "cupy": ("kernels/arrays.py",),
+    "packaging": ("deploy/wheels.py",),
     "pytorch_metric_learning": ("retrieval/training.py",),
     "fastapi": ("service/app.py", "service/bodies.py"),
     "starlette": ("service/app.py", "service/bodies.py"),

@@ -56,6 +56,15 @@ def test_export_and_verify(folder: Path, tmp_path: Path, options: list[str]) -> 
     outcome = call("verify", out, "--model", folder / "model", "--images", folder / "probe")
     assert outcome.exit_code == 0, outcome.stderr
     assert "10 images in" in outcome.stdout
+    found = call_json("info", out)
+    assert (found["format"], found["size"]) == (
+        ("onnx", [32, 32]) if "onnx" in options else ("openvino", [40, 40])
+    )
+    assert found["verification"]["images"] == 10
+    assert found["threshold"] == pytest.approx(ead.load(folder / "model").threshold_)
+    shown = call("info", out)
+    assert "export of PatchCore(backbone='resnet18'" in shown.stdout
+    assert "verified on   10 images" in shown.stdout
     assert "verdicts: 0 change" in outcome.stdout
 
 

@@ -73,7 +73,7 @@ def test_a_new_fit_begins_anew(tmp_path: Path) -> None:
 def test_saves_of_one_fit_are_equal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A date is that of the fit; two fits differ in it alone, and not at all under SOURCE_DATE_EPOCH."""
     detector = small().fit(IMAGES[:6])
-    monkeypatch.setattr("ensemblead.detectors.provenance._now", lambda: "2001-01-01T00:00:00Z")
+    monkeypatch.setattr("ensemblead.detectors.provenance.now", lambda: "2001-01-01T00:00:00Z")
     detector.save(tmp_path / "one")
     ead.load(tmp_path / "one").save(tmp_path / "two")
     assert files(tmp_path / "one") == files(tmp_path / "two")

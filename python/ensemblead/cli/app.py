@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from ensemblead.cli.benchmark import command as benchmark
+from ensemblead.cli.bundle import command as bundle
 from ensemblead.cli.calibrate import command as calibrate
 from ensemblead.cli.compare import command as compare
 from ensemblead.cli.console import guarded, report_error, show_tracebacks
@@ -64,6 +65,7 @@ for _name, _command in (
     ("benchmark", benchmark),
     ("export", export),
     ("verify", verify),
+    ("bundle", bundle),
     ("monitor", monitor),
     ("watch", watch),
     ("serve", serve),

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
+from ensemblead.common.errors import MissingExtraError
 from ensemblead.common.regions import outlines
 
 Pixels = npt.NDArray[np.uint8]
@@ -199,8 +199,8 @@ def short(value: float) -> str:
 
 @lru_cache(maxsize=64)
 def _font(letters: int) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans, which comes with matplotlib."""
-    import matplotlib
-
-    path = Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf")
-    return ImageFont.truetype(str(path), letters)
+    """Aileron, which comes with Pillow."""
+    font = ImageFont.load_default(letters)
+    if not isinstance(font, ImageFont.FreeTypeFont):
+        raise MissingExtraError("heat maps with words need a Pillow that was built with FreeType")
+    return font

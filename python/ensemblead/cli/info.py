@@ -18,7 +18,7 @@ from ensemblead.cli.bars import Bars
 from ensemblead.cli.console import print_json
 from ensemblead.cli.model_info import describe_folder, show_folder
 from ensemblead.common.extras import EXTRAS, install_command
-from ensemblead.common.processor import has_bfloat16
+from ensemblead.common.processor import has_bfloat16, processor_name
 from ensemblead.common.threads import affinity_cores, cpu_quota, wait_policy
 from ensemblead.kernels.arrays import num_threads
 from ensemblead.kernels.build import build
@@ -58,10 +58,28 @@ def _installed_of_family(names: tuple[str, ...]) -> dict[str, str]:
     return dict(sorted(found.items()))
 
 
+def torch_build() -> dict[str, Any] | None:
+    """What torch was built for (`cuda`, `rocm`: versions, or None), and its `bytes` on disk, with libraries
+    for GPUs that came along; None where it is not installed.
+    """
+    if not installed("torch"):
+        return None
+    import torch
+
+    names = ("torch", "triton")
+    parts = [
+        one
+        for one in importlib.metadata.distributions()
+        if (one.metadata["Name"] or "").lower() in names
+        or (one.metadata["Name"] or "").lower().startswith("nvidia-")
+    ]
+    size = sum(file.size or 0 for one in parts for file in one.files or ())
+    return {"cuda": torch.version.cuda, "rocm": torch.version.hip, "bytes": size}
+
+
 def devices() -> list[dict[str, Any]]:
     """The CPU, and the GPUs that torch shows."""
-    name = platform.processor() or platform.machine()
-    found: list[dict[str, Any]] = [{"device": "cpu", "name": name, "bfloat16": has_bfloat16()}]
+    found: list[dict[str, Any]] = [{"device": "cpu", "name": processor_name(), "bfloat16": has_bfloat16()}]
     if not installed("torch"):
         return found
     import torch
@@ -110,6 +128,7 @@ def describe() -> dict[str, Any]:
         "ensemblead": core.pop("version"),
         "python": platform.python_version(),
         "packages": packages,
+        "torch": torch_build(),
         "devices": found_devices,
         "threads": threads(packages),
         "search": searches(found_devices),
@@ -135,7 +154,9 @@ def warnings_about(packages: dict[str, dict[str, str]]) -> list[str]:
 def command(
     model: Annotated[
         Path | None,
-        typer.Argument(metavar="[MODEL]", help="A saved model: what it is, and where it comes from."),
+        typer.Argument(
+            metavar="[MODEL]", help="A saved model or an export: what it is, and where it comes from."
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
@@ -164,6 +185,12 @@ def command(
         console.print(f"\n[bold red]warning:[/] {escape(warning)}", soft_wrap=True)
 
 
+def _built_for(built: dict[str, Any]) -> str:
+    if built["rocm"] is not None:
+        return f"for ROCm {built['rocm']}"
+    return "for CPUs alone" if built["cuda"] is None else f"for CUDA {built['cuda']}"
+
+
 def _sections(description: dict[str, Any]) -> dict[str, list[tuple[str, str]]]:
     """The tables: title -> rows of two cells."""
     packages = []
@@ -171,6 +198,8 @@ def _sections(description: dict[str, Any]) -> dict[str, list[tuple[str, str]]]:
         extras = description["missing"].get(module, [])
         install = " or ".join(map(install_command, extras))
         versions = ", ".join(f"{name} {version}" for name, version in found.items())
+        if module == "torch" and (built := description["torch"]) is not None:
+            versions += f", {_built_for(built)}, {built['bytes'] / 1e9:.1f} GB on disk"
         packages.append((module, versions or f"not installed ({install})"))
     shown = []
     for device in description["devices"]:

@@ -1,4 +1,4 @@
-"""What a saved model says of itself: its parameters, and where it comes from. Nothing but JSON is read."""
+"""What a saved model or an export says of itself. Of models nothing but JSON is read."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ from ensemblead.common.files import valid_text
 
 
 def describe_folder(path: Path) -> dict[str, Any]:
-    """A saved model in JSON's types; what models of earlier versions do not say is None.
+    """A saved model, or an export, in JSON's types; what models of earlier versions do not say is None.
 
     Raises FileNotFoundError, DamagedModelError, NewerFormatError.
     """
+    if (path / "export.json").is_file():
+        return _describe_export(path)
     require("torch", "ensemblead info MODEL")
     from ensemblead.detectors.provenance import FIRST_ACTIONS, steps_of
     from ensemblead.store import read_folder
@@ -49,9 +51,47 @@ def describe_folder(path: Path) -> dict[str, Any]:
     }
 
 
+def _describe_export(path: Path) -> dict[str, Any]:
+    from ensemblead.deploy.contract import read_export
+
+    contract, _ = read_export(path)
+    return {
+        "export": str(path),
+        "format": contract.format,
+        "precision": contract.precision,
+        "input": contract.input,
+        "size": list(contract.size),
+        "threshold": contract.threshold,
+        "false_alarm_rate": contract.false_alarm_rate,
+        "false_alarm_rate_is_guaranteed": contract.is_guaranteed,
+        "pixel_threshold": contract.pixel_threshold,
+        "source": dict(contract.source),
+        "versions": dict(contract.versions),
+        "verification": dict(contract.verification),
+    }
+
+
+def _show_export(found: dict[str, Any]) -> list[str]:
+    height, width = found["size"]
+    proof, source = found["verification"], found["source"]
+    how = "guaranteed" if found["false_alarm_rate_is_guaranteed"] else "estimated"
+    return [
+        f"export of {source['detector']}",
+        f"graph         {found['format']}, {found['precision']}, input {found['input']} {height} x {width}",
+        f"threshold     {found['threshold']:.6g}, false alarms {found['false_alarm_rate']:.2g} ({how})",
+        f"made from     {source['checksum'] or 'no saved model'}",
+        f"with          {' '.join(f'{name} {version}' for name, version in found['versions'].items())}",
+        f"verified on   {proof['images']} images: scores move by up to {proof['largest_score_change']:.2g}, "
+        f"maps by up to {proof['largest_map_change']:.2g}",
+    ]
+
+
 def show_folder(found: dict[str, Any]) -> None:
     """Print `describe_folder` for people."""
     console = Console(highlight=False, soft_wrap=True, markup=False)
+    if "export" in found:
+        console.print(valid_text("\n".join(_show_export(found))))
+        return
 
     def known(value: Any) -> str:
         return "unknown" if value is None else valid_text(str(value))

@@ -17,6 +17,7 @@ from PIL import Image
 from ensemblead.common.files import write_atomically
 from ensemblead.images import Geometry
 from ensemblead.kernels.filling import nearest_inside
+from ensemblead.report.pictures import COLORS
 
 # A heat map covers an image up to so much.
 _OPACITY = 0.8
@@ -150,10 +151,10 @@ def overlay(image: Pixels, placed: Values, scale: tuple[float, float]) -> Pixels
 @lru_cache(maxsize=1)
 def _inferno() -> npt.NDArray[np.float32]:
     """Colours `[256, 3]` in 0..255; the lower tenth, almost black, is left out."""
-    import matplotlib
-
-    table = matplotlib.colormaps["inferno"](np.linspace(0.1, 1.0, 256))[:, :3]
-    return np.asarray(table * 255.0, dtype=np.float32)
+    stops = [[int(color[i : i + 2], 16) for i in (1, 3, 5)] for color in COLORS]
+    places = np.linspace(0, len(stops) - 1, 256)
+    channels = [np.interp(places, np.arange(len(stops)), channel) for channel in np.transpose(stops)]
+    return np.stack(channels, axis=1).astype(np.float32)
 
 
 def save_png(path: Path, picture: Image.Image) -> None:

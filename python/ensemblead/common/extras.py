@@ -21,6 +21,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "rich": ("cpu", "gpu"),
     "yaml": ("cpu", "gpu"),
     "faiss": ("cpu", "gpu"),
+    "packaging": ("cpu", "gpu"),
     "cupy": ("gpu",),
     "pandas": ("retrieval",),
     "pytorch_metric_learning": ("retrieval",),

@@ -68,6 +68,11 @@ class DetectedRegion:
     contour: Polygon
     holes: tuple[Polygon, ...] = ()
 
+    def __repr__(self) -> str:
+        place = f"image {self.index}" if self.path is None else f"{self.path!r}"
+        box = ", ".join(f"{one:.4g}" for one in self.box)
+        return f"DetectedRegion({place}, box ({box}), area {self.area:.4g}, maximum {self.maximum:.4g})"
+
 
 @dataclass(frozen=True)
 class MapRegion:

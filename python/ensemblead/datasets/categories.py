@@ -49,6 +49,9 @@ class Category:
     notes: tuple[str, ...] = ()
     searched: tuple[str, ...] = ()
 
+    def __repr__(self) -> str:
+        return f"Category({self.name!r}: {len(self.train)} train, {len(self.test)} test)"
+
     @property
     def categories(self) -> tuple[Category, ...]:
         """Itself alone: a category is a data set of one."""

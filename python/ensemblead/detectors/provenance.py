@@ -48,6 +48,11 @@ class Step:
     versions: Mapping[str, str] = field(default_factory=dict)
     parent: str | None = None
 
+    def __repr__(self) -> str:
+        images = f", {self.images} images" if self.images else ""
+        given = "".join(f", {name} {value}" for name, value in self.arguments.items())
+        return f"Step({self.action} on {self.date}{images}{given})"
+
     def __post_init__(self) -> None:
         if self.action not in get_args(Action):
             raise ValueError(f"action must be one of {', '.join(get_args(Action))}, got {self.action!r}")
@@ -89,7 +94,7 @@ def record(
     """Add a step to a detector's history; what it learned before a `fit` is no longer part of it."""
     if action in FIRST_ACTIONS:
         _forget(detector)
-    step = Step(action, _now(), images, images_sha256, arguments, _versions(), detector._loaded)
+    step = Step(action, now(), images, images_sha256, arguments, versions(), detector._loaded)
     detector._history = (*detector._history, step)
 
 
@@ -141,7 +146,8 @@ def _forget(detector: Any) -> None:
         _forget(member)
 
 
-def _now() -> str:
+def now() -> str:
+    """The time as `Step.date` has it."""
     fixed = os.environ.get("SOURCE_DATE_EPOCH", "")
     when = (
         datetime.fromtimestamp(int(fixed), timezone.utc) if fixed.isdecimal() else datetime.now(timezone.utc)
@@ -149,7 +155,8 @@ def _now() -> str:
     return when.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Those of this library, Python, and the packages that scores depend on."""
     found = {"ensemblead": __version__, "python": platform.python_version()}
     for name in _PACKAGES:
         try:

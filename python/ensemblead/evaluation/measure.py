@@ -18,6 +18,7 @@ from ensemblead.datasets.categories import Category, Dataset, Sample
 from ensemblead.evaluation.by_type import type_rows
 from ensemblead.evaluation.gallery import PictureKeeper, describe_threshold
 from ensemblead.evaluation.inspected import RegionShare
+from ensemblead.evaluation.made_by import made_by
 from ensemblead.evaluation.minmax import Ensemble, SetDetector, fuse_minmax, fused_set
 from ensemblead.evaluation.regions import RegionCounter
 from ensemblead.evaluation.results import NAN, CategoryResult, Curve, Details, ImageResult, Results, Row
@@ -172,6 +173,7 @@ def measure_category(
         pictures=run.pictures.pictures(),
         threshold_source=describe_threshold(chosen),
         inspected=run.region.describe(),
+        made_by=made_by(chosen),
         types=type_rows(run.images, metrics.types),
     )
     warnings = [

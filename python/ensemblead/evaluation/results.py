@@ -62,6 +62,12 @@ class Row:
     images_per_second: float = NAN
     peak_memory_mb: float = NAN
 
+    def __repr__(self) -> str:
+        shown = ("image_auroc", "pixel_auroc", "aupro")
+        values = ", ".join(f"{name}={getattr(self, name):.4f}" for name in shown)
+        images = f"{self.num_normal} normal and {self.num_anomalous} anomalous images"
+        return f"Row({self.category!r}, {images}, {values})"
+
 
 @dataclass(frozen=True)
 class TypeRow:
@@ -123,6 +129,8 @@ class Details:
         threshold_source: Where the detector's own threshold comes from, for reading; "" if it has none.
         types: A row for every type of defect, sorted by name; none if no image is anomalous.
         inspected: What a region leaves of the images and of the defects, for reading; "" without a region.
+        made_by: The detector, its weights and history, versions, date and machine, see `made_by`; empty where
+            they are not known.
     """
 
     images: tuple[ImageResult, ...] = ()
@@ -135,6 +143,10 @@ class Details:
     threshold_source: str = ""
     types: tuple[TypeRow, ...] = ()
     inspected: str = ""
+    made_by: Mapping[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return f"Details({len(self.images)} images, {len(self.types)} types of defects)"
 
 
 @dataclass(frozen=True)

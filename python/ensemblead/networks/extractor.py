@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -93,9 +93,35 @@ class FeatureExtractor:
         self.pooling = check_pooling(pooling)
         with default_modes():
             module, info = _load(backbone, weights, seed)
+        self._begin(module, info, layers, mean, std)
+
+    @classmethod
+    def of(
+        cls,
+        module: nn.Module,
+        info: BackboneInfo,
+        layers: Sequence[str],
+        pooling: Pooling | None,
+        description: dict[str, Any],
+    ) -> FeatureExtractor:
+        """An extractor over a network that was built of its description, see `structure.py`."""
+        extractor = object.__new__(cls)
+        extractor.pooling = check_pooling(pooling)
+        extractor._begin(module, info, layers, None, None)
+        extractor._description = description
+        return extractor
+
+    def _begin(
+        self,
+        module: nn.Module,
+        info: BackboneInfo,
+        layers: Sequence[str] | None,
+        mean: Sequence[float] | None,
+        std: Sequence[float] | None,
+    ) -> None:
         self.name = info.name
         self.input_size = info.input_size
-        self.source: dict[str, Any] = info.source
+        self.source = info.source
         self.mean = _three("mean", mean, info.mean)
         self.std = _three("std", std, info.std)
         if min(self.std) <= 0:
@@ -105,6 +131,8 @@ class FeatureExtractor:
         self._engine, self._precision = "eager", ""
         self._quantized: Quantized | None = None
         self._engines = KeptEngines()
+        self._description: dict[str, Any] | None = None
+        self.file = info.file
         self._set_layers(layers)
         if info.missing:
             what = self.source.get("path", "the state dict given")
@@ -308,6 +336,17 @@ class FeatureExtractor:
         needed = self._needed_names()
         return {name: tensor for name, tensor in self.module.state_dict().items() if name in needed}
 
+    def description(self) -> dict[str, Any] | None:
+        """The network's structure in JSON's types, see `structure.py`; None for a network that has none."""
+        if self._description is None:
+            from ensemblead.networks.describing import NotDescribedError, describe
+
+            part, blank = self._part(), self._blank()
+            noise = torch.rand(blank.shape, generator=torch.Generator().manual_seed(0))
+            with suppress(NotDescribedError):
+                self._description = describe(part, noise.to(blank), self._needed_names())
+        return self._description
+
     def __repr__(self) -> str:
         return f"FeatureExtractor({self.name!r}, layers={self.layers})"
 
@@ -326,11 +365,14 @@ class FeatureExtractor:
         )
 
     def _needed_names(self) -> frozenset[str]:
+        with default_modes():
+            return needed_tensors(self._part(), self._blank())
+
+    def _blank(self) -> Tensor:
+        """An image of the size that the network ran on last, `[1, 3, H, W]`."""
         side = self.input_size or 224
         size = _ran_at.get(self.module, (side, side))
-        with default_modes():
-            blank = torch.zeros(1, 3, *size, dtype=self.dtype, device=self.device)
-            return needed_tensors(self._part(), blank)
+        return torch.zeros(1, 3, *size, dtype=self.dtype, device=self.device)
 
 
 def _load(backbone: str | nn.Module, weights: Weights, seed: int) -> tuple[nn.Module, BackboneInfo]:

@@ -17,6 +17,7 @@ from ensemblead.networks.engines import default_engine
 from ensemblead.networks.engines.engine import Quantized
 from ensemblead.networks.extractor import FeatureExtractor
 from ensemblead.networks.noise import relative_noise
+from ensemblead.networks.pdn import NAMES as PDN_NAMES
 from ensemblead.networks.placement import (
     check_device,
     check_engine,
@@ -26,6 +27,7 @@ from ensemblead.networks.placement import (
     resolve_precision,
     warn_of_threads,
 )
+from ensemblead.networks.structured import STRUCTURE_FILE, structure_document
 from ensemblead.networks.transfer import check_finite
 from ensemblead.store import FolderWriter
 
@@ -143,6 +145,10 @@ class Network:
         stored = stored and not borrowed
         if stored:
             writer.tensors(WEIGHTS_FILE, extractor.state_dict())
+        if not borrowed and extractor.source.get("name", "pdn_small") not in PDN_NAMES:
+            structure = structure_document(extractor, stored)
+            if structure is not None:
+                writer.data(STRUCTURE_FILE, structure)
         quantized = None if borrowed else self.quantized
         if quantized is not None:
             writer.data(GRAPH_FILE, quantized.graph)

@@ -24,6 +24,7 @@ from ensemblead.networks.network import (
     WEIGHTS_FILE,
     Network,
 )
+from ensemblead.networks.structured import extractor_of_structure
 from ensemblead.networks.vectors import POOLINGS
 from ensemblead.store import FolderReader
 
@@ -127,18 +128,30 @@ def _by_name(
     chosen = _weights_of(reader, source, from_folder, weights)
     if source["kind"] == "zoo" and isinstance(chosen, str) and chosen == "default" and source["tag"]:
         name = f"{name}.{source['tag']}"
+    try:
+        built = extractor_of_structure(reader, source, layers, options, chosen, from_folder)
+    except ValueError as error:
+        if from_folder and str(error).startswith("weights"):
+            raise _damaged(reader, error) from error
+        raise
+    if built is not None:
+        return built
     # Whether a published network has these layers depends on the installed version.
     with reader.as_damage() if name == "gabor" else nullcontext():
         try:
             extractor = FeatureExtractor(name, layers, weights=chosen, **options)
         except ValueError as error:
             if from_folder and str(error).startswith("weights"):
-                raise DamagedModelError(f"{reader.folder}/{WEIGHTS_FILE} is damaged: {error}") from error
+                raise _damaged(reader, error) from error
             raise
     if from_folder:
         # Where the weights came from in the first place, for the next save.
         extractor.source = dict(source)
     return extractor
+
+
+def _damaged(reader: FolderReader, error: ValueError) -> DamagedModelError:
+    return DamagedModelError(f"{reader.folder}/{WEIGHTS_FILE} is damaged: {error}")
 
 
 def _check_flags(state: Mapping[str, Any]) -> None:

@@ -58,8 +58,12 @@ def as_state_dict(content: Any, what: str) -> dict[str, Tensor]:
     return state
 
 
-def load_weights(module: nn.Module, state: Mapping[str, Tensor], what: str) -> frozenset[str]:
+def load_weights(
+    module: nn.Module, state: Mapping[str, Tensor], what: str, *, assign: bool = False
+) -> frozenset[str]:
     """Load `state` into `module`, cast to its dtype, and return the names it lacked.
+
+    With `assign` the module, which may be on the meta device, takes the tensors themselves.
 
     `num_batches_tracked` may always lack. Raises ValueError if a name of `state` is not in the module (a
     classifier's apart) or a shape differs; nothing is loaded then. Whether the missing names matter is for
@@ -79,7 +83,9 @@ def load_weights(module: nn.Module, state: Mapping[str, Tensor], what: str) -> f
             f"weights: {what} has names that {_class(module)} does not know: {some_of(unknown, 8)}; "
             f"it knows names such as {some_of(own, 8)}"
         )
-    module.load_state_dict(matching, strict=False)
+    if assign:
+        matching = {key: value.to(own[key].dtype) for key, value in matching.items()}
+    module.load_state_dict(matching, strict=False, assign=assign)
     return frozenset(key for key in own if key not in matching and not key.endswith("num_batches_tracked"))
 
 
@@ -100,7 +106,7 @@ def require_loaded(
 
 
 def _class(module: nn.Module) -> str:
-    return type(module).__name__
+    return str(getattr(module, "class_name", type(module).__name__))
 
 
 def _kind(value: object) -> str:

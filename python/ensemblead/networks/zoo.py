@@ -44,7 +44,8 @@ class BackboneInfo:
     """The properties of a loaded backbone.
 
     `mean` and `std` are for RGB in 0..1. `source` says in JSON's types where the network came from.
-    `missing` names the tensors that the weights lacked: fine as long as they are never run.
+    `missing` names the tensors that the weights lacked: fine as long as they are never run. `file` is where
+    published weights lie on this machine, if that is known.
     """
 
     name: str
@@ -53,6 +54,7 @@ class BackboneInfo:
     input_size: int | None
     source: dict[str, Any]
     missing: frozenset[str] = field(default=frozenset(), repr=False)
+    file: str | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
@@ -92,27 +94,39 @@ def load_backbone(
         with own_generator(seed):
             module = _build(zoo)
         source, missing = {"kind": "state", "seed": seed}, frozenset()
-    elif isinstance(weights, (str, os.PathLike)):
-        state = read_weights(weights)
-        with own_generator(seed):
-            module = _build(zoo)
-        missing = _load(module, state, str(weights))
-        path = os.path.abspath(weights)
-        source = {"kind": "file", "path": path, "sha256": sha256_of(path)}
-    elif isinstance(weights, Mapping):
-        state = as_state_dict(weights, "the mapping given")
-        with own_generator(seed):
-            module = _build(zoo)
-        missing = _load(module, state, "the state dict given")
-        source = {"kind": "state"}
     else:
-        raise TypeError(
-            f'weights must be "default", None, a path or a state dict, got {type(weights).__name__}'
-        )
+        state, source = given_weights(weights)
+        with own_generator(seed):
+            module = _build(zoo)
+        missing = _load(module, state, str(weights) if "path" in source else "the state dict given")
     module.eval().requires_grad_(False)
     mean, std, input_size = _configuration(zoo, module)
+    file = _file_of(zoo) if source["kind"] == "zoo" else None
     source |= {"name": zoo.name, "tag": zoo.tag}
-    return module, BackboneInfo(zoo.name, mean, std, input_size, source, missing)
+    return module, BackboneInfo(zoo.name, mean, std, input_size, source, missing, file)
+
+
+def given_weights(weights: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors of a file, or of a state dict, and where they came from in JSON's types."""
+    if isinstance(weights, (str, os.PathLike)):
+        state, path = read_weights(weights), os.path.abspath(weights)
+        return state, {"kind": "file", "path": path, "sha256": sha256_of(path)}
+    if isinstance(weights, Mapping):
+        return as_state_dict(weights, "the mapping given"), {"kind": "state"}
+    raise TypeError(f'weights must be "default", None, a path or a state dict, got {type(weights).__name__}')
+
+
+def _file_of(zoo: _Zoo) -> str | None:
+    """Where published weights, just read, lie on this machine; None where that is not known."""
+    if zoo.library == "torchvision":
+        url = str(_torchvision_models().get_model_weights(zoo.name)[zoo.tag].url)
+    else:
+        cfg = _timm().get_pretrained_cfg(f"{zoo.name}.{zoo.tag}")
+        if cfg.hf_hub_id:
+            return _cached_on_disk(cfg)
+        url = str(cfg.url)
+    path = os.path.join(torch.hub.get_dir(), "checkpoints", os.path.basename(url))
+    return path if os.path.isfile(path) else None
 
 
 def _load(module: nn.Module, state: Mapping[str, Tensor], what: str) -> frozenset[str]:

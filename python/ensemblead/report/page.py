@@ -19,6 +19,7 @@ from ensemblead.common.warnings import warn
 from ensemblead.evaluation.gallery import Pictures
 from ensemblead.evaluation.results import Results
 from ensemblead.report.charts import charts
+from ensemblead.report.made_by import made_by
 from ensemblead.report.pictures import COLORS, common_folder, describe_item
 from ensemblead.report.similar import Neighbours
 from ensemblead.report.tables import (
@@ -77,7 +78,7 @@ def _parts(
         "warnings": warning_list(report),
         "metrics": metrics(report),
         "decisions": decisions(report),
-        "thresholds": thresholds(report),
+        "thresholds": thresholds(report) + made_by(report),
         "exactness": exactness(report) + ("" if neighbours is None else neighbours.note()),
         "curves_title": "Types of defect and curves" if has_types(report) else "Curves",
         "curves": _curves(report),
@@ -162,10 +163,19 @@ def _lead(report: Results) -> str:
     row = report.summary
     parts = [
         f"{len(report.rows)} categories" if len(report.rows) > 1 else "",
-        f"{row.num_train:,} training images" if row.num_train else "",
+        _learned(report),
         f"{row.num_normal:,} normal and {row.num_anomalous:,} defective test images",
     ]
     return " · ".join(part for part in parts if part)
+
+
+def _learned(report: Results) -> str:
+    """How many images the model has learned, where one measured all; else those of the data set."""
+    counts = {report.details_of(row).made_by.get("learned_images") for row in report.rows}
+    count = counts.pop() if len(counts) == 1 else None
+    if count is not None:
+        return f"a model of {count:,} images"
+    return f"{report.summary.num_train:,} training images" if report.summary.num_train else ""
 
 
 def _curves(report: Results) -> str:

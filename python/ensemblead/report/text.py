@@ -94,6 +94,7 @@ def details_document(details: Details) -> dict[str, Any]:
         "error_bounds": dict(details.error_bounds),
         "duplicates": [list(pair) for pair in details.duplicates],
         "types": [asdict(row) for row in details.types],
+        "made_by": dict(details.made_by),
     }
 
 

@@ -53,6 +53,9 @@ class Hits:
     def __iter__(self) -> Iterator[list[Hit]]:
         return (self[query] for query in range(len(self)))
 
+    def __repr__(self) -> str:
+        return f"Hits({len(self)} quer{'y' if len(self) == 1 else 'ies'}, {self.ids.shape[1]} images each)"
+
     def __str__(self) -> str:
         lines = []
         for query, hits in zip(self.queries, self, strict=True):

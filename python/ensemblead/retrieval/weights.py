@@ -66,6 +66,9 @@ class WeightTable:
     holdout_queries: int
     skipped: int
 
+    def __repr__(self) -> str:
+        return f"WeightTable({len(self.rows)} combinations, {self.queries} queries, best {self.best.map:.4f})"
+
     @property
     def best(self) -> WeightRow:
         """The row of rank 1. Its `holdout_map` is the figure to report: `map` chose it."""

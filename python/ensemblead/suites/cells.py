@@ -141,6 +141,7 @@ def as_document(finished: CategoryResult) -> dict[str, Any]:
         "images": [asdict(image) for image in details.images],
         "threshold_source": details.threshold_source,
         "inspected": details.inspected,
+        "made_by": dict(details.made_by),
         "types": [asdict(row) for row in details.types],
         "pictures": None if details.pictures is None else details.pictures.to_json(),
         "curves": {name: [axis.tolist() for axis in curve] for name, curve in details.curves.items()},
@@ -163,8 +164,9 @@ def from_document(document: Mapping[str, Any]) -> CategoryResult:
         pictures=None if document["pictures"] is None else Pictures.from_json(document["pictures"]),
         threshold_source=document["threshold_source"],
         inspected=document.get("inspected", ""),
-        # Cells of earlier versions have no types.
+        # Cells of earlier versions have neither.
         types=tuple(TypeRow(**_with_nan(one)) for one in document.get("types", ())),
+        made_by=document.get("made_by", {}),
     )
     return CategoryResult(row, details, tuple(document["warnings"]))
 

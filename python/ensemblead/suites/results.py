@@ -84,6 +84,10 @@ class SuiteResults:
     suite: Suite
     cells: list[CellResult] = field(default_factory=list)
 
+    def __repr__(self) -> str:
+        done = sum(cell.finished is not None for cell in self.cells)
+        return f"SuiteResults({done} of {len(self.cells)} cells done, {len(self.failures)} failed)"
+
     @classmethod
     def of(cls, suite: Suite) -> SuiteResults:
         """With every cell pending."""

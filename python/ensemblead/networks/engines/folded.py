@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ensemblead.networks.engines.eager import EagerEngine
 from ensemblead.networks.engines.engine import EngineKind, Part
+from ensemblead.networks.structure import NormAct
 
 _Convolution = TypeVar("_Convolution", nn.Conv2d, nn.ConvTranspose2d)
 
@@ -107,7 +108,8 @@ def _is_foldable(part: nn.Module) -> bool:
 
 
 def _has_activation(part: nn.Module) -> bool:
-    return type(part).__name__ == "BatchNormAct2d" and type(part).__module__.startswith("timm.")
+    from_timm = type(part).__name__ == "BatchNormAct2d" and type(part).__module__.startswith("timm.")
+    return from_timm or type(part) is NormAct
 
 
 def _without_norm(norm: nn.Module) -> nn.Module:

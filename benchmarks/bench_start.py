@@ -1,0 +1,64 @@
+"""A cold start: seconds of fresh processes that load a saved model and score one photograph.
+
+    python -m pytest benchmarks/bench_start.py [--images N]
+
+Every run is a process of its own, with the files in the system's cache. `--images` is the number of rounds,
+7 if absent. Beside the models stands `import torch`, below which no start can be, and `import timm`, which
+models needed before they described their networks. All take turns, round after round. Weights are random
+ones, stored in the models.
+"""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("timm")
+
+from record import FiguresOf
+
+import ensemblead as ead
+
+ROUNDS = 7
+AT_MOST = 3.0  # seconds, on two cores
+PREDICT = """
+import sys
+import numpy as np
+import ensemblead as ead
+ead.load(sys.argv[1]).predict(np.zeros((1, 256, 256, 3), np.uint8))
+"""
+BACKBONES = ("gabor", "resnet18", "wide_resnet50_2")
+
+
+def seconds_of(code: str, *arguments: str) -> float:
+    start = time.perf_counter()
+    subprocess.run([sys.executable, "-c", code, *arguments], check=True)
+    return time.perf_counter() - start
+
+
+def saved(folder: Path, backbone: str) -> str:
+    images = np.random.default_rng(0).integers(90, 110, (20, 256, 256, 3), dtype=np.uint8)
+    options = {} if backbone == "gabor" else {"weights": None}
+    ead.PatchCore(backbone, device="cpu", **options).fit(images).save(folder / backbone)
+    return str(folder / backbone)
+
+
+def test_cold_start(figures: FiguresOf, pytestconfig: pytest.Config, tmp_path: Path) -> None:
+    programs = {"import torch": ("import torch",), "import torch, timm": ("import torch, timm",)}
+    programs |= {f"load and predict, {name}": (PREDICT, saved(tmp_path, name)) for name in BACKBONES}
+    seconds: dict[str, list[float]] = {name: [] for name in programs}
+    for number in range(-1, pytestconfig.getoption("--images") or ROUNDS):
+        for name, program in programs.items():
+            found = seconds_of(*program)
+            if number >= 0:  # the first round fills the cache
+                seconds[name].append(found)
+    for name, found in seconds.items():
+        limit = AT_MOST if name.startswith("load") else None
+        figures.add(name, statistics.median(found), "s", at_most=limit, seconds=found)

@@ -1,0 +1,109 @@
+"""The check of an installed bundle: files, versions, and the score of an image. Needs no network.
+
+`check.sh` of a bundle runs it: `python -m ensemblead.deploy.checking FOLDER`. `bundle.json` states the target
+(`python`, `platform`), the `image` and its `score` and verdict at the time of writing, how far the score may
+move relative to itself (`tolerance`), and size and SHA-256 of all files but the model's and the wheels, which
+have their own.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from ensemblead.common.errors import DamagedModelError, EnsembleADError
+from ensemblead.common.files import StrPath
+from ensemblead.common.manifests import check_place, require_checksum, require_entries, verified_bytes
+
+MANIFEST = "bundle.json"
+# How far a score may move from one processor to another, relative to itself, by the networks' precision.
+RULE = {"float32": 1e-3, "other": 0.05}
+
+
+class BundleError(EnsembleADError):
+    """An installed bundle that does not do what it did when it was written."""
+
+
+def check_bundle(folder: StrPath) -> str:
+    """Check an installed bundle, and say in a line what was found.
+
+    Raises:
+        DamagedModelError: a file of the bundle is missing or was altered.
+        BundleError: packages have other versions than those that came with it, or the image another score.
+    """
+    from ensemblead import store
+
+    place = Path(folder)
+    manifest = _read(place)
+    for name, entry in manifest["files"].items():
+        check_place(place, name, entry)
+        verified_bytes(place / name, entry)
+    _check_versions((place / "requirements.txt").read_text())
+    detector = store.load(place / "model", device="cpu")
+    seen = detector.predict([place / manifest["image"]])
+    score, expected = float(seen.anomaly_score[0]), float(manifest["score"])
+    limit = manifest["tolerance"] * abs(expected)
+    if not abs(score - expected) <= limit:
+        raise BundleError(
+            f"{manifest['image']} has the score {score:.6g} here, but had {expected:.6g} when the bundle was "
+            f"written; it may move by {limit:.2g}"
+        )
+    verdict = bool(seen.is_anomalous[0])
+    if verdict != manifest["is_anomalous"]:
+        raise BundleError(
+            f"{manifest['image']} is called {_verdict(verdict)} here, but was called "
+            f"{_verdict(not verdict)} when the bundle was written (score {score:.6g})"
+        )
+    return (
+        f"{manifest['image']}: score {score:.6g}, {_verdict(verdict)}, as when the bundle was written "
+        f"({expected:.6g})"
+    )
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    path = folder / MANIFEST
+    try:
+        manifest = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise DamagedModelError(f"{folder} is no bundle: it has no {MANIFEST}") from None
+    except ValueError as error:
+        raise DamagedModelError(f"{path} is damaged: {error}") from error
+    if type(manifest) is not dict or type(manifest.get("files")) is not dict:
+        raise DamagedModelError(f"{path} is damaged: it states no files")
+    require_checksum(manifest, path)
+    require_entries(manifest, path)
+    return manifest
+
+
+def _check_versions(requirements: str) -> None:
+    """Raise BundleError where a package is missing or has another version than the requirements pin."""
+    wrong = []
+    for line in requirements.splitlines():
+        name, version = line.split(" ")[0].split("==")
+        try:
+            found = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found = "not installed"
+        if found != version:
+            wrong.append(f"{name} is {found}, not {version}")
+    if wrong:
+        raise BundleError(f"other packages than those of the bundle: {'; '.join(wrong)}")
+
+
+def _verdict(is_anomalous: bool) -> str:
+    return "anomalous" if is_anomalous else "normal"
+
+
+def main() -> None:
+    """Check the bundle that the command line names. Exit codes: 0 all is well, 1 it is not."""
+    try:
+        print(check_bundle(sys.argv[1]))
+    except (EnsembleADError, OSError, ValueError) as error:
+        raise SystemExit(f"check failed: {error}") from None
+
+
+if __name__ == "__main__":
+    main()
