@@ -31,6 +31,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=Path("retrieval-cache"),
         help="folder of what bench_retrieval.py, bench_robust.py and bench_defects.py keep",
     )
+    parser.addoption("--anomalib", help="Python of an environment with anomalib (bench_latency.py)")
     parser.addoption("--again", action="store_true", help="measure what is known anew (bench_tiled.py)")
 
 
