@@ -46,7 +46,7 @@ from ensemblead.common.openvino import openvino_core
 from ensemblead.networks.engines.openvino import cpu_capabilities
 
 SIDE, FITTED, ROWS = 512, 16, 2048
-QUANTIZED_WITH, VERIFIED_WITH = 8, 10
+QUANTIZED_WITH, VERIFIED_WITH = 4, 10
 BATCH = 16
 # The anchor of all rows: torch as it was before there were engines.
 TORCH, INT8 = "torch float32", "OpenVINO int8"
@@ -90,10 +90,10 @@ class Setup:
 
 
 SETUPS = {
-    "resnet18": Setup(8, 25, faster=3.0, than_anomalib=2.0),
-    "wide_resnet50_2": Setup(5, 20, around=1.25),
+    "resnet18": Setup(8, 20, faster=3.0, than_anomalib=2.0),
+    "wide_resnet50_2": Setup(5, 16, around=1.25),
     "patchcore-large": Setup(
-        4, 10, exports=("OpenVINO export float32", "OpenVINO export int8"), is_compared=False
+        3, 8, exports=("OpenVINO export float32", "OpenVINO export int8"), is_compared=False
     ),
 }
 
