@@ -7,6 +7,7 @@ has the figures and the reasons.
 from __future__ import annotations
 
 import copy
+import math
 import tempfile
 import threading
 import warnings
@@ -153,10 +154,12 @@ class OpenVinoEngine:
                 )
             error = deviation(found, expected, part.precision)
             if not error <= allowed:
+                off = "NaN" if math.isnan(error) else f"off by {error:.2g} of them"
+                advice = "precision='float32'" if part.precision == "int8" else "engine='torch'"
                 raise EngineError(
-                    f"OpenVINO computes other features than torch for layer {layer!r} of {part.name}: off by "
-                    f"{error:.2g} of them in {part.precision}, where {allowed:g} is allowed, for images of "
-                    f"{size}; use engine='torch'"
+                    f"OpenVINO computes other features than torch for layer {layer!r} of {part.name}: "
+                    f"{off} in {part.precision}, where {allowed:g} is allowed, for images of {size}; "
+                    f"use {advice}"
                 )
 
 
