@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -238,6 +239,30 @@ def test_threads_share_an_export(written: Path, fitted: ead.PatchCore, probe: An
     with ThreadPoolExecutor(4) as pool:
         for number, own in zip((0, 4, 9, 11), pool.map(scores, (0, 4, 9, 11)), strict=True):
             np.testing.assert_allclose(own, expected.anomaly_score[number], rtol=1e-4)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_many_images_are_predicted_several_at_a_time(
+    tmp_path: Path, written: Path, fitted: ead.PatchCore, probe: Any, format: str
+) -> None:
+    many = np.concatenate([probe, probe[::-1], probe])
+    found, seen = ead.load_exported(written / format, threads=2), []
+    expected = fitted.predict(many)
+    assert_same(found.predict(many, progress=lambda *one: seen.append(one)), expected)
+    assert seen == [("predict", number + 1, 36) for number in range(36)]
+    assert_same(found.predict(many), expected)
+    assert_same(found.predict(probe), fitted.predict(probe))
+    Image.fromarray(probe[0][:20]).save(tmp_path / "other.png")
+    pictures = [*map(Image.fromarray, many), Image.open(tmp_path / "other.png")]
+    taken = found.predict_batches(pictures)
+    assert next(taken).anomaly_score[0] == pytest.approx(expected.anomaly_score[0], rel=1e-4)
+    with pytest.raises(ValueError, match="image 36: the graph was exported for images of 40 x 40 pixels"):
+        list(taken)
+    left = found.predict_batches(many)
+    next(left)
+    left.close()  # and no thread stays
+    names = [thread.name for thread in threading.enumerate()]
+    assert not [name for name in names if name.startswith("ensemblead-predict")]
 
 
 WITHOUT_TORCH = """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -49,6 +50,33 @@ def _narrow(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 narrow = pytest.mark.usefixtures("_narrow")
+
+
+# Engines
+
+
+@narrow
+def test_all_networks_by_openvino(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    openvino = pytest.importorskip("ensemblead.networks.engines.openvino")
+    pytest.importorskip("openvino")
+    names: list[str] = []
+    real = openvino.converted
+
+    def noted(part: Any, images: torch.Tensor) -> Any:
+        names.append(part.name)
+        return real(part, images)
+
+    monkeypatch.setattr(openvino, "converted", noted)
+    options: dict[str, Any] = {"steps": 2, "resize": None, "device": "cpu"}
+    plain = ead.EfficientAD("small", "gabor", **options).fit(TRAIN[:10])
+    plain.save(tmp_path / "model")
+    quick = ead.load(tmp_path / "model", engine="openvino")
+    found, expected = quick.predict(BAD), plain.predict(BAD)
+    assert names == ["gabor", "the student and the autoencoder of EfficientAD"]
+    most = 1e-3 * float(np.abs(expected.anomaly_map).max())
+    np.testing.assert_allclose(found.anomaly_map, expected.anomaly_map, rtol=0, atol=most)
+    # A copy, which a worker gets, has compiled nothing yet.
+    np.testing.assert_array_equal(copy.deepcopy(quick).predict(BAD).anomaly_map, found.anomaly_map)
 
 
 # The networks

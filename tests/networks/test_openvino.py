@@ -63,6 +63,14 @@ def test_four_shapes_are_kept() -> None:
 
 
 @torch.no_grad()
+def test_nan_is_called_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(openvino, "deviation", lambda *_: float("nan"))
+    engine = openvino.OpenVinoEngine(part_of(Normed()))
+    with pytest.raises(EngineError, match="Normed: NaN in float32, where .*; use engine='torch'"):
+        engine.run(torch.rand(1, 3, 16, 16))
+
+
+@torch.no_grad()
 def test_weights_that_change_are_seen() -> None:
     module = Normed()
     plain = ead.FeatureExtractor(module, LAYERS)

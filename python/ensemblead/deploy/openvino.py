@@ -5,7 +5,7 @@ Beside networks/engines/openvino.py and common/openvino.py the only file that im
 
 from __future__ import annotations
 
-import threading
+import queue
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
 from pathlib import Path
@@ -108,29 +108,39 @@ def precision_hint(core: Any, precision: str) -> str:
 
 
 class Session:
-    """A compiled graph for one image at a time; threads may share it, and then wait for each other.
+    """A compiled graph for images one by one, so many at a time; threads may share it, and more of them wait
+    for each other.
 
     Args:
         graph, constants: the bytes of the two files.
         precision: what networks compute in.
         threads: None leaves their number to OpenVINO.
+        at_once: images that are computed at a time, each by its share of the threads.
     """
 
-    def __init__(self, graph: bytes, constants: bytes, precision: str, threads: int | None) -> None:
+    def __init__(
+        self, graph: bytes, constants: bytes, precision: str, threads: int | None, at_once: int = 1
+    ) -> None:
         core = openvino_core(_PURPOSE)
         model = core.read_model(graph, constants)
         shape = model.input().get_partial_shape()
         shape[0] = 1
         model.reshape(shape)
         hint = precision_hint(core, precision)
-        settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": hint}
+        settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": hint}
+        settings |= {"PERFORMANCE_HINT": "LATENCY"} if at_once == 1 else {"NUM_STREAMS": str(at_once)}
         if threads is not None:
             settings["INFERENCE_NUM_THREADS"] = threads
-        self._request = core.compile_model(model, "CPU", settings).create_infer_request()
-        self._lock = threading.Lock()  # a request holds its outputs until the next one
+        compiled = core.compile_model(model, "CPU", settings)
+        self._free: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        for _ in range(at_once):
+            self._free.put(compiled.create_infer_request())
 
     def run(self, image: npt.NDArray[np.uint8]) -> list[npt.NDArray[Any]]:
         """The outputs for an image uint8 `[1, H, W, 3]`."""
-        with self._lock:
-            self._request.infer([image], share_inputs=True)
-            return [self._request.get_output_tensor(number).data.copy() for number in range(3)]
+        request = self._free.get()  # it holds its outputs until it is used again
+        try:
+            request.infer([image], share_inputs=True)
+            return [request.get_output_tensor(number).data.copy() for number in range(3)]
+        finally:
+            self._free.put(request)

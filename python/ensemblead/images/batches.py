@@ -116,7 +116,7 @@ def iterate_batches(
     if prefetch < 0:
         raise ValueError(f"prefetch must not be negative, got {prefetch}")
     if workers is None:
-        workers = min(8, available_cores())
+        workers = 1 if len(source) == 1 else min(8, available_cores())
     source = open_images(source, bits=bits)
     skipped: list[SkippedImage] = []
 
@@ -186,11 +186,13 @@ def _batches(
     pending: deque[tuple[int, Future[_Decoded]]] = deque()
     upcoming = iter(range(len(source)))
     pool = ThreadPoolExecutor(workers, thread_name_prefix="ensemblead-decode")
+    # A single image has nothing to be decoded beside, and a thread costs more than it gives.
+    submit = pool.submit if len(source) > 1 else _done
     try:
         ready: list[tuple[int, _Decoded]] = []
         while True:
             while len(pending) + len(ready) < ahead and (index := next(upcoming, None)) is not None:
-                pending.append((index, pool.submit(_decode, source, index, geometries)))
+                pending.append((index, submit(_decode, source, index, geometries)))
             if not pending:
                 break
             index, future = pending.popleft()
@@ -208,6 +210,16 @@ def _batches(
             yield _assemble(source, geometries, ready, pin_memory)
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _done(function: Callable[..., _Decoded], *arguments: Any) -> Future[_Decoded]:
+    """What a call gives or raises, at once, as an executor would give it later."""
+    future: Future[_Decoded] = Future()
+    try:
+        future.set_result(function(*arguments))
+    except Exception as error:
+        future.set_exception(error)
+    return future
 
 
 def stack_planes(planes: Sequence[npt.NDArray[np.uint8]], pin_memory: bool = False) -> torch.Tensor:

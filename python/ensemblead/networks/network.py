@@ -114,6 +114,11 @@ class Network:
         return twin
 
     @property
+    def engine(self) -> str:
+        """What runs it, "torch" or "openvino"."""
+        return self._engine
+
+    @property
     def dtype(self) -> torch.dtype:
         """The dtype that the network computes in; `relative_noise` bounds its rounding."""
         return self.extractor.dtype

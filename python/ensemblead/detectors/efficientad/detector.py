@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -24,6 +24,7 @@ from ensemblead.detectors.efficientad.imitators import (
     LEAST_SIDE,
     Imitators,
     Plan,
+    by_openvino,
     empty_imitators,
     new_imitators,
 )
@@ -45,6 +46,9 @@ HARD = 999  # thousandths of the squared distances that are not learned from
 QUANTILES = (0.9, 0.995)  # of a map's values over normal images, which become 0 and 0.1
 _LAST_SHARE, _LAST_RATE = 0.95, 0.1  # the rate falls when so much of the steps is done
 _FLAT = 1e-6  # of the upper quantile: two that are so close are equal
+
+# See `Imitators.forward`.
+Described = Callable[[torch.Tensor], Sequence[torch.Tensor]]
 
 
 @dataclass(frozen=True)
@@ -140,9 +144,9 @@ class EfficientAD(TrainedMethod):
             on, and quantiles and threshold are too low; `fit` warns of it. `calibrate` mends the threshold.
         seed: of everything random.
         compile: run the teacher through `torch.compile`, which gains little on a CPU.
-        engine: of the teacher: "torch", "openvino" (on CPUs; the extra openvino), or "auto": OpenVINO on
-            a CPU where it is installed. docs/design/engines.md has their speed. For precision "int8"
-            fit in float32 and call `quantize`.
+        engine: of all networks in `predict`: "torch", "openvino" (on CPUs; the extra openvino), or "auto":
+            OpenVINO on a CPU where it is installed. Training is torch's. docs/design/engines.md has their
+            speed. For a teacher in "int8" fit in float32 and call `quantize`.
 
     Attributes after `fit`: `losses_`, `calibration_`, `threshold_`; `network_`, the teacher, once it is
     needed.
@@ -249,7 +253,8 @@ class EfficientAD(TrainedMethod):
         with default_modes():
             images = self.network_.normalize(seen.pixels)
             teacher = standardised(describe(self.network_, images), state.statistics)
-            networks = self._network_of(state, lambda: state.imitators().to(images.dtype))
+            engine = self._frozen.network.engine if self._frozen is not None else "torch"
+            networks = self._network_of(state, lambda: imitating(state, images.dtype, engine), engine)
             return distance_maps(networks, images, teacher)
 
     def _inspected(self, state: Imitation, seen: Seen) -> list[torch.Tensor]:
@@ -353,17 +358,20 @@ def hard_loss(squares: torch.Tensor) -> torch.Tensor:
     return squares.flatten().topk(total - below, sorted=False).values.mean()
 
 
+def imitating(state: Imitation, dtype: torch.dtype, engine: str) -> Described:
+    """Student and autoencoder, run as the teacher is; in float32 where that is in int8."""
+    networks = state.imitators().to(dtype)
+    return networks if engine == "torch" else by_openvino(networks, str(dtype).removeprefix("torch."))
+
+
 def distance_maps(
-    networks: Imitators, images: torch.Tensor, teacher: torch.Tensor
+    networks: Described, images: torch.Tensor, teacher: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Squared distances of the student from the teacher, and from the autoencoder: float32 `[B, h, w]`, means
-    over channels.
+    over channels. `networks` are `Imitators`, or what gives the same.
     """
-    student = networks.student
-    values = student.body(images)
-    apart = (teacher - student.as_teacher(values).float()).square().mean(1)
-    followed, restored = student.as_autoencoder(values).float(), networks.autoencoder(images).float()
-    return apart, (restored - followed).square().mean(1)
+    imitated, followed, restored = (own.float() for own in networks(images))
+    return (teacher - imitated).square().mean(1), (restored - followed).square().mean(1)
 
 
 def anomaly_grids(first: torch.Tensor, second: torch.Tensor, quantiles: Sequence[float]) -> torch.Tensor:

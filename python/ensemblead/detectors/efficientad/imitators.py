@@ -7,6 +7,7 @@ padding.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +15,8 @@ from torch import nn
 
 from ensemblead.common.validation import one_of, whole_number
 from ensemblead.kernels.maps import resize_maps
+from ensemblead.networks.engines.engine import Part
+from ensemblead.networks.engines.openvino import OpenVinoEngine
 from ensemblead.networks.modes import own_generator
 from ensemblead.networks.pdn import BORDER, PDN, SIZES, STRIDE
 
@@ -23,6 +26,8 @@ HALVED, KERNEL = 32, 8
 LEAST_SIDE = 64
 _WIDTH = 64
 _DROPPED = 0.2
+# The modules whose outputs `Imitators.forward` gives.
+_OUTPUTS = ("student.as_teacher", "student.as_autoencoder", "autoencoder.describe")
 
 
 @dataclass(frozen=True)
@@ -108,6 +113,26 @@ class Imitators(nn.Module):
         self.plan = plan
         self.student = Student(plan.size, plan.channels)
         self.autoencoder = Autoencoder(plan.channels, plan.kernel)
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Of normalised images: the student's descriptions, as the teacher's and as the autoencoder's, and
+        the autoencoder's.
+        """
+        values = self.student.body(images)
+        return self.student.as_teacher(values), self.student.as_autoencoder(values), self.autoencoder(images)
+
+
+def by_openvino(networks: Imitators, precision: str) -> Callable[[torch.Tensor], list[torch.Tensor]]:
+    """What the networks' `forward` gives, by OpenVINO, in the dtype that they have."""
+    some = next(networks.parameters())
+    name = "the student and the autoencoder of EfficientAD"
+    engine = OpenVinoEngine(Part(networks, _OUTPUTS, name, some.device, some.dtype, precision))
+
+    def run(images: torch.Tensor) -> list[torch.Tensor]:
+        outputs = engine.run(images)
+        return [outputs[layer] for layer in _OUTPUTS]
+
+    return run
 
 
 def new_imitators(plan: Plan, seed: int) -> Imitators:

@@ -36,7 +36,7 @@ class TrainedMethod(Method, abstract=True):
     epochs: ClassVar[int]
     # Before the names of the frozen network's tensors, in files of published weights.
     frozen_prefix: ClassVar[str] = ""
-    _kept: tuple[Any, Any] | None = None
+    _kept: tuple[Any, str, Any] | None = None
 
     @property
     def losses_(self) -> torch.Tensor:
@@ -112,12 +112,16 @@ class TrainedMethod(Method, abstract=True):
         """How many `steps` are with these images."""
         return self.epochs * math.ceil(len(data) / data.batch_size) if isinstance(steps, str) else steps
 
-    def _network_of(self, state: Any, make: Callable[[], Net]) -> Net:
-        """The network of a state, kept from batch to batch."""
-        if self._kept is None or self._kept[0] is not state.weights:
-            self._kept = state.weights, make()
-        network: Net = self._kept[1]
+    def _network_of(self, state: Any, make: Callable[[], Net], engine: str = "torch") -> Net:
+        """The network of a state, as `make` makes it for an engine, kept from batch to batch."""
+        if self._kept is None or self._kept[0] is not state.weights or self._kept[1] != engine:
+            self._kept = state.weights, engine, make()
+        network: Net = self._kept[2]
         return network
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy makes the network anew: what OpenVINO has compiled cannot be copied.
+        return {name: value for name, value in vars(self).items() if name != "_kept"}
 
 
 def checked_steps(steps: Any) -> Steps:
