@@ -160,6 +160,24 @@ def measure_resolution(path: Path, weights: Path, method: str, kind: str, size: 
     return measure_fit(detector, category) | measure_quality(detector, category)
 
 
+def measure_scales(path: Path, weights: Path, network: str, scales: tuple[float, ...]) -> dict[str, float]:
+    """Fit and evaluate one model for all tiles of 256 pixels of a scale, out of images of 512."""
+    category = MVTecAD(path).categories[0]
+    source = Path(weights) / f"{network}.safetensors"
+    torch.set_num_threads(1)
+    detector = ead.TiledEnsemble(
+        ead.PatchCore(network, weights=source, device="cpu"),
+        TILE,
+        TILE,
+        image_size=2 * TILE,
+        scales=scales,
+        shared=True,
+    )
+    found = measure_fit(detector, category) | measure_quality(detector, category)
+    rows = sum(one.learned_["bank_rows"] for one in detector.members_ if isinstance(one, ead.PatchCore))
+    return {**found, "bank_rows": float(rows)}
+
+
 class Drawn:
     """Images drawn when asked for, so that they take no memory themselves."""
 
