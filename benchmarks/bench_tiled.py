@@ -174,7 +174,9 @@ def test_scales(
     category: str,
     scales: tuple[float, ...],
 ) -> None:
-    """One PatchCore for all tiles of a scale, 2 x 2 at the scale 1 and one at .5; one thread, one seed."""
+    """One PatchCore for all tiles of a scale, 2 x 2 at the scale 1 and one at .5; one thread, one seed, 60
+    images to learn and to test at most.
+    """
     kept = Quality(figures, f"scales: {category}, {network}, {SCALES[scales]}", again)
     path = folder(material, category)
     kept.measure("0", measure_scales, path, material[1], network, scales)

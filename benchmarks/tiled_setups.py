@@ -7,6 +7,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ TILE = 256
 WARM_UP, TIMED = 5, 30
 # Images that the peak of predict is taken over.
 PREDICTED = 32
+# Images that learn, and that are tested, at several scales.
+OF_SCALES = 60
 
 Size = int | tuple[int, int]
 
@@ -162,7 +165,7 @@ def measure_resolution(path: Path, weights: Path, method: str, kind: str, size: 
 
 def measure_scales(path: Path, weights: Path, network: str, scales: tuple[float, ...]) -> dict[str, float]:
     """Fit and evaluate one model for all tiles of 256 pixels of a scale, out of images of 512."""
-    category = MVTecAD(path).categories[0]
+    category = some_of(MVTecAD(path).categories[0], OF_SCALES)
     source = Path(weights) / f"{network}.safetensors"
     torch.set_num_threads(1)
     detector = ead.TiledEnsemble(
@@ -176,6 +179,15 @@ def measure_scales(path: Path, weights: Path, network: str, scales: tuple[float,
     found = measure_fit(detector, category) | measure_quality(detector, category)
     rows = sum(one.learned_["bank_rows"] for one in detector.members_ if isinstance(one, ead.PatchCore))
     return {**found, "bank_rows": float(rows)}
+
+
+def some_of(category: Category, most: int) -> Category:
+    """A category with so many images of each kind at most, evenly spread over its sorted lists."""
+    train, test = (
+        tuple(images[i * len(images) // most] for i in range(most)) if len(images) > most else images
+        for images in (category.train, category.test)
+    )
+    return replace(category, train=train, test=test)
 
 
 class Drawn:
