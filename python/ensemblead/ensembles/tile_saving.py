@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ensemblead.common.errors import DamagedModelError
-from ensemblead.common.validation import whole_number
+from ensemblead.common.validation import pair, whole_number
 from ensemblead.ensembles.tile_merging import TileStatistics
 from ensemblead.ensembles.tile_plan import TiledState, settle_in_tile
 from ensemblead.ensembles.tile_pyramid import TilePyramid, checked_scales
@@ -40,7 +40,8 @@ def read_tiles(reader: FolderReader, parameters: Mapping[str, Any]) -> TiledStat
         skipped = tuple(whole_number("skipped", number, 0) for number in state.get("skipped", ()))
         scales = checked_scales(parameters.get("scales", (1.0,)))
         sizes = {name: parameters[name] for name in names}
-        frame = TilePyramid.of(tuple(state["image_size"]), scales, **sizes).without(skipped)
+        size = pair("image_size", tuple(state["image_size"]), 1)
+        frame = TilePyramid.of(size, scales, **sizes).without(skipped)
         grid = frame.levels[0].grid
         if not all(map(len, frame.levels)):
             raise ValueError("skipped: no tile is left")
