@@ -76,6 +76,7 @@ class Quality(Kept):
             "AUPRO": self.spread("aupro"),
         }
         costs = {
+            "bank rows": ("bank_rows", 1.0),
             "fit, s": ("fit_seconds", 1.0),
             "parameters, M": ("parameters", 1e-6),
             "one image, ms": ("latency", 1e3),

@@ -29,6 +29,7 @@ WARM_UP, TIMED = 5, 30
 PREDICTED = 32
 # Images that learn, and that are tested, at several scales.
 OF_SCALES = 60
+_TIMES = ("fit_seconds", "images_per_second")
 
 Size = int | tuple[int, int]
 
@@ -164,7 +165,7 @@ def measure_resolution(path: Path, weights: Path, method: str, kind: str, size: 
 
 
 def measure_scales(path: Path, weights: Path, network: str, scales: tuple[float, ...]) -> dict[str, float]:
-    """Fit and evaluate one model for all tiles of 256 pixels of a scale, out of images of 512."""
+    """Fit and evaluate one model for all tiles of 256 pixels of a scale, out of images of 512; no times."""
     category = some_of(MVTecAD(path).categories[0], OF_SCALES)
     source = Path(weights) / f"{network}.safetensors"
     torch.set_num_threads(1)
@@ -178,7 +179,8 @@ def measure_scales(path: Path, weights: Path, network: str, scales: tuple[float,
     )
     found = measure_fit(detector, category) | measure_quality(detector, category)
     rows = sum(one.learned_["bank_rows"] for one in detector.members_ if isinstance(one, ead.PatchCore))
-    return {**found, "bank_rows": float(rows)}
+    found["bank_rows"] = float(rows)
+    return {name: value for name, value in found.items() if name not in _TIMES}
 
 
 def some_of(category: Category, most: int) -> Category:
