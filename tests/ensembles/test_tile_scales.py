@@ -16,6 +16,7 @@ from support.units import Inline, draw_images
 import ensemblead as ead
 from ensemblead.config.registry import create, describe
 from ensemblead.deploy.graph import DetectorGraph
+from ensemblead.ensembles.checks.drawing import drawn_size
 from ensemblead.ensembles.tile_pyramid import TilePyramid, checked_scales
 from ensemblead.images import Geometry
 from ensemblead.kernels.maps import resize_maps
@@ -238,6 +239,12 @@ def test_the_smallest_scale_works(size: tuple[int, int], smallest: float) -> Non
     with pytest.raises(ValueError, match=f"the smallest scale that works is {smallest:g}$"):
         TilePyramid.of(size, (smallest - 0.001,), (24, 24), (24, 24), "flush")
     assert TilePyramid.of(size, (smallest,), (24, 24), (24, 24), "flush").count >= 1
+
+
+def test_the_check_draws_images_that_every_scale_can_cut() -> None:
+    ensemble = tiled(image_size=None, scales=(0.75, 2))
+    assert drawn_size(ensemble._parts()) == (48, 48)  # a tile and a stride, at the scale .75
+    assert ensemble.plan().frame_for((48, 48)).levels[0].grid == (2, 2)
 
 
 def test_numpy_numbers_are_numbers() -> None:
