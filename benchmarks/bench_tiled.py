@@ -33,6 +33,7 @@ from tiled_setups import (
     Drawn,
     measure_memory,
     measure_resolution,
+    measure_scales,
     measure_setup,
     tiles_of,
 )
@@ -40,6 +41,9 @@ from tiled_setups import (
 import ensemblead as ead
 
 CATEGORIES = {"bottle": "mvtec_bottle", "magnetic tile": "magnetic_tile"}
+MORE_CATEGORIES = {"cookies": "aws_cookies"}  # of the scales
+NETWORKS = ("resnet18", "efficientnet_lite0")
+SCALES = {(1.0,): "scale 1", (0.5,): "scale .5", (1.0, 0.5): "scales 1 and .5"}
 SEEDS = (0, 1, 2)
 RESOLUTIONS = (256, 384, 512, 768, 1024)
 MEMORY_SIZES = (512, 768, 1024, 1536, 2048)
@@ -53,7 +57,7 @@ categories = pytest.mark.parametrize("category", CATEGORIES)
 
 
 def folder(material: tuple[Path, Path], category: str) -> Path:
-    path = material[0] / CATEGORIES[category]
+    path = material[0] / {**CATEGORIES, **MORE_CATEGORIES}[category]
     if not path.is_dir():
         pytest.skip(f"--data has no {path.name}")
     return path
@@ -72,6 +76,7 @@ class Quality(Kept):
             "AUPRO": self.spread("aupro"),
         }
         costs = {
+            "bank rows": ("bank_rows", 1.0),
             "fit, s": ("fit_seconds", 1.0),
             "parameters, M": ("parameters", 1e-6),
             "one image, ms": ("latency", 1e3),
@@ -156,6 +161,26 @@ def test_resolution(
     kept = Quality(figures, f"resolution: {category}, {method}, {kind}, {size} px", again)
     path = folder(material, category)
     kept.measure("0", measure_resolution, path, material[1], method, kind, size)
+    kept.report()
+
+
+@pytest.mark.parametrize("scales", SCALES, ids=SCALES.get)
+@pytest.mark.parametrize("category", [*CATEGORIES, *MORE_CATEGORIES])
+@pytest.mark.parametrize("network", NETWORKS)
+def test_scales(
+    figures: FiguresOf,
+    material: tuple[Path, Path],
+    again: bool,
+    network: str,
+    category: str,
+    scales: tuple[float, ...],
+) -> None:
+    """One PatchCore for all tiles of a scale, 2 x 2 at the scale 1 and one at .5; one thread, one seed, 60
+    images to learn and to test at most.
+    """
+    kept = Quality(figures, f"scales: {category}, {network}, {SCALES[scales]}", again)
+    path = folder(material, category)
+    kept.measure("0", measure_scales, path, material[1], network, scales)
     kept.report()
 
 

@@ -7,6 +7,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,9 @@ TILE = 256
 WARM_UP, TIMED = 5, 30
 # Images that the peak of predict is taken over.
 PREDICTED = 32
+# Images that learn, and that are tested, at several scales.
+OF_SCALES = 60
+_TIMES = ("fit_seconds", "images_per_second")
 
 Size = int | tuple[int, int]
 
@@ -158,6 +162,34 @@ def measure_resolution(path: Path, weights: Path, method: str, kind: str, size: 
         single(method, weights, size, batch_size=batch) if whole else tiled(method, weights, size, TILE // 2)
     )
     return measure_fit(detector, category) | measure_quality(detector, category)
+
+
+def measure_scales(path: Path, weights: Path, network: str, scales: tuple[float, ...]) -> dict[str, float]:
+    """Fit and evaluate one model for all tiles of 256 pixels of a scale, out of images of 512; no times."""
+    category = some_of(MVTecAD(path).categories[0], OF_SCALES)
+    source = Path(weights) / f"{network}.safetensors"
+    torch.set_num_threads(1)
+    detector = ead.TiledEnsemble(
+        ead.PatchCore(network, weights=source, device="cpu"),
+        TILE,
+        TILE,
+        image_size=2 * TILE,
+        scales=scales,
+        shared=True,
+    )
+    found = measure_fit(detector, category) | measure_quality(detector, category)
+    rows = sum(one.learned_["bank_rows"] for one in detector.members_ if isinstance(one, ead.PatchCore))
+    found["bank_rows"] = float(rows)
+    return {name: value for name, value in found.items() if name not in _TIMES}
+
+
+def some_of(category: Category, most: int) -> Category:
+    """A category with so many images of each kind at most, evenly spread over its sorted lists."""
+    train, test = (
+        tuple(images[i * len(images) // most] for i in range(most)) if len(images) > most else images
+        for images in (category.train, category.test)
+    )
+    return replace(category, train=train, test=test)
 
 
 class Drawn:

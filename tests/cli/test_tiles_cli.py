@@ -19,6 +19,7 @@ from support.textures import normal_images, with_defects
 
 import ensemblead as ead
 from ensemblead.cli.options import DetectorOptions, build_detector, read_config, typed_options
+from ensemblead.cli.shorthands import expanded
 from ensemblead.config.registry import create, describe
 
 TILES = [
@@ -75,6 +76,35 @@ def test_the_table_has_the_tiles(images: Path, tmp_path: Path) -> None:
     assert outcome.exit_code == 0, outcome.stderr
     assert "2 x 2 tiles of 32x32" in outcome.stdout
     assert ead.load(tmp_path / "m").shared is True  # type: ignore[attr-defined]
+
+
+def test_several_scales(images: Path, tmp_path: Path) -> None:
+    folders = [images / "good", "--model", tmp_path / "m"]
+    outcome = call("fit", *folders, *TILES, "--image-size", "64x96", "--shared-tiles", "--scales", "1", ".5")
+    assert outcome.exit_code == 0, outcome.stderr
+    assert "2 x 3 and 1 x 2 tiles of 32x32 at scales 1 and 0.5" in outcome.stdout
+    loaded = ead.load(tmp_path / "m")
+    assert isinstance(loaded, ead.TiledEnsemble)
+    assert (loaded.scales, loaded.tile_grids_) == ((1.0, 0.5), ((2, 3), (1, 2)))
+    wrong = call(
+        "fit", *TILES, "--image-size", "64", "--scales=1,.25", images / "good", "--model", tmp_path / "n"
+    )
+    assert wrong.exit_code == 2
+    assert "scales: 0.25 leaves no whole tile" in wrong.stderr
+    assert "smallest scale that works is 0.5" in " ".join(wrong.stderr.split())
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (["--scales", "1", ".5", "x"], ["--set", "scales=[1,.5]", "x"]),
+        (["x", "--scales"], ["x", "--set", "scales=[]"]),
+        (["--scales=0.5,2"], ["--set", "scales=[0.5,2]"]),
+        (["--", "--scales", "1"], ["--", "--scales", "1"]),
+    ],
+)
+def test_scales_as_they_are_typed(given: list[str], expected: list[str]) -> None:
+    assert expanded(given) == expected
 
 
 def test_what_the_options_build(tmp_path: Path) -> None:

@@ -284,8 +284,9 @@ class TestPresets:
         rad = create({"preset": "rad", "seed": 3})
         assert [layer.split(":")[0] for layer in rad.layers] == [f"blocks.{i}" for i in (3, 6, 9, 11)]
         assert (rad.banks, rad.metric, rad.resize, rad.image_size) == ("per_layer", "cosine", (512, 512), 448)
-        tiles = create({"preset": "superadd", "image_size": [640, 1024], "coreset_size": 500})
-        assert (tiles.tile_size, tiles.stride, tiles.image_size) == ((640, 640), (384, 384), (640, 1024))
+        tiles = create({"preset": "superadd", "image_size": [1024, 1640], "coreset_size": 500})
+        assert (tiles.tile_size, tiles.stride, tiles.image_size) == ((640, 640), (384, 384), (1024, 1640))
+        assert tiles.scales == (0.625,)
         assert (tiles.member.banks, tiles.member.coreset_size) == ("per_layer", 500)
 
     def test_wrong_arguments_of_the_class_method(self) -> None:

@@ -21,7 +21,7 @@ from torch import nn
 import ensemblead as ead
 from ensemblead.deploy.graph import DetectorGraph
 from ensemblead.deploy.tiles import seam_mask
-from ensemblead.ensembles.tile_merging import TileFrame
+from ensemblead.ensembles.tile_frame import TileFrame
 
 SIDE = 64
 PYRAMID = ("one", "two", "three")

@@ -16,7 +16,8 @@ from support.tiles import BAD, BOTH, GOOD, MASKS, SIDE, TRAIN, crops, patchcore,
 
 import ensemblead as ead
 from ensemblead.ensembles import tile_merging
-from ensemblead.ensembles.tile_merging import FLOOR, TileFrame
+from ensemblead.ensembles.tile_frame import TileFrame
+from ensemblead.ensembles.tile_merging import FLOOR
 from ensemblead.images import spool
 from ensemblead.networks import FeatureExtractor
 

@@ -153,7 +153,7 @@ def test_tiles_are_cut_from_the_images(
     by_image = torch.from_numpy(expected).permute(2, 0, 1, 3, 4, 5).flatten(0, 2)
     windows = [Window(y * stride[0], x * stride[1], *tile) for y in range(rows) for x in range(columns)]
     with Images(open_images(IMAGES), [WHOLE], memory_bytes=budget) as images:
-        view = Tiles(images, WHOLE, windows, (40, 40))
+        view = Tiles(images, [(WHOLE, window) for window in windows])
         assert len(view) == COUNT * rows * columns
         assert view.frame(SMALL) == AS_IS
         for _ in range(2):

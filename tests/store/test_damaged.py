@@ -83,6 +83,8 @@ def _with(state: dict[str, Any], *keys: str, value: Any) -> None:
         ("tiled", ("parameters", "stride"), [32, 10**30], "stride"),
         ("tiled", ("parameters", "image_size"), [64, 16], "tile_size must not exceed the image"),
         ("tiled", ("parameters", "score"), "sum", "score must be one of"),
+        ("tiled", ("parameters", "scales"), [1.0, 0.0], r"scales\[1\] must be positive"),
+        ("tiled", ("parameters", "scales"), [1.0, 0.4], "scales: 0.4 leaves no whole tile"),
         ("tiled", ("image_size",), [16, 64], "tile_size must not exceed the image"),
         ("tiled", ("image_size",), ["a"], "image_size"),
         ("tiled", ("image_size",), 64, "not iterable"),

@@ -111,7 +111,7 @@ def command(
             "--tile-size",
             panel=_TILES,
             text="N or HxW: a detector per tile of the --image-size (512), "
-            "or with --shared-tiles one for all tiles.",
+            "or with --shared-tiles one for all tiles; --scales 1 .5 adds tiles of smaller images.",
         ),
     ] = None,
     stride: Annotated[

@@ -28,8 +28,13 @@ def show_summary(summary: dict[str, Any]) -> None:
         console.print(table)
     for tiles in {str(member["tiles"]): member["tiles"] for member in summary["members"]}.values():
         if tiles is not None:
-            (rows, columns), size = tiles["grid"], "x".join(map(str, tiles["tile_size"]))
-            console.print(f"{rows} x {columns} tiles of {size}; counts are sums over them", highlight=False)
+            size, scales = "x".join(map(str, tiles["tile_size"])), tiles["scales"]
+            grids = " and ".join(f"{rows} x {columns}" for rows, columns in tiles["grids"])
+            at = f" at scale{'s' * (len(scales) > 1)} {' and '.join(f'{scale:g}' for scale in scales)}"
+            at = "" if list(scales) == [1.0] else at
+            console.print(f"{grids} tiles of {size}{at}; counts are sums over them", highlight=False)
+    if any(member["pad_to_grid"] for member in summary["members"]):
+        console.print("images are padded to the next size that the network takes", highlight=False)
     if summary["below"]:
         console.print(
             f"{summary['below']} of the images lie in folders below, or in linked ones", highlight=False

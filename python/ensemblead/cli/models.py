@@ -128,7 +128,8 @@ def _tiled_members(ensemble: Any) -> Iterator[dict[str, Any]]:
     from ensemblead.config.registry import describe
 
     parameters = {name: value for name, value in describe(ensemble).items() if name not in _NOT_OF_TILES}
-    tiles = {"grid": list(ensemble.tile_grid_), **parameters}
+    grids = [list(grid) for grid in ensemble.tile_grids_]
+    tiles = {"grid": grids[0], "grids": grids, **parameters}
     described = [list(_members(member)) for member in ensemble.members_]
     # The same detector at every location: counts are summed over them.
     for same in zip(*described, strict=True):
@@ -165,6 +166,7 @@ def _describe_leaf(leaf: Any) -> dict[str, Any]:
         "weights": None if network is None else network.source,
         "resize": getattr(leaf, "resize", None),
         "image_size": getattr(leaf, "image_size", None),
+        "pad_to_grid": getattr(leaf, "pad_to_grid", False),
         **learned,
         "learned": learned,
         "covering_radius": None if bank is None else bank.radius_,

@@ -69,6 +69,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "tile_size": 640,
         "stride": 384,
         "image_size": None,
+        "scales": [0.625],
         "shared": True,
         "score": "max",
         "seam_smoothing": False,
@@ -93,11 +94,11 @@ PRESET_NOTES: Mapping[str, str] = {
     "rad": f"DINOv3 weights of ViT-B/16 (timm's vit_base_patch16_dinov3). {_DINOV3} Without: the choice of "
     "the 150 images most similar to the one inspected. The layers' distances are divided by their usual ones "
     "before the mean, and maps are blurred more.",
-    "superadd": f"DINOv3 weights of ViT-H+/16 (timm's vit_huge_plus_patch16_dinov3). {_DINOV3} Without: "
-    "images at 0.625 of their size (give image_size, or smaller images); brightness changed at random; the "
-    "closing of maps and their threshold. Bank rows are a k-center coreset, not a random thinning; squared "
-    "distances are divided by their usual ones, not by the number of dimensions; where tiles overlap, maps "
-    "are averaged.",
+    "superadd": f"DINOv3 weights of ViT-H+/16 (timm's vit_huge_plus_patch16_dinov3). {_DINOV3} "
+    "Without: brightness changed at random; the closing of maps and their threshold. Images are resized "
+    "to 0.625 of their size bilinearly, not bicubically; bank rows are a k-center coreset, not a random "
+    "thinning; squared distances are divided by their usual ones, not by the number of dimensions; "
+    "where tiles overlap, maps are averaged.",
 }
 
 _FORMER_NAMES = {"mission": "patchcore-large"}

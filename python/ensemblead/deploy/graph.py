@@ -19,7 +19,7 @@ from ensemblead.detectors.detector import Detector
 from ensemblead.detectors.method import Method
 from ensemblead.detectors.regions import inside_of
 from ensemblead.ensembles.backbones import BackboneEnsemble
-from ensemblead.ensembles.tile_merging import TileFrame
+from ensemblead.ensembles.tile_pyramid import TilePyramid
 from ensemblead.ensembles.tiles import TiledEnsemble
 from ensemblead.images import Geometry
 from ensemblead.networks.graphs import Grids, NetworkGraph, Normalized
@@ -33,13 +33,13 @@ class Frame:
     Attributes:
         geometry: how images are resized and cropped.
         size: height and width of what is seen, whole or a tile.
-        tiles: where tiles lie in the resized image. A batch has all images of the first tile, then all of the
-            second, and so on.
+        tiles: where tiles lie in the resized image, at every scale. A batch has all images of the first tile,
+            then all of the second, and so on.
     """
 
     geometry: Geometry
     size: tuple[int, int]
-    tiles: TileFrame | None = None
+    tiles: TilePyramid | None = None
 
 
 @dataclass

@@ -361,6 +361,10 @@ class Detector(Traced, ABC):
     def _networks(self) -> list[FrozenNetwork]:
         """All networks, of all parts and of what these are made of."""
 
+    def _kept_geometries(self) -> Sequence[Geometry]:
+        """How images are kept for its passes, where it makes several."""
+        return (self.geometry,)
+
     @abstractmethod
     def _combine(self, results: Sequence[Result]) -> Result:
         """One result from one per part."""

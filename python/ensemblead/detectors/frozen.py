@@ -14,8 +14,17 @@ from ensemblead.networks import FeatureExtractor
 from ensemblead.networks.engines.engine import Quantized
 from ensemblead.networks.layers import MIDDLE_STRIDES, default_layers
 from ensemblead.networks.network import Network, check_device, check_engine, check_precision
-from ensemblead.networks.sizes import check_size, sizes_taken
+from ensemblead.networks.sizes import check_size, padded_size, sizes_taken
 from ensemblead.networks.vectors import Pooling
+
+# What a method may take of its network besides the names, and leave out.
+NETWORK_DEFAULTS: Mapping[str, Any] = {
+    "weights": "default",
+    "precision": "auto",
+    "compile": False,
+    "engine": "torch",
+    "pad_to_grid": False,
+}
 
 
 class FrozenNetwork:
@@ -27,6 +36,7 @@ class FrozenNetwork:
         device, precision, compile, engine: as `Network` takes them.
         seed: of random weights.
         strides: of the layers that "auto" stands for.
+        pad_to_grid: whether images of a size that the network does not take are padded.
     """
 
     def __init__(
@@ -42,6 +52,7 @@ class FrozenNetwork:
         strides: Sequence[int] = MIDDLE_STRIDES,
         pooling: Pooling | None = None,
         engine: str = "torch",
+        pad_to_grid: bool = False,
     ) -> None:
         if layers is None and pooling is None:
             raise TypeError('layers must be "auto" or a sequence of names, got None')
@@ -58,6 +69,13 @@ class FrozenNetwork:
         self.pooling = pooling
         self.device, self.compile, self.seed = check_device(device), compile, seed
         self.run_by(engine, precision)
+        if not isinstance(pad_to_grid, bool):
+            raise TypeError(f"pad_to_grid must be True or False, got {pad_to_grid!r}")
+        if pad_to_grid and not isinstance(backbone, str):
+            raise ValueError(
+                "pad_to_grid needs a network by name, for a module does not say which sizes it takes"
+            )
+        self.pad_to_grid = pad_to_grid
         self._network: Network | None = None
         self._lock = threading.Lock()
 
@@ -74,8 +92,8 @@ class FrozenNetwork:
                 extractor = FeatureExtractor(
                     self.backbone, self.layers, weights=self.weights, seed=self.seed, pooling=self.pooling
                 )
-                self._network = Network(
-                    extractor, self.device, self.precision, compile=self.compile, engine=self.engine
+                self._network = self._padding(
+                    Network(extractor, self.device, self.precision, compile=self.compile, engine=self.engine)
                 )
             return self._network
 
@@ -96,8 +114,21 @@ class FrozenNetwork:
 
     def check_size(self, size: tuple[int, int], argument: str) -> None:
         """Raise ValueError, naming sizes that do, for images (h, w) that the network cannot take."""
-        if isinstance(self.backbone, str):
+        if self.pad_to_grid:
+            self.padded_size(size)
+        elif isinstance(self.backbone, str):
             check_size(self.backbone, self.layers or (), size, argument)
+
+    def padded_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """The size (h, w) that images of `size` are padded to, `size` itself where none are."""
+        if not (self.pad_to_grid and isinstance(self.backbone, str)):
+            return size
+        return padded_size(self.backbone, self.layers or (), size)
+
+    def _padding(self, network: Network) -> Network:
+        """The network, which pads as it should here."""
+        network.pads_to = self.padded_size if self.pad_to_grid else None
+        return network
 
     def fitting_geometry(self, geometry: Geometry) -> Geometry:
         """A geometry that the network takes, where the images decide.
@@ -117,7 +148,7 @@ class FrozenNetwork:
     def replace(self, network: Network) -> None:
         """Use this network."""
         with self._lock:
-            self._network = network
+            self._network = self._padding(network)
 
     def share(self, other: Network) -> None:
         """Read the layers off an equal network that is loaded already."""

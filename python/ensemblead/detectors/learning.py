@@ -181,7 +181,8 @@ def learned_from(
     share_networks([network for part in parts for network in part._networks()])
     # A pass more, to find the images that are held out.
     again = shared is not None and shared.holdout is not None
-    kept = [part.geometry for part in parts if again or part.passes != "one"]
+    reread = [part for part in parts if again or part.passes != "one"]
+    kept = [geometry for part in reread for geometry in part._kept_geometries()]
     memory = min((part.spool_bytes for part in parts), default=0)
     with Images(source, kept, errors=errors, memory_bytes=memory) as data:
         if holdout is not None:

@@ -35,7 +35,7 @@ from ensemblead.calibration import Calibration, NormalSample
 from ensemblead.common.errors import NotExportableError, NotFittedError
 from ensemblead.common.validation import whole_number
 from ensemblead.detectors.detector import Detector
-from ensemblead.detectors.frozen import FrozenNetwork
+from ensemblead.detectors.frozen import NETWORK_DEFAULTS, FrozenNetwork
 from ensemblead.detectors.holdout import ALL_KNOWN, HOLDOUT, KNOWN, checked_holdout
 from ensemblead.detectors.learning import nothing_read
 from ensemblead.detectors.left_out import LeftOut
@@ -49,8 +49,9 @@ from ensemblead.detectors.parts import (
     Run,
     Scores,
     Seen,
+    Sight,
 )
-from ensemblead.detectors.regions import inside_of
+from ensemblead.detectors.regions import inside_seen
 from ensemblead.detectors.returned import check_scores, check_state_class, check_trained
 from ensemblead.detectors.saving import OF_THE_NETWORK, arguments, plain_arguments, read_method, write_method
 from ensemblead.detectors.training.data import TrainingData
@@ -145,7 +146,7 @@ class Method(Detector):
             if "layers" not in given:
                 name = type(self).__name__
                 raise TypeError(f"{name}.__init__ takes backbone and must take layers as well")
-            shared = {name: given.get(name, default) for name, default in _NETWORK_DEFAULTS.items()}
+            shared = {name: given.get(name, default) for name, default in NETWORK_DEFAULTS.items()}
             if "engine" not in given and shared["precision"] == "int8":
                 shared["engine"] = "openvino"  # a method without that parameter can be quantized, and loaded
             self._frozen = FrozenNetwork(
@@ -157,7 +158,7 @@ class Method(Detector):
                 **shared,
             )
             self._geometry = self._frozen.fitting_geometry(self._geometry)
-            for name in ("backbone", "layers", "weights", "compile"):
+            for name in ("backbone", "layers", "weights", "compile", "pad_to_grid"):
                 setattr(self, name, getattr(self._frozen, name))
         else:
             self._precision = check_precision(given.get("precision", "float32"))
@@ -168,7 +169,7 @@ class Method(Detector):
         self._state: Any = None
         self._calibration: Calibration | None = None
         self._reading = nothing_read()
-        self._inside: tuple[Geometry, Inside | None] | None = None
+        self._inside: tuple[Any, Inside | None] | None = None
 
     # For authors
 
@@ -206,13 +207,14 @@ class Method(Detector):
         Pixels outside were filled before a method sees them, and of its grids what lies outside counts for
         nothing. One that learns patch by patch learns `inside.take(embeddings)` alone.
         """
-        if self.region is None:
+        if self.region is None and seen.shown is None:
             return None
         frame = seen.frame  # of a tile, which may be any, it has none
         if frame.region is None:
             frame = replace(frame, region=self.region)
-        if self._inside is None or self._inside[0] != frame:
-            self._inside = frame, inside_of(frame)
+        key = frame, seen.size, seen.shown
+        if self._inside is None or self._inside[0] != key:
+            self._inside = key, inside_seen(*key)
         return self._inside[1]
 
     # For users
@@ -366,15 +368,15 @@ class Method(Detector):
             return Seen((pixels.to(device, non_blocking=True),), size, frame=geometry)
         network = self._frozen.network
         maps = features(network, geometry)
-        if type(self).embed is Method.embed:
-            for own in maps:
-                require_finite(own, network.extractor)
-            return Seen(tuple(maps), size, kind="feature_maps", frame=geometry)
-        embeddings = self.embed(maps)
-        several = embeddings if isinstance(embeddings, tuple) else (embeddings,)
+        kind: Sight = "feature_maps"
+        values: Any = tuple(maps)
+        if type(self).embed is not Method.embed:
+            kind, values = "embeddings", self.embed(maps)
+        several = values if isinstance(values, tuple) else (values,)
         for one in several:
             require_finite(one, network.extractor)
-        return Seen(several, size, kind="embeddings", frame=geometry)
+        padded = self._frozen.padded_size(size)
+        return Seen(several, padded, kind=kind, frame=geometry, shown=None if padded == size else size)
 
     def _result(self, seen: Seen) -> Result:
         scores = check_scores(self, self.scores(self._state, seen), seen)
@@ -382,6 +384,8 @@ class Method(Detector):
         largest, maps = render_inside(
             scores.grids, seen.size, inside, sigma=self.map_sigma, kind=self.map_kind
         )
+        if seen.shown is not None:
+            maps = maps[:, : seen.shown[0], : seen.shown[1]].contiguous()
         return (largest if scores.images is None else scores.images), maps
 
     def _rounding(self, sample: NormalSample) -> float:
@@ -437,9 +441,6 @@ class Method(Detector):
     def from_store(cls, reader: FolderReader) -> Self:
         method: Self = read_method(cls, reader)
         return method
-
-
-_NETWORK_DEFAULTS = {"weights": "default", "precision": "auto", "compile": False, "engine": "torch"}
 
 
 def _plain_size(size: Any) -> Any:

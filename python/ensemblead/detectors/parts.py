@@ -66,6 +66,7 @@ class Seen:
         bits: in `fit`, used bits of 16-bit files; None where there are none.
         kind: which of the three the values are.
         frame: how the images came to be what they are.
+        shown: height and width of the images before they were padded to `size`; None: they were not.
     """
 
     values: tuple[torch.Tensor, ...]
@@ -78,6 +79,7 @@ class Seen:
     bits: int | None = None
     kind: Sight = "pixels"
     frame: Geometry = AS_IS
+    shown: tuple[int, int] | None = None
 
     def __len__(self) -> int:
         return len(self.values[0])
@@ -296,6 +298,10 @@ class Part(Protocol):
 
     def _own_networks(self) -> list[FrozenNetwork]:
         """Those that look at the images themselves."""
+        ...
+
+    def _kept_geometries(self) -> Sequence[Geometry]:
+        """How images are kept for its passes, where it makes several."""
         ...
 
     def _start(self, *, extending: bool) -> Accumulator:

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
+
 from ensemblead.images import Geometry, Region
 from ensemblead.kernels.inside import Inside
 
@@ -15,6 +17,17 @@ def inside_of(frame: Geometry) -> Inside | None:
     """The region of a decided geometry in its frame; None without one."""
     mask = frame.inside()
     return None if mask is None else Inside(mask)
+
+
+def inside_seen(frame: Geometry, size: tuple[int, int], shown: tuple[int, int] | None) -> Inside | None:
+    """The region of a decided geometry in images that are padded to `size` (h, w): nothing of the padding,
+    and of what is `shown` the region of their frame, or all. They are not padded where `shown` is None.
+    """
+    if shown is None:
+        return inside_of(frame)
+    mask, region = np.zeros(size, dtype=bool), frame.inside()
+    mask[: shown[0], : shown[1]] = True if region is None else region
+    return Inside(mask)
 
 
 def common_region(parts: Sequence[Any], argument: str) -> Region | None:

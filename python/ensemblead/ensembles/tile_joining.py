@@ -13,20 +13,22 @@ from ensemblead.common.warnings import warn
 from ensemblead.detectors.left_out import joined
 from ensemblead.detectors.parts import Fitted, Progress, Result
 from ensemblead.detectors.regions import inside_of
-from ensemblead.ensembles.tile_merging import TileFrame, TileMerger, TileStatistics, unvaried
+from ensemblead.ensembles.tile_merging import TileMerger, TileStatistics, unvaried
 from ensemblead.ensembles.tile_plan import Location, TiledState, TilePlan
+from ensemblead.ensembles.tile_pyramid import TilePyramid
 from ensemblead.kernels.inside import Inside
 
 
 class TileJoin:
-    """Locations in row-major order, or one if they share a detector. `known`: of an extension, what the
-    ensemble knew; `sampled_every`: a shared detector is scored on one of so many images.
+    """Locations in the order of their tiles' numbers, or one per scale if they share a detector. `known`: of
+    an extension, what the ensemble knew; `sampled_every`: a shared detector is scored on one of so many
+    images.
     """
 
     def __init__(
         self,
         plan: TilePlan,
-        frame: TileFrame,
+        frame: TilePyramid,
         locations: Sequence[Location],
         progress: Progress,
         *,
@@ -37,6 +39,13 @@ class TileJoin:
         self._locations, self._progress, self._sampled_every = locations, progress, sampled_every
         self._members = [one.member for one in locations]
         self._samples = [one.samples for one in locations]
+        self._groups = frame.groups(plan.shared)
+        # By the number of a tile: which location has it, and its place among that location's tiles.
+        self._places = {
+            number: (location, place)
+            for location, group in enumerate(self._groups)
+            for place, number in enumerate(group)
+        }
         self._positions: list[int] = []  # of the images in the merged sample
 
     def fitted(self) -> Fitted:
@@ -46,7 +55,7 @@ class TileJoin:
         state = TiledState(tuple(self._members), self._frame, statistics)
         rose = any(one.rose for one in self._locations)
         found = [one.left_out for one in self._locations]
-        left_out = found[0] if self._plan.shared else joined(found)
+        left_out = found[0] if len(found) == 1 and self._plan.shared else joined(found)
         warnings, positions = self._warnings(), tuple(self._positions)
         return Fitted(state, sample, origin, warnings, positions, rose, left_out=left_out)
 
@@ -57,12 +66,12 @@ class TileJoin:
         for one in self._locations:
             for kind, message in one.warnings.items():
                 first.setdefault(kind, message)
-        if self._plan.shared:
+        total = len(self._groups)
+        if self._plan.shared and total == 1:
             return first
-        total = len(self._frame)
+        what = "scales" if self._plan.shared else "tile locations"
         return {
-            kind: f"{message} (so at {counts[kind]} of {total} tile locations)"
-            for kind, message in first.items()
+            kind: f"{message} (so at {counts[kind]} of {total} {what})" for kind, message in first.items()
         }
 
     def _merged_statistics(self) -> tuple[TileStatistics | None, NormalSample]:
@@ -95,41 +104,39 @@ class TileJoin:
 
     def _rounding(self, statistics: TileStatistics | None = None) -> float:
         """How far rounding moves members' results, or, given the statistics of locations, merged ones."""
-        roundings = [member.calibration_.rounding for member in self._members]
-        if statistics is None or len(statistics.values) != len(self._frame):
+        numbers = self._frame.numbers
+        roundings = [self._members[self._places[number][0]].calibration_.rounding for number in numbers]
+        if statistics is None or len(statistics.values) != len(numbers):
             return max(roundings)
-        if self._plan.shared:
-            roundings *= len(self._frame)
         least = statistics.values[:, (1, 3)].amin(1).tolist()
         moved = [rounding / deviation for rounding, deviation in zip(roundings, least, strict=True)]
         return float(max(moved))
 
     def _num_results(self) -> int:
         """Images that are scored without having been learned."""
-        found = self._samples[0][0].num_results
-        return found // len(self._frame) if self._plan.shared else found
+        return self._samples[0][0].num_results // len(self._groups[0])
+
+    def _sample_of(self, image: int, number: int) -> tuple[int, int]:
+        """The location of tile `number`, and where one of these images' tile stands in its samples."""
+        location, place = self._places[number]
+        return location, image * len(self._groups[location]) + place
 
     def _left_out(self, image: int, number: int) -> tuple[Result, bool]:
         """The result of tile `number` of one of these images, and whether the member could do without it."""
-        shared, place = self._plan.shared, self._frame.numbers.index(number)
-        index = image * len(self._frame) + place if shared else image
-        samples = self._samples[0 if shared else place]
-        member = self._members[0 if shared else place]
+        location, index = self._sample_of(image, number)
+        samples, member = self._samples[location], self._members[location]
         result = member._combine([sample.result(index) for sample in samples])
         return result, any(sample.is_counted(index) for sample in samples)
 
     def _inside(self, number: int) -> Inside | None:
         """The region in tile `number`; None where all of the tile is inspected."""
-        place = 0 if self._plan.shared else self._frame.numbers.index(number)
-        part = self._members[place]._parts()[0]
+        part = self._members[self._places[number][0]]._parts()[0]
         return None if part.region is None else inside_of(part.geometry)
 
     def _is_odd(self, image: int, number: int) -> bool:
         """Whether tile `number` of one of these images was left out of the fit, by a part of the member."""
-        shared, place = self._plan.shared, self._frame.numbers.index(number)
-        index = image * len(self._frame) + place if shared else image
-        samples = self._samples[0 if shared else place]
-        return any(sample.is_left_out(index) for sample in samples)
+        location, index = self._sample_of(image, number)
+        return any(sample.is_left_out(index) for sample in self._samples[location])
 
     def _measured(self) -> torch.Tensor:
         """Statistics of every location, as in `TileStatistics`."""
@@ -151,7 +158,7 @@ class TileJoin:
     def _merged(self, merger: TileMerger) -> NormalSample:
         sample = NormalSample(self._rounding(merger.statistics), merger.inside)
         count = self._num_results()
-        positions = self._locations[0].positions[:: len(merger.frame) if self._plan.shared else 1]
+        positions = self._locations[0].positions[:: len(self._groups[0])]
         self._positions = []
         for image in range(count):
             if any(self._is_odd(image, number) for number in merger.frame.numbers):

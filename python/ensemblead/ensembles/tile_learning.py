@@ -13,12 +13,12 @@ from ensemblead.detectors.left_out import digest_without, joined
 from ensemblead.detectors.parts import Fitted, Note, Progress, Run
 from ensemblead.detectors.running import open_pool
 from ensemblead.ensembles.tile_joining import TileJoin
-from ensemblead.ensembles.tile_merging import TileFrame
 from ensemblead.ensembles.tile_plan import Location, TiledState, TilePlan, settle_in_tile
-from ensemblead.images import AS_IS, Images, ImageSet, Tiles, Window
+from ensemblead.ensembles.tile_pyramid import TilePyramid
+from ensemblead.images import AS_IS, Images, ImageSet, Tiles
 
-# One member for all locations holds the tiles of sampled images as embeddings until it has its bank: they may
-# take this share of the memory budget.
+# One member for all locations of a scale holds the tiles of sampled images as embeddings until it has its
+# bank: they may take this share of the memory budget.
 _HELD_SHARE = 1 / 3
 
 
@@ -32,6 +32,7 @@ class TiledLearning:
         self._plan, self._images, self._known = plan, images, known
         self._run = run
         self._frame = self._frame_of_images() if known is None else known.frame
+        self._groups = self._frame.groups(plan.shared)
         self._digest = set_digest(images.positions(), images.sizes, images.fingerprints)
         self._check_sizes()
 
@@ -39,12 +40,9 @@ class TiledLearning:
         """What all locations have learned."""
         sampled_every = 1
         if self._plan.shared:
-            windows = [self._frame.window(number) for number in self._frame.numbers]
-            view = self._view(windows)
-            sampled, sampled_every = self._thinned(view)
-            locations = [self._learned(view, replace(self._run, sampled=sampled), 0)]
-        else:
-            locations = [self.location(number) for number in self._frame.numbers]
+            sampled, sampled_every = self._thinned()
+            self._run = replace(self._run, sampled=sampled)
+        locations = [self._location(place) for place in range(len(self._groups))]
         join = TileJoin(
             self._plan,
             self._frame,
@@ -56,16 +54,23 @@ class TiledLearning:
         return join.fitted()
 
     def location(self, number: int) -> Location:
-        """What one location learns."""
-        place, count = self._frame.numbers.index(number), len(self._frame)
-        progress = _one_of_many(self._run.progress, place, count)
-        note = _said_once(self._run.note, place, count)
-        run = replace(self._run, progress=progress, note=note).below(f"tile{number}")
-        return self._learned(self._view([self._frame.window(number)]), run, number)
+        """What the location of a tile learns."""
+        return self._location(self._frame.numbers.index(number))
+
+    def _location(self, place: int) -> Location:
+        """What the tiles of one group learn."""
+        group, count = self._groups[place], len(self._groups)
+        run = self._run
+        if not self._plan.shared or count > 1:
+            progress = _one_of_many(run.progress, place, count)
+            what = "scales" if self._plan.shared else "tile locations"
+            note = _said_once(run.note, place, f"{count} {what}")
+            run = replace(run, progress=progress, note=note).below(f"tile{group[0]}")
+        return self._learned(self._view(group), run, place)
 
     # Images
 
-    def _frame_of_images(self) -> TileFrame:
+    def _frame_of_images(self) -> TilePyramid:
         size = self._images.size(self._plan.geometry, 0)
         return self._plan.frame_for(size)
 
@@ -79,11 +84,14 @@ class TiledLearning:
                     f"but {self._images.source.describe(position)} has {size}; image_size=(h, w) resizes them"
                 )
 
-    def _view(self, windows: Sequence[Window]) -> Tiles:
-        return Tiles(self._images, self._plan.geometry, windows, self._frame.image_size)
+    def _view(self, group: Sequence[int]) -> Tiles:
+        geometries, frame = self._plan.geometries, self._frame
+        windows = [(geometries[frame.place(number)[0]], frame.window(number)) for number in group]
+        return Tiles(self._images, windows)
 
-    def _thinned(self, view: Tiles) -> tuple[frozenset[int], int]:
+    def _thinned(self) -> tuple[frozenset[int], int]:
         """Of the sampled images one of so many that their tiles' embeddings keep to the memory budget."""
+        view = self._view(self._groups[0])
         parts = [part for part in self._plan.member._parts() if part.passes == "one"]
         tile, _ = view.read(AS_IS, [0])
         with open_pool(parts, view).batch({AS_IS: tile}) as features:
@@ -91,17 +99,18 @@ class TiledLearning:
         held = sum(value.numel() * value.element_size() for one in seen for value in one.values)
         if not held:
             return self._run.sampled, 1
-        images = max(1, int(self._plan.memory_budget * _HELD_SHARE / (held * len(self._frame))))
+        tiles = max(map(len, self._groups))
+        images = max(1, int(self._plan.memory_budget * _HELD_SHARE / (held * tiles)))
         every = math.ceil(min(self._run.num_images, MAX_IMAGES) / images)
         return frozenset(sorted(self._run.sampled)[::every]), every
 
     # Locations
 
-    def _learned(self, view: Tiles, run: Run, number: int) -> Location:
+    def _learned(self, view: Tiles, run: Run, place: int) -> Location:
         if self._known is None:
-            source = member = self._plan.member_at(self._frame, number)
+            source = member = self._plan.member_at(self._frame, self._groups[place][0])
         else:
-            source = self._known.members[0 if self._plan.shared else self._frame.numbers.index(number)]
+            source = self._known.members[place]
             member = source._clone()
         fitted = learn(source, view, run, extending=self._known is not None)
         member._take([one.state for one in fitted], nothing_read())
@@ -133,14 +142,14 @@ class TiledLearning:
         )
 
 
-def _said_once(note: Note, number: int, count: int) -> Note:
+def _said_once(note: Note, number: int, places: str) -> Note:
     """What one location says, of which lines that stay are those of the first."""
 
     def of_one(text: str, stays: bool) -> None:
         if not stays:
             note(text, False)
         elif not number:
-            note(f"{text}, at each of {count} tile locations", True)
+            note(f"{text}, at each of {places}", True)
 
     return of_one
 

@@ -1,4 +1,4 @@
-"""Where the tiles of an image lie, and how their results become one score and one map.
+"""How the results of tiles become one score and one map.
 
 Rolih et al., "Divide and Conquer: High-Resolution Industrial Anomaly Detection via Memory Efficient Tiled
 Ensemble", arXiv 2403.04932.
@@ -6,105 +6,25 @@ Ensemble", arXiv 2403.04932.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from functools import cached_property
-from typing import Literal
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
 from ensemblead.calibration.statistics import LEAST_SHARE
 from ensemblead.detectors.parts import Result
-from ensemblead.images import Window
+from ensemblead.ensembles.tile_pyramid import TilePyramid
 from ensemblead.kernels.inside import Inside
-from ensemblead.kernels.tiling import smooth_seams, tile_grid, untile
+from ensemblead.kernels.maps import resize_maps
 
 NORMALIZATIONS = ("tile", "image", "none")
 SCORES = ("mean", "max")
-Edge = Literal["flush", "pad"]
-EDGES: tuple[Edge, ...] = ("flush", "pad")
 # The least standard deviation of a tile location, as a share of the one pooled over all locations (the root
 # of the mean variance). Where nothing ever varies, in an empty corner, a location's own deviation would turn
 # the least noise into the loudest alarm.
 FLOOR = 0.25
 # Columns of the mean and the deviation, and of what.
 _QUANTITIES = ((0, 1, "scores"), (2, 3, "maps"))
-
-
-@dataclass(frozen=True)
-class TileFrame:
-    """Tiles of images of one size; all sizes are (h, w). Tile number `row * columns + column` starts at
-    `(row * stride, column * stride)`; with `edge="flush"` the last row and column lie flush with the image
-    instead of overhanging it. `skipped`: tiles that nobody looks at, since a region leaves nothing of them.
-    """
-
-    image_size: tuple[int, int]
-    tile_size: tuple[int, int]
-    stride: tuple[int, int]
-    edge: Edge = "flush"
-    skipped: tuple[int, ...] = ()
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Rows and columns of tiles. Raises ValueError where the sizes do not go together."""
-        return tile_grid(self.image_size, self.tile_size, self.stride)
-
-    @property
-    def count(self) -> int:
-        """All tiles."""
-        rows, columns = self.grid
-        return rows * columns
-
-    @cached_property
-    def numbers(self) -> tuple[int, ...]:
-        """Of the tiles that are looked at, in row-major order."""
-        skipped = frozenset(self.skipped)
-        return tuple(number for number in range(self.count) if number not in skipped)
-
-    def __len__(self) -> int:
-        """Tiles that are looked at."""
-        return len(self.numbers)
-
-    def without_outside(self, mask: npt.NDArray[np.bool_]) -> TileFrame:
-        """The same, without the tiles that have nothing of a region, bool `[H, W]`."""
-        skipped = [number for number in range(self.count) if not self.inside(mask, number).any()]
-        return replace(self, skipped=tuple(skipped))
-
-    def inside(self, mask: npt.NDArray[np.bool_], number: int) -> npt.NDArray[np.bool_]:
-        """A region, bool `[H, W]`, in tile `number`: bool `[h, w]`, false where it overhangs."""
-        window, tile = self.window(number), np.zeros(self.tile_size, dtype=bool)
-        part = mask[window.rows(self.image_size[0]), window.columns(self.image_size[1])]
-        tile[: part.shape[0], : part.shape[1]] = part
-        return tile
-
-    def window(self, number: int) -> Window:
-        """The place of tile `number`."""
-        (height, width), columns = self.tile_size, self.grid[1]
-        top, left = number // columns * self.stride[0], number % columns * self.stride[1]
-        if self.edge == "flush":
-            top, left = min(top, self.image_size[0] - height), min(left, self.image_size[1] - width)
-        return Window(top, left, height, width)
-
-    def cut(self, pixels: torch.Tensor, number: int) -> torch.Tensor:
-        """Tile `number` of images `[..., H, W]`: `[..., h, w]`, a copy, zeros where it overhangs."""
-        window = self.window(number)
-        part = pixels[..., window.rows(pixels.shape[-2]), window.columns(pixels.shape[-1])]
-        tile = pixels.new_zeros((*pixels.shape[:-2], *self.tile_size))
-        tile[..., : part.shape[-2], : part.shape[-1]] = part
-        return tile
-
-    def merge(self, maps: torch.Tensor, smooth: bool, inside: Inside | None = None) -> torch.Tensor:
-        """Maps of all tiles, float32 `[tiles, B, h, w]`, averaged where they overlap: `[B, H, W]`. What lies
-        outside of a region takes the nearest value inside.
-        """
-        cut = maps.reshape(*self.grid, *maps.shape[1:])[:, :, :, None].contiguous()
-        merged: torch.Tensor = untile(cut, self.image_size, self.stride, edge=self.edge)[:, 0]
-        if inside is not None:
-            merged = inside.spread(merged)
-        if smooth:
-            merged = smooth_seams(merged.contiguous(), self.tile_size, self.stride, edge=self.edge)
-        return merged
 
 
 @dataclass(frozen=True)
@@ -162,19 +82,35 @@ def _pooled(column: torch.Tensor) -> float:
 @dataclass(frozen=True)
 class TileMerger:
     """How results of tiles become those of their images. `statistics` are of the tile locations or of the
-    merged result, as `normalization` has it; None leaves all values as they are. `inside`: the region in the
-    image.
+    merged result, as `normalization` has it; None leaves all values as they are. `insides`: the region in the
+    image at every scale; `inside`: in the image itself.
     """
 
-    frame: TileFrame
+    frame: TilePyramid
     score: str
     seam_smoothing: bool
     normalization: str
     statistics: TileStatistics | None = None
+    insides: tuple[Inside | None, ...] = (None,)
     inside: Inside | None = None
 
     def buffer(self, num_images: int) -> MergeBuffer:
         return MergeBuffer(self, num_images)
+
+    def merged_scores(self, scores: torch.Tensor) -> torch.Tensor:
+        """Scores `[B]` of images from those of tiles that are looked at, `[tiles, B]`: the mean over the
+        scales of each one's mean or largest.
+        """
+        each = self.frame.split(scores, looked_at=True)
+        return _mean([own.mean(0) if self.score == "mean" else own.amax(0) for own in each])
+
+    def merged_scales(self, maps: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Maps `[B, H, W]` of images: the mean over those at every scale, each resized to the image."""
+        return _mean([resize_maps(own, self.frame.image_size) for own in maps])
+
+
+def _mean(values: Sequence[torch.Tensor]) -> torch.Tensor:
+    return values[0] if len(values) == 1 else torch.stack(list(values)).mean(0)
 
 
 class MergeBuffer:
@@ -208,8 +144,12 @@ class MergeBuffer:
         assert self._maps is not None
         merger, scores, maps = self._merger, self._scores, self._maps
         self._scores = self._maps = None
-        merged = merger.frame.merge(maps, merger.seam_smoothing, merger.inside)
-        score = scores.mean(0) if merger.score == "mean" else scores.amax(0)
+        split = merger.frame.split(maps, looked_at=False)
+        levels = zip(merger.frame.levels, split, merger.insides, strict=True)
+        merged = merger.merged_scales(
+            [level.merge(own, merger.seam_smoothing, inside) for level, own, inside in levels]
+        )
+        score = merger.merged_scores(scores)
         if merger.normalization == "image" and merger.statistics is not None:
             merger.statistics.apply(0, score, merged)
         return score, merged if merger.inside is None else merger.inside.blank(merged)

@@ -6,66 +6,95 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from ensemblead.calibration import NormalSample, Origin
+from ensemblead.common.validation import one_of
 from ensemblead.detectors.detector import Detector
 from ensemblead.detectors.left_out import LeftOut
 from ensemblead.detectors.regions import give_region, inside_of
-from ensemblead.ensembles.tile_merging import Edge, TileFrame, TileMerger, TileStatistics
+from ensemblead.ensembles.tile_frame import EDGES, Edge
+from ensemblead.ensembles.tile_merging import NORMALIZATIONS, SCORES, TileMerger, TileStatistics
+from ensemblead.ensembles.tile_pyramid import TilePyramid, scaled_geometries
 from ensemblead.images import AS_IS, Geometry, Region
 
 
 @dataclass(frozen=True)
 class TilePlan:
-    """What a tiled ensemble is told: its parameters, and how images become its frame."""
+    """What a tiled ensemble is told: its parameters, and how images become its frame, at the scale 1."""
 
     member: Detector
     geometry: Geometry
     tile_size: tuple[int, int]
     stride: tuple[int, int]
     edge: Edge
+    scales: tuple[float, ...]
     score: str
     seam_smoothing: bool
     normalization: str
     shared: bool
     memory_budget: int
 
-    def frame_for(self, size: tuple[int, int]) -> TileFrame:
+    @property
+    def geometries(self) -> tuple[Geometry, ...]:
+        """How images come to every scale."""
+        return scaled_geometries(self.geometry, self.scales)
+
+    def frame_for(self, size: tuple[int, int]) -> TilePyramid:
         """Where the tiles of images of this size lie. Raises ValueError where the sizes do not go
         together.
         """
-        frame = TileFrame(size, self.tile_size, self.stride, self.edge)
-        _ = frame.grid
-        mask = self.geometry.inside() if self.geometry.is_decided else None
-        return frame if mask is None else frame.without_outside(mask)
+        frame = TilePyramid.of(size, self.scales, self.tile_size, self.stride, self.edge)
+        masks = self._masks() if self.geometry.is_decided else None
+        return frame if masks is None else frame.without_outside(masks)
 
-    def member_at(self, frame: TileFrame, number: int) -> Detector:
+    def member_at(self, frame: TilePyramid, number: int) -> Detector:
         """An unfitted detector for tile `number`, which inspects its part of the region."""
-        member, mask = self.member._clone(), self.geometry.inside()
-        part = None if mask is None else frame.inside(mask, number)
+        member, masks = self.member._clone(), self._masks()
+        part = None if masks is None else frame.inside(masks, number)
         if part is not None and not part.all():
             give_region(member._parts(), Region(part))
         return member
 
-    def merger(self, frame: TileFrame, statistics: TileStatistics | None) -> TileMerger:
+    def merger(self, frame: TilePyramid, statistics: TileStatistics | None) -> TileMerger:
         """How results of tiles become those of images."""
-        inside = inside_of(self.geometry)
-        return TileMerger(frame, self.score, self.seam_smoothing, self.normalization, statistics, inside)
+        return TileMerger(
+            frame,
+            self.score,
+            self.seam_smoothing,
+            self.normalization,
+            statistics,
+            tuple(map(inside_of, self.geometries)),
+            inside_of(self.geometry),
+        )
+
+    def _masks(self) -> list[npt.NDArray[np.bool_]] | None:
+        """The region in the image at every scale; None without one."""
+        masks = [geometry.inside() for geometry in self.geometries]
+        return [mask for mask in masks if mask is not None] or None
 
 
 @dataclass(frozen=True)
 class TiledState:
-    """What a tiled ensemble has learned: a detector per location that is looked at (one if shared), in
-    row-major order, where the tiles lie, and the statistics that bring their results to one scale.
+    """What a tiled ensemble has learned: a detector per location that is looked at (one per scale if shared),
+    in the order of their numbers, where the tiles lie, and the statistics that bring their results to one
+    unit.
     """
 
     members: tuple[Detector, ...]
-    frame: TileFrame
+    frame: TilePyramid
     statistics: TileStatistics | None
+
+    def member_at(self, number: int) -> Detector:
+        """The detector of a tile."""
+        shared = len(self.members) < len(self.frame)
+        return self.members[self.frame.place(number)[0] if shared else self.frame.numbers.index(number)]
 
 
 @dataclass(frozen=True)
 class Location:
-    """What one location has learned, or all together if they share a detector.
+    """What one location has learned, or all of a scale together if they share a detector.
 
     Attributes:
         member: the detector, ready to score.
@@ -102,6 +131,16 @@ def without_region(member: Detector) -> Detector:
     return member
 
 
+def check_choices(score: str, normalization: str, edge: str, **flags: bool) -> None:
+    """Raise ValueError for names that are not known, TypeError for flags that are no bools."""
+    one_of("score", score, SCORES)
+    one_of("normalization", normalization, NORMALIZATIONS)
+    one_of("edge", edge, EDGES)
+    for name, flag in flags.items():
+        if not isinstance(flag, bool):
+            raise TypeError(f"{name} must be True or False, got {flag!r}")
+
+
 def check_member(member: Any, shared: bool) -> None:
     """Raise TypeError or ValueError for what cannot be fitted tile by tile."""
     if not isinstance(member, Detector):
@@ -132,5 +171,9 @@ def check_member(member: Any, shared: bool) -> None:
     if any(getattr(part, "defects", None) is not None for part in member._parts()):
         raise ValueError(
             "member: defects must be None, for it sees tiles, and known defects are given as whole images"
+        )
+    if any(getattr(part, "pad_to_grid", False) for part in member._parts()):
+        raise ValueError(
+            "member: pad_to_grid must be False, for tiles can have a tile_size that fits the grid"
         )
     member._require_single_image_scores()

@@ -1,4 +1,7 @@
-"""What a tiled ensemble has learned in folders: one per location, and the statistics of the tiles."""
+"""What a tiled ensemble has learned in folders: one per location, and the statistics of the tiles.
+
+Folders of the first scale, and what was saved before there were scales, have names without one.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from ensemblead.common.errors import DamagedModelError
-from ensemblead.common.validation import whole_number
-from ensemblead.ensembles.tile_merging import TileFrame, TileStatistics
+from ensemblead.common.validation import pair, whole_number
+from ensemblead.ensembles.tile_merging import TileStatistics
 from ensemblead.ensembles.tile_plan import TiledState, settle_in_tile
+from ensemblead.ensembles.tile_pyramid import TilePyramid, checked_scales
 from ensemblead.store import FolderReader, FolderWriter, load_state, save_state
 
 
@@ -17,10 +21,10 @@ def write_tiles(writer: FolderWriter, state: TiledState, *, shared: bool) -> dic
     in JSON's types.
     """
     frame = state.frame
-    for number, member in zip(frame.numbers, state.members, strict=not shared):
-        borrowed = {"borrowed": True} if number != frame.numbers[0] else {}
-        writer.child(_folder(number, frame, shared), member, **borrowed)
-    kept: dict[str, Any] = {"image_size": list(frame.image_size), "tiles": list(frame.grid)}
+    for group, member in zip(frame.groups(shared), state.members, strict=True):
+        borrowed = {"borrowed": True} if group[0] != frame.numbers[0] else {}
+        writer.child(_folder(group[0], frame, shared), member, **borrowed)
+    kept: dict[str, Any] = {"image_size": list(frame.image_size), "tiles": list(frame.levels[0].grid)}
     if frame.skipped:
         kept["skipped"] = list(frame.skipped)
     if state.statistics is not None:
@@ -34,19 +38,20 @@ def read_tiles(reader: FolderReader, parameters: Mapping[str, Any]) -> TiledStat
     with reader.as_damage():
         names = "tile_size", "stride", "edge"
         skipped = tuple(whole_number("skipped", number, 0) for number in state.get("skipped", ()))
-        frame = TileFrame(
-            tuple(state["image_size"]), **{name: parameters[name] for name in names}, skipped=skipped
-        )
-        grid = frame.grid
-        if not len(frame):
+        scales = checked_scales(parameters.get("scales", (1.0,)))
+        sizes = {name: parameters[name] for name in names}
+        size = pair("image_size", tuple(state["image_size"]), 1)
+        frame = TilePyramid.of(size, scales, **sizes).without(skipped)
+        grid = frame.levels[0].grid
+        if not all(map(len, frame.levels)):
             raise ValueError("skipped: no tile is left")
     if list(grid) != state["tiles"]:
         raise DamagedModelError(f"{reader.folder} states {state['tiles']} tiles, its sizes give {grid}")
-    first, *others = frame.numbers
-    members = [reader.child(_folder(first, frame, shared))]
-    for number in () if shared else others:
+    first, *others = frame.groups(shared)
+    members = [reader.child(_folder(first[0], frame, shared))]
+    for group in others:
         lent = iter([network.network for network in members[0]._networks()])
-        members.append(reader.child(_folder(number, frame, shared), networks=lent))
+        members.append(reader.child(_folder(group[0], frame, shared), networks=lent))
     for member in members:
         settle_in_tile(member)
     with reader.as_damage():
@@ -65,6 +70,8 @@ def _read_statistics(reader: FolderReader) -> TileStatistics | None:
     return load_state(reader, "statistics", reader.state["statistics"], TileStatistics) if known else None
 
 
-def _folder(number: int, frame: TileFrame, shared: bool) -> str:
-    row, column = divmod(number, frame.grid[1])
-    return "member" if shared else f"tile_{row}_{column}"
+def _folder(number: int, frame: TilePyramid, shared: bool) -> str:
+    which, own = frame.place(number)
+    row, column = divmod(own, frame.levels[which].grid[1])
+    name = "member" if shared else f"tile_{row}_{column}"
+    return f"scale{which}_{name}" if which else name

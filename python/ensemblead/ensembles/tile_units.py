@@ -21,8 +21,8 @@ from ensemblead.distributed.units import Task, Unit
 from ensemblead.distributed.working import no_progress
 from ensemblead.ensembles.tile_joining import TileJoin
 from ensemblead.ensembles.tile_learning import TiledLearning
-from ensemblead.ensembles.tile_merging import TileFrame
 from ensemblead.ensembles.tile_plan import Location, TilePlan, settle_in_tile
+from ensemblead.ensembles.tile_pyramid import TilePyramid
 from ensemblead.ensembles.units import (
     Job,
     given_images,
@@ -88,7 +88,7 @@ def fit_locations(task: Task) -> None:
         ensemble: Any = create(task["detector"])
         plan: TilePlan = ensemble.plan()
         memory = ensemble.spool_bytes
-        with Images(source, [plan.geometry], errors=task["errors"], memory_bytes=memory) as data:
+        with Images(source, plan.geometries, errors=task["errors"], memory_bytes=memory) as data:
             share = ensemble.holdout
             sampled = sampled_positions(len(source)) if share is None else held_out(data, share)
             learning = TiledLearning(plan, data, Run(no_progress, len(source), sampled))
@@ -146,7 +146,7 @@ def _read_location(reader: FolderReader, plan: TilePlan, device: torch.device) -
 def _join(
     ensemble: Detector,
     plan: TilePlan,
-    frame: TileFrame,
+    frame: TilePyramid,
     units: Sequence[Unit],
     device: torch.device,
     job: Job,

@@ -6,9 +6,8 @@ Ensemble", arXiv 2403.04932.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import replace
-from itertools import groupby
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -38,9 +37,10 @@ from ensemblead.detectors.parts import (
     Seen,
 )
 from ensemblead.detectors.saving import plain_arguments, plain_parameters, read_statistics, write_statistics
+from ensemblead.ensembles.tile_batches import tile_batches
 from ensemblead.ensembles.tile_learning import TiledLearning
-from ensemblead.ensembles.tile_merging import EDGES, NORMALIZATIONS, SCORES, TileFrame
-from ensemblead.ensembles.tile_plan import TiledState, TilePlan, check_member, without_region
+from ensemblead.ensembles.tile_plan import TiledState, TilePlan, check_choices, check_member, without_region
+from ensemblead.ensembles.tile_pyramid import TilePyramid, checked_scales
 from ensemblead.ensembles.tile_saving import read_tiles, write_tiles
 from ensemblead.ensembles.tile_units import fit_tiles
 from ensemblead.ensembles.units import job_of
@@ -98,8 +98,13 @@ class TiledEnsemble(Detector):
             until they lie flush with it. "pad" (the paper's): they overhang it, and are black there (the
             uint8 pixels are 0, before normalisation). A detector of such a tile learns the black edge, and
             defects beside it score far lower (measured: 14 instead of 926).
-        shared: one detector for all locations, fitted on the tiles of all of them. Its leave-one-out
-            statistics come from as many images as fit a third of `memory_budget`.
+        scales: factors by which images are resized before they are cut, into tiles of the same `tile_size`
+            and `stride` in pixels: at .5 a tile shows four times as much of the image. Tiles of every scale
+            are locations of their own. Of each scale the score and the map are joined as of one; the maps are
+            brought to the image's size, and both are averaged over the scales. docs/design/tiles.md has what
+            is gained. Scales that leave no whole tile are refused.
+        shared: one detector for all locations of a scale, fitted on the tiles of all of them. Its
+            leave-one-out statistics come from as many images as fit a third of `memory_budget`.
         region: what is inspected of photographs, as `PatchCore` takes it; the member has none. Each location
             sees its part; one without any is skipped. It goes with `shared=False`.
         memory_budget: bytes; of resized images a quarter of it, 256 MiB at most, is kept in memory in
@@ -107,8 +112,9 @@ class TiledEnsemble(Detector):
             are the network, one batch of tiles, the embeddings of one location (of a `PatchCore` up to its
             own `memory_budget`), the banks, and some images decoded ahead.
 
-    Attributes after `fit`: `members_`, a detector per location with any region, row by row (one if shared);
-    `tile_grid_`, their rows and columns; `calibration_`, `threshold_` of the joined scores.
+    Attributes after `fit`: `members_`, a detector per location with any region, row by row and scale by scale
+    (one per scale if shared); `tile_grid_`, rows and columns of the first scale, `tile_grids_`, those of all;
+    `calibration_`, `threshold_` of the joined scores.
 
     Example:
         >>> import numpy as np
@@ -136,24 +142,15 @@ class TiledEnsemble(Detector):
         seam_smoothing: bool = True,
         normalization: Literal["tile", "image", "none"] = "tile",
         edge: Literal["flush", "pad"] = "flush",
+        scales: Sequence[float] = (1.0,),
         shared: bool = False,
         memory_budget: int = MEMORY_BUDGET,
         region: RegionLike = None,
     ) -> None:
         check_member(member, shared)
-        if score not in SCORES:
-            raise ValueError(f"score must be one of {', '.join(SCORES)}, got {score!r}")
-        if normalization not in NORMALIZATIONS:
-            raise ValueError(
-                f"normalization must be one of {', '.join(NORMALIZATIONS)}, got {normalization!r}"
-            )
-        if edge not in EDGES:
-            raise ValueError(f"edge must be one of {', '.join(EDGES)}, got {edge!r}")
-        for name, flag in (("seam_smoothing", seam_smoothing), ("shared", shared)):
-            if not isinstance(flag, bool):
-                raise TypeError(f"{name} must be True or False, got {flag!r}")
-        rows, columns = tile_grid(tile_size if image_size is None else image_size, tile_size, stride)
-        self.member = member
+        check_choices(score, normalization, edge, seam_smoothing=seam_smoothing, shared=shared)
+        tile_grid(tile_size if image_size is None else image_size, tile_size, stride)  # checks them
+        self.member, self.scales = member, checked_scales(scales)
         self.tile_size, self.stride = _pair(tile_size), _pair(stride)
         self.image_size = None if image_size is None else _pair(image_size)
         self._geometry = Geometry(self.image_size, None)
@@ -165,7 +162,8 @@ class TiledEnsemble(Detector):
         self.memory_budget = whole_number("memory_budget", memory_budget, 1)
         # Images per batch, about as many as fill a batch of tiles. With None, the first image of the fit
         # decides on the number of tiles.
-        self.batch_size = 1 if image_size is None else max(1, member.batch_size // (rows * columns))
+        count = member.batch_size if self.image_size is None else self._pyramid(self.image_size).count
+        self.batch_size = max(1, member.batch_size // count)
         self._state: TiledState | None = None
         self._calibration: Calibration | None = None
         self._reading = nothing_read()
@@ -187,13 +185,20 @@ class TiledEnsemble(Detector):
 
     @property
     def members_(self) -> list[Detector]:
-        """The fitted detectors, one per tile location in row-major order, or one if shared."""
+        """The fitted detectors, one per tile location, scale by scale in row-major order; one per scale if
+        shared.
+        """
         return list(self._fitted().members)
 
     @property
     def tile_grid_(self) -> tuple[int, int]:
-        """Rows and columns of tiles."""
-        return self._fitted().frame.grid
+        """Rows and columns of tiles, at the first scale."""
+        return self.tile_grids_[0]
+
+    @property
+    def tile_grids_(self) -> tuple[tuple[int, int], ...]:
+        """Rows and columns of tiles at every scale."""
+        return tuple(level.grid for level in self._fitted().frame.levels)
 
     @property
     def state_(self) -> TiledState:
@@ -282,6 +287,9 @@ class TiledEnsemble(Detector):
     def _own_networks(self) -> list[FrozenNetwork]:
         return []  # none looks at whole images
 
+    def _kept_geometries(self) -> Sequence[Geometry]:
+        return self.plan().geometries
+
     def _combine(self, results: Sequence[Result]) -> Result:
         (result,) = results
         return result
@@ -333,6 +341,7 @@ class TiledEnsemble(Detector):
             self.tile_size,
             self.stride,
             self.edge,
+            self.scales,
             self.score,
             self.seam_smoothing,
             self.normalization,
@@ -348,13 +357,18 @@ class TiledEnsemble(Detector):
         networks = self.member._networks()
         return networks[0].network.device if networks else torch.device("cpu")
 
-    def _frame_of(self, size: tuple[int, int]) -> TileFrame:
+    def _pyramid(self, size: tuple[int, int]) -> TilePyramid:
+        """All tiles of images of this size."""
+        return TilePyramid.of(size, self.scales, self.tile_size, self.stride, self.edge)
+
+    def _frame_of(self, size: tuple[int, int]) -> TilePyramid:
         """That of the fit, if images of this size are what it was fitted for."""
         frame = self._fitted().frame
         if size != frame.image_size:
+            rows, columns = self.tile_grid_
             raise ValueError(
                 f"images must have the size that the ensemble was fitted for, {frame.image_size} with "
-                f"{frame.grid[0]} x {frame.grid[1]} tiles, got {size}; image_size=(h, w) resizes them"
+                f"{rows} x {columns} tiles, got {size}; image_size=(h, w) resizes them"
             )
         return frame
 
@@ -399,37 +413,19 @@ def score_together(ensembles: Sequence[TiledEnsemble], seen: Seen) -> list[Resul
     parts = [part for state in states for part in state.members[0]._parts()]
     pool = first._pool_for(parts)
     # Whole images go up once, as bytes; the tiles are cut there.
-    pixels = seen.pixels.to(first._device(), non_blocking=True)
+    scaled = [own.to(first._device(), non_blocking=True) for own in frame.scaled(seen.pixels)]
     pairs = zip(ensembles, states, strict=True)
-    buffers = [one.plan().merger(frame, state.statistics).buffer(len(pixels)) for one, state in pairs]
+    buffers = [one.plan().merger(frame, state.statistics).buffer(len(seen)) for one, state in pairs]
     batch_size = min(one.member.batch_size for one in ensembles)
-    for number, images, tiles in _tile_batches(parts, pool, pixels, frame, batch_size):
+    for number, images, tiles in tile_batches(parts, pool, scaled, frame, batch_size):
         start = 0
-        for one, state, buffer in zip(ensembles, states, buffers, strict=True):
-            member = state.members[0 if one.shared else frame.numbers.index(number)]
+        for state, buffer in zip(states, buffers, strict=True):
+            member = state.member_at(number)
             span = slice(start, start + len(member._parts()))
             with rows_of(range(images.start, images.stop)):
                 buffer.put(number, images, member._combine(member._results(tiles[span])))
             start = span.stop
     return [buffer.merge() for buffer in buffers]
-
-
-def _tile_batches(
-    parts: Sequence[Part], pool: FeaturePool, pixels: torch.Tensor, frame: TileFrame, batch_size: int
-) -> Iterator[tuple[int, slice, list[Seen]]]:
-    """All tiles of images `[B, 3, H, W]`: number, whose they are, and what the parts see of them."""
-    places = [(number, image) for number in frame.numbers for image in range(len(pixels))]
-    for start in range(0, len(places), batch_size):
-        chosen = places[start : start + batch_size]
-        cut = torch.stack([frame.cut(pixels[image], number) for number, image in chosen])
-        with pool.batch({AS_IS: cut}) as features, rows_of([image for _, image in chosen]):
-            seen = [part._seen(cut, AS_IS, features) for part in parts]
-        done = 0
-        for number, run in groupby(chosen, lambda place: place[0]):
-            images = [image for _, image in run]
-            which = slice(done, done + len(images))
-            yield number, slice(images[0], images[-1] + 1), [one.rows(which) for one in seen]
-            done += len(images)
 
 
 def _pair(size: Size) -> tuple[int, int]:

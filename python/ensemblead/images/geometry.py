@@ -25,6 +25,7 @@ _ENLARGED = 16
 # Of "auto": the side of a square; the aspect ratio up to which images are squashed to it (docs/results.md
 # has the evidence).
 _SIDE, _SQUASHED = 256, 1.5
+_MULTIPLE = 32
 
 
 @dataclass(frozen=True)
@@ -41,12 +42,15 @@ class Geometry:
 
     `region`: before the resize, all pixels of the photograph outside of it take the colour of the nearest one
     inside. Photographs must then have the region's size; polygons wait for it, as "auto" does.
+
+    `scale`: what was resized and cropped is resized once more, by this factor, to sides rounded down.
     """
 
     resize: int | tuple[int, int] | Literal["auto"] | None = 256
     crop: int | tuple[int, int] | None = 224
-    multiple: int = 32
+    multiple: int = _MULTIPLE
     region: Region | None = None
+    scale: float = 1.0
 
     def __post_init__(self) -> None:
         if self.resize != "auto":
@@ -86,10 +90,10 @@ class Geometry:
         ratio = math.exp(float(np.median([math.log(height / width) for height, width in sizes])))
         if max(ratio, 1.0 / ratio) <= _SQUASHED:
             side = round(_SIDE / self.multiple) * self.multiple
-            return Geometry((side, side), self.crop, region=self.region)
+            return replace(self, resize=(side, side), multiple=_MULTIPLE)
         sides = (_SIDE * ratio**power for power in (0.5, -0.5))
         height, width = (max(1, round(side / self.multiple)) * self.multiple for side in sides)
-        return Geometry((height, width), self.crop, region=self.region)
+        return replace(self, resize=(height, width), multiple=_MULTIPLE)
 
     def inside(self) -> npt.NDArray[np.bool_] | None:
         """The region in the frame, bool `[h, w]`; None without one. It is decided.
@@ -123,7 +127,8 @@ class Geometry:
 
     def output_size(self, height: int, width: int) -> tuple[int, int]:
         """Size `(h, w)` of the network input made of an image of `height` x `width`."""
-        return self.crop if isinstance(self.crop, tuple) else self.resized_size(height, width)
+        size = self.crop if isinstance(self.crop, tuple) else self.resized_size(height, width)
+        return scaled_size(size, self.scale)
 
     def crop_box(self, height: int, width: int) -> tuple[float, float, float, float]:
         """The part that the network sees of an image of `height` x `width`: `(top, left, bottom, right)` in
@@ -139,8 +144,8 @@ class Geometry:
         return top * scale_y, left * scale_x, bottom * scale_y, right * scale_x
 
     def apply(self, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-        """Fill what lies outside of the region, resize (bilinear, antialiased) and crop: uint8 `[H, W, 3]` ->
-        uint8 `[h, w, 3]`, contiguous.
+        """Fill what lies outside of the region, resize (bilinear, antialiased), crop and scale: uint8 `[H, W,
+        3]` -> uint8 `[h, w, 3]`, contiguous.
         """
         if image.dtype != np.uint8:
             raise TypeError(f"image must be uint8, got {image.dtype}")
@@ -149,11 +154,12 @@ class Geometry:
         if self.region is not None:
             self.inside()  # raises where the crop leaves nothing
             image = self.region.filled(image)
-        return self._apply(image, Image.Resampling.BILINEAR)
+        image = self._apply(image, Image.Resampling.BILINEAR)
+        return resized_to(image, scaled_size((image.shape[0], image.shape[1]), self.scale))
 
     def apply_mask(self, mask: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
         """Resize (nearest neighbour), crop and binarise at > 0: `[H, W]` of any number type -> bool `[h,
-        w]`.
+        w]`. At the scale 1.
         """
         if mask.ndim != 2:
             raise ValueError(f"mask must be [H, W], got shape {mask.shape}")
@@ -194,6 +200,19 @@ class Geometry:
             raise ValueError(f"crop {crop} does not fit into the {what}image of size {size}")
 
 
+def scaled_size(size: tuple[int, int], scale: float) -> tuple[int, int]:
+    """Height and width times a factor, rounded down as torch's `interpolate` rounds them, at least 1."""
+    return max(1, math.floor(size[0] * scale)), max(1, math.floor(size[1] * scale))
+
+
+def resized_to(image: npt.NDArray[np.uint8], size: tuple[int, int]) -> npt.NDArray[np.uint8]:
+    """An image uint8 `[H, W, 3]` at another size `(h, w)`, bilinear and antialiased: uint8 `[h, w, 3]`."""
+    if (image.shape[0], image.shape[1]) == size:
+        return image
+    resized = Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.BILINEAR)
+    return np.array(resized)
+
+
 @lru_cache(maxsize=32)
 def _in_frame(geometry: Geometry) -> npt.NDArray[np.bool_]:
     assert geometry.region is not None
@@ -205,7 +224,7 @@ def _in_frame(geometry: Geometry) -> npt.NDArray[np.bool_]:
         raise ValueError(
             f"region: nothing of it is left after resize={geometry.resize} and image_size={geometry.crop}"
         )
-    return inside
+    return cells_inside(inside, scaled_size((inside.shape[0], inside.shape[1]), geometry.scale))
 
 
 def _resize_box(

@@ -36,19 +36,19 @@ class Window:
 
 
 class Tiles:
-    """What windows show of images: image by image, all windows of each.
+    """What windows show of images: image by image, all windows of each, in the order given.
+
+    Args:
+        images: of which the windows are parts.
+        windows: each with the geometry in which it is a part of an image; all of one height and width.
 
     An `ImageSet`. Its items are tiles, its positions those of their images: a position occurs once per
     window. Whatever geometry is asked for, a tile stays as it is.
     """
 
-    def __init__(
-        self, images: Images, geometry: Geometry, windows: Sequence[Window], size: tuple[int, int]
-    ) -> None:
+    def __init__(self, images: Images, windows: Sequence[tuple[Geometry, Window]]) -> None:
         self._images = images
-        self._geometry = geometry
         self._windows = list(windows)
-        self._size = size  # of the images; all are alike
 
     @property
     def skipped(self) -> list[SkippedImage]:
@@ -56,7 +56,7 @@ class Tiles:
 
     @property
     def view(self) -> str:
-        return f"{self._geometry} {self._windows}"
+        return f"{self._windows}"
 
     def __len__(self) -> int:
         return len(self._images.positions()) * len(self._windows)
@@ -84,7 +84,7 @@ class Tiles:
     def _batch(self, items: Sequence[int], pin_memory: bool) -> ImageBatch:
         images, positions = self._images, self._images.positions()
         owners = [divmod(item, len(self._windows)) for item in items]
-        tiles = [self._cut(image, self._windows[window]) for image, window in owners]
+        tiles = [self._cut(image, *self._windows[window]) for image, window in owners]
         indices = [positions[image] for image, _ in owners]
         return ImageBatch(
             indices,
@@ -94,9 +94,9 @@ class Tiles:
             {AS_IS: stack_planes(tiles, pin_memory)},
         )
 
-    def _cut(self, image: int, window: Window) -> Planes:
-        height, width = self._size
-        part = self._images.window(self._geometry, image, window.rows(height), window.columns(width))
+    def _cut(self, image: int, geometry: Geometry, window: Window) -> Planes:
+        height, width = self._images.size(geometry, image)
+        part = self._images.window(geometry, image, window.rows(height), window.columns(width))
         if part.shape[1:] == (window.height, window.width):
             return part
         tile = np.zeros((3, window.height, window.width), dtype=np.uint8)

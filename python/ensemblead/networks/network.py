@@ -81,6 +81,8 @@ class Network:
         kind = default_engine(dtype, engine=engine, compile=compile, changeable=source["kind"] == "module")
         extractor.run_by(kind, "int8" if precision == "int8" else None, quantized)
         self.extractor, self.quantized = extractor, quantized
+        # From the size of images to the one that they are padded to; None: they stay as they are.
+        self.pads_to: Callable[[tuple[int, int]], tuple[int, int]] | None = None
         self.device = place
         self.from_folder = identity is not None
         # A state dict or a module says nothing about its values: only the very same object is the same
@@ -95,7 +97,9 @@ class Network:
         """Equal for networks that compute the same, by the same engine."""
         precision = self.extractor.precision
         own = self.quantized.identity if self.quantized is not None and precision == "int8" else None
-        return (*self._known, self._engine, precision, own)
+        # Which sizes are taken depends on the layers.
+        padding = None if self.pads_to is None else self.layers
+        return (*self._known, self._engine, precision, own, padding)
 
     def by_torch(self) -> Network:
         """The same network, run by torch, in the dtype that it has."""
@@ -126,6 +130,18 @@ class Network:
     @property
     def layers(self) -> tuple[str, ...]:
         return self.extractor.layers
+
+    def padded(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Images `[B, 3, H, W]`, whose last rows and columns are repeated up to a size that the network
+        takes, where it pads.
+        """
+        height, width = int(pixels.shape[2]), int(pixels.shape[3])
+        size = (height, width) if self.pads_to is None else self.pads_to((height, width))
+        for axis, (have, want) in enumerate(zip((height, width), size, strict=True), start=2):
+            if have != want:
+                places = torch.arange(want, device=pixels.device).clamp_max(have - 1)
+                pixels = pixels.index_select(axis, places)
+        return pixels
 
     def sharing(self, other: Network) -> Network:
         """This network's layers read off `other`'s module, which is equal; the own module can then be let
@@ -211,7 +227,7 @@ class FeaturePool:
                     # From page-locked memory this only queues the copy; torch keeps the memory until it is
                     # done.
                     placed[place] = images[geometry].to(network.device, non_blocking=True)
-                maps = extractor(extractor.normalize(placed[place]))
+                maps = extractor(extractor.normalize(network.padded(placed[place])))
                 done[key] = dict(zip(extractor.layers, maps, strict=True))
             return [done[key][layer] for layer in network.layers]
 

@@ -30,6 +30,18 @@ def check_size(backbone: str, layers: tuple[str, ...], size: tuple[int, int], ar
     raise ValueError(f"{argument}: {backbone} cannot take images of {size[0]} x {size[1]} pixels{advice}")
 
 
+def padded_size(backbone: str, layers: tuple[str, ...], size: tuple[int, int]) -> tuple[int, int]:
+    """The smallest size (h, w) that a network takes and that images of `size` can be padded to: the next
+    multiples of its patch, or of its windows. Raises ValueError for a network that takes one size alone.
+    """
+    taken, step = sizes_taken(backbone, layers, size)
+    if size in taken:
+        return size
+    if step is None:
+        check_size(backbone, layers, size, "pad_to_grid")
+    return taken[-1]
+
+
 @functools.lru_cache(maxsize=1024)
 def sizes_taken(
     backbone: str, layers: tuple[str, ...], size: tuple[int, int]

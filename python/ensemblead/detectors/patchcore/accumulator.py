@@ -14,6 +14,7 @@ import torch
 from ensemblead.calibration import DEFAULT_RATE, NormalSample
 from ensemblead.common.warnings import SlowPredictWarning, warn
 from ensemblead.detectors.parts import Fitted, Run, Seen
+from ensemblead.detectors.patchcore.arguments import Sizes, same_padding
 from ensemblead.detectors.patchcore.defects import DefectLook, chosen_rows, refuse_equal
 from ensemblead.detectors.patchcore.robust import (
     FEWEST,
@@ -70,6 +71,7 @@ class BankAccumulator:
         self._scoring, self._batch_size, self._map_kind = scoring, batch_size, map_kind
         self._region = inside
         self._inside: Inside | None = None  # known with the first batch
+        self._sizes: Sizes = None  # of images, and what they are padded to
         self._relative_noise = relative_noise  # of embeddings: asked when the network has run
         self._bank = bank
         self._defects = defects
@@ -89,6 +91,7 @@ class BankAccumulator:
     def add(self, seen: Seen, objects: ObjectCells | None = None) -> None:
         """Take in a batch; `objects`: of each image these patches alone."""
         patches, inside = seen.embeddings, self._region(seen)
+        self._sizes = same_padding(self._sizes, seen)
         grid = (patches.shape[1], patches.shape[2])
         if inside is not None:
             patches, self._inside = inside.take(patches), inside

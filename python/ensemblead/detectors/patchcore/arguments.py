@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from ensemblead.common.validation import one_of, whole_number
+from ensemblead.detectors.parts import Seen
+from ensemblead.kernels.maps import MAP_KINDS
+
+_CHOICES = {
+    "score": ("max", "reweighted", "topk"),
+    "aggregation": ("adaptive", "concat"),
+    "banks": ("joint", "per_layer"),
+    "metric": ("l2", "cosine"),
+    "map_kind": MAP_KINDS,
+}
 
 
 def check_per_layer(score: str, contamination: Any, defects: Any) -> None:
@@ -22,6 +32,38 @@ def check_per_layer(score: str, contamination: Any, defects: Any) -> None:
         raise ValueError(
             'defects are compared with the patches of one bank; with banks="per_layer" leave it None'
         )
+
+
+# Height and width of images as a network takes them, and as they were before they were padded.
+Sizes: TypeAlias = tuple[tuple[int, int], tuple[int, int] | None] | None
+
+
+def check_choices(**given: Any) -> None:
+    """Raise ValueError for arguments that are none of the names they may be."""
+    for name, value in given.items():
+        one_of(name, value, _CHOICES[name])
+
+
+def check_padding(pad_to_grid: bool, foreground: Any) -> None:
+    """Raise ValueError for what does not go with images that are padded."""
+    if pad_to_grid and foreground is not None:
+        raise ValueError(
+            f"foreground={foreground!r} finds the object among all patches of an image, those of a padding "
+            "too: give a size that fits the grid in place of pad_to_grid"
+        )
+
+
+def same_padding(known: Sizes, seen: Seen) -> Sizes:
+    """The sizes of a batch of a fit. Raises ValueError where images are padded, but not all alike: the same
+    part of all must be inspected.
+    """
+    own = seen.size, seen.shown
+    if known is not None and own != known and (own[1] or known[1]):
+        first, this = (f"{height} x {width}" for height, width in (known[1] or known[0], own[1] or own[0]))
+        raise ValueError(
+            f"pad_to_grid needs images of one size, got {first} and {this} pixels; give resize=(h, w)"
+        )
+    return own
 
 
 def checked_foreground(value: Any, region: Any, defects: Any) -> str | None:

@@ -15,13 +15,14 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch.nn.functional import adaptive_avg_pool2d
+from torch.nn.functional import adaptive_avg_pool2d, pad
 
 from ensemblead.common.files import StrPath
 from ensemblead.common.validation import some_of
 from ensemblead.common.warnings import ThresholdWarning, warn
 from ensemblead.datasets.masks import MaskFolder, pair_masks
 from ensemblead.detectors.learning import contents_of
+from ensemblead.detectors.parts import Seen
 from ensemblead.detectors.patchcore.scoring import PatchScoring, is_zero, patch_places, top_count
 from ensemblead.detectors.provenance import record
 from ensemblead.images import Geometry, Images, ImageSource, open_images
@@ -122,7 +123,7 @@ def read_looks(
                 path, mask = paths[index], pairs[index]
                 covered = None
                 if mask is not None:
-                    covered = _covered(mask, path, size, frame, grid, inside).to(own.device)
+                    covered = _covered(mask, path, size, seen, grid, inside).to(own.device)
                 looks.append(DefectLook(path, content, fingerprint, own.clone(), grid, inside, covered))
     return looks
 
@@ -153,7 +154,7 @@ def _covered(
     path: str,
     image: str,
     size: tuple[int, int],
-    frame: Geometry,
+    seen: Seen,
     grid: tuple[int, int],
     inside: Inside | None,
 ) -> torch.Tensor:
@@ -164,8 +165,9 @@ def _covered(
         raise ValueError(f"defect_masks: {path} has {have} pixels (H x W), and its image {image} {want}")
     if not mask.any():
         raise ValueError(f"defect_masks: {path} has no pixel that is not black, so it marks no defect")
-    in_frame = torch.from_numpy(frame.apply_mask(mask)).float()
-    shares = adaptive_avg_pool2d(in_frame[None], grid)
+    in_frame = torch.from_numpy(seen.frame.apply_mask(mask)).float()
+    padding = (0, seen.size[1] - in_frame.shape[1], 0, seen.size[0] - in_frame.shape[0])
+    shares = adaptive_avg_pool2d(pad(in_frame, padding)[None], grid)
     covered = (shares if inside is None else inside.take(shares)).flatten()
     if not bool((covered > 0).any()):
         raise ValueError(f"defect_masks: nothing of what {path} marks lies where images are inspected")

@@ -20,6 +20,8 @@ from ensemblead.detectors.method import Accumulator, Method, Scores, Seen
 from ensemblead.detectors.parts import Progress
 from ensemblead.detectors.patchcore.accumulator import BankAccumulator
 from ensemblead.detectors.patchcore.arguments import (
+    check_choices,
+    check_padding,
     check_per_layer,
     checked_foreground,
     checked_pretrain_dim,
@@ -58,17 +60,13 @@ from ensemblead.detectors.patchcore.saving import (
 from ensemblead.detectors.patchcore.scoring import PatchScoring, of_length_one
 from ensemblead.detectors.patchcore.verifying import coverage_of, inspected
 from ensemblead.images import Region, RegionLike
-from ensemblead.kernels.maps import MAP_KINDS, MapKind
+from ensemblead.kernels.maps import MapKind
 from ensemblead.kernels.patches import aggregate_patches
 from ensemblead.memory import Coverage, MemoryBank
 from ensemblead.memory.bank import DEFAULT_FRACTION, DTYPES, MEMORY_BUDGET
 from ensemblead.memory.state import BankState
 from ensemblead.networks.noise import relative_noise
 from ensemblead.store import FolderReader
-
-_SCORES = ("max", "reweighted", "topk")
-_AGGREGATIONS = ("adaptive", "concat")
-_BANKS, _METRICS = ("joint", "per_layer"), ("l2", "cosine")
 
 
 @register("PatchCore")
@@ -162,6 +160,10 @@ class PatchCore(Method):
         engine: of the network: "torch", "openvino" (on CPUs; the extra openvino), or "auto": OpenVINO on
             a CPU where it is installed. docs/design/engines.md has their speed. For precision "int8"
             fit in float32 and call `quantize`.
+        pad_to_grid: images of a size that the network does not take, such as a transformer's patches leave,
+            are padded below and on the right by their last rows and columns, up to the next size that it does
+            (timm's `dynamic_img_pad` pads by black). Patches of padding alone are neither learned nor scored,
+            and maps have the images' size. False: such a size is refused.
 
     Attributes: `memory_bank_` (with `banks="per_layer"` `memory_banks_`), `calibration_`, `threshold_` after
     `fit`; `network_`, the extractor, once it is needed.
@@ -217,15 +219,14 @@ class PatchCore(Method):
         seed: int = 0,
         compile: bool = False,
         engine: str = "torch",
+        pad_to_grid: bool = False,
     ) -> None:
         super().__init__(locals())
         patch_size = whole_number("patch_size", patch_size)
         if patch_size < 1 or patch_size % 2 == 0:
             raise ValueError(f"patch_size must be odd and positive, got {patch_size}")
-        one_of("aggregation", aggregation, _AGGREGATIONS)
-        one_of("banks", banks, _BANKS)
-        one_of("metric", metric, _METRICS)
-        one_of("score", score, _SCORES)
+        check_choices(aggregation=aggregation, banks=banks, metric=metric, score=score, map_kind=map_kind)
+        check_padding(pad_to_grid, foreground)
         if banks == "per_layer":
             check_per_layer(score, contamination, defects)
             self.State, self.has_scale = LayerBanksState, True
@@ -245,7 +246,6 @@ class PatchCore(Method):
         self.defect_masks = checked_paths("defect_masks", defect_masks)
         check_pair(self.defects, self.defect_masks)
         self.reweight_neighbors = whole_number("reweight_neighbors", reweight_neighbors, 1)
-        one_of("map_kind", map_kind, MAP_KINDS)
         self.map_kind = map_kind
         self.coreset_size, self.memory_budget = coreset_size, memory_budget
         self.bank_dtype = one_of("bank_dtype", bank_dtype, DTYPES)

@@ -129,6 +129,12 @@ def bank_graph(method: Any, bank: MemoryBank, group: range, size: tuple[int, int
             f"with all of them at once; extend(images, max_rows={_MOST_EXPORTED}) or a smaller "
             "coreset_size makes it smaller"
         )
+    padded = method._frozen.padded_size(size)
+    if padded != size:
+        raise NotExportableError(
+            f"pad_to_grid: images of {size[0]} x {size[1]} pixels are padded to {padded[0]} x {padded[1]}, "
+            "which no graph does; give resize=(h, w) that the network takes"
+        )
     network = method.network_.with_layers([method.layers[i] for i in group])
     patches = PatchOperators(
         network.channels(size),

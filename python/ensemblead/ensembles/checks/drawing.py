@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import numpy.typing as npt
 
@@ -36,7 +38,8 @@ def _size_for(part: Part) -> tuple[int, int]:
         return resize, resize
     if isinstance(part, TiledEnsemble):
         (height, width), (down, right) = part.tile_size, part.stride
-        return height + down, width + right
+        smallest = min(1.0, *part.scales)  # which leaves a whole tile
+        return math.ceil((height + down) / smallest), math.ceil((width + right) / smallest)
     return crop if isinstance(crop, tuple) else (SIDE, SIDE)
 
 
