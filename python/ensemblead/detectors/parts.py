@@ -18,7 +18,7 @@ from ensemblead.calibration import Calibration, NormalSample, Origin
 from ensemblead.detectors.frozen import FrozenNetwork
 from ensemblead.detectors.left_out import LeftOut
 from ensemblead.detectors.training.checkpoint import Checkpoint
-from ensemblead.images import AS_IS, Geometry, ImageBatch, ImageSet, Region, SkippedImage
+from ensemblead.images import AS_IS, Geometry, ImageBatch, ImageSet, Region, SkippedImage, Turn
 from ensemblead.kernels.object_cells import ObjectCells
 
 if TYPE_CHECKING:
@@ -66,6 +66,7 @@ class Seen:
         bits: in `fit`, used bits of 16-bit files; None where there are none.
         kind: which of the three the values are.
         frame: how the images came to be what they are.
+        turns: in `fit`, of changed copies of images how each is turned; of images as they are, none.
     """
 
     values: tuple[torch.Tensor, ...]
@@ -78,6 +79,7 @@ class Seen:
     bits: int | None = None
     kind: Sight = "pixels"
     frame: Geometry = AS_IS
+    turns: tuple[Turn, ...] = ()
 
     def __len__(self) -> int:
         return len(self.values[0])
@@ -105,7 +107,7 @@ class Seen:
     def rows(self, which: slice) -> Seen:
         """Some of the images."""
         values = tuple(value[which] for value in self.values)
-        told = {name: getattr(self, name)[which] for name in ("numbers", "sampled", "contents")}
+        told = {name: getattr(self, name)[which] for name in ("numbers", "sampled", "contents", "turns")}
         return replace(self, values=values, **told)
 
     def _require(self, name: Sight) -> None:
