@@ -140,7 +140,7 @@ class TiledEnsemble(Detector):
         memory_budget: int = MEMORY_BUDGET,
         region: RegionLike = None,
     ) -> None:
-        check_member(member, shared)
+        check_member(member, shared, edge)
         if score not in SCORES:
             raise ValueError(f"score must be one of {', '.join(SCORES)}, got {score!r}")
         if normalization not in NORMALIZATIONS:
