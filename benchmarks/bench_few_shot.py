@@ -104,10 +104,10 @@ class Shots(Kept):
         return Figure(self.benchmark, self._what, mean, "image AUROC", details=details)
 
 
-@pytest.mark.parametrize("draw", range(DRAWS), ids=lambda draw: f"draw{draw}")
-@pytest.mark.parametrize("network", NETWORKS)
-@pytest.mark.parametrize("category", CATEGORIES)
 @pytest.mark.parametrize("shots", SHOTS, ids=lambda shots: f"{shots}shots")
+@pytest.mark.parametrize("category", CATEGORIES)
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("draw", range(DRAWS), ids=lambda draw: f"draw{draw}")
 def test_shots(
     request: pytest.FixtureRequest,
     figures: FiguresOf,
