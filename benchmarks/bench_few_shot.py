@@ -4,7 +4,7 @@
 
 `--data` and `--weights` are those of bench_detection.py. A draw takes so many of the good training images at
 random, by its number; five draws make a row. All choices of `augment` learn from the same draw, and see the
-test images in one pass. Banks have the same size for all of them, so that they predict equally fast. Every
+test images in one pass; "auto" has the figures of what it chooses, and `rotated` says how often it turned. Banks have the same size for all of them, so that they predict equally fast. Every
 draw is kept in results/few_shot.json as soon as it is measured, and a run goes on where it was stopped;
 `--again` measures anew what is known.
 """
@@ -77,7 +77,7 @@ def measure(path: Path, weights: Path, network: str, shots: int, draw: int) -> l
     train = drawn([str(image) for image in category.train], shots, draw)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of how little so few images say
-        detectors = [detector_of(weights, network, augment).fit(train) for augment in AUGMENT.values()]
+        *detectors, auto = (detector_of(weights, network, augment).fit(train) for augment in AUGMENT.values())
         parts: list[list[Any]] = [[] for _ in detectors]
         for batch in ead.BackboneEnsemble(detectors).predict_members([one.path for one in category.test]):
             for own, predictions in zip(parts, batch, strict=True):
@@ -88,8 +88,9 @@ def measure(path: Path, weights: Path, network: str, shots: int, draw: int) -> l
             own.clear()
             row = evaluate(Replay(detector, predictions), category, bootstrap=0).rows[0]
             cell = {name: float(getattr(row, name)) for name in (*METRICS.values(), *VERDICTS.values())}
-            found.append({**cell, "rotated": "rotations" in detector.augment_})
-    return found
+            found.append({**cell, "rotated": detector.augment == "rotations"})
+    # "auto" gives the bank of its choice to the bit, as tests/detectors/test_augment.py shows.
+    return [*found, found[list(AUGMENT).index("rotations" if auto.augment_ else "none")]]
 
 
 class Shots(Kept):
