@@ -4,9 +4,10 @@
 
 `--data` and `--weights` are those of bench_detection.py. A draw takes so many of the good training images at
 random, by its number; five draws make a row. All choices of `augment` learn from the same draw, and see the
-test images in one pass; "auto" has the figures of what it chooses, and `rotated` says how often it turned. Banks have the same size for all of them, so that they predict equally fast. Every
-draw is kept in results/few_shot.json as soon as it is measured, and a run goes on where it was stopped;
-`--again` measures anew what is known.
+test images in one pass; "auto" has the figures of what it chooses, and `rotated` says how often it turned.
+Banks have the same size for all of them, so that they predict equally fast. Every draw is kept in
+results/few_shot.json as soon as it is measured, and a run goes on where it was stopped; `--again` measures
+anew what is known.
 """
 
 from __future__ import annotations
