@@ -100,10 +100,10 @@ def test_a_warning_that_is_an_error_leaves_the_detector_as_it_was() -> None:
 def test_of_large_embeddings_fewer_images_are_scored(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = _gabor(50).fit(TRAIN)
     image_bytes = 256 * whole.memory_bank_.rows_.shape[1] * 4
-    learning = "ensemblead.detectors.learning"
-    monkeypatch.setattr(f"{learning}._HELD_IMAGES", 2)
+    one_pass = "ensemblead.detectors.one_pass"
+    monkeypatch.setattr(f"{one_pass}._HELD_IMAGES", 2)
     for held, positions in ((10, range(10)), (4.9, (0, 3, 6, 9)), (0, (0, 9))):
-        monkeypatch.setattr(f"{learning}._HELD_BYTES", int(held * image_bytes))
+        monkeypatch.setattr(f"{one_pass}._HELD_BYTES", int(held * image_bytes))
         calibration = _gabor(50).fit(TRAIN).calibration_
         expected = whole.calibration_.scores[list(positions)]
         np.testing.assert_allclose(calibration.scores, expected, rtol=1e-5)

@@ -71,8 +71,9 @@ def test_a_preset_of_tokens_is_fitted(tmp_path: Path) -> None:
     assert outcome.exit_code == 0, outcome.stderr
     said = " ".join(outcome.stderr.split())
     assert "anomaly_dino needs DINOv2 weights of ViT-S/14" in said
-    assert "Without: reference images in eight rotations" in said
-    assert len(ead.load(tmp_path / "model").memory_bank_) == 12
+    assert "Without: the foreground mask by principal components" in said
+    # Two by two patches of three images in four quarter turns: at 45 degrees none shows the image alone.
+    assert len(ead.load(tmp_path / "model").memory_bank_) == 48
 
 
 def test_unknown() -> None:

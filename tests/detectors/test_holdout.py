@@ -16,7 +16,8 @@ from support.trained import distilled, stop_at
 import ensemblead as ead
 from ensemblead.common.warnings import ThresholdWarning
 from ensemblead.detectors import Detector
-from ensemblead.detectors.learning import SharedPass, learned_from, shared_pass
+from ensemblead.detectors.learning import learned_from
+from ensemblead.detectors.one_pass import SharedPass, shared_pass
 from ensemblead.detectors.parts import Run
 from ensemblead.evaluation.gallery import describe_threshold
 from ensemblead.images import open_images

@@ -65,6 +65,11 @@ def passes_all(detector: Detector, without: set[str] | frozenset[str] = frozense
     assert ead.check_detector(detector) == [name for name in CHECKS if name not in without]
 
 
+@pytest.mark.slow
+def test_patchcore_with_copies() -> None:
+    passes_all(patchcore(augment="auto"))
+
+
 @pytest.mark.parametrize("score", ["max", "reweighted", "topk"])
 def test_patchcore(score: str) -> None:
     passes_all(patchcore(score=score))

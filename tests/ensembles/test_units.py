@@ -21,7 +21,7 @@ import torch
 
 import ensemblead as ead
 from ensemblead.common.errors import PartialFitError
-from ensemblead.detectors import learning
+from ensemblead.detectors import one_pass
 
 SEEN = normal_images(3, seed=9, side=32)
 
@@ -108,8 +108,8 @@ class TestTheSameBits:
         self, make: Callable[[], Any], images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         # Of two members together eight images are held; of one alone it would be all.
-        monkeypatch.setattr(learning, "_HELD_IMAGES", 4)
-        monkeypatch.setattr(learning, "_most_held", lambda parts, *_: 16 // len(parts))
+        monkeypatch.setattr(one_pass, "_HELD_IMAGES", 4)
+        monkeypatch.setattr(one_pass, "_most_held", lambda parts, *_: 16 // len(parts))
         expected = make().fit(images)
         found = make().fit(images, executor=Inline(), workdir=tmp_path)
         assert len(expected.calibration_.scores) == 8

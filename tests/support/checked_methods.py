@@ -172,7 +172,7 @@ OF_ONE_PASS = {
 
 def inapplicable(detector: Detector) -> set[str]:
     """Checks that say nothing of a detector."""
-    one_pass = isinstance(detector, Method) and detector.passes == "one"
+    one_pass = isinstance(detector, Method) and detector.passes != "held_out"
     return (set() if one_pass else OF_ONE_PASS) | (
         set() if takes_region(detector) else {"inspects_its_region"}
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal, get_args
 
@@ -184,6 +184,28 @@ class Calibration:
             f"{self.threshold:.4g} with {names}, and {self.threshold_without:.4g} without"
         )
 
+    def describe_rate(self) -> str:
+        """A sentence on what so few images say of false alarms; empty where they are enough for the rate
+        asked for, or the threshold does not come from them.
+        """
+        n, rate = len(self.scores), self.requested_rate
+        needed = images_for(rate)
+        if not self.has_statistics or self.given is not None:
+            return ""
+        if self.origin == "trained_on":
+            return (
+                "the threshold is that of images which were learned themselves, so that nothing is known of "
+                "false alarms: give more images, or call calibrate"
+            )
+        if n >= needed:
+            return ""
+        if self.is_guaranteed:
+            return f"{n} fresh images guarantee a rate of 1 in {n + 1} at best, {needed} guarantee {rate:g}"
+        return (
+            f"an estimate by {n} images shows no false-alarm rate below 1 in {n + 1}, and guarantees none: "
+            f"calibrate with {needed} fresh ones guarantees {rate:g}"
+        )
+
     def is_anomalous(self, scores: torch.Tensor) -> torch.Tensor:
         """Whether scores `[B]` lie above the threshold by more than rounding: bool `[B]`. NaN does."""
         return ~(scores <= self.threshold + self.rounding)
@@ -284,6 +306,8 @@ class Calibration:
         """The statistics of both sets of images together. A threshold that was given stays."""
         if not self.has_statistics:
             return other if self.given is None else self
+        if self.origin == "trained_on" and other.origin != "trained_on":  # those scores said nothing
+            return replace(other, requested_rate=self.requested_rate, given=self.given, positions=())
         n, m = len(self.scores), len(other.scores)
         mean = (n * self.map_mean + m * other.map_mean) / (n + m)
         second = n * (self.map_std**2 + self.map_mean**2) + m * (other.map_std**2 + other.map_mean**2)
@@ -373,6 +397,15 @@ def extended(known: Sequence[Calibration], new: Sequence[Calibration], falling: 
     return [old if old.origin == "calibrated" and falling else old.merged(own) for old, own in pairs]
 
 
+def images_for(rate: float) -> int:
+    """How many fresh images guarantee a false-alarm rate.
+
+    >>> images_for(0.01)
+    99
+    """
+    return math.ceil(1 / rate - 1e-9) - 1
+
+
 def warn_if_too_few(calibrations: Iterable[Calibration]) -> None:
     """Warn where there were too few images for the rate asked for."""
     for calibration in calibrations:
@@ -380,6 +413,6 @@ def warn_if_too_few(calibrations: Iterable[Calibration]) -> None:
         if stated > asked:
             warn(
                 f"{n} images cannot guarantee a false-alarm rate of {asked:g} "
-                f"({math.ceil(1 / asked - 1e-9) - 1} are needed): the threshold is their largest "
+                f"({images_for(asked)} are needed): the threshold is their largest "
                 f"score, with a rate of {stated:.3g}"
             )

@@ -15,6 +15,7 @@ from ensemblead.common.files import valid_text
 from ensemblead.common.validation import some_of
 
 _NAMED = 3  # of the images left out
+_FEW = 20  # of fewer images it is said what they tell of false alarms
 
 
 def show_summary(summary: dict[str, Any]) -> None:
@@ -35,6 +36,9 @@ def show_summary(summary: dict[str, Any]) -> None:
             console.print(f"{grids} tiles of {size}{at}; counts are sums over them", highlight=False)
     if any(member["pad_to_grid"] for member in summary["members"]):
         console.print("images are padded to the next size that the network takes", highlight=False)
+    for changes in dict.fromkeys(tuple(member["augment"]) for member in summary["members"]):
+        if changes:
+            console.print(f"learned with changed copies: {' and '.join(changes)}", highlight=False)
     if summary["below"]:
         console.print(
             f"{summary['below']} of the images lie in folders below, or in linked ones", highlight=False
@@ -76,6 +80,8 @@ def show_summary(summary: dict[str, Any]) -> None:
         highlight=False,
         soft_wrap=True,
     )
+    if summary["rate_in_words"] and summary["threshold_images"] < _FEW:
+        console.print(escape(summary["rate_in_words"]), highlight=False, soft_wrap=True)
     if not summary["include_backbone"]:
         console.print(
             "The networks' weights are not in it, but read from where they are now: for another machine, fit "

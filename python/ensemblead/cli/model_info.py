@@ -42,10 +42,12 @@ def describe_folder(path: Path) -> dict[str, Any]:
         "parent": next((one for one in reversed(parents) if one is not None), None),
         "parameters": state.get("parameters")
         or {name: state[name] for name in ("fusion", "weights", "members") if name in state},
+        "settled": state.get("settled"),
         "network": (state.get("network") or {}).get("source"),
         "threshold": summary.get("threshold"),
         "threshold_origin": summary.get("threshold_origin"),
         "false_alarm_rate": summary.get("false_alarm_rate"),
+        "rate_in_words": summary.get("rate_in_words"),
         "learned_images": count,
         "history": state.get("history"),
     }
@@ -103,12 +105,17 @@ def show_folder(found: dict[str, Any]) -> None:
         f"learned       {known(found['learned_images'])} images",
         f"threshold     {_threshold(found)}",
     ]
+    if found["rate_in_words"]:
+        lines.append(f"{'':14}{found['rate_in_words']}")
     if found["network"] is not None:
         lines.append(
             f"network       {', '.join(f'{key} {value}' for key, value in found['network'].items())}"
         )
     values = (f"{name}={value}" for name, value in found["parameters"].items())
     lines.append(f"parameters    {', '.join(values) or 'none'}")
+    if found["settled"]:
+        settled = (f"{name}={value}" for name, value in found["settled"].items())
+        lines.append(f"settled       {', '.join(settled)}")
     lines += _history(found)
     console.print(valid_text("\n".join(lines)))
 

@@ -100,6 +100,7 @@ def describe_model(detector: Detector) -> dict[str, Any]:
         "threshold_images": len(calibration.scores),
         "false_alarm_rate": calibration.false_alarm_rate,
         "false_alarm_rate_is": RATE_IS[calibration.threshold_origin],
+        "rate_in_words": calibration.describe_rate(),
     }
 
 
@@ -167,6 +168,7 @@ def _describe_leaf(leaf: Any) -> dict[str, Any]:
         "resize": getattr(leaf, "resize", None),
         "image_size": getattr(leaf, "image_size", None),
         "pad_to_grid": getattr(leaf, "pad_to_grid", False),
+        "augment": list(getattr(leaf, "augment_", ())),
         **learned,
         "learned": learned,
         "covering_radius": None if bank is None else bank.radius_,

@@ -48,6 +48,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "resize": [448, 448],
         "metric": "cosine",
         "coreset_fraction": 1.0,
+        "augment": "rotations",
         "score": "topk",
     },
     # Zhang et al., ICML 2026, arXiv 2601.22763, and the authors' command for MVTec AD, longkukuhi/RAD.
@@ -79,6 +80,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
             "layers": [f"blocks.{block}" for block in (7, 15, 23, 31)],
             "banks": "per_layer",
             "coreset_size": 100_000,
+            "augment": "brightness",
         },
     },
 }
@@ -89,16 +91,18 @@ _DINOV3 = "The weights are under the DINOv3 License, which is Meta's own: read i
 PRESET_NOTES: Mapping[str, str] = {
     "patchcore-large": "ImageNet weights of WideResNet101-2, ResNeXt101-32x8d and DenseNet201.",
     "anomaly_dino": "DINOv2 weights of ViT-S/14 (timm's vit_small_patch14_dinov2, Apache 2.0). Without: "
-    "reference images in eight rotations; the foreground mask by principal components. Images are squashed "
-    "to a square, where the authors keep the aspect ratio; resize=[672, 672] is their other size.",
+    "the foreground mask by principal components. Of rotated images the mirrored corners are not learned, "
+    "which the authors keep. Images are squashed to a square, where the authors keep the aspect ratio; "
+    "resize=[672, 672] is their other size.",
     "rad": f"DINOv3 weights of ViT-B/16 (timm's vit_base_patch16_dinov3). {_DINOV3} Without: the choice of "
     "the 150 images most similar to the one inspected. The layers' distances are divided by their usual ones "
     "before the mean, and maps are blurred more.",
-    "superadd": f"DINOv3 weights of ViT-H+/16 (timm's vit_huge_plus_patch16_dinov3). {_DINOV3} "
-    "Without: brightness changed at random; the closing of maps and their threshold. Images are resized "
-    "to 0.625 of their size bilinearly, not bicubically; bank rows are a k-center coreset, not a random "
-    "thinning; squared distances are divided by their usual ones, not by the number of dimensions; "
-    "where tiles overlap, maps are averaged.",
+    "superadd": f"DINOv3 weights of ViT-H+/16 (timm's vit_huge_plus_patch16_dinov3). {_DINOV3} Without: "
+    "the closing of maps and their threshold. Images are learned as they are and at 0.8 and 1.2 of their "
+    "brightness, where the authors draw one factor for each. They are resized to 0.625 of their size "
+    "bilinearly, not bicubically; bank rows are a k-center coreset, not a random thinning; squared "
+    "distances are divided by their usual ones, not by the number of dimensions; where tiles overlap, maps "
+    "are averaged.",
 }
 
 _FORMER_NAMES = {"mission": "patchcore-large"}

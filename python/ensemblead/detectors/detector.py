@@ -57,6 +57,7 @@ class Detector(Traced, ABC):
         name = constructor_text(self)
         try:
             threshold = self.threshold_
+            name += self._settled_text()
             if threshold == math.inf:
                 return f"{name}, no threshold"
             by = " set by the user" if self.calibration_.threshold_origin == "user" else ""
@@ -351,7 +352,16 @@ class Detector(Traced, ABC):
         """
         return describe(self)
 
+    @property
+    def settled_(self) -> dict[str, Any]:
+        """What the fit has chosen where a parameter left it to the images, by its name, in JSON's types."""
+        return {}
+
     # For methods and ensembles
+
+    def _settled_text(self) -> str:
+        """`settled_` in words, after a comma; empty where nothing was left to a fit."""
+        return ""
 
     @abstractmethod
     def _parts(self) -> Sequence[Part]:

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-import math
-from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from ensemblead.calibration import (
     DEFAULT_RATE,
@@ -30,12 +26,13 @@ from ensemblead.common.validation import whole_number
 from ensemblead.common.warnings import ThresholdWarning, warn
 from ensemblead.detectors.frozen import share_networks
 from ensemblead.detectors.holdout import held_out, holdout_of
-from ensemblead.detectors.left_out import LeftOut, in_step, named, not_learned, with_copies
-from ensemblead.detectors.parts import Fitted, Part, Progress, Reading, Run, Seen, Tree, no_note
+from ensemblead.detectors.left_out import LeftOut, in_step, named, not_learned
+from ensemblead.detectors.one_pass import SharedPass, one_pass, require_readable
+from ensemblead.detectors.parts import Fitted, Progress, Reading, Run, Tree, no_note
 from ensemblead.detectors.provenance import record
 from ensemblead.detectors.regions import inside_of
 from ensemblead.detectors.returned import check_fitted
-from ensemblead.detectors.running import report_skipped, scored_batches, seen_batches
+from ensemblead.detectors.running import report_skipped, scored_batches
 from ensemblead.detectors.training.checkpoint import Checkpoint
 from ensemblead.images import (
     Geometry,
@@ -49,9 +46,6 @@ from ensemblead.images import (
 
 # So many images are named in a message.
 _NAMED = 3
-# What is held of the sampled images until they can be scored: of so many images whatever it takes, of more as
-# long as it keeps to so many bytes.
-_HELD_IMAGES, _HELD_BYTES = 100, 1 << 30
 
 
 def fit(
@@ -102,23 +96,6 @@ def fit(
 
 
 @dataclass(frozen=True)
-class SharedPass:
-    """What the parts of an ensemble have in common. A member that is fitted apart from the others is told,
-    so that it comes to the same.
-
-    Attributes:
-        batch_size: of the pass that parts share.
-        most_scored: of how many images they can hold what they have seen until these are scored; None: what
-            the member itself holds decides.
-        holdout: the share of the images that is held out for all, since one of them is trained; else None.
-    """
-
-    batch_size: int
-    most_scored: int | None
-    holdout: float | None
-
-
-@dataclass(frozen=True)
 class Learned:
     """What the parts of a detector have learned, and from which images.
 
@@ -150,20 +127,6 @@ class Learned:
         """For the detector that takes it."""
         left_out = tuple(named(own, source) for own in self.left_out)
         return Reading(self.geometries, self.fingerprints(), source.bits, left_out)
-
-
-def shared_pass(detector: Tree, source: ImageSource, errors: Any) -> SharedPass:
-    """That of a detector's parts; runs the first image through their networks where its size matters."""
-    parts = [part for part in detector._parts() if part.passes == "one"]
-    batch_size = min((part.batch_size for part in parts), default=1)
-    holdout = holdout_of(detector._parts())
-    most_scored = None
-    if len(parts) > 1 and len(source) > _HELD_IMAGES:
-        with Images(source, errors=errors) as data:
-            for _, seen in seen_batches(parts, data, 1):
-                most_scored = _most_held(parts, seen, len(data), 1)
-                break
-    return SharedPass(batch_size, most_scored, holdout)
 
 
 def learned_from(
@@ -301,110 +264,21 @@ def learn(
     Parts that learn in one pass share it; the others make passes of their own.
     """
     parts = detector._parts()
-    started = {i: part._start(extending=extending) for i, part in enumerate(parts) if part.passes == "one"}
-    if started:
-        originals, done, total, known = Originals(), 0, len(images), len(images.skipped)
-        copies: dict[int, dict[int, None]] = {}  # by the number of images their places, in order
-        choice: _Choice | None = None
-        totals: dict[str, Any] = {}
-        sharing = [parts[i] for i in started]
+    sharing = {i: part for i, part in enumerate(parts) if part.passes == "one"}
+    fitted: dict[int, Fitted] = {}
+    if sharing:
         # Tiles are what they are; whole images must be seen alike by all members.
         check = detector._check_batch if isinstance(images, Images) else None
-        batch_size = min(part.batch_size for part in sharing) if shared is None else shared.batch_size
-        for batch, seen in seen_batches(sharing, images, batch_size, check):
-            looks = zip(batch.indices, batch.sizes, batch.fingerprints, strict=True)
-            numbers = tuple(originals.of(*look) for look in looks)
-            for index, number in zip(batch.indices, numbers, strict=True):
-                copies.setdefault(number, {})[index] = None
-            if choice is None:
-                rows_per_image = math.ceil(total / run.num_images)
-                most = None if shared is None else shared.most_scored
-                most = _most_held(sharing, seen, total, rows_per_image) if most is None else most
-                affordable = _affordable(run.sampled, most)
-                choice = _Choice(affordable)
-                bits = images.source.bits if isinstance(images, Images) else None
-                sampled_rows = rows_per_image * len(affordable)
-                totals = {"total": total, "total_sampled": sampled_rows, "bits": bits}
-            sampled = tuple(
-                # Of images that are equal, the first counts.
-                choice.takes(index, is_new=index == number and look not in run.known)
-                for index, number, look in zip(batch.indices, numbers, batch.fingerprints, strict=True)
-            )
-            contents = {frame: contents_of(pixels) for frame, pixels in batch.images.items()}
-            for part, accumulator, own in zip(sharing, started.values(), seen, strict=True):
-                content = contents[images.frame(part.geometry)]
-                told = replace(own, numbers=numbers, sampled=sampled, contents=content)
-                accumulator.add(replace(told, **totals))
-            done += len(batch)
-            del batch, seen
-            run.progress("embed", done + len(images.skipped) - known, total)
-        if len(images.skipped) > known:
-            run.progress("embed", total, total)  # the last images may be among those left out
-        if choice is not None and not choice.positions:
-            raise ValueError(
-                "images: all of them have been learned already, by the detector or by a member of it; "
-                "give others"
-            )
-    if isinstance(images, Images) and not images.positions():
-        report_skipped(images.source, images.skipped)
-    fitted = []
+        learned = one_pass(
+            list(sharing.values()), images, run, extending=extending, shared=shared, check=check
+        )
+        fitted = dict(zip(sharing, learned, strict=True))
+    require_readable(images)
     for i, part in enumerate(parts):
-        # An accumulator goes with its last use: what it holds of the images is large.
-        if i in started:
-            found = check_fitted(part, started.pop(i).finish(run))
-            found = replace(
-                found,
-                positions=tuple(choice.positions) if choice is not None else (),
-                left_out=with_copies(found.odd, {number: list(copies[number]) for number in found.odd}),
-            )
-        else:
-            found = check_fitted(part, part._learn(images, run.below(f"part{i}"), extending=extending))
-        fitted.append(found)
-    return fitted
-
-
-class _Choice:
-    """Which images give statistics: those that are sampled, and in the place of one that cannot (it is known,
-    equals one before it, or cannot be read) the next one that can. The images come in order.
-    """
-
-    def __init__(self, sampled: frozenset[int]) -> None:
-        self.positions: list[int] = []  # of the images taken; as often as they came, in tiles
-        self._sampled = sorted(sampled)
-        self._num_taken = 0
-
-    def takes(self, position: int, *, is_new: bool) -> bool:
-        is_last = bool(self.positions) and self.positions[-1] == position  # another tile of the image
-        due = bisect_right(self._sampled, position)
-        if not is_new or not (is_last or self._num_taken < due):
-            return False
-        self._num_taken += not is_last
-        self.positions.append(position)
-        return True
-
-
-def _most_held(parts: Sequence[Part], seen: Sequence[Seen], total: int, rows_per_image: int) -> int:
-    """How many images may be held until they are scored."""
-    sizes = [sum(value[0].numel() * value.element_size() for value in one.values) for one in seen]
-    most = _HELD_BYTES // max(1, sum(sizes) * rows_per_image)
-    for part, one, size in zip(parts, seen, sizes, strict=True):
-        limit = part.held_bytes(one, total)
-        if limit is not None:
-            most = min(most, limit // max(1, size * rows_per_image))
-    return max(_HELD_IMAGES, most)
-
-
-def _affordable(sampled: frozenset[int], most: int) -> frozenset[int]:
-    """Of the sampled images so many at most, evenly spread."""
-    ordered = sorted(sampled)
-    chosen = sampled_positions(len(ordered), most=most)
-    return frozenset(ordered[item] for item in chosen)
-
-
-def contents_of(pixels: torch.Tensor) -> tuple[int, ...]:
-    """See `Seen.contents`."""
-    digests = (hashlib.blake2b(image.numpy().data, digest_size=8).digest() for image in pixels)
-    return tuple(int.from_bytes(digest, "little") for digest in digests)
+        if i not in fitted:
+            found = part._learn(images, run.below(f"part{i}"), extending=extending)
+            fitted[i] = check_fitted(part, found)
+    return [fitted[i] for i in range(len(parts))]
 
 
 def calibrate(

@@ -18,7 +18,7 @@ from ensemblead.calibration import Calibration, NormalSample, Origin
 from ensemblead.detectors.frozen import FrozenNetwork
 from ensemblead.detectors.left_out import LeftOut
 from ensemblead.detectors.training.checkpoint import Checkpoint
-from ensemblead.images import AS_IS, Geometry, ImageBatch, ImageSet, Region, SkippedImage
+from ensemblead.images import AS_IS, Geometry, ImageBatch, ImageSet, Region, SkippedImage, Turn
 from ensemblead.kernels.object_cells import ObjectCells
 
 if TYPE_CHECKING:
@@ -67,6 +67,7 @@ class Seen:
         kind: which of the three the values are.
         frame: how the images came to be what they are.
         shown: height and width of the images before they were padded to `size`; None: they were not.
+        turns: in `fit`, of changed copies of images how each is turned; of images as they are, none.
     """
 
     values: tuple[torch.Tensor, ...]
@@ -80,6 +81,7 @@ class Seen:
     kind: Sight = "pixels"
     frame: Geometry = AS_IS
     shown: tuple[int, int] | None = None
+    turns: tuple[Turn, ...] = ()
 
     def __len__(self) -> int:
         return len(self.values[0])
@@ -107,7 +109,7 @@ class Seen:
     def rows(self, which: slice) -> Seen:
         """Some of the images."""
         values = tuple(value[which] for value in self.values)
-        told = {name: getattr(self, name)[which] for name in ("numbers", "sampled", "contents")}
+        told = {name: getattr(self, name)[which] for name in ("numbers", "sampled", "contents", "turns")}
         return replace(self, values=values, **told)
 
     def _require(self, name: Sight) -> None:

@@ -45,6 +45,7 @@ def write_method(method: Any, writer: FolderWriter) -> dict[str, Any]:
         state, half = method._in_half(state)
     return {
         "parameters": method.parameters(),
+        **({"settled": method.settled_} if method.settled_ else {}),  # for the reader of the file
         "network": None if frozen is None else frozen.network.to_store(writer),
         "learned": save_state(writer, "learned", state, method.State, half=half),
         **write_statistics(method, writer),
@@ -99,7 +100,8 @@ def statistics_summary(calibration: Calibration) -> dict[str, Any]:
     summary = {name: getattr(calibration, name) for name in names if calibration.has_statistics}
     if not calibration.has_statistics:
         summary["threshold"] = calibration.given
-    return {**summary, "threshold_origin": calibration.threshold_origin}
+    in_words = {"rate_in_words": words} if (words := calibration.describe_rate()) else {}
+    return {**summary, "threshold_origin": calibration.threshold_origin, **in_words}
 
 
 def read_statistics(detector: Any, reader: FolderReader, rounding: float | None = None) -> None:

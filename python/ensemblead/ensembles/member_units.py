@@ -9,7 +9,8 @@ from typing import Any
 from ensemblead.calibration import sampled_positions
 from ensemblead.config.registry import create
 from ensemblead.detectors.detector import Detector
-from ensemblead.detectors.learning import Learned, SharedPass, learned_from, settle, shared_pass
+from ensemblead.detectors.learning import Learned, learned_from, settle
+from ensemblead.detectors.one_pass import SharedPass, shared_pass
 from ensemblead.detectors.parts import Run
 from ensemblead.distributed.files import with_contents
 from ensemblead.distributed.units import Task, Unit

@@ -92,7 +92,7 @@ class TiledLearning:
     def _thinned(self) -> tuple[frozenset[int], int]:
         """Of the sampled images one of so many that their tiles' embeddings keep to the memory budget."""
         view = self._view(self._groups[0])
-        parts = [part for part in self._plan.member._parts() if part.passes == "one"]
+        parts = [part for part in self._plan.member._parts() if part.passes != "held_out"]
         tile, _ = view.read(AS_IS, [0])
         with open_pool(parts, view).batch({AS_IS: tile}) as features:
             seen = [part._seen(tile, AS_IS, features) for part in parts]

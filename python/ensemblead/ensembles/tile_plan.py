@@ -141,7 +141,7 @@ def check_choices(score: str, normalization: str, edge: str, **flags: bool) -> N
             raise TypeError(f"{name} must be True or False, got {flag!r}")
 
 
-def check_member(member: Any, shared: bool) -> None:
+def check_member(member: Any, shared: bool, edge: str) -> None:
     """Raise TypeError or ValueError for what cannot be fitted tile by tile."""
     if not isinstance(member, Detector):
         raise TypeError(f"member must be a detector, got {type(member).__name__}")
@@ -167,6 +167,12 @@ def check_member(member: Any, shared: bool) -> None:
         raise ValueError(
             f"member: contamination={shares[0]:g} would leave out that share of the tiles at every location, "
             'good ones too: a defect lies in few tiles; give contamination="auto", or shared=True'
+        )
+    augment = [getattr(part, "augment", None) for part in member._parts()]
+    if edge == "pad" and any(own not in (None, "brightness", ("brightness",)) for own in augment):
+        raise ValueError(
+            'member: augment turns tiles, and edge="pad" leaves some with black margins, which would be '
+            'learned in eight places; take edge="flush"'
         )
     if any(getattr(part, "defects", None) is not None for part in member._parts()):
         raise ValueError(

@@ -147,7 +147,7 @@ class TiledEnsemble(Detector):
         memory_budget: int = MEMORY_BUDGET,
         region: RegionLike = None,
     ) -> None:
-        check_member(member, shared)
+        check_member(member, shared, edge)
         check_choices(score, normalization, edge, seam_smoothing=seam_smoothing, shared=shared)
         tile_grid(tile_size if image_size is None else image_size, tile_size, stride)  # checks them
         self.member, self.scales = member, checked_scales(scales)

@@ -1,6 +1,8 @@
 """Files and arrays in, uint8 network input out: decode, resize, crop, batch, read again."""
 
+from ensemblead.images.augmented import Augmented
 from ensemblead.images.batches import BatchIterator, ImageBatch, SkippedImage, iterate_batches
+from ensemblead.images.changes import CHANGES, Change, Copy, Turn, copies_of
 from ensemblead.images.decode import IMAGE_SUFFIXES, MAX_PIXELS, EncodedImage, read_image, upright_size
 from ensemblead.images.depth import BIT_DEPTHS, BitDepthWarning
 from ensemblead.images.folders import check_defect_folder, check_normal_folder, check_output_outside
@@ -22,11 +24,15 @@ from ensemblead.images.tiles import AS_IS, Tiles, Window
 __all__ = [
     "AS_IS",
     "BIT_DEPTHS",
+    "CHANGES",
     "IMAGE_SUFFIXES",
     "LIST_SUFFIXES",
     "MAX_PIXELS",
+    "Augmented",
     "BatchIterator",
     "BitDepthWarning",
+    "Change",
+    "Copy",
     "EncodedImage",
     "Geometry",
     "ImageBatch",
@@ -38,12 +44,14 @@ __all__ = [
     "RegionLike",
     "SkippedImage",
     "Tiles",
+    "Turn",
     "Window",
     "are_files",
     "check_defect_folder",
     "check_normal_folder",
     "check_output_outside",
     "chosen_images",
+    "copies_of",
     "detect_bits",
     "equal_files",
     "examine_mask",

@@ -7,7 +7,7 @@ import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -16,6 +16,7 @@ import numpy.typing as npt
 from ensemblead.common.errors import UnreadableImageError
 from ensemblead.common.threads import available_cores
 from ensemblead.common.validation import whole_number
+from ensemblead.images.changes import Turn
 from ensemblead.images.geometry import Geometry
 from ensemblead.images.sources import ImageSource, open_images
 
@@ -35,7 +36,8 @@ class SkippedImage:
 @dataclass
 class ImageBatch:
     """B images: `indices` into the source, `paths`, `sizes` as decoded (H, W), `fingerprints` (see
-    `fingerprint`), `images[geometry]` `[B, 3, h, w]`.
+    `fingerprint`), `images[geometry]` `[B, 3, h, w]`; of changed copies of images `turns[geometry]`, one
+    each.
     """
 
     indices: list[int]
@@ -43,6 +45,7 @@ class ImageBatch:
     sizes: list[tuple[int, int]]
     fingerprints: list[int]
     images: dict[Geometry, torch.Tensor]  # uint8, contiguous, on the CPU, pinned if that was asked for
+    turns: dict[Geometry, tuple[Turn, ...]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -238,6 +241,14 @@ def stack_planes(planes: Sequence[npt.NDArray[np.uint8]], pin_memory: bool = Fal
     return target
 
 
+def several_sizes(first: str, size: tuple[int, ...], other: str, other_size: tuple[int, ...]) -> str:
+    """The message for images of one batch, by their names, that come out in several sizes."""
+    return (
+        f"images of a batch must have one size, but {first} comes out as {size} and {other} as {other_size}; "
+        "give an exact resize (h, w) or a crop, or batch_size=1"
+    )
+
+
 def _assemble(
     source: ImageSource,
     geometries: tuple[Geometry, ...],
@@ -249,12 +260,9 @@ def _assemble(
     for g, geometry in enumerate(geometries):
         for index, decoded in ready[1:]:
             if decoded.planes[g].shape != first.planes[g].shape:
-                here, there = decoded.planes[g].shape[1:], first.planes[g].shape[1:]
-                raise ValueError(
-                    f"images of a batch must have one size, but {source.describe(ready[0][0])} comes out as "
-                    f"{there} and {source.describe(index)} as {here}; give an exact resize (h, w) or a crop, "
-                    "or batch_size=1"
-                )
+                here, there = first.planes[g].shape[1:], decoded.planes[g].shape[1:]
+                one, other = source.describe(ready[0][0]), source.describe(index)
+                raise ValueError(several_sizes(one, here, other, there))
         images[geometry] = stack_planes([decoded.planes[g] for _, decoded in ready], pin_memory)
     indices = [index for index, _ in ready]
     paths = [source.paths[index] for index in indices]

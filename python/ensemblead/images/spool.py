@@ -11,7 +11,13 @@ import numpy as np
 import numpy.typing as npt
 
 from ensemblead.common.errors import UnreadableImageError
-from ensemblead.images.batches import ImageBatch, SkippedImage, iterate_batches, stack_planes
+from ensemblead.images.batches import (
+    ImageBatch,
+    SkippedImage,
+    iterate_batches,
+    several_sizes,
+    stack_planes,
+)
 from ensemblead.images.geometry import Geometry
 from ensemblead.images.sources import ImageSource
 
@@ -44,7 +50,21 @@ class ImageSet(Protocol):
         """What is seen of the images: of whole ones ""."""
         ...
 
+    @property
+    def bits(self) -> int | None:
+        """Used bits of 16-bit files; None where there are none."""
+        ...
+
+    @property
+    def copies(self) -> int:
+        """How many of an image there are: it alone, or with changed copies."""
+        ...
+
     def __len__(self) -> int: ...
+
+    def stretch(self, geometry: Geometry, size: tuple[int, int]) -> float:
+        """How much higher a pixel of a photograph (H, W) is than wide in a frame."""
+        ...
 
     def frame(self, geometry: Geometry) -> Geometry: ...
 
@@ -114,6 +134,18 @@ class Images:
     @property
     def view(self) -> str:
         return ""
+
+    @property
+    def bits(self) -> int | None:
+        return self.source.bits
+
+    @property
+    def copies(self) -> int:
+        return 1
+
+    def stretch(self, geometry: Geometry, size: tuple[int, int]) -> float:
+        height, width = geometry.resized_size(*size)
+        return (height / size[0]) / (width / size[1])
 
     def __len__(self) -> int:
         """Images of the source; after the first pass, those that could be read."""
@@ -236,6 +268,8 @@ class Images:
 
     def _batch(self, geometries: Sequence[Geometry], items: Sequence[int], pin_memory: bool) -> ImageBatch:
         indices = [self._positions[item] for item in items]
+        for geometry in geometries:
+            self._check_sizes(geometry, items)
         images = {
             geometry: stack_planes([self.planes(geometry, item) for item in items], pin_memory)
             for geometry in dict.fromkeys(geometries)
@@ -243,6 +277,15 @@ class Images:
         paths = [self.source.paths[index] for index in indices]
         sizes = [self.sizes[item] for item in items]
         return ImageBatch(indices, paths, sizes, [self.fingerprints[item] for item in items], images)
+
+    def _check_sizes(self, geometry: Geometry, items: Sequence[int]) -> None:
+        """Raise ValueError where images of a batch come out in several sizes."""
+        sizes = [self.size(geometry, item) for item in items]
+        for item, size in zip(items, sizes, strict=True):
+            if size != sizes[0]:
+                describe = self.source.describe
+                first, other = self._positions[items[0]], self._positions[item]
+                raise ValueError(several_sizes(describe(first), sizes[0], describe(other), size))
 
     def _decode_again(self, geometry: Geometry, item: int) -> Planes:
         """An image that was not kept. One that cannot be read any more is an error: parts of the detector

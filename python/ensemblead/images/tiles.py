@@ -58,6 +58,17 @@ class Tiles:
     def view(self) -> str:
         return f"{self._windows}"
 
+    @property
+    def bits(self) -> int | None:
+        return self._images.bits
+
+    @property
+    def copies(self) -> int:
+        return self._images.copies
+
+    def stretch(self, geometry: Geometry, size: tuple[int, int]) -> float:
+        return self._images.stretch(self._geometry, size)
+
     def __len__(self) -> int:
         return len(self._images.positions()) * len(self._windows)
 

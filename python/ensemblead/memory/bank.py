@@ -37,7 +37,8 @@ class MemoryBank(CoveringRows):
     Rows stay on the device where they were added, and are searched there (`ensemblead info` says by what).
 
     Args:
-        coreset_fraction: share of the added rows that the bank keeps, in (0, 1].
+        coreset_fraction: share of the added rows that the bank keeps, in (0, 1]. 1 keeps all that differ,
+            and nothing need be selected.
         coreset_size: how many rows the bank keeps, instead of a share; fewer if there are fewer that differ.
         index: how it is searched: "flat" is exact; "ivf", "ivfpq", "hnsw" and "sq16" are FAISS's. On a GPU
             "ivf" needs FAISS's GPU build; without it, and for the last three, queries are copied to the CPU
@@ -73,6 +74,7 @@ class MemoryBank(CoveringRows):
     where that is larger; `certificate_`, a factor: no bank of as many rows covers them within less than
     `radius_ / certificate_`. It is computed, not assumed. It is 1 where all rows lie in the bank but for
     rounding, and None where it is not known: of earlier versions' banks, and after `extend` has added rows.
+    `augment_`: names of the changes of images that gave rows besides; set by who adds rows, () for none.
 
     Example:
         >>> import numpy as np
@@ -258,7 +260,8 @@ class MemoryBank(CoveringRows):
             start_indices: rows (by order of addition) whose mean distance starts the selection, in place of
                 random ones; `start_rows` draws some that do not depend on the order of the images.
             noise_floor: rows that lie within this Euclidean distance of the bank, in the projected space, do
-                not enter it: they may differ from its rows by rounding alone. A bank row that such rows of
+                not enter it: they may differ from its rows by rounding alone. (Where the bank keeps all rows,
+                they do.) A bank row that such rows of
                 other images equal belongs to no image (-1), and is never left out of a search. Where there
                 were groups, equal rows are found among those that the groups have kept.
             progress: called with the picks made and the picks to make.
@@ -358,7 +361,7 @@ class MemoryBank(CoveringRows):
         other._rows, other._images, other._search = self._fitted()
         other._num_added = self._num_added
         names = "projection_ radius_ certificate_ grid _owners _places _counts _blocks _reach _separation"
-        vars(other).update({name: getattr(self, name) for name in (*names.split(), "defects_")})
+        vars(other).update({name: getattr(self, name) for name in (*names.split(), "defects_", "augment_")})
         other._taken()
         return other
 
@@ -384,6 +387,7 @@ class MemoryBank(CoveringRows):
             place_scale=0.0 if self._blocks is None else self._blocks.scale,
             grid=self.grid,
             defects=self.defects_,
+            augment=self.augment_,
         )
 
     @classmethod
@@ -398,7 +402,7 @@ class MemoryBank(CoveringRows):
         if str(rows.dtype) != f"torch.{bank.dtype}":
             raise ValueError(f"dtype={bank.dtype!r} does not go with rows of {rows.dtype}")
         bank._blocks, bank.grid = bank._sizes().blocks(float(state.place_scale)), state.grid
-        bank.defects_ = state.defects
+        bank.defects_, bank.augment_ = state.defects, state.augment
         if state.index is None:
             bank._set(rows, labels, flat_index(rows))
         else:

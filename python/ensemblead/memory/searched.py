@@ -28,6 +28,7 @@ class SearchedRows:
         self.position_radius = position_radius
         self.projection_: torch.Tensor | None = None
         self.defects_: DefectRows | None = None
+        self.augment_: tuple[str, ...] = ()
         self._separation = 0.0  # see `BankState`
         self._rows: torch.Tensor | None = None
         self._images: torch.Tensor | None = None

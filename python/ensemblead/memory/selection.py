@@ -100,10 +100,16 @@ class Selected:
 def select_above_noise(
     projected: torch.Tensor, size: int, noise_floor: float, progress: Progress | None, **options: Any
 ) -> Selected:
-    """At most `size` rows, until none lies farther than `noise_floor` from those selected.
+    """At most `size` rows, until none lies farther than `noise_floor` from those selected. Where all may be
+    kept, all that differ are: see `all_that_differ`.
 
     Raises ValueError for rows whose squared distances are beyond float32.
     """
+    if size >= len(projected):
+        selected = all_that_differ(projected)
+        if progress is not None:
+            progress(size, size)
+        return selected
     if noise_floor > 0:
         options["radius"] = noise_floor
     picks = select(projected, size=size, progress=progress, **options)
@@ -116,6 +122,17 @@ def select_above_noise(
         more = select(projected, size=size - len(picks), radius=noise_floor, bank=covered)
         selected = _covered(projected, np.concatenate([picks, more]))
     return selected
+
+
+def all_that_differ(projected: torch.Tensor) -> Selected:
+    """All rows but repeats, sorted: where nothing is left out, no row need be compared with all others. Their
+    order, that of their bytes, does not depend on the one in which they came.
+    """
+    rows = projected.cpu().numpy() + 0.0  # -0 becomes 0
+    keys = rows.view(np.dtype((np.void, rows.strides[0])))[:, 0]
+    _, picks, which = np.unique(keys, return_index=True, return_inverse=True)
+    nearest = torch.from_numpy(which).to(projected.device)
+    return Selected(picks, projected.new_zeros(len(projected)), nearest)
 
 
 def _covered(projected: torch.Tensor, picks: npt.NDArray[np.int64]) -> Selected:

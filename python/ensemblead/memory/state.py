@@ -37,8 +37,9 @@ class BankState:
         place_scale: how far squares of cells lay apart in the selection, see `Blocks`.
         grid: height and width of the grid that all places are of; None: not known.
         defects: rows of known defects; None: there are none.
+        augment: see `MemoryBank.augment_`.
 
-    The last seven are absent from models of earlier versions.
+    The last eight are absent from models of earlier versions.
 
     Raises TypeError for another kind or dtype, ValueError for a shape or value that no bank has.
     """
@@ -56,6 +57,7 @@ class BankState:
     place_scale: float = 0.0
     grid: tuple[int, int] | None = None
     defects: DefectRows | None = None
+    augment: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         is_half = str(getattr(self.rows, "dtype", "")).removeprefix("torch.") == "float16"
@@ -93,6 +95,8 @@ class BankState:
             raise ValueError(
                 f"defects must have {rows.shape[1]} columns, got shape {tuple(self.defects.rows.shape)}"
             )
+        if not all(isinstance(name, str) for name in self.augment):
+            raise TypeError(f"augment must be names, got {self.augment!r}")
         if self.index is not None and type(self.index) is not bytes:
             raise TypeError(f"index must be bytes, got {type(self.index).__name__}")
 

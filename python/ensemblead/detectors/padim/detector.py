@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from ensemblead.calibration import Origin
 from ensemblead.common.validation import one_of, whole_number
 from ensemblead.config.registry import register
 from ensemblead.detectors.method import Accumulator, Fitted, Method, NormalSample, Run, Scores, Seen
@@ -343,7 +344,8 @@ class MomentsAccumulator:
             )
         sample.rounding = self._rounding(sample)
         self._held = []
-        return Fitted(Positions(gaussians, self._grid), sample, warnings=warnings)
+        origin: Origin = "leave_one_out" if others.fair else "trained_on"
+        return Fitted(Positions(gaussians, self._grid), sample, origin, warnings)
 
     def _rounding(self, sample: NormalSample) -> float:
         """How far rounding moves a distance: what it moves an embedding by, over the least deviation."""

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import compress, groupby
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
-from ensemblead.calibration import DEFAULT_RATE, NormalSample
+from ensemblead.calibration import DEFAULT_RATE, NormalSample, Origin
 from ensemblead.common.warnings import SlowPredictWarning, warn
 from ensemblead.detectors.parts import Fitted, Run, Seen
 from ensemblead.detectors.patchcore.arguments import Sizes, same_padding
@@ -23,11 +24,12 @@ from ensemblead.detectors.patchcore.robust import (
     odd_ones,
     out_of_bag_scores,
 )
-from ensemblead.detectors.patchcore.scoring import PatchScoring, is_zero, patch_places
+from ensemblead.detectors.patchcore.scoring import PatchScoring, cells_of, is_zero, patch_places
 from ensemblead.kernels.inside import Inside
 from ensemblead.kernels.maps import MapKind
 from ensemblead.kernels.object_cells import ObjectCells
 from ensemblead.memory import MemoryBank, start_rows
+from ensemblead.memory.places import Numbers
 
 # With fewer rows in the bank than this, leave-one-out thresholds lie far above fresh images' scores. It is
 # their number that matters, from however many images they come; docs/design/thresholds.md has the figures.
@@ -90,6 +92,9 @@ class BankAccumulator:
 
     def add(self, seen: Seen, objects: ObjectCells | None = None) -> None:
         """Take in a batch; `objects`: of each image these patches alone."""
+        if seen.turns:
+            self._add_copies(seen, objects)
+            return
         patches, inside = seen.embeddings, self._region(seen)
         self._sizes = same_padding(self._sizes, seen)
         grid = (patches.shape[1], patches.shape[2])
@@ -112,17 +117,8 @@ class BankAccumulator:
             zeros = None if zeros is None else zeros & objects.cells.flatten(1)
         if zeros is not None:
             self._zeros.append((seen.numbers, zeros.any(1)))
-        self._contents += seen.contents
         self._device = patches.device
-        self._numbers += own.tolist()
-        self._counts += counts.tolist()
-        self._bank.add(
-            rows,
-            own.repeat(counts),
-            places=places,
-            copy=False,
-            known_finite=True,  # or this batch would not have come here
-        )
+        self._gather(rows, own, counts, seen.contents, places)
         each = torch.split(patches, 1) if objects is None else torch.split(rows, counts.tolist())
         for i, chosen_one in enumerate(seen.sampled):
             if chosen_one:
@@ -131,6 +127,48 @@ class BankAccumulator:
                 held = held if self._fits or all(seen.sampled) else held.clone()
                 cells = None if objects is None else objects[i : i + 1]
                 self._held.append(_Held(int(own[i]), held, seen.size, grid, cells))
+
+    def _add_copies(self, seen: Seen, objects: ObjectCells | None) -> None:
+        """Take in changed copies of images: the patches that show what is inspected of them, and nothing
+        mirrored. Of a copy that shows none there is nothing to learn.
+        """
+        patches = seen.embeddings
+        count, height, width, dims = patches.shape
+        inside = self._region(seen)
+        known = {turn: cells_of(turn, seen.size, inside, (height, width)) for turn in set(seen.turns)}
+        cells = np.stack([known[turn] for turn in seen.turns])
+        if objects is not None:
+            cells &= objects.cells.cpu().numpy()
+        places = patch_places(self._bank, count, (height, width))
+        if self._scoring.is_cosine:
+            shown = torch.from_numpy(cells).to(patches.device)
+            self._zeros.append((seen.numbers, (is_zero(patches) & shown).flatten(1).any(1)))
+        counts = cells.sum((1, 2))
+        chosen, kept = np.flatnonzero(cells), counts > 0
+        rows = patches.reshape(-1, dims).index_select(0, torch.from_numpy(chosen).to(patches.device))
+        own = np.array(seen.numbers, dtype=np.int64) + self._first
+        places = None if places is None else places[chosen]
+        self._gather(rows, own[kept], counts[kept], tuple(compress(seen.contents, kept)), places)
+
+    def _gather(
+        self,
+        rows: torch.Tensor,
+        numbers: npt.NDArray[np.int64],
+        counts: npt.NDArray[np.int64],
+        contents: Sequence[int],
+        places: Numbers | None,
+    ) -> None:
+        """Give the bank rows of images, so many of each."""
+        self._contents += contents
+        self._numbers += numbers.tolist()
+        self._counts += counts.tolist()
+        self._bank.add(
+            rows,
+            numbers.repeat(counts),
+            places=places,
+            copy=False,
+            known_finite=True,  # or this batch would not have come here
+        )
 
     def _expect(self, seen: Seen, per_image: int, dims: int) -> None:
         """Refuse a budget that will not do as soon as the size of embeddings is known."""
@@ -200,7 +238,9 @@ class BankAccumulator:
         self._held = []
         warnings |= {} if extending else self._warnings(fair, few)
         odd = {number - self._first: score for number, score in self._odd.items()}
-        return Fitted(bank, sample, warnings=warnings, rose=rose, odd=odd)
+        # Of images that the bank knows, scores say nothing of others.
+        origin: Origin = "leave_one_out" if fair else "trained_on"
+        return Fitted(bank, sample, origin, warnings, rose=rose, odd=odd)
 
     def _sampled(
         self, bank: MemoryBank, fair: int, floor: float, progress: Callable[[int, int], object]

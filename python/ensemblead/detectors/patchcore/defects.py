@@ -21,7 +21,7 @@ from ensemblead.common.files import StrPath
 from ensemblead.common.validation import some_of
 from ensemblead.common.warnings import ThresholdWarning, warn
 from ensemblead.datasets.masks import MaskFolder, pair_masks
-from ensemblead.detectors.learning import contents_of
+from ensemblead.detectors.one_pass import contents_of
 from ensemblead.detectors.parts import Seen
 from ensemblead.detectors.patchcore.scoring import PatchScoring, is_zero, patch_places, top_count
 from ensemblead.detectors.provenance import record

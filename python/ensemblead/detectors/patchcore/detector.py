@@ -16,7 +16,7 @@ from ensemblead.common.validation import one_of, whole_number
 from ensemblead.common.warnings import warn
 from ensemblead.config.registry import register
 from ensemblead.detectors.detector import Errors
-from ensemblead.detectors.method import Accumulator, Method, Scores, Seen
+from ensemblead.detectors.method import Accumulator, Scores, Seen
 from ensemblead.detectors.parts import Progress
 from ensemblead.detectors.patchcore.accumulator import BankAccumulator
 from ensemblead.detectors.patchcore.arguments import (
@@ -26,6 +26,8 @@ from ensemblead.detectors.patchcore.arguments import (
     checked_foreground,
     checked_pretrain_dim,
 )
+from ensemblead.detectors.patchcore.augmenting import checked_augment
+from ensemblead.detectors.patchcore.bank_method import BankMethod
 from ensemblead.detectors.patchcore.defects import (
     DefectLook,
     Paths,
@@ -34,7 +36,6 @@ from ensemblead.detectors.patchcore.defects import (
     learn_defects,
     read_looks,
 )
-from ensemblead.detectors.patchcore.foreground import Foreground
 from ensemblead.detectors.patchcore.graph import bank_graph
 from ensemblead.detectors.patchcore.layer_banks import (
     LayerBanks,
@@ -59,7 +60,7 @@ from ensemblead.detectors.patchcore.saving import (
 )
 from ensemblead.detectors.patchcore.scoring import PatchScoring, of_length_one
 from ensemblead.detectors.patchcore.verifying import coverage_of, inspected
-from ensemblead.images import Region, RegionLike
+from ensemblead.images import Change, Region, RegionLike
 from ensemblead.kernels.maps import MapKind
 from ensemblead.kernels.patches import aggregate_patches
 from ensemblead.memory import Coverage, MemoryBank
@@ -70,7 +71,7 @@ from ensemblead.store import FolderReader
 
 
 @register("PatchCore")
-class PatchCore(Method):
+class PatchCore(BankMethod):
     """Memory bank of normal patch embeddings; an image is as anomalous as its strangest patch.
 
     Args:
@@ -131,6 +132,15 @@ class PatchCore(Method):
             is the mean over the largest 1 % (at least one). "max": squared distances, the largest one (the
             reference implementation). "reweighted": L2 distances, the largest one weighted by how alone its
             nearest bank row is (the paper's eq. 7).
+        augment: changed copies of every image that are learned beside it: "rotations", by multiples of 45
+            degrees about the middle (AnomalyDINO's); "brightness", every value times 0.8 and 1.2 (the ends of
+            SuperADD's range); or both, in all combinations. Patches that a turn has brought in from beyond
+            the edge are not learned. An image is scored without its own copies, and only images as they are
+            give statistics. "auto": rotations, if some of the images, turned, lie no farther from the others
+            than they do themselves, but for a tenth; `augment_` has what was chosen, and `extend` keeps to
+            it. `fit` takes as many times as long as there are copies, 8, 3 or 24; members of an ensemble that
+            are augmented do not share passes. Rotations do not go with `position_radius`. None: images as
+            they are. docs/design/augment.md has the rule and figures.
         contamination: "auto", or a share between 0 and 0.5: `fit` leaves out training images that are odd
             among the others, such as defective ones, and lists them in `left_out_`. Each is judged by small
             banks of parts of the images that it is not in. "auto" leaves out those more than six robust
@@ -165,8 +175,8 @@ class PatchCore(Method):
             (timm's `dynamic_img_pad` pads by black). Patches of padding alone are neither learned nor scored,
             and maps have the images' size. False: such a size is refused.
 
-    Attributes: `memory_bank_` (with `banks="per_layer"` `memory_banks_`), `calibration_`, `threshold_` after
-    `fit`; `network_`, the extractor, once it is needed.
+    Attributes: `memory_bank_` (with `banks="per_layer"` `memory_banks_`), `augment_`, `calibration_`,
+    `threshold_` after `fit`; `network_`, the extractor, once it is needed.
 
     Example:
         >>> import numpy as np
@@ -207,6 +217,7 @@ class PatchCore(Method):
         position_radius: int | None = None,
         score: Literal["max", "reweighted", "topk"] = "topk",
         reweight_neighbors: int = 9,
+        augment: Literal["auto"] | Change | Sequence[Change] | None = None,
         contamination: float | Literal["auto"] | None = None,
         defects: Paths = None,
         defect_masks: Paths = None,
@@ -252,33 +263,7 @@ class PatchCore(Method):
         bank = self.new_bank()  # checks its own parameters
         self.coreset_size, self.memory_budget = bank.coreset_size, bank.memory_budget
         self.position_radius = bank.position_radius
-
-    @property
-    def memory_bank_(self) -> MemoryBank:
-        """The fitted bank; its rows are the embeddings of normal patches."""
-        if self.banks == "per_layer":
-            raise AttributeError('with banks="per_layer" there are several: see memory_banks_')
-        bank: MemoryBank = learned_banks(self.state_)
-        return bank
-
-    @property
-    def memory_banks_(self) -> tuple[MemoryBank, ...]:
-        """The fitted banks: with `banks="per_layer"` one per layer, else one of all layers."""
-        banks = learned_banks(self.state_)
-        return banks.banks if isinstance(banks, LayerBanks) else (banks,)
-
-    @property
-    def foreground_(self) -> Foreground | None:
-        """What tells the object from its background; None: all is inspected, but for a region."""
-        return None if self.foreground is None else self.state_.foreground
-
-    @property
-    def learned_(self) -> dict[str, int]:
-        banks = self.memory_banks_
-        dimensions = sum(int(bank.rows_.shape[1]) for bank in banks)
-        known = sum(len(bank.defects_) for bank in banks if bank.defects_ is not None)
-        learned = {"bank_rows": sum(map(len, banks)), "dimensions": dimensions}
-        return {**learned, "defect_rows": known} if known else learned
+        self.augment = checked_augment(augment, self.position_radius)
 
     @property
     def extending_lowers_scores(self) -> bool:
@@ -308,7 +293,7 @@ class PatchCore(Method):
 
         Returns the largest distance and quantiles of all distances, in the space that the bank was selected
         in, and a certificate: of the images of the fit, no bank of as many rows comes closer than the radius
-        divided by it.
+        divided by it. With `augment` it is None, since changed copies do not pass, unless the radius is 0.
 
         Raises ValueError with `banks="per_layer"`: `memory_banks_` have a `verify` each, of embeddings.
         """

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from ensemblead.calibration import NormalSample
+from ensemblead.calibration import NormalSample, weakest
 from ensemblead.detectors.parts import Fitted, GraphOutputs, Run, Scores, Seen
 from ensemblead.detectors.patchcore.accumulator import BankAccumulator
 from ensemblead.detectors.patchcore.graph import BankGraph, top_share
@@ -43,7 +43,8 @@ class LayerBanks:
     Attributes:
         banks: in the order of the layers.
         scales: each layer's mean distance of normal patches, scored without their own images' rows, in the
-            unit of its distances. A layer's distances are divided by it.
+            unit of its distances. A layer's distances are divided by it. Of a single image it is the mean
+            distance of the bank's rows from their mean.
     """
 
     banks: tuple[MemoryBank, ...]
@@ -110,11 +111,23 @@ class LayersAccumulator:
         while self._parts:  # what a part holds of the images goes with it
             fitted.append(self._parts.pop(0).finish(run))
         samples = [one.sample for one in fitted]
-        scales = self._scales or tuple(map(_usual_distance, samples))
-        state = LayerBanks(tuple(one.state for one in fitted), scales)
+        banks = tuple(one.state for one in fitted)
+        scales = self._scales or tuple(map(self._scale, fitted))
+        state = LayerBanks(banks, scales)
         warnings = {kind: text for one in reversed(fitted) for kind, text in one.warnings.items()}
         sample = self._fused(samples, scales)
-        return Fitted(state, sample, warnings=warnings, rose=any(one.rose for one in fitted))
+        origin = weakest(one.origin for one in fitted)
+        return Fitted(state, sample, origin, warnings, rose=any(one.rose for one in fitted))
+
+    def _scale(self, fitted: Fitted) -> float:
+        """A layer's mean distance of normal patches, or, where none was scored without its own rows, as of a
+        single image, that of its bank's rows from their mean.
+        """
+        if fitted.origin != "trained_on":
+            return _usual_distance(fitted.sample)
+        rows = fitted.state.rows_.double()
+        spread = float((rows - rows.mean(0)).square().sum(1).mean())
+        return (0.5 * spread if self._scoring.is_cosine else spread) or 1.0
 
     def _fused(self, samples: Sequence[NormalSample], scales: Sequence[float]) -> NormalSample:
         """The sample of what the layers say together of each image."""

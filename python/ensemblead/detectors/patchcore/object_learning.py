@@ -94,7 +94,7 @@ class ObjectAccumulator:
     def _find(self) -> Foreground | None:
         """The object in some of the images, chosen by content; a warning where there is none."""
         chosen: dict[int, torch.Tensor] = {}
-        for seen in self._waiting:
+        for seen in (one for one in self._waiting if not one.turns):
             for content, embeddings in zip(seen.contents, seen.values[0], strict=True):
                 chosen[content] = embeddings
                 if len(chosen) > MOST_IMAGES:

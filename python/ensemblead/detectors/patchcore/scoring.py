@@ -10,6 +10,8 @@ import numpy as np
 import torch
 
 from ensemblead.detectors.parts import Scores
+from ensemblead.images import Turn
+from ensemblead.kernels.filling import Mask, cells_inside
 from ensemblead.kernels.inside import Inside
 from ensemblead.kernels.object_cells import ObjectCells
 from ensemblead.memory import MemoryBank
@@ -45,6 +47,16 @@ def patch_places(
         return grid_places(images, *grid)
     chosen = inside.places(grid, torch.device("cpu")).numpy()
     return np.tile(grid_places(1, *grid)[chosen], (images, 1))
+
+
+def cells_of(turn: Turn, size: tuple[int, int], inside: Inside | None, grid: tuple[int, int]) -> Mask:
+    """Which patches of a copy's grid are learned, bool `[h, w]`: of a turned one those that show nothing but
+    what is inspected of the photograph.
+    """
+    mask = np.ones(size, dtype=bool) if inside is None else inside.mask
+    if not turn.angle:
+        return cells_inside(mask, grid)
+    return ~cells_inside(~turn.reached(mask), grid)
 
 
 def of_length_one(vectors: torch.Tensor) -> torch.Tensor:

@@ -28,8 +28,8 @@ _SAME = 1e-4
 def _one_pass(subject: Subject) -> Method:
     """A fitted copy; ensembles and trained methods have statistics that are made for them."""
     method = subject.unfitted()
-    if not isinstance(method, Method) or method.passes != "one":
-        raise NotApplicableError("not a method that learns in one pass")
+    if not isinstance(method, Method) or method.passes == "held_out":
+        raise NotApplicableError("not a method that leaves images out one by one")
     method.fit(subject.train)
     return method
 
