@@ -23,27 +23,28 @@ CHECKS = {
     "windows": ["clang++", "x86_64-w64-mingw32-g++-posix"],
 }
 
-# Windows has none of these. Whatever is imported by Python itself or by other packages stays as it is.
+# Windows has none of these. Only what the package itself imports is refused.
 WITHOUT_POSIX = """
-import importlib, pkgutil, sys
+import builtins, importlib, pkgutil
 import ensemblead
 
 POSIX = {"fcntl", "resource", "pwd", "grp", "termios", "syslog"}
+plain, by_name = builtins.__import__, importlib.import_module
 
-class Refusal:
-    def find_spec(self, name, path=None, target=None):
-        caller = sys._getframe(1)
-        while "importlib" in caller.f_code.co_filename:
-            caller = caller.f_back
-        if name in POSIX and caller.f_globals.get("__name__", "").startswith("ensemblead"):
-            raise ImportError(f"no module named {name!r}, as on Windows")
+def refusing(name, globals=None, *rest):
+    if name in POSIX and (globals or {}).get("__name__", "").startswith("ensemblead"):
+        raise ImportError(f"no module named {name!r}, as on Windows")
+    return plain(name, globals, *rest)
 
-for name in POSIX:
-    sys.modules.pop(name, None)
-sys.meta_path.insert(0, Refusal())
+def refusing_by_name(name, package=None):
+    if name in POSIX:
+        raise ImportError(f"no module named {name!r}, as on Windows")
+    return by_name(name, package)
+
+builtins.__import__, importlib.import_module = refusing, refusing_by_name
 for module in pkgutil.walk_packages(ensemblead.__path__, "ensemblead."):
     if not module.name.endswith("__main__"):
-        importlib.import_module(module.name)
+        by_name(module.name)
 from ensemblead.common import locks, memory
 assert locks.fcntl is None and memory.resource is None
 """
