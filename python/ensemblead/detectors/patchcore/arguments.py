@@ -44,12 +44,17 @@ def check_choices(**given: Any) -> None:
         one_of(name, value, _CHOICES[name])
 
 
-def check_padding(pad_to_grid: bool, foreground: Any) -> None:
+def check_padding(pad_to_grid: bool, foreground: Any, augment: Any) -> None:
     """Raise ValueError for what does not go with images that are padded."""
     if pad_to_grid and foreground is not None:
         raise ValueError(
             f"foreground={foreground!r} finds the object among all patches of an image, those of a padding "
             "too: give a size that fits the grid in place of pad_to_grid"
+        )
+    if pad_to_grid and augment not in (None, "brightness", ("brightness",)):
+        raise ValueError(
+            f"augment={augment!r} turns images, and a padding does not turn with them: give a size that fits "
+            "the grid in place of pad_to_grid"
         )
 
 

@@ -237,7 +237,7 @@ class PatchCore(BankMethod):
         if patch_size < 1 or patch_size % 2 == 0:
             raise ValueError(f"patch_size must be odd and positive, got {patch_size}")
         check_choices(aggregation=aggregation, banks=banks, metric=metric, score=score, map_kind=map_kind)
-        check_padding(pad_to_grid, foreground)
+        check_padding(pad_to_grid, foreground, augment)
         if banks == "per_layer":
             check_per_layer(score, contamination, defects)
             self.State, self.has_scale = LayerBanksState, True
