@@ -15,15 +15,15 @@ from support.textures import normal_images
 from support.units import Inline, draw_images
 
 import ensemblead as ead
-from ensemblead.images import Turn
-from ensemblead.images.changes import ANGLES, FACTORS
+from ensemblead.images import AS_IS, Augmented, Geometry, Images, Tiles, Turn, Window, open_images
+from ensemblead.images.changes import ANGLES, FACTORS, Copy
 from ensemblead.kernels.inside import Inside
 
-Images = npt.NDArray[np.uint8]
+Pixels = npt.NDArray[np.uint8]
 SIDE = 32
 
 
-def stripes(count: int, *, turned: bool = False, any_way: bool = False, seed: int = 0) -> Images:
+def stripes(count: int, *, turned: bool = False, any_way: bool = False, seed: int = 0) -> Pixels:
     """Stripes across, on their side, or every which way, with noise: uint8 `[count, 32, 32, 3]`."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:SIDE, :SIDE] - (SIDE - 1) / 2
@@ -47,7 +47,7 @@ def fitted(images: Any, **options: Any) -> ead.PatchCore:
         return detector(**options).fit(images)
 
 
-def embedded(one: ead.PatchCore, images: Images) -> torch.Tensor:
+def embedded(one: ead.PatchCore, images: Pixels) -> torch.Tensor:
     network = one.network_
     found = one.embed(network(network.normalize(torch.from_numpy(images).permute(0, 3, 1, 2))))
     assert isinstance(found, torch.Tensor)
@@ -250,11 +250,11 @@ class TestInEnsembles:
             assert torch.equal(member.memory_bank_.rows_, alone.memory_bank_.rows_)
             np.testing.assert_array_equal(member.calibration_.scores, alone.calibration_.scores)
 
-    @pytest.mark.parametrize("shared", [False, True])
-    def test_of_tiles(self, shared: bool) -> None:
+    @pytest.mark.parametrize(("shared", "scales"), [(False, [1.0]), (True, [1.0, 0.5])])
+    def test_of_tiles(self, shared: bool, scales: list[float]) -> None:
         images = stripes(4, any_way=True)
         member = detector(augment="rotations")
-        ensemble = ead.TiledEnsemble(member, 16, 16, image_size=SIDE, shared=shared)
+        ensemble = ead.TiledEnsemble(member, 16, 16, image_size=SIDE, shared=shared, scales=scales)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             ensemble.fit(images)
@@ -267,6 +267,15 @@ class TestInEnsembles:
         assert float(apart.max()) < 1e-4
         assert (len(own) > len(alone.memory_bank_)) == shared
         assert len(ensemble.calibration_.scores) == 4
+        assert {one.augment_ for one in ensemble.members_} == {("rotations",)}
+
+    def test_tiles_of_squashed_photographs_are_turned_as_these(self) -> None:
+        geometry = Geometry((32, 32), None, scale=0.5)
+        with Images(open_images(stripes(1)[:, :, :16]), [geometry]) as data:
+            tiles = Tiles(data, [(geometry, Window(0, 0, 8, 8))])
+            (upright, turned) = Augmented(tiles, [Copy(), Copy(90)]).batches([AS_IS], 1)
+        assert not upright.turns
+        assert turned.turns == {AS_IS: (Turn(90, 0.5),)}
 
     def test_black_margins_are_not_turned(self) -> None:
         with pytest.raises(ValueError, match='edge="pad" leaves some with black margins'):
@@ -327,7 +336,7 @@ def test_images_of_several_sizes() -> None:
     assert set(found.memory_bank_.images_.tolist()) == {0, 1}
 
 
-def fitted_of(images: list[Images], **options: Any) -> ead.PatchCore:
+def fitted_of(images: list[Pixels], **options: Any) -> ead.PatchCore:
     from PIL import Image
 
     return fitted([Image.fromarray(image) for image in images], augment="rotations", **options)

@@ -13,6 +13,7 @@ from support.checked_methods import (
     NATIVE,
     CellMeans,
     LinearAutoencoder,
+    MeansAccumulator,
     inapplicable,
 )
 from support.registry import separate_registry
@@ -160,6 +161,25 @@ def test_the_detector_stays_as_it_is() -> None:
     assert reported == [("defects_are_seen", 1, 2), ("seed_decides", 2, 2)]
     assert vars(detector).keys() == before.keys()
     assert all(vars(detector)[name] is value for name, value in before.items())
+
+
+def test_stages_may_report_as_often_as_the_images_ask_for() -> None:
+    totals: list[float] = []
+
+    class Reporting(MeansAccumulator):
+        def finish(self, run: Any) -> Any:
+            totals.append(float(self.total[0]))
+            count = 3 if totals[-1] == totals[0] else 1  # more for the images of the first fit
+            for done in range(count):
+                run.progress("more", done + 1, count)
+            return super().finish(run)
+
+    class ReportsByContent(CellMeans):
+        def start(self, state: Any = None) -> Any:
+            return Reporting(self, state)
+
+    passed = ead.check_detector(ReportsByContent(device="cpu"), checks=["failure_changes_nothing"])
+    assert (passed, len(set(totals)) > 1) == (["failure_changes_nothing"], True)
 
 
 def test_wrong_arguments() -> None:

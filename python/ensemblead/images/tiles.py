@@ -41,6 +41,7 @@ class Tiles:
     Args:
         images: of which the windows are parts.
         windows: each with the geometry in which it is a part of an image; all of one height and width.
+            Geometries differ in scale alone.
 
     An `ImageSet`. Its items are tiles, its positions those of their images: a position occurs once per
     window. Whatever geometry is asked for, a tile stays as it is.
@@ -67,7 +68,8 @@ class Tiles:
         return self._images.copies
 
     def stretch(self, geometry: Geometry, size: tuple[int, int]) -> float:
-        return self._images.stretch(self._geometry, size)
+        own, _ = self._windows[0]  # of geometries that differ in scale alone, which stretches nothing
+        return self._images.stretch(own, size)
 
     def __len__(self) -> int:
         return len(self._images.positions()) * len(self._windows)
