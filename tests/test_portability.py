@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import shutil
@@ -24,11 +25,15 @@ CHECKS = {
 }
 
 # Windows has none of these. Only what the package itself imports is refused.
-WITHOUT_POSIX = """
-import builtins, importlib, pkgutil
+POSIX = {"fcntl", "resource", "pwd", "grp", "termios", "syslog"}
+WITHOUT_POSIX = (
+    f"""
+import builtins, importlib, pkgutil, sys
 import ensemblead
 
-POSIX = {"fcntl", "resource", "pwd", "grp", "termios", "syslog"}
+POSIX = {POSIX!r}
+"""
+    + """
 plain, by_name = builtins.__import__, importlib.import_module
 
 def refusing(name, globals=None, *rest):
@@ -42,12 +47,14 @@ def refusing_by_name(name, package=None):
     return by_name(name, package)
 
 builtins.__import__, importlib.import_module = refusing, refusing_by_name
-for module in pkgutil.walk_packages(ensemblead.__path__, "ensemblead."):
-    if not module.name.endswith("__main__"):
-        by_name(module.name)
+everything = (module.name for module in pkgutil.walk_packages(ensemblead.__path__, "ensemblead."))
+for name in sys.argv[1:] or everything:
+    if not name.endswith("__main__"):
+        by_name(name)
 from ensemblead.common import locks, memory
 assert locks.fcntl is None and memory.resource is None
 """
+)
 
 
 @pytest.mark.slow
@@ -76,12 +83,47 @@ def test_an_unknown_check_is_refused() -> None:
     assert "risc is none of clang, threads, aarch64, windows" in outcome.stderr
 
 
-def test_every_module_imports_where_there_is_no_posix() -> None:
-    pytest.importorskip("torch")
-    outcome = subprocess.run(
-        [sys.executable, "-c", WITHOUT_POSIX], capture_output=True, text=True, check=False
-    )
+def import_without_posix(*names: str) -> None:
+    """Import these modules, or all of them, in a process that has no POSIX."""
+    command = [sys.executable, "-c", WITHOUT_POSIX, *names]
+    outcome = subprocess.run(command, capture_output=True, text=True, check=False)
     assert outcome.returncode == 0, outcome.stderr
+
+
+def names_posix(source: str) -> bool:
+    """Whether a module imports anything of POSIX, by a statement or by a name in quotes."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add((node.module or "").partition(".")[0])
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            found.add(node.value)
+    return bool(found & POSIX)
+
+
+def test_every_module_imports_where_there_is_no_posix() -> None:
+    """Of all modules those are imported that name anything of POSIX: no other can miss it."""
+    package = ROOT / "python" / "ensemblead"
+    naming = [path for path in package.rglob("*.py") if names_posix(path.read_text())]
+    modules = [".".join(path.relative_to(package.parent).with_suffix("").parts) for path in naming]
+    assert {"ensemblead.common.locks", "ensemblead.common.memory"} <= set(modules)
+    import_without_posix(*sorted(modules))
+
+
+@pytest.mark.parametrize(
+    "source", ["import fcntl", "from resource import getrusage", 'import_module("termios")']
+)
+def test_modules_that_name_posix_are_found(source: str) -> None:
+    assert names_posix(source)
+    assert not names_posix("import resources.fcntl\nfrom . import locks")
+
+
+@pytest.mark.slow
+def test_all_modules_import_in_a_row_where_there_is_no_posix() -> None:
+    pytest.importorskip("torch")
+    import_without_posix()
 
 
 def test_wheels_are_built_for_the_pythons_that_are_declared() -> None:

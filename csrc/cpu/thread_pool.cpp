@@ -2,8 +2,8 @@
 
 #include <atomic>
 #include <condition_variable>
+#include <exception>
 #include <mutex>
-#include <system_error>
 #include <thread>
 
 namespace ensemblead::cpu {
@@ -30,8 +30,8 @@ class ThreadPool {
   void start(int wanted) {
     try {
       for (; workers_ < wanted; ++workers_) std::thread([this] { serve(); }).detach();
-    } catch (const std::system_error&) {
-      // The system grants no more threads: those that there are do the work.
+    } catch (const std::exception&) {
+      // The system grants no more threads, or no memory for one: those that there are do the work.
     }
   }
 

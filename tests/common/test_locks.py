@@ -12,7 +12,7 @@ from types import ModuleType
 import pytest
 
 from ensemblead.common import locks
-from ensemblead.common.locks import NoLocksError, lock_file, lock_folder
+from ensemblead.common.locks import NoLocksError, lock_file, lock_folder, unlock
 
 IN_ANOTHER_PROCESS = """
 import sys
@@ -97,6 +97,30 @@ def test_between_processes(kind: str, tmp_path: Path) -> None:
     assert seen_from_another() == "held"
     os.close(held)
     assert seen_from_another() == "free"
+
+
+@pytest.mark.skipif(locks.fcntl is None, reason="the module that stands in knows no other descriptors")
+def test_a_fork_does_not_keep_a_lock(tmp_path: Path) -> None:
+    """A process that is forked has a second descriptor of the same lock, as `dup` makes one."""
+    held = lock_file(tmp_path / "lock")
+    of_child = os.dup(held)
+    try:
+        unlock(held)
+        unlock(lock_file(tmp_path / "lock"))
+    finally:
+        os.close(of_child)
+
+
+@pytest.mark.skipif(locks.fcntl is None, reason="the module that stands in knows no other descriptors")
+def test_a_fork_does_not_let_go_of_its_parents_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    of_child = lock_file(tmp_path / "lock")
+    held = os.dup(of_child)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "getpid", lambda: -1)
+        unlock(of_child)
+    with pytest.raises(BlockingIOError):
+        lock_file(tmp_path / "lock")
+    os.close(held)
 
 
 def test_a_file_system_without_locks(system: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -237,6 +237,46 @@ def test_descriptions_that_lie(description: Any, message: str) -> None:
         build(description)
 
 
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("pow", [10, 10**9]),
+        ("mod", ["%9000000000d", 5]),
+        ("mul", [[1], 10**12]),
+        ("imul", [2**64, 2**64]),
+        ("add", [[0] * 65, [0]]),
+    ],
+)
+def test_numbers_do_not_grow_without_an_end(name: str, arguments: list[Any]) -> None:
+    module = build(step("function", name, arguments, {}))
+    with pytest.raises(ValueError, match=f"the step '{name}' cannot take"):
+        module(torch.zeros(1))
+
+
+def test_operators_take_sides_and_tensors() -> None:
+    given = torch.ones(2, 3)
+    for name, arguments, expected in [
+        ("add", [[2], [3]], (2, 3)),
+        ("pow", [256, -0.5], 0.0625),
+        ("pow", [3, 2], 9),
+        ("mul", [{"value": 0}, 2], given * 2),
+        ("floordiv", [9, 2], 4),
+    ]:
+        found = build(step("function", name, arguments, {}))(given)
+        assert torch.equal(torch.as_tensor(found), torch.as_tensor(expected))
+
+
+def test_a_pass_that_takes_for_ever() -> None:
+    inner: dict[str, Any] = {"is": "ReLU", "with": {"inplace": False}}
+    for _ in range(60):
+        call = ["call", "first", [{"value": 0}], {}]
+        inner = changed(parts={"first": inner}, steps=[call, call])
+    inner["parts"]["last"] = {"is": "ReLU", "with": {"inplace": False}}
+    inner["steps"].append(["call", "last", [{"value": 2}], {}])
+    with pytest.raises(ValueError, match="calls more than 50000 layers"):
+        reached(inner, ["last"])
+
+
 def test_layers_that_are_not_reached() -> None:
     with pytest.raises(ValueError, match="'second'"):
         reached(DESCRIPTION, ["second"])
@@ -251,10 +291,16 @@ def test_layers_that_are_not_reached() -> None:
         b'{"input_size": 1.5, "network": {}}',
         b'{"input_size": null, "network": []}',
         b"[" * 9999,
+        (b'"eps": 1e-05', b'"eps": Infinity'),
+        (b'"tensors": {}', b'"tensors": {"num_batches_tracked": [[100000, 1000000], "float32", true]}'),
     ],
 )
-def test_damaged_files(model: Path, tmp_path: Path, content: bytes) -> None:
+def test_damaged_files(model: Path, tmp_path: Path, content: Any) -> None:
     shutil.copytree(model, tmp_path / "m")
+    if type(content) is tuple:
+        written = (model / "network.json").read_bytes()
+        assert content[0] in written
+        content = written.replace(*content, 1)
     replace_file(tmp_path / "m", "network.json", content)
     with pytest.raises(DamagedModelError):
         ead.load(tmp_path / "m")

@@ -1,4 +1,6 @@
-"""Locks that processes hold on files and folders, until they close the descriptor or end."""
+"""Locks that processes hold on files and folders, until `unlock`, or until they end and so have all that
+were forked from them meanwhile.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +14,8 @@ from typing import Any
 fcntl: Any = None  # as on Windows
 with suppress(ImportError):
     fcntl = importlib.import_module("fcntl")
+
+_owners: dict[int, int] = {}  # processes that locked, by descriptor
 
 
 class NoLocksError(OSError):
@@ -39,6 +43,17 @@ def lock_folder(folder: Path) -> int:
     return _locked(os.open(beside, os.O_RDWR | os.O_CREAT | getattr(os, "O_TEMPORARY", 0), 0o666))
 
 
+def unlock(descriptor: int) -> None:
+    """Let go of a lock, though a process that was forked meanwhile has its descriptor too. Such a process
+    only closes its own.
+    """
+    try:
+        if fcntl is not None and _owners.pop(descriptor, None) == os.getpid():
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
+    finally:
+        os.close(descriptor)
+
+
 def _locked(descriptor: int) -> int:
     try:
         if fcntl is not None:
@@ -50,6 +65,7 @@ def _locked(descriptor: int) -> int:
         if isinstance(error, OSError) and not isinstance(error, BlockingIOError):
             raise NoLocksError(error.errno, error.strerror) from error
         raise
+    _owners[descriptor] = os.getpid()
     return descriptor
 
 

@@ -8,11 +8,15 @@ from typing import Any
 from ensemblead.networks.engines.engine import INPUT_SUFFIX, NORMED_SUFFIX
 from ensemblead.networks.structure import NORM_ACT, ROW, STEPS
 
+# Of layers, in one pass; real networks have a few thousand. Layers that call layers twice, and so on, would
+# otherwise take for ever.
+_MOST_CALLS = 50_000
+
 
 def reached(description: Any, layers: Sequence[str]) -> dict[str, Any]:
     """The description without what comes behind the last of `layers`, as `FeatureExtractor` names them.
 
-    Raises ValueError for layers that the network never calls.
+    Raises ValueError for layers that the network never calls, and for a pass that takes for ever.
     """
     walk = _Walk(layers)
     short = walk.through(description, "")
@@ -28,10 +32,14 @@ class _Walk:
 
     def __init__(self, layers: Sequence[str]) -> None:
         self.wanted = {layer.removesuffix(NORMED_SUFFIX) for layer in layers}
+        self.calls = 0
         self.needs_norm = any(layer.endswith(NORMED_SUFFIX) for layer in layers)
 
     def through(self, node: Any, name: str) -> dict[str, Any]:
         """A layer that is called, as far as the pass goes in it."""
+        self.calls += 1
+        if self.calls > _MOST_CALLS:
+            raise ValueError(f"a pass to {sorted(self.wanted)} calls more than {_MOST_CALLS} layers")
         self.wanted.discard(name + INPUT_SUFFIX)
         if not self.wanted:
             return {"is": "Identity", "with": {}}  # the pass ends before it

@@ -112,6 +112,9 @@ METHODS = frozenset(
         *("view",),
     )
 )
+# Python's own operators also take numbers, and grow them without an end.
+_GROWING = frozenset(("add", "iadd", "sub", "mul", "imul", "floordiv", "mod", "neg", "pow"))
+_LONGEST, _LARGEST = 64, 2**63
 ATTRIBUTES = frozenset(("shape", "ndim", "dtype", "device"))
 _KINDS = ("call", "function", "method", "attribute", "tensor")
 
@@ -156,6 +159,8 @@ class Stepped(nn.Module):
         if step.kind == "call":
             return self.get_submodule(step.name)(*arguments, **keywords)
         if step.kind == "function":
+            if step.name in _GROWING:
+                _check_operands(step.name, arguments)
             return FUNCTIONS[step.name](*arguments, **keywords)
         if step.kind == "tensor":
             return getattr(self, step.name)
@@ -170,6 +175,17 @@ class NormAct(nn.BatchNorm2d):
     def forward(self, input: Tensor) -> Tensor:
         normed: Tensor = self.get_submodule("act")(self.get_submodule("drop")(super().forward(input)))
         return normed
+
+
+def _check_operands(name: str, arguments: tuple[Any, ...]) -> None:
+    """Raises ValueError for numbers, words or tuples of which an operator makes something endless."""
+    for number, one in enumerate(arguments):
+        is_exponent = name == "pow" and number == 1
+        wrong = type(one) is int and abs(one) > (_LONGEST if is_exponent else _LARGEST)
+        if isinstance(one, (str, tuple, list)):  # shapes may be put together
+            wrong = name not in ("add", "iadd") or len(one) > _LONGEST
+        if wrong:
+            raise ValueError(f"the step {name!r} cannot take {type(one).__name__} {str(one)[:40]!r}")
 
 
 def _filled(given: Any, values: list[Any]) -> Any:
@@ -245,10 +261,11 @@ def _stepped(node: Mapping[str, Any]) -> Stepped:
         count += 1
     kept: set[int] = set()
     output = _decoded(node["output"], count, kept)
-    steps = [
-        Step(*step, tuple(value for value, end in last.items() if end == number and value not in kept))
-        for number, step in enumerate(read)
-    ]
+    released: dict[int, list[int]] = {}
+    for value, end in last.items():
+        if value not in kept:
+            released.setdefault(end, []).append(value)
+    steps = [Step(*step, tuple(released.get(number, ()))) for number, step in enumerate(read)]
     module = Stepped(inputs, steps, output)
     for name, (shape, dtype, is_parameter) in node.get("tensors", {}).items():
         empty = torch.empty(_argument(shape), dtype=_dtype(dtype))

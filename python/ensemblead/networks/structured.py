@@ -18,6 +18,7 @@ from ensemblead.networks.zoo import BackboneInfo, given_weights
 from ensemblead.store import FolderReader
 
 STRUCTURE_FILE = "network.json"
+_MOST_FILLED = 2**30  # values without weights: a classifier's are far below
 
 
 def structure_document(extractor: FeatureExtractor, stored: bool) -> bytes | None:
@@ -72,11 +73,11 @@ def extractor_of_structure(
         if type(side) not in (int, type(None)) or type(path) not in (str, type(None)):
             raise ValueError(f"{STRUCTURE_FILE} cannot state {side!r} and {path!r}")
         # Networks that share published weights may be asked for each other's layers, so those stay whole.
-        module = _built(description, layers if from_folder else None)
+        module = _built(description, layers, whole=not from_folder)
     if isinstance(weights, str) and weights == "default":
         state = {} if path is None or not os.path.isfile(path) else read_weights(path)
         own, what = source, str(path)
-        if not _reaches(description, layers, state):
+        if not _has_all(_built(description, layers), state):
             return None
     else:
         state, given = given_weights(weights)
@@ -87,7 +88,8 @@ def extractor_of_structure(
     missing = load_weights(module, state, what, assign=True)
     if from_folder:
         require_loaded(missing, missing, tuple(layers), what)
-    _fill(module)
+    with reader.as_damage():
+        _fill(module)
     info = BackboneInfo(
         source["name"], tuple(options["mean"]), tuple(options["std"]), side, dict(own), missing, path
     )
@@ -96,7 +98,7 @@ def extractor_of_structure(
 
 def _read(data: bytes) -> dict[str, Any]:
     try:
-        content = json.loads(data)
+        content = json.loads(data, parse_constant=_no_number)
     except RecursionError as error:
         raise ValueError(f"{STRUCTURE_FILE} is nested too deeply") from error
     if type(content) is not dict or not {"network", "input_size"} <= content.keys():
@@ -104,26 +106,36 @@ def _read(data: bytes) -> dict[str, Any]:
     return content
 
 
-def _built(description: Any, layers: Sequence[str] | None) -> nn.Module:
-    """The network, or as far as `layers` of it. Raises ValueError for what was never written."""
+def _no_number(text: str) -> float:
+    raise ValueError(f"{STRUCTURE_FILE} has {text}, which is no number")
+
+
+def _built(description: Any, layers: Sequence[str], *, whole: bool = False) -> nn.Module:
+    """The network as far as `layers`, or all of it. Raises ValueError for what was never written."""
     try:
-        return build(description if layers is None else reached(description, layers))
-    except (LookupError, RuntimeError, AssertionError, RecursionError, TypeError, AttributeError) as error:
+        short = reached(description, layers)
+        return build(description if whole else short)
+    except (LookupError, RuntimeError, AssertionError, TypeError, AttributeError, ArithmeticError) as error:
         raise ValueError(f"{STRUCTURE_FILE} describes no network: {error}") from error
 
 
-def _reaches(description: Any, layers: Sequence[str], state: Mapping[str, Tensor]) -> bool:
+def _has_all(needed: nn.Module, state: Mapping[str, Tensor]) -> bool:
     """Whether published weights have, by these names, what the layers need."""
-    own = build(reached(description, layers)).state_dict()
     return all(
         name in state and state[name].shape == tensor.shape
-        for name, tensor in own.items()
+        for name, tensor in needed.state_dict().items()
         if not name.endswith("num_batches_tracked")
     )
 
 
 def _fill(module: nn.Module) -> None:
-    """Zeros for the tensors that are still without values: no pass to the layers reads them."""
+    """Zeros for the tensors that are still without values: no pass to the layers reads them.
+
+    Raises ValueError where these would take more memory than any network's.
+    """
+    count = sum(one.numel() for one in module.state_dict().values() if one.is_meta)
+    if count > _MOST_FILLED:
+        raise ValueError(f"{STRUCTURE_FILE} states {count} values that no file has")
     for part in module.modules():
         for name, parameter in part._parameters.items():
             if parameter is not None and parameter.is_meta:

@@ -15,6 +15,7 @@ import numpy as np
 
 from ensemblead.common.errors import DamagedModelError, IndexBusyError
 from ensemblead.common.files import sync_folder, write_atomically
+from ensemblead.common.locks import unlock
 from ensemblead.common.warnings import warn
 from ensemblead.retrieval.catalogue import NAME as CATALOGUE
 from ensemblead.retrieval.catalogue import Catalogue, Entry, State
@@ -170,7 +171,7 @@ class IndexFolder:
         finally:
             self._lock -= 1
             if self._lock == 0:
-                os.close(self._locked)
+                unlock(self._locked)
 
     def _clean(self) -> None:
         """Cut off rows that were not committed, and remove files of other generations."""

@@ -13,7 +13,7 @@ from typing import Any
 
 from ensemblead.common.errors import DamagedModelError, IndexBusyError, NewerFormatError
 from ensemblead.common.files import sync_folder, write_atomically
-from ensemblead.common.locks import lock_file
+from ensemblead.common.locks import lock_file, unlock
 from ensemblead.common.validation import one_of, some_of, whole_number
 from ensemblead.kernels.build import __version__
 from ensemblead.retrieval.catalogue import NAME as CATALOGUE
@@ -91,7 +91,7 @@ def _checksum(content: Mapping[str, Any]) -> str:
 
 
 def lock(folder: Path) -> int:
-    """A descriptor that holds the writer's lock of a folder until it is closed, or its process ends.
+    """A descriptor that holds the writer's lock of a folder until `unlock`, or until its process ends.
 
     Raises IndexBusyError if another one has it.
     """
@@ -126,7 +126,7 @@ def create(folder: Path, manifest: Manifest, save_embedder: Callable[[Path], obj
         manifest.write(folder)
         sync_folder(folder)
     finally:
-        os.close(descriptor)
+        unlock(descriptor)
 
 
 def check_place(folder: Path) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 
 from ensemblead.common.errors import EnsembleADError
 from ensemblead.common.files import StrPath, valid_text, write_atomically
-from ensemblead.common.locks import lock_file
+from ensemblead.common.locks import lock_file, unlock
 from ensemblead.common.warnings import warn
 
 DATABASE, LINES, _LOCK = "results.sqlite", "results.jsonl", "watch.lock"
@@ -114,7 +114,7 @@ class Results:
                     raise said from error
                 raise
         except BaseException:
-            os.close(self._lock)
+            unlock(self._lock)
             raise
         self._folder = folder
 
@@ -123,7 +123,7 @@ class Results:
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         self._database.close()
-        os.close(self._lock)
+        unlock(self._lock)
         if error is not None and (said := _explained(error, self._folder)) is not error:
             raise said from error
 

@@ -13,7 +13,7 @@ import torch
 
 from ensemblead.common.errors import DamagedModelError
 from ensemblead.common.files import StrPath
-from ensemblead.common.locks import NoLocksError, lock_folder
+from ensemblead.common.locks import NoLocksError, lock_folder, unlock
 from ensemblead.common.warnings import warn
 from ensemblead.store import MANIFEST, FolderWriter, check_target, read_folder, remove_folder, write_folder
 
@@ -151,7 +151,7 @@ def opened(folder: StrPath | None) -> Iterator[Checkpoint | None]:
         with suppress(OSError):  # there is something in it
             checkpoint.root.rmdir()
         if descriptor is not None:
-            os.close(descriptor)
+            unlock(descriptor)
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
