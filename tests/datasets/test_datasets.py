@@ -366,7 +366,7 @@ def test_folder_of_a_single_image(own: Path) -> None:
     assert len(data.train) == 1
     assert all(sample.label for sample in data.test)
     assert "none is left to test on" in data.notes[0]
-    assert "there are no masks" in data.notes[1]
+    assert data.notes[1] == "there are no masks: pixel metrics are not defined"
 
 
 def test_bad_folders_are_refused(own: Path) -> None:
@@ -471,8 +471,8 @@ def test_the_folders_that_were_searched(mvtec: Path, own: Path, visa: Path) -> N
 def test_pictures_that_are_not_read_are_noted(mvtec: Path, own: Path) -> None:
     for place in ("nut/test/rust/9.dng", "ok/1.cr2"):
         (mvtec / place).write_bytes(b"")
-    assert "1 pictures are of a type that is not read" in MVTecAD(mvtec, "nut").notes[-1]
-    assert "1 pictures are of a type that is not read" in Folder(own, normal="ok").notes[-1]
+    assert "1 picture is of a type that is not read" in MVTecAD(mvtec, "nut").notes[-1]
+    assert "1 picture is of a type that is not read" in Folder(own, normal="ok").notes[-1]
 
 
 def test_a_damaged_header_is_skipped_with_its_image(mvtec: Path) -> None:

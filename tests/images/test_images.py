@@ -292,7 +292,7 @@ def test_one_file_and_lists_keep_what_is_given(tmp_path):
 
 def test_folder_without_images_or_missing(tmp_path):
     (tmp_path / "notes.txt").write_text("x")
-    with pytest.raises(ValueError, match=r"no image files in .*1 other files ignored"):
+    with pytest.raises(ValueError, match=r"no image files in .*1 other file ignored"):
         open_images(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"no such image or folder of images: .*nowhere"):
         open_images(tmp_path / "nowhere")

@@ -68,12 +68,15 @@ def pair_masks(
 def missing_mask_notes(
     samples: Sequence[Sample], where: str, expected: bool, policy: MissingMasks
 ) -> list[str]:
-    """Notes on defective images without a mask, or the error that `policy` asks for."""
+    """Notes on defective images without a mask, or the error that `policy` asks for. `where` is empty if
+    no folder of masks was named.
+    """
     lacking = [sample.path for sample in samples if sample.mask_path is None]
     if not lacking:
         return []
     if not expected:
-        return [f"there are no masks ({where}): pixel metrics are not defined"]
+        place = f" ({where})" if where else ""
+        return [f"there are no masks{place}: pixel metrics are not defined"]
     message = f"{len(lacking)} defective image(s) have no mask in {where}: {some_of(lacking)}"
     if policy == "raise":
         raise ValueError(f'{message} (missing_masks="exclude" leaves them out of the pixel metrics)')

@@ -223,7 +223,8 @@ def describe_ignored(ignored: Sequence[str]) -> str:
     types = " ".join(sorted(IMAGE_SUFFIXES))
     names = some_of([os.path.basename(path) for path in ignored], 3)
     hint = _HEIC_HINT if _wants_heic(ignored) else ""
-    return f"{len(ignored)} other files ignored ({names}); images are {types}{hint and '; ' + hint}"
+    files = "file" if len(ignored) == 1 else "files"
+    return f"{len(ignored)} other {files} ignored ({names}); images are {types}{hint and '; ' + hint}"
 
 
 def describe_unread(ignored: Sequence[str]) -> str:
@@ -232,7 +233,8 @@ def describe_unread(ignored: Sequence[str]) -> str:
     if not pictures:
         return ""
     hint = _HEIC_HINT if _wants_heic(pictures) else "save them as PNG or JPEG"
-    return f"{len(pictures)} pictures are of a type that is not read ({some_of(pictures)}); {hint}"
+    count = "1 picture is" if len(pictures) == 1 else f"{len(pictures)} pictures are"
+    return f"{count} of a type that is not read ({some_of(pictures)}); {hint}"
 
 
 def _wants_heic(paths: Sequence[str]) -> bool:
