@@ -113,6 +113,16 @@ def test_known_defects_and_their_masks(tmp_path: Path) -> None:
     assert one.learned_["defect_rows"] >= 1
 
 
+def test_padded_images_may_be_brightened(tmp_path: Path) -> None:
+    one = detector(augment=["brightness"]).fit(TRAIN)
+    by_hand = detector(resize=(48, 64), pad_to_grid=False, augment="brightness").fit(padded(TRAIN))
+    assert len(one.memory_bank_) == len(by_hand.memory_bank_)
+    found = one.predict(TEST)
+    np.testing.assert_allclose(found.anomaly_score, by_hand.predict(padded(TEST)).anomaly_score, rtol=1e-4)
+    one.save(tmp_path / "model", include_backbone=True)
+    np.testing.assert_array_equal(ead.load(tmp_path / "model").predict(TEST).anomaly_map, found.anomaly_map)
+
+
 def test_images_of_several_sizes() -> None:
     images = [np.ascontiguousarray(image) for image in TRAIN]
     one = detector(resize=None, batch_size=1)
@@ -130,7 +140,12 @@ def test_images_of_several_sizes() -> None:
         ),
         (lambda: detector(pad_to_grid="yes"), TypeError, "pad_to_grid must be True or False, got 'yes'"),
         (lambda: detector(foreground="auto"), ValueError, "foreground='auto' finds the object among all"),
-        (lambda: detector(augment="rotations"), ValueError, "augment='rotations' turns images, and a padding"),
+        (
+            lambda: detector(augment="rotations"),
+            ValueError,
+            "augment='rotations' turns images, and a padding",
+        ),
+        (lambda: detector(augment="turns"), ValueError, "augment must be one of rotations, brightness, auto"),
         (
             lambda: ead.PatchCore("levit_128", weights=None, resize=(230, 230), pad_to_grid=True),
             ValueError,

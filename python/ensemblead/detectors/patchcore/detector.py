@@ -237,7 +237,6 @@ class PatchCore(BankMethod):
         if patch_size < 1 or patch_size % 2 == 0:
             raise ValueError(f"patch_size must be odd and positive, got {patch_size}")
         check_choices(aggregation=aggregation, banks=banks, metric=metric, score=score, map_kind=map_kind)
-        check_padding(pad_to_grid, foreground, augment)
         if banks == "per_layer":
             check_per_layer(score, contamination, defects)
             self.State, self.has_scale = LayerBanksState, True
@@ -264,6 +263,7 @@ class PatchCore(BankMethod):
         self.coreset_size, self.memory_budget = bank.coreset_size, bank.memory_budget
         self.position_radius = bank.position_radius
         self.augment = checked_augment(augment, self.position_radius)
+        check_padding(self.pad_to_grid, self.foreground, self.augment)
 
     @property
     def extending_lowers_scores(self) -> bool:
