@@ -122,7 +122,7 @@ def whole() -> Images:
 def tiles() -> Tiles:
     geometry = Geometry((16, 32), None)
     images = Images(open_images(IMAGES), [geometry])
-    return Tiles(images, geometry, [Window(0, 0, 16, 16), Window(0, 16, 16, 16)], (16, 32))
+    return Tiles(images, [(geometry, Window(0, 0, 16, 16)), (geometry, Window(0, 16, 16, 16))])
 
 
 @pytest.mark.parametrize(
