@@ -101,7 +101,7 @@ def test_of_large_embeddings_fewer_images_are_scored(monkeypatch: pytest.MonkeyP
     whole = _gabor(50).fit(TRAIN)
     image_bytes = 256 * whole.memory_bank_.rows_.shape[1] * 4
     one_pass = "ensemblead.detectors.one_pass"
-    monkeypatch.setattr(f"{one_pass}._HELD_IMAGES", 2)
+    monkeypatch.setattr(f"{one_pass}.HELD_IMAGES", 2)
     for held, positions in ((10, range(10)), (4.9, (0, 3, 6, 9)), (0, (0, 9))):
         monkeypatch.setattr(f"{one_pass}._HELD_BYTES", int(held * image_bytes))
         calibration = _gabor(50).fit(TRAIN).calibration_

@@ -62,7 +62,7 @@ def test_a_small_budget_gives_a_bank_in_groups() -> None:
 
 
 def test_images_are_held_within_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ensemblead.detectors.one_pass._HELD_IMAGES", 5)
+    monkeypatch.setattr("ensemblead.detectors.one_pass.HELD_IMAGES", 5)
     detector = _detector(memory_budget=4 * 8 * PATCHES * ROW).fit(TRAIN)
     # A quarter of the budget, where the embeddings of an image take half of its rows with what they are
     # selected by.

@@ -16,6 +16,7 @@ from support.units import Inline, draw_images
 import ensemblead as ead
 from ensemblead.config.registry import create, describe
 from ensemblead.deploy.graph import DetectorGraph
+from ensemblead.detectors import one_pass
 from ensemblead.ensembles.checks.drawing import drawn_size
 from ensemblead.ensembles.tile_pyramid import TilePyramid, checked_scales
 from ensemblead.images import Geometry
@@ -98,6 +99,27 @@ def test_wherever_images_are_kept_the_same_is_learned(
     other = tiled(patchcore(both.member.backbone), scales=SCALES, shared=True).fit(TRAIN)  # type: ignore[attr-defined]
     np.testing.assert_array_equal(other.predict(BOTH).anomaly_map, both.predict(BOTH).anomaly_map)
     assert other.threshold_ == both.threshold_
+
+
+def test_all_scales_give_statistics_of_the_same_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    ensemble = tiled(scales=SCALES, shared=True, normalization="none")
+    whole = ensemble.fit(TRAIN).calibration_
+    # Of nine tiles of an image fewer can be held than of one.
+    monkeypatch.setattr(one_pass, "most_held", lambda parts, seen, total, tiles: 27 // tiles)
+    few = ensemble.fit(TRAIN).calibration_
+    assert few.positions == (0, 3, 6)
+    np.testing.assert_allclose(few.scores, whole.scores[[0, 3, 6]], rtol=1e-5)
+
+
+def test_members_that_pass_apart_give_statistics_of_the_same_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    members = [patchcore(), patchcore(augment="brightness"), patchcore(seed=1)]
+    monkeypatch.setattr(one_pass, "HELD_IMAGES", 2)
+    # Of three members that pass together, or one by one.
+    monkeypatch.setattr(one_pass, "most_held", lambda parts, *_: 12 // len(parts))
+    ensemble = tiled(ead.BackboneEnsemble(members), 24, 24).fit(TRAIN)
+    assert ensemble.calibration_.positions == (0, 2, 4, 6)
+    counts = [len(part.calibration_.scores) for one in ensemble.members_ for part in one._parts()]
+    assert counts == [4] * 12
 
 
 def test_batches_do_not_matter(both: ead.TiledEnsemble) -> None:

@@ -108,8 +108,8 @@ class TestTheSameBits:
         self, make: Callable[[], Any], images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         # Of two members together eight images are held; of one alone it would be all.
-        monkeypatch.setattr(one_pass, "_HELD_IMAGES", 4)
-        monkeypatch.setattr(one_pass, "_most_held", lambda parts, *_: 16 // len(parts))
+        monkeypatch.setattr(one_pass, "HELD_IMAGES", 4)
+        monkeypatch.setattr(one_pass, "most_held", lambda parts, *_: 16 // len(parts))
         expected = make().fit(images)
         found = make().fit(images, executor=Inline(), workdir=tmp_path)
         assert len(expected.calibration_.scores) == 8

@@ -21,7 +21,7 @@ from ensemblead.images import ImageBatch, Images, ImageSet, ImageSource
 
 # What is held of the sampled images until they can be scored: of so many images whatever it takes, of more as
 # long as it keeps to so many bytes.
-_HELD_IMAGES, _HELD_BYTES = 100, 1 << 30
+HELD_IMAGES, _HELD_BYTES = 100, 1 << 30
 
 
 @dataclass(frozen=True)
@@ -47,10 +47,10 @@ def shared_pass(detector: Tree, source: ImageSource, errors: Any) -> SharedPass:
     batch_size = min((part.batch_size for part in parts), default=1)
     holdout = holdout_of(detector._parts())
     most_scored = None
-    if len(parts) > 1 and len(source) > _HELD_IMAGES:
+    if len(parts) > 1 and len(source) > HELD_IMAGES:
         with Images(source, errors=errors) as data:
             for _, seen in seen_batches(parts, data, 1):
-                most_scored = _most_held(parts, seen, len(data), 1)
+                most_scored = most_held(parts, seen, len(data), 1)
                 break
     return SharedPass(batch_size, most_scored, holdout)
 
@@ -135,8 +135,8 @@ class _Taken:
         rows_per_image = math.ceil(self._total / (run.num_images * images.copies))
         most = self._most
         if most is None:
-            most = _most_held(self._parts, seen, self._total, rows_per_image)
-        affordable = _affordable(run.sampled, most)
+            most = most_held(self._parts, seen, self._total, rows_per_image)
+        affordable = run.sampled if run.all_scored else affordable_of(run.sampled, most)
         sampled_rows = rows_per_image * len(affordable)
         self._totals = {"total": self._total, "total_sampled": sampled_rows, "bits": images.bits}
         return _Choice(affordable)
@@ -178,7 +178,7 @@ class _Choice:
         return True
 
 
-def _most_held(parts: Sequence[Part], seen: Sequence[Seen], total: int, rows_per_image: int) -> int:
+def most_held(parts: Sequence[Part], seen: Sequence[Seen], total: int, rows_per_image: int) -> int:
     """How many images may be held until they are scored."""
     sizes = [sum(value[0].numel() * value.element_size() for value in one.values) for one in seen]
     most = _HELD_BYTES // max(1, sum(sizes) * rows_per_image)
@@ -186,10 +186,10 @@ def _most_held(parts: Sequence[Part], seen: Sequence[Seen], total: int, rows_per
         limit = part.held_bytes(one, total)
         if limit is not None:
             most = min(most, limit // max(1, size * rows_per_image))
-    return max(_HELD_IMAGES, most)
+    return max(HELD_IMAGES, most)
 
 
-def _affordable(sampled: frozenset[int], most: int) -> frozenset[int]:
+def affordable_of(sampled: frozenset[int], most: int) -> frozenset[int]:
     """Of the sampled images so many at most, evenly spread."""
     ordered = sorted(sampled)
     chosen = sampled_positions(len(ordered), most=most)

@@ -150,6 +150,7 @@ class Run:
         progress: to be called as `Progress` says.
         num_images: how many images there are (some may turn out unreadable).
         sampled: numbers of the images that give the statistics.
+        all_scored: whether all of these can be held until they are scored; else of many as memory allows.
         known: fingerprints of images that were learned before, of which none give statistics.
         checkpoint: where training that is interrupted is kept; None: nowhere.
         max_rows: of a memory bank that is extended; None: it may grow.
@@ -165,6 +166,7 @@ class Run:
     max_rows: int | None = None
     note: Note = no_note
     describe: Callable[[int], str] = by_number
+    all_scored: bool = False
 
     def below(self, name: str) -> Run:
         """For a part of what is learned, with a checkpoint of its own."""

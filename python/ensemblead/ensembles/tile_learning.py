@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property
 
 from ensemblead.calibration import DEFAULT_RATE, MAX_IMAGES, set_digest
 from ensemblead.common.memory import return_free_memory
+from ensemblead.detectors import one_pass
 from ensemblead.detectors.learning import learn, nothing_read
 from ensemblead.detectors.left_out import digest_without, joined
 from ensemblead.detectors.parts import Fitted, Note, Progress, Run
@@ -30,7 +32,7 @@ class TiledLearning:
             raise TypeError("tiles are cut from images, not from tiles")
         plan = replace(plan, geometry=images.frame(plan.geometry))
         self._plan, self._images, self._known = plan, images, known
-        self._run = run
+        self._given = run
         self._frame = self._frame_of_images() if known is None else known.frame
         self._groups = self._frame.groups(plan.shared)
         self._digest = set_digest(images.positions(), images.sizes, images.fingerprints)
@@ -38,10 +40,6 @@ class TiledLearning:
 
     def fitted(self) -> Fitted:
         """What all locations have learned."""
-        sampled_every = 1
-        if self._plan.shared:
-            sampled, sampled_every = self._thinned()
-            self._run = replace(self._run, sampled=sampled)
         locations = [self._location(place) for place in range(len(self._groups))]
         join = TileJoin(
             self._plan,
@@ -49,7 +47,7 @@ class TiledLearning:
             locations,
             self._run.progress,
             known=self._known,
-            sampled_every=sampled_every,
+            sampled_every=self._sampled[1],
         )
         return join.fitted()
 
@@ -70,6 +68,11 @@ class TiledLearning:
 
     # Images
 
+    @cached_property
+    def _run(self) -> Run:
+        """With the same images for the statistics of all locations, and of all parts of their members."""
+        return replace(self._given, sampled=self._sampled[0], all_scored=True)
+
     def _frame_of_images(self) -> TilePyramid:
         size = self._images.size(self._plan.geometry, 0)
         return self._plan.frame_for(size)
@@ -89,20 +92,26 @@ class TiledLearning:
         windows = [(geometries[frame.place(number)[0]], frame.window(number)) for number in group]
         return Tiles(self._images, windows)
 
-    def _thinned(self) -> tuple[frozenset[int], int]:
-        """Of the sampled images one of so many that their tiles' embeddings keep to the memory budget."""
-        view = self._view(self._groups[0])
+    @cached_property
+    def _sampled(self) -> tuple[frozenset[int], int]:
+        """Of the sampled images as many as can be held. If locations share a detector it is one of so many,
+        that the embeddings of their tiles keep to the memory budget.
+        """
+        sampled, shared = self._given.sampled, self._plan.shared
         parts = [part for part in self._plan.member._parts() if part.passes != "held_out"]
+        if not parts or not (shared or len(sampled) > one_pass.HELD_IMAGES):
+            return sampled, 1
+        view = self._view(self._groups[0])
         tile, _ = view.read(AS_IS, [0])
         with open_pool(parts, view).batch({AS_IS: tile}) as features:
             seen = [part._seen(tile, AS_IS, features) for part in parts]
-        held = sum(value.numel() * value.element_size() for one in seen for value in one.values)
-        if not held:
-            return self._run.sampled, 1
-        tiles = max(map(len, self._groups))
-        images = max(1, int(self._plan.memory_budget * _HELD_SHARE / (held * tiles)))
-        every = math.ceil(min(self._run.num_images, MAX_IMAGES) / images)
-        return frozenset(sorted(self._run.sampled)[::every]), every
+        tiles = max(map(len, self._groups)) if shared else 1
+        most = one_pass.most_held(parts, seen, len(self._images.positions()) * tiles, tiles)
+        every, held = 1, sum(value.numel() * value.element_size() for one in seen for value in one.values)
+        if shared and held:
+            images = max(1, int(self._plan.memory_budget * _HELD_SHARE / (held * tiles)))
+            every = math.ceil(min(self._given.num_images, MAX_IMAGES) / images)
+        return one_pass.affordable_of(frozenset(sorted(sampled)[::every]), most), every
 
     # Locations
 

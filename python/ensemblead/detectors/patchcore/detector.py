@@ -263,7 +263,7 @@ class PatchCore(BankMethod):
         self.coreset_size, self.memory_budget = bank.coreset_size, bank.memory_budget
         self.position_radius = bank.position_radius
         self.augment = checked_augment(augment, self.position_radius)
-        check_padding(self.pad_to_grid, self.foreground, self.augment)
+        check_padding(pad_to_grid, self.foreground, self.augment)
 
     @property
     def extending_lowers_scores(self) -> bool:
