@@ -75,6 +75,7 @@ main()
 """
 
 
+@pytest.mark.slow
 def test_the_extra_predict_is_enough(tmp_path: Path) -> None:
     """`ensemblead predict` with all its outputs, where only what the extra brings can be imported."""
     text = (Path(__file__).resolve().parent.parent / "pyproject.toml").read_text()

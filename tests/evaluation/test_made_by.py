@@ -12,6 +12,7 @@ import pytest
 
 pytest.importorskip("torch")
 pytest.importorskip("timm")
+import torch
 from support.brightness import Brightness, draw_category
 from support.networks import TinyNet
 
@@ -20,6 +21,7 @@ from ensemblead.common.processor import processor_name
 from ensemblead.evaluation import run
 from ensemblead.evaluation.made_by import machine, made_by
 from ensemblead.networks.engines.engine import digest_of
+from ensemblead.networks.extractor import FeatureExtractor
 
 IMAGES = np.random.default_rng(0).integers(90, 110, (12, 48, 48, 3), dtype=np.uint8)
 COMMON: dict[str, Any] = {"resize": None, "image_size": None, "coreset_fraction": 0.1, "device": "cpu"}
@@ -48,6 +50,18 @@ def test_a_detector(tmp_path: Path) -> None:
     loaded.extend(np.random.default_rng(1).integers(90, 110, (5, 48, 48, 3), dtype=np.uint8))
     assert made_by(loaded)["learned_images"] == 17
     assert made_by(loaded)["model"] is None
+
+
+def test_folders_of_this_machine_are_not_told(tmp_path: Path) -> None:
+    weights = tmp_path / "weights.pth"
+    network = FeatureExtractor("test_resnet", ("layer1",), weights=None)
+    torch.save(network.module.state_dict(), weights)
+    detector = ead.PatchCore("test_resnet", ("layer1",), weights=str(weights), **COMMON).fit(IMAGES)
+    found = made_by(detector)
+    assert str(tmp_path) in repr(detector)
+    assert str(tmp_path) not in json.dumps(found)
+    assert "weights='weights.pth'" in found["detector"]
+    assert found["parameters"]["weights"] == "weights.pth"
 
 
 def test_what_cannot_be_said() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import sys
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ def made_by(detector: Any) -> dict[str, Any]:
     `network` and the `sha256` of the weights that it reads, for every frozen network), `learned_images` (how
     many different images it has learned), `history` (steps, see `history_`), `model` (the checksum of the
     saved model that it was loaded from), `date` (UTC), `versions`, `machine`. What a detector of the
-    caller's does not say is None, or missing in a list.
+    caller's does not say is None, or missing in a list. Results travel: of paths only the last name is kept.
     """
     from ensemblead.detectors import Detector
     from ensemblead.detectors.provenance import FIRST_ACTIONS, loaded_model, now, versions
@@ -33,9 +34,12 @@ def made_by(detector: Any) -> dict[str, Any]:
     # A converted model, or one of an early version, does not know its images.
     known = not history or history[0].action in FIRST_ACTIONS
     count = len(detector._fingerprints)
+    parameters, text = _parameters(detector), constructor_text(detector)
+    for path in _paths(parameters):
+        text = text.replace(repr(path), repr(_last_name(path)))
     return {
-        "detector": constructor_text(detector),
-        "parameters": _parameters(detector),
+        "detector": text,
+        "parameters": _without_folders(parameters),
         "weights": list(_weights(detector)),
         "learned_images": count if known and count else None,
         "history": [asdict(step) for step in history],
@@ -62,6 +66,28 @@ def _parameters(detector: Any) -> dict[str, Any] | None:
     except ValueError:  # a module or a state dict, which have no plain form
         return None
     return found
+
+
+def _paths(value: Any) -> Iterator[str]:
+    """Absolute paths in a description."""
+    if isinstance(value, str) and os.path.isabs(value):
+        yield value
+    elif isinstance(value, (dict, list)):
+        for one in value.values() if isinstance(value, dict) else value:
+            yield from _paths(one)
+
+
+def _without_folders(value: Any) -> Any:
+    """A description with the last names of its absolute paths."""
+    if isinstance(value, dict):
+        return {name: _without_folders(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_without_folders(one) for one in value]
+    return _last_name(value) if isinstance(value, str) and os.path.isabs(value) else value
+
+
+def _last_name(path: str) -> str:
+    return os.path.basename(os.path.normpath(path))
 
 
 def _weights(detector: Any) -> Iterator[dict[str, str]]:
