@@ -130,7 +130,7 @@ def test_images_of_several_sizes() -> None:
         ),
         (lambda: detector(pad_to_grid="yes"), TypeError, "pad_to_grid must be True or False, got 'yes'"),
         (lambda: detector(foreground="auto"), ValueError, "foreground='auto' finds the object among all"),
-        (lambda: detector(augment="rotations"), ValueError, "augment='rotations' turns images, and a padding"),
+        (lambda: detector(augment="rotations"), ValueError, "augment='rotations' turns images, and a pad"),
         (
             lambda: ead.PatchCore("levit_128", weights=None, resize=(230, 230), pad_to_grid=True),
             ValueError,

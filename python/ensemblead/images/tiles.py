@@ -67,7 +67,8 @@ class Tiles:
         return self._images.copies
 
     def stretch(self, geometry: Geometry, size: tuple[int, int]) -> float:
-        return self._images.stretch(self._geometry, size)
+        # Windows of all scales have one aspect, to the rounding of a pixel, so that of the first serves all.
+        return self._images.stretch(self._windows[0][0], size)
 
     def __len__(self) -> int:
         return len(self._images.positions()) * len(self._windows)
