@@ -28,6 +28,7 @@ def words(text: str) -> str:
         ("predict m i --imagesize 3", "--imagesize; here it is image_size, a parameter of ensemblead fit"),
         ("convert anomalib x --gpu 0", "No such option: --gpu; here it is --device"),
         ("--log_group a fit", "--log_group; ensemblead evaluate writes the results"),
+        ("fit x --model y --augment auto", "given by --set augment=VALUE"),
         ("train", "No such command 'train'; here it is ensemblead fit"),
         ("fitt", "No such command 'fitt'"),
     ],

@@ -277,6 +277,15 @@ class TestInEnsembles:
         assert not upright.turns
         assert turned.turns == {AS_IS: (Turn(90, 0.5),)}
 
+    def test_of_tiles_at_two_scales(self) -> None:
+        ensemble = ead.TiledEnsemble(
+            detector(augment="rotations"), 16, 16, image_size=SIDE, scales=(1.0, 0.5), shared=True
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            ensemble.fit(stripes(4, any_way=True))
+        assert {member.augment_ for member in ensemble.members_} == {("rotations",)}
+
     def test_black_margins_are_not_turned(self) -> None:
         with pytest.raises(ValueError, match='edge="pad" leaves some with black margins'):
             ead.TiledEnsemble(detector(augment="auto"), 16, 16, image_size=SIDE, edge="pad")

@@ -24,7 +24,7 @@ from ensemblead.images import (
     read_image,
     upright_size,
 )
-from ensemblead.images.folders import belongs, scan_folder
+from ensemblead.images.folders import belongs, describe_ignored, scan_folder
 
 
 def names(paths: object, root: Path) -> list[str]:
@@ -58,6 +58,11 @@ def odd(tmp_path: Path) -> Path:
 
 
 FOUND = ["a.png", "b.PNG", "deep/d.TIFF", "deep/er/c.jpg", "g.png", "linked/below/f.bmp", "linked/e.png"]
+
+
+def test_ignored_images_of_hidden_folders_are_named_with_the_folder() -> None:
+    said = describe_ignored(["shop/.thumbs/a.jpg", "shop/notes.txt"])
+    assert said.startswith("2 other files ignored (.thumbs/a.jpg, notes.txt); images are")
 
 
 def test_every_way_in_finds_the_same(odd: Path) -> None:

@@ -18,8 +18,12 @@ else:
 _USAGE_ERROR: Any = typer.BadParameter.__base__
 
 
+def _parameter(option: str) -> str:
+    return option.lstrip("-").partition("=")[0].replace("-", "_")
+
+
 class _Answers(_Base):
-    """Beside a class of typer: errors of unknown options have a hint, where they come from another tool."""
+    """Beside a class of typer: errors of unknown options say what they are here."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         try:
@@ -28,6 +32,8 @@ class _Answers(_Base):
             unknown = getattr(error, "option_name", None)
             options = [name for one in self.get_params(ctx) for name in one.opts]
             hint = None if unknown is None else option_hint(unknown, options)
+            if hint is None and unknown is not None and "--set" in options and not error.possibilities:
+                hint = f"a parameter of the method is given by --set {_parameter(unknown)}=VALUE"
             if hint is not None:
                 error.message, error.possibilities = f"{error.message}; {hint}", None
             raise

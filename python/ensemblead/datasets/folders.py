@@ -93,7 +93,9 @@ class Folder(Dataset):
                 notes.append("a single normal image: it is fitted on and none is left to test on")
         defects, more = _defects(base, anomalous, None if masks is None else truths, ignored)
         notes += more
-        notes += missing_mask_notes(defects, "" if masks is None else str(masks), masks is not None, missing_masks)
+        notes += missing_mask_notes(
+            defects, "" if masks is None else str(masks), masks is not None, missing_masks
+        )
         _check_disjoint([*train, *held_out], defects)
         notes += filter(None, [describe_unread(ignored)])
         test = [Sample(str(path), False) for path in held_out] + defects

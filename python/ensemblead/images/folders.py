@@ -221,10 +221,17 @@ def describe_ignored(ignored: Sequence[str]) -> str:
     if not ignored:
         return ""
     types = " ".join(sorted(IMAGE_SUFFIXES))
-    names = some_of([os.path.basename(path) for path in ignored], 3)
+    names = some_of([_ignored_name(path) for path in ignored], 3)
     hint = _HEIC_HINT if _wants_heic(ignored) else ""
     files = "file" if len(ignored) == 1 else "files"
     return f"{len(ignored)} other {files} ignored ({names}); images are {types}{hint and '; ' + hint}"
+
+
+def _ignored_name(path: str) -> str:
+    """A file's name, after its folder's where that is hidden: an image is ignored there for its place."""
+    folder, name = os.path.split(path)
+    parent = os.path.basename(folder)
+    return os.path.join(parent, name) if _hidden(parent) else name
 
 
 def describe_unread(ignored: Sequence[str]) -> str:
