@@ -56,6 +56,7 @@ narrow = pytest.mark.usefixtures("_narrow")
 
 
 @narrow
+@pytest.mark.slow
 def test_all_networks_by_openvino(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     openvino = pytest.importorskip("ensemblead.networks.engines.openvino")
     pytest.importorskip("openvino")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -58,9 +59,8 @@ def test_folders_of_this_machine_are_not_told(tmp_path: Path) -> None:
     torch.save(network.module.state_dict(), weights)
     detector = ead.PatchCore("test_resnet", ("layer1",), weights=str(weights), **COMMON).fit(IMAGES)
     found = made_by(detector)
-    assert str(tmp_path) in repr(detector)
     assert str(tmp_path) not in json.dumps(found)
-    assert "weights='weights.pth'" in found["detector"]
+    assert found["detector"] == repr(detector).replace(f"{tmp_path}{os.sep}", "")  # which leaves out long names
     assert found["parameters"]["weights"] == "weights.pth"
 
 

@@ -51,7 +51,9 @@ def run(program: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("build", BUILDS)
+@pytest.mark.parametrize(
+    "build", [pytest.param(name, marks=[pytest.mark.slow] if "races" in name else []) for name in BUILDS]
+)
 def test_loops(build: str, built: Callable[[str], Path]) -> None:
     outcome = run(built(build), OMP_NUM_THREADS="3")
     if "unexpected memory mapping" in outcome.stderr:

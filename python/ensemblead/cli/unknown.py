@@ -29,7 +29,8 @@ class _Answers(_Base):
         try:
             return super().parse_args(ctx, args)
         except _USAGE_ERROR as error:
-            unknown = getattr(error, "option_name", None)
+            # Other errors than that of an unknown option have an option's name as well.
+            unknown = getattr(error, "option_name", None) if hasattr(error, "possibilities") else None
             options = [name for one in self.get_params(ctx) for name in one.opts]
             hint = None if unknown is None else option_hint(unknown, options)
             if hint is None and unknown is not None and "--set" in options and not error.possibilities:
