@@ -60,7 +60,8 @@ def test_folders_of_this_machine_are_not_told(tmp_path: Path) -> None:
     detector = ead.PatchCore("test_resnet", ("layer1",), weights=str(weights), **COMMON).fit(IMAGES)
     found = made_by(detector)
     assert str(tmp_path) not in json.dumps(found)
-    assert found["detector"] == repr(detector).replace(f"{tmp_path}{os.sep}", "")  # which leaves out long names
+    # A long path is left out of the one line as a whole.
+    assert repr(detector).replace(f"{tmp_path}{os.sep}", "").startswith(found["detector"])
     assert found["parameters"]["weights"] == "weights.pth"
 
 
