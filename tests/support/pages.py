@@ -236,7 +236,9 @@ class PageRun:
         if words[0] == "ensemblead":
             outcome = call(*words[1:])
             alarm = 3 if any(word.startswith("--fail-on") for word in words) else 0
-            assert outcome.exit_code in (0, alarm), f"{where}\n{outcome.stdout}{outcome.stderr}"
+            assert outcome.exit_code in (0, alarm), (
+                f"{where}\n{outcome.stdout}{outcome.stderr}{outcome.exception!r}"
+            )
         elif words[0] == "ln":
             subprocess.run(words, check=True)
         else:
