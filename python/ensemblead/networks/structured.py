@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ensemblead.common.files import sha256_of
 from ensemblead.networks.extractor import FeatureExtractor
 from ensemblead.networks.reaching import reached
 from ensemblead.networks.structure import build
@@ -26,14 +27,15 @@ def structure_document(extractor: FeatureExtractor, stored: bool) -> bytes | Non
 
     Args:
         stored: whether the model has the weights as well. If it has not, the file names the one on this
-            machine that published weights lie in, so that they are found again without their package.
+            machine that published weights lie in, with its hash, so that they are found again without their
+            package.
     """
     description = extractor.description()
     if description is None:
         return None
     content: dict[str, Any] = {"input_size": extractor.input_size, "network": description}
     if not stored and extractor.source["kind"] == "zoo" and _has_weights(extractor, extractor.file):
-        content["file"] = extractor.file
+        content["file"], content["sha256"] = extractor.file, sha256_of(str(extractor.file))
     return json.dumps(content, allow_nan=False).encode()
 
 
@@ -58,7 +60,7 @@ def extractor_of_structure(
     from_folder: bool,
 ) -> FeatureExtractor | None:
     """The network of a saved model; None where it has no structure, or needs published weights that are no
-    longer where they lay.
+    longer where they lay, or no longer the same.
 
     Args:
         weights: those of the folder if `from_folder`, else a path, a state dict, or "default" for published.
@@ -70,13 +72,15 @@ def extractor_of_structure(
     with reader.as_damage():
         content = _read(reader.data(STRUCTURE_FILE))
         description, side, path = content["network"], content["input_size"], content.get("file")
-        if type(side) not in (int, type(None)) or type(path) not in (str, type(None)):
-            raise ValueError(f"{STRUCTURE_FILE} cannot state {side!r} and {path!r}")
+        digest = content.get("sha256")
+        if type(side) not in (int, type(None)) or not {type(path), type(digest)} <= {str, type(None)}:
+            raise ValueError(f"{STRUCTURE_FILE} cannot state {side!r}, {path!r} and {digest!r}")
         # Networks that share published weights may be asked for each other's layers, so those stay whole.
         module = _built(description, layers, whole=not from_folder)
     if isinstance(weights, str) and weights == "default":
-        state = {} if path is None or not os.path.isfile(path) else read_weights(path)
-        own, what = source, str(path)
+        if path is None or not os.path.isfile(path) or sha256_of(path) != digest:
+            return None
+        own, what, state = source, path, read_weights(path)
         if not _has_all(_built(description, layers), state):
             return None
     else:
