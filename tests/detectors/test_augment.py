@@ -317,6 +317,10 @@ class TestInEnsembles:
         ({"augment": ["auto"]}, "augment must be one of rotations, brightness, got 'auto'"),
         ({"augment": []}, r"augment must be names of different changes, or None for none, got \[\]"),
         ({"augment": ["rotations", "rotations"]}, "names of different changes"),
+        (
+            {"augment": {"brightness"}},
+            "augment must be one of rotations, brightness, auto, got {'brightness'}",
+        ),
         ({"augment": 3}, "augment must be one of rotations, brightness, auto, got 3"),
         (
             {"augment": "rotations", "position_radius": 1},

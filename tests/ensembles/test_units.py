@@ -357,7 +357,7 @@ class TestRefusals:
             ead.BackboneEnsemble([part, core()]).fit(images, executor=Inline(), workdir=tmp_path)
 
     def test_one_detector_for_all_tiles(self, images: Path, tmp_path: Path) -> None:
-        with pytest.raises(ValueError, match="with shared=True there is one detector for all"):
+        with pytest.raises(ValueError, match="with shared=True all of a scale have one detector"):
             tiled(core(), shared=True).fit(images, executor=Inline(), workdir=tmp_path)
 
     def test_members_that_see_different_parts_of_an_image(self, images: Path, tmp_path: Path) -> None:

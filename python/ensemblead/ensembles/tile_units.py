@@ -39,7 +39,7 @@ from ensemblead.store import FolderReader, FolderWriter
 def fit_tiles(ensemble: Detector, plan: TilePlan, device: torch.device, job: Job) -> None:
     """Fit the locations of a tiled ensemble on an executor, and give it what they have learned."""
     if plan.shared:
-        raise ValueError("executor= fits locations apart; with shared=True there is one detector for all")
+        raise ValueError("executor= fits locations apart; with shared=True all of a scale have one detector")
     description = plain_description(ensemble, "member")
     job.open()
     plan = replace(plan, geometry=_settled(plan, job))

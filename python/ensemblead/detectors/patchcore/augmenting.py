@@ -7,7 +7,7 @@ the rule, and what it decides on photographs.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -39,7 +39,7 @@ def checked_augment(value: Any, position_radius: int | None) -> str | tuple[str,
     """
     if value is None or (isinstance(value, str) and value == AUTO):
         names: tuple[str, ...] = ()
-    elif isinstance(value, str) or not isinstance(value, Iterable):
+    elif isinstance(value, str) or not isinstance(value, Sequence):  # a set has no order to tell or to save
         names = (one_of("augment", value, (*CHANGES, AUTO)),)
     else:
         names = tuple(one_of("augment", name, CHANGES) for name in value)
