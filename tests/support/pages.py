@@ -167,6 +167,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
     from ensemblead.images import geometry
     from ensemblead.networks import network, zoo
     from ensemblead.report import figures
+    from ensemblead.retrieval import learning
 
     def small(found: Any) -> Any:
         if found.name.startswith("densenet"):
@@ -176,7 +177,9 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(geometry, "_SIDE", 64)
     resolve = network.resolve_device
     monkeypatch.setattr(zoo, "_build_pretrained", small)
-    monkeypatch.setattr(network, "resolve_device", lambda name: resolve("cpu" if name == "auto" else name))
+    # Both have the function by name: what `learning` has depends on the test in which it was imported first.
+    for module in (network, learning):
+        monkeypatch.setattr(module, "resolve_device", lambda name: resolve("cpu" if name == "auto" else name))
     monkeypatch.setattr(Options, "__post_init__", lambda self: object.__setattr__(self, "bootstrap", 2))
     monkeypatch.setattr(
         figures, "_save", lambda _, path: write_atomically(path, lambda file: file.write(b""))
