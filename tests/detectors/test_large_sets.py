@@ -130,11 +130,10 @@ def test_a_bank_that_makes_predict_slow_is_warned_of(monkeypatch: pytest.MonkeyP
 # In ensembles every bank has its budget
 
 TILE = 64 * DIMS * 4  # bytes of a tile's embeddings
+GROUPS = 60 * (4 * ROW + 4 * DIMS)  # bytes that groups of a bank of 60 rows need
 
 
-@pytest.mark.parametrize(
-    ("shared", "budget"), [(False, 40 * TILE + 4 * 60 * ROW), (True, 160 * TILE + 4 * 60 * ROW)]
-)
+@pytest.mark.parametrize(("shared", "budget"), [(False, 40 * TILE + GROUPS), (True, 160 * TILE + GROUPS)])
 def test_tiles_within_a_budget(shared: bool, budget: int) -> None:
     def ensemble(budget: int) -> ead.TiledEnsemble:
         member = _detector(memory_budget=budget)

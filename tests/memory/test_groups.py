@@ -42,9 +42,9 @@ def _fitted(rows: np.ndarray, piece: int, *, expect: bool = True, **options: Any
     return bank.fit()
 
 
-def _budget(group: int, dims: int = 8) -> int:
-    """That of groups of so many rows, without a projection."""
-    return group * 2 * 8 * dims
+def _budget(group: int, size: int, dims: int = 8) -> int:
+    """That of groups of so many rows, of which `size` are kept, without a projection."""
+    return group * 2 * 8 * dims + 4 * size * dims
 
 
 # The radius
@@ -77,7 +77,7 @@ def test_no_row_lies_beyond_the_radius(
     rng = np.random.default_rng(seed)
     kinds = min(distinct, count)
     rows = (_rows(kinds, dims[0], seed) * np.float32(spread))[rng.integers(kinds, size=count)]
-    budget = _budget(max(group, 2 * size), dims[0])
+    budget = _budget(max(group, 2 * size), size, dims[0]) if expect else _budget(group, 0, dims[0])
     bank = _fitted(
         rows, piece, expect=expect, coreset_size=size, memory_budget=budget, projection_dim=dims[1], seed=seed
     )
@@ -96,7 +96,7 @@ def test_no_row_lies_beyond_the_radius(
 def test_no_bank_of_as_many_rows_is_better_than_certified(order: tuple[int, ...]) -> None:
     groups = [_rows(4, 2, seed) for seed in order]
     rows = np.concatenate(groups)
-    bank = _fitted(rows, 4, coreset_size=2, memory_budget=_budget(4, 2), projection_dim=None)
+    bank = _fitted(rows, 4, coreset_size=2, memory_budget=_budget(4, 2, dims=2), projection_dim=None)
     assert not bank.holds_all_rows or bank.certificate_
     assert bank.certificate_ is not None
     distances = np.sqrt(((rows[:, None].astype(np.float64) - rows) ** 2).sum(2))
@@ -106,7 +106,7 @@ def test_no_bank_of_as_many_rows_is_better_than_certified(order: tuple[int, ...]
 
 
 def _groups_of(rows: np.ndarray, group: int, size: int) -> MemoryBank:
-    return _fitted(rows, group, coreset_size=size, memory_budget=_budget(group), projection_dim=None)
+    return _fitted(rows, group, coreset_size=size, memory_budget=_budget(group, size), projection_dim=None)
 
 
 @pytest.mark.parametrize("place", ["first", "last"])
@@ -128,7 +128,7 @@ def test_clusters_that_are_all_in_one_group_are_found(place: str) -> None:
         group,
         expect=False,
         coreset_fraction=size / 800,
-        memory_budget=_budget(group),
+        memory_budget=_budget(group, 0),
         projection_dim=None,
     )
     assert _reach(rows, unannounced) > 20 * best
@@ -227,7 +227,7 @@ def test_a_budget_that_does_not_do_is_refused_before_the_first_row() -> None:
     message = str(told.value)
     least = int(message.split("memory_budget=")[1].split()[0])
     size = int(message.split("coreset_size=")[1].split()[0])
-    assert (least, size) == (1000 * 4 * 256, 97)
+    assert (least, size) == (1000 * (4 * 256 + 128), 86)
     MemoryBank(0.1, memory_budget=least, projection_dim=None).expect(10_000, 32)
     MemoryBank(coreset_size=size, memory_budget=100_000, projection_dim=None).expect(10_000, 32)
     with pytest.raises(ValueError, match="memory_budget is"):
@@ -253,8 +253,8 @@ def test_rows_held_keep_to_the_budget() -> None:
     bank.expect(len(rows), 16)
     for start in range(0, len(rows), 20):
         bank.add(rows[start : start + 20], start)
-        held = bank._intake.buffer.num_rows + bank._intake.groups.num_rows
-        assert held * 4 * (16 + 4) <= budget
+        group, waiting = bank._intake.buffer.num_rows, bank._intake.groups.num_rows
+        assert group * 4 * (16 + 4) + (waiting + 40) * 4 * 16 <= budget  # with what the group will keep
     assert len(bank.fit()) == 40
     assert _reach(rows, bank) <= bank.radius_
 
@@ -299,10 +299,40 @@ def test_the_former_name_of_the_budget() -> None:
         MemoryBank(max_buffer_bytes=12345, memory_budget=99)
 
 
+@pytest.mark.parametrize("dims", [(16, None), (64, 128), (256, 128), (256, 32)])
+@pytest.mark.parametrize("banks", [5, 8])
+def test_selections_keep_to_the_budget(
+    monkeypatch: pytest.MonkeyPatch, dims: tuple[int, int | None], banks: int
+) -> None:
+    """Rows with their projections, the rows that wait beside them, and those that are selected."""
+    width, size, held = dims[0], 30, []
+    projected = min(width, dims[1] or width)
+    selected, slacks = Groups._selected, Groups.slacks
+
+    def noted(self: Groups, chunks: Any, *rest: Any, **options: Any) -> Any:
+        rows = sum(map(len, chunks))
+        beside = self.num_rows - (rows if options else 0)  # a merge is of rows that were kept
+        held.append(4 * (rows * (width + projected) + (beside + size) * width))
+        return selected(self, chunks, *rest, **options)
+
+    def noted_at_the_end(self: Groups, device: torch.device) -> torch.Tensor:
+        held.append(4 * (self.num_rows * (width + projected) + size * width))
+        return slacks(self, device)
+
+    monkeypatch.setattr(Groups, "_selected", noted)
+    monkeypatch.setattr(Groups, "slacks", noted_at_the_end)
+    budget = banks * size * 4 * (width + projected)
+    rows = _rows(2000, width)
+    bank = _fitted(rows, 10, coreset_size=size, memory_budget=budget, projection_dim=dims[1])
+    assert len(held) > 20
+    assert max(held) <= budget
+    assert _reach(rows, bank) <= bank.radius_ * (1 + ROUNDING) + 1e-5
+
+
 # Extending
 
 
-@pytest.mark.parametrize("budget", [10**9, _budget(40)])
+@pytest.mark.parametrize("budget", [10**9, _budget(40, 20)])
 def test_extend_reduces_a_bank_that_would_be_too_large(budget: int) -> None:
     rows, new = _rows(400), _rows(300, seed=1) + 3
 
@@ -401,7 +431,7 @@ def test_rows_that_wait_are_not_lost_by_a_move() -> None:
     assert len(bank.extend().to("cpu")) > 20
 
 
-@pytest.mark.parametrize(("budget", "scale"), [(10**9, 3e18), (10**9, 1e19), (_budget(100, 16), 1e19)])
+@pytest.mark.parametrize(("budget", "scale"), [(10**9, 3e18), (10**9, 1e19), (_budget(100, 20, 16), 1e19)])
 def test_distances_beyond_float32_are_refused(budget: int, scale: float) -> None:
     with pytest.raises(ValueError, match="embeddings lie so far from each other"):
         _fitted(

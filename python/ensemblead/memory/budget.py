@@ -30,13 +30,20 @@ class Budget:
         """Whether `size` rows can be selected among all, held at once."""
         return self.at_once(num_rows, size) <= self.total
 
-    def group(self, beside: int = 0) -> int:
-        """Rows of one group; as many that groups before it have kept may wait. Others need `beside` bytes."""
-        return max(1, (self.total - beside) // (2 * self.row))
+    def group(self, size: int, beside: int = 0) -> int:
+        """Rows of one group, of which `size` are kept. Others need `beside` bytes."""
+        return max(1, self._half(size, beside) // self.row)
+
+    def waiting(self, size: int, beside: int = 0) -> int:
+        """Rows that groups have kept and that may wait: beside one group without what stands for them, and
+        alone, with one set more, when they are selected among.
+        """
+        half = self._half(size, beside)
+        return max(1, min(half // (4 * self.dims), 2 * half // self.row - size))
 
     def check(self, num_rows: int, size: int, beside: int) -> None:
         """Raise ValueError where `size` of `num_rows` can be selected neither at once nor by groups."""
-        a_row = 2 * _LEAST_SETS * self.row
+        a_row = 2 * _LEAST_SETS * self.row + self._bank(1)
         if self.fits(num_rows, size) or a_row * size + beside <= self.total:
             return
         least = min(a_row * size + beside, self.at_once(num_rows, size))
@@ -49,4 +56,15 @@ class Budget:
 
     def at_once(self, num_rows: int, size: int) -> int:
         """Bytes that it takes to select `size` rows among all, held at once."""
-        return num_rows * self.row + 4 * size * self.dims
+        return num_rows * self.row + self._bank(size)
+
+    def _half(self, size: int, beside: int) -> int:
+        """Bytes of a group, and of what waits, beside the room that the `size` rows of a selection need.
+
+        A budget that was not checked may lack that room.
+        """
+        return (self.total - beside - min(self._bank(size), self.total // 4)) // 2
+
+    def _bank(self, size: int) -> int:
+        """Bytes of `size` rows that were selected."""
+        return 4 * size * self.dims

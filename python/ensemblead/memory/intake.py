@@ -112,7 +112,7 @@ class Intake:
     ) -> None:
         """Take rows, whose sum of squares is `squares`; `known` is the bank that they extend."""
         if self.buffer.num_rows and self._outgrown(self.buffer.num_rows + len(rows), rows.shape[1], known):
-            self.leave(known)
+            self.leave(known, more=True)
         self.buffer.add(rows, labels, squares, self._sizes.memory_budget)
         self.num_rows += len(rows)
 
@@ -122,9 +122,10 @@ class Intake:
         self.buffer.leave_out(images)
         self.num_rows -= before - self.buffer.num_rows
 
-    def leave(self, known: Known | None) -> None:
-        """Take the buffered rows group by group. Rows leave with their group: after a failure those of the
-        groups left are still in the buffer.
+    def leave(self, known: Known | None, *, more: bool = False) -> None:
+        """Take the buffered rows group by group; `more`: others will come.
+
+        Rows leave with their group: after a failure those of the groups left are still in the buffer.
         """
         if not self.buffer.num_rows:
             return
@@ -140,7 +141,7 @@ class Intake:
                     self._keep_new(groups[0], known)
                 groups.pop(0)
                 return_free_memory()
-                if known is None:
+                if known is None and (groups or more):
                     self._merge(dims)
                     return_free_memory()
         finally:
@@ -170,14 +171,15 @@ class Intake:
 
     def _merge(self, dims: int) -> None:
         if self._knows_size:
-            capacity = self._sizes.budget(dims).group(self._beside)
-            self.groups.merge(self._final_size, capacity, self.space, self._sizes.seed, self.home)
+            size = self._final_size
+            room = self._sizes.budget(dims).waiting(size, self._beside)
+            self.groups.merge(size, room, self.space, self._sizes.seed, self.home)
 
     def _most(self, dims: int, known: Known | None) -> int:
         """Rows of one group."""
         budget = self._sizes.budget(dims)
         if known is None:
-            return budget.group(self._beside)
+            return budget.group(self._final_size if self._knows_size else 0, self._beside)
         return max(1, int(budget.total * _EXTENDING_SHARE) // budget.row)
 
     def _outgrown(self, num_rows: int, dims: int, known: Known | None) -> bool:
