@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -23,7 +24,7 @@ from support.textures import normal_images
 from torch.nn import functional
 
 import ensemblead as ead
-from ensemblead.common.errors import DamagedModelError
+from ensemblead.common.errors import DamagedModelError, MissingExtraError
 from ensemblead.detectors import Run, TrainingData
 from ensemblead.detectors.draem import defects
 from ensemblead.detectors.draem import detector as method
@@ -283,6 +284,36 @@ def test_precision(trained: ead.DRAEM) -> None:
         apart = np.abs(half.predict(TEST).anomaly_map - expected)
         assert apart.mean() < 0.01
         assert 0.0 < apart.max() < 0.2
+
+
+def test_both_networks_by_openvino(trained: ead.DRAEM, tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    expected = trained.predict(TEST)
+    trained.save(tmp_path / "model")
+    quick = ead.load(tmp_path / "model", engine="openvino", precision="float32")
+    assert (trained.engine, quick.engine, quick.precision) == ("torch", "openvino", "float32")
+    found = quick.predict(TEST)
+    np.testing.assert_allclose(found.anomaly_map, expected.anomaly_map, rtol=0, atol=1e-4)
+    np.testing.assert_allclose(found.anomaly_score, expected.anomaly_score, rtol=1e-3)
+    quick.save(tmp_path / "again")
+    assert ead.load(tmp_path / "again").engine == "openvino"
+    # A copy, which a worker gets, has compiled nothing yet.
+    np.testing.assert_array_equal(copy.deepcopy(quick).predict(TEST).anomaly_map, found.anomaly_map)
+    with pytest.raises(ValueError, match="quantize: this DRAEM has no frozen network"):
+        quick.quantize(TRAIN)
+
+
+def test_an_engine_that_is_not_there_shows_before_the_training(
+    trained: ead.DRAEM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained.save(tmp_path / "model")
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(MissingExtraError, match="openvino"):
+        draem(engine="openvino").fit(TRAIN, progress=lambda stage, *_: pytest.fail(stage))
+    with pytest.raises(MissingExtraError, match="openvino"):
+        ead.load(tmp_path / "model", engine="openvino")
+    with pytest.raises(ValueError, match="engine must be one of torch, openvino, auto, got 'openvin'"):
+        draem(engine="openvin")
 
 
 def stop_at(step: int) -> Callable[[str, int, int], None]:

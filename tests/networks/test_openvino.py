@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from support.engines import LAYERS, OPTIONS, Normed, Untraceable, detector_of, part_of
+from support.methods import Colours
 from support.networks import TinyNet
 from torch import nn
 
@@ -219,11 +220,13 @@ def test_openvino_and_a_gpu() -> None:
 
 
 def test_load_says_where_engine_and_precision_do_nothing(images: Any, tmp_path: Path) -> None:
+    Colours(batch_size=4).fit(images).save(tmp_path / "colours")
+    with pytest.warns(RuntimeWarning, match="networks that read images, and Colours has none"):
+        ead.load(tmp_path / "colours", engine="openvino")
     own = ead.DRAEM(4, steps=1, batch_size=4, resize=None, device="cpu").fit(images)
     own.save(tmp_path / "own")
-    with pytest.warns(RuntimeWarning, match="engine='openvino' is for frozen networks, and DRAEM has none"):
-        loaded = ead.load(tmp_path / "own", engine="openvino", precision="bfloat16")
-    assert loaded.precision == "bfloat16"
+    loaded = ead.load(tmp_path / "own", engine="openvino", precision="bfloat16")
+    assert (loaded.engine, loaded.precision) == ("openvino", "bfloat16")
     with pytest.raises(ValueError, match="engine must be one of torch, openvino, auto, got 'openvin'"):
         ead.load(tmp_path / "own", engine="openvin")
     with pytest.raises(ValueError, match="to load an int8 model for torch, give precision='float32' too"):

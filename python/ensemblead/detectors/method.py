@@ -115,6 +115,7 @@ class Method(Detector):
     layers: tuple[str, ...]
     weights: str | os.PathLike[str] | Mapping[str, torch.Tensor] | None
     compile: bool
+    _engine = ""  # of a method that lets one run the networks that it has trained
 
     def __init_subclass__(cls, *, abstract: bool = False, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -230,10 +231,11 @@ class Method(Detector):
 
     @property
     def engine(self) -> str:
-        """What runs the frozen network."""
-        if self._frozen is None:
-            raise AttributeError(f"{type(self).__name__} has no frozen network")
-        return self._frozen.engine
+        """What runs the frozen network; without one those that are trained, if they can be run by another."""
+        engine = self._engine if self._frozen is None else self._frozen.engine
+        if not engine:
+            raise AttributeError(f"the networks of {type(self).__name__} are torch's alone")
+        return engine
 
     @property
     def is_fitted(self) -> bool:
@@ -306,10 +308,7 @@ class Method(Detector):
 
     def _require_constructed(self) -> None:
         if "_reading" not in vars(self):
-            name = type(self).__name__
-            raise TypeError(
-                f"{name}.__init__ must begin with super().__init__(locals()), which was not called"
-            )
+            raise TypeError(f"{type(self).__name__}.__init__ must begin with super().__init__(locals())")
 
     @property
     def _dtype(self) -> torch.dtype:

@@ -18,7 +18,13 @@ from ensemblead.detectors.left_out import LeftOut
 from ensemblead.detectors.parts import Reading
 from ensemblead.detectors.provenance import history_document, read_history
 from ensemblead.images import BIT_DEPTHS, Geometry, Region
-from ensemblead.networks.network import check_device, check_engine, check_precision, resolve_device
+from ensemblead.networks.network import (
+    check_device,
+    check_engine,
+    check_precision,
+    resolve_device,
+    resolve_engine,
+)
 from ensemblead.networks.stored import network_from_store
 from ensemblead.store import FolderReader, FolderWriter, load_state, move_state, save_state
 
@@ -167,12 +173,20 @@ def read_method(cls: Any, reader: FolderReader) -> Any:
 def _without_network(method: Any, reader: FolderReader) -> None:
     """The options of `load` about networks, for a method that has trained all of its own."""
     engine, precision = reader.options.get("engine"), reader.options.get("precision")
-    name = type(method).__name__
-    if engine is not None and check_engine(engine, "cpu", compile=False) == "openvino":
-        warn(f"engine='openvino' is for frozen networks, and {name} has none", RuntimeWarning)
+    name, takes = type(method).__name__, inspect.signature(type(method)).parameters
+    if precision == "int8" and engine == "openvino":  # of others, in one ensemble
+        warn(f"precision='int8' is for frozen networks, and {name} has none: float32 it is", RuntimeWarning)
+        precision = "float32"
+    if "engine" in takes:
+        method._engine = check_engine(
+            method._engine if engine is None else engine, method.device, compile=False
+        )
+        resolve_engine(method._engine, "auto", resolve_device(method.device), compile=False)
+    elif engine is not None and check_engine(engine, "cpu", compile=False) == "openvino":
+        warn(f"engine='openvino' is for networks that read images, and {name} has none", RuntimeWarning)
     if precision is None:
         return
-    if "precision" in inspect.signature(type(method)).parameters:
+    if "precision" in takes:
         method._precision = check_precision(precision)
     elif check_precision(precision) not in ("auto", "float32"):
         warn(f"precision={precision!r} is for networks, and {name} has none", RuntimeWarning)

@@ -33,7 +33,7 @@ def load(
             the fit are loaded into a copy of it.
         device, engine, precision: in place of those given at the fit, of all networks. A bank and a threshold
             made by one engine hold for the others; docs/design/engines.md says how far scores move. Engines
-            are for frozen networks; a RuntimeWarning names a detector that has none.
+            are for networks that read images; a RuntimeWarning names a detector without one.
         detector: of a monitor the detector that it watches; without one it can only be read.
 
     For an ensemble `weights` and `backbone` are lists of one per member, or mappings from member numbers. A

@@ -93,10 +93,11 @@ def measure_engines(
     ready: dict[tuple[str, str], Detector] = {}
     failures: dict[tuple[str, str], str] = {}
     first: dict[tuple[str, str], Predictions] = {}
+    has_engines = any(hasattr(part, "engine") for part in exact._parts())
     for done, choice in enumerate(CHOICES):
         report("prepare", done, len(CHOICES))
         try:
-            detector = _prepared(model, choice, decoded, weights, bool(exact._networks()))
+            detector = _prepared(model, choice, decoded, weights, has_engines)
             first[choice] = detector.predict(decoded)  # compiles for batches
             detector.predict(_single(decoded, 0))
             ready[choice] = detector
@@ -144,15 +145,17 @@ def recommended(found: Sequence[Measured]) -> Measured:
 
 
 def _prepared(
-    model: Any, choice: tuple[str, str], images: ImageSource, weights: Any, has_networks: bool
+    model: Any, choice: tuple[str, str], images: ImageSource, weights: Any, has_engines: bool
 ) -> Detector:
     engine, precision = choice
     options: dict[str, Any] = {"weights": weights, "device": "cpu"}
-    if engine == "openvino" and not has_networks:
-        raise EngineError("the model has no frozen network")
+    if engine == "openvino" and not has_engines:
+        raise EngineError("the model has no network that OpenVINO could run")
     if precision != "int8":
         return load_detector(model, engine=engine, precision=precision, **options)
     detector = load_detector(model, engine=engine, precision="float32", **options)
+    if not detector._networks():
+        raise EngineError("the model has no frozen network, and int8 is for those")
     if all(network.network.quantized is not None for network in detector._networks()):
         return load_detector(model, engine=engine, precision="int8", **options)
     return detector.quantize(images)

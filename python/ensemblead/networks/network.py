@@ -40,6 +40,7 @@ __all__ = [
     "relative_noise",
     "require_finite",
     "resolve_device",
+    "resolve_engine",
     "resolve_precision",
 ]
 

@@ -7,6 +7,7 @@ anomaly detection", ICCV 2021.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -27,8 +28,9 @@ from ensemblead.detectors.training.loop import Recipe, Tensors, check_losses, tr
 from ensemblead.detectors.training.method import TrainedMethod, checked_steps, no_losses
 from ensemblead.detectors.training.published import WeightFile
 from ensemblead.images import RegionLike
+from ensemblead.networks.engines.openvino import run_by_openvino
 from ensemblead.networks.modes import default_modes
-from ensemblead.networks.network import resolve_device
+from ensemblead.networks.network import check_engine, resolve_device, resolve_engine
 
 # The learning rate falls by it at 80 % and at 90 % of the steps.
 _FALL = 0.2
@@ -115,6 +117,8 @@ class DRAEM(TrainedMethod):
         holdout: the share of the images that is held out: at least one, 400 at most. With 0 all are trained
             on, and the threshold is too low until `calibrate` is called; `fit` warns of it.
         seed: of everything random.
+        engine: of the networks in `predict`: "torch", "openvino" (on CPUs; the extra openvino), or "auto":
+            OpenVINO on a CPU where it is installed. Training is torch's. There is no int8.
 
     Attributes after `fit`: `losses_`, `calibration_`, `threshold_`.
 
@@ -149,6 +153,7 @@ class DRAEM(TrainedMethod):
         batch_size: int = 8,
         holdout: float = HOLDOUT,
         seed: int = 0,
+        engine: str = "torch",
     ) -> None:
         super().__init__(locals())
         self.width = check_width(width)
@@ -165,10 +170,12 @@ class DRAEM(TrainedMethod):
         self.rotate = float(rotate)
         self.steps = checked_steps(steps)
         self.learning_rate = positive_number("learning_rate", learning_rate)
+        self._engine = check_engine(engine, self.device, compile=False)
 
     # The method
 
     def train(self, data: TrainingData, run: Run) -> Trained:
+        self._resolved_engine()  # before the training
         size = data.batch([0]).size
         if data.batch_size == 1 and max(size) == self.side_multiple:
             raise ValueError("batch_size must be at least 2 for images so small: the last grid has one place")
@@ -191,11 +198,22 @@ class DRAEM(TrainedMethod):
 
     def scores(self, state: Trained, seen: Seen) -> Scores:
         with default_modes():
-            networks = self._network_of(state, lambda: state.networks().to(self._dtype))
-            _, logits = networks(scaled(seen.pixels, self._dtype))
+            compare = self._network_of(state, lambda: self._comparing(state), self.engine)
+            logits = compare(scaled(seen.pixels, self._dtype))
             maps = logits.float().softmax(1)[:, 1]
             inside = self.inside(seen)
             return Scores(maps, image_scores(maps if inside is None else inside.blank(maps)))
+
+    def _comparing(self, state: Trained) -> Callable[[torch.Tensor], torch.Tensor]:
+        """Images -> the logits of the discrimination."""
+        networks = state.networks().to(self._dtype)
+        if self._resolved_engine() == "torch":
+            return lambda images: networks(images)[1]
+        run = run_by_openvino(networks, ("discriminate.restore",), "DRAEM's networks")
+        return lambda images: run(images)[0]
+
+    def _resolved_engine(self) -> str:
+        return resolve_engine(self.engine, self.precision, resolve_device(self.device), compile=False)
 
 
 class Discrimination(Recipe):

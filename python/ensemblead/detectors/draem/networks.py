@@ -135,7 +135,7 @@ def doubled(values: torch.Tensor) -> torch.Tensor:
     Torch's own has a backward pass on GPUs that adds in any order; two matrix products give the same bits
     every time. Channels come last in the result.
     """
-    height, width = values.shape[2:]
+    height, width = (int(side) for side in values.shape[2:])  # tensors, where torch traces
     rows, columns = (_doubling(side, values.dtype, values.device) for side in (height, width))
     last = values.permute(0, 2, 3, 1)
     taller = torch.matmul(rows, last.flatten(2)).view(-1, 2 * height, *last.shape[2:])

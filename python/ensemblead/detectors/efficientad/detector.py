@@ -361,7 +361,7 @@ def hard_loss(squares: torch.Tensor) -> torch.Tensor:
 def imitating(state: Imitation, dtype: torch.dtype, engine: str) -> Described:
     """Student and autoencoder, run as the teacher is; in float32 where that is in int8."""
     networks = state.imitators().to(dtype)
-    return networks if engine == "torch" else by_openvino(networks, str(dtype).removeprefix("torch."))
+    return networks if engine == "torch" else by_openvino(networks)
 
 
 def distance_maps(

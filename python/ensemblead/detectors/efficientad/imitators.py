@@ -15,8 +15,7 @@ from torch import nn
 
 from ensemblead.common.validation import one_of, whole_number
 from ensemblead.kernels.maps import resize_maps
-from ensemblead.networks.engines.engine import Part
-from ensemblead.networks.engines.openvino import OpenVinoEngine
+from ensemblead.networks.engines.openvino import run_by_openvino
 from ensemblead.networks.modes import own_generator
 from ensemblead.networks.pdn import BORDER, PDN, SIZES, STRIDE
 
@@ -122,17 +121,9 @@ class Imitators(nn.Module):
         return self.student.as_teacher(values), self.student.as_autoencoder(values), self.autoencoder(images)
 
 
-def by_openvino(networks: Imitators, precision: str) -> Callable[[torch.Tensor], list[torch.Tensor]]:
+def by_openvino(networks: Imitators) -> Callable[[torch.Tensor], list[torch.Tensor]]:
     """What the networks' `forward` gives, by OpenVINO, in the dtype that they have."""
-    some = next(networks.parameters())
-    name = "the student and the autoencoder of EfficientAD"
-    engine = OpenVinoEngine(Part(networks, _OUTPUTS, name, some.device, some.dtype, precision))
-
-    def run(images: torch.Tensor) -> list[torch.Tensor]:
-        outputs = engine.run(images)
-        return [outputs[layer] for layer in _OUTPUTS]
-
-    return run
+    return run_by_openvino(networks, _OUTPUTS, "the student and the autoencoder of EfficientAD")
 
 
 def new_imitators(plan: Plan, seed: int) -> Imitators:
