@@ -97,14 +97,17 @@ def test_what_the_user_chose_stays(monkeypatch: pytest.MonkeyPatch, name: str) -
     assert os.environ[name] == "7"
 
 
+def without_a_choice() -> dict[str, str]:
+    """The environment without what a user says of waiting threads."""
+    chosen = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+    return {name: value for name, value in os.environ.items() if name not in chosen}
+
+
 def loaded(**environment: str) -> str:
     """What the OpenMP of the compiled core says of itself when it is loaded."""
-    without = {
-        name: value for name, value in os.environ.items() if name not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
-    }
     outcome = subprocess.run(
         [sys.executable, "-c", "import os, ensemblead; print(os.environ.get('OMP_WAIT_POLICY'))"],
-        env={**without, "OMP_DISPLAY_ENV": "true", **environment},
+        env={**without_a_choice(), "OMP_DISPLAY_ENV": "true", **environment},
         capture_output=True,
         text=True,
         check=True,
@@ -120,3 +123,47 @@ def test_threads_of_the_core_sleep_and_the_environment_stays() -> None:
     assert "OMP_WAIT_POLICY = 'PASSIVE'" in shown
     assert shown.startswith("None\n")
     assert "OMP_WAIT_POLICY = 'ACTIVE'" in loaded(OMP_WAIT_POLICY="active")
+
+
+WAITING = """
+import os, time
+import torch
+from ensemblead.common.threads import end_waiting_threads
+
+def count():
+    return len(os.listdir("/proc/self/task"))
+
+torch.set_num_threads(3)
+values = torch.rand(4000, 1000)
+def work():
+    return torch.exp(values)
+found = work()
+before = count()
+end_waiting_threads(3)
+ends = time.monotonic() + 5
+while count() > before - 2 and time.monotonic() < ends:
+    time.sleep(0.01)
+print(before - count(), torch.equal(work(), found), torch.get_num_threads(), before - count())
+child = os.fork()
+if child == 0:  # its OpenMP would wait for threads that it does not have
+    end_waiting_threads(3)
+    os._exit(7)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@pytest.mark.parametrize(("chosen", "ended"), [({}, 2), ({"OMP_WAIT_POLICY": "passive"}, 0)])
+def test_threads_that_would_spin_are_ended_and_made_anew(chosen: dict[str, str], ended: int) -> None:
+    torch = pytest.importorskip("torch")
+    if not list(Path(torch.__file__).parent.glob("lib/libgomp*")):
+        pytest.skip("this torch brings another OpenMP")
+    code = WAITING if ended else WAITING.replace("+ 5", "+ 0.1")
+    outcome = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**without_a_choice(), **chosen, "OMP_NUM_THREADS": "3"},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    assert outcome.stdout.split() == [str(ended), "True", "3", "0", "7"]

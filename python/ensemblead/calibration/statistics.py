@@ -165,7 +165,7 @@ class Calibration:
     @property
     def threshold(self) -> float:
         """A score above it is anomalous; infinity where there is none."""
-        return self._threshold_and_rate()[0]
+        return self._threshold_and_rate[0]
 
     @property
     def threshold_without(self) -> float:
@@ -216,7 +216,7 @@ class Calibration:
         "calibrated", too low where it is "trained_on", NaN where there are no statistics, else an
         estimate. At a threshold that a user has set it is `(k + 1)/(n + 1)`, for k of n scores above it.
         """
-        return self._threshold_and_rate()[1]
+        return self._threshold_and_rate[1]
 
     @property
     def knows_regions(self) -> bool:
@@ -265,6 +265,7 @@ class Calibration:
         assert self.peaks is not None
         return region_tops(self.peaks), self.peaks.max(axis=1)
 
+    @cached_property
     def _threshold_and_rate(self) -> tuple[float, float]:
         if not self.has_statistics:
             return math.inf if self.given is None else self.given, math.nan

@@ -11,13 +11,21 @@ that sleep at once cost microseconds per wait. OpenMP reads `OMP_WAIT_POLICY` on
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import functools
 import os
-from collections.abc import Iterator, MutableMapping
+import re
+from collections.abc import Callable, Iterator, MutableMapping
 from pathlib import Path, PurePosixPath
 
 _COUNT, _POLICY = "OMP_NUM_THREADS", "OMP_WAIT_POLICY"
 # Each of them says how long a thread spins before it sleeps, and the user who sets one has chosen.
 _POLICIES = (_POLICY, "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+# The file of an OpenMP among a process's mapped ones; and the pause that keeps what was set.
+_OPENMP = re.compile(r"/lib[gi]?omp\d*(-[0-9a-f]+)?\.so[.0-9]*$")
+_SOFT = 1
+_FEW = 8
+_PROCESS = os.getpid()
 
 
 def available_cores() -> int:
@@ -116,6 +124,32 @@ def sleeping_threads() -> Iterator[None]:
     finally:
         if not chosen:
             os.environ.pop(_POLICY, None)
+
+
+def end_waiting_threads(count: int) -> None:
+    """End the threads that OpenMP keeps for the calling thread, `count` with itself; libomp, the process's.
+
+    They would spin for some milliseconds after their work, on cores that another library's threads now want.
+    The next work makes new ones: two in a tenth of a millisecond, many in several, so that more than eight
+    stay. Nothing where the user chose how threads wait, in a forked process, which has none of the threads
+    that its OpenMP knows, and where OpenMP cannot be told so.
+    """
+    if 1 < count <= _FEW and os.getpid() == _PROCESS:
+        for pause in _loaded_pauses():
+            pause(_SOFT)
+
+
+@functools.cache
+def _loaded_pauses() -> tuple[Callable[[int], int], ...]:
+    """`omp_pause_resource_all` (OpenMP 5.0) of each OpenMP that is loaded by now, on Linux."""
+    if wait_policy() != "default":
+        return ()
+    found = []
+    with contextlib.suppress(OSError):
+        lines = os.fsdecode(Path("/proc/self/maps").read_bytes()).split("\n")
+        paths = {line.split(maxsplit=5)[5] for line in lines if _OPENMP.search(line)}
+        found = [getattr(ctypes.CDLL(path), "omp_pause_resource_all", None) for path in sorted(paths)]
+    return tuple(pause for pause in found if pause is not None)
 
 
 def quota_threads() -> int:

@@ -12,7 +12,7 @@ import tempfile
 import threading
 import warnings
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from torch.nn import functional
 from ensemblead.common.errors import EngineError
 from ensemblead.common.extras import require
 from ensemblead.common.openvino import openvino_core
+from ensemblead.common.threads import end_waiting_threads
 from ensemblead.common.warnings import warn
 from ensemblead.networks.engines.eager import EagerEngine
 from ensemblead.networks.engines.engine import EngineKind, Outputs, Part, Quantized
@@ -125,15 +126,16 @@ class OpenVinoEngine:
 
     def _inferred(self, request: Any, images: Tensor, count: int) -> dict[str, Tensor]:
         values = images.float().permute(0, 2, 3, 1).contiguous().numpy()
+        end_waiting_threads(torch.get_num_threads())
         request.infer([values], share_inputs=True)
         found = {}
         for number, layer in enumerate(self._part.layers):
-            # The request writes into the same memory the next time.
-            output = torch.from_numpy(request.get_output_tensor(number).data[:count])
-            layout = torch.contiguous_format
+            # A copy, since the request writes into the same memory the next time; by one thread, for those of
+            # OpenVINO spin a while.
+            output = torch.from_numpy(request.get_output_tensor(number).data[:count].copy())
             if output.ndim == 4:
-                output, layout = output.permute(0, 3, 1, 2), torch.channels_last
-            found[layer] = output.clone(memory_format=layout).to(self._part.dtype)
+                output = output.permute(0, 3, 1, 2)
+            found[layer] = output.to(self._part.dtype)
         return found
 
     def _compare(self, request: Any, images: Tensor) -> None:
@@ -161,6 +163,24 @@ class OpenVinoEngine:
                     f"{off} in {part.precision}, where {allowed:g} is allowed, for images of {size}; "
                     f"use {advice}"
                 )
+
+
+def run_by_openvino(
+    module: nn.Module, layers: tuple[str, ...], name: str
+) -> Callable[[Tensor], list[Tensor]]:
+    """What these layers of a module put out for images, by OpenVINO, in the dtype that the module has.
+
+    `name` is for errors.
+    """
+    some = next(module.parameters())
+    precision = str(some.dtype).removeprefix("torch.")
+    engine = OpenVinoEngine(Part(module, layers, name, some.device, some.dtype, precision))
+
+    def run(images: Tensor) -> list[Tensor]:
+        outputs = engine.run(images)
+        return [outputs[layer] for layer in layers]
+
+    return run
 
 
 class _Weights:
