@@ -278,6 +278,26 @@ class TestRun:
         assert [str(cell.failure) for cell in results.failures] == []
         assert all(cell.reused for cell in run(config, tmp_path / "out").cells)
 
+    def test_a_training_tells_its_loss(self, config: Config, tmp_path: Path) -> None:
+        class Told:
+            def __init__(self) -> None:
+                self.notes: list[str] = []
+
+            def __call__(self, cell: object, stage: str, done: int, total: int) -> None:
+                assert str(cell) == "trained on parts/nut"
+
+            def note(self, text: str, stays: bool) -> None:
+                self.notes.append(text)
+
+        training = {"type": "ReverseDistillation", "steps": 3, "batch_size": 2}
+        size = {"resize": (32, 32), "image_size": None}
+        config["detectors"] = [{"name": "trained", "backbone": "gabor", **training, **size}]
+        config["datasets"][0]["category"] = "nut"
+        told = Told()
+        assert run(config, tmp_path / "out", progress=told).is_complete
+        assert len(told.notes) == 3
+        assert all(text.endswith(" s a step") for text in told.notes[1:])
+
     def test_what_a_hook_raises_ends_the_run(self, config: Config, tmp_path: Path) -> None:
         def see(*_: object) -> None:
             raise RuntimeError("the tracker is down")

@@ -68,17 +68,24 @@ def run_suite(
     suite = Suite.parse(source)
     if is_given("gallery"):
         suite = replace(suite, settings=replace(suite.settings, gallery=gallery))
-    cells = [str(cell) for cell in suite.cells()]
-    current: list[str] = []
-
-    def progress(cell: Cell, stage: str, done: int, total: int) -> None:
-        if current != [str(cell)]:
-            current[:] = [str(cell)]
-            bars.prefix(f"{cell}:")
-            bars.overall("all cells", cells.index(str(cell)), len(cells))
-        bars(stage, done, total)
-
+    progress = _Progress(bars, [str(cell) for cell in suite.cells()])
     return run(suite, out, progress=progress, on_result=_report_failure, part=part)
+
+
+class _Progress:
+    """One bar over all cells, and those of the cell under way."""
+
+    def __init__(self, bars: Bars, cells: Sequence[str]) -> None:
+        self._bars, self._cells = bars, cells
+        self._current = ""
+        self.note = bars.note
+
+    def __call__(self, cell: Cell, stage: str, done: int, total: int) -> None:
+        if self._current != str(cell):
+            self._current = str(cell)
+            self._bars.prefix(f"{cell}:")
+            self._bars.overall("all cells", self._cells.index(self._current), len(self._cells))
+        self._bars(stage, done, total)
 
 
 def show_suite(results: SuiteResults, out: Path, warned: Sequence[str] | None) -> None:

@@ -6,13 +6,14 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeAlias
 
 from ensemblead.common.errors import UnreadableImageError
 from ensemblead.common.memory import reset_peak_memory
 from ensemblead.common.warnings import ThresholdWarning
 from ensemblead.datasets.categories import Category
+from ensemblead.detectors.parts import Note, no_note
 from ensemblead.evaluation.measure import ScoredImage, check_category, measure_category
 from ensemblead.evaluation.results import CategoryResult
 from ensemblead.suites.cells import cell_key
@@ -40,6 +41,17 @@ class _HookError(Exception):
     def __init__(self, raised: Exception) -> None:
         super().__init__()
         self.raised = raised
+
+
+@dataclass(frozen=True)
+class _Steps:
+    """The `progress` of a fit, which is told more in notes."""
+
+    step: Callable[[str, int, int], None]
+    note: Note
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        self.step(stage, done, total)
 
 
 class CellRun:
@@ -108,7 +120,7 @@ class CellRun:
 
     def _fit(self, category: Category) -> Detector:
         return new_detector(self._cell).fit(
-            list(category.train), errors=self._settings.errors, progress=self._step
+            list(category.train), errors=self._settings.errors, progress=_Steps(self._step, self._note)
         )
 
     def _load(self) -> Detector:
@@ -126,6 +138,10 @@ class CellRun:
         if self._progress is not None:
             with _hook_errors():
                 self._progress(self._cell, stage, done, total)
+
+    def _note(self, text: str, stays: bool) -> None:
+        with _hook_errors():
+            getattr(self._progress, "note", no_note)(text, stays)
 
     @contextmanager
     def _keeping_warnings(self) -> Iterator[None]:

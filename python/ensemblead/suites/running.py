@@ -49,7 +49,8 @@ def run(
         on_image: Called with the cell and each test image as it is scored. Errors of hooks end the run.
         on_result: Called with each `CellResult` as it is done or has failed; not for those of earlier runs.
         progress: Called with the cell, what is being done, how much of it is done, and how much there is;
-            with `executor` as a cell is done, with "cells".
+            with `executor` as a cell is done, with "cells". If it has a method `note(text, stays)`, trainings
+            tell it the parts of their loss.
         executor: A `concurrent.futures.Executor` (see `BackboneEnsemble.fit`), whose workers measure the
             cells. They must see `out` and all files under the same paths.
         part: `(k, n)`: measure every n-th cell alone, from the k-th on. Others may measure the other parts at
