@@ -258,7 +258,7 @@ def test_latency(
     images = photographs(FITTED)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of thresholds by few images, which no figure rests on
-        candidates, took, quantized = own_candidates(name, weights, images, setup, tmp_path)
+        candidates, quantized = own_candidates(name, weights, images, setup, tmp_path)
     theirs: list[str] = []
     if python is None or not setup.is_compared:
         found = by_turns(candidates, setup)
@@ -267,7 +267,6 @@ def test_latency(
             calls = {f"anomalib, {own}": call for own, call in other.calls().items()}
             theirs = list(calls)
             found = by_turns({**candidates, **calls}, setup)
-            compare_fits(figures, name, setup.rows, took, other.known)
     report(figures, name, setup, found, theirs)
     if setup.around is not None:
         around_the_network(figures, name, setup, quantized, images)
@@ -275,12 +274,9 @@ def test_latency(
 
 def own_candidates(
     name: str, weights: Path | None, images: Any, setup: Setup, folder: Path
-) -> tuple[dict[str, Call], float, Any]:
-    """All candidates of ours, the seconds of the fit, and the detector in int8."""
-    detector = unfitted(name, weights, setup.rows).load_networks()
-    start = time.perf_counter()
-    detector.fit(images)
-    took = time.perf_counter() - start
+) -> tuple[dict[str, Call], Any]:
+    """All candidates of ours, and the detector in int8."""
+    detector = unfitted(name, weights, setup.rows).load_networks().fit(images)
     detector.save(folder / "model", include_backbone=True)
     del detector
     candidates: dict[str, Call] = {}
@@ -298,13 +294,7 @@ def own_candidates(
     if not isinstance(loaded[INT8], ead.BackboneEnsemble):
         alone = network_alone(loaded[INT8], 1)
         candidates[BARE] = one_by_one(lambda _: alone(), images)
-    return candidates, took, loaded[INT8]
-
-
-def compare_fits(figures: FiguresOf, name: str, rows: int, took: float, known: dict[str, Any]) -> None:
-    what = f"{name}: fit of {FITTED} images and {rows} rows, anomalib / ours"
-    note = f"ours {took:.1f} s, anomalib {known['fit']:.1f} s; each ran once"
-    figures.add(what, known["fit"] / took, "x", note=note, versions=known["versions"])
+    return candidates, loaded[INT8]
 
 
 def report(

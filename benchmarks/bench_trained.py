@@ -10,11 +10,16 @@ on with what is missing; `--again` measures anew what is known.
 
 Times are the process's CPU seconds, which other work on the machine changes least. Run it with
 OMP_NUM_THREADS=1, so that they are near the seconds of one core.
+
+`-k costs` measures, beside that, the latency of a single image by engine and precision, and peak memory. That
+takes a quiet machine and as many threads as are to be measured.
 """
 
 from __future__ import annotations
 
+import gc
 import statistics
+import tempfile
 import time
 import warnings
 from dataclasses import dataclass
@@ -26,7 +31,7 @@ import pytest
 
 pytest.importorskip("torch")
 
-from common import in_child
+from common import PeakMemory, in_child, interleaved
 from kept import Kept, measure_together
 from record import Figure, FiguresOf
 from tiled_setups import TILE
@@ -57,6 +62,14 @@ WITHOUT_TRAINING = ("PatchCore", "PaDiM")
 DRAEM_WIDTH, DRAEM_RATE = 16, 1e-3
 # Single-image calls: before the clock starts, and with it.
 WARM_UP, TIMED = 2, 10
+# What `-k costs` tries.
+PRECISIONS = {
+    "torch float32": ("torch", "float32"),
+    "torch bfloat16": ("torch", "bfloat16"),
+    "OpenVINO float32": ("openvino", "float32"),
+    "OpenVINO bfloat16": ("openvino", "bfloat16"),
+}
+COSTS = (*GROUP, "EfficientAD", "DRAEM")
 
 
 @dataclass(frozen=True)
@@ -224,3 +237,57 @@ def test_cell(
     if measure_together(rows, str(cell.seed), partial(in_child, measure, path, weights, cell)):
         for row in rows:
             row.report()
+
+
+# --- costs of one image, and memory ---------------------------------------------------------------
+
+
+def measure_costs(path: Path, weights: Path, family: str) -> dict[str, float]:
+    """Milliseconds of a decoded image, each choice in its turn, and bytes. Neither depends on the length of a
+    training, so there are three updates of 16 images (EfficientAD: 1).
+    """
+    category = MVTecAD(path).categories[0]
+    detector = build(family, weights, Cell("bottle", family, 3, 1 if family == "EfficientAD" else 16))
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        memory = PeakMemory()
+        detector.fit(category.train)
+        found = {"fit_peak": float(memory.read())}
+        detector.save(Path(folder) / "model")
+        del detector
+        image = read_image(category.test[0].path)[None]
+        memory = PeakMemory()
+        ead.load(Path(folder) / "model", engine="torch", precision="float32").predict(image)
+        found["predict_peak"] = float(memory.read())
+        calls = {}
+        for name, (engine, precision) in PRECISIONS.items():
+            loaded = ead.load(Path(folder) / "model", engine=engine, precision=precision)
+            calls[name] = partial(loaded.predict, image)
+        gc.collect()
+        timings = interleaved(calls, repeats=TIMED)
+    return found | {name: 1e3 * timing.median for name, timing in timings.items()}
+
+
+class Costs(Kept):
+    """What an image costs by a family."""
+
+    def figure(self) -> Figure:
+        (cell,) = self._cells.values()
+        columns: dict[str, Any] = {f"{name}, ms": cell.get(name, "") for name in PRECISIONS}
+        columns |= {
+            "predict's peak, MB": cell["predict_peak"] / 1e6,
+            "fit's peak, MB": cell["fit_peak"] / 1e6,
+        }
+        details = {"columns": columns, "cells": self._cells}
+        return Figure(self._figures.benchmark, self._what, cell["torch float32"], "ms", details=details)
+
+
+@pytest.mark.parametrize("family", COSTS)
+def test_costs(
+    request: pytest.FixtureRequest, figures: FiguresOf, material: tuple[Path, Path], family: str
+) -> None:
+    """One image of 256 x 256 pixels, and the memory of a fit of the bottles and of a first prediction."""
+    data, weights = material
+    row = Costs(figures, f"{family}, one image, SM256", bool(request.config.getoption("--again")))
+    row.measure("bottle", measure_costs, data / CATEGORIES["bottle"], weights, family)
+    row.report()
