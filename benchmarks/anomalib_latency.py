@@ -22,6 +22,7 @@ import openvino
 import torch
 from anomalib.deploy import OpenVINOInferencer
 from anomalib.models import Patchcore
+from safetensors.torch import load_file
 from torchvision.transforms.v2.functional import to_dtype, to_image
 
 LAYERS = ("layer2", "layer3")
@@ -34,13 +35,10 @@ def fitted(task: dict[str, Any], images: Any) -> Patchcore:
     They are drawn: its greedy selection took 20 GB for WideResNet50's rows, and no time depends on them.
     """
     model = Patchcore(task["network"], LAYERS, pre_trained=False)
-    if task["weights"] is not None:
-        from safetensors.torch import load_file
-
-        lacking, _ = model.model.feature_extractor.feature_extractor.load_state_dict(
-            load_file(task["weights"]), strict=False
-        )
-        assert not [name for name in lacking if "num_batches_tracked" not in name], lacking
+    lacking, _ = model.model.feature_extractor.feature_extractor.load_state_dict(
+        load_file(task["weights"]), strict=False
+    )
+    assert not [name for name in lacking if "num_batches_tracked" not in name], lacking
     model.model.train()
     with torch.no_grad():  # as in the validation in which anomalib fits
         for image in images:

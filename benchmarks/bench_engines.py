@@ -2,8 +2,9 @@
 
     python -m pytest benchmarks/bench_engines.py --data FOLDER --weights FOLDER [-k "speed and resnet18"]
 
-`--data` and `--weights` are those of bench_detection.py; a network without a file there has random weights,
-whose speed is the same. Run it on a quiet machine, with as many threads as are to be measured.
+`--data` and `--weights` are those of bench_detection.py; a network without a file there has random weights
+(`network_weights`), whose speed is the same. Run it on a quiet machine, with as many threads as are to be
+measured.
 
 `test_speed`: a network as far as PatchCore's layers, at 224 pixels, in batches of 1 and of 16. All choices
 run in one process, round after round. `test_quality`: PatchCore, fitted by torch in float32, saved, and
@@ -32,7 +33,7 @@ pytest.importorskip("nncf")
 import numpy as np
 import torch
 from bench_trained import CATEGORIES
-from common import in_child, interleaved, ratio
+from common import in_child, interleaved, network_weights, ratio
 from kept import Kept, keep
 from record import Figure, FiguresOf
 
@@ -67,7 +68,9 @@ def names(what: str) -> list[str]:
 def speed(network: str, data: Path, weights: Path, limit: int | None) -> list[dict[str, Any]]:
     """Milliseconds an image of every choice, and how far its features are from those of torch in float32."""
     category = one_category(data, limit)
-    detectors = [prepared(network, weights, choice, category) for choice in CHOICES]
+    with tempfile.TemporaryDirectory() as made_in:
+        file = network_weights(network, weights, Path(made_in))
+        detectors = [prepared(network, file, choice, category) for choice in CHOICES]
     pixels = pixels_of(detectors[0], category, max(BATCHES))
     inputs = [one._frozen.network.extractor.normalize(pixels) for one in detectors]
     exact: Any = None
@@ -96,9 +99,8 @@ def prepared(network: str, weights: Path, choice: tuple[str, str], category: Cat
     """A PatchCore whose network is run by a choice; one in int8 is fitted on some images for that."""
     engine, precision = choice
     own = "float32" if precision == "int8" else precision
-    path = weights / f"{network}.safetensors"
     options: dict[str, Any] = {"resize": SIDE, "image_size": SIDE, "device": "cpu", "engine": engine}
-    options |= {"weights": path if path.is_file() else None, "precision": own}
+    options |= {"weights": weights, "precision": own}
     detector = ead.PatchCore(network, **options).load_networks()
     if precision == "int8":
         with warnings.catch_warnings():

@@ -6,7 +6,7 @@ PatchCore by every engine and precision and as an exported model, with ResNet18,
 `patchcore-large`. `--anomalib PYTHON` is the interpreter of an environment with anomalib[openvino] 2.7: its
 PatchCore is measured by torch and by its exports, in a process of its own (anomalib_latency.py), with as many
 threads and as many rows in its bank. `--weights` is the folder of bench_detection.py. A network without a
-file there has random weights, and the photographs are drawn: the time of a network depends on neither.
+file there has random weights (`network_weights`), and the photographs are drawn.
 
 All candidates take turns of several calls, round after round, so that ratios hold. Run it on a quiet machine.
 `--images N --rows M --results FOLDER` is a trial with N rounds and banks of M rows.
@@ -37,7 +37,7 @@ pytest.importorskip("onnxruntime")
 
 import numpy as np
 import torch
-from common import SETTLE
+from common import SETTLE, network_weights
 from PIL import Image
 from record import FiguresOf
 
@@ -47,6 +47,7 @@ from ensemblead.networks.engines.openvino import cpu_capabilities
 
 SIDE, FITTED, ROWS = 512, 16, 2048
 QUANTIZED_WITH, VERIFIED_WITH = 4, 10
+LARGE = "patchcore-large"
 BATCH = 16
 # The anchor of all rows: torch as it was before there were engines.
 TORCH, INT8 = "torch float32", "OpenVINO int8"
@@ -92,9 +93,7 @@ class Setup:
 SETUPS = {
     "resnet18": Setup(8, 20, faster=3.0, than_anomalib=2.0),
     "wide_resnet50_2": Setup(5, 16, around=1.25),
-    "patchcore-large": Setup(
-        3, 8, exports=("OpenVINO export float32", "OpenVINO export int8"), is_compared=False
-    ),
+    LARGE: Setup(3, 8, exports=("OpenVINO export float32", "OpenVINO export int8"), is_compared=False),
 }
 
 
@@ -109,11 +108,11 @@ def photographs(count: int) -> Any:
     return np.stack(made)
 
 
-def unfitted(name: str, weights: Path | None, rows: int) -> Any:
+def unfitted(name: str, weights: Sequence[Path], rows: int) -> Any:
     options: dict[str, Any] = {"device": "cpu", "precision": "float32", "coreset_size": rows}
-    if name == "patchcore-large":
-        return ead.BackboneEnsemble.patchcore_large(weights=[None] * 3, **options)
-    return ead.PatchCore(name, weights=weights, **options)
+    if name == LARGE:
+        return ead.BackboneEnsemble.patchcore_large(weights=weights, **options)
+    return ead.PatchCore(name, weights=weights[0], **options)
 
 
 def one_by_one(predict: Callable[[Any], object], images: Any) -> Call:
@@ -186,13 +185,13 @@ class Anomalib:
 
 @contextmanager
 def anomalib_of(
-    python: str, name: str, weights: Path | None, images: Any, rows: int, folder: Path
+    python: str, name: str, weights: Path, images: Any, rows: int, folder: Path
 ) -> Iterator[Anomalib]:
     folder.mkdir()
     np.save(folder / "images.npy", images)
     task = {
         "network": name,
-        "weights": None if weights is None else str(weights),
+        "weights": str(weights),
         "images": str(folder / "images.npy"),
         "rows": rows,
         "threads": torch.get_num_threads(),
@@ -241,15 +240,17 @@ def fastest(found: dict[str, list[list[float]]], names: Sequence[str]) -> str:
 
 
 @pytest.fixture
-def weights(request: pytest.FixtureRequest, name: str) -> Path | None:
-    folder = request.config.getoption("--weights")
-    path = None if folder is None else (folder / f"{name}.safetensors").resolve()
-    return path if path is not None and path.is_file() else None
+def weights(request: pytest.FixtureRequest, name: str, tmp_path: Path) -> list[Path]:
+    """A file of each network."""
+    names = [name]
+    if name == LARGE:
+        names = [one.backbone for one in ead.BackboneEnsemble.patchcore_large().members]
+    return [network_weights(one, request.config.getoption("--weights"), tmp_path) for one in names]
 
 
 @pytest.mark.parametrize("name", SETUPS)
 def test_latency(
-    figures: FiguresOf, pytestconfig: pytest.Config, tmp_path: Path, name: str, weights: Path | None
+    figures: FiguresOf, pytestconfig: pytest.Config, tmp_path: Path, name: str, weights: list[Path]
 ) -> None:
     setup, python = SETUPS[name], pytestconfig.getoption("--anomalib")
     for option, attribute in (("--images", "rounds"), ("--rows", "rows")):
@@ -263,7 +264,7 @@ def test_latency(
     if python is None or not setup.is_compared:
         found = by_turns(candidates, setup)
     else:
-        with anomalib_of(python, name, weights, images, setup.rows, tmp_path / "anomalib") as other:
+        with anomalib_of(python, name, weights[0], images, setup.rows, tmp_path / "anomalib") as other:
             calls = {f"anomalib, {own}": call for own, call in other.calls().items()}
             theirs = list(calls)
             found = by_turns({**candidates, **calls}, setup)
@@ -273,7 +274,7 @@ def test_latency(
 
 
 def own_candidates(
-    name: str, weights: Path | None, images: Any, setup: Setup, folder: Path
+    name: str, weights: Sequence[Path], images: Any, setup: Setup, folder: Path
 ) -> tuple[dict[str, Call], Any]:
     """All candidates of ours, and the detector in int8."""
     detector = unfitted(name, weights, setup.rows).load_networks().fit(images)

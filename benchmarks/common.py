@@ -110,6 +110,32 @@ class Sgemm:
         return self.flops / timing.median
 
 
+# --- weights --------------------------------------------------------------------------------------
+
+
+def network_weights(name: str, folder: Path | None, made_in: Path) -> Path:
+    """The network's file in `folder`, or one in `made_in` with random weights, as fast as trained ones.
+
+    Untrained residual branches end in norms that scale by zero, and an engine may leave out what is multiplied
+    by zero. Such norms scale by one here.
+    """
+    given = None if folder is None else (folder / f"{name}.safetensors").resolve()
+    if given is not None and given.is_file():
+        return given
+    import timm
+    import torch
+    from safetensors.torch import save_file
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        tensors = timm.create_model(name, pretrained=False).state_dict()
+    scales = {key: torch.ones_like(one) for key, one in tensors.items() if one.ndim == 1 and not one.any()}
+    scales = {key: one for key, one in scales.items() if key.endswith(".weight")}
+    made = made_in / f"{name}.safetensors"
+    save_file({**tensors, **scales}, made)
+    return made
+
+
 # --- on a GPU -------------------------------------------------------------------------------------
 
 _HEAD_START = 2_000_000  # cycles of idling, about a millisecond
