@@ -116,8 +116,8 @@ class Sgemm:
 def network_weights(name: str, folder: Path | None, made_in: Path) -> Path:
     """The network's file in `folder`, or one in `made_in` with random weights, as fast as trained ones.
 
-    Untrained residual branches end in norms that scale by zero, and an engine may leave out what is multiplied
-    by zero. Such norms scale by one here.
+    Untrained residual branches end in norms that scale by zero, and an engine may leave out what is
+    multiplied by zero. Such norms scale by one here.
     """
     given = None if folder is None else (folder / f"{name}.safetensors").resolve()
     if given is not None and given.is_file():
