@@ -137,9 +137,10 @@ def test_build(figures: FiguresOf, material: tuple[Path, Path]) -> None:
     retrieval_fusion.build(figures, *material)
 
 
+@pytest.mark.parametrize("kind", retrieval_index.KINDS)
 @pytest.mark.parametrize("count", [100_000, 1_000_000], ids=["1e5", "1e6"])
-def test_index(figures: FiguresOf, count: int, pytestconfig: pytest.Config) -> None:
-    for row in retrieval_index.measure(pytestconfig.getoption("--cache"), count):
+def test_index(figures: FiguresOf, count: int, kind: str, pytestconfig: pytest.Config) -> None:
+    for row in retrieval_index.measure(pytestconfig.getoption("--cache"), count, [kind]):
         what = f"index: {row['kind']}, {count} x {row['dim']}"
         columns = {name: value for name, value in row.items() if name not in ("kind", "count", "dim")}
         figures.add(what, row["recall"], "recall@10", columns=columns)
