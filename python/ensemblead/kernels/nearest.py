@@ -5,6 +5,7 @@ and up to rounding, by products over all dimensions.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from ensemblead import _core
 from ensemblead.kernels.arrays import Array, framework_of, num_threads
@@ -176,7 +177,7 @@ def _left_out(
     row_places: Array | None,
     query_places: Array | None,
     query_radii: Array | None,
-) -> dict[str, Array | None]:
+) -> dict[str, Any]:
     """The conditions by name, each of them whole or None."""
     if (row_images is None) != (query_images is None):
         raise ValueError("row_images and query_images must be given together, got one of them")
