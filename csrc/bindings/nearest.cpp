@@ -64,19 +64,28 @@ std::int64_t packed_size(std::int64_t num_rows, std::int64_t dims, std::int64_t 
   return cpu::packed_size({nullptr, nullptr, num_rows, dims, nullptr, num_directions, num_front, nullptr});
 }
 
+// Without directions; checked before.
+SketchedRows to_rows(const Array& rows, const Array& middle) {
+  SketchedRows result;
+  if (rows.dtype == DType::kFloat16) {
+    result.halves = rows.as<const Float16>();
+  } else {
+    result.rows = rows.as<const float>();
+  }
+  result.num_rows = rows.shape[0];
+  result.dims = rows.shape[1];
+  result.middle = middle.as<const float>();
+  return result;
+}
+
 SketchedRows to_sketched_rows(const Array& rows, const Array& middle, std::int64_t num_directions,
                               std::int64_t num_front) {
   check_rows(rows, middle);
   check_front(num_front, num_directions);
-  const bool is_half = rows.dtype == DType::kFloat16;
-  return {is_half ? nullptr : rows.as<const float>(),
-          is_half ? rows.as<const Float16>() : nullptr,
-          rows.shape[0],
-          rows.shape[1],
-          middle.as<const float>(),
-          num_directions,
-          num_front,
-          nullptr};
+  SketchedRows result = to_rows(rows, middle);
+  result.num_directions = num_directions;
+  result.num_front = num_front;
+  return result;
 }
 
 void pack_rows(const py::object& rows, const py::object& middle, const py::object& directions,
@@ -100,10 +109,10 @@ void pack_rows(const py::object& rows, const py::object& middle, const py::objec
 }
 
 // The conditions that leave rows out, while they are borrowed; each of them may be None.
-class LeftOut {
+class BorrowedLeftOut {
  public:
-  LeftOut(const py::object& row_images, const py::object& query_images, const py::object& row_places,
-          const py::object& query_places, const py::object& query_radii) {
+  BorrowedLeftOut(const py::object& row_images, const py::object& query_images, const py::object& row_places,
+                  const py::object& query_places, const py::object& query_radii) {
     if (!row_images.is_none()) {
       row_images_.emplace(row_images, "row_images");
       query_images_.emplace(query_images, "query_images");
@@ -115,22 +124,22 @@ class LeftOut {
     }
   }
 
-  void fill(NearestTask& task) const {
-    const std::int64_t rows = task.rows.num_rows;
-    const std::int64_t queries = task.num_queries;
+  LeftOut get(std::int64_t rows, std::int64_t queries) const {
+    LeftOut result;
     if (row_images_) {
-      task.row_images = numbers(row_images_->array(), "row_images", "[N]", {rows});
-      task.query_images = numbers(query_images_->array(), "query_images", "[Q]", {queries});
+      result.row_images = numbers(row_images_->array(), "row_images", "[N]", {rows});
+      result.query_images = numbers(query_images_->array(), "query_images", "[Q]", {queries});
     }
     if (row_places_) {
-      task.row_places = numbers(row_places_->array(), "row_places", "[N, 2]", {rows, 2});
-      task.query_places = numbers(query_places_->array(), "query_places", "[Q, 2]", {queries, 2});
-      task.query_radii = numbers(query_radii_->array(), "query_radii", "[Q]", {queries});
-      check_range(task.row_places, 2 * rows, "row_places");
-      check_range(task.query_places, 2 * queries, "query_places");
-      check_range(task.query_radii, queries, "query_radii");
-      check_ascending(task.row_places, rows);
+      result.row_places = numbers(row_places_->array(), "row_places", "[N, 2]", {rows, 2});
+      result.query_places = numbers(query_places_->array(), "query_places", "[Q, 2]", {queries, 2});
+      result.query_radii = numbers(query_radii_->array(), "query_radii", "[Q]", {queries});
+      check_range(result.row_places, 2 * rows, "row_places");
+      check_range(result.query_places, 2 * queries, "query_places");
+      check_range(result.query_radii, queries, "query_radii");
+      check_ascending(result.row_places, rows);
     }
+    return result;
   }
 
  private:
@@ -148,6 +157,22 @@ class LeftOut {
   std::optional<Borrowed> query_places_;
   std::optional<Borrowed> query_radii_;
 };
+
+// The queries and outputs of a search among rows.
+void check_search(const Array& queries, const Array& rows, const Array& values, const char* argument,
+                  const Array& indices) {
+  check_floats(queries, "queries", 2, "[Q, D]");
+  check_shape(queries, "queries", {queries.shape[0], rows.shape[1]});
+  check_rank(values, argument, 2, "[Q, k]");
+  const std::int64_t k = values.shape[1];
+  if (k < 1 || k > rows.shape[0])
+    throw ValueError("k must be between 1 and the " + std::to_string(rows.shape[0]) + " rows, got " +
+                     std::to_string(k));
+  check_output(values, argument, DType::kFloat32, {queries.shape[0], k});
+  check_on_cpu(values, argument);
+  check_output(indices, "indices", DType::kInt64, {queries.shape[0], k});
+  check_on_cpu(indices, "indices");
+}
 
 std::int64_t nearest_rows(const py::object& queries, const py::object& rows, const py::object& middle,
                           const py::object& packed, std::int64_t num_directions, std::int64_t num_front,
@@ -169,25 +194,48 @@ std::int64_t nearest_rows(const py::object& queries, const py::object& rows, con
   check_floats(borrowed_packed.array(), "packed", 1, "[size]");
   check_shape(borrowed_packed.array(), "packed", {cpu::packed_size(task.rows)});
   task.rows.packed = borrowed_packed.array().as<const float>();
-  check_floats(q, "queries", 2, "[Q, D]");
-  check_shape(q, "queries", {q.shape[0], x.shape[1]});
+  check_search(q, x, borrowed_distances.array(), "distances", borrowed_indices.array());
   task.queries = q.as<const float>();
   task.num_queries = q.shape[0];
-  check_rank(borrowed_distances.array(), "distances", 2, "[Q, k]");
   task.k = borrowed_distances.array().shape[1];
-  if (task.k < 1 || task.k > x.shape[0])
-    throw ValueError("k must be between 1 and the " + std::to_string(x.shape[0]) + " rows, got " +
-                     std::to_string(task.k));
-  check_output(borrowed_distances.array(), "distances", DType::kFloat32, {task.num_queries, task.k});
-  check_on_cpu(borrowed_distances.array(), "distances");
-  check_output(borrowed_indices.array(), "indices", DType::kInt64, {task.num_queries, task.k});
-  check_on_cpu(borrowed_indices.array(), "indices");
   task.distances = borrowed_distances.array().as<float>();
   task.indices = borrowed_indices.array().as<std::int64_t>();
-  const LeftOut left_out(row_images, query_images, row_places, query_places, query_radii);
-  left_out.fill(task);
+  const BorrowedLeftOut left_out(row_images, query_images, row_places, query_places, query_radii);
+  task.left_out = left_out.get(x.shape[0], task.num_queries);
   const Twins<NearestTask, std::int64_t> twins{cpu::nearest_rows, nullptr};
   return run(twins, task, {q, "queries"}, {num_threads, stream, scratch});
+}
+
+void nearest_by_products(const py::object& queries, const py::object& rows, const py::object& middle,
+                         const py::object& squares, const py::object& values, const py::object& indices,
+                         const py::object& row_images, const py::object& query_images,
+                         const py::object& row_places, const py::object& query_places,
+                         const py::object& query_radii, int num_threads, std::intptr_t stream,
+                         const py::object& scratch) {
+  const Borrowed borrowed_queries(queries, "queries");
+  const Borrowed borrowed_rows(rows, "rows");
+  const Borrowed borrowed_middle(middle, "middle");
+  const Borrowed borrowed_squares(squares, "squares");
+  const Borrowed borrowed_values(values, "values");
+  const Borrowed borrowed_indices(indices, "indices");
+  const Array& q = borrowed_queries.array();
+  const Array& x = borrowed_rows.array();
+  check_rows(x, borrowed_middle.array());
+  check_floats(borrowed_squares.array(), "squares", 1, "[N]");
+  check_shape(borrowed_squares.array(), "squares", {x.shape[0]});
+  check_search(q, x, borrowed_values.array(), "values", borrowed_indices.array());
+  ProductsTask task;
+  task.rows = to_rows(x, borrowed_middle.array());
+  task.squares = borrowed_squares.array().as<const float>();
+  task.queries = q.as<const float>();
+  task.num_queries = q.shape[0];
+  task.k = borrowed_values.array().shape[1];
+  task.values = borrowed_values.array().as<float>();
+  task.indices = borrowed_indices.array().as<std::int64_t>();
+  const BorrowedLeftOut left_out(row_images, query_images, row_places, query_places, query_radii);
+  task.left_out = left_out.get(x.shape[0], task.num_queries);
+  const Twins<ProductsTask, void> twins{cpu::nearest_by_products, nullptr};
+  run(twins, task, {q, "queries"}, {num_threads, stream, scratch});
 }
 
 }  // namespace
@@ -201,6 +249,10 @@ void bind_nearest(py::module_& module) {
          py::arg("packed"), py::arg("num_directions"), py::arg("num_front"), py::kw_only(),
          py::arg("distances"), py::arg("indices"), py::arg("row_images"), py::arg("query_images"),
          py::arg("row_places"), py::arg("query_places"), py::arg("query_radii"));
+  define(module, "nearest_by_products", &nearest_by_products, py::arg("queries"), py::arg("rows"),
+         py::arg("middle"), py::arg("squares"), py::kw_only(), py::arg("values"), py::arg("indices"),
+         py::arg("row_images"), py::arg("query_images"), py::arg("row_places"), py::arg("query_places"),
+         py::arg("query_radii"));
 }
 
 }  // namespace ensemblead::bindings

@@ -10,15 +10,10 @@ constexpr int kTileRows = kLanes == 16 ? 14 : 6;
 constexpr int kPanelWidth = 2 * kLanes;
 static_assert(kTileRows <= kMostTileRows && kPanelWidth <= kMostPanelWidth);
 
-std::uint32_t tile(const float* rows, std::int64_t row_stride, std::int64_t dims, const float* panel,
-                   const float* initial, const float* thresholds, float* products) {
-  Vec left[kTileRows];
-  Vec right[kTileRows];
-#pragma GCC unroll 14
-  for (int r = 0; r < kTileRows; ++r) {
-    left[r] = load(initial);
-    right[r] = load(initial + kLanes);
-  }
+// Adds the products of a tile and a panel to what `left` and `right` hold, dimension by dimension.
+inline __attribute__((always_inline)) void multiply(const float* rows, std::int64_t row_stride,
+                                                    std::int64_t dims, const float* panel,
+                                                    Vec (&left)[kTileRows], Vec (&right)[kTileRows]) {
   for (std::int64_t d = 0; d < dims; ++d) {
     const Vec panel_left = load(panel + d * kPanelWidth);
     const Vec panel_right = load(panel + d * kPanelWidth + kLanes);
@@ -29,10 +24,40 @@ std::uint32_t tile(const float* rows, std::int64_t row_stride, std::int64_t dims
       right[r] += value * panel_right;
     }
   }
+}
+
+std::uint32_t tile(const float* rows, std::int64_t row_stride, std::int64_t dims, const float* panel,
+                   const float* initial, const float* thresholds, float* products) {
+  Vec left[kTileRows];
+  Vec right[kTileRows];
+#pragma GCC unroll 14
+  for (int r = 0; r < kTileRows; ++r) {
+    left[r] = load(initial);
+    right[r] = load(initial + kLanes);
+  }
+  multiply(rows, row_stride, dims, panel, left, right);
   std::uint32_t hits = 0;
 #pragma GCC unroll 14
   for (int r = 0; r < kTileRows; ++r) {
     if (!any_greater(larger(left[r], right[r]), broadcast(thresholds[r]))) continue;
+    store(products + r * kPanelWidth, left[r]);
+    store(products + r * kPanelWidth + kLanes, right[r]);
+    hits |= 1u << r;
+  }
+  return hits;
+}
+
+std::uint32_t tile_by_columns(const float* rows, std::int64_t row_stride, std::int64_t dims,
+                              const float* panel, const float* thresholds, float* products) {
+  Vec left[kTileRows] = {};
+  Vec right[kTileRows] = {};
+  multiply(rows, row_stride, dims, panel, left, right);
+  const Vec bound_left = load(thresholds);
+  const Vec bound_right = load(thresholds + kLanes);
+  std::uint32_t hits = 0;
+#pragma GCC unroll 14
+  for (int r = 0; r < kTileRows; ++r) {
+    if (!any_greater(left[r], bound_left) && !any_greater(right[r], bound_right)) continue;
     store(products + r * kPanelWidth, left[r]);
     store(products + r * kPanelWidth + kLanes, right[r]);
     hits |= 1u << r;
@@ -167,7 +192,8 @@ std::int64_t collect(const float* values, std::int64_t size, float floor, std::i
 }  // namespace
 
 namespace ENSEMBLEAD_INSTRUCTION_SET {
-const CoresetSimd coreset_simd = {kTileRows, kPanelWidth,  tile,  row_by_panel, lanes_above, squared_distance,
-                                  center,    squared_norm, widen, scan,         maximum,     collect};
+const CoresetSimd coreset_simd = {kTileRows,   kPanelWidth,      tile,   tile_by_columns, row_by_panel,
+                                  lanes_above, squared_distance, center, squared_norm,    widen,
+                                  scan,        maximum,          collect};
 }  // namespace ENSEMBLEAD_INSTRUCTION_SET
 }  // namespace ensemblead::cpu

@@ -1,4 +1,4 @@
-// The inner loops of select_coreset, project_rows and nearest_rows, one build per instruction set (see
+// The inner loops of select_coreset, project_rows and the searches of nearest.hpp, one build per instruction set (see
 // instruction_set.hpp).
 #pragma once
 
@@ -22,6 +22,11 @@ struct CoresetSimd {
   // the rows that have a product above thresholds[r] only; returns a bit for each of those.
   std::uint32_t (*tile)(const float* rows, std::int64_t row_stride, std::int64_t dims, const float* panel,
                         const float* initial, const float* thresholds, float* products);
+
+  // The same from 0, and with a threshold for every column: products[r] is written for the rows that have a
+  // product above thresholds[c] of its column c.
+  std::uint32_t (*tile_by_columns)(const float* rows, std::int64_t row_stride, std::int64_t dims,
+                                   const float* panel, const float* thresholds, float* products);
 
   // The products of one row; returns a bit for each of products[0..panel_width) above the threshold, and
   // writes them in any case.

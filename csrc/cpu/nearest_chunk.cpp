@@ -138,7 +138,7 @@ void ChunkSearch::start_from_leads() {
     const std::int64_t query = members_[i];
     const std::int64_t* found = task_.indices + leads_[i] * task_.k;
     for (std::int64_t j = 0; j < task_.k; ++j)
-      if (found[j] >= 0 && !left_out(query, found[j]))
+      if (found[j] >= 0 && !task_.left_out.holds(query, found[j]))
         insert(static_cast<std::int64_t>(i), distance(query, found[j]), found[j]);
   }
 }
@@ -259,7 +259,7 @@ void ChunkSearch::add_pairs(std::int64_t place, std::int64_t column, const float
                             float threshold, bool whole) {
   const std::int64_t count = simd_.collect(products, layout_.width, threshold, 0, lanes_.data());
   for (std::int64_t i = 0; i < count; ++i)
-    if (!left_out(members_[place], column + lanes_[i]))
+    if (!task_.left_out.holds(members_[place], column + lanes_[i]))
       pairs_.push_back(
           {static_cast<std::int32_t>(place), whole, column + lanes_[i], products[lanes_[i]] + raise});
 }
@@ -366,7 +366,7 @@ void ChunkSearch::compare_all(std::int64_t place) {
   bool any_nan = false;
   places_.for_each_range(query, [&](std::int64_t first, std::int64_t end) {
     for (std::int64_t index = first; index < end; ++index) {
-      if (left_out(query, index)) continue;
+      if (task_.left_out.holds(query, index)) continue;
       const float value = distance(query, index);
       any_nan |= std::isnan(value);
       insert(place, std::isnan(value) ? kInfinity : value, index);

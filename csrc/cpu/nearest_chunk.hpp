@@ -39,10 +39,6 @@ class ChunkSearch {
     ++direct_pairs_;
     return simd_.squared_distance(point(query), row(index), rows_.dims);
   }
-  bool left_out(std::int64_t query, std::int64_t index) const {
-    if (task_.row_images != nullptr && task_.row_images[index] == task_.query_images[query]) return true;
-    return places_.given() && places_.apart(query, index);
-  }
 
   void search_queries();
   void begin();

@@ -25,13 +25,14 @@ struct Place {
 NearPlaces::NearPlaces(const NearestTask& task) : task_(task) {
   if (!given()) return;
   const std::int64_t count = task.rows.num_rows;
-  last_y_ = task.row_places[2 * (count - 1)];
-  for (std::int64_t row = 0; row < count; ++row) last_x_ = std::max(last_x_, task.row_places[2 * row + 1]);
+  last_y_ = task.left_out.row_places[2 * (count - 1)];
+  for (std::int64_t row = 0; row < count; ++row)
+    last_x_ = std::max(last_x_, task.left_out.row_places[2 * row + 1]);
   const std::int64_t most = std::max(kFewCells, kCellsOfRow * count);
   if (last_y_ >= most / (last_x_ + 1)) return;
   std::vector<std::int64_t> starts(static_cast<std::size_t>((last_y_ + 1) * (last_x_ + 1) + 1), 0);
   for (std::int64_t row = 0; row < count; ++row)
-    ++starts[task.row_places[2 * row] * (last_x_ + 1) + task.row_places[2 * row + 1] + 1];
+    ++starts[task.left_out.row_places[2 * row] * (last_x_ + 1) + task.left_out.row_places[2 * row + 1] + 1];
   std::partial_sum(starts.begin(), starts.end(), starts.begin());
   starts_.swap(starts);
 }
@@ -43,8 +44,8 @@ std::vector<std::int64_t> NearPlaces::order() const {
   // A square's numbers, and those of the place inside: places are below 2^17.
   std::vector<std::uint64_t> keys(order.size());
   for (std::size_t i = 0; i < keys.size(); ++i) {
-    const auto y = static_cast<std::uint64_t>(task_.query_places[2 * i]);
-    const auto x = static_cast<std::uint64_t>(task_.query_places[2 * i + 1]);
+    const auto y = static_cast<std::uint64_t>(task_.left_out.query_places[2 * i]);
+    const auto x = static_cast<std::uint64_t>(task_.left_out.query_places[2 * i + 1]);
     keys[i] = (y / kSquare) << 32 | (x / kSquare) << 8 | (y % kSquare) << 4 | x % kSquare;
   }
   std::sort(order.begin(), order.end(), [&keys](std::int64_t a, std::int64_t b) {
@@ -59,16 +60,16 @@ void NearPlaces::find_panels(const std::int64_t* queries, std::int64_t count, st
   Place low{kFar, kFar};
   Place high{-1, -1};
   for (std::int64_t i = 0; i < count; ++i) {
-    const std::int64_t* place = task_.query_places + 2 * queries[i];
-    const std::int64_t radius = task_.query_radii[queries[i]];
+    const std::int64_t* place = task_.left_out.query_places + 2 * queries[i];
+    const std::int64_t radius = task_.left_out.query_radii[queries[i]];
     low = {std::min(low.y, place[0] - radius), std::min(low.x, place[1] - radius)};
     high = {std::max(high.y, place[0] + radius), std::max(high.x, place[1] + radius)};
   }
   panels.clear();
   low = {std::max(low.y, std::int64_t{0}), std::max(low.x, std::int64_t{0})};
   std::int64_t row = first_at(low.y, low.x);
-  while (row < task_.rows.num_rows && task_.row_places[2 * row] <= high.y) {
-    const std::int64_t y = task_.row_places[2 * row];
+  while (row < task_.rows.num_rows && task_.left_out.row_places[2 * row] <= high.y) {
+    const std::int64_t y = task_.left_out.row_places[2 * row];
     const std::int64_t end = first_at(y, high.x + 1);
     row = std::max(row, first_at(y, low.x));
     for (; row < end; row = (row / width + 1) * width)
@@ -82,7 +83,7 @@ std::int64_t NearPlaces::search(std::int64_t y, std::int64_t x) const {
   std::int64_t high = task_.rows.num_rows;
   while (low < high) {
     const std::int64_t middle = low + (high - low) / 2;
-    const std::int64_t* place = task_.row_places + 2 * middle;
+    const std::int64_t* place = task_.left_out.row_places + 2 * middle;
     if (place[0] < y || (place[0] == y && place[1] < x)) {
       low = middle + 1;
     } else {

@@ -13,15 +13,7 @@ class NearPlaces {
   explicit NearPlaces(const NearestTask& task);
 
   // Whether places matter.
-  bool given() const { return task_.row_places != nullptr; }
-
-  // Whether a row is too far from a query's place.
-  bool apart(std::int64_t query, std::int64_t row) const {
-    const std::int64_t* a = task_.query_places + 2 * query;
-    const std::int64_t* b = task_.row_places + 2 * row;
-    const std::int64_t radius = task_.query_radii[query];
-    return b[0] - a[0] > radius || a[0] - b[0] > radius || b[1] - a[1] > radius || a[1] - b[1] > radius;
-  }
+  bool given() const { return task_.left_out.row_places != nullptr; }
 
   // All queries, those of neighbouring places one after the other; in their own order where places do not
   // matter.
@@ -42,8 +34,8 @@ class NearPlaces {
       visit(std::int64_t{0}, task_.rows.num_rows);
       return;
     }
-    const std::int64_t* place = task_.query_places + 2 * query;
-    const std::int64_t radius = task_.query_radii[query];
+    const std::int64_t* place = task_.left_out.query_places + 2 * query;
+    const std::int64_t radius = task_.left_out.query_radii[query];
     const std::int64_t low = place[1] > radius ? place[1] - radius : 0;
     const std::int64_t top = place[0] + radius < last_y_ ? place[0] + radius : last_y_;
     for (std::int64_t y = place[0] > radius ? place[0] - radius : 0; y <= top; ++y) {

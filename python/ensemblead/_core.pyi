@@ -135,6 +135,23 @@ def nearest_rows(
     stream: int = 0,
     scratch: Any = None,
 ) -> int: ...
+def nearest_by_products(
+    queries: Any,
+    rows: Any,
+    middle: Any,
+    squares: Any,
+    *,
+    values: Any,
+    indices: Any,
+    row_images: Any,
+    query_images: Any,
+    row_places: Any,
+    query_places: Any,
+    query_radii: Any,
+    num_threads: int = 0,
+    stream: int = 0,
+    scratch: Any = None,
+) -> None: ...
 def weighted_top_k(
     blocks: Sequence[Any],
     weights: Any,

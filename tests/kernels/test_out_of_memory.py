@@ -40,11 +40,17 @@ def search():
     prepared = nearest.SketchedRows.of(rows[:3000], rows.mean(0), directions, 8)
     return np.concatenate(nearest.nearest_rows(rows[3000:5000], prepared, 2))
 
+def products():
+    squares = np.square(rows[:3000]).sum(1)
+    middle = np.zeros(100, np.float32)
+    return np.concatenate(nearest.nearest_by_products(rows[3000:3700], rows[:3000], middle, squares, 2))
+
 KERNELS = {
     "select_coreset": lambda: coreset.select_coreset(rows, size=1500, projection_dim=None),
     "select_coreset_bank": lambda: coreset.select_coreset(rows, size=9, bank=rows[:40], projection_dim=64),
     "project": lambda: coreset.project(rows, weights),
     "nearest_rows": search,
+    "nearest_by_products": products,
     "aggregate_patches": lambda: patches.aggregate_patches(maps, pretrain_dim=30, target_dim=48),
     "tile": lambda: tiling.tile(images, 96, 40),
     "untile": lambda: tiling.untile(tiles, 300, 40),
@@ -100,6 +106,7 @@ def allocator(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "select_coreset_bank",
         "project",
         "nearest_rows",
+        "nearest_by_products",
         "aggregate_patches",
         "tile",
         "untile",

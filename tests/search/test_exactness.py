@@ -109,9 +109,12 @@ def test_the_cores_search_is_exact_as_well(apart: float) -> None:
         _check(points[:1200], points[1200:], k, None, None, index)
 
 
-@pytest.mark.parametrize("k", [1, 5])
+@pytest.mark.parametrize("k", [1, 5, 20])
 def test_over_many_tiles(k: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(products, "_CPU_TILE", (16, 100))
+    """The products of a GPU, in torch."""
+    monkeypatch.setattr(ProductSearch, "_ordered", ProductSearch._by_tiles)
+    monkeypatch.setattr(products, "_QUERY_TILE", 16)
+    monkeypatch.setattr(products, "_ROW_TILE", 100)
     monkeypatch.setattr(products, "_SETTLED", 2000)
     rng = np.random.default_rng(1)
     for name in ("clusters 1e+04 apart", "repeated", "noise"):
@@ -139,6 +142,16 @@ def test_ordinary_queries_are_settled_by_float32(monkeypatch: pytest.MonkeyPatch
     ProductSearch(rows).search(queries, 1, None)
     assert counts["_compared"] < 25
     assert counts["_settled"] == 0
+
+
+def test_half_precision_rows_are_searched_as_they_are() -> None:
+    rng = np.random.default_rng(6)
+    halves, queries = (torch.from_numpy(rng.normal(size=(n, 40)).astype(np.float16)) for n in (500, 60))
+    here = ExactIndex(halves).search(queries.float(), 4, None)
+    there = ExactIndex(halves.float()).search(queries.float(), 4, None)
+    for own, wanted in zip(here, there, strict=True):
+        assert torch.equal(own, wanted)
+    _check(halves.float(), queries.float(), 4, None, None, ExactIndex(halves))
 
 
 def test_the_path_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,9 +196,10 @@ def test_queries_that_are_not_finite_get_no_distance() -> None:
     assert bool(((found >= 0) & (found < 50)).all())
 
 
-def test_fewer_rows_than_neighbours_are_left_in() -> None:
+@pytest.mark.parametrize("k", [5, 19, 20])
+def test_fewer_rows_than_neighbours_are_left_in(k: int) -> None:
     rows = torch.randn(20, 8, generator=torch.Generator().manual_seed(0))
     excluded = Excluded.of((torch.arange(20) > 2).long(), np.array(1))
-    distances, found = ExactIndex(rows).search(rows[:4], 5, excluded)
+    distances, found = ExactIndex(rows).search(rows[:4], k, excluded)
     assert (found >= 0).sum(1).tolist() == [3] * 4
     assert torch.isposinf(distances[:, 3:]).all()

@@ -14,13 +14,15 @@ from ensemblead.search.neighbors import Excluded, Nearby
 
 
 @pytest.mark.parametrize("leave_out", [False, True])
-@pytest.mark.parametrize("by_core", [False, True])
+@pytest.mark.parametrize("by", ["sketches", "products", "tiles"])
 @pytest.mark.parametrize("k", [1, 4])
-def test_both_ways_find_the_same(
-    torch_device: str, by_core: bool, leave_out: bool, k: int, monkeypatch: pytest.MonkeyPatch
+def test_all_ways_find_the_same(
+    torch_device: str, by: str, leave_out: bool, k: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(products, "_CPU_TILE", (50, 128))
-    monkeypatch.setattr(products, "_CUDA_TILE", (50, 128))
+    monkeypatch.setattr(products, "_QUERY_TILE", 50)
+    monkeypatch.setattr(products, "_ROW_TILE", 128)
+    if by == "tiles":
+        monkeypatch.setattr(products.ProductSearch, "_ordered", products.ProductSearch._by_tiles)
     case = make_case(900, (9, 7), images=2, radius=None, leave_out=leave_out)
     expected, order = by_brute_force(case, k)
     where = torch.from_numpy
@@ -36,7 +38,7 @@ def test_both_ways_find_the_same(
         excluded,
     )
     index = ExactIndex(where(case.rows).to(torch_device))
-    if not by_core:
+    if by != "sketches":
         index._sketched = None
     elif torch_device == "cpu":
         assert index._sketched is not None

@@ -47,8 +47,8 @@ def _brute_force(queries: torch.Tensor, rows: torch.Tensor) -> np.ndarray:
 @pytest.mark.parametrize("k", [1, 2, 7])
 def test_exact_search_over_many_tiles(torch_device: str, k: int, monkeypatch: pytest.MonkeyPatch) -> None:
     # Tiles that divide neither the rows nor the queries, the last one of fewer rows than k.
-    monkeypatch.setattr(products, "_CPU_TILE", (50, 32))
-    monkeypatch.setattr(products, "_CUDA_TILE", (50, 32))
+    monkeypatch.setattr(products, "_QUERY_TILE", 50)
+    monkeypatch.setattr(products, "_ROW_TILE", 32)
     monkeypatch.setattr(neighbors, "_CPU_GATHER", 700)
     monkeypatch.setattr(neighbors, "_CUDA_GATHER", 700)
     rows, queries = (x.to(torch_device) for x in _data(32 * 6 + 3, 24, 127))
@@ -62,8 +62,8 @@ def test_exact_search_over_many_tiles(torch_device: str, k: int, monkeypatch: py
 
 @pytest.mark.parametrize("k", [1, 3])
 def test_exact_search_leaves_rows_out(torch_device: str, k: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(products, "_CPU_TILE", (64, 16))
-    monkeypatch.setattr(products, "_CUDA_TILE", (64, 16))
+    monkeypatch.setattr(products, "_QUERY_TILE", 64)
+    monkeypatch.setattr(products, "_ROW_TILE", 16)
     rows, queries = (x.to(torch_device) for x in _data(60, 8, 30))
     # Two whole tiles and a part of the third.
     excluded = Excluded.of((torch.arange(60) >= 37).long().to(torch_device), np.array(0))
@@ -77,8 +77,8 @@ def test_exact_search_leaves_rows_out(torch_device: str, k: int, monkeypatch: py
 def test_every_query_leaves_out_rows_of_its_own(
     torch_device: str, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(products, "_CPU_TILE", (16, 24))
-    monkeypatch.setattr(products, "_CUDA_TILE", (16, 24))
+    monkeypatch.setattr(products, "_QUERY_TILE", 16)
+    monkeypatch.setattr(products, "_ROW_TILE", 24)
     rows, queries = _data(90, 8, 40)
     images, own = np.arange(90) % 5, np.arange(40) % 7  # rows of images 5 and 6 there are none
     excluded = Excluded.of(torch.from_numpy(images).to(torch_device), own)
@@ -228,7 +228,7 @@ def test_low_precision_of_products_is_not_taken_over(monkeypatch: pytest.MonkeyP
     try:
         torch.set_float32_matmul_precision("medium")
         rows, queries = _data(200, 16, 30)
-        ExactIndex(rows).search(queries, 1, None)
+        products.ProductSearch(rows)._by_tiles(queries, 1, None)  # as on a GPU
         assert torch.get_float32_matmul_precision() == "medium"
     finally:
         torch.set_float32_matmul_precision(before)

@@ -1,8 +1,11 @@
-"""Exact nearest rows on the CPU: products along a few directions rule rows out, distances decide."""
+"""Nearest rows on the CPU: exactly, where products along a few directions rule rows out and distances decide;
+and up to rounding, by products over all dimensions.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from ensemblead import _core
 from ensemblead.kernels.arrays import Array, framework_of, num_threads
@@ -83,17 +86,8 @@ def nearest_rows(
         TypeError: another dtype, or no array.
     """
     framework = framework_of(queries, "queries")
-    if queries.ndim != 2 or queries.shape[1] != rows.rows.shape[1]:
-        raise ValueError(
-            f"queries must be [Q, {rows.rows.shape[1]}] as the rows, got shape {tuple(queries.shape)}"
-        )
-    if not 1 <= k <= len(rows.rows):
-        raise ValueError(f"k must be between 1 and the {len(rows.rows)} rows, got {k}")
-    if (row_images is None) != (query_images is None):
-        raise ValueError("row_images and query_images must be given together, got one of them")
-    places = (row_places, query_places, query_radii)
-    if any(one is None for one in places) and any(one is not None for one in places):
-        raise ValueError("row_places, query_places and query_radii must be given together")
+    _check(queries, rows.rows, k)
+    left_out = _left_out(row_images, query_images, row_places, query_places, query_radii)
     shape = (queries.shape[0], k)
     distances = framework.empty(shape, "float32", queries)
     indices = framework.empty(shape, "int64", queries)
@@ -107,11 +101,93 @@ def nearest_rows(
             rows.num_front,
             distances=distances,
             indices=indices,
-            row_images=row_images,
-            query_images=query_images,
-            row_places=row_places,
-            query_places=query_places,
-            query_radii=query_radii,
+            **left_out,
             num_threads=num_threads(),
         )
     return distances, indices
+
+
+def nearest_by_products(
+    queries: Array,
+    rows: Array,
+    middle: Array,
+    squares: Array,
+    k: int = 1,
+    *,
+    row_images: Array | None = None,
+    query_images: Array | None = None,
+    row_places: Array | None = None,
+    query_places: Array | None = None,
+    query_radii: Array | None = None,
+) -> tuple[Array, Array]:
+    """The k rows of every query with the smallest `|p|^2 - 2 x.p`, for rows p and queries x relative to a
+    middle: the nearest rows, but for the rounding of that value.
+
+    Args:
+        queries, k: as for `nearest_rows`, and so are the conditions that leave rows out. Many neighbours cost
+            little more than few.
+        rows: float32 or float16 `[N, D]`, contiguous, finite, on the CPU.
+        middle: float32 `[D]`, the point that rows and queries are taken relative to, in float32.
+        squares: float32 `[N]`, the squared length of every row relative to it.
+
+    Returns:
+        The values float32 `[Q, k]`, ascending, and row numbers int64 `[Q, k]`, the lower first among equals;
+        the same for any number of threads and any division of the queries. Infinity and -1 where fewer than k
+        rows are left in; a value that is NaN or infinite counts as left out. `2 x.p` is a sum in float32 in
+        the order of the dimensions, to which `-|p|^2` is added last.
+
+    Raises:
+        ValueError: a shape, layout or device other than these, or k out of range.
+        TypeError: another dtype, or no array.
+    """
+    framework = framework_of(queries, "queries")
+    framework_of(rows, "rows")
+    if rows.ndim != 2:
+        raise ValueError(f"rows must be 2-D [N, D], got shape {tuple(rows.shape)}")
+    _check(queries, rows, k)
+    left_out = _left_out(row_images, query_images, row_places, query_places, query_radii)
+    values = framework.empty((queries.shape[0], k), "float32", queries)
+    indices = framework.empty((queries.shape[0], k), "int64", queries)
+    if len(queries):
+        _core.nearest_by_products(
+            queries,
+            rows,
+            middle,
+            squares,
+            values=values,
+            indices=indices,
+            **left_out,
+            num_threads=num_threads(),
+        )
+    return values, indices
+
+
+def _check(queries: Array, rows: Array, k: int) -> None:
+    if queries.ndim != 2 or queries.shape[1] != rows.shape[1]:
+        raise ValueError(
+            f"queries must be [Q, {rows.shape[1]}] as the rows, got shape {tuple(queries.shape)}"
+        )
+    if not 1 <= k <= len(rows):
+        raise ValueError(f"k must be between 1 and the {len(rows)} rows, got {k}")
+
+
+def _left_out(
+    row_images: Array | None,
+    query_images: Array | None,
+    row_places: Array | None,
+    query_places: Array | None,
+    query_radii: Array | None,
+) -> dict[str, Any]:
+    """The conditions by name, each of them whole or None."""
+    if (row_images is None) != (query_images is None):
+        raise ValueError("row_images and query_images must be given together, got one of them")
+    places = (row_places, query_places, query_radii)
+    if any(one is None for one in places) and any(one is not None for one in places):
+        raise ValueError("row_places, query_places and query_radii must be given together")
+    return {
+        "row_images": row_images,
+        "query_images": query_images,
+        "row_places": row_places,
+        "query_places": query_places,
+        "query_radii": query_radii,
+    }

@@ -12,7 +12,7 @@ import torch
 
 from ensemblead.kernels.nearest import SketchedRows, nearest_rows
 from ensemblead.search.directions import principal_directions
-from ensemblead.search.neighbors import Excluded, Nearby
+from ensemblead.search.neighbors import Excluded, Nearby, left_out_of
 from ensemblead.search.products import ProductSearch
 
 # Neighbours up to which the pruned search is the faster one: it keeps them sorted one by one.
@@ -48,7 +48,8 @@ class ExactIndex:
         for to see it: they are infinite there.
         """
         if k <= _FEW_NEIGHBORS and self._sketched is not None:
-            distances, found = _by_sketches(queries.contiguous(), self._sketched, k, excluded)
+            left_out = left_out_of(excluded, len(queries))
+            distances, found = nearest_rows(queries.contiguous(), self._sketched, k, **left_out)
         else:
             distances, found = self.products.search(queries, k, excluded)
         if not distances.is_cuda:
@@ -63,20 +64,6 @@ def _refuse_overflow(queries: torch.Tensor, distances: torch.Tensor, found: torc
             "queries lie so far from the rows that squared distances are beyond float32 (3.4e38); "
             f"the largest value of a query is {float(queries[beyond].abs().max()):.3g}"
         )
-
-
-def _by_sketches(
-    queries: torch.Tensor, rows: SketchedRows, k: int, excluded: Excluded | Nearby | None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    near = excluded if isinstance(excluded, Nearby) else None
-    images = excluded if near is None else near.excluded
-    conditions: dict[str, torch.Tensor] = {}
-    if isinstance(images, Excluded):
-        own = images.queries.expand(len(queries)).contiguous()
-        conditions |= {"row_images": images.rows.contiguous(), "query_images": own}
-    if near is not None:
-        conditions |= {"row_places": near.rows, "query_places": near.queries, "query_radii": near.radii}
-    return nearest_rows(queries, rows, k, **conditions)
 
 
 def nearest_squared(queries: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:

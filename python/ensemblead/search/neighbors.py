@@ -83,6 +83,19 @@ class Nearby:
             self.excluded.mask_out(product, queries, rows)
 
 
+def left_out_of(excluded: Excluded | Nearby | None, count: int) -> dict[str, torch.Tensor]:
+    """The conditions of the kernels' searches for `count` queries: arguments of `nearest_rows`."""
+    near = excluded if isinstance(excluded, Nearby) else None
+    images = excluded if near is None else near.excluded
+    conditions: dict[str, torch.Tensor] = {}
+    if isinstance(images, Excluded):
+        own = images.queries.expand(count).contiguous()
+        conditions |= {"row_images": images.rows.contiguous(), "query_images": own}
+    if near is not None:
+        conditions |= {"row_places": near.rows, "query_places": near.queries, "query_radii": near.radii}
+    return conditions
+
+
 def true_distances(queries: torch.Tensor, rows: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
     """Squared L2 distances from query q to the rows `indices[q]`: float32, shape of `indices` `[Q, k]`.
 

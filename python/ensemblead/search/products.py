@@ -17,11 +17,11 @@ import numpy.typing as npt
 import torch
 
 from ensemblead.common.precision import exact_products
-from ensemblead.search.neighbors import Excluded, Nearby, sort_by_distance, true_distances
+from ensemblead.kernels.nearest import nearest_by_products
+from ensemblead.search.neighbors import Excluded, Nearby, left_out_of, sort_by_distance, true_distances
 
-# (queries, rows) of a product: it stays in the last cache on a CPU, and takes 128 MiB on a GPU, which is
-# enough to keep one busy.
-_CPU_TILE, _CUDA_TILE = (1024, 4096), (8192, 4096)
+# Queries and rows of a product on a GPU: it takes 128 MiB, which is enough to keep one busy.
+_QUERY_TILE, _ROW_TILE = 8192, 4096
 # Rows that are compared beyond the k nearest, where products leave the order open. On a GPU they always are,
 # so that nothing waits to learn whether they need be.
 _SPARE = 8
@@ -99,8 +99,8 @@ class ProductSearch:
     def _unclear(self, queries: torch.Tensor, values: torch.Tensor, k: int) -> torch.Tensor:
         """Whether rows behind the last of `values` may be among the k nearest: bool `[Q]`."""
         error = self._error(torch.linalg.vector_norm(queries - self.mean, dim=1), torch.float32)
-        if values.shape[1] == len(self.rows):
-            return ~torch.isfinite(error)  # no row is behind the last
+        if values.shape[1] == len(self.rows):  # no row is behind the last
+            return ~(torch.isfinite(error) & torch.isfinite(values[:, k - 1]))
         gap = values[:, -1].double() - values[:, k - 1].double()
         # Not "<=": NaN is never clear.
         return ~(gap > 2.0 * error)
@@ -151,35 +151,35 @@ class ProductSearch:
         """The `count` smallest products of every query and their rows, `[Q, count]`; infinity for rows that
         are left out.
         """
-        query_tile, row_tile = _CUDA_TILE if queries.is_cuda else _CPU_TILE
+        if not queries.is_cuda:
+            left_out = left_out_of(excluded, len(queries))
+            values, places = nearest_by_products(
+                queries.contiguous(), self.rows.contiguous(), self.mean, self._norms[0], count, **left_out
+            )
+            return values, places.clamp_(min=0)
+        return self._by_tiles(queries, count, excluded)
+
+    def _by_tiles(
+        self, queries: torch.Tensor, count: int, excluded: Excluded | Nearby | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """`_ordered` by torch's matrix products, for a GPU."""
         best = torch.full((len(queries), count), torch.inf, device=queries.device)
         found = torch.zeros((len(queries), count), dtype=torch.int64, device=queries.device)
         centred = queries - self.mean
         with exact_products():
-            self._merge_tiles(centred, excluded, (query_tile, row_tile), best, found)
+            # Rows outside, queries inside: a tile of rows is centred once.
+            for r in range(0, len(self.rows), _ROW_TILE):
+                tile = slice(r, r + _ROW_TILE)
+                rows, norms = _padded(self.rows[tile] - self.mean, self._norms[0][tile])
+                for q in range(0, len(centred), _QUERY_TILE):
+                    part = slice(q, q + _QUERY_TILE)
+                    product = torch.addmm(norms, centred[part], rows.T, alpha=-2.0)
+                    if excluded is not None:
+                        excluded.mask_out(product[:, : len(self.rows[tile])], part, tile)
+                    values, columns = _smallest(product, count)
+                    # Columns that were added to fill a block stand for no row.
+                    _merge(best[part], found[part], values, columns.clamp_(max=len(self.rows[tile]) - 1), r)
         return best, found
-
-    def _merge_tiles(
-        self,
-        centred: torch.Tensor,
-        excluded: Excluded | Nearby | None,
-        tiles: tuple[int, int],
-        best: torch.Tensor,
-        found: torch.Tensor,
-    ) -> None:
-        query_tile, row_tile = tiles
-        # Rows outside, queries inside: a tile of rows is centred once.
-        for r in range(0, len(self.rows), row_tile):
-            tile = slice(r, r + row_tile)
-            rows, norms = _padded(self.rows[tile] - self.mean, self._norms[0][tile])
-            for q in range(0, len(centred), query_tile):
-                part = slice(q, q + query_tile)
-                product = torch.addmm(norms, centred[part], rows.T, alpha=-2.0)
-                if excluded is not None:
-                    excluded.mask_out(product[:, : len(self.rows[tile])], part, tile)
-                values, columns = _smallest(product, best.shape[1])
-                # Columns that were added to fill a block stand for no row.
-                _merge(best[part], found[part], values, columns.clamp_(max=len(self.rows[tile]) - 1), r)
 
     def _settled(
         self, queries: torch.Tensor, k: int, excluded: Excluded | Nearby | None
@@ -214,8 +214,8 @@ class ProductSearch:
         mean = self.mean.double()
         centred = queries - mean
         products = torch.empty((len(queries), len(self.rows)), dtype=torch.float64, device=queries.device)
-        for r in range(0, len(self.rows), _CPU_TILE[1]):
-            tile = slice(r, r + _CPU_TILE[1])
+        for r in range(0, len(self.rows), _ROW_TILE):
+            tile = slice(r, r + _ROW_TILE)
             rows = self.rows[tile].double() - mean
             torch.addmm(rows.square().sum(1), centred, rows.T, alpha=-2.0, out=products[:, tile])
             if excluded is not None:
@@ -249,7 +249,7 @@ def _smallest(product: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Te
     """The `count` smallest values of every row of `product` `[q, r]` and their columns; `product` is spoilt.
 
     A few are found one after the other: the smallest of every block of columns, the smallest block, its
-    column. That reads the product once, and is several times as fast as sorting on a CPU.
+    column. That reads the product once.
     """
     if count > _FEW:
         top = product.topk(min(count, product.shape[1]), dim=1, largest=False)
