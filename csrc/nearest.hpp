@@ -74,7 +74,7 @@ struct NearestTask {
 // The k rows of every query with the smallest |p|^2 - 2 x.p, for rows p and queries x relative to the middle,
 // smallest first and the lower index first among equal values: values and indices [num_queries, k]; infinity
 // and -1 where fewer than k rows are not left out. By that value rows come in the order of their distances, up
-// to its rounding: x.p is a float32 sum of products dimension by dimension, and -|p|^2 / 2 is added last. The
+// to its rounding: 2 x.p is a float32 sum of products dimension by dimension, and -|p|^2 is added last. The
 // result is the same for any number of threads and however queries are grouped. Values that are NaN or infinite
 // count as left out.
 struct ProductsTask {

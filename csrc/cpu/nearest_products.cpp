@@ -120,7 +120,8 @@ void BlockSearch::compare(std::int64_t at, std::int64_t row) {
     const int r = __builtin_ctz(hits);
     const float* products = products_.data() + r * width_;
     for (std::int64_t c = 0; c < width_; ++c)
-      if (products[c] > thresholds[c] && !task_.left_out.holds(first_ + at + c, row + r))
+      if (products[c] > thresholds[c] && products[c] < kInfinity &&
+          !task_.left_out.holds(first_ + at + c, row + r))
         offer(at + c, {products[c], row + r});
   }
 }

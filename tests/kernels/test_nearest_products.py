@@ -143,10 +143,12 @@ def test_queries_that_are_not_finite_find_nothing_and_spoil_nothing() -> None:
     expected = _search(q, x, middle, 2)
     strange = q.copy()
     strange[3, 5] = strange[17] = np.nan
+    strange[20], strange[21] = np.inf, 3e38 * np.sign(x[0] - middle)
     values, found = _search(strange, x, middle, 2)
     assert (found[[3, 17]] == -1).all()
     assert np.isinf(values[[3, 17]]).all()
-    usual = np.setdiff1d(np.arange(40), [3, 17])
+    assert not np.isneginf(values).any()
+    usual = np.setdiff1d(np.arange(40), [3, 17, 20, 21])
     np.testing.assert_array_equal(values[usual], expected[0][usual])
     np.testing.assert_array_equal(found[usual], expected[1][usual])
 

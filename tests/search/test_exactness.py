@@ -203,3 +203,16 @@ def test_fewer_rows_than_neighbours_are_left_in(k: int) -> None:
     distances, found = ExactIndex(rows).search(rows[:4], k, excluded)
     assert (found >= 0).sum(1).tolist() == [3] * 4
     assert torch.isposinf(distances[:, 3:]).all()
+
+
+def test_all_rows_but_one_are_ordered_by_differences() -> None:
+    rows = torch.tensor([[1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])
+    distances, found = ExactIndex(rows).search(torch.tensor([[0.0, 1.0]]), 2, None)
+    assert (found.tolist(), distances.tolist()) == ([[1, 0]], [[1.0, 5.0]])
+    rng = np.random.default_rng(0)
+    for count in range(2, 40):
+        rows = torch.from_numpy(rng.integers(-2, 3, (count, 3)).astype(np.float32))
+        queries = torch.from_numpy(rng.integers(-2, 3, (20, 3)).astype(np.float32))
+        exact = (queries[:, None].double() - rows.double()).square().sum(2)
+        expected = exact.sort(dim=1, stable=True).indices[:, : count - 1]
+        assert torch.equal(ExactIndex(rows).search(queries, count - 1, None)[1], expected)

@@ -124,8 +124,8 @@ def nearest_by_products(
     middle: the nearest rows, but for the rounding of that value.
 
     Args:
-        queries, k: as for `nearest_rows`, and so are the conditions that leave rows out. Many neighbours cost
-            little more than few.
+        queries, k: as for `nearest_rows`, and so are the conditions that leave rows out. Hundreds of
+            neighbours cost little more than one.
         rows: float32 or float16 `[N, D]`, contiguous, finite, on the CPU.
         middle: float32 `[D]`, the point that rows and queries are taken relative to, in float32.
         squares: float32 `[N]`, the squared length of every row relative to it.

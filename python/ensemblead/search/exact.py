@@ -24,7 +24,7 @@ class ExactIndex:
 
     Args:
         rows: float32 or float16 `[M, D]`, finite. Distances are those of the rows as they are, in float32.
-        products: what searches where the core does not; by default torch.
+        products: what searches where directions do not; by default the core on a CPU, torch on a GPU.
     """
 
     def __init__(self, rows: torch.Tensor, products: ProductSearch | None = None) -> None:

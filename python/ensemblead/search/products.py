@@ -92,14 +92,16 @@ class ProductSearch:
             return self._compared(queries, k, excluded, wait=not self.is_separated)
         values, places = self._ordered(queries, min(k + 1, len(self.rows)), excluded)
         distances, found = sort_by_distance(queries, self.rows, places[:, :k])
-        which = np.flatnonzero(self._unclear(queries, values, k).numpy())
+        which = np.flatnonzero(self._unclear(queries, values, k, k).numpy())
         self._replace(queries, k, excluded, which, (distances, found), self._compared)
         return distances, found
 
-    def _unclear(self, queries: torch.Tensor, values: torch.Tensor, k: int) -> torch.Tensor:
-        """Whether rows behind the last of `values` may be among the k nearest: bool `[Q]`."""
+    def _unclear(self, queries: torch.Tensor, values: torch.Tensor, k: int, compared: int) -> torch.Tensor:
+        """Whether rows beyond the first `compared`, whose differences are known, may be among the k nearest:
+        bool `[Q]`. The last of `values` is that of the first such row, or of one before it.
+        """
         error = self._error(torch.linalg.vector_norm(queries - self.mean, dim=1), torch.float32)
-        if values.shape[1] == len(self.rows):  # no row is behind the last
+        if compared == len(self.rows):
             return ~(torch.isfinite(error) & torch.isfinite(values[:, k - 1]))
         gap = values[:, -1].double() - values[:, k - 1].double()
         # Not "<=": NaN is never clear.
@@ -115,7 +117,7 @@ class ProductSearch:
         values, places = self._ordered(queries, count, excluded)
         distances, found = self._among(queries, places, values, k)
         if wait:
-            which = np.flatnonzero(self._unclear(queries, values, k).cpu().numpy())
+            which = np.flatnonzero(self._unclear(queries, values, k, count).cpu().numpy())
             self._replace(queries, k, excluded, which, (distances, found), self._settled)
         return distances, found
 
