@@ -31,11 +31,11 @@ class Originals:
     """For every image the place of the first image that equals it, by size and fingerprint."""
 
     def __init__(self) -> None:
-        self._first: dict[tuple[tuple[int, int], int], int] = {}
+        self._first: dict[tuple[int, int], dict[int, int]] = {}  # by size and by fingerprint
 
     def of(self, position: int, size: tuple[int, int], fingerprint: int) -> int:
         """The place of the first image like the one at `position`: its own if there was none before."""
-        return self._first.setdefault((size, fingerprint), position)
+        return self._first.setdefault(size, {}).setdefault(fingerprint, position)
 
 
 def set_digest(

@@ -102,7 +102,7 @@ class _Taken:
     def __init__(self, parts: Sequence[Part], images: ImageSet, run: Run, most_scored: int | None) -> None:
         self._parts, self._images, self._run, self._most = parts, images, run, most_scored
         self._originals = Originals()
-        self._copies: dict[int, dict[int, None]] = {}  # by the number of images their places, in order
+        self._copies: dict[int, dict[int, None]] = {}  # by images' number their further places
         self._choice: _Choice | None = None
         self._total = len(images)
         self._totals: dict[str, Any] = {}
@@ -112,7 +112,8 @@ class _Taken:
         looks = zip(batch.indices, batch.sizes, batch.fingerprints, strict=True)
         numbers = tuple(self._originals.of(*look) for look in looks)
         for index, number in zip(batch.indices, numbers, strict=True):
-            self._copies.setdefault(number, {})[index] = None
+            if index != number:
+                self._copies.setdefault(number, {})[index] = None
         if self._choice is None:
             self._choice = self._chosen(seen)
         choice, known = self._choice, self._run.known
@@ -154,7 +155,9 @@ class _Taken:
         return replace(
             found,
             positions=() if self._choice is None else tuple(self._choice.positions),
-            left_out=with_copies(found.odd, {number: list(self._copies[number]) for number in found.odd}),
+            left_out=with_copies(
+                found.odd, {number: [number, *self._copies.get(number, ())] for number in found.odd}
+            ),
         )
 
 
