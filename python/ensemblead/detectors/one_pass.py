@@ -102,7 +102,7 @@ class _Taken:
     def __init__(self, parts: Sequence[Part], images: ImageSet, run: Run, most_scored: int | None) -> None:
         self._parts, self._images, self._run, self._most = parts, images, run, most_scored
         self._originals = Originals()
-        self._copies: dict[int, dict[int, None]] = {}  # by images' number their further places
+        self._copies: dict[int, dict[int, None]] = {}  # by number, the places of equal images
         self._choice: _Choice | None = None
         self._total = len(images)
         self._totals: dict[str, Any] = {}

@@ -1,7 +1,7 @@
 """Exact nearest neighbours in squared L2 distance, on any device.
 
-On a CPU the core's pruned search finds them where the rows' variance lies along few directions, else matrix
-products do (`products.py`).
+On a CPU the core's pruned search finds them where the rows' variance lies along few directions, else products
+over all dimensions do (`products.py`).
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ class ProductSearch:
     """
 
     def __init__(self, rows: torch.Tensor) -> None:
-        self.rows = rows
+        self.rows = rows.contiguous()  # once, and not at every search
 
     @cached_property
     def mean(self) -> torch.Tensor:
@@ -156,7 +156,7 @@ class ProductSearch:
         if not queries.is_cuda:
             left_out = left_out_of(excluded, len(queries))
             values, places = nearest_by_products(
-                queries.contiguous(), self.rows.contiguous(), self.mean, self._norms[0], count, **left_out
+                queries.contiguous(), self.rows, self.mean, self._norms[0], count, **left_out
             )
             return values, places.clamp_(min=0)
         return self._by_tiles(queries, count, excluded)
