@@ -256,9 +256,6 @@ def measure_costs(path: Path, weights: Path, family: str) -> dict[str, float]:
         detector.save(Path(folder) / "model")
         del detector
         image = read_image(category.test[0].path)[None]
-        memory = PeakMemory()
-        ead.load(Path(folder) / "model", engine="torch", precision="float32").predict(image)
-        found["predict_peak"] = float(memory.read())
         calls = {}
         for name, (engine, precision) in PRECISIONS.items():
             loaded = ead.load(Path(folder) / "model", engine=engine, precision=precision)
@@ -286,7 +283,7 @@ class Costs(Kept):
 def test_costs(
     request: pytest.FixtureRequest, figures: FiguresOf, material: tuple[Path, Path], family: str
 ) -> None:
-    """One image of 256 x 256 pixels, and the memory of a fit of the bottles and of a first prediction."""
+    """One image of 256 x 256 pixels, and the memory of a fit of the bottles."""
     data, weights = material
     row = Costs(figures, f"{family}, one image, SM256", bool(request.config.getoption("--again")))
     row.measure("bottle", measure_costs, data / CATEGORIES["bottle"], weights, family)
