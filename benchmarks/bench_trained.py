@@ -271,10 +271,7 @@ class Costs(Kept):
     def figure(self) -> Figure:
         (cell,) = self._cells.values()
         columns: dict[str, Any] = {f"{name}, ms": cell.get(name, "") for name in PRECISIONS}
-        columns |= {
-            "predict's peak, MB": cell["predict_peak"] / 1e6,
-            "fit's peak, MB": cell["fit_peak"] / 1e6,
-        }
+        columns |= {"fit's peak, MB": cell["fit_peak"] / 1e6}
         details = {"columns": columns, "cells": self._cells}
         return Figure(self._figures.benchmark, self._what, cell["torch float32"], "ms", details=details)
 
