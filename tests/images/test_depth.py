@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,19 @@ def test_images_without_sixteen_bits_have_no_depth(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         detect_bits(gone)
     assert detect_bits(gone, errors="skip") is None
+
+
+def test_looking_for_the_depth_holds_little_of_each_image() -> None:
+    # One call for each image, all waiting at once, took 1.6 KB of every image of a large set.
+    images = open_images(np.broadcast_to(np.zeros((4, 4), np.uint8), (8000, 4, 4)))
+    detect_bits(images)
+    tracemalloc.start()
+    try:
+        detect_bits(images)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 4e6
 
 
 @pytest.mark.parametrize(("largest", "said"), [(255, 255), (1000, 1023), (4095, 4095), (16000, 16383)])
