@@ -320,6 +320,18 @@ def test_a_stop_answers_what_was_taken(detector: Any, files: Files, gate: Gate) 
         assert [client.status() for client in clients] == [200] * 4
 
 
+def test_a_stop_waits_for_the_body_of_what_was_taken(detector: Any, files: Files) -> None:
+    with serving(detector) as running, socket.create_connection(("127.0.0.1", running.port)) as client:
+        data = files[0][1]
+        head = f"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Type: image/png\r\nContent-Length: {len(data)}"
+        client.sendall(f"{head}\r\n\r\n".encode() + data[:9])
+        wait_for(lambda: running.service._inside == 1)
+        running.stop()
+        assert running.predict(files[0])[0] == 503
+        client.sendall(data[9:])
+        assert client.recv(100).startswith(b"HTTP/1.1 200 ")
+
+
 @pytest.mark.parametrize(
     ("settings", "said"),
     [

@@ -169,7 +169,8 @@ class Service:
 
         def take(count: int) -> None:
             nonlocal taken
-            if not self.is_ready:
+            # A request that has its place is answered, though the service stops while its body arrives.
+            if (self.stopping and not taken) or not self.batcher.is_alive:
                 raise _busy("the service is stopping")
             if self._inside + count > self.settings.max_queue:
                 raise _busy(f"the queue of {self.settings.max_queue} images is full")
