@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -109,14 +110,14 @@ class Images:
     ) -> None:
         self.source = source
         self._skipped: list[SkippedImage] = []
-        self.fingerprints: list[int] = []
+        self.fingerprints = array("Q")
         self.sizes: list[tuple[int, int]] = []
         self._decided: dict[Geometry, Geometry] = {}
         self._errors = errors
         self._kept = tuple(dict.fromkeys(map(self.frame, kept)))
         self._memory = min(memory_bytes, MEMORY_BYTES)
         self._file: _File | None = None
-        self._positions: list[int] = []
+        self._positions = array("q")
         self._stored: dict[Geometry, list[Planes | _Place | None]] = {geometry: [] for geometry in self._kept}
         self._complete = False
 
@@ -236,16 +237,17 @@ class Images:
     ) -> Iterator[ImageBatch]:
         wanted = tuple(dict.fromkeys((*geometries, *self._kept)))
         # An earlier pass may have been left before its end.
-        self._positions, self.sizes, self.fingerprints = [], [], []
+        self._positions, self.sizes, self.fingerprints = array("q"), [], array("Q")
+        same: dict[tuple[int, int], tuple[int, int]] = {}  # a size that many images have is kept once
         self._stored = {geometry: [] for geometry in self._kept}
         with iterate_batches(
             self.source, wanted, batch_size, errors=self._errors, pin_memory=pin_memory
         ) as batches:
             self._skipped = batches.skipped
             for batch in batches:
-                self._positions += batch.indices
-                self.fingerprints += batch.fingerprints
-                self.sizes += batch.sizes
+                self._positions.extend(batch.indices)
+                self.fingerprints.extend(batch.fingerprints)
+                self.sizes += [same.setdefault(size, size) for size in batch.sizes]
                 for geometry in self._kept:
                     for pixels in batch.images[geometry]:
                         self._stored[geometry].append(

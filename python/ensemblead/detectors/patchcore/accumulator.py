@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import compress, groupby
@@ -80,9 +81,9 @@ class BankAccumulator:
         self._looks: list[DefectLook] | None = None  # at known defects, from the first batch on
         self._first = int(bank.images_.max()) + 1 if bank.is_fitted else 0
         self._held: list[_Held] = []
-        self._contents: list[int] = []  # of the images,
-        self._counts: list[int] = []  # and how many patches each has,
-        self._numbers: list[int] = []  # and whose they are
+        self._contents = array("Q")  # of the images,
+        self._counts = array("q")  # and how many patches each has,
+        self._numbers = array("q")  # and whose they are
         self._contamination = contamination
         self._device = torch.device("cpu")  # of the embeddings
         self._odd: dict[int, float] = {}  # images that are left out, by number
@@ -159,9 +160,9 @@ class BankAccumulator:
         places: Numbers | None,
     ) -> None:
         """Give the bank rows of images, so many of each."""
-        self._contents += contents
-        self._numbers += numbers.tolist()
-        self._counts += counts.tolist()
+        self._contents.extend(contents)
+        self._numbers.extend(numbers.tolist())
+        self._counts.extend(counts.tolist())
         self._bank.add(
             rows,
             numbers.repeat(counts),
@@ -190,10 +191,8 @@ class BankAccumulator:
         warnings: dict[str, str] = {}
         if self._contamination is not None:
             warnings = self._leave_out(floor, run)
-        own = [
-            (content, number - self._first)
-            for content, number in zip(self._contents, self._numbers, strict=True)
-        ]
+        pairs = zip(self._contents, self._numbers, strict=True)
+        own = ((content, number - self._first) for content, number in pairs)
         refuse_equal(self._looks or (), bank.defects_, own, run.describe)
         num_patches = sum(self._counts)
         if extending:
@@ -294,7 +293,7 @@ class BankAccumulator:
         self._bank.leave_out(self._odd)
         kept = [number not in self._odd for number in self._numbers]
         self._contents, self._counts, self._numbers = (
-            list(compress(own, kept)) for own in (self._contents, self._counts, self._numbers)
+            array(own.typecode, compress(own, kept)) for own in (self._contents, self._counts, self._numbers)
         )
         return {}
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -290,7 +290,7 @@ def refuse_normal(looks: Sequence[DefectLook], fingerprints: Collection[int]) ->
 def refuse_equal(
     looks: Sequence[DefectLook],
     known: DefectRows | None,
-    normal: Sequence[tuple[int, int]],
+    normal: Iterable[tuple[int, int]],
     describe: Callable[[int], str],
 ) -> None:
     """Raise ValueError for normal images, pairs of content and number, that equal those of known defects."""
