@@ -18,6 +18,7 @@ from support.textures import normal_images, with_defects
 
 import ensemblead as ead
 from ensemblead.calibration import Calibration
+from ensemblead.common.errors import NonFiniteFeaturesError
 from ensemblead.common.warnings import ThresholdWarning
 from ensemblead.detectors.exporting import score_changes
 from ensemblead.evaluation import speed
@@ -86,6 +87,22 @@ def test_benchmark_measures_and_recommends(
     assert {path: path.read_bytes() for path in model.rglob("*") if path.is_file()} == before
 
 
+def test_a_choice_that_fails_leaves_the_others(
+    good: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = speed._prepared
+
+    def prepared(path: object, choice: tuple[str, str], *given: object) -> object:
+        if choice[1] == "bfloat16":
+            raise NonFiniteFeaturesError("the network put out NaN")
+        return real(path, choice, *given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(speed, "CHOICES", speed.CHOICES[:2])
+    monkeypatch.setattr(speed, "_prepared", prepared)
+    exact, rounded = speed.measure_engines(model, open_images(good), rounds=1)
+    assert (exact.failure, rounded.failure) == (None, "the network put out NaN")
+
+
 def test_benchmark_without_openvino_says_what_to_install(
     good: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -93,7 +110,7 @@ def test_benchmark_without_openvino_says_what_to_install(
     monkeypatch.setitem(sys.modules, "openvino", None)
     outcome = call("benchmark", model, good, "--rounds", 1, "--count", 2)
     assert outcome.exit_code == 0, outcome.stderr
-    assert "Take engine='torch', precision='float32'" in outcome.stdout
+    assert "Take engine='torch', precision='float32': no other that changes no verdict" in outcome.stdout
     assert "openvino" in outcome.stdout
 
 
@@ -107,6 +124,17 @@ def test_benchmark_of_a_model_without_a_frozen_network(good: Path, tmp_path: Pat
     by_openvino = next(one for one in found if one["engine"] == "openvino")
     assert by_openvino["failure"] is None
     assert 0 <= by_openvino["largest_change"] < 1e-3  # in float32
+
+
+def test_benchmark_of_tiles(good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The networks are those of its members."""
+    options = {"resize": None, "image_size": None, "coreset_fraction": 1.0, "device": "cpu"}
+    member = ead.PatchCore("gabor", ("layer1",), **options)
+    ead.TiledEnsemble(member, 16, 16, image_size=32).fit(good).save(tmp_path / "model")
+    monkeypatch.setattr(speed, "CHOICES", speed.CHOICES[:3:2])
+    _, quick = speed.measure_engines(tmp_path / "model", open_images(good), rounds=1)
+    assert quick.failure is None
+    assert quick.largest_change < 1e-3
 
 
 def test_what_is_recommended() -> None:

@@ -23,7 +23,8 @@ from support.wheels import write_own_wheel, write_wheel
 
 import ensemblead as ead
 from ensemblead.common.errors import DamagedModelError
-from ensemblead.deploy.bundle import needed_packages, write_bundle
+from ensemblead.common.manifests import checksum_of
+from ensemblead.deploy.bundle import _is_exact, needed_packages, write_bundle
 from ensemblead.deploy.checking import BundleError, check_bundle
 from ensemblead.deploy.wheels import MissingWheelsError, Target
 
@@ -101,16 +102,22 @@ def test_nothing_is_written_where_something_is_missing(
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_the_check_finds_what_was_changed(
-    detector: ead.PatchCore, image: Path, wheels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    out = tmp_path / "bundle"
-    write_bundle(detector, wheels, out, image=image, target=Target.here())
+@pytest.fixture
+def installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The source tree counts as installed."""
     monkeypatch.setattr(
         metadata,
         "version",
         lambda name, known=metadata.version: ead.__version__ if name == "ensemblead" else known(name),
     )
+
+
+@pytest.mark.usefixtures("installed")
+def test_the_check_finds_what_was_changed(
+    detector: ead.PatchCore, image: Path, wheels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "bundle"
+    write_bundle(detector, wheels, out, image=image, target=Target.here())
     assert "anomalous, as when the bundle was written" in check_bundle(out)
     document = json.loads((out / "bundle.json").read_text())
 
@@ -122,8 +129,6 @@ def test_the_check_finds_what_was_changed(
         return copy
 
     def stated(**values: object) -> Path:
-        from ensemblead.common.manifests import checksum_of
-
         changed = {**document, **values}
         del changed["checksum"]
         changed["checksum"] = checksum_of(changed)
@@ -151,6 +156,25 @@ def test_the_check_finds_what_was_changed(
         check_bundle(out)
 
 
+@pytest.mark.usefixtures("installed")
+def test_a_score_near_zero_is_compared_by_the_threshold(image: Path, wheels: Path, tmp_path: Path) -> None:
+    """Those of ensembles are around zero, where a thousandth of a score is less than rounding."""
+    detector = ead.PatchCore("gabor", **COMMON).fit(IMAGES)
+    detector.threshold_ = 100.0 * float(detector.predict([image]).anomaly_score[0])
+    write_bundle(detector, wheels, tmp_path / "bundle", image=image, target=Target.here())
+    path = tmp_path / "bundle" / "bundle.json"
+    document = json.loads(path.read_text())
+    del document["checksum"]
+    for times, is_near in ((1.05, True), (1.2, False)):
+        changed = {**document, "score": times * document["score"]}
+        path.write_text(json.dumps({**changed, "checksum": checksum_of(changed)}))
+        if is_near:
+            assert "normal, as when the bundle was written" in check_bundle(tmp_path / "bundle")
+        else:
+            with pytest.raises(BundleError, match=r"moves by 0\.002 of itself or of the thresh"):
+                check_bundle(tmp_path / "bundle")
+
+
 def test_what_a_model_needs_beside() -> None:
     assert needed_packages(ead.PatchCore("gabor", **COMMON)) == []
     assert needed_packages(ead.PatchCore("gabor", index="hnsw", **COMMON)) == ["faiss-cpu"]
@@ -160,6 +184,14 @@ def test_what_a_model_needs_beside() -> None:
     assert needed_packages(ensemble) == ["faiss-cpu"]
     with pytest.raises(ValueError, match=r"torch\.nn\.Module"):
         needed_packages(ead.PatchCore(TinyNet(), ("first",), **COMMON))
+
+
+def test_how_far_a_score_may_move_follows_from_all_networks() -> None:
+    rounded = ead.PatchCore("gabor", precision="bfloat16", **COMMON)
+    tiled = ead.TiledEnsemble(rounded, 32, 32, image_size=64)
+    assert not _is_exact(tiled)
+    assert not _is_exact(ead.DRAEM(4, precision="bfloat16", device="cpu"))
+    assert _is_exact(ead.BackboneEnsemble([ead.DRAEM(4, device="cpu"), ead.PatchCore("gabor", **COMMON)]))
 
 
 def test_networks_with_a_structure_need_no_zoo(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,6 +53,17 @@ def test_scores_of_zero_without_a_threshold() -> None:
     assert report.largest_score_change == pytest.approx(1e-9)
 
 
+def test_a_verdict_that_changes_is_named_though_others_move_more() -> None:
+    rows = [ComparedImage(f"{i}.png", 1.0, 1.0, 0.01 * i, 0.0, True, True) for i in range(1, 12)]
+    rows.append(ComparedImage("flipped.png", 1.0, 1.0, 0.0, 0.0, True, False))
+    report = ExportReport(tuple(rows), 0.2, 0)
+    assert not report.passed
+    assert report.worst.image == "flipped.png"
+    assert "the worst is flipped.png" in report.failure()
+    assert "flipped.png  (verdict changes)" in str(report)
+    assert ExportReport(tuple(rows), 0.1, 0).worst.image == "11.png"  # which moves too far
+
+
 def test_the_table_shows_the_worst_ten() -> None:
     rows = tuple(ComparedImage(f"{i}.png", 1.0, 1.0 + i, float(i), 0.0, True, True) for i in range(12))
     lines = str(ExportReport(rows, 0.1, 0)).splitlines()

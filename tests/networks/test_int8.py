@@ -255,6 +255,26 @@ def test_bad_calls_of_quantize(images: Any) -> None:
     untraceable.predict(images)
 
 
+def test_what_fails_in_int8_leaves_the_detector_as_it_was(
+    images: Any, probe: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Batches of other sizes than that which `quantize` compares are compiled after it."""
+    detector = detector_of(batch_size=3).fit(images)
+    expected = detector.predict(probe)
+    real = openvino.of_shape
+
+    def failing(*given: Any) -> Any:
+        if given[-1][0] == 3:
+            raise EngineError("not for three")
+        return real(*given)
+
+    monkeypatch.setattr(openvino, "of_shape", failing)
+    with pytest.raises(EngineError, match="not for three"):
+        detector.quantize(images)
+    assert (detector.engine, detector.precision) == ("torch", "auto")
+    np.testing.assert_array_equal(detector.predict(probe).anomaly_map, expected.anomaly_map)
+
+
 def test_the_key_names_engine_and_precision(quantized: ead.PatchCore) -> None:
     extractor = ead.FeatureExtractor("gabor", ("layer1",))
     keys = {Network(extractor, "cpu", engine=engine).key for engine in ("torch", "openvino")}

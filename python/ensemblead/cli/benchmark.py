@@ -94,9 +94,11 @@ def _show(found: list[Measured], best: Measured, count: int) -> None:
             f"{one.changed_verdicts} of {count} change",
         )
     console.print(table)
+    reason = "the fastest that changes no verdict of these images"
+    if best is found[0]:
+        reason = "no other that changes no verdict of these images is a tenth faster"
     console.print(
-        f"\nTake engine={best.engine!r}, precision={best.precision!r}: the fastest that changes no verdict "
-        "of these images.",
+        f"\nTake engine={best.engine!r}, precision={best.precision!r}: {reason}.",
         highlight=False,
         soft_wrap=True,
     )

@@ -16,6 +16,7 @@ from ensemblead.common.manifests import checksum_of, file_entry
 from ensemblead.deploy.checking import MANIFEST, RULE
 from ensemblead.deploy.wheels import OWN, Target, Wheel, needed_wheels
 from ensemblead.detectors import Detector
+from ensemblead.ensembles.checks.subject import methods
 from ensemblead.kernels.build import __version__
 
 _SCRIPTS = ("install.sh", "install.bat", "check.sh", "check.bat", "README.txt")
@@ -130,7 +131,8 @@ def _settings(value: Any) -> Iterator[Mapping[str, Any]]:
 
 
 def _is_exact(detector: Detector) -> bool:
-    return all(one.network.extractor.precision == "float32" for one in detector._networks())
+    """Whether all networks compute in float32 on a CPU, those that are trained too."""
+    return all(one.precision in ("auto", "float32") for one in methods(detector))
 
 
 def _copy(wheels: Sequence[Wheel], folder: Path, progress: Progress | None) -> None:

@@ -2,8 +2,8 @@
 
 `check.sh` of a bundle runs it: `python -m ensemblead.deploy.checking FOLDER`. `bundle.json` states the target
 (`python`, `platform`), the `image` and its `score` and verdict at the time of writing, how far the score may
-move relative to itself (`tolerance`), and size and SHA-256 of all files but the model's and the wheels, which
-have their own.
+move relative to itself or, if that is larger, the threshold (`tolerance`), and size and SHA-256 of all files
+but the model's and the wheels, which have their own.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ensemblead.common.files import StrPath
 from ensemblead.common.manifests import check_place, require_checksum, require_entries, verified_bytes
 
 MANIFEST = "bundle.json"
-# How far a score may move from one processor to another, relative to itself, by the networks' precision.
+# How far a score may move from one processor to another, relatively, by the networks' precision.
 RULE = {"float32": 1e-3, "other": 0.05}
 
 
@@ -34,7 +34,10 @@ def check_bundle(folder: StrPath) -> str:
         DamagedModelError: a file of the bundle is missing or was altered.
         BundleError: packages have other versions than those that came with it, or the image another score.
     """
+    import numpy as np
+
     from ensemblead import store
+    from ensemblead.detectors.exporting import score_changes
 
     place = Path(folder)
     manifest = _read(place)
@@ -45,11 +48,13 @@ def check_bundle(folder: StrPath) -> str:
     detector = store.load(place / "model", device="cpu")
     seen = detector.predict([place / manifest["image"]])
     score, expected = float(seen.anomaly_score[0]), float(manifest["score"])
-    limit = manifest["tolerance"] * abs(expected)
-    if not abs(score - expected) <= limit:
+    known = detector.calibration_
+    (moved,) = score_changes(np.array([score]), np.array([expected]), known.threshold, known.rounding)
+    if not moved <= manifest["tolerance"]:
         raise BundleError(
             f"{manifest['image']} has the score {score:.6g} here, but had {expected:.6g} when the bundle was "
-            f"written; it may move by {limit:.2g}"
+            f"written; it moves by {moved:.2g} of itself or of the threshold, and may by "
+            f"{manifest['tolerance']:g}"
         )
     verdict = bool(seen.is_anomalous[0])
     if verdict != manifest["is_anomalous"]:

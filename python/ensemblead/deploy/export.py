@@ -33,7 +33,7 @@ from ensemblead.detectors.exporting import ExportReport
 from ensemblead.detectors.parts import Progress
 from ensemblead.detectors.text import constructor_text
 from ensemblead.images import ImageSource, chosen_images
-from ensemblead.networks.engines.openvino import from_torch, quiet
+from ensemblead.networks.engines.openvino import from_torch, of_shape, quiet
 from ensemblead.networks.modes import default_modes
 from ensemblead.store import write_folder
 
@@ -207,8 +207,7 @@ def _quantized(one: Pass) -> Any:
     """A network in int8 as a model for batches of any size."""
     known = one.network.quantized
     assert known is not None  # `_check_precision` has seen it
-    places = [known.layers.index(layer) for layer in one.layers]
-    return openvino.read(known.graph, known.constants, places, (-1, 3, *one.frame.size))
+    return of_shape(known, one.layers, one.network.extractor.name, (-1, 3, *one.frame.size))
 
 
 def _contract(detector: Detector, format: str, precision: str, input: str, size: tuple[int, int]) -> Contract:

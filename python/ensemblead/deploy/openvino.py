@@ -63,16 +63,6 @@ def _connect(model: Any, sources: Sequence[Any]) -> None:
             reader.replace_source_output(source)
 
 
-def read(graph: bytes, constants: bytes, outputs: Sequence[int], shape: Sequence[int]) -> Any:
-    """A model from its two files, with these of its outputs, for inputs of a shape."""
-    openvino = require("openvino", _PURPOSE)
-    model = openvino_core(_PURPOSE).read_model(graph, constants)
-    results = [model.get_results()[number] for number in outputs]
-    model = openvino.Model(results, model.get_parameters(), "network")
-    model.reshape(list(shape))
-    return model
-
-
 def write(model: Any, folder: Path, precision: str) -> None:
     """Write the two files of a model."""
     openvino = require("openvino", _PURPOSE)

@@ -25,14 +25,13 @@ from ensemblead.detectors.learning import calibrate, fit
 from ensemblead.detectors.left_out import LeftOut
 from ensemblead.detectors.parts import Part, Progress, Reading, Result
 from ensemblead.detectors.provenance import Traced, record, record_calibration
-from ensemblead.detectors.quantizing import MAX_IMAGES, image_scores, quantize, warn_of_changes
+from ensemblead.detectors.quantizing import MAX_IMAGES, quantize_and_score, warn_of_changes
 from ensemblead.detectors.running import predict
 from ensemblead.detectors.text import constructor_text
 from ensemblead.detectors.training.checkpoint import opened
-from ensemblead.images import Geometry, ImageBatch, ImageSource, Region, SkippedImage
+from ensemblead.images import Geometry, ImageBatch, Region, SkippedImage
 
 if TYPE_CHECKING:
-    import torch
     from typing_extensions import Self
 
 Errors = Literal["raise", "skip"]
@@ -245,16 +244,9 @@ class Detector(Traced, ABC):
         networks = self._networks()
         if not networks:
             raise ValueError(f"quantize: this {type(self).__name__} has no frozen network")
-
-        seen: list[tuple[ImageSource, torch.Tensor]] = []
-
-        def look(source: ImageSource) -> None:
-            seen.append((source, image_scores(self, source, errors, progress, "quantize")))
-
-        quantize(networks, images, look, max_images, seed)
-        ((source, exact),) = seen
-        record(self, "quantize", len(source), max_images=max_images, seed=seed)
-        warn_of_changes(self, exact, image_scores(self, source, errors, progress, "predict"))
+        exact, found = quantize_and_score(self, networks, images, max_images, seed, errors, progress)
+        record(self, "quantize", len(exact), max_images=max_images, seed=seed)
+        warn_of_changes(self, exact, found)
         return self
 
     def save(

@@ -78,14 +78,27 @@ class ExportReport:
 
     @property
     def worst(self) -> ComparedImage:
-        """The image whose score or map moves most; NaN counts as most."""
-        return max(self.images, key=lambda row: _largest((row.score_change, row.map_change)))
+        """The image whose score or map moves most, and NaN counts as most; where none moves too far, of those
+        whose verdict changes.
+        """
+        return self._worst_first()[0]
 
     @property
     def passed(self) -> bool:
+        return self._moves_little and self.changed_verdicts <= self.allow_flag_changes
+
+    @property
+    def _moves_little(self) -> bool:
         # A comparison with NaN is false.
-        within = self.largest_score_change <= self.tolerance and self.largest_map_change <= self.tolerance
-        return within and self.changed_verdicts <= self.allow_flag_changes
+        return self.largest_score_change <= self.tolerance and self.largest_map_change <= self.tolerance
+
+    def _worst_first(self) -> list[ComparedImage]:
+        by_verdict = self._moves_little
+
+        def badness(row: ComparedImage) -> tuple[bool, float]:
+            return by_verdict and row.changes_verdict, _largest((row.score_change, row.map_change))
+
+        return sorted(self.images, key=badness, reverse=True)
 
     def summary(self) -> dict[str, Any]:
         """In JSON's types."""
@@ -101,8 +114,8 @@ class ExportReport:
         }
 
     def __str__(self) -> str:
-        """The rows that move most, as a table."""
-        rows = sorted(self.images, key=lambda row: -_largest((row.score_change, row.map_change)))
+        """The worst rows, as a table."""
+        rows = self._worst_first()
         lines = [f"{'score':>12} {'exported':>12} {'change':>9} {'map':>9}  image"]
         for row in rows[:_SHOWN]:
             verdict = "  (verdict changes)" if row.changes_verdict else ""

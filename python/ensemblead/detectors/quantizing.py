@@ -62,10 +62,39 @@ def quantize(
             one.quantize(made[key])
 
 
-def image_scores(
+def quantize_and_score(
+    detector: Tree,
+    networks: Sequence[FrozenNetwork],
+    images: Any,
+    max_images: Any,
+    seed: Any,
+    errors: Any,
+    progress: Progress | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """See `quantize`; the scores of the images before and after, `[N]` each.
+
+    Where it fails, in int8 too, the networks are as they were.
+    """
+    seen: list[tuple[ImageSource, torch.Tensor]] = []
+
+    def look(source: ImageSource) -> None:
+        seen.append((source, _image_scores(detector, source, errors, progress, "quantize")))
+
+    before = [(one, one.network, one.engine, one.precision) for one in networks]
+    try:
+        quantize(networks, images, look, max_images, seed)
+        ((source, exact),) = seen
+        return exact, _image_scores(detector, source, errors, progress, "predict")
+    except BaseException:
+        for one, network, engine, precision in before:
+            one.replace(network)
+            one.engine, one.precision = engine, precision
+        raise
+
+
+def _image_scores(
     detector: Tree, images: ImageSource, errors: Any, progress: Progress | None, stage: str
 ) -> torch.Tensor:
-    """The scores of images, `[N]`."""
     batches = scored_batches(detector, images, errors, progress, stage)
     return torch.cat([detector._combine(detector._results(seen))[0] for _, seen in batches])
 

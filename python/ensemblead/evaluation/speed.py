@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ensemblead.common.errors import EngineError, MissingExtraError
+from ensemblead.common.errors import EngineError, EnsembleADError
 from ensemblead.common.predictions import Predictions
 from ensemblead.common.warnings import ThresholdWarning, warn
 from ensemblead.detectors.detector import Detector
 from ensemblead.detectors.exporting import score_changes
+from ensemblead.ensembles.checks.subject import methods
 from ensemblead.ensembles.loading import load_detector
 from ensemblead.images import ImageSource, open_images
 
@@ -93,7 +94,7 @@ def measure_engines(
     ready: dict[tuple[str, str], Detector] = {}
     failures: dict[tuple[str, str], str] = {}
     first: dict[tuple[str, str], Predictions] = {}
-    has_engines = any(hasattr(part, "engine") for part in exact._parts())
+    has_engines = any(hasattr(one, "engine") for one in methods(exact))
     for done, choice in enumerate(CHOICES):
         report("prepare", done, len(CHOICES))
         try:
@@ -101,7 +102,7 @@ def measure_engines(
             first[choice] = detector.predict(decoded)  # compiles for batches
             detector.predict(_single(decoded, 0))
             ready[choice] = detector
-        except (EngineError, MissingExtraError, ValueError) as error:
+        except (EnsembleADError, ValueError) as error:
             if choice == CHOICES[0]:
                 raise  # it is not the engine
             failures[choice] = str(error)

@@ -22,20 +22,47 @@ _MOST_EXPORTED = 50_000
 _SHORTEST = 1e-30
 
 
-class BankGraph(nn.Module):
-    """Feature maps to scores, by the rows of a memory bank float32 `[M, D]`.
+class Rows(nn.Module):
+    """Rows float32 `[M, D]`, and which of them are nearest to points.
 
-    A matrix product about the bank's mean finds the nearest rows. Distances to them are then summed from
-    differences, as in `MemoryBank.search`, so that they stay right where the product cancels.
-
-    `near` bool `[patches, M]`: the rows that each patch is compared with; None: all. `inside`: a region, of
-    whose patches alone there are scores. `defects`: rows of known defects float32 `[K, D]`, or None.
+    A matrix product about the rows' mean finds them. Distances to them are then summed from differences, as
+    in `MemoryBank.search`, so that they stay right where the product cancels.
     """
 
     rows: Tensor
     mean: Tensor
     centred: Tensor
     half_norms: Tensor
+
+    def __init__(self, rows: Tensor) -> None:
+        super().__init__()
+        mean = rows.double().mean(0).float()
+        centred = rows - mean
+        self.register_buffer("rows", rows)
+        self.register_buffer("mean", mean)
+        self.register_buffer("centred", centred.T.contiguous())
+        self.register_buffer("half_norms", 0.5 * centred.double().square().sum(1).float())
+
+    def apart(self, points: Tensor) -> Tensor:
+        """Half of the squared distances of points `[B, n, D]` from all rows, less what all of them share:
+        `[B, n, M]`.
+        """
+        return self.half_norms - torch.matmul(points - self.mean, self.centred)
+
+    def squared(self, points: Tensor, numbers: Tensor) -> Tensor:
+        """Squared distances `[B, n, k]` of points from the rows of numbers `[B, n, k]`."""
+        each = (int(numbers.shape[1]), int(numbers.shape[2]), self.rows.shape[1])
+        found = self.rows.index_select(0, numbers.reshape(-1)).reshape(-1, *each)
+        return (found - points[:, :, None]).square().sum(3)
+
+
+class BankGraph(nn.Module):
+    """Feature maps to scores, by the rows of a memory bank float32 `[M, D]`.
+
+    `near` bool `[patches, M]`: the rows that each patch is compared with; None: all. `inside`: a region, of
+    whose patches alone there are scores. `defects`: rows of known defects float32 `[K, D]`, or None.
+    """
+
     near: Tensor | None
 
     def __init__(
@@ -49,14 +76,8 @@ class BankGraph(nn.Module):
     ) -> None:
         super().__init__()
         self.patches, self._scoring, self.inside = patches, scoring, inside
-        self.defects = None if defects is None else NearestDefect(defects)
-        mean = rows.double().mean(0).float()
-        centred = rows - mean
-        self.register_buffer("rows", rows)
-        self.register_buffer("mean", mean)
-        self.register_buffer("centred", centred.T.contiguous())
+        self.bank, self.defects = Rows(rows), None if defects is None else Rows(defects)
         self.register_buffer("near", near)
-        self.register_buffer("half_norms", 0.5 * centred.double().square().sum(1).float())
 
     def forward(self, pixels: Sequence[Tensor], maps: Sequence[Tensor]) -> GraphOutputs:
         embeddings, inside = self.patches(maps), self.inside
@@ -72,15 +93,15 @@ class BankGraph(nn.Module):
         height, width, dims = map(int, embeddings.shape[1:])
         queries = embeddings.reshape(-1, height * width, dims)
         scoring = self._scoring
-        apart = self._apart(queries)
+        apart = self.bank.apart(queries)
         if self.near is not None:
             apart = torch.where(self.near, apart, 3e38)
         found = apart.topk(scoring.num_neighbors, dim=2, largest=False).indices
-        squared = (self._rows_at(found) - queries[:, :, None]).square().sum(3)
-        per_patch = self._in_metric(squared, queries).mean(2)
+        per_patch = self._in_metric(self.bank.squared(queries, found), queries).mean(2)
         if self.defects is not None:
-            known = self._in_metric(self.defects(queries)[:, :, None], queries)[:, :, 0]
-            per_patch = raised(per_patch, known)
+            known = self.defects.apart(queries).topk(1, dim=2, largest=False).indices
+            squared = self.defects.squared(queries, known)
+            per_patch = raised(per_patch, self._in_metric(squared, queries)[:, :, 0])
         grids = per_patch.reshape(-1, height, width)
         if scoring.score != "reweighted":
             return grids, top_share(per_patch, scoring)
@@ -90,27 +111,17 @@ class BankGraph(nn.Module):
         winner = found[:, :, 0].gather(1, place)
         return grids, largest[:, 0] * self._reweighting(patch, winner)
 
-    def _apart(self, points: Tensor) -> Tensor:
-        """Half of the squared distances of points `[B, n, D]` from all rows, less what all of them share:
-        `[B, n, M]`.
-        """
-        return self.half_norms - torch.matmul(points - self.mean, self.centred)
-
-    def _rows_at(self, numbers: Tensor) -> Tensor:
-        """Rows of the bank, `[B, n, k, D]` for numbers `[B, n, k]`."""
-        each = (int(numbers.shape[1]), int(numbers.shape[2]), self.rows.shape[1])
-        return self.rows.index_select(0, numbers.reshape(-1)).reshape(-1, *each)
-
     def _reweighting(self, patch: Tensor, winner: Tensor) -> Tensor:
         """See `PatchScoring`: of a patch `[B, 1, D]` and the number of its nearest row `[B, 1]`."""
-        count = min(self._scoring.reweight_neighbors, len(self.rows))
+        rows = self.bank.rows
+        count = min(self._scoring.reweight_neighbors, len(rows))
         if count == 1:
             return torch.ones_like(patch[:, 0, 0])
-        apart = self._apart(self.rows.index_select(0, winner[:, 0])[:, None])[:, 0]
+        apart = self.bank.apart(rows.index_select(0, winner[:, 0])[:, None])[:, 0]
         # The winner comes first, whatever rows equal it.
-        is_winner = torch.arange(len(self.rows), device=winner.device) == winner
+        is_winner = torch.arange(len(rows), device=winner.device) == winner
         around = apart.masked_fill(is_winner, -3e38).topk(count, dim=1, largest=False).indices
-        squared = (self._rows_at(around[:, None])[:, 0] - patch).square().sum(2)
+        squared = self.bank.squared(patch, around[:, None])[:, 0]
         return 1.0 - torch.softmax(self._in_metric(squared, patch[:, 0]), dim=1)[:, 0]
 
     def _in_metric(self, squared: Tensor, queries: Tensor) -> Tensor:
@@ -155,32 +166,6 @@ def bank_graph(method: Any, bank: MemoryBank, group: range, size: tuple[int, int
         near = bank.near_rows(patch_places(bank, 1, (rows, columns), inside), method.num_neighbors)
     defects = None if bank.defects_ is None else bank.defects_.rows.float().cpu()
     return BankGraph(patches, bank.rows_.float().cpu(), method._scoring, near, inside, defects)
-
-
-class NearestDefect(nn.Module):
-    """Squared distances `[B, n]` of queries `[B, n, D]` to the nearest of rows `[K, D]`, as `BankGraph` finds
-    them.
-    """
-
-    rows: Tensor
-    mean: Tensor
-    centred: Tensor
-    half_norms: Tensor
-
-    def __init__(self, rows: Tensor) -> None:
-        super().__init__()
-        mean = rows.double().mean(0).float()
-        centred = rows - mean
-        self.register_buffer("rows", rows)
-        self.register_buffer("mean", mean)
-        self.register_buffer("centred", centred.T.contiguous())
-        self.register_buffer("half_norms", 0.5 * centred.double().square().sum(1).float())
-
-    def forward(self, queries: Tensor) -> Tensor:
-        apart = self.half_norms - torch.matmul(queries - self.mean, self.centred)
-        found = apart.topk(1, dim=2, largest=False).indices.reshape(-1)
-        each = (int(queries.shape[1]), int(queries.shape[2]))
-        return (self.rows.index_select(0, found).reshape(-1, *each) - queries).square().sum(2)
 
 
 def top_share(per_patch: Tensor, scoring: PatchScoring) -> Tensor:

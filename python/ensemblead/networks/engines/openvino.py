@@ -110,7 +110,7 @@ class OpenVinoEngine:
     def _compiled(self, images: Tensor, threads: int) -> Any:
         part = self._part
         if part.precision == "int8":
-            model = _of_shape(_require_quantized(part), part, tuple(images.shape))
+            model = of_shape(_require_quantized(part), part.layers, part.name, tuple(images.shape))
         else:
             model = converted(part, images)
         settings = {
@@ -284,23 +284,23 @@ def _require_quantized(part: Part) -> Quantized:
     return part.quantized
 
 
-def _of_shape(quantized: Quantized, part: Part, shape: tuple[int, ...]) -> Any:
-    """A quantized network that puts out the layers of a part, for images of a shape."""
+def of_shape(quantized: Quantized, layers: tuple[str, ...], name: str, shape: tuple[int, ...]) -> Any:
+    """A quantized network, by its name, that puts out some of its layers, for images of a shape; -1: any."""
     openvino = require("openvino", _PURPOSE)
     try:
         model = openvino_core(_PURPOSE).read_model(quantized.graph, quantized.constants)
     except RuntimeError as error:
         raise EngineError(
-            f"the int8 network of {part.name} cannot be read ({_first_line(error)}); call quantize again"
+            f"the int8 network of {name} cannot be read ({_first_line(error)}); call quantize again"
         ) from error
     try:
-        results = [model.get_results()[quantized.layers.index(layer)] for layer in part.layers]
-        model = openvino.Model(results, model.get_parameters(), part.name)
+        results = [model.get_results()[quantized.layers.index(layer)] for layer in layers]
+        model = openvino.Model(results, model.get_parameters(), name)
         model.reshape(list(shape))
     except (RuntimeError, IndexError) as error:
         size = " x ".join(map(str, shape))
         raise EngineError(
-            f"the int8 network of {part.name} does not take images of {size} ({_first_line(error)}); call "
+            f"the int8 network of {name} does not take images of {size} ({_first_line(error)}); call "
             "quantize with images of that size, or use precision='float32'"
         ) from error
     return model
