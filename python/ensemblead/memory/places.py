@@ -124,7 +124,9 @@ class PlaceCounts:
             images: that of every query, whose rows do not count, `[Q]` or `[]`; None: all rows count. k rows
                 must be left.
         """
-        extent = tuple(int(side) + 1 for side in places.max(0)) if len(places) else (1, 1)
+        # No less than the rows' own grid, so that few maps are kept, whichever places are asked for.
+        last = places.max(0, initial=0).tolist()
+        extent = tuple(max(side, own + 1) for side, own in zip(self._shape, last, strict=True))
         y, x = places.T
         if images is None:
             known = self._maps.get((radius, k, extent))

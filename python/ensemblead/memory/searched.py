@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 
 from ensemblead.common.errors import NotFittedError
+from ensemblead.common.validation import whole_number
 from ensemblead.memory.buffer import as_rows, row_labels
 from ensemblead.memory.coverage import Coverage, CoverageMeasure
 from ensemblead.memory.defects import DefectRows
@@ -84,7 +85,7 @@ class SearchedRows:
             ValueError: the bank has fewer than k rows (other than the excluded ones).
         """
         rows, numbers, index = self._fitted()
-        k = self.num_neighbors if k is None else k
+        k = self.num_neighbors if k is None else whole_number("k", k)
         away = None if exclude_image is None else np.asarray(exclude_image, dtype=np.int64)
         available = len(rows) if away is None else self._fewest_without(away)
         if not 1 <= k <= available:
