@@ -41,6 +41,22 @@ def test_what_was_chosen_is_told(images: Path, tmp_path: Path) -> None:
     assert found["rate_in_words"] == loaded.calibration_.describe_rate()
 
 
+def test_of_how_many_tiles_it_was_chosen_is_told(tmp_path: Path) -> None:
+    (tmp_path / "good").mkdir()
+    for number, image in enumerate(normal_images(3, side=64)[:, :32]):
+        image[:, 32:] = 120  # looks the same whichever way it is turned
+        Image.fromarray(image).save(tmp_path / "good" / f"{number}.png")
+    options = ["-b", "gabor", "-p", "1", "--device", "cpu", "--set", "augment=auto"]
+    options += ["--tile-size", "32", "--stride", "32", "--image-size", "32x64"]
+    outcome = call("fit", tmp_path / "good", "--model", tmp_path / "model", *options)
+    assert outcome.exit_code == 0, outcome.stderr
+    striped, plain = ead.load(tmp_path / "model").members_  # type: ignore[attr-defined]
+    assert (striped.augment_, plain.augment_) == ((), ("rotations",))
+    said = " ".join(outcome.stderr.split())
+    assert "rotations are left out (limit 1.125), at the first of 2 tile locations" in said
+    assert "learned with changed copies: rotations, by 1 of 2 detectors of tiles" in outcome.stdout
+
+
 @pytest.mark.parametrize(
     ("typed", "kept"),
     [

@@ -92,7 +92,7 @@ class TestWithTyper:
         assert described["devices"][0]["device"] == "cpu"
         if "torch" not in described["missing"]:
             assert list(described["search"]) == [device["device"] for device in described["devices"]]
-            assert described["search"]["cpu"]["flat"] == "ensemblead's core or torch on cpu"
+            assert described["search"]["cpu"]["flat"] == "ensemblead's core on cpu"
             assert ("hnsw" in described["search"]["cpu"]) == ("faiss" not in described["missing"])
         for module, found in described["packages"].items():
             assert (module in described["missing"]) == (not found)

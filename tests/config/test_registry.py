@@ -289,6 +289,14 @@ class TestPresets:
         assert tiles.scales == (0.625,)
         assert (tiles.member.banks, tiles.member.coreset_size) == ("per_layer", 500)
 
+    def test_the_banks_of_the_presets_fit_their_budgets(self) -> None:
+        # All patches of MVTec AD's largest category, and the rows of SuperADD's configuration.
+        create({"preset": "rad"}).new_bank().expect(391 * 28**2, 768)
+        # And those with the tiles that give the threshold, of which each of four layers has a quarter.
+        tiles = create({"preset": "superadd"})
+        assert tiles.member.coreset_size == 100_000
+        tiles.member.new_bank().expect(10_000_000, 1280, beside=tiles.memory_budget // 3 // 4)
+
     def test_wrong_arguments_of_the_class_method(self) -> None:
         with pytest.raises(ValueError, match=r"one per backbone \(3\), got 1"):
             ead.BackboneEnsemble.patchcore_large(weights=[None])

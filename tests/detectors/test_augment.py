@@ -217,6 +217,12 @@ class TestAuto:
             found = detector(augment="auto").fit(stripes(1))
         assert found.augment_ == ()
 
+    def test_images_that_are_equal_where_they_are_inspected(self) -> None:
+        images = stripes(2)
+        images[1, 8:24, 8:24] = images[0, 8:24, 8:24]
+        # Upright each is found in the other, turned it is not.
+        assert fitted(images, augment="auto", image_size=16).augment_ == ()
+
     def test_the_choice_is_saved_and_extended_by(self, tmp_path: Path) -> None:
         found = fitted(stripes(6, any_way=True), augment="auto")
         found.save(tmp_path / "model")

@@ -175,7 +175,7 @@ def test_no_step_of_predict_looks_at_a_value(
         assert (scores.device, heat.device) == (torch.device(PLACE), torch.device(PLACE))
         assert (tuple(scores.shape), tuple(heat.shape)) == ((3,), (3, 64, 64))
         # Held-out images, as the end of `fit` scores them, and the statistics of what they score.
-        found = detector.patch_scores(detector.memory_bank_, seen.embeddings, [0, 1, 1])
+        found = detector._scoring.scores(detector.memory_bank_, seen.embeddings, [0, 1, 1])
         NormalSample().add_grids(found.images, found.grids, (64, 64))
         # Rows of the next fit, which wait there, or on the host.
         for free, place in ((10**12, PLACE), (0, "cpu")):

@@ -199,6 +199,7 @@ def test_extended(fitted: ead.PatchCore, tmp_path: Path) -> None:
         {"banks": "per_layer", "metric": "cosine", "score": "max"},
         {"metric": "cosine"},
         {"metric": "cosine", "score": "reweighted", "reweight_neighbors": 4},
+        {"banks": "per_layer", "position_radius": 1, "bank_dtype": "float16"},
     ],
 )
 def test_the_graph_puts_out_the_same(options: dict[str, Any]) -> None:

@@ -107,6 +107,6 @@ def test_tile_locations_say_it_once(monkeypatch: pytest.MonkeyPatch) -> None:
     member = distilled(Pyramid(), steps=6)
     ead.TiledEnsemble(member, 32, 32, image_size=(32, 64)).fit(TRAIN, progress=told)
     assert told.lines == [
-        "training takes about 2 min more on the CPU: 3 updates of 30 s, at each of 2 tile locations"
+        "training takes about 2 min more on the CPU: 3 updates of 30 s, at the first of 2 tile locations"
     ]
     assert len(told.notes) == 12

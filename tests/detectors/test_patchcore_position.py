@@ -69,7 +69,7 @@ def test_scores_are_of_rows_near_the_patch(radius: int, k: int) -> None:
     patches = torch.rand(
         2, 8, 8, detector.memory_bank_.rows_.shape[1], generator=torch.Generator().manual_seed(1)
     )
-    found = detector.patch_scores(detector.memory_bank_, patches).grids
+    found = detector._scoring.scores(detector.memory_bank_, patches).grids
     np.testing.assert_allclose(found.numpy(), _by_hand(detector, patches, k), rtol=1e-5)
 
 
@@ -77,7 +77,7 @@ def test_a_normal_patch_in_the_wrong_place_is_anomalous(detector: ead.PatchCore)
     free = _fitted(_images(10), position_radius=None)
     swapped = np.roll(_images(1, seed=3), SIDE // 2, axis=2)  # stripes where none belong
     inside = {
-        name: one.patch_scores(one.memory_bank_, _patches(one, swapped)).grids[0, 2:6, [1, 6]]
+        name: one._scoring.scores(one.memory_bank_, _patches(one, swapped)).grids[0, 2:6, [1, 6]]
         for name, one in (("near", detector), ("free", free))
     }
     assert bool((inside["near"] > 1.5 * inside["free"]).all())
@@ -98,7 +98,7 @@ def test_leave_one_out_leaves_out_rows_near_the_patch_as_well(detector: ead.Patc
     bank = detector.memory_bank_
     patches = bank.rows_[:1].expand(64, -1).reshape(1, 8, 8, -1)
     image = int(bank.images_[0])
-    without = detector.patch_scores(bank, patches, [image]).grids
+    without = detector._scoring.scores(bank, patches, [image]).grids
     kept = (bank.images_ != image).numpy()
     rows, places = bank.rows_.double().numpy()[kept], np.asarray(bank.places_)[kept]
     for y, x in np.ndindex(8, 8):

@@ -277,6 +277,10 @@ def test_bad_rows() -> None:
         bank.fit()
     with pytest.raises(ValueError, match="k must be between 1 and the 5 rows of the bank, got 6"):
         bank.search(_rows(2), 6)
+    with pytest.raises(TypeError, match=r"k must be a whole number, got 1\.5"):
+        bank.search(_rows(2), 1.5)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="exclude_image must be whole numbers, got float64"):
+        bank.search(_rows(2), exclude_image=[0.5, 1.0])  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="queries must have 20 columns"):
         bank.search(_rows(2, 3))
 

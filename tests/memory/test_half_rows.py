@@ -111,7 +111,7 @@ def test_half_rows_are_widened_some_at_a_time(monkeypatch: pytest.MonkeyPatch) -
     assert (short.shape, counts) == ((9005, 2), [4096, 4096, 808, 5])
 
 
-@pytest.mark.parametrize("options", [{}, {"metric": "cosine"}, {"banks": "per_layer"}])
+@pytest.mark.parametrize("options", [{}, {"metric": "cosine"}, {"banks": "per_layer", "position_radius": 1}])
 def test_a_detector_with_half_rows(tmp_path: Path, options: dict[str, Any]) -> None:
     common = {**NATIVE, "coreset_fraction": 0.05, "device": "cpu", **options}
     train, probe = normal_images(4), with_defects(normal_images(2, 1))[0]
@@ -135,13 +135,18 @@ def test_a_detector_with_half_rows(tmp_path: Path, options: dict[str, Any]) -> N
 def test_wrong_values() -> None:
     with pytest.raises(ValueError, match="dtype must be one of float32, float16, got 'bfloat16'"):
         MemoryBank(dtype="bfloat16")
-    with pytest.raises(ValueError, match='dtype="float16" needs index="flat", got \'ivf\''):
+    with pytest.raises(
+        ValueError, match=r'dtype="float16" \(bank_dtype of a detector\) needs index="flat", got \'ivf\''
+    ):
         MemoryBank(dtype="float16", index="ivf")
     with pytest.raises(ValueError, match="bank_dtype must be one of float32, float16, got 16"):
         ead.PatchCore(TinyNet(), ("first",), bank_dtype=16)  # type: ignore[arg-type]
     far = MemoryBank(1.0, dtype="float16")
     far.add(torch.tensor([[1.0, 2.0], [1e5, 0.0]]))
-    with pytest.raises(ValueError, match="dtype: float16 has values up to 65504, the bank's go up to 100000"):
+    with pytest.raises(
+        ValueError,
+        match=r"bank_dtype of a detector\): float16 has values up to 65504, the bank's go up to 100000",
+    ):
         far.fit()
     state = BankState(torch.ones(1, 2, dtype=torch.float16), torch.zeros(1, dtype=torch.int64), None, 0.0, 1)
     with pytest.raises(ValueError, match=r"dtype='float32' does not go with rows of torch\.float16"):

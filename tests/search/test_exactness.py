@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from ensemblead.search import products
-from ensemblead.search.exact import ExactIndex, nearest_squared
+from ensemblead.search.exact import ExactIndex
 from ensemblead.search.neighbors import Excluded
 from ensemblead.search.products import ProductSearch
 
@@ -182,7 +182,7 @@ def test_distances_beyond_float32_are_refused(value: float) -> None:
             ExactIndex(rows).search(queries, k, None)
     # Near each other out there they are found.
     far = rows * 1e17 + value
-    assert torch.equal(nearest_squared(far, far), torch.zeros(50))
+    assert torch.equal(ExactIndex(far).search(far, 1, None)[0], torch.zeros(50, 1))
 
 
 def test_queries_that_are_not_finite_get_no_distance() -> None:

@@ -65,6 +65,16 @@ def test_the_least_radius_that_holds_enough(k: int, least: int) -> None:
     np.testing.assert_array_equal(counts.radii(queries, least, k, owners, np.array(1)), expected)
 
 
+def test_radii_of_any_places_are_kept_for_the_cells_of_the_rows_alone() -> None:
+    places = grid_places(1, 6, 5)
+    counts, owners = PlaceCounts(places), np.zeros(30, dtype=np.int64)
+    for own in (places[:0], places[:1], places[7:19], places):
+        np.testing.assert_array_equal(counts.radii(own, 0, 1, owners, None), np.zeros(len(own)))
+    far = np.array([[4095, 4095], [2, 2], [0, 9]])
+    np.testing.assert_array_equal(counts.radii(far, 0, 1, owners, None), [4091, 0, 5])
+    assert [known.shape for known in counts._maps.values()] == [(6, 5)]
+
+
 @pytest.mark.parametrize("side", [1, 3, 4096])
 def test_squares_lie_apart_by_twice_the_scale(side: int) -> None:
     blocks = Blocks(side)

@@ -11,7 +11,7 @@ import torch
 
 from ensemblead.common.errors import DamagedModelError
 from ensemblead.search import neighbors, products
-from ensemblead.search.exact import ExactIndex, nearest_squared
+from ensemblead.search.exact import ExactIndex
 from ensemblead.search.neighbors import Excluded, Index
 from ensemblead.search.plan import (
     INDEX_NAMES,
@@ -104,7 +104,7 @@ def test_near_duplicates_far_from_the_origin() -> None:
 
 def test_distance_to_itself_is_zero() -> None:
     rows, _ = _data(200, 32, 1)
-    assert torch.equal(nearest_squared(rows, rows), torch.zeros(200))
+    assert torch.equal(ExactIndex(rows).search(rows, 1, None)[0], torch.zeros(200, 1))
 
 
 @pytest.mark.parametrize("name", INDEX_NAMES)

@@ -23,6 +23,7 @@ from rich.table import Column
 from rich.text import Text
 
 _WORDS = {
+    "augment": "comparing turned images",
     "embed": "reading images",
     "judge": "judging images by the others",
     "select": "selecting the coreset",

@@ -36,9 +36,8 @@ def show_summary(summary: dict[str, Any]) -> None:
             console.print(f"{grids} tiles of {size}{at}; counts are sums over them", highlight=False)
     if any(member["pad_to_grid"] for member in summary["members"]):
         console.print("images are padded to the next size that the network takes", highlight=False)
-    for changes in dict.fromkeys(tuple(member["augment"]) for member in summary["members"]):
-        if changes:
-            console.print(f"learned with changed copies: {' and '.join(changes)}", highlight=False)
+    for line in dict.fromkeys(_changed(member) for member in summary["members"] if member["augment"]):
+        console.print(line, highlight=False)
     if summary["below"]:
         console.print(
             f"{summary['below']} of the images lie in folders below, or in linked ones", highlight=False
@@ -89,6 +88,13 @@ def show_summary(summary: dict[str, Any]) -> None:
             highlight=False,
             soft_wrap=True,
         )
+
+
+def _changed(member: Mapping[str, Any]) -> str:
+    """How images were changed, and, where not all detectors of tiles have chosen so, of how many."""
+    some, count = member.get("augmented_tiles", (1, 1))
+    where = "" if some == count else f", by {some} of {count} detectors of tiles"
+    return f"learned with changed copies: {' and '.join(member['augment'])}{where}"
 
 
 def describe_left_out(found: Sequence[Mapping[str, Any]], num_images: int) -> str:

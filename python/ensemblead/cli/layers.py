@@ -115,6 +115,7 @@ def _show(description: dict[str, Any]) -> None:
     console.print(f"{escape(description['backbone'])}, images of {height} x {width}", highlight=False)
     console.print(table)
     if description["normed"]:
-        console.print("\nA block's output behind the last norm is NAME:normed.", highlight=False)
+        text = "\nNAME:normed is a layer's output behind the last norm, of transformers of one width."
+        console.print(text, highlight=False, soft_wrap=True)
     if description["no_default"] is not None:
         console.print("\nNone is tapped by default: name them by -le.", highlight=False)

@@ -136,8 +136,12 @@ def _tiled_members(ensemble: Any) -> Iterator[dict[str, Any]]:
     for same in zip(*described, strict=True):
         counts = [name for name in same[0]["learned"] if name != _DIMENSIONS]
         summed = {name: sum(one["learned"][name] for one in same) for name in counts}
+        # "auto" chooses at each.
+        changes = [one["augment"] for one in same]
         yield {
             **same[0],
+            "augment": max(changes, key=len),
+            "augmented_tiles": [sum(map(bool, changes)), len(changes)],
             "resize": None,
             "image_size": parameters["image_size"],
             **summed,

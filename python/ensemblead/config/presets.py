@@ -25,6 +25,9 @@ _LARGE_MEMBER: Mapping[str, Any] = {
 
 # A patch is one token, as it is.
 _TOKENS: Mapping[str, Any] = {"type": "PatchCore", "patch_size": 1, "aggregation": "concat"}
+# Bytes of each layer's bank. The default budget would refuse the patches of more than 272 images of "rad",
+# and the 100,000 rows of 1,280 values of "superadd".
+_LARGE_BUDGET = 4_000_000_000
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     # The best ensemble of the PatchCore paper (Roth et al., CVPR 2022, its section on high resolution).
@@ -61,6 +64,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "banks": "per_layer",
         "metric": "cosine",
         "coreset_fraction": 1.0,
+        "memory_budget": _LARGE_BUDGET,
         "position_radius": 1,
         "score": "topk",
     },
@@ -74,12 +78,15 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "shared": True,
         "score": "max",
         "seam_smoothing": False,
+        # A third of it holds tiles that give the threshold: those of an image of 12 tiles take 0.4 GB.
+        "memory_budget": 2 * _LARGE_BUDGET,
         "member": {
             **_TOKENS,
             "backbone": "vit_huge_plus_patch16_dinov3",
             "layers": [f"blocks.{block}" for block in (7, 15, 23, 31)],
             "banks": "per_layer",
             "coreset_size": 100_000,
+            "memory_budget": _LARGE_BUDGET,
             "augment": "brightness",
         },
     },

@@ -158,7 +158,7 @@ def _said_once(note: Note, number: int, places: str) -> Note:
         if not stays:
             note(text, False)
         elif not number:
-            note(f"{text}, at each of {places}", True)
+            note(f"{text}, at the first of {places}", True)
 
     return of_one
 

@@ -123,7 +123,10 @@ class MemoryBank(CoveringRows):
             raise ValueError(f"index must be one of {', '.join(INDEX_NAMES)}, got {index!r}")
         one_of("dtype", dtype, DTYPES)
         if dtype != "float32" and index != "flat":
-            raise ValueError(f'dtype="{dtype}" needs index="flat", got {index!r}; "sq16" is FAISS\'s own')
+            raise ValueError(
+                f'dtype="{dtype}" (bank_dtype of a detector) needs index="flat", got {index!r}; "sq16" is '
+                "FAISS's own"
+            )
         self.dtype = dtype
         if projection_dim is not None:
             projection_dim = whole_number("projection_dim", projection_dim, 1)

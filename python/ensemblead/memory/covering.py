@@ -73,7 +73,7 @@ class CoveringRows(SearchedRows):
     def _round(self) -> None:
         """Keep the rows in half precision, where they are to be."""
         if self.dtype == "float16":
-            state = self.state().for_half("dtype")
+            state = self.state().for_half("dtype (bank_dtype of a detector)")
             self.radius_, self.certificate_ = state.radius, state.certificate
             self._reach = self._reach if state.reach is None else state.reach
             rows = state.rows.half()

@@ -111,9 +111,9 @@ class PlaceCounts:
 
     def __init__(self, places: Numbers) -> None:
         self._places = places
-        self._shape = tuple(int(side) + 1 for side in places.max(0))
+        self._shape = (int(places[:, 0].max()) + 1, int(places[:, 1].max()) + 1)
         self._counts = self._count(places)
-        self._maps: dict[tuple[int, int, tuple[int, ...]], Numbers] = {}
+        self._maps: dict[tuple[int, int], Numbers] = {}
 
     def radii(self, places: Numbers, radius: int, k: int, owners: Numbers, images: Numbers | None) -> Numbers:
         """For every query the least number of cells, `radius` or more, within which there are `k` rows.
@@ -124,20 +124,23 @@ class PlaceCounts:
             images: that of every query, whose rows do not count, `[Q]` or `[]`; None: all rows count. k rows
                 must be left.
         """
-        extent = tuple(int(side) + 1 for side in places.max(0)) if len(places) else (1, 1)
-        y, x = places.T
-        if images is None:
-            known = self._maps.get((radius, k, extent))
-            if known is None:
-                known = self._maps[radius, k, extent] = self._map(self._counts, radius, k, extent)
-            found: Numbers = known[y, x]
-            return found
         radii = np.empty(len(places), dtype=np.int64)
-        all_images = np.broadcast_to(images, len(places))
-        for image in np.unique(all_images):
-            counts = self._counts - self._count(self._places[owners == image])
-            of_image = all_images == image
-            radii[of_image] = self._map(counts, radius, k, extent)[y[of_image], x[of_image]]
+        if images is not None:
+            all_images = np.broadcast_to(images, len(places))
+            for image in np.unique(all_images):
+                counts = self._counts - self._count(self._places[owners == image])
+                of_image = all_images == image
+                radii[of_image] = self._least(counts, radius, k, places[of_image])
+            return radii
+        known = self._maps.get((radius, k))
+        if known is None:
+            cells = grid_places(1, *self._shape)
+            known = self._maps[radius, k] = self._least(self._counts, radius, k, cells).reshape(self._shape)
+        # Few places lie beyond the cells of all rows, and some very far.
+        near = (places < self._shape).all(1)
+        radii[near] = known[tuple(places[near].T)]
+        if not near.all():
+            radii[~near] = self._least(self._counts, radius, k, places[~near])
         return radii
 
     def _count(self, places: Numbers) -> Numbers:
@@ -145,21 +148,20 @@ class PlaceCounts:
         counts = np.bincount(flat, minlength=self._shape[0] * self._shape[1])
         return counts.reshape(self._shape).astype(np.int64)
 
-    def _map(self, counts: Numbers, radius: int, k: int, extent: tuple[int, ...]) -> Numbers:
-        """The radii of all cells of a grid, by halving the range in which they lie."""
+    def _least(self, counts: Numbers, radius: int, k: int, places: Numbers) -> Numbers:
+        """The radii of places `[n, 2]`, by halving the range in which they lie."""
         summed = np.pad(counts.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
-        centres = np.indices(extent)
 
         def inside(radii: Numbers) -> Numbers:
-            sides = zip(centres, self._shape, strict=True)
+            sides = zip(places.T, self._shape, strict=True)
             (y0, y1), (x0, x1) = (
                 ((centre - radii).clip(0, side), (centre + radii + 1).clip(0, side)) for centre, side in sides
             )
             found: Numbers = summed[y1, x1] - summed[y0, x1] - summed[y1, x0] + summed[y0, x0]
             return found
 
-        low = np.full(extent, radius, dtype=np.int64)
-        high = np.full(extent, max(radius, *self._shape, *extent), dtype=np.int64)
+        low = np.full(len(places), radius, dtype=np.int64)
+        high = np.full_like(low, max(radius, *self._shape, int(places.max(initial=0))))
         while (low < high).any():
             middle = (low + high) // 2
             enough = inside(middle) >= k

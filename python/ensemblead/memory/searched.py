@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 
 from ensemblead.common.errors import NotFittedError
+from ensemblead.common.validation import whole_number
 from ensemblead.memory.buffer import as_rows, row_labels
 from ensemblead.memory.coverage import Coverage, CoverageMeasure
 from ensemblead.memory.defects import DefectRows
@@ -82,10 +83,11 @@ class SearchedRows:
 
         Raises:
             ValueError: the bank has fewer than k rows (other than the excluded ones).
+            TypeError: k or images that are no whole numbers.
         """
         rows, numbers, index = self._fitted()
-        k = self.num_neighbors if k is None else k
-        away = None if exclude_image is None else np.asarray(exclude_image, dtype=np.int64)
+        k = self.num_neighbors if k is None else whole_number("k", k)
+        away = None if exclude_image is None else _images(exclude_image)
         available = len(rows) if away is None else self._fewest_without(away)
         if not 1 <= k <= available:
             raise ValueError(f"k must be between 1 and the {available} rows of the bank, got {k}")
@@ -195,3 +197,10 @@ class SearchedRows:
         if points.device != rows.device:
             raise ValueError(f"{name} are on {points.device}, but the bank is on {rows.device}")
         return points
+
+
+def _images(given: Any) -> Numbers:
+    numbers = np.asarray(given)
+    if numbers.dtype.kind not in "iu" and numbers.size:
+        raise TypeError(f"exclude_image must be whole numbers, got {numbers.dtype}")
+    return numbers.astype(np.int64)

@@ -64,9 +64,3 @@ def _refuse_overflow(queries: torch.Tensor, distances: torch.Tensor, found: torc
             "queries lie so far from the rows that squared distances are beyond float32 (3.4e38); "
             f"the largest value of a query is {float(queries[beyond].abs().max()):.3g}"
         )
-
-
-def nearest_squared(queries: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    """Squared L2 distance from every query `[Q, D]` to its nearest row `[M, D]`: float32 `[Q]`."""
-    distances, _ = ExactIndex(rows).search(queries, 1, None)
-    return distances[:, 0]

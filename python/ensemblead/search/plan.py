@@ -1,7 +1,7 @@
 """The plan of search: which index searches a bank, and on which device.
 
 `search_plan` says it, and all functions that make an index follow it. On a CPU the exact index is the core's
-(or torch's, see `exact.py`), the others are FAISS's. A bank on a GPU is searched there: exactly, by FAISS if
+(see `exact.py`), the others are FAISS's. A bank on a GPU is searched there: exactly, by FAISS if
 its GPU build is installed, else by torch; "ivf" by FAISS's GPU build. Indexes that FAISS has for the CPU
 alone are searched there, with a copy of the queries for every batch, and a warning says so when one is made.
 """
@@ -37,7 +37,7 @@ class SearchPlan:
 
     def __str__(self) -> str:
         name = {
-            "core": "ensemblead's core or torch",
+            "core": "ensemblead's core",
             "torch": "torch",
             "faiss-cpu": "FAISS",
             "faiss-gpu": "FAISS for GPUs",

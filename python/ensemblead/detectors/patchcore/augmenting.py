@@ -31,6 +31,9 @@ _IMAGES, _PATCHES = 8, 256
 _FARTHEST = 0.1
 # Turned images may lie so much farther from the others than they do themselves.
 LIMIT = 1.125
+# A bank that keeps all rows needs a distance to see that several images have a row: it is then left out of
+# none of their searches.
+_EQUAL = float(np.finfo(np.float32).tiny)
 
 
 def checked_augment(value: Any, position_radius: int | None) -> str | tuple[str, ...] | None:
@@ -164,7 +167,7 @@ class _Turned:
         """
         found: dict[int, list[float]] = {}
         for bank, queries in zip(self._banks, self._queries, strict=True):
-            bank.fit()
+            bank.fit(noise_floor=_EQUAL)
             for item, patches in queries:
                 distances, _ = bank.search(patches.flatten(0, 1), 1, exclude_image=item)
                 apart = distances[:, 0].clamp_min(0).sqrt().view(len(patches), -1).double()

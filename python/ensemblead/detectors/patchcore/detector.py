@@ -395,12 +395,6 @@ class PatchCore(BankMethod):
             return banks.scores(self._scoring, seen.values, inside, objects)
         return self._scoring.inspected(banks, seen.embeddings, inside, objects)
 
-    def patch_scores(
-        self, bank: MemoryBank, patches: torch.Tensor, exclude_images: Sequence[int] | None = None
-    ) -> Scores:
-        """See `PatchScoring.scores`."""
-        return self._scoring.scores(bank, patches, exclude_images)
-
     def graph(self, state: Any, size: tuple[int, int]) -> nn.Module:
         if self.index != "flat":
             warn(f'index="{self.index}" finds nearest rows approximately, and the exported graph exactly')

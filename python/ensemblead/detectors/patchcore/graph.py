@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ensemblead.common.errors import NotExportableError
 from ensemblead.detectors.parts import GraphOutputs
-from ensemblead.detectors.patchcore.scoring import PatchScoring, patch_places, raised, top_count
+from ensemblead.detectors.patchcore.scoring import SHORTEST, PatchScoring, patch_places, raised, top_count
 from ensemblead.detectors.regions import inside_of
 from ensemblead.kernels.inside import Inside
 from ensemblead.kernels.patch_operators import PatchOperators
@@ -18,8 +18,6 @@ from ensemblead.memory import MemoryBank
 
 # Bank rows of an exported graph at most: it holds the products of all patches of an image with them.
 _MOST_EXPORTED = 50_000
-# A vector shorter than this has no direction.
-_SHORTEST = 1e-30
 
 
 class Rows(nn.Module):
@@ -83,7 +81,7 @@ class BankGraph(nn.Module):
         embeddings, inside = self.patches(maps), self.inside
         if self._scoring.is_cosine:
             lengths = embeddings.square().sum(3, keepdim=True).sqrt()
-            embeddings = embeddings / lengths.clamp_min(_SHORTEST)
+            embeddings = embeddings / lengths.clamp_min(SHORTEST)
         if inside is None:
             return self._scored(embeddings)
         grids, scores = self._scored(inside.take(embeddings))
