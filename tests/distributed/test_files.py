@@ -172,6 +172,20 @@ class TestDescriptions:
         os.utime(tmp_path / "textures/1.png", (0, 0))
         assert with_contents(description) != before
 
+    def test_lists_of_paths_count_by_content(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        paths = draw_images(tmp_path / "bad", 2)
+        monkeypatch.chdir(tmp_path)
+        polygons = [[[0.0, 0.0], [8.0, 0.0], [8.0, 8.0]]]
+        description = ead.PatchCore(
+            "gabor", defects=["bad/0.png", "bad/1.png"], region=polygons, device="cpu"
+        ).describe()
+        assert with_absolute_paths(description) == {**description, "defects": paths}
+        before = with_contents(description)
+        assert before["region"] == polygons
+        assert with_contents(with_absolute_paths(description)) == before
+        Path(paths[1]).write_bytes(b"another")
+        assert with_contents(description) != before
+
     def test_names_are_no_paths(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.chdir(tmp_path)
         for name in ("gabor", "default"):
