@@ -6,6 +6,7 @@ asks for it, and is never replaced: of two that compute the same unit, the first
 
 from __future__ import annotations
 
+import secrets
 import shutil
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -113,7 +114,9 @@ def collected(
 
     def submit(place: int) -> None:
         attempts[place] += 1
-        waiting[executor.submit(function, tasks[place])] = place
+        # Dask takes two calls that are alike for one, and answers the second with the failure of the first.
+        task = {**tasks[place], "submission": secrets.token_hex(8)}
+        waiting[executor.submit(function, task)] = place
 
     ready = deque(range(len(tasks)))
     most = most_at_once(executor) or len(tasks)
