@@ -48,6 +48,8 @@ class Job:
             raise ValueError("executor= needs workdir=, a folder on a path that every worker shares")
         self._images, self.errors, self.progress = images, errors, progress or no_progress
         self._executor, self.workdir = executor, Path(os.path.abspath(workdir))
+        if self.workdir.exists() and not self.workdir.is_dir():
+            raise NotADirectoryError(f"workdir must be a folder, got the file {self.workdir}")
         self._retries = whole_number("retries", retries, 0)
 
     def open(self) -> None:
