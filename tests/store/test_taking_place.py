@@ -111,6 +111,17 @@ def test_a_load_beside_saves_gives_one_of_the_models(
     assert [path.name for path in tmp_path.iterdir()] == ["m"]
 
 
+def test_the_names_in_every_folder_are_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[str] = []
+    for module in ("folders", "saving"):
+        monkeypatch.setattr(f"ensemblead.store.{module}.sync_folder", lambda path: synced.append(path.name))
+    ead.BackboneEnsemble([Colours(), Colours(patch=4)]).fit(TRAIN).save(tmp_path / "m")
+    below = {path.name for path in (tmp_path / "m").rglob("*") if path.is_dir()}
+    assert len(below) == 2
+    assert below < set(synced)
+    assert synced[-1] == tmp_path.name
+
+
 KILLED = """
 import os, sys
 sys.path.insert(0, sys.argv[3])
