@@ -60,10 +60,15 @@ class TestUnits:
         assert found.state["value"] == 1
         assert os.listdir(tmp_path) == [Path(unit.folder).name]
 
-    def test_what_is_damaged_is_written_again(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("how", ["a file is gone", "a byte is another"])
+    def test_what_is_damaged_is_written_again(self, how: str, tmp_path: Path) -> None:
         unit = Unit.of(tmp_path, "one", {})
         unit.write(fill(1))
-        (Path(unit.folder) / "a.safetensors").unlink()
+        path = Path(unit.folder) / "a.safetensors"
+        before = path.read_bytes()
+        path.unlink()
+        if how == "a byte is another":
+            path.write_bytes(before[:-1] + b"!")
         assert unit.read() is None
         unit.write(fill(2))
         found = unit.read()

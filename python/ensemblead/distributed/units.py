@@ -21,7 +21,7 @@ from ensemblead.common.validation import some_of
 from ensemblead.distributed.executors import most_at_once
 from ensemblead.distributed.files import digest_of
 from ensemblead.kernels.build import __version__
-from ensemblead.store import FolderReader, FolderWriter, read_folder, remove_leftovers, write_folder
+from ensemblead.store import FolderReader, FolderWriter, read_folder, remove_leftovers, verify, write_folder
 
 _FORMAT, _KIND = 1, "UnitOfWork"
 # So often the caller looks at what is done.
@@ -57,6 +57,8 @@ class Unit:
         """The result; None if it is not there, or not what was written."""
         try:
             reader = read_folder(self.folder)
+            if reader is not None:
+                verify(self.folder)
         except DamagedModelError:
             return None
         is_own = reader is not None and reader.class_name == _KIND and reader.state.get("key") == self.key
