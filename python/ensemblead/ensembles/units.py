@@ -188,6 +188,7 @@ def readers_of(units: Sequence[Unit]) -> list[FolderReader]:
     """The results of units that are done. Their warnings are issued, as the fit here would."""
     readers = [reader for unit in units if (reader := unit.read()) is not None]
     if len(readers) < len(units):
-        raise FileNotFoundError(f"workdir: {standing(units)[1][0]} was removed meanwhile; call fit again")
+        lost = standing(units)[1][0]
+        raise FileNotFoundError(f"workdir: {lost} was removed or altered meanwhile; call fit again")
     repeat_warnings([reader.state for reader in readers])
     return readers
