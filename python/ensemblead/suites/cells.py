@@ -1,8 +1,9 @@
 """The finished cells of a suite on disk: what makes a run resume where it stopped.
 
 A cell is one detector on one category. It is kept in one JSON file under a key that is a hash of all that its
-numbers depend on: the detector's full description, the settings, the library's version, and the files of the
-category (paths, labels, sizes, times of change). So whatever is changed is run anew, and nothing else.
+numbers depend on: the detector's full description and the files that it names, the settings, the library's
+version, and the files of the category (paths, labels, sizes, times of change). So whatever is changed is run
+anew, and nothing else.
 """
 
 from __future__ import annotations
