@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from support.textures import normal_images
 
@@ -34,6 +35,37 @@ def test_a_copy_of_a_fitted_detector_predicts_the_same(way: Any) -> None:
     fitted, images = detector().fit(normal_images(6, side=48)), normal_images(2, seed=3, side=48)
     known = fitted.predict(images).anomaly_score
     np.testing.assert_array_equal(way(fitted).predict(images).anomaly_score, known)
+
+
+# In inference mode
+
+
+@pytest.mark.parametrize("kind", ["patchcore", "padim", "tiles"])
+def test_inference_mode_changes_nothing(kind: str, tmp_path: Path) -> None:
+    """Around load, fit and predict; what was learned in it is extended outside, and the other way round."""
+    sizes: dict[str, Any] = {"resize": None, "image_size": None, "device": "cpu", "batch_size": 4}
+
+    def made() -> Detector:
+        if kind == "padim":
+            return ead.PaDiM("gabor", ("layer1",), num_dimensions=4, **sizes)
+        core = ead.PatchCore("gabor", ("layer1",), coreset_fraction=0.1, **sizes)
+        return ead.TiledEnsemble(core, 32, 32, image_size=64) if kind == "tiles" else core
+
+    train, more, images = (normal_images(count, seed=count, side=64) for count in (8, 4, 2))
+    outside = made().fit(train)
+    with torch.inference_mode():
+        inside = made().fit(train)
+        inside.save(tmp_path / "model")
+        loaded = ead.load(tmp_path / "model")
+        found = [one.predict(images).anomaly_map for one in (inside, loaded, outside)]
+    found += [one.predict(images).anomaly_map for one in (inside, loaded)]
+    for one in found:
+        np.testing.assert_array_equal(one, outside.predict(images).anomaly_map)
+    with torch.inference_mode():
+        outside.extend(more)
+    known = outside.predict(images).anomaly_map
+    for one in (inside, loaded):
+        np.testing.assert_array_equal(one.extend(more).predict(images).anomaly_map, known)
 
 
 # Fitted once more

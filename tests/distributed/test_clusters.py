@@ -76,6 +76,13 @@ class TestDask:
         assert len(logged(tmp_path)) == before
         assert not [name for name in os.listdir(tmp_path / "work") if name.startswith(".")]
 
+    def test_a_unit_that_fails_is_tried_again(self, client: Client, images: Path, tmp_path: Path) -> None:
+        """Dask would answer a call that is like one before with the failure of that one."""
+        (tmp_path / "trap1").touch()
+        executor = client.get_executor()
+        trapped(tmp_path, "error").fit(images, executor=executor, workdir=tmp_path / "work")
+        assert sorted(logged(tmp_path)) == ["0 begun", "0 ended", "1 begun", "1 begun", "1 ended"]
+
     def test_tiles(self, client: Client, images: Path, tmp_path: Path) -> None:
         found = tiled().fit(images, executor=client.get_executor(), workdir=tmp_path)
         assert_same(found, tiled().fit(images), SEEN)

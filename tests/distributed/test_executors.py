@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import signal
@@ -24,7 +25,7 @@ import torch
 
 import ensemblead as ead
 from ensemblead.common.errors import PartialFitError
-from ensemblead.distributed import executors
+from ensemblead.distributed import executors, working
 from ensemblead.distributed.executors import check_executor, num_workers, sharing_cores
 from ensemblead.distributed.units import collected
 from ensemblead.distributed.working import at_work
@@ -128,6 +129,7 @@ def visible_on_worker(number: int) -> str:
 class TestThreads:
     def test_cores_are_divided(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+        monkeypatch.setattr(working, "available_cores", lambda: 6)
         before = torch.get_num_threads()
         try:
             torch.set_num_threads(5)
@@ -136,6 +138,11 @@ class TestThreads:
             with at_work(sharing=8):
                 assert torch.get_num_threads() == 1
             assert torch.get_num_threads() == 5
+            monkeypatch.setattr(working, "available_cores", lambda: 2)  # a quota, which torch does not see
+            with at_work(sharing=2):
+                assert torch.get_num_threads() == 1
+            with at_work(sharing=1):  # the caller's own process, where the caller decides
+                assert torch.get_num_threads() == 5
             monkeypatch.setenv("OMP_NUM_THREADS", "5")
             with at_work(sharing=2):
                 assert torch.get_num_threads() == 5
@@ -169,6 +176,17 @@ def failing(errors: dict[int, BaseException]) -> Inline:
     return Inline(before)
 
 
+class Alike(Inline):
+    """Takes two calls that are alike for one, as Dask does while anybody holds the future of the first."""
+
+    def submit(self, function: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
+        known: dict[str, Future[Any]] = self.__dict__.setdefault("known", {})
+        call = json.dumps(args)
+        if call not in known:
+            known[call] = super().submit(function, *args)
+        return known[call]
+
+
 class TestCollected:
     def test_all(self) -> None:
         executor = Inline()
@@ -179,6 +197,18 @@ class TestCollected:
         executor = failing({1: RuntimeError("away"), 3: OSError("away")})
         assert sorted(collect(executor, retries=2)) == [(0, 0), (1, 2), (2, 4)]
         assert executor.given == 5
+
+    def test_what_fails_is_tried_again_by_an_executor_that_knows_it(self) -> None:
+        def fails(number: int) -> None:
+            if number in (1, 4):
+                raise RuntimeError("away")
+
+        executor = Alike(fails)
+        assert sorted(collect(executor)) == [(0, 0), (1, 2), (2, 4)]
+        # And so is what failed to the end, while the error is still looked at.
+        with pytest.raises(PartialFitError):
+            collect(executor, retries=0, count=1)
+        assert collect(executor, retries=0, count=1) == [(0, 0)]
 
     def test_the_others_are_done_first(self) -> None:
         executor = failing({0: RuntimeError("away"), 3: RuntimeError("away again")})

@@ -60,10 +60,15 @@ class TestUnits:
         assert found.state["value"] == 1
         assert os.listdir(tmp_path) == [Path(unit.folder).name]
 
-    def test_what_is_damaged_is_written_again(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("how", ["a file is gone", "a byte is another"])
+    def test_what_is_damaged_is_written_again(self, how: str, tmp_path: Path) -> None:
         unit = Unit.of(tmp_path, "one", {})
         unit.write(fill(1))
-        (Path(unit.folder) / "a.safetensors").unlink()
+        path = Path(unit.folder) / "a.safetensors"
+        before = path.read_bytes()
+        path.unlink()
+        if how == "a byte is another":
+            path.write_bytes(before[:-1] + b"!")
         assert unit.read() is None
         unit.write(fill(2))
         found = unit.read()
@@ -170,6 +175,20 @@ class TestDescriptions:
         before = with_contents(description)
         assert with_contents(description) == before
         os.utime(tmp_path / "textures/1.png", (0, 0))
+        assert with_contents(description) != before
+
+    def test_lists_of_paths_count_by_content(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        paths = draw_images(tmp_path / "bad", 2)
+        monkeypatch.chdir(tmp_path)
+        polygons = [[[0.0, 0.0], [8.0, 0.0], [8.0, 8.0]]]
+        description = ead.PatchCore(
+            "gabor", defects=["bad/0.png", "bad/1.png"], region=polygons, device="cpu"
+        ).describe()
+        assert with_absolute_paths(description) == {**description, "defects": paths}
+        before = with_contents(description)
+        assert before["region"] == polygons
+        assert with_contents(with_absolute_paths(description)) == before
+        Path(paths[1]).write_bytes(b"another")
         assert with_contents(description) != before
 
     def test_names_are_no_paths(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -143,6 +143,25 @@ class TestTheSameBits:
         found, _ = fitted(make, paths, errors="skip", executor=Inline(), workdir=tmp_path / "work")
         assert_same(found, expected, SEEN)
 
+    def test_a_bank_that_makes_predict_slow_is_warned_of(
+        self, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("ensemblead.detectors.patchcore.accumulator._SLOW", 1.0)
+        _, warned = fitted(both, images)
+        assert any(message.startswith("SlowPredictWarning: ") for message in warned)
+        for _ in range(2):  # on a worker, and by what it has kept
+            assert fitted(both, images, executor=Inline(), workdir=tmp_path)[1] == warned
+
+    def test_a_region_is_drawn_on_the_images_of_this_fit(self, images: Path, tmp_path: Path) -> None:
+        """Not on those of the fit before, which were smaller."""
+        draw_images(tmp_path / "large", side=64)
+        square = [[(0, 0), (32, 0), (32, 32), (0, 32)]]
+        one, other = (tiled(core(), region=square).fit(images) for _ in range(2))
+        assert len(one.members_) == 4
+        found = one.fit(tmp_path / "large", executor=Inline(), workdir=tmp_path / "work")
+        assert len(found.members_) == 1
+        assert_same(found, other.fit(tmp_path / "large"), normal_images(3, seed=9, side=64))
+
     def test_an_image_that_decides_the_threshold_is_named(self, tmp_path: Path) -> None:
         from PIL import Image
 
@@ -331,6 +350,11 @@ class TestRefusals:
         for ensemble in (both(), tiled(core())):
             with pytest.raises(error, match=message):
                 ensemble.fit(images, **options)
+
+    def test_a_file_where_the_folder_should_be(self, images: Path, tmp_path: Path) -> None:
+        (tmp_path / "work").touch()
+        with pytest.raises(NotADirectoryError, match="workdir must be a folder, got the file .*work"):
+            both().fit(images, executor=Inline(), workdir=tmp_path / "work")
 
     def test_images_in_memory(self, tmp_path: Path) -> None:
         for ensemble in (both(), tiled(core())):

@@ -148,6 +148,14 @@ def test_wrong_values() -> None:
         match=r"bank_dtype of a detector\): float16 has values up to 65504, the bank's go up to 100000",
     ):
         far.fit()
+    assert not far.is_fitted
+    near = MemoryBank(1.0, dtype="float16")
+    near.add(torch.tensor([[1.0, 2.0], [65519.0, 0.0]]))  # which is rounded to 65504
+    near.fit()
+    with pytest.raises(ValueError, match="dtype: float16 has values up to 65504, the bank's go up to 65520"):
+        near.extend(torch.tensor([[0.0, -65520.0]]))
+    assert near.rows_.tolist() == [[1.0, 2.0], [65504.0, 0.0]]
+    assert near.rows_.dtype == torch.float16
     state = BankState(torch.ones(1, 2, dtype=torch.float16), torch.zeros(1, dtype=torch.int64), None, 0.0, 1)
     with pytest.raises(ValueError, match=r"dtype='float32' does not go with rows of torch\.float16"):
         MemoryBank.from_state(MemoryBank(0.5).parameters(), state)

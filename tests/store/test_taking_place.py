@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -109,6 +110,30 @@ def test_a_load_beside_saves_gives_one_of_the_models(
     assert counts["loaded"]
     assert isinstance(ead.load(tmp_path / "m"), Colours)
     assert [path.name for path in tmp_path.iterdir()] == ["m"]
+
+
+def test_the_names_in_every_folder_are_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[str] = []
+    for module in ("folders", "saving"):
+        monkeypatch.setattr(f"ensemblead.store.{module}.sync_folder", lambda path: synced.append(path.name))
+    ead.BackboneEnsemble([Colours(), Colours(patch=4)]).fit(TRAIN).save(tmp_path / "m")
+    below = {path.name for path in (tmp_path / "m").rglob("*") if path.is_dir()}
+    assert len(below) == 2
+    assert below < set(synced)
+    assert synced[-1] == tmp_path.name
+
+
+def test_a_model_that_a_killed_save_put_aside_goes_with_the_next_save(tmp_path: Path) -> None:
+    """It would take the name of the model that is there, once that is removed."""
+    Colours(patch=8).fit(TRAIN).save(tmp_path / "m")
+    os.rename(tmp_path / "m", tmp_path / ".m.0123456789ab.old")
+    Colours(patch=4).fit(TRAIN).save(tmp_path / "m")
+    assert [path.name for path in tmp_path.iterdir()] == ["m"]
+    loaded: Any = ead.load(tmp_path / "m")
+    assert loaded.patch == 4
+    shutil.rmtree(tmp_path / "m")
+    with pytest.raises(FileNotFoundError, match="no saved model at"):
+        ead.load(tmp_path / "m")
 
 
 KILLED = """

@@ -184,6 +184,19 @@ class TestExecutors:
         assert messages[0] == messages[1]
         assert any("left out 1 of 4 images" in message for message in messages[0])
 
+    def test_a_warning_of_a_class_of_its_own(
+        self, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("ensemblead.detectors.patchcore.accumulator._SLOW", 1.0)
+        del config["detectors"][1]
+        config["datasets"][0]["category"] = "nut"
+        for out, options in (("here", {}), ("there", {"executor": Inline()})):
+            with pytest.warns(UserWarning, match="one on parts/nut: .* bank rows"):
+                results = run(config, tmp_path / out, **options)
+            finished = results.cells[0].finished
+            assert finished is not None
+            assert any("bank rows" in line for line in finished.warnings)
+
     def test_refusals(self, config: Config, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="on_image goes without executor="):
             run(config, tmp_path, executor=Inline(), on_image=lambda cell, image: None)

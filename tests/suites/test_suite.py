@@ -6,6 +6,7 @@ import copy
 import csv
 import json
 import math
+import os
 import shutil
 import signal
 import subprocess
@@ -25,6 +26,8 @@ pytest.importorskip("yaml")
 import ensemblead as ead
 from ensemblead.evaluation import CellResult, ScoredImage, SuiteResults, evaluate, run
 from ensemblead.evaluation.results import COLUMNS, TYPE_COLUMNS
+from ensemblead.suites.cells import cell_key
+from ensemblead.suites.suite import Suite
 
 
 @pytest.fixture(scope="module")
@@ -214,6 +217,27 @@ class TestRun:
         assert statuses(run(config, tmp_path / "out")) == [("one", "a", False), ("one", "b", True)]
         draw(tmp_path / "data/b/train/good/new.png", 998)
         assert statuses(run(config, tmp_path / "out")) == [("one", "a", True), ("one", "b", False)]
+
+    def test_files_that_a_detector_names_belong_to_the_key(self, config: Config, tmp_path: Path) -> None:
+        """Also those of a list, and those in a folder."""
+        for name in ("bad.png", "textures/0.png"):
+            draw(tmp_path / name, 1)
+        config["detectors"] = [
+            {"name": "list", **GABOR, "defects": [str(tmp_path / "bad.png")]},
+            {"name": "folder", "type": "DRAEM", "textures": str(tmp_path / "textures")},
+        ]
+        config["datasets"][0]["category"] = "nut"
+        suite = Suite.parse(config)
+
+        def keys() -> list[str]:
+            return [cell_key(cell, suite.settings) for cell in suite.cells()]
+
+        before = keys()
+        os.utime(tmp_path / "bad.png", (0, 0))
+        assert [key == known for key, known in zip(keys(), before, strict=True)] == [False, True]
+        before = keys()
+        os.utime(tmp_path / "textures/0.png", (0, 0))
+        assert [key == known for key, known in zip(keys(), before, strict=True)] == [True, False]
 
     def test_cells_from_before_types_are_not_measured_anew(
         self, finished: tuple[Path, Config], tmp_path: Path

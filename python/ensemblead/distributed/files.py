@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
@@ -24,6 +24,8 @@ from ensemblead.images.decode import check_ordinary_file
 
 # Path, bytes, and time of change in nanoseconds; of a file that cannot be read, null.
 Fact = list[Any]
+# Parameters of these names are files, whatever their type hints say; so configurations take them.
+_FILES = ("weights", "region")
 
 
 def digest_of(document: Any) -> str:
@@ -100,37 +102,46 @@ def _fact(path: str, errors: str) -> Fact:
 
 
 def with_absolute_paths(description: Any) -> Any:
-    """A description whose paths mean the same on every machine: parameters that take paths, if there is
-    something under them.
-    """
-    return _replaced(description, os.path.abspath)
+    """A description whose paths mean the same on every machine."""
+    return with_paths(description, os.path.abspath)
 
 
 def with_contents(description: Any) -> Any:
     """A description in which a hash of what is there stands for every path."""
-    return _replaced(description, _content)
+    return with_paths(description, _content)
 
 
-def _replaced(value: Any, change: Any) -> Any:
+def with_paths(value: Any, change: Callable[[str], Any]) -> Any:
+    """A description in which `change` of it stands for every path, alone or in a list: for what is given to
+    parameters that take paths, if there is something under it.
+    """
     if isinstance(value, Mapping) and "type" in value:
         known = parameters(registered_class(value["type"]))
         return {
-            name: change(item)
-            if name in known and _is_path(known[name].hint, known[name].default, item)
-            else _replaced(item, change)
+            name: _changed(item, known[name].default, change)
+            if name in known and (name in _FILES or _takes_paths(known[name].hint))
+            else with_paths(item, change)
             for name, item in value.items()
         }
-    return [_replaced(item, change) for item in value] if isinstance(value, list) else value
+    return [with_paths(item, change) for item in value] if isinstance(value, list) else value
 
 
-def _is_path(hint: Any, default: Any, value: Any) -> bool:
-    takes = any((get_origin(one) or one) is os.PathLike for one in get_args(hint))
-    return takes and isinstance(value, str) and value != default and os.path.exists(value)
+def _takes_paths(hint: Any) -> bool:
+    return any((get_origin(one) or one) is os.PathLike for one in get_args(hint))
+
+
+def _changed(item: Any, default: Any, change: Callable[[str], Any]) -> Any:
+    if isinstance(item, (list, tuple)):
+        return [_changed(one, default, change) for one in item]
+    is_path = isinstance(item, str) and item != default and os.path.exists(item)
+    return change(item) if is_path else item
 
 
 def _content(path: str) -> Any:
-    """Of a file the hash; of a folder the names, sizes and times of what is in it."""
-    if os.path.isfile(path):
-        return sha256_of(path)
+    return sha256_of(path) if os.path.isfile(path) else folder_facts(path)
+
+
+def folder_facts(path: str) -> list[Fact]:
+    """The names, sizes and times of change of all files in a folder."""
     files = sorted(one for one in Path(path).rglob("*") if one.is_file())
     return [[one.relative_to(path).as_posix(), *_fact(str(one), "skip")[1:]] for one in files]

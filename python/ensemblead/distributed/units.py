@@ -6,6 +6,7 @@ asks for it, and is never replaced: of two that compute the same unit, the first
 
 from __future__ import annotations
 
+import secrets
 import shutil
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,7 +21,7 @@ from ensemblead.common.validation import some_of
 from ensemblead.distributed.executors import most_at_once
 from ensemblead.distributed.files import digest_of
 from ensemblead.kernels.build import __version__
-from ensemblead.store import FolderReader, FolderWriter, read_folder, remove_leftovers, write_folder
+from ensemblead.store import FolderReader, FolderWriter, read_folder, remove_leftovers, verify, write_folder
 
 _FORMAT, _KIND = 1, "UnitOfWork"
 # So often the caller looks at what is done.
@@ -56,6 +57,8 @@ class Unit:
         """The result; None if it is not there, or not what was written."""
         try:
             reader = read_folder(self.folder)
+            if reader is not None:
+                verify(self.folder)
         except DamagedModelError:
             return None
         is_own = reader is not None and reader.class_name == _KIND and reader.state.get("key") == self.key
@@ -113,7 +116,9 @@ def collected(
 
     def submit(place: int) -> None:
         attempts[place] += 1
-        waiting[executor.submit(function, tasks[place])] = place
+        # Dask takes two calls that are alike for one, and answers the second with the failure of the first.
+        task = {**tasks[place], "submission": secrets.token_hex(8)}
+        waiting[executor.submit(function, task)] = place
 
     ready = deque(range(len(tasks)))
     most = most_at_once(executor) or len(tasks)

@@ -14,13 +14,17 @@ from typing import Any
 
 import torch
 
-from ensemblead.common.warnings import ThresholdWarning, warn
+from ensemblead.common.threads import available_cores
+from ensemblead.common.warnings import SlowPredictWarning, ThresholdWarning, warn
 from ensemblead.config.names import registered_class
+from ensemblead.images import BitDepthWarning
 
 # A process has one set of warnings and of threads, so threads of one process take turns.
 _turn = threading.Lock()
 # Warnings of the library, by name. All others are the worker's own.
-_KINDS: dict[str, type[Warning]] = {one.__name__: one for one in (UserWarning, ThresholdWarning)}
+KINDS: dict[str, type[Warning]] = {
+    one.__name__: one for one in (UserWarning, ThresholdWarning, SlowPredictWarning, BitDepthWarning)
+}
 
 
 class Work:
@@ -32,7 +36,7 @@ class Work:
 
     def record(self) -> dict[str, Any]:
         """Where and how long, and the warnings, since the last record."""
-        own = [one for one in self._caught if one.category in _KINDS.values()]
+        own = [one for one in self._caught if one.category in KINDS.values()]
         seconds, self._start = time.perf_counter() - self._start, time.perf_counter()
         self._caught[:] = [one for one in self._caught if one not in own]
         return {
@@ -55,16 +59,19 @@ def at_work(sharing: int, modules: Sequence[str] = ()) -> Iterator[Work]:
             warnings.simplefilter("always", UserWarning)
             yield Work(caught)
         for one in caught:
-            if one.category not in _KINDS.values():
+            if one.category not in KINDS.values():
                 warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
 
 
 @contextmanager
 def _threads(sharing: int) -> Iterator[None]:
-    """The cores divided by the workers, unless OMP_NUM_THREADS says how many threads there are."""
+    """The cores that a quota leaves, divided by the workers, unless OMP_NUM_THREADS says how many threads
+    there are.
+    """
     before = torch.get_num_threads()
-    if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, before // sharing))  # the kernels follow torch
+    if sharing > 1 and not os.environ.get("OMP_NUM_THREADS"):
+        # The kernels follow torch, which knows no quota.
+        torch.set_num_threads(max(1, min(before, available_cores()) // sharing))
     try:
         yield
     finally:
@@ -75,7 +82,7 @@ def repeat_warnings(records: Sequence[dict[str, Any]]) -> None:
     """Issue what workers were warned of, each message once."""
     messages = dict.fromkeys((kind, message) for one in records for kind, message in one["warnings"])
     for kind, message in messages:
-        warn(message, _KINDS.get(kind, UserWarning))
+        warn(message, KINDS.get(kind, UserWarning))
 
 
 def modules_of(description: Any) -> list[str]:

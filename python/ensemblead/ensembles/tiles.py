@@ -224,7 +224,8 @@ class TiledEnsemble(Detector):
         job = job_of(images, errors, progress, checkpoint, executor, workdir, retries)
         if job is None:
             return super().fit(images, errors=errors, progress=progress, checkpoint=checkpoint)
-        fit_tiles(self, self.plan(), self._device(), job)
+        # An earlier fit may have drawn the region on images of another size.
+        fit_tiles(self, replace(self.plan(), geometry=self._geometry), self._device(), job)
         return self
 
     def parameters(self) -> dict[str, Any]:

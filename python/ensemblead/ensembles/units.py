@@ -48,6 +48,8 @@ class Job:
             raise ValueError("executor= needs workdir=, a folder on a path that every worker shares")
         self._images, self.errors, self.progress = images, errors, progress or no_progress
         self._executor, self.workdir = executor, Path(os.path.abspath(workdir))
+        if self.workdir.exists() and not self.workdir.is_dir():
+            raise NotADirectoryError(f"workdir must be a folder, got the file {self.workdir}")
         self._retries = whole_number("retries", retries, 0)
 
     def open(self) -> None:
@@ -186,6 +188,7 @@ def readers_of(units: Sequence[Unit]) -> list[FolderReader]:
     """The results of units that are done. Their warnings are issued, as the fit here would."""
     readers = [reader for unit in units if (reader := unit.read()) is not None]
     if len(readers) < len(units):
-        raise FileNotFoundError(f"workdir: {standing(units)[1][0]} was removed meanwhile; call fit again")
+        lost = standing(units)[1][0]
+        raise FileNotFoundError(f"workdir: {lost} was removed or altered meanwhile; call fit again")
     repeat_warnings([reader.state for reader in readers])
     return readers

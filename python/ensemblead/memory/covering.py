@@ -8,10 +8,12 @@ import torch
 
 from ensemblead.memory.buffer import take
 from ensemblead.memory.intake import Intake
-from ensemblead.memory.places import in_order
+from ensemblead.memory.places import Numbers, in_order
 from ensemblead.memory.searched import SearchedRows
 from ensemblead.memory.selection import ROUNDING, Progress, select_above_noise
-from ensemblead.memory.state import BankState
+from ensemblead.memory.state import BankState, check_half
+from ensemblead.search.exact import ExactIndex
+from ensemblead.search.faiss import FaissIndex
 from ensemblead.search.plan import flat_index, make_index
 
 
@@ -32,6 +34,11 @@ class CoveringRows(SearchedRows):
     def state(self) -> BankState:
         """See `MemoryBank`."""
         raise NotImplementedError
+
+    def _set(self, rows: torch.Tensor, labels: Numbers, search: ExactIndex | FaissIndex) -> None:
+        if self.dtype == "float16":
+            check_half("dtype", rows)  # before they are the bank's
+        super()._set(rows, labels, search)
 
     def _select(
         self,

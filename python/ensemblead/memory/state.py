@@ -132,15 +132,11 @@ class BankState:
         """
         if self.defects is not None:
             self.defects.check_half(argument)
+        check_half(argument, self.rows)
         moved = 0.0
         for start in range(0, len(self.rows), _CHUNK):
             rows = self.rows[start : start + _CHUNK].float()
             halves = rows.half().float()
-            if not bool(torch.isfinite(halves).all()):
-                largest = float(self.rows.abs().max())
-                raise ValueError(
-                    f"{argument}: float16 has values up to 65504, the bank's go up to {largest:.6g}"
-                )
             # Each projected as the bank does it, since that rounds too.
             before, after = (project_chunks([one], self.projection, one.device) for one in (rows, halves))
             moved = max(moved, float(torch.linalg.vector_norm(before - after, dim=1).max()))
@@ -151,6 +147,15 @@ class BankState:
         certificate = 2 * radius / self.separation if known else None
         reach = None if self.reach is None else max(self.reach, moved * (1 + ROUNDING))
         return replace(self, radius=radius, reach=reach, certificate=certificate)
+
+
+def check_half(argument: str, rows: torch.Tensor) -> None:
+    """Raise ValueError, naming `argument`, for values that float16 does not have."""
+    largest = torch.stack(rows.aminmax()).abs().max()
+    if not bool(torch.isfinite(largest.half())):
+        raise ValueError(
+            f"{argument}: float16 has values up to 65504, the bank's go up to {float(largest):.6g}"
+        )
 
 
 def _tensor(name: str, given: Any, dtype: torch.dtype, axes: int) -> torch.Tensor:

@@ -20,6 +20,7 @@ import torch
 
 from ensemblead.common.errors import DamagedModelError, NewerFormatError
 from ensemblead.common.extras import require
+from ensemblead.common.files import sync_folder
 from ensemblead.common.manifests import (
     check_place,
     checksum_of,
@@ -71,6 +72,7 @@ class FolderWriter:
         """Another registered object, in a folder of its own, with these options on top of one's own."""
         os.mkdir(self._folder / name)
         data = write_object(self._folder / name, obj, {**self.options, **options})
+        sync_folder(self._folder / name)  # the writer of the outermost folder sees to that one
         self._files[f"{name}/{MANIFEST}"] = file_entry(data)
 
     def finish(self, class_name: str, state: dict[str, Any]) -> bytes:

@@ -66,6 +66,7 @@ def write_folder(
 
     With `keep`, a folder that has taken the name meanwhile stays, and what was written is dropped.
     """
+    _recover(Path(os.path.abspath(path)))  # else what a killed save has put aside would stay there
     target = check_target(path)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -306,7 +307,9 @@ def _recover(target: Path) -> None:
     """Where a process was killed between two renames, the earlier model stands aside: it takes its name
     back.
     """
-    left = sorted(target.parent.glob(f".{glob.escape(target.name)}.*{_ASIDE}"), key=os.path.getmtime)
+    left = list(target.parent.glob(f".{glob.escape(target.name)}.*{_ASIDE}"))
+    with suppress(OSError):  # a save that goes on has taken one away
+        left.sort(key=os.path.getmtime)
     for aside in reversed(left):
         if not os.path.lexists(target) and (aside / MANIFEST).is_file():
             with suppress(OSError):  # a save that goes on has taken the name, or the folder away

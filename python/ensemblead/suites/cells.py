@@ -1,8 +1,9 @@
 """The finished cells of a suite on disk: what makes a run resume where it stopped.
 
 A cell is one detector on one category. It is kept in one JSON file under a key that is a hash of all that its
-numbers depend on: the detector's full description, the settings, the library's version, and the files of the
-category (paths, labels, sizes, times of change). So whatever is changed is run anew, and nothing else.
+numbers depend on: the detector's full description and the files that it names, the settings, the library's
+version, and the files of the category (paths, labels, sizes, times of change). So whatever is changed is run
+anew, and nothing else.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import numpy as np
 
 from ensemblead.common.files import as_file_name, sha256_of
 from ensemblead.datasets.categories import Category, Errors, file_fact
-from ensemblead.distributed.files import with_absolute_paths
+from ensemblead.distributed.files import folder_facts, with_paths
 from ensemblead.evaluation.gallery import Pictures
 from ensemblead.evaluation.results import COLUMNS, NAN, CategoryResult, Details, ImageResult, Row, TypeRow
 from ensemblead.kernels.build import __version__
@@ -39,7 +40,7 @@ def cell_key(cell: Cell, settings: Settings) -> str:
     document = {
         "format": _FORMAT,
         "version": __version__,
-        "detector": _identity(cell, with_absolute_paths(cell.entry.description)),
+        "detector": _identity(cell),
         # The gallery changes no number.
         "settings": {name: one for name, one in settings_dict(settings).items() if name != "gallery"},
         "category": _category_identity(cell.category, settings.errors),
@@ -48,20 +49,16 @@ def cell_key(cell: Cell, settings: Settings) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _identity(cell: Cell, value: Any) -> Any:
-    """A description in which the files that it names have their size and time."""
-    if isinstance(value, Mapping):
-        if "model" in value:
-            return {**value, "model": sha256_of(model_for(cell.entry, cell.category) / "model.json")}
-        known = {name: _identity(cell, item) for name, item in value.items()}
-        for name in ("weights", "region"):
-            file = value.get(name)
-            if isinstance(file, str) and os.path.isfile(file):
-                known[name] = _file_identity(file)
-        return known
-    if isinstance(value, (list, tuple)):
-        return [_identity(cell, item) for item in value]
-    return value
+def _identity(cell: Cell) -> Any:
+    """The description, in which files and folders that it names have their sizes and times."""
+    description = cell.entry.description
+    if cell.entry.is_saved:
+        return {**description, "model": sha256_of(model_for(cell.entry, cell.category) / "model.json")}
+    return with_paths(description, _path_identity)
+
+
+def _path_identity(path: str) -> list[Any]:
+    return [os.path.abspath(path), folder_facts(path)] if os.path.isdir(path) else _file_identity(path)
 
 
 def _category_identity(category: Category, errors: Errors) -> Any:

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from ensemblead.common.errors import UnreadableImageError
 from ensemblead.common.memory import reset_peak_memory
-from ensemblead.common.warnings import ThresholdWarning
 from ensemblead.datasets.categories import Category
 from ensemblead.detectors.parts import Note, no_note
+from ensemblead.distributed.working import KINDS
 from ensemblead.evaluation.measure import ScoredImage, check_category, measure_category
 from ensemblead.evaluation.results import CategoryResult
 from ensemblead.suites.cells import cell_key
@@ -152,7 +152,7 @@ class CellRun:
                 yield
             finally:
                 for one in caught:
-                    if one.category in (UserWarning, ThresholdWarning):
+                    if one.category in KINDS.values():
                         self._lines += [
                             line for line in str(one.message).splitlines() if line not in self._lines
                         ]
