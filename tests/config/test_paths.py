@@ -89,6 +89,22 @@ def test_weights_of_a_described_detector(bench: Path) -> None:
     ]
 
 
+def test_other_paths_of_a_described_detector(bench: Path) -> None:
+    config = suite()
+    config["detectors"] = [
+        {"name": "a", **GABOR, "defects": ["../cracks/1.png", "/2.png"], "defect_masks": "../masks"},
+        {"name": "b", "type": "DRAEM", "textures": "../textures"},
+        {"name": "c", "type": "EfficientAD", "backbone": "resnet18", "penalty_images": "../plain"},
+        {"name": "d", "type": "EfficientAD", "backbone": "resnet18", "penalty_images": "procedural"},
+    ]
+    (bench / "suites/s.json").write_text(json.dumps(config))
+    known, draem, folder, drawn = (each.description for each in Suite.read(bench / "suites/s.json").detectors)
+    assert known["defects"] == [str(bench / "cracks/1.png"), "/2.png"]
+    assert known["defect_masks"] == str(bench / "masks")
+    assert draem["textures"] == str(bench / "textures")
+    assert [each["penalty_images"] for each in (folder, drawn)] == [str(bench / "plain"), "procedural"]
+
+
 def test_weights_of_options(bench: Path) -> None:
     from ensemblead.cli.options import DetectorOptions, build_detector, read_config
 

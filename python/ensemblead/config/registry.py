@@ -35,7 +35,6 @@ from ensemblead.config.settings import (
     differing_names,
     holds_registered,
     is_node,
-    placed_value,
     with_settings,
 )
 from ensemblead.config.signatures import Parameter, check_keys, check_value, parameters
@@ -136,7 +135,7 @@ def _resolve_arguments(
     node: Node = {}
     for name, one in known.items():
         if name in given:
-            node[name] = _resolve_value(given[name], one.hint, (*path, name), problems, defaults)
+            node[name] = _resolve_value(given[name], one, (*path, name), problems, defaults)
         elif name in defaults:
             node[name] = defaults[name]
         elif not one.required:
@@ -145,11 +144,12 @@ def _resolve_arguments(
 
 
 def _resolve_value(
-    value: Any, hint: Any, path: KeyPath, problems: Problems, defaults: Mapping[str, Any]
+    value: Any, one: Parameter, path: KeyPath, problems: Problems, defaults: Mapping[str, Any]
 ) -> Any:
+    hint = one.hint
     if holds_registered(hint):
         return _resolve_nested(value, hint, path, problems, defaults)
-    items = [one for one in get_args(hint) if holds_registered(one)]
+    items = [kind for kind in get_args(hint) if holds_registered(kind)]
     if items:
         if get_origin(hint) is not None and isinstance(value, list):
             return [
@@ -159,7 +159,7 @@ def _resolve_value(
         kind = items[0].__name__.lower()
         problems.add(path, f"must be a list of {kind}s, got {type(value).__name__}")
         return value
-    return placed_value(check_value(value, hint, path, problems), str(path[-1]), problems.source)
+    return one.with_paths(check_value(value, hint, path, problems), problems.source.place)
 
 
 def _resolve_nested(

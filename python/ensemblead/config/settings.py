@@ -16,7 +16,7 @@ from types import UnionType
 from typing import Any, TypeAlias, Union, get_args, get_origin
 
 from ensemblead.common.other_names import parameter_hint
-from ensemblead.config.documents import KeyPath, Problems, Source, read_text
+from ensemblead.config.documents import KeyPath, Problems, read_text
 from ensemblead.config.names import detector_names, is_base, registered_class
 from ensemblead.config.signatures import MismatchError, Parameter, fitted_to, parameters, shown
 
@@ -98,14 +98,6 @@ def holds_registered(hint: Any) -> bool:
     return isclass(hint) and is_base(hint)
 
 
-def placed_value(value: Any, name: str, source: Source) -> Any:
-    """A value of a parameter; a path of weights, or of a region's mask, is joined to the folder of the file
-    that it was read from.
-    """
-    is_file = name in ("weights", "region") and isinstance(value, str) and value != "default"
-    return source.place(value) if is_file else value
-
-
 def differing_names(description: Mapping[str, Any]) -> set[str]:
     """Parameters that are given, but not alike, for the members of a description."""
     nodes = [node for node, _ in _leaves(_copied(description), ())]
@@ -162,7 +154,7 @@ def _set(setting: Setting, leaves: Sequence[_Leaf], problems: Problems) -> None:
             wanted.append(str(mismatch))
             continue
         for node, value in zip(group, values, strict=True):
-            node[name] = placed_value(value, name, problems.source)
+            node[name] = _parameter(node, name).with_paths(value, problems.source.place)
         return
     text = wanted[0] if setting.text is None else _as_typed(wanted[0])
     problems.add(setting.path, f"must be {text or 'given in Python'}, got {shown(setting.value)}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,9 +26,24 @@ class Parameter:
     hint: Any
     default: Any
 
+    takes_paths: bool = False
+
     @property
     def required(self) -> bool:
         return self.default is self.NONE
+
+    def with_paths(self, value: Any, change: Callable[[str], Any]) -> Any:
+        """The value with `change` of each path in place of it, alone or in a list, if this parameter takes
+        paths.
+        """
+        if self.takes_paths and isinstance(value, (list, tuple)):
+            return [self.with_paths(item, change) for item in value]
+        is_path = self.takes_paths and isinstance(value, str) and value not in (self.default, "default")
+        return change(value) if is_path else value
+
+
+# Files, whatever their type hints say.
+_FILES = ("weights", "region")
 
 
 def parameters(function: Callable[..., Any]) -> dict[str, Parameter]:
@@ -39,7 +55,16 @@ def parameters(function: Callable[..., Any]) -> dict[str, Parameter]:
         hints = {}
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     found = inspect.signature(function).parameters.items()
-    return {name: Parameter(hints.get(name, Any), one.default) for name, one in found if one.kind in kinds}
+    return {
+        name: Parameter(hint, one.default, name in _FILES or _has_paths(hint))
+        for name, one in found
+        if one.kind in kinds
+        for hint in (hints.get(name, Any),)
+    }
+
+
+def _has_paths(hint: Any) -> bool:
+    return any((get_origin(one) or one) is os.PathLike for one in get_args(hint))
 
 
 def check_keys(

@@ -13,7 +13,7 @@ import os
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Any
 
 from ensemblead.common.errors import UnreadableImageError
 from ensemblead.common.files import sha256_of, write_atomically
@@ -24,8 +24,6 @@ from ensemblead.images.decode import check_ordinary_file
 
 # Path, bytes, and time of change in nanoseconds; of a file that cannot be read, null.
 Fact = list[Any]
-# Parameters of these names are files, whatever their type hints say; so configurations take them.
-_FILES = ("weights", "region")
 
 
 def digest_of(document: Any) -> str:
@@ -117,24 +115,17 @@ def with_paths(value: Any, change: Callable[[str], Any]) -> Any:
     """
     if isinstance(value, Mapping) and "type" in value:
         known = parameters(registered_class(value["type"]))
+
+        def changed(path: str) -> Any:
+            return change(path) if os.path.exists(path) else path
+
         return {
-            name: _changed(item, known[name].default, change)
-            if name in known and (name in _FILES or _takes_paths(known[name].hint))
+            name: known[name].with_paths(item, changed)
+            if name in known and known[name].takes_paths
             else with_paths(item, change)
             for name, item in value.items()
         }
     return [with_paths(item, change) for item in value] if isinstance(value, list) else value
-
-
-def _takes_paths(hint: Any) -> bool:
-    return any((get_origin(one) or one) is os.PathLike for one in get_args(hint))
-
-
-def _changed(item: Any, default: Any, change: Callable[[str], Any]) -> Any:
-    if isinstance(item, (list, tuple)):
-        return [_changed(one, default, change) for one in item]
-    is_path = isinstance(item, str) and item != default and os.path.exists(item)
-    return change(item) if is_path else item
 
 
 def _content(path: str) -> Any:
