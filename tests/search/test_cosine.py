@@ -73,7 +73,7 @@ def test_of_equal_rows_the_lower_comes_first() -> None:
 
 
 def test_of_equal_rows_few_are_kept_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All of them reach the limit; those of one chunk alone are looked at together, in search and in pairs."""
+    """All of them reach the limit; only those of one chunk are looked at together."""
     monkeypatch.setattr(cosine, "CHUNK_BYTES", 4 * 8 * 50)  # 50 rows
     looked_at: list[int] = []
 
