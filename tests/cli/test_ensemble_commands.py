@@ -94,6 +94,25 @@ class TestWeights:
             assert message in " ".join(outcome.stderr.split()), outcome.stderr
         assert not out.exists()
 
+    def test_they_come_before_images_are_read(
+        self, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def read_vectors(*_: Any, **__: Any) -> Any:
+            raise AssertionError("images are read")
+
+        monkeypatch.setattr("ensemblead.retrieval.embedders.read_vectors", read_vectors)
+        for options, message in (
+            (["--grid", "0"], "all zero"),
+            (["--grid", "1,-2"], "not negative, got -2"),
+            (["-k", 15], "k must be below the 15 items, got 15"),
+            (["--holdout", 1], "holdout must be at least 0 and below 1"),
+            (["--max-queries", 0], "max_queries must be at least 1"),
+            (["--seed", -1], "seed must be at least 0"),
+        ):
+            outcome = call("weights", images, "--out", tmp_path / "w.csv", *TWO, *options)
+            assert outcome.exit_code == 2, (options, outcome.stderr)
+            assert message in " ".join(outcome.stderr.split()), outcome.stderr
+
 
 class TestFuse:
     def test_it_is_what_python_fits(self, images: Path, fused: Path, tmp_path: Path) -> None:
