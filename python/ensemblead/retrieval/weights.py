@@ -236,8 +236,10 @@ def distinct_combinations(grid: Iterable[Any], networks: int) -> list[tuple[floa
         ValueError: see `search_weights`.
         TypeError: what is no number.
     """
-    values = grid.tolist() if hasattr(grid, "tolist") else grid
-    listed = list(itertools.islice(values, _MOST_COMBINATIONS + 1))
+    if isinstance(grid, str) or not isinstance(grid, Iterable):
+        raise TypeError(f"grid must hold numbers, or rows of {networks} numbers, got {grid!r}")
+    some = itertools.islice(grid, _MOST_COMBINATIONS + 1)
+    listed = [value.tolist() if hasattr(value, "tolist") else value for value in some]
     explicit = bool(listed) and all(isinstance(row, (list, tuple)) for row in listed)
     total = len(listed) if explicit else len(listed) ** networks
     if not 0 < total <= _MOST_COMBINATIONS:
