@@ -126,8 +126,13 @@ class TestFuse:
         assert first.startswith("15 images of 3 classes in ")
         assert first.endswith("; 2 dimensions")
         assert second == f"ensemble: {tmp_path / 'model'}"
-        whiten = ["--mode", "whiten", "--dim", 3, "--overwrite"]
-        assert call_json("fuse", images, "--out", tmp_path / "model", *TWO, *whiten)["dim"] == 3
+
+    def test_whitening_needs_no_labels(self, images: Path, tmp_path: Path) -> None:
+        whiten = ["--out", tmp_path / "model", *TWO, "--mode", "whiten", "--dim", 3]
+        found = call_json("fuse", images / "dark", *whiten)  # images in no folders of classes
+        assert (found["images"], found["classes"], found["dim"]) == (5, 0, 3)
+        outcome = call("fuse", images, *whiten, "--overwrite")
+        assert outcome.stdout.startswith("15 images in "), outcome.stderr
 
     def test_text_of_a_training(self, capsys: pytest.CaptureFixture[str]) -> None:
         summary = {"skipped": [], "images": 9, "classes": 3, "seconds": 2.0, "dim": 8, "model": "m"}
