@@ -73,7 +73,10 @@ class TestWeights:
         ]  # 50 is more than there are
         assert len(rows) == 10 + 2
         assert rows[-2].startswith("15 images, 19 combinations in ")
+        assert rows[-2].endswith(" s; the figure to expect is the best one's on the queries held out")
         assert rows[-1] == f"table: {tmp_path / 'w.csv'}"
+        none = call("weights", images, "--out", tmp_path / "w.csv", *TWO, "--holdout", 0, "--grid", 1)
+        assert none.stdout.splitlines()[-2].endswith(" s")
 
     def test_refusals(self, images: Path, fused: Path, tmp_path: Path) -> None:
         out = tmp_path / "w.csv"

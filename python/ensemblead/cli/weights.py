@@ -198,10 +198,11 @@ def _show(summary: dict[str, Any], table: WeightTable) -> None:
         rows.add_row(*(f"{weight:g}" for weight in row.weights), f"{row.map:.4f}", held)
     console.print(rows)
     left_out, ensemble = described_skips(summary["skipped"]), summary["model"]
+    told = "; the figure to expect is the best one's on the queries held out" if table.holdout_queries else ""
     console.print(
         valid_text(
             f"{left_out}{summary['images']} images, {summary['combinations']} combinations in "
-            f"{summary['seconds']:.1f} s; the figure to expect is the best one's on the queries held out\n"
+            f"{summary['seconds']:.1f} s{told}\n"
             f"table: {summary['out']}" + ("" if ensemble is None else f"\nensemble: {ensemble}")
         ),
         markup=False,
