@@ -73,7 +73,10 @@ class TestWeights:
         ]  # 50 is more than there are
         assert len(rows) == 10 + 2
         assert rows[-2].startswith("15 images, 19 combinations in ")
+        assert rows[-2].endswith(" s; the figure to expect is the best one's on the queries held out")
         assert rows[-1] == f"table: {tmp_path / 'w.csv'}"
+        none = call("weights", images, "--out", tmp_path / "w.csv", *TWO, "--holdout", 0, "--grid", 1)
+        assert none.stdout.splitlines()[-2].endswith(" s")
 
     def test_refusals(self, images: Path, fused: Path, tmp_path: Path) -> None:
         out = tmp_path / "w.csv"
@@ -94,6 +97,25 @@ class TestWeights:
             assert message in " ".join(outcome.stderr.split()), outcome.stderr
         assert not out.exists()
 
+    def test_they_come_before_images_are_read(
+        self, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def read_vectors(*_: Any, **__: Any) -> Any:
+            raise AssertionError("images are read")
+
+        monkeypatch.setattr("ensemblead.retrieval.embedders.read_vectors", read_vectors)
+        for options, message in (
+            (["--grid", "0"], "all zero"),
+            (["--grid", "1,-2"], "not negative, got -2"),
+            (["-k", 15], "k must be below the 15 items, got 15"),
+            (["--holdout", 1], "holdout must be at least 0 and below 1"),
+            (["--max-queries", 0], "max_queries must be at least 1"),
+            (["--seed", -1], "seed must be at least 0"),
+        ):
+            outcome = call("weights", images, "--out", tmp_path / "w.csv", *TWO, *options)
+            assert outcome.exit_code == 2, (options, outcome.stderr)
+            assert message in " ".join(outcome.stderr.split()), outcome.stderr
+
 
 class TestFuse:
     def test_it_is_what_python_fits(self, images: Path, fused: Path, tmp_path: Path) -> None:
@@ -107,8 +129,13 @@ class TestFuse:
         assert first.startswith("15 images of 3 classes in ")
         assert first.endswith("; 2 dimensions")
         assert second == f"ensemble: {tmp_path / 'model'}"
-        whiten = ["--mode", "whiten", "--dim", 3, "--overwrite"]
-        assert call_json("fuse", images, "--out", tmp_path / "model", *TWO, *whiten)["dim"] == 3
+
+    def test_whitening_needs_no_labels(self, images: Path, tmp_path: Path) -> None:
+        whiten = ["--out", tmp_path / "model", *TWO, "--mode", "whiten", "--dim", 3]
+        found = call_json("fuse", images / "dark", *whiten)  # images in no folders of classes
+        assert (found["images"], found["classes"], found["dim"]) == (5, 0, 3)
+        outcome = call("fuse", images, *whiten, "--overwrite")
+        assert outcome.stdout.startswith("15 images in "), outcome.stderr
 
     def test_text_of_a_training(self, capsys: pytest.CaptureFixture[str]) -> None:
         summary = {"skipped": [], "images": 9, "classes": 3, "seconds": 2.0, "dim": 8, "model": "m"}

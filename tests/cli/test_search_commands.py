@@ -363,5 +363,6 @@ class TestDuplicates:
             assert (outcome.exit_code, message in outcome.stderr) == (2, True), outcome.stderr
 
     def test_chains_are_one_group(self) -> None:
-        assert connected({"a": ["b"], "c": ["d"], "b": ["e"], "e": ["d"]}) == [["a", "b", "e", "c", "d"]]
+        assert connected({"a": ["b"], "c": ["d"], "b": ["e"], "e": ["d"]}) == [["a", "b", "c", "d", "e"]]
+        assert connected({"a": ["c"], "b": ["d"], "e": ["d"]}) == [["a", "c"], ["b", "d", "e"]]
         assert connected({}) == []

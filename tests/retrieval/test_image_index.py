@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import os
 import sys
@@ -22,6 +23,7 @@ import ensemblead as ead
 from ensemblead.common.errors import UnreadableImageError
 from ensemblead.retrieval import adding
 from ensemblead.retrieval import duplicates as duplicates_module
+from ensemblead.retrieval.queries import search_images
 
 
 @pytest.fixture(autouse=True)
@@ -77,6 +79,8 @@ def test_opened_again_it_embeds_queries(index: ead.ImageIndex, images: Path) -> 
 
 
 def test_queries_of_every_kind_find_the_same(index: ead.ImageIndex, images: Path) -> None:
+    import torch
+
     path = images / "good/3.png"
     pixels = np.asarray(ead_image(path))
     vector = MeanColours().embed([path])[0]
@@ -86,6 +90,8 @@ def test_queries_of_every_kind_find_the_same(index: ead.ImageIndex, images: Path
         [path],
         pixels,
         pixels[None],
+        [pixels],
+        torch.tensor(vector, requires_grad=True),
         vector,
         vector[None],
         vector.tolist(),
@@ -133,12 +139,15 @@ def test_where_holds_for_every_hit(index: ead.ImageIndex, images: Path) -> None:
         ({"removed": None}, ValueError, "unknown column 'removed'"),
         ({"label": 1.5}, TypeError, "label must be a text"),
         ({"label": [True]}, TypeError, "got True"),
+        ({"label": "bad\0b"}, ValueError, "label must be UTF-8 without NUL, got 'bad.x00b'"),
         ("label=bad", TypeError, "where must be a mapping"),
     ],
 )
 def test_where_is_checked(index: ead.ImageIndex, where: Any, error: type[Exception], message: str) -> None:
-    with pytest.raises(error, match=message):
-        index.search(np.ones(12, np.float32), where=where)
+    """Before anything is embedded: the query is not even there."""
+    for search in (index.search, lambda query, where: search_images(index, [query], where=where)):
+        with pytest.raises(error, match=message):
+            search("nothing.png", where=where)
 
 
 @pytest.mark.parametrize(
@@ -150,7 +159,9 @@ def test_where_is_checked(index: ead.ImageIndex, where: Any, error: type[Excepti
         (np.ones((1, 1, 12)), ValueError, r"query must be \[N, D\]"),
         (np.ones((0, 12)), ValueError, "not empty"),
         (np.ones(12, np.uint8), TypeError, "query must be floats, got uint8"),
-        (None, TypeError, "query must be floats"),
+        (None, TypeError, "query must hold numbers"),
+        ([Path("a.png"), 3.0], TypeError, "query must hold numbers"),
+        ([[1.0] * 12, [1.0]], ValueError, "query must be one array, got rows of different lengths"),
         ("nothing.png", FileNotFoundError, "nothing.png"),
     ],
 )
@@ -261,6 +272,25 @@ def test_removed_images_are_never_found(index: ead.ImageIndex, images: Path) -> 
     index.verify()
     assert index.add([path]) == 1
     assert index.search(path, top=1).ids[0, 0] == 8
+
+
+def test_a_file_that_cannot_be_looked_at_is_not_gone(
+    index: ead.ImageIndex, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (images / "alone.png").unlink()
+    whole = os.stat
+
+    def stat(path: Any, **options: Any) -> os.stat_result:
+        if str(path) == str(images / "bad/2.png"):
+            raise OSError(errno.ESTALE, "Stale file handle", str(path))
+        return whole(path, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "stat", stat)
+        with pytest.raises(OSError, match=r"Stale file handle.*2\.png"):
+            index.remove_gone(images)
+    assert len(index) == 8
+    assert index.remove_gone(images) == [str(images / "alone.png")]
 
 
 @pytest.mark.parametrize(

@@ -267,6 +267,7 @@ def with_row(row):
         (GOOD, LABELS, {"ids": list("abc")}, ValueError, r"ids must be as many as labels \(4\), got 3"),
         ([["x", "y"]] * 4, LABELS, {"ids": list("abcd")}, ValueError, "names 'x', which is none of ids"),
         ([["x", "y"]] * 4, LABELS, {}, TypeError, "must hold numbers"),
+        ([[0], [1, 2]] * 2, LABELS, {}, ValueError, "embeddings_or_top .* different lengths; fill lists"),
         ([[0, 4]] * 4, LABELS, {}, ValueError, "must hold positions below 4, got 4"),
         ([[0, -2]] * 4, LABELS, {}, ValueError, "must hold positions below 4, got -2"),
         ([[3, 3]] * 4, LABELS, {}, ValueError, "must name every item once, got one twice for 0"),

@@ -298,6 +298,8 @@ ZERO = [GOOD[0], np.where(np.arange(30)[:, None] == 7, 0, GOOD[1]), GOOD[2]]
         (GOOD, LABELS, {"grid": [1, -2]}, ValueError, "not negative, got -2"),
         (GOOD, LABELS, {"grid": [1, np.inf]}, ValueError, "grid must hold finite weights .* got inf"),
         (GOOD, LABELS, {"grid": ["a"]}, TypeError, "grid must hold numbers"),
+        (GOOD, LABELS, {"grid": 3}, TypeError, "grid must hold numbers, or rows of 3 numbers, got 3"),
+        (GOOD, LABELS, {"grid": "123"}, TypeError, "grid must hold numbers, .* got '123'"),
         (GOOD, LABELS, {"holdout": 1.0}, ValueError, "holdout must be at least 0 and below 1, got 1.0"),
         (GOOD, LABELS, {"holdout": "half"}, TypeError, "holdout must be a number"),
         (GOOD, LABELS, {"max_queries": 1}, ValueError, "labels leave 1 queries to choose by and 0 held out"),
@@ -310,6 +312,13 @@ ZERO = [GOOD[0], np.where(np.arange(30)[:, None] == 7, 0, GOOD[1]), GOOD[2]]
 def test_refusals(given_, labels, options, error, message):
     with pytest.raises(error, match=message):
         search_weights(given_, labels, **{"k": 3} | options)
+
+
+def test_rows_of_a_grid_may_be_arrays():
+    rows = [(1, 2, 0), (0.5, 1, 3)]
+    for grid in (np.array(rows), [np.array(row) for row in rows], torch.tensor(rows)):
+        assert distinct_combinations(grid, 3) == rows
+    assert distinct_combinations(np.arange(2), 2) == [(0, 1), (1, 0), (1, 1)]
 
 
 def test_grids_are_counted_before_they_are_made():

@@ -72,6 +72,25 @@ def test_of_equal_rows_the_lower_comes_first() -> None:
     np.testing.assert_array_equal(found, np.tile(np.arange(60), (2, 1)))
 
 
+def test_of_equal_rows_few_are_kept_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of them reach the limit; only those of one chunk are looked at together."""
+    monkeypatch.setattr(cosine, "CHUNK_BYTES", 4 * 8 * 50)  # 50 rows
+    looked_at: list[int] = []
+
+    def ordered(queries: np.ndarray, rows: np.ndarray, found: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        looked_at.append(found.shape[1])
+        return ordered_by_similarity(queries, rows, found)
+
+    monkeypatch.setattr(cosine, "ordered_by_similarity", ordered)
+    rows = np.tile(unit((1, 8), 6), (400, 1))
+    _, found = most_similar(rows[:2], rows, 10)
+    np.testing.assert_array_equal(found, np.tile(np.arange(10), (2, 1)))
+    assert max(looked_at) == 50
+    parts = [len(first) for first, _ in similar_pairs(rows, np.arange(400), 0.5)]
+    assert sum(parts) == 400 * 399 / 2
+    assert max(parts) <= 256 * 50
+
+
 def test_missing_candidates_stay_last() -> None:
     rows, queries = unit((5, 8), 7), unit((2, 8), 8)
     similarities, found = ordered_by_similarity(queries, rows, np.array([[-1, 3, 1], [-1, -1, -1]]))
@@ -81,11 +100,11 @@ def test_missing_candidates_stay_last() -> None:
 
 
 def pairs(*arguments: Any) -> list[tuple[int, int]]:
-    return [
+    return sorted(
         pair
         for parts in similar_pairs(*arguments)
         for pair in zip(*map(np.ndarray.tolist, parts), strict=True)
-    ]
+    )
 
 
 @pytest.mark.usefixtures("chunks")

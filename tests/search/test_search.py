@@ -12,6 +12,7 @@ import torch
 from ensemblead.common.errors import DamagedModelError
 from ensemblead.search import neighbors, products
 from ensemblead.search.exact import ExactIndex
+from ensemblead.search.faiss import FaissCandidates
 from ensemblead.search.neighbors import Excluded, Index
 from ensemblead.search.plan import (
     INDEX_NAMES,
@@ -167,11 +168,28 @@ def test_lists_in_another_file_are_never_opened(tmp_path: Path) -> None:
     index.faiss_index.replace_invlists(lists)
     data = index.to_bytes()
     assert os.fspath(secret).encode() in data
+    with pytest.raises(DamagedModelError, match="cannot be read"):  # though it is there, and whole
+        FaissCandidates.read("ivf", (600, 16), data)
     # With the file gone, opening it would be an error.
     secret.unlink()
     again = index_from_bytes("ivf", rows, data, 3)
     for a, b in zip(expected, again.search(queries, 3, None), strict=True):
         assert torch.equal(a, b)
+
+
+def test_codes_that_look_like_the_mark_of_another_file() -> None:
+    """As those of a million images may: codes are any bytes."""
+    faiss = pytest.importorskip("faiss")
+    rows, queries = (part.numpy() for part in _data(600, 16, 5))
+    index = FaissCandidates.trained("ivfpq", rows, 600, 0)
+    index.add(rows)
+    lists = index.faiss_index.invlists
+    faiss.rev_swig_ptr(lists.get_codes(0), lists.list_size(0) * lists.code_size)[:4] = list(b"ilod")
+    data = bytearray()
+    index.write(data.extend)
+    assert b"ilod" in data
+    found = FaissCandidates.read("ivfpq", (600, 16), bytes(data)).search(queries, 10, None)
+    np.testing.assert_array_equal(found, index.search(queries, 10, None))
 
 
 @pytest.mark.parametrize("name", INDEX_NAMES[1:])

@@ -52,15 +52,20 @@ def command(
 
 def connected(pairs: Mapping[str, Sequence[str]]) -> list[list[str]]:
     """Groups of paths that chains of pairs connect, in the order in which they are first named."""
-    groups: dict[str, list[str]] = {}
-    for path, others in pairs.items():
-        group = groups.setdefault(path, [path])
+    first = {path: path for one, others in pairs.items() for path in (one, *others)}  # in its group, so far
+
+    def root(path: str) -> str:
+        while first[path] != path:
+            first[path] = path = first[first[path]]
+        return path
+
+    for one, others in pairs.items():
         for other in others:
-            joined = groups.setdefault(other, [other])
-            if joined is not group:
-                group += joined
-                groups.update(dict.fromkeys(joined, group))
-    return list({id(group): group for group in groups.values()}.values())
+            first[root(other)] = root(one)
+    groups: dict[str, list[str]] = {}
+    for path in first:
+        groups.setdefault(root(path), []).append(path)
+    return list(groups.values())
 
 
 def _described(groups: Sequence[Sequence[str]], images: int, threshold: float) -> str:

@@ -92,10 +92,11 @@ def show(summary: dict[str, Any]) -> None:
         measured = summary["validation_map"]
         value = "" if measured is None else f", mAP@50 {measured:.3f} of the images held out for that"
         best = f"best after {summary['best_epoch']} epochs{value}\n"
+    classes = f" of {summary['classes']} classes" if summary["classes"] else ""
     Console(highlight=False, soft_wrap=True, markup=False).print(
         valid_text(
             f"{described_skips(summary['skipped'])}"
-            f"{summary['images']} images of {summary['classes']} classes in {summary['seconds']:.1f} s; "
+            f"{summary['images']} images{classes} in {summary['seconds']:.1f} s; "
             f"{summary['dim']} dimensions\n{best}ensemble: {summary['model']}"
         )
     )
@@ -117,6 +118,7 @@ class _FuseRun:
 
     def execute(self, bars: Bars, **saving: bool) -> dict[str, Any]:
         require("torch", "ensemblead fuse")
+        from ensemblead.retrieval.incoming import list_images
         from ensemblead.retrieval.learning import MODES, TRAINED
 
         save = save_ensemble(self.out, "out", **saving)
@@ -124,11 +126,12 @@ class _FuseRun:
         one_of("mode", self.mode, MODES)
         ensemble = self.options.ensemble(self.mode, dim=self.dim, seed=self.seed)
         bars.step("looking at the images")
-        listed = labelled_images(self.folder, self.labels)
+        needs_none = self.mode == "whiten"
+        listed = list_images(self.folder, None) if needs_none else labelled_images(self.folder, self.labels)
         left_out = LeftOut(listed.paths)
         ensemble.fit(
             listed.paths,
-            None if self.mode == "whiten" else listed.labels,
+            None if needs_none else listed.labels,
             on_error=left_out if self.skip_unreadable else None,
             progress=bars,
             **self.training,
@@ -141,7 +144,7 @@ class _FuseRun:
             "model": str(self.out),
             "mode": self.mode,
             "images": len(listed.paths) - len(left_out.skipped),
-            "classes": len(set(listed.labels)),
+            "classes": len(ensemble.classes_),
             "dim": ensemble.dim,
             "best_epoch": ensemble.best_epoch_ if trained else None,
             "validation_map": measured[ensemble.best_epoch_ - 1] if trained else None,

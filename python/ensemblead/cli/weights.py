@@ -130,7 +130,7 @@ class _WeightsRun:
     def execute(self, bars: Bars) -> tuple[dict[str, Any], WeightTable]:
         require("torch", "ensemblead weights")
         from ensemblead.retrieval.embedders import nonzero, read_vectors
-        from ensemblead.retrieval.weights import search_weights
+        from ensemblead.retrieval.weights import planned_search, search_weights
 
         if self.out.is_dir():
             raise ValueError(f"out must be a file, got the folder {self.out}")
@@ -141,6 +141,11 @@ class _WeightsRun:
             raise ValueError("backbone must be given for each of two networks and more: there is one")
         bars.step("looking at the images")
         listed = labelled_images(self.folder, self.labels)
+        planned = {name: value for name, value in self.searching.items() if name != "normalize"}
+        # What is wrong with them shows before hours of reading.
+        planned_search(
+            len(ensemble.members), listed.labels, k=self._depth(len(listed.labels)), groups=None, **planned
+        )
         left_out = LeftOut(listed.paths)
         on_error = left_out if self.skip_unreadable else None
         read = read_vectors(
@@ -154,7 +159,7 @@ class _WeightsRun:
         table = search_weights(
             vectors,
             [listed.labels[position] for position in kept],
-            k=min(_DEPTH, len(kept) - 1) if self.depth is None else self.depth,
+            k=self._depth(len(kept)),
             progress=bars,
             **self.searching,
         )
@@ -180,6 +185,9 @@ class _WeightsRun:
             "seconds": round(clock(), 3),
         }, table
 
+    def _depth(self, images: int) -> int:
+        return min(_DEPTH, images - 1) if self.depth is None else self.depth
+
 
 def _show(summary: dict[str, Any], table: WeightTable) -> None:
     """The best combinations, and where all of them are."""
@@ -190,10 +198,11 @@ def _show(summary: dict[str, Any], table: WeightTable) -> None:
         rows.add_row(*(f"{weight:g}" for weight in row.weights), f"{row.map:.4f}", held)
     console.print(rows)
     left_out, ensemble = described_skips(summary["skipped"]), summary["model"]
+    told = "; the figure to expect is the best one's on the queries held out" if table.holdout_queries else ""
     console.print(
         valid_text(
             f"{left_out}{summary['images']} images, {summary['combinations']} combinations in "
-            f"{summary['seconds']:.1f} s; the figure to expect is the best one's on the queries held out\n"
+            f"{summary['seconds']:.1f} s{told}\n"
             f"table: {summary['out']}" + ("" if ensemble is None else f"\nensemble: {ensemble}")
         ),
         markup=False,

@@ -173,22 +173,10 @@ class Catalogue:
         """The rows of images that were removed, ascending."""
         return self._rows("SELECT row FROM images WHERE removed IS NOT NULL ORDER BY row")
 
-    def rows_where(self, where: Mapping[str, Any]) -> npt.NDArray[np.int64]:
-        """The rows, ascending, of the images whose columns have these values, or one of a list of values.
-
-        Raises ValueError for an unknown column, TypeError for values that no column has.
-        """
+    def rows_where(self, where: Mapping[str, Sequence[Any]]) -> npt.NDArray[np.int64]:
+        """The rows, ascending, of the images that meet `checked_conditions`."""
         conditions, values = ["removed IS NULL"], []
-        for column, wanted in where.items():
-            if column not in COLUMNS:
-                raise ValueError(f"where: unknown column {column!r}; {did_you_mean(column, COLUMNS)}")
-            several = as_list(wanted)
-            for value in several:
-                if value is not None and type(value) not in (str, int):
-                    raise TypeError(
-                        f"where: {column} must be a text, a whole number, None or a list of those, "
-                        f"got {value!r}"
-                    )
+        for column, several in where.items():
             # Only names that are known stand in the statement; values are bound.
             null = f" OR {column} IS NULL" if None in several else ""
             conditions.append(f"({column} IN (SELECT value FROM json_each(?)){null})")
@@ -267,6 +255,37 @@ class Catalogue:
         moved = ((new, old) for new, old in enumerate(rows.tolist()) if new != old)
         self._sql.executemany("UPDATE images SET row = ? WHERE row = ?", moved)
         self._sql.execute("UPDATE state SET rows = ?, generation = ?", (len(rows), state.generation + 1))
+
+
+def checked_conditions(where: Any) -> dict[str, list[Any]]:
+    """For every column the values of which one must be there, from a value or several for each.
+
+    Raises ValueError for an unknown column and for texts that no column can have, TypeError for values of
+    other kinds.
+    """
+    if not isinstance(where, Mapping):
+        raise TypeError(f"where must be a mapping from columns, got {type(where).__name__}")
+    for column in where:
+        if column not in COLUMNS:
+            raise ValueError(f"where: unknown column {column!r}; {did_you_mean(column, COLUMNS)}")
+    found = {column: as_list(wanted) for column, wanted in where.items()}
+    for column, value in ((column, value) for column, several in found.items() for value in several):
+        if value is not None and type(value) not in (str, int):
+            raise TypeError(
+                f"where: {column} must be a text, a whole number, None or a list of those, got {value!r}"
+            )
+        if isinstance(value, str) and not is_storable(value):
+            raise ValueError(f"where: {column} must be UTF-8 without NUL, got {value!a}")
+    return found
+
+
+def is_storable(text: str) -> bool:
+    """Whether the catalogue can keep a text, and find it again."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return "\0" not in text  # where a text ends for SQLite's JSON
 
 
 def as_list(values: Any) -> list[Any]:

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ensemblead.common.validation import some_of
+from ensemblead.metrics.inputs import as_numpy
 
 Matrix = npt.NDArray[np.floating[Any]]
 Label = str | int
@@ -32,16 +33,16 @@ def check_embeddings(given: Any, members: int, *, zeros: bool = False) -> list[M
         raise TypeError(f"embeddings must be a list of arrays [N, D], one per member, got {_kind(given)}")
     if len(given) != members:
         raise ValueError(f"embeddings must be one array per member ({members}), got {len(given)}")
-    checked = []
+    checked: list[Matrix] = []
     for k, one in enumerate(given):
-        array = np.asarray(one)
+        array = as_numpy(one, f"embeddings[{k}]")
         if array.dtype.kind not in "fiu":
             raise TypeError(f"embeddings[{k}] must be numbers, got {array.dtype}")
         if array.ndim != 2 or 0 in array.shape:
             raise ValueError(f"embeddings[{k}] must be [N, D], got shape {array.shape}")
-        if len(array) != len(np.asarray(given[0])):
+        if checked and len(array) != len(checked[0]):
             raise ValueError(
-                f"embeddings must have one length, but embeddings[0] has {len(given[0])} vectors and "
+                f"embeddings must have one length, but embeddings[0] has {len(checked[0])} vectors and "
                 f"embeddings[{k}] has {len(array)}"
             )
         floats = array if array.dtype in (np.float32, np.float64) else array.astype(np.float64)

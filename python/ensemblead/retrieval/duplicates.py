@@ -18,20 +18,21 @@ def near_duplicates(
     """For `ImageIndex.duplicates`."""
     with folder.snapshot() as view:
         numbers = np.arange(len(view.rows)) if view.present is None else view.present
-        pairs, count = [], 0
+        parts, count = [np.empty((2, 0), dtype=np.int64)], 0
         for pair in similar_pairs(view.rows, numbers, threshold, report):
-            pairs.append(pair)
+            parts.append(np.stack(pair))
             count += len(pair[0])
             if count > _PAIRS:
                 raise ValueError(
                     f"threshold {threshold:g}: more than {_PAIRS:,} pairs of the {view.count:,} images are "
                     "that similar; raise it"
                 )
-        rows = np.unique(np.concatenate([numbers[:0], *(part for pair in pairs for part in pair)]))
+        pairs = np.concatenate(parts, axis=1)
+        pairs = pairs[:, np.lexsort(pairs[::-1])]
+        rows = np.unique(pairs)
         entries = folder.entries(rows[None])[0]
     paths = {row: entry.path for row, entry in zip(rows.tolist(), entries, strict=True)}
     found: dict[str, list[str]] = {}
-    for first, second in pairs:
-        for one, other in zip(first.tolist(), second.tolist(), strict=True):
-            found.setdefault(paths[one], []).append(paths[other])
+    for first, second in pairs.T.tolist():
+        found.setdefault(paths[first], []).append(paths[second])
     return found

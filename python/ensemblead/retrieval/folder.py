@@ -90,7 +90,7 @@ class IndexFolder:
         except KeyError as error:
             raise DamagedModelError(f"{self.path / CATALOGUE} is damaged: it has no row {error}") from error
 
-    def rows_where(self, view: View, where: Mapping[str, Any]) -> Numbers:
+    def rows_where(self, view: View, where: Mapping[str, Sequence[Any]]) -> Numbers:
         """See `Catalogue.rows_where`."""
         return self._within(view.rows, self.catalogue.rows_where(where))
 

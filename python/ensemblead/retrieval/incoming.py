@@ -15,7 +15,7 @@ from ensemblead.common.validation import some_of, whole_number
 from ensemblead.common.warnings import warn
 from ensemblead.images import open_images
 from ensemblead.images.decode import upright_size
-from ensemblead.retrieval.catalogue import Catalogue, Entry
+from ensemblead.retrieval.catalogue import Catalogue, Entry, is_storable
 
 FROM_FOLDERS = "from-folders"
 _LOOKED_UP = 10_000  # paths at a time
@@ -138,7 +138,7 @@ def checked_labels(paths: Sequence[str], labels: Sequence[Any]) -> list[str | No
 
 def check_texts(what: str, texts: Sequence[str]) -> None:
     """Raise ValueError for texts that the catalogue cannot keep."""
-    wrong = [ascii(text) for text in texts if not _is_storable(text)]
+    wrong = [ascii(text) for text in texts if not is_storable(text)]
     if wrong:
         raise ValueError(f"{what} must be UTF-8 without NUL, got {some_of(wrong, 3)}")
 
@@ -167,10 +167,10 @@ def find_changes(
     changes = Changes([], {}, [])
     for a in range(0, len(listed.paths), _LOOKED_UP):
         part = slice(a, a + _LOOKED_UP)
-        known = catalogue.by_path([path for path in listed.paths[part] if _is_storable(path)])
+        known = catalogue.by_path([path for path in listed.paths[part] if is_storable(path)])
         for path, label in zip(listed.paths[part], listed.labels[part], strict=True):
             try:
-                if not _is_storable(path):
+                if not is_storable(path):
                     raise ValueError("its name is no UTF-8: rename it")
                 stat = os.stat(path)
                 entry = known[path][1] if path in known else None
@@ -196,14 +196,6 @@ def _is_same(file: File, entry: Entry) -> bool:
     if file.bytes != entry.bytes:
         return False
     return file.mtime_ns == entry.mtime_ns or sha256_of(file.path) == entry.sha256
-
-
-def _is_storable(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return "\0" not in text  # where a text ends for SQLite's JSON
 
 
 def is_path(value: Any) -> bool:
@@ -233,7 +225,18 @@ def find_images(given: Sequence[Any], catalogue: Catalogue) -> list[Entry]:
 
 
 def find_gone(folder: str, catalogue: Catalogue) -> list[Entry]:
-    """The entries of images in or below a folder whose files are gone."""
+    """The entries of images in or below a folder whose files are gone.
+
+    Raises OSError for one that cannot be looked at, as on a disk that does not answer: it may be there.
+    """
     stored = (entry for _, entry, _ in catalogue.every() if entry.removed is None)
     below = [entry for entry in stored if Path(entry.path).is_relative_to(folder)]
-    return [entry for entry in below if not os.path.exists(entry.path)]
+    return [entry for entry in below if _is_gone(entry.path)]
+
+
+def _is_gone(path: str) -> bool:
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    return False

@@ -18,8 +18,9 @@ from ensemblead.common.errors import DamagedModelError
 from ensemblead.common.files import StrPath
 from ensemblead.common.validation import one_of, whole_number
 from ensemblead.detectors.parts import Progress
+from ensemblead.metrics.inputs import as_numpy
 from ensemblead.retrieval.adding import Collector, EmbedsImages, add_images, add_ready, staged
-from ensemblead.retrieval.catalogue import Entry, as_list
+from ensemblead.retrieval.catalogue import Entry, as_list, checked_conditions
 from ensemblead.retrieval.duplicates import near_duplicates
 from ensemblead.retrieval.folder import IndexFolder
 from ensemblead.retrieval.hits import Hits
@@ -179,7 +180,7 @@ class ImageIndex:
         Args:
             embedder: in place of the one that is saved there, for a network that cannot be had from where it
                 was, or to be run otherwise: it must have the same settings, weights and what was learned, but
-                for device, batch_size, compile and the path of weights.
+                for device, batch_size, compile, engine and the path of weights.
             weights, device: where the saved one's weights are now, and what it runs on, as `ead.load`.
 
         Raises FileNotFoundError for no index, DamagedModelError for one that is incomplete or was altered,
@@ -324,7 +325,7 @@ class ImageIndex:
     def remove_gone(self, folder: StrPath) -> list[str]:
         """Remove the images in or below a folder whose files are gone; their paths.
 
-        Raises ValueError where there is no such folder: a disk that is not mounted has lost nothing.
+        Raises ValueError for no such folder, OSError for a file that cannot be looked at: it may be there.
         """
         root = os.path.abspath(folder)
         if not os.path.isdir(root):
@@ -362,13 +363,12 @@ class ImageIndex:
         unknown column; TypeError for anything else.
         """
         top = whole_number("top", top, 1)
-        if where is not None and not isinstance(where, Mapping):
-            raise TypeError(f"where must be a mapping from columns, got {type(where).__name__}")
+        conditions = None if where is None else checked_conditions(where)
         names, vectors = self._queries(query)
         with self._alone:
             self._folder.use_structure()
             with self._folder.snapshot() as view:
-                numbers = None if where is None else self._folder.rows_where(view, where)
+                numbers = None if conditions is None else self._folder.rows_where(view, conditions)
                 similarities, rows = view.search(vectors, top, numbers)
                 entries = self._folder.entries(rows)
         return Hits(
@@ -438,13 +438,13 @@ class ImageIndex:
         several = isinstance(query, (list, tuple)) and len(query) > 0 and all(map(is_path, query))
         if is_path(query) or several:
             paths = [os.fspath(path) for path in (query if several else [query])]
-            return paths, unit_vectors("query", self._embedded(paths), paths)
-        array = np.asarray(query, dtype=np.float32 if isinstance(query, (list, tuple)) else None)
+            embedded = as_vectors("embeddings", self.embedder.embed(paths), self.dim)
+            return paths, unit_vectors("query", embedded, paths)
+        array = as_numpy(query, "query")
         if array.dtype == np.uint8 and array.ndim in (3, 4):
-            array = self._embedded(array if array.ndim == 4 else array[None])
+            array = self.embedder.embed(array if array.ndim == 4 else array[None])
+        elif isinstance(query, (list, tuple)):
+            array = array.astype(np.float32)
         vectors = as_vectors("query", array[None] if array.ndim == 1 else array, self.dim)
-        names = [str(number) for number in range(len(vectors))]
+        names = list(map(str, range(len(vectors))))
         return names, unit_vectors("query", vectors, names)
-
-    def _embedded(self, images: Any) -> Floats:
-        return as_vectors("embeddings", self.embedder.embed(images), self.dim)

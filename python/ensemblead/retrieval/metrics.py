@@ -162,7 +162,13 @@ class _Lists:
 
 
 def _tops(embeddings_or_top: Any, items: Items, by_name: bool, k: int) -> Iterator[_Lists]:
-    given = embeddings_or_top if hasattr(embeddings_or_top, "dtype") else np.asarray(embeddings_or_top)
+    try:
+        given = embeddings_or_top if hasattr(embeddings_or_top, "dtype") else np.asarray(embeddings_or_top)
+    except ValueError:
+        raise ValueError(
+            "embeddings_or_top must be one array, got rows of different lengths; fill lists that end with -1 "
+            "(with ids: None)"
+        ) from None
     if "float" in str(given.dtype):
         return _searched(given, items, k)
     return _ready(_positions(given, items, by_name), items, k)

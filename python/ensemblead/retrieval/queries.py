@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ensemblead.common.files import StrPath
+from ensemblead.retrieval.catalogue import checked_conditions
 from ensemblead.retrieval.hits import Hits
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ def search_images(
 
     Raises as `ImageIndex.search`.
     """
+    if where is not None:
+        checked_conditions(where)  # before many images are embedded
     paths = [os.fspath(path) for path in images]
     kept: list[int] = []
     vectors: list[Any] = []

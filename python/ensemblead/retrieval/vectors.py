@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ensemblead.metrics.inputs import as_numpy
 from ensemblead.search.cosine import Floats
 
 
@@ -16,7 +17,7 @@ def as_vectors(name: str, values: Any, dim: int | None = None) -> Floats:
 
     Raises TypeError for other kinds, ValueError for another shape.
     """
-    array: npt.NDArray[Any] = np.asarray(values)
+    array = as_numpy(values, name)
     if isinstance(values, (list, tuple)) and array.dtype.kind in "iu":
         array = array.astype(np.float32)
     if array.dtype.kind != "f":

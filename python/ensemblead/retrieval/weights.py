@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -173,16 +173,12 @@ def search_weights(
         raise TypeError(
             f"embeddings must be a list of one array per network, got {type(embeddings).__name__}"
         )
-    items = Items.of(labels, groups)
-    count = whole_number("k", k, 1)
-    if count >= items.count:
-        raise ValueError(f"k must be below the {items.count} items, got {count}")
+    plan = planned_search(len(embeddings), labels, grid, k, groups, holdout, max_queries, seed)
+    items, count, combinations, chosen, held = plan
     one_of("normalize", normalize, ("each", "joint"))
     whole_number("memory_budget", memory_budget, 1)
     if progress is not None and not callable(progress):
         raise TypeError(f"progress must be callable, got {type(progress).__name__}")
-    combinations = distinct_combinations(grid, len(embeddings))
-    chosen, held = _split(items, holdout, max_queries, whole_number("seed", seed, 0))
     search = _Search(embeddings, items, count, normalize == "joint", memory_budget)
     queries = np.concatenate([chosen, held])
     parts: list[list[_Means]] = [[], []]
@@ -203,6 +199,36 @@ def search_weights(
 # --- combinations and queries ---------------------------------------------------------------------
 
 
+class Plan(NamedTuple):
+    """What a search is of: items, depth, combinations, the queries that choose, and those held out."""
+
+    items: Items
+    k: int
+    combinations: list[tuple[float, ...]]
+    chosen: Ints
+    held: Ints
+
+
+def planned_search(
+    networks: int,
+    labels: Any,
+    grid: Iterable[Any],
+    k: int,
+    groups: Any,
+    holdout: float,
+    max_queries: int | None,
+    seed: int,
+) -> Plan:
+    """Arguments of `search_weights`, checked before there are embeddings; errors as there."""
+    items = Items.of(labels, groups)
+    count = whole_number("k", k, 1)
+    if count >= items.count:
+        raise ValueError(f"k must be below the {items.count} items, got {count}")
+    combinations = distinct_combinations(grid, networks)
+    split = _split(items, holdout, max_queries, whole_number("seed", seed, 0))
+    return Plan(items, count, combinations, *split)
+
+
 def distinct_combinations(grid: Iterable[Any], networks: int) -> list[tuple[float, ...]]:
     """The combinations of a grid, or those given `[W, K]`, without those proportional to an earlier one.
 
@@ -210,8 +236,10 @@ def distinct_combinations(grid: Iterable[Any], networks: int) -> list[tuple[floa
         ValueError: see `search_weights`.
         TypeError: what is no number.
     """
-    values = grid.tolist() if hasattr(grid, "tolist") else grid
-    listed = list(itertools.islice(values, _MOST_COMBINATIONS + 1))
+    if isinstance(grid, str) or not isinstance(grid, Iterable):
+        raise TypeError(f"grid must hold numbers, or rows of {networks} numbers, got {grid!r}")
+    some = itertools.islice(grid, _MOST_COMBINATIONS + 1)
+    listed = [value.tolist() if hasattr(value, "tolist") else value for value in some]
     explicit = bool(listed) and all(isinstance(row, (list, tuple)) for row in listed)
     total = len(listed) if explicit else len(listed) ** networks
     if not 0 < total <= _MOST_COMBINATIONS:

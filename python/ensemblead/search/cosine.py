@@ -51,12 +51,28 @@ def most_similar(
         last, error = similarities[:, k - 1], _error(rows.shape[1])
         unsure = np.flatnonzero(values[:, -1] + error >= last)
         for some in (unsure[a : a + _UNSURE] for a in range(0, len(unsure), _UNSURE)):
-            places, open_rows = _at_least(queries[some], rows, last[some] - error, numbers)
-            for place, q in enumerate(some):
-                row = open_rows[None, places == place]
-                best, row = ordered_by_similarity(queries[q : q + 1], rows, row)
-                similarities[q, :k], found[q, :k] = best[0, :k], row[0, :k]
+            similarities[some, :k], found[some, :k] = _settled(
+                queries[some], rows, k, last[some] - error, numbers
+            )
     return similarities[:, :k], found[:, :k]
+
+
+def _settled(
+    queries: Floats, rows: Rows, k: int, limits: Floats, numbers: Numbers | None
+) -> tuple[Floats, Numbers]:
+    """The k most similar rows of every query, of those whose float32 product is at least its limit `[Q]`.
+
+    The best so far are kept, not all of those: where rows are equal, every one reaches the limit.
+    """
+    similarities = np.full((len(queries), k), -np.inf, dtype=np.float32)
+    found = np.full((len(queries), k), -1, dtype=np.int64)
+    for places, some in _at_least(queries, rows, limits, numbers):
+        for q in np.unique(places):
+            values, own = ordered_by_similarity(queries[q : q + 1], rows, some[None, places == q])
+            values, own = np.append(similarities[q], values), np.append(found[q], own)
+            best = np.argsort(-values, kind="stable")[:k]  # rows of later chunks are higher
+            similarities[q], found[q] = values[best], own[best]
+    return similarities, found
 
 
 def ordered_by_similarity(queries: Floats, rows: Rows, found: Numbers) -> tuple[Floats, Numbers]:
@@ -80,8 +96,8 @@ def similar_pairs(
     threshold: float,
     progress: Callable[[int, int], object] = lambda done, total: None,
 ) -> Iterator[tuple[Numbers, Numbers]]:
-    """Every pair of rows (the lower one first) whose cosine is at least `threshold`, in ascending order, in
-    parts: the lower rows and the others.
+    """Every pair of rows (the lower one first) whose cosine is at least `threshold`, in parts: the lower rows
+    and the others. A part is of a chunk of rows, and so bounded, however many pairs there are.
 
     All pairs are compared. Cosines are computed in float64 and divided by the lengths, which rounding to
     float16 changes by up to 2^-11, so that equal rows have 1. They are rounded to float32, as the threshold
@@ -92,20 +108,23 @@ def similar_pairs(
     for a in range(0, len(numbers), _QUERIES):
         block = numbers[a : a + _QUERIES]
         some = np.asarray(rows[block], dtype=np.float32)
-        first, second = _at_least(some, rows, np.full(len(some), limit), numbers[a:])
-        later = second > block[first]
-        first, second = first[later], second[later]
-        order = np.lexsort((second, first))
-        first, second = first[order], second[order]
-        exact = np.empty(len(first), dtype=np.float32)
-        step = max(1, _GATHERED // rows.shape[1])
-        for b in range(0, len(first), step):
-            part = slice(b, b + step)
-            one, other = some[first[part]].astype(np.float64), rows[second[part]].astype(np.float64)
-            exact[part] = (one * other).sum(1) / np.sqrt((one * one).sum(1) * (other * other).sum(1))
-        near = exact >= np.float32(threshold)
-        yield block[first[near]], second[near]
+        for first, second in _at_least(some, rows, np.full(len(some), limit), numbers[a:]):
+            later = second > block[first]
+            first, second = first[later], second[later]
+            near = _cosines(some, rows, first, second) >= np.float32(threshold)
+            yield block[first[near]], second[near]
         progress(min(a + _QUERIES, len(numbers)), len(numbers))
+
+
+def _cosines(some: Floats, rows: Rows, first: Numbers, second: Numbers) -> Floats:
+    """Of `some[first]` and `rows[second]`, summed in float64 and rounded to float32."""
+    found = np.empty(len(first), dtype=np.float32)
+    step = max(1, _GATHERED // rows.shape[1])
+    for a in range(0, len(first), step):
+        part = slice(a, a + step)
+        one, other = some[first[part]].astype(np.float64), rows[second[part]].astype(np.float64)
+        found[part] = (one * other).sum(1) / np.sqrt((one * one).sum(1) * (other * other).sum(1))
+    return found
 
 
 def _error(dims: int) -> float:
@@ -135,40 +154,38 @@ def _blocks(queries: Floats, chunk: torch.Tensor) -> Iterator[tuple[slice, torch
     """Products of a block of queries with a chunk of rows, `[q, r]`."""
     step = max(1, min(_QUERIES, _BLOCK_BYTES // (4 * len(chunk))))
     for a in range(0, len(queries), step):
-        yield slice(a, a + step), torch.from_numpy(queries[a : a + step]) @ chunk.T
+        with exact_products():
+            products = torch.from_numpy(queries[a : a + step]) @ chunk.T
+        yield slice(a, a + step), products
 
 
 def _candidates(queries: Floats, rows: Rows, count: int, numbers: Numbers | None) -> tuple[Floats, Numbers]:
     """The rows with the `count` largest float32 products, and these products, descending: `[Q, count]`."""
     best = torch.full((len(queries), count), -torch.inf)
     found = torch.full((len(queries), count), -1, dtype=torch.int64)
-    with exact_products():
-        for part, chunk in _chunks(rows, numbers):
-            part = torch.from_numpy(part)
-            for block, products in _blocks(queries, chunk):
-                # Once the best are good, few of a chunk are better: only those are sorted.
-                better = products > best[block, -1:]
-                most = int(better.sum(1).max())
-                if most == 0:
-                    continue
-                values, columns = products.topk(min(most, count), dim=1)
-                values, order = torch.cat([best[block], values], 1).topk(count, dim=1)
-                best[block] = values
-                found[block] = torch.cat([found[block], part[columns]], 1).gather(1, order)
+    for part, chunk in _chunks(rows, numbers):
+        part = torch.from_numpy(part)
+        for block, products in _blocks(queries, chunk):
+            # Once the best are good, few of a chunk are better: only those are sorted.
+            better = products > best[block, -1:]
+            most = int(better.sum(1).max())
+            if most == 0:
+                continue
+            values, columns = products.topk(min(most, count), dim=1)
+            values, order = torch.cat([best[block], values], 1).topk(count, dim=1)
+            best[block] = values
+            found[block] = torch.cat([found[block], part[columns]], 1).gather(1, order)
     return best.numpy(), found.numpy()
 
 
 def _at_least(
     queries: Floats, rows: Rows, limits: Floats, numbers: Numbers | None
-) -> tuple[Numbers, Numbers]:
-    """Places of queries and numbers of rows whose float32 product is at least the query's limit `[Q]`."""
+) -> Iterator[tuple[Numbers, Numbers]]:
+    """Places of queries and numbers of rows whose float32 product is at least the query's limit `[Q]`, block
+    by block; of one query ascending.
+    """
     least = torch.from_numpy(limits)[:, None]
-    places: list[torch.Tensor] = []
-    found: list[torch.Tensor] = []
-    with exact_products():
-        for part, chunk in _chunks(rows, numbers):
-            for block, products in _blocks(queries, chunk):
-                query, column = (products >= least[block]).nonzero(as_tuple=True)
-                places.append(query + block.start)
-                found.append(torch.from_numpy(part)[column])
-    return torch.cat(places).numpy(), torch.cat(found).numpy()
+    for part, chunk in _chunks(rows, numbers):
+        for block, products in _blocks(queries, chunk):
+            query, column = (products >= least[block]).nonzero(as_tuple=True)
+            yield (query + block.start).numpy(), part[column.numpy()]
