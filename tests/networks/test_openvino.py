@@ -55,6 +55,31 @@ def test_features_are_those_of_torch_for_any_batch(monkeypatch: pytest.MonkeyPat
     assert not any(part._forward_hooks for part in module.modules())
 
 
+class Placed(nn.Module):
+    """Adds an embedding of each place, resized to the image's grid, as transformers do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 4, 4, 4)
+        self.places = nn.Parameter(torch.randn(1, 4, 9, 9))
+        self.out = nn.Identity()
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        found = self.patches(images)
+        size = (found.shape[2], found.shape[3])
+        places = nn.functional.interpolate(self.places, size, mode="bicubic", antialias=True)
+        out: torch.Tensor = self.out(found + places)
+        return out
+
+
+def test_embeddings_of_places_are_resized_as_torch_does() -> None:
+    module = Placed()
+    given = torch.randn(1, 3, 24, 28)
+    (expected,) = ead.FeatureExtractor(module, ["out"])(given)
+    (found,) = ead.FeatureExtractor(module, ["out"]).run_by("openvino")(given)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
 @torch.no_grad()
 def test_four_shapes_are_kept() -> None:
     engine = openvino.OpenVinoEngine(part_of(Normed()))

@@ -257,7 +257,13 @@ def from_torch(module: nn.Module, *examples: Tensor) -> Any:
         # The decoder must live as long as what is read through it.
         decoder = TorchScriptPythonDecoder(traced, example_input=examples)
         front = FrontEndManager().load_by_framework("pytorch")
-        return front.convert(front.load(decoder))
+        model = front.convert(front.load(decoder))
+    # What depends on weights alone, such as a transformer's embeddings of places, is computed ahead. There
+    # OpenVINO 2026 takes the coefficient in the graph, which its front end gives for plain bicubic resizing.
+    for node in model.get_ops():
+        if node.get_type_name() == "Interpolate" and node.get_attributes()["mode"] == "bicubic_pillow":
+            node.set_attribute("cube_coeff", -0.5)
+    return model
 
 
 def stored(model: Any) -> tuple[bytes, bytes]:
