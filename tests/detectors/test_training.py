@@ -296,6 +296,14 @@ def test_weights_that_the_last_update_made_infinite_are_refused() -> None:
         Denoiser(steps=1, learning_rate=1e39).fit(TRAIN)
 
 
+def test_weights_that_are_not_finite_are_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loss would show them an update later, when the checkpoint has them."""
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
+    with pytest.raises(NonFiniteLossError, match=r"after step 1 weight is not finite"):
+        Denoiser(steps=2, learning_rate=1e39).fit(TRAIN, checkpoint=tmp_path / "c")
+    assert not (tmp_path / "c").exists()
+
+
 class Line(loop.Recipe):
     """A number that is pulled to one."""
 

@@ -138,9 +138,8 @@ class _Loop:
                     is_last = self._step == self._recipe.steps
                     if is_last or self._step % looks == 0:
                         self._read_losses()
-                    if is_last:
-                        self._check_weights()
                     if is_last or time.monotonic() - last_write >= CHECKPOINT_SECONDS:
+                        self._check_weights()
                         self._write()
                         last_write = time.monotonic()
                     self._is_whole = True
@@ -187,7 +186,7 @@ class _Loop:
         self._unread = []
 
     def _check_weights(self) -> None:
-        """After the last update, which no loss tells of."""
+        """Before they are kept: no loss tells yet of the update that was the last."""
         for name, tensor in self._recipe.module.state_dict().items():
             if not bool(tensor.isfinite().all()):
                 raise NonFiniteLossError(
