@@ -114,12 +114,15 @@ class TrainingData:
 
     def identity(self) -> dict[str, Any]:
         """What training depends on, by name, in JSON's types: equal where it would come to the same."""
+        networks = [network.network for network in self._part._networks()]
         return {
             "method": type(self._part).__name__,
             **self._part.parameters(),
             "images": set_digest(*zip(*self._images.identities(), strict=True)),
             "tiles": self._images.view,
-            "networks": [_digest(network.network.extractor) for network in self._part._networks()],
+            "networks": [_digest(network.extractor) for network in networks],
+            # What "auto" came to; networks that are trained are torch's meanwhile.
+            "engine": [network.engine for network in networks],
             "version of ensemblead": __version__,
             "version of torch": torch.__version__,
         }
