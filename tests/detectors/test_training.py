@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from support.registry import separate_registry
 from support.textures import normal_images
 from support.trained import Denoiser, Pyramid, distilled, stop_at
@@ -92,6 +93,18 @@ def test_pixels_are_those_of_the_images() -> None:
     data = data_of(4)
     np.testing.assert_array_equal(data.pixels([5, 0]).permute(0, 2, 3, 1).numpy(), TRAIN[[6, 0]])
     assert data.held_out_positions() == (5, 15)
+
+
+@pytest.mark.parametrize(("batch_size", "place"), [(1, 3), (4, 15)])
+def test_images_of_several_sizes_are_refused_before_training(batch_size: int, place: int) -> None:
+    """One of them was trained on, the other held out."""
+    images, stages = [Image.fromarray(image).resize((64, 64)) for image in TRAIN], list[str]()
+    images[place] = images[place].resize((64, 32))
+    message = rf"to be trained on, but image 0 comes out as \(64, 64\) and image {place} as \(32, 64\); give"
+    with pytest.raises(ValueError, match=message):
+        distilled(batch_size=batch_size).fit(images, progress=lambda *call: stages.append(call[0]))
+    assert stages == []
+    assert distilled(batch_size=batch_size, steps=1, image_size=64, resize=96).fit(images).is_fitted
 
 
 # Interrupts and checkpoints

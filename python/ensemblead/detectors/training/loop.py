@@ -74,8 +74,10 @@ def train(recipe: Recipe, data: TrainingData, run: Run, name: str = "") -> torch
     Given a checkpoint (`run.checkpoint`), it goes on from there, and ends as if it had never stopped. A
     method that trains several networks gives each a `name`.
 
-    Raises NonFiniteLossError, and KeyboardInterrupt at the end of the step in which Ctrl-C was pressed.
+    Raises NonFiniteLossError, ValueError for images of several sizes, and KeyboardInterrupt at the end of the
+    step in which Ctrl-C was pressed.
     """
+    data.require_one_size()
     if len(data) < data.batch_size:
         warn(
             f"images: {len(data)} are left to train on, fewer than batch_size {data.batch_size}: a batch "
