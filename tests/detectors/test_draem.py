@@ -476,6 +476,7 @@ def test_weights_of_other_networks_are_damage(
         ({"learning_rate": 10**400}, ValueError, "learning_rate must be positive and finite, got 1000"),
         ({"learning_rate": "1"}, TypeError, "learning_rate must be a number, got '1'"),
         ({"precision": "half"}, ValueError, "precision must be \"auto\" or one of float32, .*, got 'half'"),
+        ({"precision": "int8", "engine": "openvino"}, ValueError, "got 'int8': no network is frozen"),
         ({"resize": (250, 256)}, ValueError, "resize: DRAEM needs .* multiples of 32, got 250 x 256"),
         ({"resize": 256, "image_size": 100}, ValueError, "image_size: .* 100; 96 x 96 or 128 x 128"),
     ],
