@@ -189,6 +189,12 @@ def test_tiles(shared: bool, tmp_path: Path) -> None:
     assert (again.member.holdout, again.calibration_.origin) == (0.0, "trained_on")
 
 
+def test_tiles_of_one_image_that_is_held_out_do_not_vary() -> None:
+    message = r"do not vary between the training images \(of which one is held out\).*give a larger holdout"
+    with pytest.warns(UserWarning, match=message):
+        ead.TiledEnsemble(small(), 32, 32, image_size=(32, 64)).fit(TRAIN[:8])
+
+
 @pytest.mark.parametrize("share", [0.0, 0.25])
 def test_a_member_fitted_apart_holds_out_the_same(share: float) -> None:
     """As an executor fits it."""
