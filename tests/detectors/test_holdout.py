@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from support.textures import normal_images
 from support.trained import distilled, stop_at
 
@@ -27,13 +26,7 @@ TRAIN, FRESH = normal_images(20, side=SIDE), normal_images(3, seed=7, side=SIDE)
 OPTIMISTIC = "holdout=0 trains on all images, so that the statistics and the threshold are of images that are"
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Of networks so small, threads are slower, and another number of them gives other bits."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def small(**options: Any) -> ead.ReverseDistillation:

@@ -6,7 +6,7 @@ import errno
 import itertools
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,15 +32,13 @@ TEST = normal_images(3, seed=5, side=SIDE)
 STEPS = 12
 
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
 @pytest.fixture(autouse=True)
-def _small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _registered(monkeypatch: pytest.MonkeyPatch) -> None:
     separate_registry(monkeypatch)
     ead.register("Denoiser")(Denoiser)
-    # Of networks so small, threads are slower, and another number of them gives other bits.
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def same(one: Detector, other: Detector) -> None:
