@@ -137,6 +137,20 @@ class TestFit:
             assert outcome.exit_code == 2
             assert "checkpoint must lie outside of the model's folder" in outcome.stderr
 
+    def test_a_checkpoint_stays_until_the_model_is_saved(self, category: Path, tmp_path: Path) -> None:
+        shutil.copytree(category / "test/good", tmp_path / "fresh")
+        (tmp_path / "fresh/no.png").write_bytes(b"no image")
+        options = ["-b", "gabor", "--resize", "32x32", "--device", "cpu", "--checkpoint", tmp_path / "c"]
+        trained = ["--method", "reverse-distillation", "--set", "steps=2", "--set", "batch_size=4"]
+        fresh = ["--calibrate", tmp_path / "fresh", "--false-alarm-rate", "0.5"]
+        command = ["fit", category / "train/good", "--model", tmp_path / "m", *options, *trained, *fresh]
+        outcome = call(*command)
+        assert (outcome.exit_code, "no.png" in outcome.stderr) == (2, True)
+        assert (tmp_path / "c/part0/training.safetensors").exists()
+        (tmp_path / "fresh/no.png").unlink()
+        assert call(*command).exit_code == 0
+        assert not (tmp_path / "c").exists()
+
     def test_a_single_image_is_enough_with_a_warning(self, category: Path, tmp_path: Path) -> None:
         image = category / "train/good/000.png"
         outcome = call("fit", image, "--model", tmp_path / "m", *GABOR, "--json")

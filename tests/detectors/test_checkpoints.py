@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +16,15 @@ from support.trained import distilled
 
 from ensemblead.common.errors import DamagedModelError
 from ensemblead.detectors.training import loop
+from ensemblead.networks import placement
+from ensemblead.networks.network import Network
 from ensemblead.store import FolderWriter, read_folder, write_folder
 
 TRAIN = normal_images(12, side=32)
 FILE = "training.safetensors"
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def at(step: int, act: Callable[[], object], stage: str = "train") -> Callable[[str, int, int], None]:
@@ -205,6 +202,16 @@ def test_what_the_bits_depend_on_is_compared(tmp_path: Path) -> None:
     torch.set_num_threads(1)
     # What "auto" comes to is the same call.
     assert resumed_at(tmp_path / "c", precision="float32") == 4
+
+
+def test_an_engine_counts_as_what_it_came_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(placement, "is_installed", lambda name: False)
+    interrupted(tmp_path / "c", engine="auto")
+    with monkeypatch.context() as context:
+        context.setattr(Network, "engine", "openvino")
+        with pytest.raises(ValueError, match=r"other engine \(\['torch'\] there, \['openvino'\] here\)"):
+            distilled(engine="auto").fit(TRAIN, checkpoint=tmp_path / "c")
+    assert resumed_at(tmp_path / "c", engine="torch") == 4
 
 
 def test_ctrl_c_does_not_wait_for_all_feature_maps(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +21,12 @@ SIDE = 64
 TRAIN, GOOD = normal_images(20, side=SIDE), normal_images(3, seed=1, side=SIDE)
 
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
 @pytest.fixture(autouse=True)
-def _one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _narrow(monkeypatch: pytest.MonkeyPatch) -> None:
     make_narrow(monkeypatch)
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def distilled(path: Path, **options: Any) -> Path:
@@ -42,14 +40,13 @@ def distilled(path: Path, **options: Any) -> Path:
 
 
 def test_a_distilled_teacher(tmp_path: Path) -> None:
-    path = distilled(tmp_path / "new" / "teacher.safetensors")
+    path, again = distilled(tmp_path / "new" / "teacher.safetensors"), tmp_path / "again.safetensors"
     assert set(load_file(path)) == set(named(NAMES))
     with pytest.raises(KeyboardInterrupt, match="stopped after step 2 of 4"):
-        distilled(tmp_path / "b", checkpoint=tmp_path / "c", progress=stop_at(2))
+        distilled(again, checkpoint=tmp_path / "c", progress=stop_at(2))
     with pytest.raises(ValueError, match=r"with other learning_rate \(0.0001 there, 0.1 here\)"):
-        distilled(tmp_path / "b", checkpoint=tmp_path / "c", learning_rate=0.1)
-    again = distilled(tmp_path / "b", checkpoint=tmp_path / "c")
-    assert again.read_bytes() == path.read_bytes()
+        distilled(again, checkpoint=tmp_path / "c", learning_rate=0.1)
+    assert distilled(again, checkpoint=tmp_path / "c").read_bytes() == path.read_bytes()
     assert not (tmp_path / "c").exists()
     other = distilled(tmp_path / "other.safetensors", seed=1)
     assert other.read_bytes() != path.read_bytes()
@@ -65,7 +62,7 @@ def test_a_distilled_teacher_describes_as_the_network_does(tmp_path: Path) -> No
     wanted = teacher.patch_features(extractor, images, 1024).transpose(0, 1).flatten(1)
     alike = []
     for steps in (1, 100):
-        path = distilled(tmp_path / str(steps), steps=steps, learning_rate=2e-3)
+        path = distilled(tmp_path / f"{steps}.safetensors", steps=steps, learning_rate=2e-3)
         network = PDN("small", is_padded=True)
         network.load_state_dict(load_file(path))
         with torch.no_grad():
@@ -88,7 +85,7 @@ def test_a_distilled_teacher_describes_as_the_network_does(tmp_path: Path) -> No
 )
 def test_wrong_parameters_of_a_distillation(options: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message):
-        distilled(tmp_path / "t", **options)
+        distilled(tmp_path / "t.safetensors", **options)
     assert not list(tmp_path.iterdir())
 
 
@@ -102,6 +99,7 @@ def test_wrong_parameters_of_a_distillation(options: dict[str, Any], message: st
         ("kept", ValueError, "checkpoint must be a folder of its own, got 'kept'"),
         (".", ValueError, "path must be a file to write, got '.'"),
         ("kept/teacher", ValueError, "checkpoint must be a folder of its own, got 'kept'"),
+        ("teacher.pt", ValueError, "path must end in .safetensors, got 'teacher.pt'"),
     ],
 )
 def test_a_place_for_no_file_is_refused_before_training(

@@ -7,7 +7,7 @@ import math
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -56,13 +56,7 @@ def learning() -> ead.DRAEM:
     return draem(4, steps=24, batch_size=4, learning_rate=0.01)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """Of networks so small, threads are slower, and another number of them gives other bits."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
@@ -476,6 +470,7 @@ def test_weights_of_other_networks_are_damage(
         ({"learning_rate": 10**400}, ValueError, "learning_rate must be positive and finite, got 1000"),
         ({"learning_rate": "1"}, TypeError, "learning_rate must be a number, got '1'"),
         ({"precision": "half"}, ValueError, "precision must be \"auto\" or one of float32, .*, got 'half'"),
+        ({"precision": "int8", "engine": "openvino"}, ValueError, "got 'int8': no network is frozen"),
         ({"resize": (250, 256)}, ValueError, "resize: DRAEM needs .* multiples of 32, got 250 x 256"),
         ({"resize": 256, "image_size": 100}, ValueError, "image_size: .* 100; 96 x 96 or 128 x 128"),
     ],

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from support.textures import normal_images
 from support.trained import distilled, stop_at
 
@@ -27,13 +26,7 @@ TRAIN, FRESH = normal_images(20, side=SIDE), normal_images(3, seed=7, side=SIDE)
 OPTIMISTIC = "holdout=0 trains on all images, so that the statistics and the threshold are of images that are"
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Of networks so small, threads are slower, and another number of them gives other bits."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def small(**options: Any) -> ead.ReverseDistillation:
@@ -187,6 +180,12 @@ def test_tiles(shared: bool, tmp_path: Path) -> None:
     everything.save(tmp_path / "m")
     again = ead.load(tmp_path / "m")
     assert (again.member.holdout, again.calibration_.origin) == (0.0, "trained_on")
+
+
+def test_tiles_of_one_image_that_is_held_out_do_not_vary() -> None:
+    message = r"do not vary between the training images \(of which one is held out\).*give a larger holdout"
+    with pytest.warns(UserWarning, match=message):
+        ead.TiledEnsemble(small(), 32, 32, image_size=(32, 64)).fit(TRAIN[:8])
 
 
 @pytest.mark.parametrize("share", [0.0, 0.25])

@@ -6,13 +6,14 @@ import errno
 import itertools
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from support.registry import separate_registry
 from support.textures import normal_images
 from support.trained import Denoiser, Pyramid, distilled, stop_at
@@ -31,15 +32,13 @@ TEST = normal_images(3, seed=5, side=SIDE)
 STEPS = 12
 
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
 @pytest.fixture(autouse=True)
-def _small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _registered(monkeypatch: pytest.MonkeyPatch) -> None:
     separate_registry(monkeypatch)
     ead.register("Denoiser")(Denoiser)
-    # Of networks so small, threads are slower, and another number of them gives other bits.
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def same(one: Detector, other: Detector) -> None:
@@ -92,6 +91,18 @@ def test_pixels_are_those_of_the_images() -> None:
     data = data_of(4)
     np.testing.assert_array_equal(data.pixels([5, 0]).permute(0, 2, 3, 1).numpy(), TRAIN[[6, 0]])
     assert data.held_out_positions() == (5, 15)
+
+
+@pytest.mark.parametrize(("batch_size", "place"), [(1, 3), (4, 15)])
+def test_images_of_several_sizes_are_refused_before_training(batch_size: int, place: int) -> None:
+    """One of them was trained on, the other held out."""
+    images, stages = [Image.fromarray(image).resize((64, 64)) for image in TRAIN], list[str]()
+    images[place] = images[place].resize((64, 32))
+    message = rf"to be trained on, but image 0 comes out as \(64, 64\) and image {place} as \(32, 64\); give"
+    with pytest.raises(ValueError, match=message):
+        distilled(batch_size=batch_size).fit(images, progress=lambda *call: stages.append(call[0]))
+    assert stages == []
+    assert distilled(batch_size=batch_size, steps=1, image_size=64, resize=96).fit(images).is_fitted
 
 
 # Interrupts and checkpoints
@@ -294,6 +305,14 @@ def test_weights_that_the_last_update_made_infinite_are_refused() -> None:
         NonFiniteLossError, match=r"after step 1 weight is not finite, at learning_rate 1e\+39"
     ):
         Denoiser(steps=1, learning_rate=1e39).fit(TRAIN)
+
+
+def test_weights_that_are_not_finite_are_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loss would show them an update later, when the checkpoint has them."""
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
+    with pytest.raises(NonFiniteLossError, match=r"after step 1 weight is not finite"):
+        Denoiser(steps=2, learning_rate=1e39).fit(TRAIN, checkpoint=tmp_path / "c")
+    assert not (tmp_path / "c").exists()
 
 
 class Line(loop.Recipe):

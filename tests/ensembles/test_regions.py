@@ -262,12 +262,12 @@ def test_a_crop_without_any_inside() -> None:
         patchcore(image_size=32, resize=64, region=mask).fit(TRAIN)
 
 
-@pytest.mark.slow
-def test_a_region_that_a_method_cannot_score() -> None:
-    mask = np.zeros((SIDE, SIDE), bool)
+def test_a_region_that_a_method_cannot_score_is_refused_before_training() -> None:
+    mask, stages = np.zeros((SIDE, SIDE), bool), list[str]()
     mask[:6, :6] = True
     with pytest.raises(ValueError, match="lies within the border of 16 pixels"):
-        DETECTORS["efficientad"](mask).fit(TRAIN)
+        DETECTORS["efficientad"](mask).fit(TRAIN, progress=lambda *call: stages.append(call[0]))
+    assert "train" not in stages
 
 
 def test_loaded_weights_go_with_masks_alone(tmp_path: Path) -> None:

@@ -243,6 +243,8 @@ class FitRun:
 
     def execute(self, bars: Bars) -> dict[str, Any]:
         require("torch", "ensemblead fit")
+        from ensemblead.detectors.learning import fit
+        from ensemblead.detectors.training.checkpoint import opened
         from ensemblead.images import check_normal_folder, open_images
 
         clock = Clock()
@@ -271,17 +273,21 @@ class FitRun:
             )
         errors: Any = "skip" if self.skip_unreadable else "raise"
         bars.step("loading networks")
-        with nullcontext() if fresh is None else without_threshold_warnings():
-            detector.fit(source, errors=errors, progress=bars, checkpoint=self.checkpoint)
-        skipped = list(detector.skipped_)
-        images = _named_images(detector.calibration_, source)
-        images["inspected_share"] = _inspected_share(detector, source, skipped)
-        left_out = [one for one in detector.left_out_ if not one.partly]
-        learned = len(source) - len(skipped) - len(left_out)
-        if fresh is not None:
-            skipped += self._calibrate(detector, fresh, bars)
-        bars.step("saving")
-        detector.save(self.model, include_backbone=self.include_backbone, half=self.half)
+        # Whatever fails before the model is saved, the checkpoint keeps what was trained.
+        with opened(self.checkpoint) as kept:
+            with nullcontext() if fresh is None else without_threshold_warnings():
+                fit(detector, source, errors, bars, extending=False, checkpoint=kept)
+            skipped = list(detector.skipped_)
+            images = _named_images(detector.calibration_, source)
+            images["inspected_share"] = _inspected_share(detector, source, skipped)
+            left_out = [one for one in detector.left_out_ if not one.partly]
+            learned = len(source) - len(skipped) - len(left_out)
+            if fresh is not None:
+                skipped += self._calibrate(detector, fresh, bars)
+            bars.step("saving")
+            detector.save(self.model, include_backbone=self.include_backbone, half=self.half)
+            if kept is not None:
+                kept.remove()
         return {
             "model": str(self.model),
             "images": len(source),

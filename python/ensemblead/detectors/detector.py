@@ -128,6 +128,8 @@ class Detector(Traced, ABC):
         """
         with opened(checkpoint) as kept:
             fit(self, images, errors, progress, extending=False, checkpoint=kept)
+            if kept is not None:
+                kept.remove()
         return self
 
     def extend(

@@ -58,7 +58,7 @@ def fit(
     checkpoint: Checkpoint | None = None,
     max_rows: int | None = None,
 ) -> None:
-    """Learn from images, and give the detector what came of it at the very end."""
+    """Learn from images, and give the detector what came of it at the very end. The checkpoint stays."""
     if max_rows is not None:
         max_rows = whole_number("max_rows", max_rows, 1)
         if not any(part.has_bank for part in detector._parts()):
@@ -91,8 +91,6 @@ def fit(
         run = replace(run, known=frozenset(detector._fingerprints.tolist()))
     learned = learned_from(learner, source, errors, run, extending=extending)
     settle(detector, learned, source, extending=extending, max_rows=max_rows)
-    if checkpoint is not None:
-        checkpoint.remove()
 
 
 @dataclass(frozen=True)

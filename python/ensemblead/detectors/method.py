@@ -162,7 +162,7 @@ class Method(Detector):
             for name in ("backbone", "layers", "weights", "compile", "pad_to_grid"):
                 setattr(self, name, getattr(self._frozen, name))
         else:
-            self._precision = check_precision(given.get("precision", "float32"))
+            self._precision = check_precision(given.get("precision", "float32"), engine="")
         for name, size in (("image_size", self._geometry.crop), ("resize", self._geometry.resize)):
             if isinstance(size, tuple):
                 self.check_size(size, name)

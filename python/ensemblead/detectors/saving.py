@@ -187,8 +187,8 @@ def _without_network(method: Any, reader: FolderReader) -> None:
     if precision is None:
         return
     if "precision" in takes:
-        method._precision = check_precision(precision)
-    elif check_precision(precision) not in ("auto", "float32"):
+        method._precision = check_precision(precision, engine="")
+    elif check_precision(precision, engine="") not in ("auto", "float32"):
         warn(f"precision={precision!r} is for networks, and {name} has none", RuntimeWarning)
 
 

@@ -94,6 +94,8 @@ class TileJoin:
         why, remedy = "there is one alone, or two for PaDiM, or all are alike", "fit on more images"
         if self._num_results() == 1 < self._sampled_every:
             why, remedy = "of which memory_budget lets one be scored", "give a larger memory_budget"
+        elif self._num_results() == 1 and "held_out" in self._locations[0].origins:
+            why, remedy = "of which one is held out", f"{remedy}, or give a larger holdout"
         if still:
             warn(
                 f"the {' and '.join(still)} of the tiles do not vary between the training images ({why}), so "

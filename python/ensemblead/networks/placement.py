@@ -40,11 +40,17 @@ def check_device(device: Any) -> str:
 
 
 def check_precision(precision: str, engine: str = "torch") -> str:
-    """The precision itself. Raises ValueError for one that no engine has, and for int8 with torch."""
+    """The precision itself. Raises ValueError for one that no engine has, and for int8 with torch, or with no
+    engine (""), where no network is frozen.
+    """
     if not isinstance(precision, str):
         raise TypeError(f"precision must be a name, got {precision!r}")
     if precision != "auto" and precision not in _PRECISIONS:
         raise ValueError(f'precision must be "auto" or one of {", ".join(_PRECISIONS)}, got {precision!r}')
+    if precision == "int8" and not engine:
+        raise ValueError(
+            "precision must be float32, bfloat16 or float16, got 'int8': no network is frozen here"
+        )
     if precision == "int8" and engine == "torch":
         raise ValueError(
             "precision must be float32, bfloat16 or float16 with engine='torch', got 'int8'; fit in float32, "

@@ -26,6 +26,7 @@ from ensemblead.detectors.efficientad.imitators import (
     Plan,
     by_openvino,
     empty_imitators,
+    grid_side,
     new_imitators,
 )
 from ensemblead.detectors.efficientad.penalty import PROCEDURAL, PenaltyImages, recoloured
@@ -216,14 +217,18 @@ class EfficientAD(TrainedMethod):
     # The method
 
     def train(self, data: TrainingData, run: Run) -> Imitation:
-        height, width = data.batch([0]).size
+        first = data.batch([0])
+        # A region of which nothing can be scored is said before all images are read, and so is a folder that
+        # is not there.
+        blank = torch.zeros(1, *map(grid_side, first.size))
+        self._inspected((blank, blank), first)
         penalties = None
-        if self.penalty_images is not None:  # which may not be there: said before all images are read
+        if self.penalty_images is not None:
             penalties = PenaltyImages(self.penalty_images, data)
         teacher = self.network_
         known = (describe(teacher, teacher.normalize(pixels)) for pixels in all_pixels(data, run))
         statistics = channel_statistics(known)
-        plan = Plan.of(self.size, len(statistics[0]), (height, width))
+        plan = Plan.of(self.size, len(statistics[0]), first.size)
         networks = new_imitators(plan, self.seed).to(statistics[0].device)
         losses = train(Imitating(networks, statistics, data, penalties, self), data, run)
         weights = tuple(tensor.detach() for tensor in networks.state_dict().values())
@@ -257,9 +262,9 @@ class EfficientAD(TrainedMethod):
             networks = self._network_of(state, lambda: imitating(state, images.dtype, engine), engine)
             return distance_maps(networks, images, teacher)
 
-    def _inspected(self, state: Imitation, seen: Seen) -> list[torch.Tensor]:
-        """The values of both distances that lie inside of the region."""
-        maps, inside = self._maps(state, seen), self.inside(seen)
+    def _inspected(self, maps: Sequence[torch.Tensor], seen: Seen) -> list[torch.Tensor]:
+        """The values of maps of a batch that lie inside of the region."""
+        inside = self.inside(seen)
         if inside is None:
             return list(maps)
         # The region is one of whole grids, with a border that no description belongs to.
@@ -285,7 +290,8 @@ class EfficientAD(TrainedMethod):
 
     def _quantiles(self, state: Imitation, data: TrainingData) -> tuple[float, ...]:
         """See `Imitation.quantiles`."""
-        maps = zip(*(self._inspected(state, seen) for seen in data.held_out()), strict=True)
+        found = (self._inspected(self._maps(state, seen), seen) for seen in data.held_out())
+        maps = zip(*found, strict=True)
         values = [np.concatenate([own.flatten().cpu().numpy() for own in kind]) for kind in maps]
         return tuple(float(q) for own in values for q in np.quantile(own.astype(np.float64), QUANTILES))
 

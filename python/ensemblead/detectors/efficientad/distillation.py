@@ -68,7 +68,7 @@ def distil_teacher(
 
     Args:
         images: any form that `fit` takes; all kinds, normal or not.
-        path: the safetensors file to write.
+        path: the file to write, which ends in .safetensors.
         size: "small" or "medium".
         backbone, layers, weights: the large network, as `EfficientAD` takes them. It sees images at twice
             `image_size`.
@@ -126,7 +126,9 @@ def distil_teacher(
 
 
 def _check_target(path: Any, checkpoint: Any) -> None:
-    """Raise TypeError or ValueError for a path where no file can be written, which would show at the end."""
+    """Raise TypeError or ValueError for a path where no file can be written, or none that could be read,
+    which would show at the end.
+    """
     if not isinstance(path, (str, os.PathLike)):
         raise TypeError(f"path must be a file to write, got {path!r}")
     target = Path(path).absolute()
@@ -137,6 +139,8 @@ def _check_target(path: Any, checkpoint: Any) -> None:
         kept = Path(checkpoint).absolute()
         if kept in (target, *target.parents) or target in kept.parents:
             raise ValueError(f"checkpoint must be a folder of its own, got {os.fspath(checkpoint)!r}")
+    if target.suffix != ".safetensors":  # by which files of weights are told apart when they are read
+        raise ValueError(f"path must end in .safetensors, got {os.fspath(path)!r}")
 
 
 class Distilling(Recipe):

@@ -34,7 +34,7 @@ class TrainingData:
     """
 
     def __init__(self, part: Any, images: ImageSet, run: Run, seed: int) -> None:
-        self._part, self._images, self._seed = part, images, seed
+        self._part, self._images, self._seed, self._describe = part, images, seed, run.describe
         self._pool = open_pool([part], images)
         held, kept, originals = list[int](), list[int](), Originals()
         for item, identity in enumerate(images.identities()):
@@ -55,6 +55,21 @@ class TrainingData:
     def batch_size(self) -> int:
         """The method's."""
         return int(self._part.batch_size)
+
+    def require_one_size(self) -> None:
+        """Raise ValueError where images come out in several sizes, those held out too. Tiles have one."""
+        if self._images.view:
+            return
+        frame = self._images.frame(self._part.geometry)
+        sizes = {position: frame.output_size(*size) for position, size, _ in self._images.identities()}
+        first = next(iter(sizes))
+        for other, size in sizes.items():
+            if size != sizes[first]:
+                raise ValueError(
+                    f"images must all have one size to be trained on, but {self._describe(first)} comes out "
+                    f"as {sizes[first]} and {self._describe(other)} as {size}; give an exact resize (h, w), "
+                    "or a crop"
+                )
 
     # What is drawn
 
@@ -114,12 +129,15 @@ class TrainingData:
 
     def identity(self) -> dict[str, Any]:
         """What training depends on, by name, in JSON's types: equal where it would come to the same."""
+        networks = [network.network for network in self._part._networks()]
         return {
             "method": type(self._part).__name__,
             **self._part.parameters(),
             "images": set_digest(*zip(*self._images.identities(), strict=True)),
             "tiles": self._images.view,
-            "networks": [_digest(network.network.extractor) for network in self._part._networks()],
+            "networks": [_digest(network.extractor) for network in networks],
+            # What "auto" came to; networks that are trained are torch's meanwhile.
+            "engine": [network.engine for network in networks],
             "version of ensemblead": __version__,
             "version of torch": torch.__version__,
         }

@@ -74,8 +74,10 @@ def train(recipe: Recipe, data: TrainingData, run: Run, name: str = "") -> torch
     Given a checkpoint (`run.checkpoint`), it goes on from there, and ends as if it had never stopped. A
     method that trains several networks gives each a `name`.
 
-    Raises NonFiniteLossError, and KeyboardInterrupt at the end of the step in which Ctrl-C was pressed.
+    Raises NonFiniteLossError, ValueError for images of several sizes, and KeyboardInterrupt at the end of the
+    step in which Ctrl-C was pressed.
     """
+    data.require_one_size()
     if len(data) < data.batch_size:
         warn(
             f"images: {len(data)} are left to train on, fewer than batch_size {data.batch_size}: a batch "
@@ -138,9 +140,8 @@ class _Loop:
                     is_last = self._step == self._recipe.steps
                     if is_last or self._step % looks == 0:
                         self._read_losses()
-                    if is_last:
-                        self._check_weights()
                     if is_last or time.monotonic() - last_write >= CHECKPOINT_SECONDS:
+                        self._check_weights()
                         self._write()
                         last_write = time.monotonic()
                     self._is_whole = True
@@ -187,7 +188,7 @@ class _Loop:
         self._unread = []
 
     def _check_weights(self) -> None:
-        """After the last update, which no loss tells of."""
+        """Before they are kept: no loss tells yet of the update that was the last."""
         for name, tensor in self._recipe.module.state_dict().items():
             if not bool(tensor.isfinite().all()):
                 raise NonFiniteLossError(
