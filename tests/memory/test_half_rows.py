@@ -152,7 +152,7 @@ def test_wrong_values() -> None:
     near = MemoryBank(1.0, dtype="float16")
     near.add(torch.tensor([[1.0, 2.0], [65519.0, 0.0]]))  # which is rounded to 65504
     near.fit()
-    with pytest.raises(ValueError, match="dtype: float16 has values up to 65504, the bank's go up to 65520"):
+    with pytest.raises(ValueError, match="65504, the bank's go up to 65520"):
         near.extend(torch.tensor([[0.0, -65520.0]]))
     assert near.rows_.tolist() == [[1.0, 2.0], [65504.0, 0.0]]
     assert near.rows_.dtype == torch.float16

@@ -37,7 +37,7 @@ class CoveringRows(SearchedRows):
 
     def _set(self, rows: torch.Tensor, labels: Numbers, search: ExactIndex | FaissIndex) -> None:
         if self.dtype == "float16":
-            check_half("dtype", rows)  # before they are the bank's
+            check_half("dtype (bank_dtype of a detector)", rows)  # before they are the bank's
         super()._set(rows, labels, search)
 
     def _select(
@@ -80,7 +80,7 @@ class CoveringRows(SearchedRows):
     def _round(self) -> None:
         """Keep the rows in half precision, where they are to be."""
         if self.dtype == "float16":
-            state = self.state().for_half("dtype (bank_dtype of a detector)")
+            state = self.state().for_half()
             self.radius_, self.certificate_ = state.radius, state.certificate
             self._reach = self._reach if state.reach is None else state.reach
             rows = state.rows.half()
