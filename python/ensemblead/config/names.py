@@ -75,7 +75,7 @@ def register(name: str) -> Callable[[_Class], _Class]:
         if cls in _names:
             raise ValueError(f"{cls.__name__} is registered already, as {_names[cls]!r}")
         if "__init__" in vars(cls):
-            _explain_unknown_keywords(cls)
+            explain_unknown_keywords(cls)
         _classes[name] = cls
         _names[cls] = name
         return cls
@@ -83,12 +83,12 @@ def register(name: str) -> Callable[[_Class], _Class]:
     return enter
 
 
-def _explain_unknown_keywords(cls: Any) -> None:
+def explain_unknown_keywords(cls: _Class) -> _Class:
     """Let a constructor answer a keyword that it does not take with what that is called here."""
-    construct = cls.__init__
+    construct = cls.__init__  # type: ignore[misc]
     known = inspect.signature(construct).parameters
     if any(one.kind is inspect.Parameter.VAR_KEYWORD for one in known.values()):
-        return
+        return cls
     keywords = [name for name, one in list(known.items())[1:] if one.kind is not one.POSITIONAL_ONLY]
 
     @functools.wraps(construct)
@@ -99,7 +99,8 @@ def _explain_unknown_keywords(cls: Any) -> None:
                 raise TypeError(f"{type(self).__name__} got an unexpected keyword argument {name!r}; {hint}")
         construct(self, *args, **given)
 
-    cls.__init__ = init
+    cls.__init__ = init  # type: ignore[misc]
+    return cls
 
 
 def registered_names() -> list[str]:

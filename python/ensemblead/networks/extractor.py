@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ensemblead.common.validation import near_names
+from ensemblead.config.names import explain_unknown_keywords
 from ensemblead.networks.engines import ENGINES
 from ensemblead.networks.engines.engine import (
     NORMED_SUFFIX,
@@ -36,6 +37,7 @@ from ensemblead.networks.zoo import BackboneInfo, Weights, load_backbone, module
 _ran_at: weakref.WeakKeyDictionary[nn.Module, tuple[int, int]] = weakref.WeakKeyDictionary()
 
 
+@explain_unknown_keywords
 class FeatureExtractor:
     """Runs a frozen network as far as the layers asked for, and returns what they put out.
 
