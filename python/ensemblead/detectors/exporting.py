@@ -100,6 +100,14 @@ class ExportReport:
             "table": [asdict(row) for row in self.images],
         }
 
+    def __repr__(self) -> str:
+        outcome = "passed" if self.passed else "failed"
+        return (
+            f"ExportReport({outcome}: {len(self.images)} images, scores move by "
+            f"{self.largest_score_change:.2g}, maps by {self.largest_map_change:.2g}, "
+            f"{self.changed_verdicts} verdicts change)"
+        )
+
     def __str__(self) -> str:
         """The rows that move most, as a table."""
         rows = sorted(self.images, key=lambda row: -_largest((row.score_change, row.map_change)))

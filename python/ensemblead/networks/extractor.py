@@ -68,16 +68,14 @@ class FeatureExtractor:
             from, in JSON's types.
 
     Raises ValueError for a layer that does not exist (near matches suggested), for weights that lack what the
-    layers need or belong to another network, TypeError for the wrong kind of thing; see `load_backbone` as
-    well.
+    layers need or belong to another network, TypeError for the wrong kind of thing; and as `load_backbone`.
 
     Example:
         >>> import torch
         >>> extractor = FeatureExtractor("gabor", ("layer1", "layer2"))
         >>> [tuple(maps.shape) for maps in extractor(torch.rand(2, 3, 64, 64))]
         [(2, 42, 16, 16), (2, 90, 8, 8)]
-        >>> pooled = FeatureExtractor("gabor", ("layer2",), pooling="avg")
-        >>> pooled(torch.rand(2, 3, 64, 64))[0].shape
+        >>> FeatureExtractor("gabor", ("layer2",), pooling="avg")(torch.rand(2, 3, 64, 64))[0].shape
         torch.Size([2, 90])
     """
 
