@@ -111,6 +111,12 @@ def test_a_parameter_that_this_one_has_not() -> None:
         ("--num_nn", ["--out"], "here it is num_neighbors, a parameter of ensemblead fit"),
         ("--faiss_on_gpu", [], ADVICE["faiss_on_gpu"]),
         ("--patch_size", ["--patch-size"], None),
+        ("--model.coreset_sampling_ratio", ["--coreset-fraction"], "here it is --coreset-fraction"),
+        ("--model.backbone", ["--backbone", "--model"], "here it is --backbone"),
+        ("--model.pre_trained", ["--set"], ADVICE["pre_trained"]),
+        ("--data.category", ["--set"], ADVICE["data"]),
+        ("--trainer.max_epochs", ["--set"], ADVICE["max_epochs"]),
+        ("--model", ["--out"], ADVICE["model"]),
     ],
 )
 def test_options(option: str, options: list[str], hint: str | None) -> None:

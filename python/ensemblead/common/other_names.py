@@ -107,7 +107,9 @@ ADVICE_OF = {
         "evaluator": "ead.evaluate(detector, dataset) measures, on the command line ensemblead evaluate",
         "visualizer": "ensemblead predict --out FOLDER draws heat maps, Report.to_html a page",
         "max_epochs": "training is counted in steps",
-        "ckpt_path": "the folder of the model comes first: ensemblead predict MODEL IMAGES --out FOLDER",
+        "ckpt_path": "the folder of a model comes first: ensemblead predict MODEL IMAGES --out FOLDER",
+        "model": "the folder of a model comes first: ensemblead predict MODEL IMAGES --out FOLDER",
+        "export_type": "ensemblead export --format openvino, or onnx",
         "data": "images are a folder: ensemblead fit FOLDER --model MODEL",
         "normal_dir": "normal= of ead.Folder; a detector takes the folder: detector.fit(FOLDER)",
         "abnormal_dir": "anomalous= of ead.Folder",
@@ -189,10 +191,11 @@ def option_hint(option: str, options: Collection[str]) -> str | None:
     >>> option_hint("--patchsize", ["--patch-size", "--set"])
     'here it is --patch-size'
     """
-    name = re.sub("^-+", "", option).replace("-", "_")
-    here = PARAMETERS.get(name)
+    # anomalib's command line has groups: --model.backbone, --data.category.
+    group, _, name = re.sub("^-+", "", option).replace("-", "_").rpartition(".")
+    here = PARAMETERS.get(name) or (name if group == "model" and name not in ADVICE else None)
     if here is None:
-        return ADVICE.get(name)
+        return ADVICE.get(name) or ADVICE.get(group)
     flag = f"--{here.replace('_', '-')}"
     for own in (flag, flag.removesuffix("s")):  # --layer is repeated
         if own in options:
