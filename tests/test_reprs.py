@@ -11,7 +11,9 @@ pytest.importorskip("torch")
 from support.brightness import Brightness, draw_category
 
 import ensemblead as ead
-from ensemblead.evaluation import TradeOff, run
+from ensemblead.conversion.converting import Conversion
+from ensemblead.detectors.exporting import ComparedImage, ExportReport
+from ensemblead.evaluation import ScoredImage, Suite, TradeOff, run
 from ensemblead.images import Region
 
 COMMON: dict[str, Any] = {"resize": None, "image_size": None, "device": "cpu"}
@@ -45,6 +47,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "detectors": [{"name": "one", **gabor}],
         "datasets": [{"type": "MVTecAD", "root": str(folder / "part")}],
     }
+    results, maps = run(suite, folder / "out"), np.zeros((300, 300), np.float32)
+    row = ComparedImage("a.png", 1.0, 1.0, 0.0, 0.0, True, True)
     return {
         "PatchCore(backbone='gabor'": detector,
         "Predictions(12 images": found,
@@ -68,7 +72,13 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "ImageResult(": report.details["part"].images[0],
         "TypeRow(": report.details["part"].types[0],
         "TradeOff(2 normal, 1 defective": TradeOff(np.ones(2, np.float32), np.ones(1, np.float32)),
-        "SuiteResults(1 of 1 cells done": run(suite, folder / "out"),
+        "Suite(1 detectors, 1 data sets)": Suite.parse(suite),
+        "SuiteResults(1 of 1 cells done": results,
+        "CellResult(one on ": results.cells[0],
+        "ScoredImage(category='part'": ScoredImage("part", dataset.test[0], 1.0, True, maps, maps > 0),
+        "RetrievalMetrics(map=": ead.retrieval_metrics(vectors[0], [0, 0, 1, 1, 2, 2], k=5),
+        "ExportReport(passed: 99 images, scores move by 0,": ExportReport((row,) * 99, 0.02, 0),
+        "Conversion(detector=PatchCore": Conversion(detector, ("a note that is long " * 9,) * 9, 8, 1e-6),
         "Comparison(2 images": ead.compare(detector, detector, IMAGES[:2]),
         "DriftMonitor(": ead.DriftMonitor(detector),
         "Region(1 polygon": Region.of([[[0, 0], [10, 0], [10, 10]]]),

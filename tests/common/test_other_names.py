@@ -10,12 +10,21 @@ import ensemblead as ead
 from ensemblead.common.other_names import (
     ADVICE,
     COMMANDS,
+    MISSING,
     NAMES,
     PARAMETERS,
     name_hint,
     option_hint,
     parameter_hint,
 )
+from ensemblead.config.presets import PRESETS
+
+# `anomalib.models.__all__` of anomalib 2.7.0.
+ANOMALIB = """
+AiVad AnomalyDINO AnomalyVFM CFM Cfa Cflow Csflow Dfkde Dfm Dinomaly Draem Dsr EfficientAd Fastflow FoundAD
+Fre Fuvas Ganomaly GeneralAD Glass InpFormer L2BT MHPatchcore Padim Patchcore Patchflow Rad
+ReverseDistillation Stfpm SuperADD Supersimplenet Uflow UniNet VlmAd WinClip
+"""
 
 
 def test_names_lead_to_public_names_and_are_none() -> None:
@@ -23,6 +32,13 @@ def test_names_lead_to_public_names_and_are_none() -> None:
         assert name not in ead.__all__
         for found in re.findall(r"\bead\.(\w+)", here):
             assert found in ead.__all__, f"{name} leads to ead.{found}"
+        for preset in re.findall(r'"preset": "(\w+)"', here):
+            assert preset in PRESETS
+
+
+def test_every_model_of_anomalib_is_answered() -> None:
+    assert set(ANOMALIB.split()) <= {*NAMES, *MISSING, *ead.__all__}
+    assert not {*MISSING} & {*NAMES, *ead.__all__}
 
 
 @pytest.mark.parametrize(
@@ -31,6 +47,11 @@ def test_names_lead_to_public_names_and_are_none() -> None:
         ("Patchcore", "here it is ead.PatchCore"),
         ("Engine", "here it is the detector itself: detector.fit(images)"),
         ("Stfpm", "that method of anomalib is not here"),
+        ("padim", "here it is ead.PaDiM"),
+        ("patchcore", "here it is ead.PatchCore"),
+        ("STFPM", "that method of anomalib is not here"),
+        ("ENSEMBLEADERROR", "did you mean EnsembleADError?"),
+        ("driftmonitor", "did you mean DriftMonitor?"),
         ("select_corset", "did you mean select_coreset?"),
     ],
 )
@@ -57,6 +78,24 @@ def test_parameters_lead_to_parameters() -> None:
     assert not {*PARAMETERS} & {*ADVICE}
 
 
+@pytest.mark.parametrize(
+    ("name", "given", "hint"),
+    [
+        ("PatchCore", {"coreset_sampling_ratio": 0.1}, "here it is coreset_fraction"),
+        ("MemoryBank", {"percentage": 0.1}, "here it is coreset_fraction"),
+        ("FeatureExtractor", {"layers_to_extract_from": []}, "here it is layers"),
+        ("Folder", {"normal_dir": "good"}, "normal= of ead.Folder"),
+        ("MVTecAD", {"categroy": "bottle"}, "did you mean category?"),
+        ("VisA", {"train_batch_size": 8}, "here it is batch_size, which is none of these: root"),
+    ],
+)
+def test_constructors_answer(name: str, given: dict[str, object], hint: str) -> None:
+    pytest.importorskip("torch")
+    with pytest.raises(TypeError, match=re.escape(f"{name} got an unexpected keyword argument")) as caught:
+        getattr(ead, name)("root", **given)
+    assert hint in str(caught.value)
+
+
 def test_a_parameter_that_this_one_has_not() -> None:
     hint = parameter_hint("num_nn", ["seed", "device"])
     assert hint == "here it is num_neighbors, which is none of these: seed, device"
@@ -72,6 +111,12 @@ def test_a_parameter_that_this_one_has_not() -> None:
         ("--num_nn", ["--out"], "here it is num_neighbors, a parameter of ensemblead fit"),
         ("--faiss_on_gpu", [], ADVICE["faiss_on_gpu"]),
         ("--patch_size", ["--patch-size"], None),
+        ("--model.coreset_sampling_ratio", ["--coreset-fraction"], "here it is --coreset-fraction"),
+        ("--model.backbone", ["--backbone", "--model"], "here it is --backbone"),
+        ("--model.pre_trained", ["--set"], ADVICE["pre_trained"]),
+        ("--data.category", ["--set"], ADVICE["data"]),
+        ("--trainer.max_epochs", ["--set"], ADVICE["max_epochs"]),
+        ("--model", ["--out"], ADVICE["model"]),
     ],
 )
 def test_options(option: str, options: list[str], hint: str | None) -> None:

@@ -48,5 +48,6 @@ def test_hints() -> None:
     assert did_you_mean("xyz", ["seed", "score"]) == "there are: seed, score"
     assert did_you_mean("xyz", []) == "there are: none"
     assert near_names("sed", {"seed": 1, "seeds": 2, "x": 3}, most=1) == ["seed"]
+    assert near_names("PADIM", ["PaDiM", "DRAEM"]) == ["PaDiM"]
     assert some_of("abc") == "a, b, c"
     assert some_of("abcdefg") == "a, b, c, d, e and 2 more"

@@ -68,12 +68,18 @@ assert type(ead.create({"type": "TiledEnsemble", "member": {"type": "PatchCore"}
     def test_a_class_of_another_package(self, monkeypatch: pytest.MonkeyPatch) -> None:
         separate_registry(monkeypatch)
 
-        @register("Mean")
-        class Mean:
-            def __init__(self, size: int = 3) -> None:
-                self.size = size
+        def define() -> Any:
+            @register("Mean")
+            class Mean:
+                def __init__(self, size: int = 3) -> None:
+                    self.size = size
 
-        assert describe(create({"type": "Mean"})) == {"type": "Mean", "size": 3}
+            return Mean
+
+        first = define()()
+        Mean = define()  # noqa: N806 - as a notebook's cell that is run twice
+        assert type(create({"type": "Mean"})) is Mean is not type(first)
+        assert describe(first) == describe(create({"type": "Mean"})) == {"type": "Mean", "size": 3}
         with pytest.raises(ValueError, match="size must be a whole number"):
             create({"type": "Mean", "size": "x"})
         with pytest.raises(ValueError, match="a class is registered as 'Mean' already: Mean"):

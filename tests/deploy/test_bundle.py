@@ -50,9 +50,18 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def wheels(tmp_path: Path) -> Path:
     """Wheels that pin what is installed here, empty but for their names."""
     folder = tmp_path / "wheels"
-    write_wheel(folder, "ensemblead", ead.__version__, ['numpy; extra == "predict"'], extras=["predict"])
+    requires = ['numpy; extra == "predict"', 'web; extra == "serve"', 'faiss-gpu; extra == "gpu"']
+    write_wheel(folder, "ensemblead", ead.__version__, requires, extras=["predict", "serve", "gpu"])
     write_wheel(folder, "numpy", metadata.version("numpy"))
     return folder
+
+
+def restate(folder: Path, **values: object) -> None:
+    """Let a bundle state other values."""
+    path = folder / "bundle.json"
+    changed = {**json.loads(path.read_text()), **values}
+    del changed["checksum"]
+    path.write_text(json.dumps({**changed, "checksum": checksum_of(changed)}))
 
 
 def test_what_is_in_a_bundle(detector: ead.PatchCore, image: Path, wheels: Path, tmp_path: Path) -> None:
@@ -96,10 +105,30 @@ def test_nothing_is_written_where_something_is_missing(
     with pytest.raises(MissingWheelsError, match="faiss-cpu: there is none"):
         write_bundle(ead.PatchCore("gabor", index="ivf", **COMMON), wheels, tmp_path / "b", **options)
     (wheels / f"ensemblead-{ead.__version__}-py3-none-any.whl").unlink()
-    with pytest.raises(MissingWheelsError, match="ensemblead: there is none") as caught:
+    write_wheel(wheels, "ensemblead", "99.0", extras=["predict"])
+    with pytest.raises(MissingWheelsError, match=r"ensemblead==\S+: there is version 99\.0") as caught:
         write_bundle(detector, wheels, tmp_path / "b", **options)
     assert len(caught.value.commands) == 1
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_extras_come_beside_predict(
+    detector: ead.PatchCore, image: Path, wheels: Path, tmp_path: Path
+) -> None:
+    out, options = tmp_path / "bundle", {"image": image, "target": Target.here()}
+    with pytest.raises(MissingWheelsError, match="web .for ensemblead.: there is none"):
+        write_bundle(detector, wheels, out, extras=["serve"], **options)
+    with pytest.raises(ValueError, match="must be one of gpu, predict, serve, got 'srve'"):
+        write_bundle(detector, wheels, out, extras=["srve"], **options)
+    for name in ("web", "faiss-gpu"):
+        write_wheel(wheels, name, "1")
+    write_bundle(detector, wheels, out, extras=["serve"], **options)
+    assert [path.name.split("-")[0] for path in sorted((out / "wheels").iterdir())] == [
+        *("ensemblead", "numpy", "web"),
+    ]
+    # FAISS for GPUs is FAISS: that for CPUs is not asked for.
+    approximate = ead.PatchCore("gabor", index="hnsw", **COMMON).fit(IMAGES)
+    write_bundle(approximate, wheels, tmp_path / "gpu", extras=["gpu"], **options)
 
 
 @pytest.fixture
@@ -129,10 +158,9 @@ def test_the_check_finds_what_was_changed(
         return copy
 
     def stated(**values: object) -> Path:
-        changed = {**document, **values}
-        del changed["checksum"]
-        changed["checksum"] = checksum_of(changed)
-        return broken("bundle.json", json.dumps(changed).encode())
+        copy = broken("image.png", (out / "image.png").read_bytes())
+        restate(copy, **values)
+        return copy
 
     damaged = [
         ("image.png", b"x" * 10),
@@ -151,28 +179,26 @@ def test_the_check_finds_what_was_changed(
         check_bundle(stated(score=document["score"] * 1.01))
     with pytest.raises(BundleError, match="is called anomalous here, but was called normal"):
         check_bundle(stated(is_anomalous=False))
+    with pytest.raises(BundleError, match="is called anomalous here, but was called neither"):
+        check_bundle(stated(is_anomalous=None))
     monkeypatch.setattr(metadata, "version", lambda name: "0")
     with pytest.raises(BundleError, match="numpy is 0, not "):
         check_bundle(out)
 
 
 @pytest.mark.usefixtures("installed")
-def test_a_score_near_zero_is_compared_by_the_threshold(image: Path, wheels: Path, tmp_path: Path) -> None:
-    """Those of ensembles are around zero, where a thousandth of a score is less than rounding."""
-    detector = ead.PatchCore("gabor", **COMMON).fit(IMAGES)
-    detector.threshold_ = 100.0 * float(detector.predict([image]).anomaly_score[0])
-    write_bundle(detector, wheels, tmp_path / "bundle", image=image, target=Target.here())
-    path = tmp_path / "bundle" / "bundle.json"
-    document = json.loads(path.read_text())
-    del document["checksum"]
-    for times, is_near in ((1.05, True), (1.2, False)):
-        changed = {**document, "score": times * document["score"]}
-        path.write_text(json.dumps({**changed, "checksum": checksum_of(changed)}))
-        if is_near:
-            assert "normal, as when the bundle was written" in check_bundle(tmp_path / "bundle")
-        else:
-            with pytest.raises(BundleError, match=r"moves by 0\.002 of itself or of the thresh"):
-                check_bundle(tmp_path / "bundle")
+def test_a_small_score_may_move_by_a_thousandth_of_the_threshold(
+    image: Path, wheels: Path, tmp_path: Path
+) -> None:
+    detector, out = ead.PatchCore("gabor", **COMMON).fit(IMAGES), tmp_path / "bundle"
+    score = float(detector.predict([image]).anomaly_score[0])
+    detector.threshold_ = 100 * score
+    write_bundle(detector, wheels, out, image=image, target=Target.here())
+    restate(out, score=score * 1.05)
+    assert "normal, as when the bundle was written" in check_bundle(out)
+    restate(out, score=score * 1.2)
+    with pytest.raises(BundleError, match=r"moves by 0\.002 of itself or of the thresh"):
+        check_bundle(out)
 
 
 def test_what_a_model_needs_beside() -> None:

@@ -58,6 +58,13 @@ def test_the_newest_that_the_machine_takes(folder: Path) -> None:
     assert names(folder, ["own", "numbers<2.10"], LINUX) == ["numbers 2.0", "own 1.0"]
 
 
+def test_of_one_version_the_best_tag(folder: Path) -> None:
+    """A wheel that was built here, and the same one with its libraries, which goes further."""
+    write_wheel(folder, "numbers", "2.10", tag="cp312-cp312-linux_x86_64")
+    write_wheel(folder, "numbers", "2.10", tag="cp312-cp312-manylinux_2_17_x86_64")
+    assert needed_wheels(folder, ["numbers"], LINUX)[0].path.name.endswith("-manylinux_2_28_x86_64.whl")
+
+
 def test_what_is_missing_is_named_with_commands(folder: Path) -> None:
     write_wheel(folder, "net-tools", "2.5", ['quick; extra == "fast"'], extras=["fast"])
     with pytest.raises(
@@ -88,8 +95,14 @@ def test_the_own_wheel_and_torch_have_commands_of_their_own(tmp_path: Path) -> N
         needed_wheels(tmp_path, ["ensemblead[predict]", "torch>=2.4", "scipy"], WINDOWS)
     built, torch, others = caught.value.commands
     assert built.startswith("python -m pip wheel --no-deps --wheel-dir")
+    assert built.endswith("# on win_amd64 with Python 3.12")
     assert "--index-url https://download.pytorch.org/whl/cpu 'torch>=2.4'" in torch
     assert others.endswith("--platform win_amd64 scipy")
+
+
+def test_an_extra_that_is_none_is_refused(folder: Path) -> None:
+    with pytest.raises(ValueError, match="extra of own must be one of net, got 'nte'; did you mean net"):
+        needed_wheels(folder, ["own[nte]"], LINUX)
 
 
 def test_hashes_are_those_of_the_files(folder: Path) -> None:

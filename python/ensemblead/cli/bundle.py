@@ -40,7 +40,7 @@ def command(
     ] = None,
     extras: Annotated[
         list[str] | None,
-        typer.Option("--extra", help="Of ensemblead, to be installed there; predict if absent. Repeat it."),
+        typer.Option("--extra", help="Of ensemblead, to be installed there beside predict. Repeat it."),
     ] = None,
     weights: MovedWeights = None,
     as_json: Json = False,
@@ -54,6 +54,7 @@ def command(
     with reported_warnings() as warned, Bars() as bars:
         require("torch", "ensemblead bundle")
         from ensemblead.deploy.bundle import write_bundle
+        from ensemblead.deploy.checking import called
         from ensemblead.deploy.wheels import MissingWheelsError, Target
 
         target = _target(Target.here(), python, platform)
@@ -66,7 +67,7 @@ def command(
                 out,
                 image=image,
                 target=target,
-                extras=extras or ("predict",),
+                extras=extras or (),
                 progress=bars,
             )
         except MissingWheelsError as error:
@@ -88,7 +89,7 @@ def command(
         valid_text(
             f"bundle: {out}, {summary['bytes'] / 1e6:,.0f} MB, {summary['wheels']} wheels for Python "
             f"{summary['python']} on {summary['platform']}\n{image.name} has the score "
-            f"{summary['score']:.6g} ({'anomalous' if summary['is_anomalous'] else 'normal'})\n"
+            f"{summary['score']:.6g} ({called(summary['is_anomalous'])})\n"
             f"On the other machine: sh {out.name}/install.sh"
         )
     )

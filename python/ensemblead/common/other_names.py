@@ -1,8 +1,8 @@
 """What names of anomalib and patchcore-inspection are called here: hints for Python and the command line.
 
 The names are not taken: two names for one thing would have to be kept for ever. They are answered.
-Each table has a part for either tool. Those of anomalib are of its version 2, those of patchcore-inspection
-of its `bin/run_patchcore.py`.
+Each table has a part for either tool. Those of anomalib are of its version 2.7, those of patchcore-inspection
+of its `bin/run_patchcore.py`. Capitals do not matter.
 """
 
 from __future__ import annotations
@@ -20,6 +20,9 @@ NAMES_OF = {
         "EfficientAd": "ead.EfficientAD",
         "Fastflow": "ead.FastFlow",
         "Draem": "ead.DRAEM",
+        "AnomalyDINO": 'ead.create({"preset": "anomaly_dino"})',
+        "Rad": 'ead.create({"preset": "rad"})',
+        "SuperADD": 'ead.create({"preset": "superadd"})',
         "Visa": "ead.VisA",
         "MVTec": "ead.MVTecAD",
         "Engine": "the detector itself: detector.fit(images), detector.predict(images); "
@@ -51,16 +54,23 @@ NAMES_OF = {
     },
 }
 # Methods of anomalib that are not here.
-MISSING = ["AiVad", "Cfa", "Cflow", "Csflow", "Dfkde", "Dfm", "Dsr", "Fre", "Ganomaly", "Glass", "Stfpm"]
-MISSING += ["Supersimplenet", "Uflow", "VlmAd", "WinClip"]
+MISSING = ["AiVad", "AnomalyVFM", "Cfa", "Cflow", "CFM", "Csflow", "Dfkde", "Dfm", "Dinomaly", "Dsr"]
+MISSING += ["FoundAD", "Fre", "Fuvas", "Ganomaly", "GeneralAD", "Glass", "InpFormer", "L2BT", "MHPatchcore"]
+MISSING += ["Patchflow", "Stfpm", "Supersimplenet", "Uflow", "UniNet", "VlmAd", "WinClip"]
 
 # Parameters and options -> the parameter here.
 PARAMETERS_OF = {
     "anomalib": {
         "coreset_sampling_ratio": "coreset_fraction",
+        "sampling_ratio": "coreset_fraction",
+        "memory_bank_size": "coreset_size",
+        "encoder_name": "backbone",
+        "masking": "foreground",
+        "pos_radius": "position_radius",
         "n_features": "num_dimensions",
         "model_size": "size",
         "imagenet_dir": "penalty_images",
+        "dtd_dir": "textures",
         "anomaly_source_path": "textures",
         "lr": "learning_rate",
         "max_steps": "steps",
@@ -76,6 +86,7 @@ PARAMETERS_OF = {
         "pretrain_embed_dimension": "pretrain_dim",
         "target_embed_dimension": "target_dim",
         "patchsize": "patch_size",
+        "patchscore": "score",
         "anomaly_scorer_num_nn": "num_neighbors",
         "anomaly_score_num_nn": "num_neighbors",
         "num_nn": "num_neighbors",
@@ -96,6 +107,14 @@ ADVICE_OF = {
         "evaluator": "ead.evaluate(detector, dataset) measures, on the command line ensemblead evaluate",
         "visualizer": "ensemblead predict --out FOLDER draws heat maps, Report.to_html a page",
         "max_epochs": "training is counted in steps",
+        "ckpt_path": "the folder of a model comes first: ensemblead predict MODEL IMAGES --out FOLDER",
+        "model": "the folder of a model comes first: ensemblead predict MODEL IMAGES --out FOLDER",
+        "export_type": "ensemblead export --format openvino, or onnx",
+        "data": "images are a folder: ensemblead fit FOLDER --model MODEL",
+        "normal_dir": "normal= of ead.Folder; a detector takes the folder: detector.fit(FOLDER)",
+        "abnormal_dir": "anomalous= of ead.Folder",
+        "normal_test_dir": "test_normal= of ead.Folder",
+        "mask_dir": "masks= of ead.Folder",
     },
     "patchcore-inspection": {
         "faiss_on_gpu": 'the search runs where the detector does: device="cuda" (--device cuda)',
@@ -103,6 +122,8 @@ ADVICE_OF = {
         "num_workers": "the environment variable OMP_NUM_THREADS says how many threads run",
         "patchstride": "every position of the feature maps is a patch",
         "patchoverlap": "every position of the feature maps is a patch",
+        "preprocessing": "channels are pooled by their mean, as preprocessing=mean does",
+        "train_val_split": "every image of the folder is learned; ensemblead calibrate takes others",
         "save_segmentation_images": "ensemblead predict --out FOLDER writes heat maps",
         "save_patchcore_model": "ensemblead fit writes the model to the folder of --model",
         "log_group": "ensemblead evaluate writes the results to the folder of --out",
@@ -140,9 +161,11 @@ def name_hint(name: str, known: Iterable[str]) -> str | None:
     >>> name_hint("Patchcore", ["PatchCore", "PaDiM"])
     'here it is ead.PatchCore'
     """
-    if name in NAMES:
-        return f"here it is {NAMES[name]}"
-    if name in MISSING:
+    folded = name.casefold()
+    for other, here in NAMES.items():
+        if other.casefold() == folded:
+            return f"here it is {here}"
+    if folded in map(str.casefold, MISSING):
         return "that method of anomalib is not here; examples/mean_colour.py shows how a method is added"
     near = near_names(name, known)
     return f"did you mean {' or '.join(near)}?" if near else None
@@ -168,10 +191,11 @@ def option_hint(option: str, options: Collection[str]) -> str | None:
     >>> option_hint("--patchsize", ["--patch-size", "--set"])
     'here it is --patch-size'
     """
-    name = re.sub("^-+", "", option).replace("-", "_")
-    here = PARAMETERS.get(name)
+    # anomalib's command line has groups: --model.backbone, --data.category.
+    group, _, name = re.sub("^-+", "", option).replace("-", "_").rpartition(".")
+    here = PARAMETERS.get(name) or (name if group == "model" and name not in ADVICE else None)
     if here is None:
-        return ADVICE.get(name)
+        return ADVICE.get(name) or ADVICE.get(group)
     flag = f"--{here.replace('_', '-')}"
     for own in (flag, flag.removesuffix("s")):  # --layer is repeated
         if own in options:

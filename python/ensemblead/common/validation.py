@@ -109,8 +109,13 @@ def _as_int(value: Any) -> int | None:
 
 
 def near_names(wrong: object, known: Iterable[str], most: int = 3) -> list[str]:
-    """Up to `most` of the known names that resemble a wrong one, the nearest first."""
-    return difflib.get_close_matches(str(wrong), list(known), n=most)
+    """Up to `most` of the known names that resemble a wrong one, the nearest first.
+
+    Those that differ in capitals alone are the only ones.
+    """
+    text, names = str(wrong), list(known)
+    same = [name for name in names if name.casefold() == text.casefold()]
+    return same[:most] or difflib.get_close_matches(text, names, n=most)
 
 
 def did_you_mean(wrong: object, known: Iterable[str]) -> str:

@@ -64,18 +64,20 @@ def register(name: str) -> Callable[[_Class], _Class]:
 
     An unknown keyword of its constructor raises a TypeError that names the near parameters.
 
+    A class that is defined again at the same place, as by a notebook's cell that runs twice, takes its name.
     Raises ValueError for a name that another class has, and for a class that has a name.
     """
 
     def enter(cls: _Class) -> _Class:
         own = name in _MODULES and not cls.__module__.startswith("ensemblead.")
-        if name in _classes or own:
-            other = f": {_classes[name].__name__}" if name in _classes else " of ensemblead"
+        known = _classes.get(name)
+        if own or (known is not None and _place(known) != _place(cls)):
+            other = " of ensemblead" if known is None else f": {known.__name__}"
             raise ValueError(f"a class is registered as {name!r} already{other}")
         if cls in _names:
             raise ValueError(f"{cls.__name__} is registered already, as {_names[cls]!r}")
         if "__init__" in vars(cls):
-            _explain_unknown_keywords(cls)
+            explain_unknown_keywords(cls)
         _classes[name] = cls
         _names[cls] = name
         return cls
@@ -83,12 +85,18 @@ def register(name: str) -> Callable[[_Class], _Class]:
     return enter
 
 
-def _explain_unknown_keywords(cls: Any) -> None:
+def _place(cls: type) -> tuple[str, str]:
+    """Where a class is defined: its module and its name there."""
+    return cls.__module__, cls.__qualname__
+
+
+def explain_unknown_keywords(cls: _Class) -> _Class:
     """Let a constructor answer a keyword that it does not take with what that is called here."""
-    construct = cls.__init__
+    changed: Any = cls
+    construct = changed.__init__
     known = inspect.signature(construct).parameters
     if any(one.kind is inspect.Parameter.VAR_KEYWORD for one in known.values()):
-        return
+        return cls
     keywords = [name for name, one in list(known.items())[1:] if one.kind is not one.POSITIONAL_ONLY]
 
     @functools.wraps(construct)
@@ -99,7 +107,8 @@ def _explain_unknown_keywords(cls: Any) -> None:
                 raise TypeError(f"{type(self).__name__} got an unexpected keyword argument {name!r}; {hint}")
         construct(self, *args, **given)
 
-    cls.__init__ = init
+    changed.__init__ = init
+    return cls
 
 
 def registered_names() -> list[str]:

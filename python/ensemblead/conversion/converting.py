@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ class Conversion:
     """
 
     detector: Detector
-    notes: tuple[str, ...]
+    notes: tuple[str, ...] = field(repr=False)
     verified_images: int
     largest_difference: float
 

@@ -10,6 +10,7 @@ from typing import Literal, TypeAlias, TypeVar
 
 from ensemblead.common.errors import UnreadableImageError
 from ensemblead.common.files import sha256_of
+from ensemblead.config.names import explain_unknown_keywords
 from ensemblead.images import read_image, upright_size
 from ensemblead.images.decode import check_ordinary_file
 
@@ -120,6 +121,11 @@ class Category:
 
 class Dataset:
     """Any number of categories. With exactly one, its `train` and `test` are here as well."""
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "__init__" in vars(cls):
+            explain_unknown_keywords(cls)
 
     def __init__(self, name: str, categories: Sequence[Category]) -> None:
         self.name = name

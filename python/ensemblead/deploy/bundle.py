@@ -13,7 +13,7 @@ from typing import Any
 from ensemblead import store
 from ensemblead.common.files import StrPath, write_atomically
 from ensemblead.common.manifests import checksum_of, file_entry
-from ensemblead.deploy.checking import MANIFEST, RULE
+from ensemblead.deploy.checking import MANIFEST, RULE, verdict_of
 from ensemblead.deploy.wheels import OWN, Target, Wheel, needed_wheels
 from ensemblead.detectors import Detector
 from ensemblead.ensembles.checks.subject import methods
@@ -30,7 +30,7 @@ def write_bundle(
     *,
     image: StrPath,
     target: Target,
-    extras: Sequence[str] = ("predict",),
+    extras: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Write a fitted detector, the wheels that it needs, and scripts that install and check them.
@@ -39,16 +39,17 @@ def write_bundle(
 
     Args:
         detector: it is saved with the weights of its networks.
-        wheels: a folder with wheels, among them this library's own.
+        wheels: a folder with wheels, among them this library's own, of this version.
         out: the folder, which must not exist.
         image: a photograph. Its score is recorded, and compared after the installation.
         target: the machine that the bundle is for.
-        extras: of this library, to be installed there. What the model needs beside is added.
+        extras: of this library, to be installed there beside `predict`. What the model needs is added.
         progress: called with a stage's name, how much is done, and how much there is.
 
     Raises:
         MissingWheelsError: wheels that the folder lacks for that machine, with commands that fetch them.
-        ValueError: `out` exists, a file that is no wheel, or a detector that needs a module of the caller's.
+        ValueError: `out` exists, an extra that is none, a file that is no wheel, or a detector that needs a
+            module of the caller's.
         FileNotFoundError: no folder of wheels, or no image.
     """
     place = Path(os.path.abspath(out))
@@ -57,7 +58,9 @@ def write_bundle(
     photo = Path(image)
     if not photo.is_file():
         raise FileNotFoundError(f"image: no such file: {photo}")
-    wanted = [f"{OWN}[{','.join(extras)}]", *needed_packages(detector)]
+    wanted = [f"{OWN}[{','.join(('predict', *extras))}]=={__version__}", *needed_packages(detector)]
+    if "gpu" in extras:  # its FAISS and that for CPUs have the same files
+        wanted = [one for one in wanted if one != "faiss-cpu"]
     chosen = needed_wheels(wheels, wanted, target)
     written: list[dict[str, Any]] = []
 
@@ -84,7 +87,7 @@ def write_bundle(
             "detector": repr(again),
             "image": name,
             "score": float(seen.anomaly_score[0]),
-            "is_anomalous": bool(seen.is_anomalous[0]),
+            "is_anomalous": verdict_of(again, seen),
             "tolerance": RULE["float32" if _is_exact(again) else "other"],
             "files": {one: file_entry((folder / one).read_bytes()) for one in (name, *texts)},
         }

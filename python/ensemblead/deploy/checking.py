@@ -10,16 +10,22 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import math
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ensemblead.common.errors import DamagedModelError, EnsembleADError
 from ensemblead.common.files import StrPath
 from ensemblead.common.manifests import check_place, require_checksum, require_entries, verified_bytes
 
+if TYPE_CHECKING:
+    from ensemblead.common.predictions import Predictions
+    from ensemblead.detectors import Detector
+
 MANIFEST = "bundle.json"
-# How far a score may move from one processor to another, relatively, by the networks' precision.
+# How far a score may move from one processor to another, relative to itself or to the threshold, by the
+# networks' precision.
 RULE = {"float32": 1e-3, "other": 0.05}
 
 
@@ -56,16 +62,26 @@ def check_bundle(folder: StrPath) -> str:
             f"written; it moves by {moved:.2g} of itself or of the threshold, and may by "
             f"{manifest['tolerance']:g}"
         )
-    verdict = bool(seen.is_anomalous[0])
+    verdict = verdict_of(detector, seen)
     if verdict != manifest["is_anomalous"]:
         raise BundleError(
-            f"{manifest['image']} is called {_verdict(verdict)} here, but was called "
-            f"{_verdict(not verdict)} when the bundle was written (score {score:.6g})"
+            f"{manifest['image']} is called {called(verdict)} here, but was called "
+            f"{called(manifest['is_anomalous'])} when the bundle was written (score {score:.6g})"
         )
     return (
-        f"{manifest['image']}: score {score:.6g}, {_verdict(verdict)}, as when the bundle was written "
+        f"{manifest['image']}: score {score:.6g}, {called(verdict)}, as when the bundle was written "
         f"({expected:.6g})"
     )
+
+
+def verdict_of(detector: Detector, seen: Predictions) -> bool | None:
+    """Whether the first image is anomalous; None where the detector has no threshold."""
+    return bool(seen.is_anomalous[0]) if math.isfinite(detector.threshold_) else None
+
+
+def called(verdict: bool | None) -> str:
+    """A verdict in words."""
+    return {None: "neither, for want of a threshold", True: "anomalous", False: "normal"}[verdict]
 
 
 def _read(folder: Path) -> dict[str, Any]:
@@ -96,10 +112,6 @@ def _check_versions(requirements: str) -> None:
             wrong.append(f"{name} is {found}, not {version}")
     if wrong:
         raise BundleError(f"other packages than those of the bundle: {'; '.join(wrong)}")
-
-
-def _verdict(is_anomalous: bool) -> str:
-    return "anomalous" if is_anomalous else "normal"
 
 
 def main() -> None:

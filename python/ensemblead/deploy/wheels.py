@@ -14,6 +14,7 @@ import zipfile
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from email.message import Message
 from email.parser import Parser
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from typing import Any
 from ensemblead.common.errors import EnsembleADError
 from ensemblead.common.extras import require
 from ensemblead.common.files import StrPath, sha256_of
+from ensemblead.common.validation import one_of
 
 OWN = "ensemblead"
 # Where torch has wheels without CUDA, for Linux and Windows.
@@ -91,15 +93,17 @@ class Target:
         # A wheel that was built on a machine like it.
         return [*dict.fromkeys(found), *([f"linux_{machine}"] if known["glibc"] else [])]
 
-    def tags(self) -> frozenset[Any]:
-        """The tags of all wheels that it takes."""
+    def tags(self) -> dict[Any, int]:
+        """The tags of all wheels that it takes, with their places: the best has 0."""
         from packaging.tags import compatible_tags, cpython_tags
 
         version, platforms = self.python, self.platforms()
         interpreter = f"cp{version[0]}{version[1]}"
-        return frozenset(
-            (*cpython_tags(version, platforms=platforms), *compatible_tags(version, interpreter, platforms))
+        found = (
+            *cpython_tags(version, platforms=platforms),
+            *compatible_tags(version, interpreter, platforms),
         )
+        return {tag: place for place, tag in enumerate(dict.fromkeys(found))}
 
     def environment(self) -> dict[str, str]:
         """What conditions of requirements ask for."""
@@ -140,15 +144,21 @@ class Wheel:
         """What it states that it requires. Raises ValueError for a file that is no wheel."""
         from packaging.requirements import Requirement
 
+        return [Requirement(line) for line in self._metadata().get_all("Requires-Dist", [])]
+
+    def extras(self) -> list[str]:
+        """The names of its extras, normalised. Raises ValueError for a file that is no wheel."""
+        return sorted(_normal(name) for name in self._metadata().get_all("Provides-Extra", []))
+
+    def _metadata(self) -> Message:
         try:
             with zipfile.ZipFile(self.path) as archive:
                 # Some carry the metadata of others, further down.
                 names = [one for one in archive.namelist() if one.count("/") == 1]
                 (name,) = (one for one in names if one.endswith(".dist-info/METADATA"))
-                text = archive.read(name).decode()
+                return Parser().parsestr(archive.read(name).decode())
         except (ValueError, zipfile.BadZipFile) as error:
             raise ValueError(f"wheels: {self.path} is damaged: {error}") from error
-        return [Requirement(line) for line in Parser().parsestr(text).get_all("Requires-Dist", [])]
 
     def pinned(self) -> str:
         """A line of a requirements file with version and hash."""
@@ -182,7 +192,8 @@ def needed_wheels(folder: StrPath, wanted: Iterable[str], target: Target) -> lis
         wanted: requirements as pip takes them: `["ensemblead[predict]"]`. What they require comes with them.
         target: the machine.
 
-    Raises MissingWheelsError, naming all that is missing, and as `read_wheels`.
+    Raises MissingWheelsError, naming all that is missing, ValueError for an extra in `wanted` that is none of
+    its wheel's, and as `read_wheels`.
     """
     wheels = read_wheels(folder)
     choice = _Choice(wheels, target)
@@ -199,7 +210,7 @@ def needed_wheels(folder: StrPath, wanted: Iterable[str], target: Target) -> lis
 
 
 class _Choice:
-    """The newest wheel of every project that all requirements of it take."""
+    """The newest wheel of every project that all requirements of it take; of two, that with the best tag."""
 
     def __init__(self, wheels: Sequence[Wheel], target: Target) -> None:
         self.chosen: dict[str, Wheel] = {}
@@ -225,6 +236,8 @@ class _Choice:
             if best is None:
                 self._note(name, requirement, asker)
             elif best != self.chosen.get(name) or new:
+                for extra in () if asker else new:
+                    one_of(f"extra of {name}", _normal(extra), best.extras())
                 self.chosen[name] = best
                 queue += [(one, name) for one in best.requirements() if self._holds(one, extras)]
 
@@ -237,15 +250,17 @@ class _Choice:
     def _best(self, name: str) -> Wheel | None:
         allowed = self._specifiers[name]
         fitting = [
-            one
-            for one in self._wheels
-            if one.name == name and one.tags & self._tags and allowed.contains(one.version, prereleases=True)
+            (one.version, -min(places), number)
+            for number, one in enumerate(self._wheels)
+            if one.name == name
+            and (places := [self._tags[tag] for tag in one.tags & self._tags.keys()])
+            and allowed.contains(one.version, prereleases=True)
         ]
-        return max(fitting, key=lambda one: one.version, default=None)
+        return self._wheels[max(fitting)[2]] if fitting else None
 
     def _note(self, name: str, requirement: Any, asker: str) -> None:
         own = [one for one in self._wheels if one.name == name]
-        fitting = [one for one in own if one.tags & self._tags]
+        fitting = [one for one in own if one.tags & self._tags.keys()]
         needed = f"{name}{self._specifiers[name]}"
         by = f" (for {asker})" if asker else ""
         if fitting:
@@ -276,7 +291,8 @@ def _commands(folder: StrPath, missing: Mapping[str, str], target: Target) -> li
     torch = [name for name in names if re.split(r"[<>=!~;]", name)[0] in _OF_TORCH]
     others = [name for name in names if name not in own and name not in torch]
     if own:
-        found.append(shlex.join(["python", "-m", "pip", "wheel", "--no-deps", "--wheel-dir", place, "."]))
+        build = shlex.join(["python", "-m", "pip", "wheel", "--no-deps", "--wheel-dir", place, "."])
+        found.append(f"{build}  # on {target.platform} with Python {target.python[0]}.{target.python[1]}")
     for group, index in ((torch, ["--index-url", TORCH_INDEX]), (others, [])):
         if group:
             command = ["python", "-m", "pip", "download", "--dest", place, *options, *index, *group]

@@ -113,6 +113,14 @@ class ExportReport:
             "table": [asdict(row) for row in self.images],
         }
 
+    def __repr__(self) -> str:
+        outcome = "passed" if self.passed else "failed"
+        return (
+            f"ExportReport({outcome}: {len(self.images)} images, scores move by "
+            f"{self.largest_score_change:.2g}, maps by {self.largest_map_change:.2g}, "
+            f"{self.changed_verdicts} verdicts change)"
+        )
+
     def __str__(self) -> str:
         """The worst rows, as a table."""
         rows = self._worst_first()

@@ -62,8 +62,8 @@ class ScoredImage:
     sample: Sample
     score: float
     is_anomalous: bool | None
-    anomaly_map: NDArray[np.float32]
-    mask: NDArray[np.bool_] | None
+    anomaly_map: NDArray[np.float32] = field(repr=False)
+    mask: NDArray[np.bool_] | None = field(repr=False)
 
 
 OnImage: TypeAlias = Callable[[ScoredImage], None]

@@ -10,6 +10,7 @@ import torch
 
 from ensemblead.common.validation import one_of, whole_number
 from ensemblead.common.warnings import warn
+from ensemblead.config.names import explain_unknown_keywords
 from ensemblead.memory.buffer import as_rows, row_labels
 from ensemblead.memory.covering import CoveringRows
 from ensemblead.memory.intake import Intake, Known, Sizes
@@ -30,6 +31,7 @@ DEFAULT_FRACTION = 0.01
 DTYPES = ("float32", "float16")
 
 
+@explain_unknown_keywords
 class MemoryBank(CoveringRows):
     """A coreset of embeddings (PatchCore; Roth et al. 2022), with the image every row came from.
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ensemblead.common.validation import near_names
+from ensemblead.config.names import explain_unknown_keywords
 from ensemblead.networks.engines import ENGINES
 from ensemblead.networks.engines.engine import (
     NORMED_SUFFIX,
@@ -36,6 +37,7 @@ from ensemblead.networks.zoo import BackboneInfo, Weights, load_backbone, module
 _ran_at: weakref.WeakKeyDictionary[nn.Module, tuple[int, int]] = weakref.WeakKeyDictionary()
 
 
+@explain_unknown_keywords
 class FeatureExtractor:
     """Runs a frozen network as far as the layers asked for, and returns what they put out.
 
@@ -66,16 +68,14 @@ class FeatureExtractor:
             from, in JSON's types.
 
     Raises ValueError for a layer that does not exist (near matches suggested), for weights that lack what the
-    layers need or belong to another network, TypeError for the wrong kind of thing; see `load_backbone` as
-    well.
+    layers need or belong to another network, TypeError for the wrong kind of thing; and as `load_backbone`.
 
     Example:
         >>> import torch
         >>> extractor = FeatureExtractor("gabor", ("layer1", "layer2"))
         >>> [tuple(maps.shape) for maps in extractor(torch.rand(2, 3, 64, 64))]
         [(2, 42, 16, 16), (2, 90, 8, 8)]
-        >>> pooled = FeatureExtractor("gabor", ("layer2",), pooling="avg")
-        >>> pooled(torch.rand(2, 3, 64, 64))[0].shape
+        >>> FeatureExtractor("gabor", ("layer2",), pooling="avg")(torch.rand(2, 3, 64, 64))[0].shape
         torch.Size([2, 90])
     """
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -49,8 +49,8 @@ class RetrievalMetrics:
     r_precision: float | None
     map_at_r: float | None
     skipped: int
-    intervals: dict[str, Interval]
-    average_precision: Floats
+    intervals: dict[str, Interval] = field(repr=False)
+    average_precision: Floats = field(repr=False)
     k: int
     denominator: str
 

@@ -67,6 +67,9 @@ class CellResult:
             return "done"
         return "pending" if self.failure is None else "failed"
 
+    def __repr__(self) -> str:
+        return f"CellResult({self}: {self.status})"
+
     def __str__(self) -> str:
         place = self.category if self.category == self.dataset else f"{self.dataset}/{self.category}"
         return f"{self.detector} on {place}"

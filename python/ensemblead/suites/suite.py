@@ -121,6 +121,9 @@ class Suite:
     datasets: Mapping[str, Dataset]
     settings: Settings = Settings()
 
+    def __repr__(self) -> str:
+        return f"Suite({len(self.detectors)} detectors, {len(self.datasets)} data sets)"
+
     @classmethod
     def read(cls, path: StrPath) -> Suite:
         """From a YAML file (or JSON, by its suffix). Errors as for `parse`, with lines."""

@@ -4,4 +4,4 @@ rem   check.bat [FOLDER]         FOLDER: where it was installed; "venv" beside t
 setlocal
 set "target=%~1"
 if "%target%"=="" set "target=%~dp0venv"
-"%target%\Scripts\python.exe" -m ensemblead.deploy.checking "%~dp0."
+"%target%\Scripts\python.exe" -I -m ensemblead.deploy.checking "%~dp0."

@@ -4,4 +4,4 @@
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 target=${1:-"$here/venv"}
-exec "$target/bin/python" -m ensemblead.deploy.checking "$here"
+exec "$target/bin/python" -I -m ensemblead.deploy.checking "$here"

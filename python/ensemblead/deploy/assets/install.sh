@@ -6,11 +6,11 @@ set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 target=${1:-"$here/venv"}
 python=${PYTHON:-python@MAJOR@.@MINOR@}
-if ! "$python" -c 'import sys; sys.exit(sys.version_info[:2] != (@MAJOR@, @MINOR@))' 2>/dev/null; then
+if ! "$python" -I -c 'import sys; sys.exit(sys.version_info[:2] != (@MAJOR@, @MINOR@))' 2>/dev/null; then
   echo "install.sh: these packages are for Python @MAJOR@.@MINOR@ on @PLATFORM@, which $python is not: set PYTHON" >&2
   exit 1
 fi
-"$python" -m venv "$target"
-"$target/bin/python" -m pip --isolated install --no-index --no-cache-dir --disable-pip-version-check --no-input --quiet \
+"$python" -I -m venv "$target"
+"$target/bin/python" -I -m pip --isolated install --no-index --no-cache-dir --disable-pip-version-check --no-input --quiet \
   --find-links "$here/wheels" --require-hashes -r "$here/requirements.txt"
 sh "$here/check.sh" "$target"
