@@ -258,7 +258,7 @@ def test_wrong_values(options: dict[str, Any], message: str) -> None:
 
 def test_one_layer_twice() -> None:
     with pytest.raises(ValueError, match=r"layers must differ from each other, got \('first', 'first'\)"):
-        detector(banks="per_layer", layers=("first", "first")).fit(TRAIN)
+        detector(banks="per_layer", layers=("first", "first"))
 
 
 def test_one_bank_is_not_several(fitted: ead.PatchCore) -> None:

@@ -396,6 +396,8 @@ def test_a_layer_that_is_not_there() -> None:
         ead.PatchCore("gabor", ("layer9",), **NATIVE).fit(normal_images(1))
     with pytest.raises(TypeError, match='layers must be "auto" or a sequence of names'):
         ead.PatchCore("gabor", "layer1")
+    with pytest.raises(ValueError, match="layers must not be empty"):
+        ead.PatchCore("gabor", [])
 
 
 def test_more_neighbours_than_rows() -> None:

@@ -12,7 +12,7 @@ from torch import nn
 from ensemblead.images import Geometry
 from ensemblead.networks import FeatureExtractor
 from ensemblead.networks.engines.engine import Quantized
-from ensemblead.networks.layers import MIDDLE_STRIDES, default_layers
+from ensemblead.networks.layers import MIDDLE_STRIDES, default_layers, layer_names
 from ensemblead.networks.network import Network, check_device, check_engine, check_precision
 from ensemblead.networks.sizes import check_size, padded_size, sizes_taken
 from ensemblead.networks.vectors import Pooling
@@ -65,7 +65,7 @@ class FrozenNetwork:
         if not isinstance(compile, bool):
             raise TypeError(f"compile must be a bool, got {compile!r}")
         self.backbone, self.weights = backbone, weights
-        self.layers = None if layers is None else tuple(layers)
+        self.layers = None if layers is None else layer_names(layers)
         self.pooling = pooling
         self.device, self.compile, self.seed = check_device(device), compile, seed
         self.run_by(engine, precision)

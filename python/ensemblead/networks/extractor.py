@@ -26,6 +26,7 @@ from ensemblead.networks.engines.engine import (
 from ensemblead.networks.engines.kept import KeptEngines
 from ensemblead.networks.gabor import GaborBank
 from ensemblead.networks.grids import TokenLayout
+from ensemblead.networks.layers import layer_names
 from ensemblead.networks.modes import default_modes
 from ensemblead.networks.needed import needed_tensors
 from ensemblead.networks.summaries import collected, offer
@@ -412,14 +413,7 @@ def _anchor(module: nn.Module) -> Tensor:
 def _checked_layers(module: nn.Module, layers: Sequence[str]) -> tuple[str, ...]:
     if isinstance(layers, str):
         raise TypeError(f"layers must be a sequence of names, got one string; write ({layers!r},)")
-    layers = tuple(layers)
-    if not layers:
-        raise ValueError("layers must not be empty")
-    strange = [layer for layer in layers if not isinstance(layer, str)]
-    if strange:
-        raise TypeError(f"layers must be names, got {strange[0]!r}")
-    if len(set(layers)) != len(layers):
-        raise ValueError(f"layers must differ from each other, got {layers}")
+    layers = layer_names(layers)
     names = [name for name, _ in module.named_modules() if name]
     for layer in layers:
         if normed_of(layer, names) is not None and last_norm(module) is None:

@@ -65,6 +65,19 @@ def is_known(backbone: str) -> bool:
     return isinstance(backbone, str) and _KNOWN.fullmatch(architecture(backbone)) is not None
 
 
+def layer_names(layers: Sequence[str]) -> tuple[str, ...]:
+    """Names of layers that a network may have: at least one, each once."""
+    layers = tuple(layers)
+    if not layers:
+        raise ValueError("layers must not be empty")
+    strange = [layer for layer in layers if not isinstance(layer, str)]
+    if strange:
+        raise TypeError(f"layers must be names, got {strange[0]!r}")
+    if len(set(layers)) != len(layers):
+        raise ValueError(f"layers must differ from each other, got {layers}")
+    return layers
+
+
 def default_layers(backbone: str | nn.Module, strides: Sequence[int] = MIDDLE_STRIDES) -> tuple[str, ...]:
     """The layers that stand for `layers="auto"`.
 
