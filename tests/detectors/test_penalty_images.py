@@ -15,6 +15,7 @@ from support.textures import normal_images
 from support.trained import LAYERS, Pyramid, stop_at
 
 import ensemblead as ead
+from ensemblead.images import BitDepthWarning
 
 SIDE = 64
 TRAIN = normal_images(6, side=SIDE)
@@ -42,6 +43,22 @@ def fitted(folder: Path, **options: Any) -> ead.EfficientAD:
         "small", Pyramid(), LAYERS[1:], penalty_images=folder, steps=6, resize=None, device="cpu"
     )
     return detector.fit(TRAIN, **options)
+
+
+def test_photographs_of_twelve_bits_are_no_black_ones(photographs: Path, tmp_path: Path) -> None:
+    wide = tmp_path / "wide"
+    wide.mkdir()
+    for file in sorted(photographs.iterdir()):
+        grey = np.asarray(Image.open(file).convert("L"))
+        Image.fromarray(grey).save(file)
+        Image.fromarray((grey.astype(np.float64) * 4095 / 255).round().astype(np.uint16)).save(
+            wide / file.name
+        )
+    Image.fromarray(np.full((48, 48), 4095, np.uint16)).save(wide / "9.png")
+    Image.fromarray(np.full((48, 48), 255, np.uint8)).save(photographs / "9.png")
+    with pytest.warns(BitDepthWarning, match="they are read as 12 bits"):
+        found = fitted(wide).losses_
+    torch.testing.assert_close(found, fitted(photographs).losses_, rtol=0, atol=0)
 
 
 def test_a_checkpoint_of_other_penalty_images_is_refused(photographs: Path, tmp_path: Path) -> None:

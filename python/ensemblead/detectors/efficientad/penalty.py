@@ -14,7 +14,7 @@ from PIL import Image, ImageEnhance
 from ensemblead.common.errors import UnreadableImageError
 from ensemblead.common.warnings import warn
 from ensemblead.detectors.training.data import TrainingData
-from ensemblead.images import Geometry, ImageSource, open_images
+from ensemblead.images import Geometry, ImageSource, detect_bits, open_images
 
 Planes = npt.NDArray[np.uint8]  # [3, h, w]
 PROCEDURAL = "procedural"
@@ -91,6 +91,7 @@ class PenaltyImages:
     Args:
         source: "procedural", or a folder of photographs, each resized to twice the size that is needed, of
             which the centre is taken. Others take the place of those that cannot be read, with a warning.
+            Files of 16 bits are read by the range that all of them use.
 
     Raises FileNotFoundError or ValueError, naming `penalty_images`, for a folder without images.
     """
@@ -99,7 +100,7 @@ class PenaltyImages:
         self._data, self._source = data, os.fspath(source)
         self._unreadable = set[int]()
         try:
-            self._folder = None if source == PROCEDURAL else open_images(source)
+            self._folder = None if source == PROCEDURAL else _of_one_depth(open_images(source))
         except (FileNotFoundError, ValueError) as error:
             raise type(error)(f"penalty_images: {error}") from error
 
@@ -132,6 +133,10 @@ class PenaltyImages:
                     warn(f"penalty_images: {error}; another takes its place")
                 self._unreadable.add(number)
         raise ValueError(f"penalty_images: none of the images in {self._source} can be read")
+
+
+def _of_one_depth(source: ImageSource) -> ImageSource:
+    return open_images(source, bits=detect_bits(source, errors="skip"))
 
 
 def _picture(image: Planes) -> Image.Image:
