@@ -93,7 +93,7 @@ def _with(state: dict[str, Any], *keys: str, value: Any) -> None:
         ("patchcore", ("network", "source"), "gabor", "no attribute 'get'"),
         ("patchcore", ("network", "source", "kind"), "hub", "source cannot be .*hub"),
         ("patchcore", ("network", "layers"), ["nope"], "has no layer 'nope'"),
-        ("patchcore", ("network", "layers"), [], "layers must be names"),
+        ("patchcore", ("network", "layers"), [], "layers must not be empty"),
         ("patchcore", ("network", "layers"), ["layer1", "layer1"], "layers must differ"),
         ("patchcore", ("network", "mean"), [1, 2], "mean must be three numbers"),
         ("patchcore", ("network", "mean"), ["1", 2, 3], "mean must be three numbers"),

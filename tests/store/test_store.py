@@ -330,7 +330,7 @@ def test_no_model_at_all(tmp_path: Path) -> None:
 
 
 def test_registration() -> None:
-    with pytest.raises(ValueError, match="registered as 'test-leaf' already"):
+    with pytest.raises(ValueError, match="registered already, as 'test-leaf'"):
         register("test-leaf")(Leaf)
     with pytest.raises(TypeError, match="object is not registered"):
         store.save(object(), "never-written")  # type: ignore[arg-type]

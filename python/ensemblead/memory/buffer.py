@@ -98,11 +98,11 @@ def row_labels(images: Any, places: Numbers | None, count: int) -> torch.Tensor:
     given = np.asarray(images)
     if given.dtype.kind not in "iu" and given.size:
         raise TypeError(f"images must be whole numbers, got {given.dtype}")
+    if given.size and (lowest := given.min()) < 0:
+        raise ValueError(f"images must be 0 or more, got {lowest}")
     numbers = torch.tensor(given, dtype=torch.int64)
     if numbers.ndim > 1 or (numbers.ndim == 1 and len(numbers) != count):
         raise ValueError(f"images must be one int, or [{count}], got shape {tuple(numbers.shape)}")
-    if numbers.numel() and (lowest := int(numbers.min())) < 0:
-        raise ValueError(f"images must be 0 or more, got {lowest}")
     numbers = numbers.expand(count)[:, None]
     return numbers if places is None else torch.cat([numbers, torch.from_numpy(places)], 1)
 
