@@ -100,6 +100,8 @@ def test_a_parameter_that_this_one_has_not() -> None:
     hint = parameter_hint("num_nn", ["seed", "device"])
     assert hint == "here it is num_neighbors, which is none of these: seed, device"
     assert parameter_hint("sed", ["seed", "device"]) == "did you mean seed?"
+    # An option of another command line, but a key of a file as others.
+    assert parameter_hint("data", ["datasets", "detectors"]) == "did you mean datasets?"
 
 
 @pytest.mark.parametrize(
@@ -117,6 +119,7 @@ def test_a_parameter_that_this_one_has_not() -> None:
         ("--data.category", ["--set"], ADVICE["data"]),
         ("--trainer.max_epochs", ["--set"], ADVICE["max_epochs"]),
         ("--model", ["--out"], ADVICE["model"]),
+        ("--model.nonsense", ["--set"], None),
     ],
 )
 def test_options(option: str, options: list[str], hint: str | None) -> None:

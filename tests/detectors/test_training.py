@@ -313,6 +313,10 @@ def test_weights_that_are_not_finite_are_not_kept(tmp_path: Path, monkeypatch: p
     with pytest.raises(NonFiniteLossError, match=r"after step 1 weight is not finite"):
         Denoiser(steps=2, learning_rate=1e39).fit(TRAIN, checkpoint=tmp_path / "c")
     assert not (tmp_path / "c").exists()
+    monkeypatch.undo()
+    with pytest.raises(NonFiniteLossError, match=r"after step 1 weight is not finite"):
+        Denoiser(steps=3, learning_rate=1e39).fit(TRAIN, checkpoint=tmp_path / "c", progress=stop_at(1))
+    assert not (tmp_path / "c").exists()
 
 
 class Line(loop.Recipe):

@@ -271,8 +271,10 @@ def test_bad_rows() -> None:
     with pytest.raises(ValueError, match=r"images must be one int, or \[10\], got shape \(9,\)"):
         bank.add(_rows(10), range(9))
     # -1 stands for several images, whose rows are never left out of a search.
-    with pytest.raises(ValueError, match="images must be 0 or more, got -1"):
+    with pytest.raises(ValueError, match=r"images must be from 0 to 2\^63 - 1, got -1"):
         bank.add(_rows(2), [3, -1])
+    with pytest.raises(ValueError, match="got 18446744073709551615"):  # which would be -1
+        bank.add(_rows(2), np.uint64(2**64 - 1))
     with pytest.raises(ValueError, match=r"projection must be \[d, 20\], got shape \(4, 19\)"):
         bank.fit(projection=np.zeros((4, 19), np.float32))
     bank.fit()

@@ -19,7 +19,7 @@ _USAGE_ERROR: Any = typer.BadParameter.__base__
 
 
 def _parameter(option: str) -> str:
-    return option.lstrip("-").partition("=")[0].replace("-", "_")
+    return option.lstrip("-").partition("=")[0].rpartition(".")[2].replace("-", "_")
 
 
 class _Answers(_Base):

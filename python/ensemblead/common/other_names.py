@@ -132,6 +132,9 @@ ADVICE_OF = {
     },
 }
 
+# Options of another command line. In Python and in configuration files they are words like others.
+_OPTIONS_ALONE = frozenset(("ckpt_path", "data", "export_type", "model"))
+
 # Commands -> the command here.
 COMMANDS_OF = {
     "anomalib": {
@@ -182,7 +185,8 @@ def parameter_hint(name: object, known: Collection[str]) -> str:
         return f"here it is {here}"
     if here is not None:
         return f"here it is {here}, which is none of these: {', '.join(known)}"
-    return ADVICE.get(str(name)) or did_you_mean(name, known)
+    advice = None if name in _OPTIONS_ALONE else ADVICE.get(str(name))
+    return advice or did_you_mean(name, known)
 
 
 def option_hint(option: str, options: Collection[str]) -> str | None:
@@ -193,13 +197,16 @@ def option_hint(option: str, options: Collection[str]) -> str | None:
     """
     # anomalib's command line has groups: --model.backbone, --data.category.
     group, _, name = re.sub("^-+", "", option).replace("-", "_").rpartition(".")
-    here = PARAMETERS.get(name) or (name if group == "model" and name not in ADVICE else None)
+    known = PARAMETERS.get(name)
+    here = known or (name if group == "model" and name not in ADVICE else None)
     if here is None:
         return ADVICE.get(name) or ADVICE.get(group)
     flag = f"--{here.replace('_', '-')}"
     for own in (flag, flag.removesuffix("s")):  # --layer is repeated
         if own in options:
             return f"here it is {own}"
+    if known is None:
+        return None
     if "--set" in options:
         return f"here it is --set {here}=VALUE"
     return f"here it is {here}, a parameter of ensemblead fit"

@@ -98,8 +98,9 @@ def row_labels(images: Any, places: Numbers | None, count: int) -> torch.Tensor:
     given = np.asarray(images)
     if given.dtype.kind not in "iu" and given.size:
         raise TypeError(f"images must be whole numbers, got {given.dtype}")
-    if given.size and (lowest := given.min()) < 0:
-        raise ValueError(f"images must be 0 or more, got {lowest}")
+    for extreme in (given.min(), given.max()) if given.size else ():
+        if not 0 <= extreme <= np.iinfo(np.int64).max:
+            raise ValueError(f"images must be from 0 to 2^63 - 1, got {extreme}")
     numbers = torch.tensor(given, dtype=torch.int64)
     if numbers.ndim > 1 or (numbers.ndim == 1 and len(numbers) != count):
         raise ValueError(f"images must be one int, or [{count}], got shape {tuple(numbers.shape)}")

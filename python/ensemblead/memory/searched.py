@@ -203,4 +203,6 @@ def _images(given: Any) -> Numbers:
     numbers = np.asarray(given)
     if numbers.dtype.kind not in "iu" and numbers.size:
         raise TypeError(f"exclude_image must be whole numbers, got {numbers.dtype}")
+    if numbers.size and numbers.max() > np.iinfo(np.int64).max:
+        raise ValueError(f"exclude_image must be below 2^63, got {numbers.max()}")
     return numbers.astype(np.int64)

@@ -19,6 +19,7 @@ from ensemblead.images import Geometry, ImageSource, detect_bits, open_images
 Planes = npt.NDArray[np.uint8]  # [3, h, w]
 PROCEDURAL = "procedural"
 GREY = 0.3
+_OF_EIGHT_BITS = (".jpg", ".jpeg", ".bmp", ".webp")
 _OCTAVES = 5
 # Sides of the patches that are shuffled.
 _PATCHES = (16, 32, 64)
@@ -136,7 +137,9 @@ class PenaltyImages:
 
 
 def _of_one_depth(source: ImageSource) -> ImageSource:
-    return open_images(source, bits=detect_bits(source, errors="skip"))
+    # A million photographs are not opened to learn that a JPEG has 8 bits.
+    wide = [path for path in source.paths if path is not None and not path.lower().endswith(_OF_EIGHT_BITS)]
+    return open_images(source, bits=detect_bits(open_images(wide), errors="skip")) if wide else source
 
 
 def _picture(image: Planes) -> Image.Image:

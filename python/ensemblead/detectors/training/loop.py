@@ -140,8 +140,9 @@ class _Loop:
                     is_last = self._step == self._recipe.steps
                     if is_last or self._step % looks == 0:
                         self._read_losses()
-                    if is_last or time.monotonic() - last_write >= CHECKPOINT_SECONDS:
+                    if is_last:
                         self._check_weights()
+                    if is_last or time.monotonic() - last_write >= CHECKPOINT_SECONDS:
                         self._write()
                         last_write = time.monotonic()
                     self._is_whole = True
@@ -188,7 +189,7 @@ class _Loop:
         self._unread = []
 
     def _check_weights(self) -> None:
-        """Before they are kept: no loss tells yet of the update that was the last."""
+        """Before they are kept or given back: no loss tells yet of the update that was the last."""
         for name, tensor in self._recipe.module.state_dict().items():
             if not bool(tensor.isfinite().all()):
                 raise NonFiniteLossError(
@@ -203,6 +204,7 @@ class _Loop:
         if self._checkpoint is None or self._written == self._step:
             return
         self._read_losses()
+        self._check_weights()
         tensors = {f"module.{name}": tensor for name, tensor in self._recipe.module.state_dict().items()}
         if self._step < self._recipe.steps:
             for number, state in self._adam.state_dict()["state"].items():
