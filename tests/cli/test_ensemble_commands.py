@@ -136,6 +136,8 @@ class TestFuse:
         assert (found["images"], found["classes"], found["dim"]) == (5, 0, 3)
         outcome = call("fuse", images, *whiten, "--overwrite")
         assert outcome.stdout.startswith("15 images in "), outcome.stderr
+        outcome = call("fuse", images, *whiten, "--overwrite", "--labels", "nonsense")
+        assert "labels must be one of from-folders, got 'nonsense'" in outcome.stderr
 
     def test_text_of_a_training(self, capsys: pytest.CaptureFixture[str]) -> None:
         summary = {"skipped": [], "images": 9, "classes": 3, "seconds": 2.0, "dim": 8, "model": "m"}

@@ -346,6 +346,15 @@ def test_quantiles_are_those_of_the_images_held_out() -> None:
 
 
 @narrow
+def test_images_of_several_sizes_are_refused_before_all_are_read() -> None:
+    images, stages = [Image.fromarray(image) for image in TRAIN], list[str]()
+    images[3] = images[3].resize((SIDE, SIDE + 8))
+    with pytest.raises(ValueError, match="images must all have one size to be trained on"):
+        small(batch_size=1).fit(images, progress=lambda *call: stages.append(call[0]))
+    assert stages == []
+
+
+@narrow
 def test_parts_of_the_loss_and_penalty_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Image.new("RGB", (40, 30), (200, 100, 50)).save(tmp_path / "photograph.png")
     shown: list[torch.Tensor] = []

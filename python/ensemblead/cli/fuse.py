@@ -124,6 +124,7 @@ class _FuseRun:
         save = save_ensemble(self.out, "out", **saving)
         clock = Clock()
         one_of("mode", self.mode, MODES)
+        one_of("labels", self.labels, (FROM_FOLDERS,))
         ensemble = self.options.ensemble(self.mode, dim=self.dim, seed=self.seed)
         bars.step("looking at the images")
         needs_none = self.mode == "whiten"

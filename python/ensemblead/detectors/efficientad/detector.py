@@ -217,9 +217,10 @@ class EfficientAD(TrainedMethod):
     # The method
 
     def train(self, data: TrainingData, run: Run) -> Imitation:
+        # Before all images are read: sizes that differ, a region of which nothing can be scored, a folder
+        # that is not there.
+        data.require_one_size()
         first = data.batch([0])
-        # A region of which nothing can be scored is said before all images are read, and so is a folder that
-        # is not there.
         blank = torch.zeros(1, *map(grid_side, first.size))
         self._inspected((blank, blank), first)
         penalties = None
