@@ -20,12 +20,14 @@ from ensemblead.config.documents import KeyPath, Problems
 
 @dataclass(frozen=True)
 class Parameter:
-    """A keyword of a callable: what its values may be, and its default, or `NONE` if it must be given."""
+    """A keyword of a callable: what its values may be, and its default, or `NONE` if it must be given.
+
+    `takes_paths`: whether its texts, alone or in a list, are paths.
+    """
 
     NONE: ClassVar[Any] = inspect.Parameter.empty
     hint: Any
     default: Any
-
     takes_paths: bool = False
 
     @property
@@ -42,7 +44,7 @@ class Parameter:
         return change(value) if is_path else value
 
 
-# Files, whatever their type hints say.
+# Parameters of these names take paths, whatever their type hints say.
 _FILES = ("weights", "region")
 
 

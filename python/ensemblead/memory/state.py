@@ -123,16 +123,16 @@ class BankState:
             raise ValueError(f"grid must hold all places, got {self.grid}, and one at {tuple(cells.max(0))}")
         return places.to(self.rows.device)
 
-    def for_half(self, argument: str = "half") -> BankState:
+    def for_half(self) -> BankState:
         """The state for rows that are about to be rounded to float16, which moves them by a little: `radius`
         and what follows from it grow by that. `reach` is no less: a row that is in the bank but for rounding
         must not enter it again.
 
-        Raises ValueError, naming `argument`, for values that float16 does not have.
+        Raises ValueError for values that float16 does not have.
         """
         if self.defects is not None:
-            self.defects.check_half(argument)
-        check_half(argument, self.rows)
+            self.defects.check_half("half")
+        check_half("half", self.rows)
         moved = 0.0
         for start in range(0, len(self.rows), _CHUNK):
             rows = self.rows[start : start + _CHUNK].float()
