@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import email
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +49,37 @@ def test_links_lead_to_headings(document: Path) -> None:
         target = document.parent / path if path else document
         if target.suffix == ".md":
             assert anchor in anchors_of(target), f"{path}#{anchor}"
+
+
+BUILD = """
+import sys
+from scikit_build_core.build import prepare_metadata_for_build_wheel
+prepare_metadata_for_build_wheel(sys.argv[1])
+"""
+
+
+def test_the_page_on_pypi_installs_a_release_and_links_to_its_tag(tmp_path: Path) -> None:
+    pytest.importorskip("scikit_build_core")
+    pytest.importorskip("hatch_fancy_pypi_readme")
+    subprocess.run([sys.executable, "-c", BUILD, tmp_path], cwd=ROOT, capture_output=True, check=True)
+    (written,) = tmp_path.glob("*.dist-info/METADATA")
+    metadata = email.message_from_string(written.read_text())
+    assert metadata["Description-Content-Type"] == "text/markdown"
+    page = metadata.get_payload()
+
+    tag = f"v{metadata['Version']}"
+    host = "https://github.com/ensemblead/ensemblead"
+    here = set(re.findall(r"\]\(([^)#\s:]+)[^)]*\)", README.read_text()))
+    there = {f"{host}/{'tree' if (ROOT / one).is_dir() else 'blob'}/{tag}/{one}" for one in here}
+    assert len(there) > 25
+    assert set(re.findall(r"\]\(([^)#\s]+)[^)]*\)", page)) == there
+
+    commands = re.findall(r"pip install (?!torch)(\S+)", page)
+    names = ["ensemblead", *(f'"ensemblead[{extra}]"' for extra in ("cpu", "gpu", "predict", "cpu"))]
+    assert commands == [*names, '".[cpu,test]"', '".[cpu,docs]"']  # those of a clone say so
+    for text in ("From a clone", "on PyPI", "in a clone:", "C++17"):
+        assert text not in page
+    assert page.count("Wheels") == 2
 
 
 def test_the_page_for_contributors_is_read_in_one_go() -> None:
