@@ -11,7 +11,7 @@ from torch import nn
 
 from ensemblead.networks import FeatureExtractor
 from ensemblead.networks.engines.eager import EagerEngine
-from ensemblead.networks.engines.folded import fold_batch_norms
+from ensemblead.networks.engines.folded import fold_batch_norms, watched_norms
 
 timm = pytest.importorskip("timm")
 SEED = 3
@@ -136,4 +136,26 @@ def test_half_precision_and_a_move() -> None:
 
 def test_nothing_to_fold() -> None:
     module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
-    assert fold_batch_norms(module, lambda: module(_images(16))) is None
+    with watched_norms(module) as pairs:
+        module(_images(16))
+    assert fold_batch_norms(module, pairs) is None
+
+
+def test_the_first_image_is_run_once_by_each_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once as it is, watched and compared with, and once folded, which gives the outputs."""
+    run, modules = EagerEngine.run, []
+
+    def counted(self: EagerEngine, images: torch.Tensor) -> dict[str, Any]:
+        modules.append((self.module, len(images)))
+        return run(self, images)
+
+    monkeypatch.setattr(EagerEngine, "run", counted)
+    module = _trained(torchvision.models.resnet18(weights=None))
+    extractor = FeatureExtractor(module, ("layer1",)).fold()
+    first = extractor(_images()[:1])[0]
+    assert modules == [(module, 1), (_made(extractor), 1)]
+    assert torch.equal(extractor(_images()[:1])[0], first)
+    several = FeatureExtractor(module, ("layer1",)).fold()
+    del modules[:]
+    several(_images())
+    assert modules == [(module, 1), (_made(several), 1), (_made(several), 2)]

@@ -22,7 +22,7 @@ from support.tampering import replace_file
 import ensemblead as ead
 from ensemblead.common.errors import DamagedModelError
 from ensemblead.networks.describing import NotDescribedError, describe
-from ensemblead.networks.engines.folded import fold_batch_norms
+from ensemblead.networks.engines.folded import fold_batch_norms, watched_norms
 from ensemblead.networks.extractor import FeatureExtractor
 from ensemblead.networks.needed import needed_tensors
 from ensemblead.networks.reaching import reached
@@ -79,11 +79,9 @@ def test_batch_norms_fold_in_what_is_built_again() -> None:
     assert description is not None
     module = twin_of(made, description)
     images = noise()
-
-    def run() -> None:
+    with watched_norms(module) as pairs:
         FeatureExtractor(module, made.layers)(images)
-
-    folded = fold_batch_norms(module, run)
+    folded = fold_batch_norms(module, pairs)
     assert folded is not None
     kinds = [type(part).__name__ for part in folded.modules()]
     assert kinds.count("NormAct") < [type(part).__name__ for part in module.modules()].count("NormAct")

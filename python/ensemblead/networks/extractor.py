@@ -296,10 +296,10 @@ class FeatureExtractor:
             for note in self._engines.notes:
                 note(images)
             try:
-                engine = self._engines.engine(
+                outputs = self._engines.run(
                     self._engine, self._part(), images, lambda outputs: self._arranged(outputs, size)
                 )
-                features = self._arranged(engine.run(images), size)
+                features = self._arranged(outputs, size)
             except AssertionError as error:  # a transformer's word on a size that it does not take
                 raise ValueError(
                     f"images: {self.name} cannot take images of {size[0]} x {size[1]} pixels: {error}"

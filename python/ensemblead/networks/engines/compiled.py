@@ -63,7 +63,7 @@ def _tolerance(part: Part) -> float:
 
 COMPILED = EngineKind(
     name="compiled",
-    build=lambda part, _sample: CompiledEngine(part),
+    build=lambda part, _seen: CompiledEngine(part),
     precisions=("float32", "bfloat16", "float16"),
     device_types=("cpu", "cuda"),
     tolerance=_tolerance,

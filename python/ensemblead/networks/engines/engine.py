@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
@@ -88,36 +89,44 @@ class EngineKind:
     """The properties of an engine that are known before it is made.
 
     Attributes:
-        build: makes the engine from a part and a sample of images; None where it would gain nothing.
+        build: makes the engine from a part and from what `watch` saw; None where it would gain nothing.
         precisions: the names of the precisions that it computes in.
         device_types: the devices that it runs on.
         tolerance: the largest deviation from eager torch, relative to the largest absolute value of a layer.
         whole_batch: the sample is the first batch, not its first image: for engines made per batch size.
         mismatch: the error for outputs that are not those of eager torch; None: eager torch is used instead.
         strict: it compares itself with eager torch, raises, and never gives way to it.
+        watch: around the run of eager torch that the engine is compared with.
     """
 
     name: str
-    build: Callable[[Part, Tensor], Engine | None]
+    build: Callable[[Part, Any], Engine | None]
     precisions: tuple[str, ...]
     device_types: tuple[str, ...]
     tolerance: Callable[[Part], float]
     whole_batch: bool = False
     mismatch: Callable[[Part], Exception] | None = None
     strict: bool = False
+    watch: Callable[[Part], AbstractContextManager[Any]] = lambda _part: nullcontext()
 
-    def make(self, part: Part, sample: Tensor, eager: Engine, expected: Outputs) -> Engine:
-        """The engine, compared with what eager torch puts out for the sample."""
-        engine = self.build(part, sample)
+    def make(
+        self, part: Part, sample: Tensor, eager: Engine, check: Callable[[Outputs], object]
+    ) -> tuple[Engine, Outputs | None]:
+        """The engine, compared with eager torch, and what it puts out for the sample if it was run."""
+        with self.watch(part) as seen:
+            expected = eager.run(sample)
+        check(expected)
+        engine = self.build(part, seen)
         if engine is None:
-            return eager
+            return eager, expected
         if self.strict:
-            return engine
-        if same_outputs(engine.run(sample), expected, self.tolerance(part)):
-            return engine
+            return engine, None
+        found = engine.run(sample)
+        if same_outputs(found, expected, self.tolerance(part)):
+            return engine, found
         if self.mismatch is not None:
             raise self.mismatch(part)
-        return eager
+        return eager, expected
 
 
 def same_outputs(found: Outputs, expected: Outputs, tolerance: float) -> bool:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Callable, Collection, Iterator
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -16,21 +17,21 @@ from ensemblead.networks.engines.engine import EngineKind, Part
 from ensemblead.networks.structure import NormAct
 
 _Convolution = TypeVar("_Convolution", nn.Conv2d, nn.ConvTranspose2d)
+Pair = tuple[nn.Conv2d, nn.BatchNorm2d]
 
 
 def fold_batch_norms(
-    module: nn.Module, run: Callable[[], object], keep: Collection[str] = ()
+    module: nn.Module, pairs: Sequence[Pair], keep: Collection[str] = ()
 ) -> nn.Module | None:
     """A twin of `module` whose batch norms are folded into the convolutions before them, which then put out
     what their batch norm did; None where there is nothing to fold.
 
-    `run()` passes some images through `module`. That shows which batch norm reads which convolution, so no
-    structure of the network is taken for granted; whether the twin computes the same is for the caller to
-    see. All other tensors are shared with the original, which stays as it is. Convolutions named in `keep`
-    put out what they did.
+    `pairs` are those that `watched_norms` saw. Whether the twin computes the same is for the caller to see.
+    All other tensors are shared with the original, which stays as it is. Convolutions named in `keep` put
+    out what they did.
     """
     names = {part: name for name, part in module.named_modules()}
-    pairs = [pair for pair in _pairs(module, run) if names[pair[0]] not in keep]
+    pairs = [pair for pair in pairs if names[pair[0]] not in keep]
     if not pairs:
         return None
     tensors = [*module.parameters(), *module.buffers()]
@@ -43,19 +44,25 @@ def fold_batch_norms(
     return twin
 
 
-def _build(part: Part, sample: Tensor) -> EagerEngine | None:
-    eager = EagerEngine(part)
-    twin = fold_batch_norms(part.module, lambda: eager.run(sample), part.layers)
+def _build(part: Part, pairs: Sequence[Pair]) -> EagerEngine | None:
+    twin = fold_batch_norms(part.module, pairs, part.layers)
     return None if twin is None else EagerEngine(part, twin)
 
 
-def _pairs(module: nn.Module, run: Callable[[], object]) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
-    """Every convolution, called once, whose output itself is what a batch norm, called once, reads."""
+@contextmanager
+def watched_norms(module: nn.Module) -> Iterator[list[Pair]]:
+    """Around one run of a network. It shows which batch norm reads which convolution, so no structure of the
+    network is taken for granted.
+
+    Yields a list, filled at the end: every convolution, called once, whose output itself is what a batch
+    norm, called once, reads.
+    """
     caller = threading.get_ident()
     calls: dict[nn.Module, int] = {}
     # The outputs are kept, so that no later tensor can take the place in memory by which they are known.
     outputs: dict[int, tuple[nn.Conv2d, Tensor, int]] = {}
-    pairs: list[tuple[nn.Conv2d, nn.BatchNorm2d]] = []
+    seen: list[Pair] = []
+    pairs: list[Pair] = []
 
     def after(convolution: nn.Module, _inputs: Any, output: Any) -> None:
         if threading.get_ident() != caller:
@@ -70,14 +77,12 @@ def _pairs(module: nn.Module, run: Callable[[], object]) -> list[tuple[nn.Conv2d
         calls[norm] = calls.get(norm, 0) + 1
         source = outputs.get(id(inputs[0])) if len(inputs) == 1 else None
         if source is not None and isinstance(norm, nn.BatchNorm2d) and source[1]._version == source[2]:
-            pairs.append((source[0], norm))
+            seen.append((source[0], norm))
 
     with _hooked(module, after, before):
-        run()
-    read: dict[nn.Module, int] = {}
-    for convolution, _ in pairs:
-        read[convolution] = read.get(convolution, 0) + 1
-    return [pair for pair in pairs if calls[pair[0]] == calls[pair[1]] == read[pair[0]] == 1]
+        yield pairs
+    read = Counter(convolution for convolution, _ in seen)
+    pairs += [pair for pair in seen if calls[pair[0]] == calls[pair[1]] == read[pair[0]] == 1]
 
 
 @contextmanager
@@ -149,4 +154,5 @@ FOLDED = EngineKind(
     precisions=("float32",),
     device_types=("cpu", "cuda"),
     tolerance=lambda _part: 1e-4,  # some rounding
+    watch=lambda part: watched_norms(part.module),
 )

@@ -374,7 +374,7 @@ def _first_line(error: Exception) -> str:
 
 OPENVINO = EngineKind(
     name="openvino",
-    build=lambda part, _sample: OpenVinoEngine(part),
+    build=lambda part, _seen: OpenVinoEngine(part),
     precisions=tuple(_HINTS),
     device_types=("cpu",),
     tolerance=lambda part: _TOLERANCES[part.precision],
