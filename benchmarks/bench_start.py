@@ -2,19 +2,22 @@
 
     python -m pytest benchmarks/bench_start.py [--images N]
 
-Every run is a process of its own, with the files in the system's cache. `--images` is the number of rounds,
-7 if absent. Beside the models stands `import torch`, below which no start can be, and `import timm`, which
-models needed before they described their networks. All take turns, round after round. Weights are random
-ones, stored in the models.
+Every run is a process of its own, with the files in the system's cache, and with compiled files of Python, as
+pip makes them when it installs. `--images` is the number of rounds, 7 if absent. Beside the models stands
+`import torch`, below which no start can be, once more without compiled files; and `import timm`, which models
+needed before they described their networks. All take turns, round after round. Weights are random ones,
+stored in the models.
 """
 
 from __future__ import annotations
 
+import os
 import statistics
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -37,9 +40,12 @@ ead.load(sys.argv[1]).predict(np.zeros((1, 256, 256, 3), np.uint8))
 BACKBONES = ("gabor", "resnet18", "wide_resnet50_2")
 
 
-def seconds_of(code: str, *arguments: str) -> float:
+def seconds_of(compiled: Path | None, code: str, *arguments: str) -> float:
+    """Seconds of a process whose compiled files of Python are in a folder; None: it has none."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    environment["PYTHONPYCACHEPREFIX"] = os.devnull if compiled is None else str(compiled)
     start = time.perf_counter()
-    subprocess.run([sys.executable, "-c", code, *arguments], check=True)
+    subprocess.run([sys.executable, "-c", code, *arguments], check=True, env=environment)
     return time.perf_counter() - start
 
 
@@ -51,8 +57,13 @@ def saved(folder: Path, backbone: str) -> str:
 
 
 def test_cold_start(figures: FiguresOf, pytestconfig: pytest.Config, tmp_path: Path) -> None:
-    programs = {"import torch": ("import torch",), "import torch, timm": ("import torch, timm",)}
-    programs |= {f"load and predict, {name}": (PREDICT, saved(tmp_path, name)) for name in BACKBONES}
+    kept = tmp_path / "compiled"
+    programs: dict[str, tuple[Any, ...]] = {
+        "import torch, no compiled files": (None, "import torch"),
+        "import torch": (kept, "import torch"),
+        "import torch, timm": (kept, "import torch, timm"),
+    }
+    programs |= {f"load and predict, {name}": (kept, PREDICT, saved(tmp_path, name)) for name in BACKBONES}
     seconds: dict[str, list[float]] = {name: [] for name in programs}
     for number in range(-1, pytestconfig.getoption("--images") or ROUNDS):
         for name, program in programs.items():
