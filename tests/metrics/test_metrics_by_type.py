@@ -128,8 +128,8 @@ def test_masks_that_are_empty_or_all_there_is(memory_limit: int) -> None:
     values = np.arange(6, dtype=np.float32).reshape(2, 3)
     images = [defect(1.2, "scratch"), (values, everywhere, "whole"), (values, ~everywhere, "cropped")]
     found = computed(images, memory_limit=memory_limit).types
-    assert found["whole"] == found["cropped"]
-    assert all(math.isnan(value) for value in vars(found["whole"]).values())
+    for name in ("whole", "cropped"):
+        assert all(math.isnan(value) for value in vars(found[name]).values())
     # With a good image there is something to compare with; an empty mask stays one.
     found = computed([*images, (values, ~everywhere, None)], memory_limit=memory_limit).types
     assert found["whole"].pixel_auroc == 0.5
