@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from support.campaigns import BRIEF
 
+import ensemblead
+
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "tools" / "check_portability.sh"
 PYPROJECT = (ROOT / "pyproject.toml").read_text()
@@ -105,7 +107,7 @@ def names_posix(source: str) -> bool:
 
 def test_every_module_imports_where_there_is_no_posix() -> None:
     """Of all modules those are imported that name anything of POSIX: no other can miss it."""
-    package = ROOT / "python" / "ensemblead"
+    package = Path(ensemblead.__file__).parent
     naming = [path for path in package.rglob("*.py") if names_posix(path.read_text())]
     modules = [".".join(path.relative_to(package.parent).with_suffix("").parts) for path in naming]
     assert {"ensemblead.common.locks", "ensemblead.common.memory"} <= set(modules)
