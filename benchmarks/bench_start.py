@@ -40,13 +40,16 @@ ead.load(sys.argv[1]).predict(np.zeros((1, 256, 256, 3), np.uint8))
 BACKBONES = ("gabor", "resnet18", "wide_resnet50_2")
 
 
-def seconds_of(compiled: Path | None, code: str, *arguments: str) -> float:
-    """Seconds of a process whose compiled files of Python are in a folder; None: it has none."""
+def seconds_of(compiled: Path | None, code: str, *arguments: str) -> tuple[float, float]:
+    """Seconds of a process, and those of processors. Its compiled files of Python are in a folder; None: it
+    has none.
+    """
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     environment["PYTHONPYCACHEPREFIX"] = os.devnull if compiled is None else str(compiled)
-    start = time.perf_counter()
+    start, before = time.perf_counter(), os.times()
     subprocess.run([sys.executable, "-c", code, *arguments], check=True, env=environment)
-    return time.perf_counter() - start
+    taken, after = time.perf_counter() - start, os.times()
+    return taken, after.children_user + after.children_system - before.children_user - before.children_system
 
 
 def saved(folder: Path, backbone: str) -> str:
@@ -64,12 +67,16 @@ def test_cold_start(figures: FiguresOf, pytestconfig: pytest.Config, tmp_path: P
         "import torch, timm": (kept, "import torch, timm"),
     }
     programs |= {f"load and predict, {name}": (kept, PREDICT, saved(tmp_path, name)) for name in BACKBONES}
-    seconds: dict[str, list[float]] = {name: [] for name in programs}
+    runs: dict[str, list[tuple[float, float]]] = {name: [] for name in programs}
     for number in range(-1, pytestconfig.getoption("--images") or ROUNDS):
         for name, program in programs.items():
             found = seconds_of(*program)
             if number >= 0:  # the first round fills the cache
-                seconds[name].append(found)
-    for name, found in seconds.items():
+                runs[name].append(found)
+    for name, pairs in runs.items():
+        seconds, busy = (list(column) for column in zip(*pairs, strict=True))
         limit = AT_MOST if name.startswith("load") else None
-        figures.add(name, statistics.median(found), "s", at_most=limit, seconds=found)
+        note = f"{statistics.median(busy):.1f} s of processors"
+        figures.add(
+            name, statistics.median(seconds), "s", at_most=limit, note=note, seconds=seconds, busy=busy
+        )
