@@ -11,27 +11,26 @@
 
 namespace ensemblead {
 
-// Rows and their packed sketches. A sketch is a row's coordinates along a few orthonormal directions,
-// relative to a point in the middle of the rows. Distances in such a projection are never longer than the
-// distances themselves, so sketches rule most rows out. The first directions, the front, are compared for all
-// pairs by matrix products, the others for the pairs that remain.
+// Rows and their packed codes. A sketch is a row's coordinates along a few orthonormal directions, relative to a
+// point in the middle of the rows. Distances in such a projection are never longer than the distances themselves,
+// so products of sketches rule most rows out. They are made of whole numbers of eight bits, with bounds on what
+// those leave out, and so are products of whole rows, for the queries that sketches do not serve.
 struct SketchedRows {
   const float* rows = nullptr;      // [num_rows, dims]
   const Float16* halves = nullptr;  // the rows in half precision, where `rows` is null
   std::int64_t num_rows = 0;
   std::int64_t dims = 0;
-  const float* middle = nullptr;  // [dims]
-  std::int64_t num_directions = 0;
-  std::int64_t num_front = 0;
-  const float* packed = nullptr;  // written by pack_rows
+  const float* middle = nullptr;    // [dims]
+  std::int64_t num_directions = 0;  // up to kMostLead serve whole rows alone: there are no sketches
+  const float* packed = nullptr;    // written by pack_rows
 };
 
 // Preparation of rows for nearest_rows. `directions` [num_directions, dims] are orthonormal; principal
 // directions of the rows, the first ones first, rule out most. `rows.packed` is not read.
 struct PackTask {
   SketchedRows rows;
-  const float* directions = nullptr;
-  float* packed = nullptr;  // [packed_size(rows)], written
+  const float* directions = nullptr;  // [rows.num_directions, dims]
+  float* packed = nullptr;            // [packed_size(rows)], written
 };
 
 // Which rows are left out of a query's search. Each of the two conditions is given whole, or null and leaves
