@@ -39,13 +39,14 @@ class SketchedRows:
             TypeError: another dtype, or no array.
         """
         framework = framework_of(rows, "rows")
-        for array, argument, layout in ((rows, "rows", "[N, D]"), (directions, "directions", "[P, D]")):
-            if array is None and argument == "directions":
-                continue
-            framework_of(array, argument)
-            if array.ndim != 2:
-                raise ValueError(f"{argument} must be 2-D {layout}, got shape {tuple(array.shape)}")
-        count = 0 if directions is None else len(directions)
+        if rows.ndim != 2:
+            raise ValueError(f"rows must be 2-D [N, D], got shape {tuple(rows.shape)}")
+        count = 0
+        if directions is not None:
+            framework_of(directions, "directions")
+            if directions.ndim != 2:
+                raise ValueError(f"directions must be 2-D [P, D], got shape {tuple(directions.shape)}")
+            count = len(directions)
         packed = framework.empty((_core.packed_size(len(rows), rows.shape[-1], count),), "float32", middle)
         _core.pack_rows(rows, middle, directions, packed, num_threads=num_threads())
         return cls(rows, middle, count, packed)

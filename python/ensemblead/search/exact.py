@@ -34,9 +34,9 @@ class ExactIndex:
 
     @cached_property
     def _sketched(self) -> SketchedRows | None:
-        """Rows prepared for the core; None where it does not search, and for rows that it does not serve. They
-        depend on the rows alone, not on the number of queries. They are made at the first search, which many
-        indexes never see.
+        """Rows prepared for the core; None where it does not search, and for rows that it does not serve.
+        They depend on the rows alone, not on the number of queries. They are made at the first search, which
+        many indexes never see.
         """
         found = principal_directions(self._rows) if self._by_core else None
         return None if found is None else SketchedRows.of(self._rows.contiguous(), *found)
