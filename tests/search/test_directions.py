@@ -54,12 +54,13 @@ def test_the_same_rows_give_the_same_directions() -> None:
         (_decaying(3000, 40), 8),  # few dimensions
         (_decaying(3000, 5), 5),
         (_decaying(3000, 256, power=0.0), 8),  # noise
+        (_decaying(6000, 384, power=0.0), 8),  # half of all directions carry .74 of a sample's variance
         (torch.ones(500, 256), None),  # nothing varies
         (_decaying(3000, 256) * 1e17, None),  # squares near the end of float32
         (_decaying(3000, 256) * 1e-24, None),  # and beyond
         (torch.arange(2 * 131073, dtype=torch.float32).reshape(2, 131073), None),
     ],
-    ids=["few", "three", "few dimensions", "five dimensions", "noise", "constant", "huge", "tiny", "long"],
+    ids=["few", "three", "few dims", "five dims", "noise", "more noise", "constant", "huge", "tiny", "long"],
 )
 def test_rows_for_which_sketches_gain_nothing(rows: torch.Tensor, directions: int | None) -> None:
     found = principal_directions(rows)

@@ -8,8 +8,8 @@ import torch
 _STEP, _MOST = 32, 192
 # Directions that the kernel keeps in float32.
 _LEAD = 8
-# Variance that a sketch may leave out: no more directions are taken than reach the first share; beyond the
-# second they rule out too little.
+# Variance that a sketch may leave out: no more directions are taken than reach the first share. The second is
+# a share of what it leaves out of noise; beyond that it rules out too little.
 _ENOUGH, _USEFUL = 0.04, 0.3
 # What a search by sketches may take of one without.
 _WORTH = 0.7
@@ -55,7 +55,7 @@ def principal_directions(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor
     basis, values = (basis @ turn).flip(1), values.flip(0)
     rest = 1.0 - values.cumsum(0) / energy
     taken = next((n for n in sizes if float(rest[n - 1]) <= _ENOUGH), most)
-    if float(rest[taken - 1]) > _USEFUL:
+    if float(rest[taken - 1]) > _USEFUL * (1.0 - taken / dims):
         taken = lead
     return middle.float(), basis[:, :taken].T.float().contiguous()
 
