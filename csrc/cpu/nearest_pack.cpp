@@ -15,14 +15,15 @@ void store_word(std::int32_t value, float* word) { std::memcpy(word, &value, siz
 
 }  // namespace
 
-Coder::Coder(const CoresetSimd& simd, const SketchedRows& rows, const float* direction_panels, Side side)
+Coder::Coder(const CoresetSimd& simd, const SketchedRows& rows, const float* packed, Side side)
     : simd_(simd),
       layout_(simd, rows),
       side_(side),
       middle_(rows.middle),
       dims_(rows.dims),
       directions_(rows.num_directions),
-      direction_panels_(direction_panels),
+      direction_panels_(packed),
+      leads_(packed + layout_.leads_at),
       zeros_(static_cast<std::size_t>(simd.panel_width), 0.0f),
       always_(static_cast<std::size_t>(simd.tile_rows), -kInfinity),
       products_(static_cast<std::size_t>(simd.tile_rows * simd.panel_width), 0.0f),
@@ -54,11 +55,9 @@ void Coder::sketch(const float* const* points, std::int64_t count, float* centre
 }
 
 CodedPoint Coder::whole(const float* sketch, float* centred, float* words) const {
-  for (std::int64_t d = 0; d < dims_; ++d) {
-    const float* directions = direction_panels_ + d * layout_.width;
-    float carried = 0.0f;
-    for (std::int64_t v = 0; v < layout_.lead; ++v) carried += sketch[v] * directions[v];
-    centred[d] -= carried;
+  for (std::int64_t v = 0; v < layout_.lead; ++v) {
+    const float* direction = leads_ + v * dims_;
+    for (std::int64_t d = 0; d < dims_; ++d) centred[d] -= sketch[v] * direction[d];
   }
   return code(layout_.whole, sketch, centred, words);
 }
@@ -166,11 +165,12 @@ void pack_rows(const PackTask& task, const Work& work) {
   const CoresetSimd& simd = coreset_simd();
   const SketchedRows& rows = task.rows;
   const PackedLayout layout(simd, rows);
-  std::fill_n(task.packed, layout.sketches_at, 0.0f);
+  std::fill_n(task.packed, layout.leads_at, 0.0f);
   for (std::int64_t v = 0; v < rows.num_directions; ++v)
     for (std::int64_t d = 0; d < rows.dims; ++d)
       task.packed[(v / layout.width * rows.dims + d) * layout.width + v % layout.width] =
           task.directions[v * rows.dims + d];
+  std::copy_n(task.directions, layout.lead * rows.dims, task.packed + layout.leads_at);
   clear_last_panel(layout, layout.sketch_size, task.packed + layout.sketches_at);
   clear_last_panel(layout, layout.whole_size, task.packed + layout.wholes_at);
 

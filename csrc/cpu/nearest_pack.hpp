@@ -29,8 +29,8 @@ struct CodedForm {
   std::int64_t words;
 };
 
-// The parts of packed rows: panels of the directions, [panel][dims][width]; panels of the rows' sketches, along
-// the directions; panels of the rows themselves, without what the leading directions carry of them. See
+// The parts of packed rows: panels of the directions, [panel][dims][width]; the leading directions once more,
+// [lead][dims]; panels of the rows' sketches, along the directions; panels of the rows themselves, without what the leading directions carry of them. See
 // coreset_simd.hpp for how rows lie in a panel. Lanes beyond the last row start from minus infinity: they never
 // hit.
 struct PackedLayout {
@@ -43,7 +43,8 @@ struct PackedLayout {
         row_panels((rows.num_rows + width - 1) / width),
         sketch_size(rows.num_directions <= kMostLead ? 0 : (kFrontWord + sketch.words) * width),
         whole_size((kFrontWord + whole.words) * width),
-        sketches_at(direction_panels * rows.dims * width),
+        leads_at(direction_panels * rows.dims * width),
+        sketches_at(leads_at + lead * rows.dims),
         wholes_at(sketches_at + row_panels * sketch_size),
         size(wholes_at + row_panels * whole_size) {}
 
@@ -55,6 +56,7 @@ struct PackedLayout {
   std::int64_t row_panels;
   std::int64_t sketch_size;  // of a panel
   std::int64_t whole_size;
+  std::int64_t leads_at;
   std::int64_t sketches_at;
   std::int64_t wholes_at;
   std::int64_t size;
@@ -85,7 +87,8 @@ enum class Side { kQuery, kRow };
 // One thread's means to code points.
 class Coder {
  public:
-  Coder(const CoresetSimd& simd, const SketchedRows& rows, const float* direction_panels, Side side);
+  // Of `packed`, all before the rows is read.
+  Coder(const CoresetSimd& simd, const SketchedRows& rows, const float* packed, Side side);
 
   // Sketches at most simd.tile_rows points of `dims` values each: the points relative to the middle [tile_rows,
   // dims], and the words of their sketches [count, words]. norms[i].sketch is the squared norm along all
@@ -107,6 +110,7 @@ class Coder {
   std::int64_t dims_;
   std::int64_t directions_;
   const float* direction_panels_;
+  const float* leads_;
   std::vector<float> zeros_;
   std::vector<float> always_;
   std::vector<float> products_;
