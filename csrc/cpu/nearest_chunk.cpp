@@ -20,8 +20,9 @@ constexpr std::int64_t kWholeBytes = std::int64_t{512} << 10;
 constexpr std::int64_t kMaxTiles = 36;
 constexpr std::int32_t kMostMisses = 6;
 constexpr std::size_t kAhead = 4;  // pairs between asking for a row and reading it
-// A query with at most one row near its place for so many directions is compared with all of those: to sketch
-// it would take longer.
+// A query with at most so many rows near its place, and one more for so many directions, is compared with all of
+// those: to sketch it would take longer.
+constexpr std::int64_t kFewRows = 16;
 constexpr std::int64_t kDirectionsOfRow = 4;
 // One query in this many leads: it is searched before those around it.
 constexpr std::int64_t kLeadStep = 4;
@@ -77,7 +78,7 @@ ChunkSearch::ChunkSearch(const CoresetSimd& simd, const NearestTask& task, const
 void ChunkSearch::run(const std::int64_t* queries, std::int64_t count) {
   queries_.clear();
   for (std::int64_t i = 0; i < count; ++i) {
-    if (places_.given() && places_.count(queries[i]) * kDirectionsOfRow <= rows_.num_directions) {
+    if (places_.given() && places_.count(queries[i]) <= kFewRows + rows_.num_directions / kDirectionsOfRow) {
       members_.assign(1, queries[i]);
       norms_[0].full = kInfinity;  // there is no sketch
       compare_all(0);
