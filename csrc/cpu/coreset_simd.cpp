@@ -190,8 +190,7 @@ Codes encode(const float* values, std::int64_t count, int most, int raise, unsig
   }
   const float reach = largest(lanes);
   // Below this the inverse of a scale is beyond float32.
-  const bool fits = reach > 1e-30f;
-  const Vec inverse = broadcast(fits ? static_cast<float>(most) / reach : 0.0f);
+  const Vec inverse = broadcast(reach > 1e-30f ? static_cast<float>(most) / reach : 0.0f);
   const Vec magic = broadcast(12582912.0f);  // 1.5 * 2^23: sums with it are whole numbers
   Vec coded{};
   Vec error{};
@@ -210,10 +209,6 @@ Codes encode(const float* values, std::int64_t count, int most, int raise, unsig
   }
   std::int32_t all = 0;
   for (int j = 0; j < kLanes; ++j) all += total[j];
-  if (!fits) {
-    const float bound = reach * reach * static_cast<float>(count);
-    return {0.0f, 0, 0.0f, bound, bound};
-  }
   return {reach / static_cast<float>(most), all, sum(coded), sum(error), sum(whole)};
 }
 

@@ -1,5 +1,5 @@
-// The inner loops of select_coreset, project_rows and the searches of nearest.hpp, one build per instruction set (see
-// instruction_set.hpp).
+// The inner loops of select_coreset, project_rows and the searches of nearest.hpp, one build per instruction
+// set (see instruction_set.hpp).
 #pragma once
 
 #include <cstdint>
@@ -13,23 +13,25 @@ namespace ensemblead::cpu {
 constexpr int kMostTileRows = 16;
 constexpr int kMostPanelWidth = 32;
 
-// Whole numbers in place of values, of seven bits and a sign: value = scale * number + error. Squares are those of values / scale.
+// Whole numbers in place of values, of seven bits and a sign: value = scale * number + error. Squares are
+// those of values / scale. All but the scale is 0 where no value is beyond 1e-30: products of those are less
+// than what sketch_bounds.hpp leaves room for.
 struct Codes {
-  float scale;       // 0 where all values are too small for one
+  float scale;
   std::int32_t sum;  // of the numbers
   float coded;       // sum of squared numbers
   float error;       // of squared errors
-  float whole;       // of squared values; where scale is 0, of the values as they are, or more
+  float whole;       // of squared values
 };
 
-// The numbers of queries are at most kMostQueryCode, and raised by it so that they have no sign; those of rows at
-// most kMostRowCode. Two products of them fit into sixteen bits.
+// The numbers of queries are at most kMostQueryCode, and raised by it so that they have no sign; those of
+// rows at most kMostRowCode. Two products of them fit into sixteen bits.
 constexpr int kMostQueryCode = 63;
 constexpr int kMostRowCode = 127;
 
-// How a panel of coded rows lies in memory, in words of four bytes, each for all columns: where a row's products
-// start, its scale, -kMostQueryCode times the sum of its numbers, then values of its front, then its numbers by
-// four.
+// How a panel of coded rows lies in memory, in words of four bytes, each for all columns: where a row's
+// products start, its scale, -kMostQueryCode times the sum of its numbers, then values of its front, then its
+// numbers by four.
 constexpr std::int64_t kStartWord = 0;
 constexpr std::int64_t kScaleWord = 1;
 constexpr std::int64_t kSumWord = 2;
@@ -50,9 +52,9 @@ struct CoresetSimd {
   std::uint32_t (*tile_by_columns)(const float* rows, std::int64_t row_stride, std::int64_t dims,
                                    const float* panel, const float* thresholds, float* products);
 
-  // The same as `tile` for queries and rows that are coded: products[r][c] = start[c] + sum_v front[r][v] front[c][v] +
-  // scales[r] scale[c] sum_n code[r][n] code[c][n]. A query r is at rows + r * row_stride: its front, then its codes,
-  // each in words of four bytes, so many of both.
+  // The same as `tile` for queries and rows that are coded: products[r][c] = start[c] + sum_v front[r][v]
+  // front[c][v] + scales[r] scale[c] sum_n code[r][n] code[c][n]. A query r is at rows + r * row_stride: its
+  // front, then its codes, each in words of four bytes, so many of both.
   std::uint32_t (*coded_tile)(const float* rows, std::int64_t row_stride, std::int64_t front,
                               std::int64_t groups, const float* scales, const float* panel,
                               const float* thresholds, float* products);
@@ -62,7 +64,8 @@ struct CoresetSimd {
                                       std::int64_t groups, const float* scales, const float* panel,
                                       const float* thresholds, float* products);
 
-  // Codes of `count` values, from -most to most, with `raise` added to each as it is written. Values must be finite.
+  // Codes of `count` values, from -most to most, with `raise` added to each as it is written. Values must be
+  // finite.
   Codes (*encode)(const float* values, std::int64_t count, int most, int raise, unsigned char* codes);
 
   // The products of one row; returns a bit for each of products[0..panel_width) above the threshold, and

@@ -8,20 +8,20 @@ namespace ensemblead::cpu {
 namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
-// The cost of a dimension of a distance, whose row comes from anywhere in memory, in multiplications of a matrix
-// product of codes. Roughly measured.
+// The cost of a dimension of a distance, whose row comes from anywhere in memory, in multiplications of a
+// matrix product of codes. Roughly measured.
 constexpr std::int64_t kDistanceCost = 40;
 // Pairs that are resolved together.
 constexpr std::size_t kManyPairs = 4096;
-// Of the queries that are searched together: sketches, or whole ones where there are none. The latter take longer, and
-// rows are read from memory less often.
+// Of the queries that are searched together: sketches, or whole ones where there are none. The latter take
+// longer, and rows are read from memory less often.
 constexpr std::int64_t kSketchBytes = std::int64_t{64} << 10;
 constexpr std::int64_t kWholeBytes = std::int64_t{512} << 10;
 constexpr std::int64_t kMaxTiles = 36;
 constexpr std::int32_t kMostMisses = 6;
 constexpr std::size_t kAhead = 4;  // pairs between asking for a row and reading it
-// A query with at most so many rows near its place, and one more for so many directions, is compared with all of
-// those: to sketch it would take longer.
+// A query with at most so many rows near its place, and one more for so many directions, is compared with all
+// of those: to sketch it would take longer.
 constexpr std::int64_t kFewRows = 16;
 constexpr std::int64_t kDirectionsOfRow = 4;
 // One query in this many leads: it is searched before those around it.
@@ -176,8 +176,8 @@ void ChunkSearch::search_near() {
   }
 }
 
-// The queries from place `first` with the rows of a panel: pairs that products do not rule out. Queries that lie
-// off the directions, as defects may, are near no row, and their sketches rule out little.
+// The queries from place `first` with the rows of a panel: pairs that products do not rule out. Queries that
+// lie off the directions, as defects may, are near no row, and their sketches rule out little.
 void ChunkSearch::compare(std::int64_t first, std::int64_t panel) {
   const auto tile = static_cast<std::size_t>(first / simd_.tile_rows);
   if (layout_.sketch_size == 0 || skips_[tile] > 0) {
@@ -260,8 +260,8 @@ void ChunkSearch::resolve_pairs() {
   pairs_.clear();
 }
 
-// Of the pairs from `begin` on the most promising one of each query: its distance raises the threshold and spares
-// most of the others.
+// Of the pairs from `begin` on the most promising one of each query: its distance raises the threshold and
+// spares most of the others.
 void ChunkSearch::compare_best(std::size_t begin) {
   const std::size_t count = pairs_.size();
   for (std::size_t i = begin; i < count; ++i) best_pair_[pairs_[i].place] = i;

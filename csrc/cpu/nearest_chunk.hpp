@@ -84,8 +84,8 @@ class ChunkSearch {
   std::vector<float> products_;
   std::vector<std::int64_t> near_panels_;
   std::vector<std::int64_t> queries_;  // of the chunk, without those that are compared with all rows near
-  // By tile: for how many panels in turn sketches left too much, up to a limit, how many more will be compared as
-  // wholes before sketches are tried again, and whether the wholes of its queries are coded.
+  // By tile: for how many panels in turn sketches left too much, up to a limit, how many more will be
+  // compared as wholes before sketches are tried again, and whether the wholes of its queries are coded.
   std::vector<std::int32_t> misses_;
   std::vector<std::int32_t> skips_;
   std::vector<char> has_wholes_;

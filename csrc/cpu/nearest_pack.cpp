@@ -72,10 +72,9 @@ CodedPoint Coder::code(const CodedForm& form, const float* lead, const float* va
   const Codes found = simd_.encode(values, form.values, is_query ? kMostQueryCode : kMostRowCode,
                                    is_query ? kMostQueryCode : 0, codes);
   const float wider = 1.0f + static_cast<float>(form.values + 16) * kEpsilon;
-  const float unit = found.scale > 0.0f ? found.scale : 1.0f;
-  const float whole = unit * std::sqrt(found.whole) * wider;
-  const float coded = unit * std::sqrt(found.coded) * wider;
-  const float error = unit * std::sqrt(found.error) * wider + 4.0f * kEpsilon * whole;
+  const float whole = found.scale * std::sqrt(found.whole) * wider;
+  const float coded = found.scale * std::sqrt(found.coded) * wider;
+  const float error = found.scale * std::sqrt(found.error) * wider + 4.0f * kEpsilon * whole;
   std::copy_n(lead, form.lead, words);
   words[form.lead] = is_query ? error : whole;
   words[form.lead + 1] = is_query ? coded : error;

@@ -30,9 +30,9 @@ struct CodedForm {
 };
 
 // The parts of packed rows: panels of the directions, [panel][dims][width]; the leading directions once more,
-// [lead][dims]; panels of the rows' sketches, along the directions; panels of the rows themselves, without what the leading directions carry of them. See
-// coreset_simd.hpp for how rows lie in a panel. Lanes beyond the last row start from minus infinity: they never
-// hit.
+// [lead][dims]; panels of the rows' sketches, along the directions; panels of the rows themselves, without
+// what the leading directions carry of them. See coreset_simd.hpp for how rows lie in a panel. Lanes beyond
+// the last row start from minus infinity: they never hit.
 struct PackedLayout {
   PackedLayout(const CoresetSimd& simd, const SketchedRows& rows)
       : width(simd.panel_width),
@@ -90,14 +90,14 @@ class Coder {
   // Of `packed`, all before the rows is read.
   Coder(const CoresetSimd& simd, const SketchedRows& rows, const float* packed, Side side);
 
-  // Sketches at most simd.tile_rows points of `dims` values each: the points relative to the middle [tile_rows,
-  // dims], and the words of their sketches [count, words]. norms[i].sketch is the squared norm along all
-  // directions. The words of a point that is too long for products, or not finite, are zeros.
+  // Sketches at most simd.tile_rows points of `dims` values each: the points relative to the middle
+  // [tile_rows, dims], and the words of their sketches [count, words]. norms[i].sketch is the squared norm
+  // along all directions. The words of a point that is too long for products, or not finite, are zeros.
   void sketch(const float* const* points, std::int64_t count, float* centred, float* words, CodedPoint* coded,
               SketchNorms* norms);
 
-  // The words of a whole point that is not too long. What the leading directions carry, which the words of its
-  // sketch begin with, is taken off `centred`.
+  // The words of a whole point that is not too long. What the leading directions carry, which the words of
+  // its sketch begin with, is taken off `centred`.
   CodedPoint whole(const float* sketch, float* centred, float* words) const;
 
  private:
