@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from ensemblead import _core
 from ensemblead.kernels.nearest import SketchedRows, nearest_rows
 
 LEAD, SMALL = 8, 200
@@ -42,3 +43,9 @@ def test_a_row_too_long_for_codes_is_the_nearest() -> None:
     for axes in (None, np.eye(12, 40, dtype=np.float32)):
         prepared = SketchedRows.of(rows, np.zeros(40, np.float32), axes)
         assert nearest_rows(query, prepared)[1].tolist() == [[1]]
+
+
+@pytest.mark.parametrize(("directions", "size"), [(96, 384 + 96 + 96), (8, 384 + 52), (0, 384 + 20)])
+def test_a_row_takes_as_many_bytes_as_is_said(directions: int, size: int) -> None:
+    once, twice = (_core.packed_size(rows, 384, directions) for rows in (3200, 6400))
+    assert 4 * (twice - once) == 3200 * size

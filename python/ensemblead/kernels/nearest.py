@@ -15,7 +15,8 @@ from ensemblead.kernels.arrays import Array, framework_of, num_threads
 class SketchedRows:
     """Rows float32 or float16 `[N, D]` on the CPU, prepared for `nearest_rows`: `of` makes them.
 
-    Beyond the rows they take a byte for every value and every direction, and 76 bytes.
+    Beside a row they take a byte for every value and every direction, and 96 bytes; with up to eight
+    directions a byte for every value, and at most 52.
     """
 
     rows: Array
