@@ -4,8 +4,8 @@
 
 Bottles through ResNet18's layer2 and layer3 (384 dimensions), a coreset of 1 % of all training patches,
 every 20th test image as queries, image by image. The effective rate is 2 * Q * M * D / time: the work of
-computing every distance once. In a bank of noise nothing can be ruled out, and the product over all rows is
-what runs; queries of noise on a bank of features are the worst case of ours.
+computing every distance once. In a bank of noise, and for queries of noise on a bank of features, sketches
+rule out little, and codes of whole rows are compared.
 
 `test_large_banks` and `test_large_noise` are of the size of today's banks: 20,000 to 200,000 rows of 384, 768
 and 1,280 dimensions, batches of 1,024 and 8,192 queries, one thread. Banks are coresets of the bottles'

@@ -11,27 +11,27 @@
 
 namespace ensemblead {
 
-// Rows and their packed sketches. A sketch is a row's coordinates along a few orthonormal directions,
-// relative to a point in the middle of the rows. Distances in such a projection are never longer than the
-// distances themselves, so sketches rule most rows out. The first directions, the front, are compared for all
-// pairs by matrix products, the others for the pairs that remain.
+// Rows and their packed codes. A sketch is a row's coordinates along a few orthonormal directions, relative
+// to a point in the middle of the rows. Distances in such a projection are never longer than the distances
+// themselves, so products of sketches rule most rows out. They are made of whole numbers of eight bits, with
+// bounds on what those leave out, and so are products of whole rows, for the queries that sketches do not
+// serve.
 struct SketchedRows {
   const float* rows = nullptr;      // [num_rows, dims]
   const Float16* halves = nullptr;  // the rows in half precision, where `rows` is null
   std::int64_t num_rows = 0;
   std::int64_t dims = 0;
-  const float* middle = nullptr;  // [dims]
-  std::int64_t num_directions = 0;
-  std::int64_t num_front = 0;
-  const float* packed = nullptr;  // written by pack_rows
+  const float* middle = nullptr;    // [dims]
+  std::int64_t num_directions = 0;  // up to kMostLead serve whole rows alone: there are no sketches
+  const float* packed = nullptr;    // written by pack_rows
 };
 
 // Preparation of rows for nearest_rows. `directions` [num_directions, dims] are orthonormal; principal
 // directions of the rows, the first ones first, rule out most. `rows.packed` is not read.
 struct PackTask {
   SketchedRows rows;
-  const float* directions = nullptr;
-  float* packed = nullptr;  // [packed_size(rows)], written
+  const float* directions = nullptr;  // [rows.num_directions, dims]
+  float* packed = nullptr;            // [packed_size(rows)], written
 };
 
 // Which rows are left out of a query's search. Each of the two conditions is given whole, or null and leaves
@@ -40,8 +40,8 @@ struct LeftOut {
   // Rows of the query's own image.
   const std::int64_t* row_images = nullptr;    // [num_rows]
   const std::int64_t* query_images = nullptr;  // [num_queries]
-  // Rows whose place differs from the query's by more than the query's radius in y or in x. Places are numbers
-  // of 0 or more, y before x; rows come in ascending order of theirs.
+  // Rows whose place differs from the query's by more than the query's radius in y or in x. Places are
+  // numbers of 0 or more, y before x; rows come in ascending order of theirs.
   const std::int64_t* row_places = nullptr;    // [num_rows, 2]
   const std::int64_t* query_places = nullptr;  // [num_queries, 2]
   const std::int64_t* query_radii = nullptr;   // [num_queries]
@@ -57,10 +57,11 @@ struct LeftOut {
 };
 
 // The k nearest rows of every query, nearest first, the lower index first among equals: squared distances
-// and indices [num_queries, k]; infinity and -1 where fewer than k rows are not left out. Every distance is
-// a float32 sum of squared differences, of rows widened to float32. The result is that of comparing all pairs, for any number of threads
-// and however queries are grouped. Distances between finite points that are beyond float32 are refused where
-// they would be among the k; points that are not finite get the distances that arithmetic gives.
+// and indices [num_queries, k]; infinity and -1 where fewer than k rows are not left out. Every distance is a
+// float32 sum of squared differences, of rows widened to float32. The result is that of comparing all pairs,
+// for any number of threads and however queries are grouped. Distances between finite points that are beyond
+// float32 are refused where they would be among the k; points that are not finite get the distances that
+// arithmetic gives.
 struct NearestTask {
   SketchedRows rows;
   const float* queries = nullptr;  // [num_queries, dims]
@@ -73,10 +74,10 @@ struct NearestTask {
 
 // The k rows of every query with the smallest |p|^2 - 2 x.p, for rows p and queries x relative to the middle,
 // smallest first and the lower index first among equal values: values and indices [num_queries, k]; infinity
-// and -1 where fewer than k rows are not left out. By that value rows come in the order of their distances, up
-// to its rounding: 2 x.p is a float32 sum of products dimension by dimension, and -|p|^2 is added last. The
-// result is the same for any number of threads and however queries are grouped. Values that are NaN or infinite
-// count as left out.
+// and -1 where fewer than k rows are not left out. By that value rows come in the order of their distances,
+// up to its rounding: 2 x.p is a float32 sum of products dimension by dimension, and -|p|^2 is added last.
+// The result is the same for any number of threads and however queries are grouped. Values that are NaN or
+// infinite count as left out.
 struct ProductsTask {
   SketchedRows rows;               // without directions and packed sketches
   const float* squares = nullptr;  // [num_rows], |p|^2

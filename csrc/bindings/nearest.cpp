@@ -52,16 +52,21 @@ void check_rows(const Array& rows, const Array& middle) {
   check_shape(middle, "middle", {rows.shape[1]});
 }
 
-void check_front(std::int64_t num_front, std::int64_t num_directions) {
-  if (num_front < 1 || num_front > num_directions)
-    throw ValueError("num_front must be between 1 and the " + std::to_string(num_directions) +
-                     " directions, got " + std::to_string(num_front));
+// Sums of products of codes stay within 32 bits.
+constexpr std::int64_t kMostDims = std::int64_t{1} << 17;
+
+void check_sizes(std::int64_t dims, std::int64_t num_directions) {
+  if (num_directions < 0 || num_directions > dims)
+    throw ValueError("directions must be between 0 and the " + std::to_string(dims) + " dimensions, got " +
+                     std::to_string(num_directions));
+  if (dims > kMostDims)
+    throw ValueError("rows must have at most " + std::to_string(kMostDims) + " dimensions, got " +
+                     std::to_string(dims));
 }
 
-std::int64_t packed_size(std::int64_t num_rows, std::int64_t dims, std::int64_t num_directions,
-                         std::int64_t num_front) {
-  check_front(num_front, num_directions);
-  return cpu::packed_size({nullptr, nullptr, num_rows, dims, nullptr, num_directions, num_front, nullptr});
+std::int64_t packed_size(std::int64_t num_rows, std::int64_t dims, std::int64_t num_directions) {
+  check_sizes(dims, num_directions);
+  return cpu::packed_size({nullptr, nullptr, num_rows, dims, nullptr, num_directions, nullptr});
 }
 
 // Without directions; checked before.
@@ -78,32 +83,37 @@ SketchedRows to_rows(const Array& rows, const Array& middle) {
   return result;
 }
 
-SketchedRows to_sketched_rows(const Array& rows, const Array& middle, std::int64_t num_directions,
-                              std::int64_t num_front) {
+SketchedRows to_sketched_rows(const Array& rows, const Array& middle, std::int64_t num_directions) {
   check_rows(rows, middle);
-  check_front(num_front, num_directions);
+  check_sizes(rows.shape[1], num_directions);
   SketchedRows result = to_rows(rows, middle);
   result.num_directions = num_directions;
-  result.num_front = num_front;
   return result;
 }
 
+// `directions` may be None: there are none.
 void pack_rows(const py::object& rows, const py::object& middle, const py::object& directions,
-               const py::object& packed, std::int64_t num_front, int num_threads, std::intptr_t stream,
-               const py::object& scratch) {
+               const py::object& packed, int num_threads, std::intptr_t stream, const py::object& scratch) {
   const Borrowed borrowed_rows(rows, "rows");
   const Borrowed borrowed_middle(middle, "middle");
-  const Borrowed borrowed_directions(directions, "directions");
+  std::optional<Borrowed> borrowed_directions;
   const Borrowed borrowed_packed(packed, "packed");
   const Array& x = borrowed_rows.array();
-  const Array& axes = borrowed_directions.array();
-  check_rows(x, borrowed_middle.array());
-  check_floats(axes, "directions", 2, "[P, D]");
-  check_shape(axes, "directions", {axes.shape[0], x.shape[1]});
+  PackTask task;
+  std::int64_t num_directions = 0;
+  if (!directions.is_none()) {
+    borrowed_directions.emplace(directions, "directions");
+    const Array& axes = borrowed_directions->array();
+    check_floats(axes, "directions", 2, "[P, D]");
+    check_rows(x, borrowed_middle.array());
+    check_shape(axes, "directions", {axes.shape[0], x.shape[1]});
+    num_directions = axes.shape[0];
+    task.directions = axes.as<const float>();
+  }
+  task.rows = to_sketched_rows(x, borrowed_middle.array(), num_directions);
   check_on_cpu(borrowed_packed.array(), "packed");
-  const PackTask task{to_sketched_rows(x, borrowed_middle.array(), axes.shape[0], num_front),
-                      axes.as<const float>(), borrowed_packed.array().as<float>()};
   check_output(borrowed_packed.array(), "packed", DType::kFloat32, {cpu::packed_size(task.rows)});
+  task.packed = borrowed_packed.array().as<float>();
   const Twins<PackTask, void> twins{cpu::pack_rows, nullptr};
   run(twins, task, {x, "rows"}, {num_threads, stream, scratch});
 }
@@ -175,12 +185,11 @@ void check_search(const Array& queries, const Array& rows, const Array& values, 
 }
 
 std::int64_t nearest_rows(const py::object& queries, const py::object& rows, const py::object& middle,
-                          const py::object& packed, std::int64_t num_directions, std::int64_t num_front,
-                          const py::object& distances, const py::object& indices,
-                          const py::object& row_images, const py::object& query_images,
-                          const py::object& row_places, const py::object& query_places,
-                          const py::object& query_radii, int num_threads, std::intptr_t stream,
-                          const py::object& scratch) {
+                          const py::object& packed, std::int64_t num_directions, const py::object& distances,
+                          const py::object& indices, const py::object& row_images,
+                          const py::object& query_images, const py::object& row_places,
+                          const py::object& query_places, const py::object& query_radii, int num_threads,
+                          std::intptr_t stream, const py::object& scratch) {
   const Borrowed borrowed_queries(queries, "queries");
   const Borrowed borrowed_rows(rows, "rows");
   const Borrowed borrowed_middle(middle, "middle");
@@ -190,7 +199,7 @@ std::int64_t nearest_rows(const py::object& queries, const py::object& rows, con
   const Array& q = borrowed_queries.array();
   const Array& x = borrowed_rows.array();
   NearestTask task;
-  task.rows = to_sketched_rows(x, borrowed_middle.array(), num_directions, num_front);
+  task.rows = to_sketched_rows(x, borrowed_middle.array(), num_directions);
   check_floats(borrowed_packed.array(), "packed", 1, "[size]");
   check_shape(borrowed_packed.array(), "packed", {cpu::packed_size(task.rows)});
   task.rows.packed = borrowed_packed.array().as<const float>();
@@ -241,14 +250,13 @@ void nearest_by_products(const py::object& queries, const py::object& rows, cons
 }  // namespace
 
 void bind_nearest(py::module_& module) {
-  module.def("packed_size", &packed_size, py::arg("num_rows"), py::arg("dims"), py::arg("num_directions"),
-             py::arg("num_front"));
+  module.def("packed_size", &packed_size, py::arg("num_rows"), py::arg("dims"), py::arg("num_directions"));
   define(module, "pack_rows", &pack_rows, py::arg("rows"), py::arg("middle"), py::arg("directions"),
-         py::arg("packed"), py::arg("num_front"), py::kw_only());
+         py::arg("packed"), py::kw_only());
   define(module, "nearest_rows", &nearest_rows, py::arg("queries"), py::arg("rows"), py::arg("middle"),
-         py::arg("packed"), py::arg("num_directions"), py::arg("num_front"), py::kw_only(),
-         py::arg("distances"), py::arg("indices"), py::arg("row_images"), py::arg("query_images"),
-         py::arg("row_places"), py::arg("query_places"), py::arg("query_radii"));
+         py::arg("packed"), py::arg("num_directions"), py::kw_only(), py::arg("distances"),
+         py::arg("indices"), py::arg("row_images"), py::arg("query_images"), py::arg("row_places"),
+         py::arg("query_places"), py::arg("query_radii"));
   define(module, "nearest_by_products", &nearest_by_products, py::arg("queries"), py::arg("rows"),
          py::arg("middle"), py::arg("squares"), py::kw_only(), py::arg("values"), py::arg("indices"),
          py::arg("row_images"), py::arg("query_images"), py::arg("row_places"), py::arg("query_places"),

@@ -26,6 +26,21 @@ inline __attribute__((always_inline)) void multiply(const float* rows, std::int6
   }
 }
 
+// Writes the rows with a product above their threshold; returns a bit for each.
+inline __attribute__((always_inline)) std::uint32_t store_hits(const Vec (&left)[kTileRows],
+                                                               const Vec (&right)[kTileRows],
+                                                               const float* thresholds, float* products) {
+  std::uint32_t hits = 0;
+#pragma GCC unroll 14
+  for (int r = 0; r < kTileRows; ++r) {
+    if (!any_greater(larger(left[r], right[r]), broadcast(thresholds[r]))) continue;
+    store(products + r * kPanelWidth, left[r]);
+    store(products + r * kPanelWidth + kLanes, right[r]);
+    hits |= 1u << r;
+  }
+  return hits;
+}
+
 std::uint32_t tile(const float* rows, std::int64_t row_stride, std::int64_t dims, const float* panel,
                    const float* initial, const float* thresholds, float* products) {
   Vec left[kTileRows];
@@ -36,15 +51,7 @@ std::uint32_t tile(const float* rows, std::int64_t row_stride, std::int64_t dims
     right[r] = load(initial + kLanes);
   }
   multiply(rows, row_stride, dims, panel, left, right);
-  std::uint32_t hits = 0;
-#pragma GCC unroll 14
-  for (int r = 0; r < kTileRows; ++r) {
-    if (!any_greater(larger(left[r], right[r]), broadcast(thresholds[r]))) continue;
-    store(products + r * kPanelWidth, left[r]);
-    store(products + r * kPanelWidth + kLanes, right[r]);
-    hits |= 1u << r;
-  }
-  return hits;
+  return store_hits(left, right, thresholds, products);
 }
 
 std::uint32_t tile_by_columns(const float* rows, std::int64_t row_stride, std::int64_t dims,
@@ -63,6 +70,146 @@ std::uint32_t tile_by_columns(const float* rows, std::int64_t row_stride, std::i
     hits |= 1u << r;
   }
   return hits;
+}
+
+// --- coded products ---
+
+inline IntVec load_words(const float* from) { return *reinterpret_cast<const UnalignedIntVec*>(from); }
+
+inline IntVec broadcast_word(const float* from) {
+  return IntVec{} + *reinterpret_cast<const UnalignedInt*>(from);
+}
+
+// Adds to each sum the four products of a query's codes without a sign and a row's with one.
+inline __attribute__((always_inline)) IntVec add_products(IntVec sums, IntVec query, IntVec row) {
+#if defined(__AVX512BW__)
+  const __m512i pairs =
+      _mm512_maddubs_epi16(reinterpret_cast<__m512i>(query), reinterpret_cast<__m512i>(row));
+  return sums + reinterpret_cast<IntVec>(_mm512_madd_epi16(pairs, _mm512_set1_epi16(1)));
+#elif defined(__AVX2__)
+  const __m256i pairs =
+      _mm256_maddubs_epi16(reinterpret_cast<__m256i>(query), reinterpret_cast<__m256i>(row));
+  return sums + reinterpret_cast<IntVec>(_mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+#elif defined(__SSE2__)
+  // Numbers at even and at odd places, each in sixteen bits.
+  const __m128i q = reinterpret_cast<__m128i>(query);
+  const __m128i p = reinterpret_cast<__m128i>(row);
+  const __m128i even =
+      _mm_madd_epi16(_mm_srli_epi16(_mm_slli_epi16(q, 8), 8), _mm_srai_epi16(_mm_slli_epi16(p, 8), 8));
+  const __m128i odd = _mm_madd_epi16(_mm_srli_epi16(q, 8), _mm_srai_epi16(p, 8));
+  return sums + reinterpret_cast<IntVec>(even) + reinterpret_cast<IntVec>(odd);
+#elif defined(__aarch64__)
+  const int8x16_t q = reinterpret_cast<int8x16_t>(query);
+  const int8x16_t p = reinterpret_cast<int8x16_t>(row);
+  const int16x8_t low = vmull_s8(vget_low_s8(q), vget_low_s8(p));
+  const int16x8_t high = vmull_high_s8(q, p);
+  return reinterpret_cast<IntVec>(vpadalq_s16(reinterpret_cast<int32x4_t>(sums), vpaddq_s16(low, high)));
+#else
+  for (int i = 0; i < 4; ++i) {
+    const IntVec p = row << (24 - 8 * i) >> 24;
+    sums += (query >> 8 * i & 255) * p;
+  }
+  return sums;
+#endif
+}
+
+#if defined(__AVX512BW__)
+// By one instruction of AVX-512 VNNI. Written out, since GCC 12 moves sums to and fro for the intrinsic.
+struct ByDots {
+  static inline __attribute__((always_inline)) void add(IntVec& sums, IntVec query, IntVec row) {
+    __asm__("vpdpbusd %2, %1, %0" : "+v"(sums) : "v"(query), "v"(row));
+  }
+};
+#endif
+
+struct ByProducts {
+  static inline __attribute__((always_inline)) void add(IntVec& sums, IntVec query, IntVec row) {
+    sums = add_products(sums, query, row);
+  }
+};
+
+template <class How>
+inline __attribute__((always_inline)) std::uint32_t multiply_coded(const float* rows, std::int64_t row_stride,
+                                                                   std::int64_t front, std::int64_t groups,
+                                                                   const float* scales, const float* panel,
+                                                                   const float* thresholds, float* products) {
+  IntVec sums_left[kTileRows];
+  IntVec sums_right[kTileRows];
+#pragma GCC unroll 14
+  for (int r = 0; r < kTileRows; ++r) {
+    sums_left[r] = load_words(panel + kSumWord * kPanelWidth);
+    sums_right[r] = load_words(panel + kSumWord * kPanelWidth + kLanes);
+  }
+  const float* codes = panel + (kFrontWord + front) * kPanelWidth;
+  for (std::int64_t g = 0; g < groups; ++g) {
+    const IntVec panel_left = load_words(codes + g * kPanelWidth);
+    const IntVec panel_right = load_words(codes + g * kPanelWidth + kLanes);
+#pragma GCC unroll 14
+    for (int r = 0; r < kTileRows; ++r) {
+      const IntVec query = broadcast_word(rows + r * row_stride + front + g);
+      How::add(sums_left[r], query, panel_left);
+      How::add(sums_right[r], query, panel_right);
+    }
+  }
+  Vec left[kTileRows];
+  Vec right[kTileRows];
+#pragma GCC unroll 14
+  for (int r = 0; r < kTileRows; ++r) {
+    const Vec scale = broadcast(scales[r]);
+    left[r] = load(panel) +
+              __builtin_convertvector(sums_left[r], Vec) * load(panel + kScaleWord * kPanelWidth) * scale;
+    right[r] = load(panel + kLanes) + __builtin_convertvector(sums_right[r], Vec) *
+                                          load(panel + kScaleWord * kPanelWidth + kLanes) * scale;
+  }
+  multiply(rows, row_stride, front, panel + kFrontWord * kPanelWidth, left, right);
+  return store_hits(left, right, thresholds, products);
+}
+
+std::uint32_t coded_tile(const float* rows, std::int64_t row_stride, std::int64_t front, std::int64_t groups,
+                         const float* scales, const float* panel, const float* thresholds, float* products) {
+  return multiply_coded<ByProducts>(rows, row_stride, front, groups, scales, panel, thresholds, products);
+}
+
+#if defined(__AVX512BW__)
+__attribute__((target("avx512vnni"))) std::uint32_t coded_tile_by_dots(
+    const float* rows, std::int64_t row_stride, std::int64_t front, std::int64_t groups, const float* scales,
+    const float* panel, const float* thresholds, float* products) {
+  return multiply_coded<ByDots>(rows, row_stride, front, groups, scales, panel, thresholds, products);
+}
+#else
+constexpr decltype(&coded_tile) coded_tile_by_dots = nullptr;
+#endif
+
+Codes encode(const float* values, std::int64_t count, int most, int raise, unsigned char* codes) {
+  Vec lanes{};
+  std::int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) lanes = larger(lanes, larger(load(values + i), -load(values + i)));
+  if (i < count) {
+    const Vec rest = load_some(values + i, count - i);
+    lanes = larger(lanes, larger(rest, -rest));
+  }
+  const float reach = largest(lanes);
+  // Below this the inverse of a scale is beyond float32.
+  const Vec inverse = broadcast(reach > 1e-30f ? static_cast<float>(most) / reach : 0.0f);
+  const Vec magic = broadcast(12582912.0f);  // 1.5 * 2^23: sums with it are whole numbers
+  Vec coded{};
+  Vec error{};
+  Vec whole{};
+  IntVec total{};
+  for (i = 0; i < count; i += kLanes) {
+    const std::int64_t some = count - i < kLanes ? count - i : kLanes;
+    const Vec value = (some < kLanes ? load_some(values + i, some) : load(values + i)) * inverse;
+    const Vec number = (value + magic) - magic;
+    coded += number * number;
+    error += (value - number) * (value - number);
+    whole += value * value;
+    const IntVec numbers = __builtin_convertvector(number, IntVec);
+    total += numbers;
+    for (std::int64_t j = 0; j < some; ++j) codes[i + j] = static_cast<unsigned char>(numbers[j] + raise);
+  }
+  std::int32_t all = 0;
+  for (int j = 0; j < kLanes; ++j) all += total[j];
+  return {reach / static_cast<float>(most), all, sum(coded), sum(error), sum(whole)};
 }
 
 std::uint32_t lanes_above(const float* products, float threshold) {
@@ -192,8 +339,9 @@ std::int64_t collect(const float* values, std::int64_t size, float floor, std::i
 }  // namespace
 
 namespace ENSEMBLEAD_INSTRUCTION_SET {
-const CoresetSimd coreset_simd = {kTileRows,   kPanelWidth,      tile,   tile_by_columns, row_by_panel,
-                                  lanes_above, squared_distance, center, squared_norm,    widen,
-                                  scan,        maximum,          collect};
+const CoresetSimd coreset_simd = {
+    kTileRows, kPanelWidth,  tile,        tile_by_columns,  coded_tile, coded_tile_by_dots,
+    encode,    row_by_panel, lanes_above, squared_distance, center,     squared_norm,
+    widen,     scan,         maximum,     collect};
 }  // namespace ENSEMBLEAD_INSTRUCTION_SET
 }  // namespace ensemblead::cpu

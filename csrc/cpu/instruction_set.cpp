@@ -42,8 +42,8 @@ InstructionSet best_supported() {
   if ((registers & kAvxRegisters) != kAvxRegisters) return InstructionSet::kBaseline;
   if (__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) == 0 || !has(ebx, kV3))
     return InstructionSet::kBaseline;
-  const bool v4 = has(ebx, kV4) && (registers & kAvx512Registers) == kAvx512Registers;
-  return v4 ? InstructionSet::kV4 : InstructionSet::kV3;
+  if (!has(ebx, kV4) || (registers & kAvx512Registers) != kAvx512Registers) return InstructionSet::kV3;
+  return has(ecx, bit_AVX512VNNI) ? InstructionSet::kV4Dots : InstructionSet::kV4;
 }
 #else
 InstructionSet best_supported() { return InstructionSet::kBaseline; }
@@ -53,12 +53,13 @@ InstructionSet choose() {
   const InstructionSet best = best_supported();
   const char* wish = std::getenv("ENSEMBLEAD_INSTRUCTION_SET");
   if (wish == nullptr || *wish == '\0') return best;
-  for (const InstructionSet set : {InstructionSet::kBaseline, InstructionSet::kV3, InstructionSet::kV4}) {
+  for (const InstructionSet set :
+       {InstructionSet::kBaseline, InstructionSet::kV3, InstructionSet::kV4, InstructionSet::kV4Dots}) {
     if (std::string(wish) == name(set) && set <= best) return set;
   }
   throw ValueError(
-      std::string("ENSEMBLEAD_INSTRUCTION_SET must be baseline, x86-64-v3 or x86-64-v4 and supported by "
-                  "this processor (best here: ") +
+      std::string("ENSEMBLEAD_INSTRUCTION_SET must be baseline, x86-64-v3, x86-64-v4 or x86-64-v4+vnni "
+                  "and supported by this processor (best here: ") +
       name(best) + "), got '" + wish + "'");
 }
 
@@ -71,6 +72,8 @@ InstructionSet instruction_set() {
 
 const char* name(InstructionSet set) {
   switch (set) {
+    case InstructionSet::kV4Dots:
+      return "x86-64-v4+vnni";
     case InstructionSet::kV4:
       return "x86-64-v4";
     case InstructionSet::kV3:

@@ -8,12 +8,16 @@
 
 namespace ensemblead::cpu {
 
-enum class InstructionSet { kBaseline, kV3, kV4 };
+enum class InstructionSet { kBaseline, kV3, kV4, kV4Dots };
 
-// Chosen once from what the processor has (AVX2 + FMA + F16C, or AVX-512 F/BW/CD/DQ/VL besides), whatever its
-// vendor. The environment variable ENSEMBLEAD_INSTRUCTION_SET=baseline|x86-64-v3|x86-64-v4 can lower the
-// choice; a value that is unknown or beyond the processor throws ValueError.
+// Chosen once from what the processor has (AVX2 + FMA + F16C, or AVX-512 F/BW/CD/DQ/VL besides, or AVX-512 VNNI
+// besides that), whatever its vendor. The environment variable
+// ENSEMBLEAD_INSTRUCTION_SET=baseline|x86-64-v3|x86-64-v4|x86-64-v4+vnni can lower the choice; a value that is
+// unknown or beyond the processor throws ValueError.
 InstructionSet instruction_set();
+
+// Whether there are instructions for dot products of whole numbers of eight bits.
+inline bool has_dot_products() { return instruction_set() == InstructionSet::kV4Dots; }
 
 const char* name(InstructionSet set);
 
@@ -21,6 +25,7 @@ const char* name(InstructionSet set);
 template <class Table>
 const Table& for_this_cpu(const Table& baseline, const Table& v3, const Table& v4) {
   switch (instruction_set()) {
+    case InstructionSet::kV4Dots:
     case InstructionSet::kV4:
       return v4;
     case InstructionSet::kV3:

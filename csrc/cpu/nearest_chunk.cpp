@@ -8,21 +8,21 @@ namespace ensemblead::cpu {
 namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
-// Costs of a pair that the fronts leave, in multiplications of a matrix product: of its tail, and of every
-// dimension of a distance, whose row comes from anywhere in memory. Roughly measured.
-constexpr double kTailCost = 900.0;
-constexpr double kDistanceCost = 10.0;
-// The cost of packing all dimensions of a panel, in products of a tile with it.
-constexpr double kPackCost = 2.5;
-constexpr double kRemembered = 10'000.0;  // pairs
+// The cost of a dimension of a distance, whose row comes from anywhere in memory, in multiplications of a
+// matrix product of codes. Roughly measured.
+constexpr std::int64_t kDistanceCost = 40;
 // Pairs that are resolved together.
 constexpr std::size_t kManyPairs = 4096;
-constexpr std::int64_t kChunkBytes = std::int64_t{64} << 10;
+// Of the queries that are searched together: sketches, or whole ones where there are none. The latter take
+// longer, and rows are read from memory less often.
+constexpr std::int64_t kSketchBytes = std::int64_t{64} << 10;
+constexpr std::int64_t kWholeBytes = std::int64_t{512} << 10;
 constexpr std::int64_t kMaxTiles = 36;
 constexpr std::int32_t kMostMisses = 6;
 constexpr std::size_t kAhead = 4;  // pairs between asking for a row and reading it
-// A query with at most one row near its place for so many directions is compared with all of those: to sketch
-// it would take longer.
+// A query with at most so many rows near its place, and one more for so many directions, is compared with all
+// of those: to sketch it would take longer.
+constexpr std::int64_t kFewRows = 16;
 constexpr std::int64_t kDirectionsOfRow = 4;
 // One query in this many leads: it is searched before those around it.
 constexpr std::int64_t kLeadStep = 4;
@@ -43,10 +43,14 @@ ChunkSearch::ChunkSearch(const CoresetSimd& simd, const NearestTask& task, const
       rows_(task.rows),
       places_(places),
       layout_(simd, rows_),
+      coded_tile_(has_dot_products() && simd.coded_tile_by_dots != nullptr ? simd.coded_tile_by_dots
+                                                                           : simd.coded_tile),
       slack_(sketch_slack(rows_.dims, rows_.num_directions)),
-      sketcher_(simd, rows_, rows_.packed) {
+      coder_(simd, rows_, rows_.packed, Side::kQuery) {
   const std::int64_t tile = simd.tile_rows;
-  capacity_ = std::clamp(kChunkBytes / (layout_.front * 4 * tile), std::int64_t{1}, kMaxTiles) * tile;
+  const std::int64_t tiles = layout_.sketch_size > 0 ? kSketchBytes / (layout_.sketch.words * 4 * tile)
+                                                     : kWholeBytes / (layout_.whole.words * 4 * tile);
+  capacity_ = std::clamp(tiles, std::int64_t{1}, kMaxTiles) * tile;
   const auto size = static_cast<std::size_t>(capacity_);
   members_.reserve(size);
   widened_.resize(static_cast<std::size_t>(rows_.rows == nullptr ? rows_.dims : 0));
@@ -54,27 +58,27 @@ ChunkSearch::ChunkSearch(const CoresetSimd& simd, const NearestTask& task, const
   queries_.reserve(size);
   points_.resize(size);
   centred_.resize(size * static_cast<std::size_t>(rows_.dims));
-  panel_.resize(static_cast<std::size_t>(rows_.dims * layout_.width));
-  panel_starts_.resize(static_cast<std::size_t>(layout_.width));
-  panel_rows_.resize(static_cast<std::size_t>(rows_.dims * layout_.width));
-  fronts_.resize(size * static_cast<std::size_t>(layout_.front));
-  tails_.resize(size * static_cast<std::size_t>(layout_.tail));
+  sketches_.resize(size * static_cast<std::size_t>(layout_.sketch.words));
+  wholes_.resize(size * static_cast<std::size_t>(layout_.whole.words));
+  sketch_scales_.resize(size);
+  whole_scales_.resize(size);
+  coded_.resize(size);
   norms_.resize(size);
   thresholds_.resize(size);
   found_.resize(size);
   best_pair_.resize(size);
   misses_.resize(size / static_cast<std::size_t>(tile));
   skips_.resize(misses_.size());
+  has_wholes_.resize(misses_.size());
   products_.resize(static_cast<std::size_t>(tile * layout_.width));
   lanes_.resize(static_cast<std::size_t>(layout_.width));
   pairs_.reserve(kManyPairs + static_cast<std::size_t>(tile * layout_.width));
-  update_most_left();
 }
 
 void ChunkSearch::run(const std::int64_t* queries, std::int64_t count) {
   queries_.clear();
   for (std::int64_t i = 0; i < count; ++i) {
-    if (places_.given() && places_.count(queries[i]) * kDirectionsOfRow <= rows_.num_directions) {
+    if (places_.given() && places_.count(queries[i]) <= kFewRows + rows_.num_directions / kDirectionsOfRow) {
       members_.assign(1, queries[i]);
       norms_[0].full = kInfinity;  // there is no sketch
       compare_all(0);
@@ -85,20 +89,10 @@ void ChunkSearch::run(const std::int64_t* queries, std::int64_t count) {
   if (!queries_.empty()) search_queries();
 }
 
-// Where products over all dimensions are the rule, a panel is packed for all queries at once, and none leads.
-
 void ChunkSearch::search_queries() {
-  compared_ = compared_fully_ = 0;
   members_.clear();
   leads_.clear();
   const std::size_t count = queries_.size();
-  if (mostly_fully_) {
-    members_ = queries_;
-    begin();
-    search();
-    mostly_fully_ = 2 * compared_fully_ > compared_;
-    return;
-  }
   for (std::size_t i = 0; i < count; i += kLeadStep) members_.push_back(queries_[i]);
   begin();
   search();
@@ -111,23 +105,25 @@ void ChunkSearch::search_queries() {
   begin();
   start_from_leads();
   search();
-  mostly_fully_ = 2 * compared_fully_ > compared_;
 }
 
 void ChunkSearch::begin() {
   const auto count = static_cast<std::int64_t>(members_.size());
   for (std::int64_t i = 0; i < count; ++i) points_[i] = point(members_[i]);
   for (std::int64_t i = 0; i < count; i += simd_.tile_rows)
-    sketcher_.run(points_.data() + i, std::min<std::int64_t>(simd_.tile_rows, count - i),
-                  centred_.data() + i * rows_.dims, fronts_.data() + i * layout_.front,
-                  tails_.data() + i * layout_.tail, norms_.data() + i);
+    coder_.sketch(points_.data() + i, std::min<std::int64_t>(simd_.tile_rows, count - i),
+                  centred_.data() + i * rows_.dims, sketches_.data() + i * layout_.sketch.words,
+                  coded_.data() + i, norms_.data() + i);
   // Queries without a sketch, and places of the last tile without a query, hit nothing.
   std::fill(thresholds_.begin(), thresholds_.end(), kInfinity);
-  for (std::int64_t i = 0; i < count; ++i)
+  for (std::int64_t i = 0; i < count; ++i) {
+    sketch_scales_[i] = coded_[i].scale;
     if (norms_[i].full < kTooLong) thresholds_[i] = -kInfinity;
+  }
   std::fill(found_.begin(), found_.end(), 0);
   std::fill(misses_.begin(), misses_.end(), 0);
   std::fill(skips_.begin(), skips_.end(), 0);
+  std::fill(has_wholes_.begin(), has_wholes_.end(), 0);
 }
 
 // Neighbouring queries are patches of the same place in an image: the rows nearest to the leading query
@@ -144,7 +140,6 @@ void ChunkSearch::start_from_leads() {
 }
 
 void ChunkSearch::search() {
-  opened_ = -1;
   if (places_.given()) {
     search_near();
   } else {
@@ -160,7 +155,7 @@ void ChunkSearch::search_panels() {
   const auto count = static_cast<std::int64_t>(members_.size());
   for (std::int64_t panel = 0; panel < layout_.row_panels; ++panel) {
     for (std::int64_t first = 0; first < count; first += simd_.tile_rows) {
-      compare_fronts(first, panel);
+      compare(first, panel);
       if (pairs_.size() > kManyPairs) resolve_pairs();
     }
   }
@@ -175,47 +170,48 @@ void ChunkSearch::search_near() {
                         layout_.width, near_panels_);
     for (std::size_t i = 0; i < near_panels_.size(); ++i) {
       const std::size_t middle = near_panels_.size() / 2;
-      compare_fronts(first, near_panels_[i % 2 == 0 ? middle + i / 2 : middle - (i + 1) / 2]);
+      compare(first, near_panels_[i % 2 == 0 ? middle + i / 2 : middle - (i + 1) / 2]);
       if (i == 0 || pairs_.size() > kManyPairs) resolve_pairs();
     }
   }
 }
 
-// The queries from place `first` with the rows of a panel: pairs that the fronts do not rule out.
-void ChunkSearch::compare_fronts(std::int64_t first, std::int64_t panel) {
+// The queries from place `first` with the rows of a panel: pairs that products do not rule out. Queries that
+// lie off the directions, as defects may, are near no row, and their sketches rule out little.
+void ChunkSearch::compare(std::int64_t first, std::int64_t panel) {
   const auto tile = static_cast<std::size_t>(first / simd_.tile_rows);
-  ++compared_;
-  if (skips_[tile] > 0 && opened_ == panel) {
-    --skips_[tile];
-    compare_fully(first, panel);
+  if (layout_.sketch_size == 0 || skips_[tile] > 0) {
+    skips_[tile] = std::max(skips_[tile] - 1, 0);
+    compare_wholes(first, panel);
     return;
   }
   const std::size_t before = pairs_.size();
-  std::uint32_t hits = simd_.tile(fronts_.data() + first * layout_.front, layout_.front, layout_.front,
-                                  rows_.packed + layout_.fronts_at + panel * layout_.front * layout_.width,
-                                  rows_.packed + layout_.starts_at + panel * layout_.width,
-                                  thresholds_.data() + first, products_.data());
-  for (; hits != 0; hits &= hits - 1) {
-    const int r = __builtin_ctz(hits);
-    add_pairs(first + r, panel * layout_.width, products_.data() + r * layout_.width, 0.0f,
-              thresholds_[first + r], false);
-  }
-  const double left = static_cast<double>(pairs_.size() - before);
-  if (left <= (opened_ == panel ? most_left_ : most_left_ * (1.0 + kPackCost))) {
+  compare_sketches(first, panel);
+  // As many pairs as take as long as products over all dimensions.
+  const auto most = static_cast<std::size_t>(simd_.tile_rows * layout_.width / kDistanceCost);
+  if (pairs_.size() - before > most) compare_best(before);
+  if (pairs_.size() - before <= most) {
     misses_[tile] = 0;
     return;
   }
   misses_[tile] = std::min(misses_[tile] + 1, kMostMisses);
   skips_[tile] = (std::int32_t{1} << misses_[tile]) - 2;
   pairs_.resize(before);
-  compare_fully(first, panel);
+  compare_wholes(first, panel);
 }
 
-// Compares by products over all dimensions. Queries that lie off the directions, as defects may, are near no
-// row, and their fronts rule out little.
-void ChunkSearch::compare_fully(std::int64_t first, std::int64_t panel) {
-  ++compared_fully_;
-  if (opened_ != panel) open_panel(panel);
+void ChunkSearch::compare_sketches(std::int64_t first, std::int64_t panel) {
+  static constexpr float kNoRaises[kMostTileRows] = {};
+  const CodedForm& form = layout_.sketch;
+  const std::uint32_t hits = coded_tile_(sketches_.data() + first * form.words, form.words, form.front,
+                                         form.groups, sketch_scales_.data() + first,
+                                         rows_.packed + layout_.sketches_at + panel * layout_.sketch_size,
+                                         thresholds_.data() + first, products_.data());
+  add_pairs(hits, first, panel, thresholds_.data() + first, kNoRaises);
+}
+
+void ChunkSearch::compare_wholes(std::int64_t first, std::int64_t panel) {
+  if (has_wholes_[static_cast<std::size_t>(first / simd_.tile_rows)] == 0) code_wholes(first);
   float thresholds[kMostTileRows];
   float raises[kMostTileRows];
   for (std::int64_t r = 0; r < simd_.tile_rows; ++r) {
@@ -224,97 +220,63 @@ void ChunkSearch::compare_fully(std::int64_t first, std::int64_t panel) {
     const float threshold = thresholds_[first + r];
     thresholds[r] = std::isfinite(threshold) ? threshold - raises[r] : threshold;
   }
-  std::uint32_t hits = simd_.tile(centred_.data() + first * rows_.dims, rows_.dims, rows_.dims, panel_.data(),
-                                  panel_starts_.data(), thresholds, products_.data());
+  const CodedForm& form = layout_.whole;
+  const std::uint32_t hits = coded_tile_(
+      wholes_.data() + first * form.words, form.words, form.front, form.groups, whole_scales_.data() + first,
+      rows_.packed + layout_.wholes_at + panel * layout_.whole_size, thresholds, products_.data());
+  add_pairs(hits, first, panel, thresholds, raises);
+}
+
+void ChunkSearch::code_wholes(std::int64_t first) {
+  has_wholes_[static_cast<std::size_t>(first / simd_.tile_rows)] = 1;
+  const auto count = static_cast<std::int64_t>(members_.size());
+  for (std::int64_t i = first; i < std::min<std::int64_t>(first + simd_.tile_rows, count); ++i)
+    if (norms_[i].full < kTooLong)
+      whole_scales_[i] =
+          coder_
+              .whole(sketches_.data() + i * layout_.sketch.words, centred_.data() + i * rows_.dims,
+                     wholes_.data() + i * layout_.whole.words)
+              .scale;
+}
+
+// The rows of a panel whose products with these queries are above their thresholds.
+void ChunkSearch::add_pairs(std::uint32_t hits, std::int64_t first, std::int64_t panel,
+                            const float* thresholds, const float* raises) {
+  const std::int64_t column = panel * layout_.width;
   for (; hits != 0; hits &= hits - 1) {
     const int r = __builtin_ctz(hits);
-    add_pairs(first + r, panel * layout_.width, products_.data() + r * layout_.width, raises[r],
-              thresholds[r], true);
+    const float* products = products_.data() + r * layout_.width;
+    const std::int64_t count = simd_.collect(products, layout_.width, thresholds[r], 0, lanes_.data());
+    for (std::int64_t i = 0; i < count; ++i)
+      if (!task_.left_out.holds(members_[first + r], column + lanes_[i]))
+        pairs_.push_back(
+            {static_cast<std::int32_t>(first + r), column + lanes_[i], products[lanes_[i]] + raises[r]});
   }
 }
 
-// Packs all dimensions of a panel's rows.
-void ChunkSearch::open_panel(std::int64_t panel) {
-  opened_ = panel;
-  const std::int64_t column = panel * layout_.width;
-  const std::int64_t dims = rows_.dims;
-  const std::int64_t count = std::min(layout_.width, rows_.num_rows - column);
-  std::fill(panel_starts_.begin(), panel_starts_.end(), -kInfinity);
-  for (std::int64_t lane = 0; lane < count; ++lane) {
-    float* centred = panel_rows_.data() + lane * dims;
-    const float full = simd_.center(row(column + lane), rows_.middle, dims, centred);
-    const bool fits = full < kTooLong;
-    panel_starts_[lane] = fits ? product_start({full, full}, slack_) : kInfinity;
-    if (!fits) std::fill_n(centred, dims, 0.0f);
-  }
-  // Transposed in squares that stay in the first-level cache.
-  for (std::int64_t begin = 0; begin < dims; begin += 16)
-    for (std::int64_t lane = 0; lane < count; ++lane)
-      for (std::int64_t d = begin; d < std::min(dims, begin + 16); ++d)
-        panel_[d * layout_.width + lane] = panel_rows_[lane * dims + d];
-}
-
-// The rows from `column` on whose products with a query are above the threshold.
-void ChunkSearch::add_pairs(std::int64_t place, std::int64_t column, const float* products, float raise,
-                            float threshold, bool whole) {
-  const std::int64_t count = simd_.collect(products, layout_.width, threshold, 0, lanes_.data());
-  for (std::int64_t i = 0; i < count; ++i)
-    if (!task_.left_out.holds(members_[place], column + lanes_[i]))
-      pairs_.push_back(
-          {static_cast<std::int32_t>(place), whole, column + lanes_[i], products[lanes_[i]] + raise});
-}
-
-// The most promising row of each query first: its distance raises the threshold and spares most of the
-// others.
 void ChunkSearch::resolve_pairs() {
-  const auto count = static_cast<std::int32_t>(pairs_.size());
-  for (std::int32_t i = 0; i < count; ++i) best_pair_[pairs_[i].place] = i;
-  for (std::int32_t i = 0; i < count; ++i)
+  compare_best(0);
+  compare_rows();
+  pairs_.clear();
+}
+
+// Of the pairs from `begin` on the most promising one of each query: its distance raises the threshold and
+// spares most of the others.
+void ChunkSearch::compare_best(std::size_t begin) {
+  const std::size_t count = pairs_.size();
+  for (std::size_t i = begin; i < count; ++i) best_pair_[pairs_[i].place] = i;
+  for (std::size_t i = begin; i < count; ++i)
     if (pairs_[i].product > pairs_[best_pair_[pairs_[i].place]].product) best_pair_[pairs_[i].place] = i;
-  for (std::int32_t i = 0; i < count; ++i) {
+  for (std::size_t i = begin; i < count; ++i) {
     Pair& pair = pairs_[i];
     if (best_pair_[pair.place] != i) continue;
     insert(pair.place, distance(members_[pair.place], pair.index), pair.index);
     pair.product = -kInfinity;
   }
-  compare_tails();
-  compare_rows();
-  pairs_.clear();
-}
-
-// Rows and tails are read from anywhere in memory: each is asked for some time before.
-void ChunkSearch::compare_tails() {
-  std::size_t left = 0;
-  for (const Pair& pair : pairs_)
-    if (pair.product > thresholds_[pair.place]) pairs_[left++] = pair;
+  std::size_t left = begin;
+  for (std::size_t i = begin; i < count; ++i)
+    if (pairs_[i].product > thresholds_[pairs_[i].place]) pairs_[left++] = pairs_[i];
   pairs_.resize(left);
-  const std::int64_t tail = layout_.tail;
-  const float* tails = rows_.packed + layout_.tails_at;
-  left = 0;
-  for (std::size_t i = 0; i < pairs_.size(); ++i) {
-    if (i + kAhead < pairs_.size()) prefetch(tails + pairs_[i + kAhead].index * tail, tail);
-    Pair pair = pairs_[i];
-    if (!pair.whole) {
-      pair.product -=
-          0.5f * simd_.squared_distance(tails_.data() + pair.place * tail, tails + pair.index * tail, tail);
-      tails_seen_ += 1.0;
-      if (pair.product > thresholds_[pair.place]) tails_left_ += 1.0;
-    }
-    if (pair.product > thresholds_[pair.place]) pairs_[left++] = pair;
-  }
-  pairs_.resize(left);
-  update_most_left();
-}
-
-// Finds the number of pairs of a tile that the fronts may leave before products over all dimensions cost
-// less, by the share that the tails have left lately.
-void ChunkSearch::update_most_left() {
-  const auto dims = static_cast<double>(rows_.dims);
-  const double cost = kTailCost + kDistanceCost * dims * tails_left_ / tails_seen_;
-  most_left_ = dims / cost * static_cast<double>(simd_.tile_rows * layout_.width);
-  if (tails_seen_ < kRemembered) return;
-  tails_seen_ *= 0.5;
-  tails_left_ *= 0.5;
 }
 
 void ChunkSearch::prefetch_row(std::int64_t index) const {
@@ -325,6 +287,7 @@ void ChunkSearch::prefetch_row(std::int64_t index) const {
   }
 }
 
+// Rows are read from anywhere in memory: each is asked for some time before.
 void ChunkSearch::compare_rows() {
   for (std::size_t i = 0; i < pairs_.size(); ++i) {
     if (i + kAhead < pairs_.size()) prefetch_row(pairs_[i + kAhead].index);

@@ -23,11 +23,9 @@ class ChunkSearch {
   void run(const std::int64_t* queries, std::int64_t count);
 
  private:
-  // A query and a row. The product is that of their fronts, less half the squared distance of their tails
-  // where those were compared.
+  // A query and a row, and a bound of their product along the directions, or what it stands for.
   struct Pair {
     std::int32_t place;
-    bool whole;  // all of their dimensions were
     std::int64_t index;
     float product;
   };
@@ -46,14 +44,14 @@ class ChunkSearch {
   void search();
   void search_panels();
   void search_near();
-  void compare_fronts(std::int64_t first, std::int64_t panel);
-  void compare_fully(std::int64_t first, std::int64_t panel);
-  void open_panel(std::int64_t panel);
-  void add_pairs(std::int64_t place, std::int64_t column, const float* products, float raise, float threshold,
-                 bool whole);
+  void compare(std::int64_t first, std::int64_t panel);
+  void compare_sketches(std::int64_t first, std::int64_t panel);
+  void compare_wholes(std::int64_t first, std::int64_t panel);
+  void code_wholes(std::int64_t first);
+  void add_pairs(std::uint32_t hits, std::int64_t first, std::int64_t panel, const float* thresholds,
+                 const float* raises);
   void resolve_pairs();
-  void compare_tails();
-  void update_most_left();
+  void compare_best(std::size_t begin);
   void compare_rows();
   void insert(std::int64_t place, float distance, std::int64_t index);
   void compare_all(std::int64_t place);
@@ -63,8 +61,10 @@ class ChunkSearch {
   const SketchedRows& rows_;  // of the task
   const NearPlaces& places_;
   PackedLayout layout_;
+  // By products of codes in whichever way this processor has.
+  decltype(CoresetSimd::coded_tile) coded_tile_;
   float slack_;
-  Sketcher sketcher_;
+  Coder coder_;
   std::int64_t capacity_;
   // The queries that are searched together, by place.
   std::vector<std::int64_t> members_;
@@ -72,31 +72,23 @@ class ChunkSearch {
   std::vector<float> widened_;       // one row, of rows in half precision
   std::vector<const float*> points_;
   std::vector<float> centred_;
-  std::vector<float> fronts_;
-  std::vector<float> tails_;
+  std::vector<float> sketches_;
+  std::vector<float> wholes_;
+  std::vector<float> sketch_scales_;
+  std::vector<float> whole_scales_;
+  std::vector<CodedPoint> coded_;  // of the sketches
   std::vector<SketchNorms> norms_;
   std::vector<float> thresholds_;
   std::vector<std::int64_t> found_;
-  std::vector<std::int32_t> best_pair_;  // the one with the largest product
+  std::vector<std::size_t> best_pair_;  // the one with the largest product
   std::vector<float> products_;
-  // All dimensions of the panel `opened_`, and the starts of its rows' products.
-  std::int64_t opened_ = -1;
-  std::vector<float> panel_;
-  std::vector<float> panel_starts_;
-  std::vector<float> panel_rows_;
   std::vector<std::int64_t> near_panels_;
   std::vector<std::int64_t> queries_;  // of the chunk, without those that are compared with all rows near
-  // By tile: how many panels in turn were compared fully because the fronts left too much, up to a limit, and
-  // how many more will be before the fronts are tried again.
+  // By tile: for how many panels in turn sketches left too much, up to a limit, how many more will be
+  // compared as wholes before sketches are tried again, and whether the wholes of its queries are coded.
   std::vector<std::int32_t> misses_;
   std::vector<std::int32_t> skips_;
-  // Of the products of a tile and a panel in the chunk, all and those over all dimensions.
-  std::int64_t compared_ = 0;
-  std::int64_t compared_fully_ = 0;
-  bool mostly_fully_ = false;  // in the chunk before
-  double most_left_ = 0.0;     // of the pairs of a tile
-  double tails_seen_ = 10.0;
-  double tails_left_ = 3.0;  // which is usual
+  std::vector<char> has_wholes_;
   std::vector<std::int32_t> lanes_;
   std::vector<Pair> pairs_;
   std::int64_t direct_pairs_ = 0;

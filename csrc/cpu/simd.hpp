@@ -35,6 +35,9 @@ typedef float Vec __attribute__((vector_size(4 * kLanes)));
 typedef std::int32_t IntVec __attribute__((vector_size(4 * kLanes)));
 typedef float UnalignedVec __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
 
+typedef std::int32_t UnalignedIntVec __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
+typedef std::int32_t UnalignedInt __attribute__((aligned(4), may_alias));
+
 inline Vec load(const float* from) { return *reinterpret_cast<const UnalignedVec*>(from); }
 inline void store(float* to, Vec value) { *reinterpret_cast<UnalignedVec*>(to) = value; }
 

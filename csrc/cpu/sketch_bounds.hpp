@@ -16,7 +16,7 @@ constexpr float kTooLong = 1e36f;
 
 // Bound on the relative error of sums of `dims` products and of sketches made of them, with room to spare.
 inline float relative_slack(std::int64_t dims) {
-  return 6.0f * static_cast<float>(dims + 16) * std::numeric_limits<float>::epsilon();
+  return 6.0f * static_cast<float>(dims + 32) * std::numeric_limits<float>::epsilon();
 }
 
 // The threshold of products for a row x whose value is v. With x and p sketched, |x - p|^2 < v exactly when

@@ -104,13 +104,12 @@ def smooth_seams(
     scratch: Any = None,
 ) -> None: ...
 def smooth_seams_scratch(shape: Sequence[int], dtype: str, sigma: float) -> int: ...
-def packed_size(num_rows: int, dims: int, num_directions: int, num_front: int) -> int: ...
+def packed_size(num_rows: int, dims: int, num_directions: int) -> int: ...
 def pack_rows(
     rows: Any,
     middle: Any,
     directions: Any,
     packed: Any,
-    num_front: int,
     *,
     num_threads: int = 0,
     stream: int = 0,
@@ -122,7 +121,6 @@ def nearest_rows(
     middle: Any,
     packed: Any,
     num_directions: int,
-    num_front: int,
     *,
     distances: Any,
     indices: Any,

@@ -33,6 +33,7 @@ from support.coresets import (
     shortfall_by_products,
     start_options,
 )
+from support.instruction_sets import skip_without
 
 from ensemblead import _core
 from ensemblead.kernels import coreset
@@ -292,9 +293,7 @@ def everything_once() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("instruction_set", ["baseline", "x86-64-v3"])
 def test_every_instruction_set(instruction_set: str) -> None:
-    order = ["baseline", "x86-64-v3", "x86-64-v4"]
-    if order.index(instruction_set) > order.index(_core.instruction_set()):
-        pytest.skip(f"this processor has no {instruction_set}")
+    skip_without(instruction_set)
     code = (
         "import sys; sys.path[:0] = [sys.argv[1], sys.argv[1] + '/..']\n"
         "import test_coreset\n"

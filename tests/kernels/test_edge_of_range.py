@@ -51,7 +51,7 @@ def test_nearest_rows_are_right_or_refused(exponent: int, rows: int, dims: int, 
     order = np.argsort(squared, axis=1, kind="stable")[:, :k]
     nearest = np.take_along_axis(squared, order, 1)
     prepared = SketchedRows.of(
-        scaled(x, exponent), np.zeros(dims, np.float32), np.eye(dims, dtype=np.float32)[: dims // 2].copy(), 1
+        scaled(x, exponent), np.zeros(dims, np.float32), np.eye(dims, dtype=np.float32)[: dims // 2].copy()
     )
     if nearest.max() > np.ldexp(LARGEST, -2 * exponent):
         with pytest.raises(ValueError, match=r"(queries|rows)\[\d+\] has the value .* is beyond float32"):
@@ -70,17 +70,17 @@ def test_nearest_rows_are_right_or_refused(exponent: int, rows: int, dims: int, 
 def test_the_refusal_names_the_larger_side() -> None:
     small, large = np.ones((3, 4), np.float32), np.full((5, 4), 3e25, np.float32)
     axes = np.eye(2, 4, dtype=np.float32)
-    prepared = SketchedRows.of(small, np.zeros(4, np.float32), axes, 1)
+    prepared = SketchedRows.of(small, np.zeros(4, np.float32), axes)
     queries = np.concatenate([small, large])
     with pytest.raises(
         ValueError, match=r"queries\[3\] has the value 3e\+25, and the squared distance of quer"
     ):
         nearest_rows(queries, prepared)
-    prepared = SketchedRows.of(large, np.zeros(4, np.float32), axes, 1)
+    prepared = SketchedRows.of(large, np.zeros(4, np.float32), axes)
     with pytest.raises(ValueError, match=r"rows\[0\] has the value 3e\+25, and the squared .* scale queries"):
         nearest_rows(small, prepared)
     # A far row is refused only where a query needs it.
-    prepared = SketchedRows.of(queries, np.zeros(4, np.float32), axes, 1)
+    prepared = SketchedRows.of(queries, np.zeros(4, np.float32), axes)
     assert nearest_rows(small, prepared, 3)[1].tolist() == [[0, 1, 2]] * 3
     with pytest.raises(ValueError, match=r"rows\[3\] has the value 3e\+25"):
         nearest_rows(small, prepared, 4)

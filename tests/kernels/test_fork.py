@@ -27,7 +27,7 @@ maps = [normal(2, 24, 40, 40), normal(2, 40, 20, 20)]
 images = normal(2, 3, 300, 300)
 
 def run_all():
-    prepared = nearest.SketchedRows.of(rows[:3000], rows.mean(0), np.eye(64, dtype=np.float32)[:24].copy(), 8)
+    prepared = nearest.SketchedRows.of(rows[:3000], rows.mean(0), np.eye(64, dtype=np.float32)[:24].copy())
     tiles = tiling.tile(images, 96, 40)
     results = [
         coreset.select_coreset(rows, size=50, projection_dim=None),

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.instruction_sets import INSTRUCTION_SETS, skip_without
 
 from ensemblead import _core
 from ensemblead.kernels.nearest import SketchedRows, nearest_rows
@@ -27,10 +28,10 @@ def _low_rank(rows: int, queries: int, seed: int = 0, dims: int = DIMS, rank: in
     return both[0], both[1]
 
 
-def _sketched(rows: np.ndarray, directions: int = 24, front: int = 16) -> SketchedRows:
+def _sketched(rows: np.ndarray, directions: int = 24) -> SketchedRows:
     middle = rows.mean(0)
     axes = np.linalg.svd((rows - middle).astype(np.float64))[2]
-    return SketchedRows.of(rows, middle, np.ascontiguousarray(axes[:directions], dtype=np.float32), front)
+    return SketchedRows.of(rows, middle, np.ascontiguousarray(axes[:directions], dtype=np.float32))
 
 
 def _squared(queries: np.ndarray, rows: np.ndarray) -> np.ndarray:
@@ -46,10 +47,10 @@ def _by_brute_force(queries: np.ndarray, rows: np.ndarray, k: int) -> tuple[np.n
 
 @pytest.mark.parametrize("k", [1, 2, 9])
 @pytest.mark.parametrize(("rows", "queries"), [(9, 1), (33, 15), (700, 613)])
-@pytest.mark.parametrize(("directions", "front"), [(24, 16), (8, 8), (9, 1)])
-def test_it_finds_the_nearest(rows: int, queries: int, k: int, directions: int, front: int) -> None:
+@pytest.mark.parametrize("directions", [24, 9, 8, 1, 130])
+def test_it_finds_the_nearest(rows: int, queries: int, k: int, directions: int) -> None:
     x, q = _low_rank(rows, queries)
-    distances, found = nearest_rows(q, _sketched(x, directions, front), k)
+    distances, found = nearest_rows(q, _sketched(x, directions), k)
     expected, order = _by_brute_force(q, x, k)
     assert distances.dtype == np.float32
     assert found.dtype == np.int64
@@ -59,7 +60,7 @@ def test_it_finds_the_nearest(rows: int, queries: int, k: int, directions: int, 
 
 def _compared(queries: np.ndarray, rows: np.ndarray, threads: int = 2) -> float:
     """The share of pairs whose distance is computed; what is found is compared with brute force."""
-    sketched = _sketched(rows, 24, 20)
+    sketched = _sketched(rows)
     distances, found = np.empty((len(queries), 1), np.float32), np.empty((len(queries), 1), np.int64)
     compared = _core.nearest_rows(
         queries,
@@ -67,7 +68,6 @@ def _compared(queries: np.ndarray, rows: np.ndarray, threads: int = 2) -> float:
         sketched.middle,
         sketched.packed,
         24,
-        20,
         distances=distances,
         indices=found,
         row_images=None,
@@ -90,14 +90,14 @@ def test_most_pairs_are_ruled_out() -> None:
 
 
 def _elsewhere(queries: int, seed: int = 5) -> np.ndarray:
-    """Queries that lie off the rows' directions: their fronts rule out little."""
+    """Queries that lie off the rows' directions: their sketches rule out little."""
     return (5.0 * np.random.default_rng(seed).normal(size=(queries, DIMS))).astype(np.float32)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("threads", [1, 2, 16])
 @pytest.mark.parametrize("queries", [300, 1024])
-def test_products_over_all_dimensions_rule_out_what_fronts_do_not(queries: int, threads: int) -> None:
+def test_products_over_all_dimensions_rule_out_what_sketches_do_not(queries: int, threads: int) -> None:
     x, _ = _low_rank(800, 1)
     assert _compared(_elsewhere(queries), x, threads) < 0.1
 
@@ -128,7 +128,7 @@ def test_equal_distances_come_in_order_of_index(k: int) -> None:
     x[:, 4:] = 0.0
     q = rng.integers(0, 2, size=(200, 40)).astype(np.float32)
     axes = np.eye(40, dtype=np.float32)[:8]
-    sketched = SketchedRows.of(x, x.mean(0), axes, 4)
+    sketched = SketchedRows.of(x, x.mean(0), axes)
     distances, found = nearest_rows(q, sketched, k)
     expected, order = _by_brute_force(q, x, k)
     np.testing.assert_array_equal(found, order)
@@ -188,14 +188,51 @@ def test_far_from_the_origin() -> None:
     np.testing.assert_allclose(distances, expected, rtol=1e-5)
 
 
-def test_any_directions_give_the_same() -> None:
+def test_any_directions_and_none_give_the_same() -> None:
     x, q = _low_rank(400, 60)
     rng = np.random.default_rng(3)
     axes = np.linalg.qr(rng.normal(size=(DIMS, 12)))[0].T.astype(np.float32)
-    found = nearest_rows(q, SketchedRows.of(x, np.zeros(DIMS, np.float32), np.ascontiguousarray(axes), 5), 4)
     expected = nearest_rows(q, _sketched(x), 4)
-    np.testing.assert_array_equal(found[0], expected[0])
-    np.testing.assert_array_equal(found[1], expected[1])
+    for some in (np.ascontiguousarray(axes), np.ascontiguousarray(axes[:5]), None):
+        found = nearest_rows(q, SketchedRows.of(x, np.zeros(DIMS, np.float32), some), 4)
+        np.testing.assert_array_equal(found[0], expected[0])
+        np.testing.assert_array_equal(found[1], expected[1])
+
+
+def _hard(kind: str, rows: int, seed: int) -> np.ndarray:
+    """Rows of which whole numbers of eight bits say little."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(rows, DIMS))
+    if kind == "nearly equal":
+        return x[:1] + 1e-4 * x
+    if kind == "tight clusters":
+        return 100.0 * x[rng.integers(0, 5, rows)] + 0.01 * x
+    if kind == "many clusters":
+        return 10.0 * x[rng.integers(0, 40, rows)] + 0.01 * x
+    if kind == "heavy tails":
+        return x / np.abs(rng.normal(size=x.shape))
+    if kind == "one dimension":
+        x[:, 7] *= 1e4
+    if kind == "lengths":
+        x *= 10.0 ** rng.uniform(-6, 6, size=(rows, 1))
+    return x
+
+
+@pytest.mark.parametrize("directions", [None, 8, 40])
+@pytest.mark.parametrize(
+    "kind", ["nearly equal", "tight clusters", "many clusters", "heavy tails", "one dimension", "lengths"]
+)
+def test_rows_that_are_hard_to_tell_apart(kind: str, directions: int | None) -> None:
+    both = _hard(kind, 700, 3).astype(np.float32)
+    x, q = np.split(both, [400])
+    q = np.concatenate([q, x[::9], x[5:60] * np.float32(1.0 + 1e-6)])
+    axes = np.linalg.svd((x - x.mean(0)).astype(np.float64))[2][: directions or 0]
+    some = None if directions is None else np.ascontiguousarray(axes, dtype=np.float32)
+    distances, found = nearest_rows(q, SketchedRows.of(x, x.mean(0), some), 3)
+    squared = _squared(q, x)
+    expected = np.sort(squared, axis=1)[:, :3]
+    np.testing.assert_allclose(distances, expected, rtol=1e-5)
+    np.testing.assert_allclose(np.take_along_axis(squared, found, 1), expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1e-19, 1e12, 1e15])
@@ -231,7 +268,7 @@ def test_rows_at_the_end_of_the_range() -> None:
     q = np.zeros((1, 128), np.float32)
     q[0, 0] = 0.9e18
     axes = np.eye(8, 128, dtype=np.float32)
-    distances, found = nearest_rows(q, SketchedRows.of(x, np.zeros(128, np.float32), axes, 4))
+    distances, found = nearest_rows(q, SketchedRows.of(x, np.zeros(128, np.float32), axes))
     assert found.tolist() == [[20]]
     np.testing.assert_allclose(distances, [[(1.87e19 - 0.9e18) ** 2]], rtol=1e-5)
 
@@ -248,7 +285,7 @@ def test_torch_in_torch_out() -> None:
     plain = _sketched(x)
     axes = np.linalg.svd((x - plain.middle).astype(np.float64), full_matrices=False)[2][:24]
     sketched = SketchedRows.of(
-        torch.from_numpy(x), torch.from_numpy(plain.middle), torch.from_numpy(axes).float().contiguous(), 16
+        torch.from_numpy(x), torch.from_numpy(plain.middle), torch.from_numpy(axes).float().contiguous()
     )
     found = nearest_rows(torch.from_numpy(q), sketched, 2)
     assert isinstance(found[0], torch.Tensor)
@@ -266,7 +303,7 @@ def test_rows_in_half_precision_are_searched_as_they_are(k: int) -> None:
     q[3, 0] = 1e18  # has no sketch
     middle = x.mean(0)
     axes = np.linalg.svd((x - middle).astype(np.float64))[2][:24].astype(np.float32)
-    given = [SketchedRows.of(rows, middle, axes, 16) for rows in (halves, halves.astype(np.float32))]
+    given = [SketchedRows.of(rows, middle, axes) for rows in (halves, halves.astype(np.float32))]
     here, there = (nearest_rows(q, rows, k) for rows in given)
     for own, wanted in zip(here, there, strict=True):
         np.testing.assert_array_equal(own, wanted)
@@ -285,12 +322,9 @@ def test_rows_in_half_precision_are_searched_as_they_are(k: int) -> None:
         ({"rows": np.zeros((5, DIMS))}, TypeError, "rows .*float64"),
         ({"middle": np.zeros(7, np.float32)}, ValueError, r"middle .*\(7,\)"),
         ({"directions": np.zeros((4, 7), np.float32)}, ValueError, r"directions .*\(4, 7\)"),
-        ({"directions": None}, TypeError, "directions"),
         ({"directions": np.zeros(DIMS, np.float32)}, ValueError, "directions must be 2-D"),
-        ({"num_front": -(10**6)}, ValueError, "num_front must be between 1 and the 4 directions"),
-        ({"num_front": 0}, ValueError, "num_front must be between 1 and the 4 directions, got 0"),
-        ({"num_front": 1 << 40}, ValueError, "num_front must be between 1 and the 4 directions"),
-        ({"num_front": 5}, ValueError, "num_front must be between 1 and the 4 directions, got 5"),
+        ({"directions": np.eye(131, DIMS, dtype=np.float32)}, ValueError, "between 0 and the 130 dim.* 131"),
+        ({"rows": np.zeros((1, 131073), np.float32), "directions": None}, ValueError, "at most 131072 dim"),
     ],
 )
 def test_bad_rows_are_refused(change: dict[str, Any], error: type[Exception], words: str) -> None:
@@ -298,7 +332,6 @@ def test_bad_rows_are_refused(change: dict[str, Any], error: type[Exception], wo
         "rows": np.zeros((5, DIMS), np.float32),
         "middle": np.zeros(DIMS, np.float32),
         "directions": np.eye(4, DIMS, dtype=np.float32),
-        "num_front": 2,
     }
     with pytest.raises(error, match=words):
         SketchedRows.of(**{**good, **change})
@@ -338,24 +371,22 @@ CHECK_INSTRUCTION_SET = """
 import sys, numpy as np
 from ensemblead.kernels.nearest import SketchedRows, nearest_rows
 data = np.load(sys.argv[1])
-sketched = SketchedRows.of(data["x"], data["middle"], data["axes"], 16)
+sketched = SketchedRows.of(data["x"], data["middle"], data["axes"])
 distances, found = nearest_rows(data["q"], sketched, 3)
 np.testing.assert_array_equal(found, data["order"])
 np.testing.assert_allclose(distances, data["expected"], rtol=1e-5)
 halves = data["x"].astype(np.float16)
 both = halves, halves.astype(np.float32)
-given = [SketchedRows.of(rows, data["middle"], data["axes"], 16) for rows in both]
+given = [SketchedRows.of(rows, data["middle"], data["axes"]) for rows in both]
 here, there = (nearest_rows(data["q"], rows, 3) for rows in given)
 for own, wanted in zip(here, there):
     np.testing.assert_array_equal(own, wanted)
 """
 
 
-@pytest.mark.parametrize("instruction_set", ["baseline", "x86-64-v3"])
+@pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS)
 def test_every_instruction_set(instruction_set: str, tmp_path: Any) -> None:
-    sets = ["baseline", "x86-64-v3", "x86-64-v4"]
-    if sets.index(instruction_set) > sets.index(_core.instruction_set()):
-        pytest.skip(f"this processor has no {instruction_set}")
+    skip_without(instruction_set)
     x, q = _low_rank(397, 90)
     q = np.concatenate([q, _elsewhere(700)])
     middle = x.mean(0)

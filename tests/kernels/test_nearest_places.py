@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.instruction_sets import INSTRUCTION_SETS, skip_without
 from support.places import Case, by_brute_force, check, make_case
 
 from ensemblead import _core
@@ -77,7 +78,6 @@ def test_few_rows_are_looked_at() -> None:
         sketched.middle,
         sketched.packed,
         sketched.num_directions,
-        sketched.num_front,
         distances=distances,
         indices=found,
         **{"row_images": None, "query_images": None, **case.conditions()},
@@ -140,18 +140,16 @@ import sys, numpy as np
 from ensemblead.kernels.nearest import SketchedRows, nearest_rows
 data = dict(np.load(sys.argv[1]))
 expected, order = data.pop("expected"), data.pop("order")
-sketched = SketchedRows.of(data.pop("rows"), data.pop("middle"), data.pop("axes"), 16)
+sketched = SketchedRows.of(data.pop("rows"), data.pop("middle"), data.pop("axes"))
 distances, found = nearest_rows(data.pop("queries"), sketched, 2, **data)
 np.testing.assert_array_equal(found, order)
 np.testing.assert_allclose(distances, expected, rtol=1e-5)
 """
 
 
-@pytest.mark.parametrize("instruction_set", ["baseline", "x86-64-v3"])
+@pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS)
 def test_every_instruction_set(instruction_set: str, tmp_path: Any) -> None:
-    sets = ["baseline", "x86-64-v3", "x86-64-v4"]
-    if sets.index(instruction_set) > sets.index(_core.instruction_set()):
-        pytest.skip(f"this processor has no {instruction_set}")
+    skip_without(instruction_set)
     case: Case = make_case(397, (8, 10), images=2, radius=2, leave_out=True)
     expected, order = by_brute_force(case, 2)
     middle, axes = case.directions()

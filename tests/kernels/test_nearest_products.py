@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.instruction_sets import skip_without
 from support.places import by_brute_force, make_case
 
 from ensemblead import _core
@@ -221,9 +222,7 @@ np.testing.assert_array_equal(found, data["order"])
 
 @pytest.mark.parametrize("instruction_set", ["baseline", "x86-64-v3"])
 def test_every_instruction_set(instruction_set: str, tmp_path: Path) -> None:
-    sets = ["baseline", "x86-64-v3", "x86-64-v4"]
-    if sets.index(instruction_set) > sets.index(_core.instruction_set()):
-        pytest.skip(f"this processor has no {instruction_set}")
+    skip_without(instruction_set)
     rng = np.random.default_rng(4)
     x, q = (rng.integers(-9, 10, size=(count, 37)).astype(np.float32) for count in (211, 67))
     middle = np.ones(37, np.float32)

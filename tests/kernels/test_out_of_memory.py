@@ -37,7 +37,7 @@ images = normal(2, 3, 300, 300)
 tiles = tiling.tile(images, 96, 40)
 
 def search():
-    prepared = nearest.SketchedRows.of(rows[:3000], rows.mean(0), directions, 8)
+    prepared = nearest.SketchedRows.of(rows[:3000], rows.mean(0), directions)
     return np.concatenate(nearest.nearest_rows(rows[3000:5000], prepared, 2))
 
 def products():

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support import reference
+from support.instruction_sets import skip_without
 
 from ensemblead import _core
 from ensemblead.kernels.patches import aggregate_patches
@@ -369,9 +370,7 @@ np.savez(sys.argv[3], **results)
 
 @pytest.mark.parametrize("instruction_set", ["baseline", "x86-64-v3", "x86-64-v4"])
 def test_every_instruction_set(instruction_set: str, tmp_path: Path) -> None:
-    order = ["baseline", "x86-64-v3", "x86-64-v4"]
-    if order.index(instruction_set) > order.index(_core.instruction_set()):
-        pytest.skip(f"this processor has no {instruction_set}")
+    skip_without(instruction_set)
     names = ["first", "second", "large"]
     shapes = [(1, 40, 13, 29), (1, 30, 7, 9), (1, 64, 64, 48)]
     maps = dict(zip(names, make_maps(shapes), strict=True))

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from support import reference
+from support.instruction_sets import skip_without
 
 from ensemblead import _core
 from ensemblead.kernels.tiling import smooth_seams, tile, untile
@@ -389,9 +390,7 @@ print(_core.instruction_set())
 
 @pytest.mark.parametrize("instruction_set", ["baseline", "x86-64-v3", "x86-64-v4"])
 def test_every_instruction_set(instruction_set):
-    order = ["baseline", "x86-64-v3", "x86-64-v4"]
-    if order.index(instruction_set) > order.index(_core.instruction_set()):
-        pytest.skip(f"this processor has no {instruction_set}")
+    skip_without(instruction_set)
     paths = [os.path.dirname(reference.__file__), *filter(None, sys.path)]
     environment = {
         **os.environ,

@@ -32,15 +32,16 @@ def _by_hand(queries: torch.Tensor, rows: torch.Tensor, k: int) -> tuple[torch.T
     return values[:, :k], order[:, :k]
 
 
-@pytest.mark.parametrize(("dims", "sketched"), [(256, True), (37, False)])
+@pytest.mark.parametrize(("dims", "directions"), [(256, 32), (37, 8)])
 @pytest.mark.parametrize("k", [1, 3])
-def test_the_search_of_half_rows_is_that_of_the_same_values(dims: int, sketched: bool, k: int) -> None:
+def test_the_search_of_half_rows_is_that_of_the_same_values(dims: int, directions: int, k: int) -> None:
     halves = _rows(1500, dims).half()
     halves[7] = halves[900]  # equal rows: the lower one is found
     halves[11, :3] = torch.tensor([6e-8, -3e-6, 0.0])  # subnormal in float16
     queries = torch.cat([_rows(40, dims, 1), halves[[11, 900]].float(), 3 * torch.randn(8, dims)])
     here, there = ExactIndex(halves), ExactIndex(halves.float())
-    assert (here._sketched is not None) == sketched
+    assert here._sketched is not None
+    assert here._sketched.num_directions == directions
     distances, found = here.search(queries, k, None)
     expected = there.search(queries, k, None)
     assert torch.equal(distances, expected[0])

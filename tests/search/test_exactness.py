@@ -178,7 +178,7 @@ def test_distances_beyond_float32_are_refused(value: float) -> None:
     rows = torch.randn(50, 8, generator=torch.Generator().manual_seed(0))
     queries = torch.full((3, 8), value)
     for k in (1, 40):
-        with pytest.raises(ValueError, match="queries lie so far from the rows that squared distances"):
+        with pytest.raises(ValueError, match=r"squared distances? .*beyond float32"):
             ExactIndex(rows).search(queries, k, None)
     # Near each other out there they are found.
     far = rows * 1e17 + value

@@ -14,6 +14,7 @@ from ensemblead.search import plan as plan_module
 from ensemblead.search.exact import ExactIndex
 from ensemblead.search.faiss import FaissIndex, GpuProductSearch
 from ensemblead.search.neighbors import Excluded
+from ensemblead.search.products import ProductSearch
 
 faiss = pytest.importorskip("faiss")
 
@@ -87,7 +88,7 @@ def test_flat_through_pointers(pretended: Pretended, k: int) -> None:
     assert isinstance(index, ExactIndex)
     assert isinstance(index.products, GpuProductSearch)
     distances, found = index.search(queries, k, None)
-    expected = ExactIndex(rows).search(queries, k, None)
+    expected = ExactIndex(rows, ProductSearch(rows)).search(queries, k, None)
     assert torch.equal(found, expected[1])
     assert torch.equal(distances, expected[0])
     assert pretended.searches == [60]

@@ -33,7 +33,7 @@ class Case:
         return middle, np.ascontiguousarray(axes, dtype=np.float32)
 
     def sketched(self) -> SketchedRows:
-        return SketchedRows.of(self.rows, *self.directions(), 16)
+        return SketchedRows.of(self.rows, *self.directions())
 
     def allowed(self) -> np.ndarray:
         """Which rows a query may find, bool `[Q, M]`."""

@@ -15,41 +15,42 @@ from ensemblead.kernels.arrays import Array, framework_of, num_threads
 class SketchedRows:
     """Rows float32 or float16 `[N, D]` on the CPU, prepared for `nearest_rows`: `of` makes them.
 
-    Beyond the rows they take P / D of their memory, for P directions.
+    Beside a row they take a byte for every value and every direction, and 96 bytes; with up to eight
+    directions a byte for every value, and at most 52.
     """
 
     rows: Array
     middle: Array
     num_directions: int
-    num_front: int
     packed: Array
 
     @classmethod
-    def of(cls, rows: Array, middle: Array, directions: Array, num_front: int) -> SketchedRows:
+    def of(cls, rows: Array, middle: Array, directions: Array | None) -> SketchedRows:
         """
         Args:
             rows: float32 or float16 `[N, D]`, contiguous, finite, of one framework with the others; kept, not
                 copied.
             middle: float32 `[D]`, a point in the middle of the rows.
             directions: float32 `[P, D]`, orthonormal; that is not looked at, and with others rows may be
-                missed. The result is the same for all orthonormal directions; the rows' principal
-                directions rule out most.
-            num_front: 1 to P. Along so many directions all pairs are compared, along the others those that
-                the first ones leave.
+                missed. The result is the same for all orthonormal directions, and for None; the rows'
+                principal directions, the first ones first, rule out most.
 
         Raises:
             ValueError: a shape, layout or device other than these.
             TypeError: another dtype, or no array.
         """
         framework = framework_of(rows, "rows")
-        for array, argument, layout in ((rows, "rows", "[N, D]"), (directions, "directions", "[P, D]")):
-            framework_of(array, argument)
-            if array.ndim != 2:
-                raise ValueError(f"{argument} must be 2-D {layout}, got shape {tuple(array.shape)}")
-        size = _core.packed_size(len(rows), rows.shape[-1], len(directions), num_front)
-        packed = framework.empty((size,), "float32", middle)
-        _core.pack_rows(rows, middle, directions, packed, num_front, num_threads=num_threads())
-        return cls(rows, middle, len(directions), num_front, packed)
+        if rows.ndim != 2:
+            raise ValueError(f"rows must be 2-D [N, D], got shape {tuple(rows.shape)}")
+        count = 0
+        if directions is not None:
+            framework_of(directions, "directions")
+            if directions.ndim != 2:
+                raise ValueError(f"directions must be 2-D [P, D], got shape {tuple(directions.shape)}")
+            count = len(directions)
+        packed = framework.empty((_core.packed_size(len(rows), rows.shape[-1], count),), "float32", middle)
+        _core.pack_rows(rows, middle, directions, packed, num_threads=num_threads())
+        return cls(rows, middle, count, packed)
 
 
 def nearest_rows(
@@ -98,7 +99,6 @@ def nearest_rows(
             rows.middle,
             rows.packed,
             rows.num_directions,
-            rows.num_front,
             distances=distances,
             indices=indices,
             **left_out,

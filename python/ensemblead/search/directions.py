@@ -4,27 +4,31 @@ from __future__ import annotations
 
 import torch
 
-# Directions come in steps of this many: a whole panel of the kernel's products on every processor.
-_STEP = 32
-_MOST = 128
-# Variance that the directions may leave out: no more are taken than reach the first share; beyond the second
-# they rule out too little.
-_ENOUGH, _USEFUL = 0.1, 0.3
+# Directions of a sketch come in steps of this many: whole panels of the kernel on every processor.
+_STEP, _MOST = 32, 192
+# Directions that the kernel keeps in float32.
+_LEAD = 8
+# Variance that a sketch may leave out: no more directions are taken than reach the first share. The second is
+# a share of what it leaves out of noise; beyond that it rules out too little.
+_ENOUGH, _USEFUL = 0.04, 0.3
+# What a search by sketches may take of one without.
+_WORTH = 0.7
 _SAMPLE, _ROUNDS = 1024, 4
 # Between these squared lengths float32 products neither overflow nor vanish.
 _TOO_SHORT, _TOO_LONG = 1e-30, 1e36
+_MOST_DIMS = 1 << 17  # of the kernel
 
 
-def principal_directions(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, int] | None:
+def principal_directions(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
     """A point in the middle of the rows float32 `[M, D]`, and orthonormal directions `[P, D]` that carry most
-    of their variance; None where so few rows or dimensions, or so even a variance, gain nothing.
+    of their variance, the first ones first: as many as gain time, or a few where sketches along more would
+    not. None for rows that are all alike, beyond what products in float32 take, or too long for the kernel.
 
     By subspace iteration on a sample of rows spread over all, from a start that needs no random numbers:
     Halko, Martinsson and Tropp (2011), "Finding structure with randomness", section 4.5, but for the start.
     """
     count, dims = rows.shape
-    most = 2 * min(_MOST, dims // 4 // _STEP * _STEP)
-    if most == 0 or _work(most // 2, count, dims) > 0.5:
+    if dims > _MOST_DIMS:
         return None
     places = torch.arange(0, count, max(1, count // _SAMPLE), device=rows.device)
     sample = rows[places].double()
@@ -36,6 +40,9 @@ def principal_directions(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor
     energy = float(sample.square().sum())
     if not energy / len(sample) > _TOO_SHORT:
         return None
+    sizes = [n for n in range(_STEP, min(_MOST, dims // 2) + 1, _STEP) if _work(n, count, dims) < _WORTH]
+    lead = min(_LEAD, dims, len(sample))
+    most = max(sizes[-1:] or [lead])
     order = torch.arange(len(sample), device=rows.device)
     signs = 1.0 - 2.0 * (order // most % 2)
     start = torch.zeros(most, dims, dtype=torch.float64, device=rows.device)
@@ -47,12 +54,15 @@ def principal_directions(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor
     values, turn = torch.linalg.eigh((sample @ basis).T @ (sample @ basis))
     basis, values = (basis @ turn).flip(1), values.flip(0)
     rest = 1.0 - values.cumsum(0) / energy
-    front = next((n for n in range(_STEP, most // 2 + 1, _STEP) if float(rest[n - 1]) <= _ENOUGH), most // 2)
-    if float(rest[front - 1]) > _USEFUL:
-        return None
-    return middle.float(), basis[:, : 2 * front].T.float().contiguous(), front
+    taken = next((n for n in sizes if float(rest[n - 1]) <= _ENOUGH), most)
+    if float(rest[taken - 1]) > _USEFUL * (1.0 - taken / dims):
+        taken = lead
+    return middle.float(), basis[:, :taken].T.float().contiguous()
 
 
 def _work(directions: int, count: int, dims: int) -> float:
-    """Products for the sketch of a query and of it with all rows, as a share of those in full."""
-    return directions * (dims + count) / (count * dims)
+    """Multiplications to sketch a query and compare its sketch with all rows, as a share of those to compare
+    it whole. Four of codes take as long as one of float32.
+    """
+    coded = directions - _LEAD + 4 * (_LEAD + 2)
+    return (4 * directions * dims + coded * count) / ((dims + 4 * (_LEAD + 2)) * count)

@@ -1,7 +1,6 @@
 """Exact nearest neighbours in squared L2 distance, on any device.
 
-On a CPU the core's pruned search finds them where the rows' variance lies along few directions, else products
-over all dimensions do (`products.py`).
+On a CPU the core's pruned search finds few of them; products over all dimensions find many (`products.py`).
 """
 
 from __future__ import annotations
@@ -24,19 +23,22 @@ class ExactIndex:
 
     Args:
         rows: float32 or float16 `[M, D]`, finite. Distances are those of the rows as they are, in float32.
-        products: what searches where directions do not; by default the core on a CPU, torch on a GPU.
+        products: searches by products in place of all that is chosen here, which is the core on a CPU and
+            torch on a GPU.
     """
 
     def __init__(self, rows: torch.Tensor, products: ProductSearch | None = None) -> None:
         self._rows = rows
+        self._by_core = products is None and not rows.is_cuda
         self.products = ProductSearch(rows) if products is None else products
 
     @cached_property
     def _sketched(self) -> SketchedRows | None:
-        """Rows prepared for the core; None on a GPU, and where it would gain nothing. They depend on the rows
-        alone, not on the number of queries. They are made at the first search, which many indexes never see.
+        """Rows prepared for the core; None where it does not search, and for rows that it does not serve.
+        They depend on the rows alone, not on the number of queries. They are made at the first search, which
+        many indexes never see.
         """
-        found = None if self._rows.is_cuda else principal_directions(self._rows)
+        found = principal_directions(self._rows) if self._by_core else None
         return None if found is None else SketchedRows.of(self._rows.contiguous(), *found)
 
     def search(
