@@ -4,7 +4,10 @@
         --anomalib PYTHON [-k FastFlow]
 
 `--data` and `--weights` are those of bench_detection.py; the bottles are used. `--anomalib` is a Python of
-another environment, in which anomalib 2.7 is installed (anomalib_training.py). Run it on a quiet machine.
+another environment, in which anomalib 2.7 is installed (anomalib_training.py).
+
+Run it on a quiet machine. On a busy one threads that wait actively take the cores from each other, anomalib's
+many short loops most of all: OMP_WAIT_POLICY=passive is fairer there.
 
 An update here is one of `fit`, which is stopped at the end of each for one of anomalib's, in a process of its
 own: so both take turns, with the same images, architecture, batch, weights of the frozen network and number
@@ -43,7 +46,7 @@ from ensemblead.images import read_image
 SIDE, NETWORK = 256, "resnet18"
 # Updates of a fit, of which it is told how long they take.
 UPDATES = 200
-PHOTOGRAPHS, CALLS, TURNS = 4, 3, 6
+PHOTOGRAPHS, CALLS, TURNS = 4, 3, 5
 # By the clock, and of the process.
 Seconds = tuple[float, float]
 
@@ -63,7 +66,7 @@ class Setup:
     options: dict[str, Any] = field(default_factory=dict)
     other: dict[str, Any] = field(default_factory=dict)
     batch: int = 32
-    rounds: int = 6
+    rounds: int = 5
     faster: float | None = None
     caches: bool = True
 
