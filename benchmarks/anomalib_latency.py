@@ -7,9 +7,6 @@ what there is. Then every line asks for some calls in a row, and the answer has 
 from __future__ import annotations
 
 import importlib.metadata
-import json
-import os
-import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -22,6 +19,7 @@ import openvino
 import torch
 from anomalib.deploy import OpenVINOInferencer
 from anomalib.models import Patchcore
+from answering import answer_all
 from safetensors.torch import load_file
 from torchvision.transforms.v2.functional import to_dtype, to_image
 
@@ -97,15 +95,7 @@ def by_openvino(inferencer: OpenVINOInferencer, image: Any) -> Any:
     return inferencer.model({inferencer.input_blob.any_name: given}).to_tuple()
 
 
-def main() -> None:
-    # What libraries print goes to stderr, and the answers alone to stdout.
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-
-    def answer(value: Any) -> None:
-        print(json.dumps(value), file=answers, flush=True)
-
-    task = json.loads(sys.stdin.readline())
+def start(task: dict[str, Any]) -> tuple[Any, Callable[[Any], list[float]]]:
     torch.set_num_threads(task["threads"])
     torch.manual_seed(0)
     images = np.load(task["images"])
@@ -113,19 +103,21 @@ def main() -> None:
     known = candidates(model, Path.cwd(), images[0], task["threads"])
     for predict in known.values():
         predict(images[0])
-    names = ("anomalib", "torch", "onnxruntime", "openvino")
-    versions = {name: importlib.metadata.version(name) for name in names}
-    answer({"candidates": list(known), "versions": versions})
-    for line in sys.stdin:
-        name, count = json.loads(line)
+
+    def seconds_of(question: Any) -> list[float]:
+        name, count = question
         seconds = []
         for number in range(count):
             image = images[number % len(images)]
-            start = time.perf_counter()
+            begin = time.perf_counter()
             known[name](image)
-            seconds.append(time.perf_counter() - start)
-        answer(seconds)
+            seconds.append(time.perf_counter() - begin)
+        return seconds
+
+    names = ("anomalib", "torch", "onnxruntime", "openvino")
+    versions = {name: importlib.metadata.version(name) for name in names}
+    return {"candidates": list(known), "versions": versions}, seconds_of
 
 
 if __name__ == "__main__":
-    main()
+    answer_all(start)

@@ -15,16 +15,12 @@ All candidates take turns of several calls, round after round, so that ratios ho
 from __future__ import annotations
 
 import gc
-import json
-import os
 import statistics
-import subprocess
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +33,7 @@ pytest.importorskip("onnxruntime")
 
 import numpy as np
 import torch
+from answering import answering
 from common import SETTLE, network_weights
 from PIL import Image
 from record import FiguresOf
@@ -160,33 +157,11 @@ def network_alone(detector: Any, size: int) -> Callable[[], object]:
     return lambda: request.infer([values], share_inputs=True)
 
 
-class Anomalib:
-    """anomalib's models, fitted and exported, in a process of their own."""
-
-    def __init__(self, process: subprocess.Popen[str], task: dict[str, Any]) -> None:
-        self._process = process
-        self.known = self._ask(task)
-
-    def calls(self) -> dict[str, Call]:
-        return {name: partial(self._call, name) for name in self.known["candidates"]}
-
-    def _call(self, name: str, count: int) -> list[float]:
-        seconds: list[float] = self._ask([name, count])
-        return seconds
-
-    def _ask(self, question: Any) -> Any:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        print(json.dumps(question), file=self._process.stdin, flush=True)
-        line = self._process.stdout.readline()
-        assert line, "anomalib's process has ended: its messages are above"
-        return json.loads(line)
-
-
 @contextmanager
 def anomalib_of(
     python: str, name: str, weights: Path, images: Any, rows: int, folder: Path
-) -> Iterator[Anomalib]:
+) -> Iterator[dict[str, Call]]:
+    """What anomalib's models, fitted and exported in a process of their own, are called by."""
     folder.mkdir()
     np.save(folder / "images.npy", images)
     task = {
@@ -196,19 +171,9 @@ def anomalib_of(
         "rows": rows,
         "threads": torch.get_num_threads(),
     }
-    program = Path(__file__).with_name("anomalib_latency.py").resolve()
-    process = subprocess.Popen(
-        [python, str(program)],
-        cwd=folder,  # anomalib makes a folder for OpenVINO's cache where it is run
-        env={key: value for key, value in os.environ.items() if key != "PYTHONPATH"},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        yield Anomalib(process, task)
-    finally:
-        process.communicate()  # which closes its stdin, and so ends it
+    with answering(python, "anomalib_latency.py", folder) as other:
+        names = other.ask(task)["candidates"]
+        yield {own: lambda count, own=own: other.ask([own, count]) for own in names}
 
 
 def by_turns(candidates: dict[str, Call], setup: Setup) -> dict[str, list[list[float]]]:
@@ -265,7 +230,7 @@ def test_latency(
         found = by_turns(candidates, setup)
     else:
         with anomalib_of(python, name, weights[0], images, setup.rows, tmp_path / "anomalib") as other:
-            calls = {f"anomalib, {own}": call for own, call in other.calls().items()}
+            calls = {f"anomalib, {own}": call for own, call in other.items()}
             theirs = list(calls)
             found = by_turns({**candidates, **calls}, setup)
     report(figures, name, setup, found, theirs)

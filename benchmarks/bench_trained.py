@@ -109,6 +109,8 @@ def ordered_cells() -> list[Cell]:
     """All cells, the most telling first."""
     trained = ("ReverseDistillation", "FastFlow")
     slow = (("DRAEM", 400, 4), ("EfficientAD", 400, 1))
+    # In tiles, of which a location trains as long; whole images so short stand beside them.
+    short = (("DRAEM", 60, 4), ("EfficientAD", 60, 1))
 
     def tiled(category: str, settings: tuple[str, ...]) -> list[Cell]:
         return [Cell(category, family, 30, 8, setting) for family in trained for setting in settings]
@@ -127,6 +129,8 @@ def ordered_cells() -> list[Cell]:
         *(Cell(category, family, 200, 32) for category in CATEGORIES for family in trained),
         *(Cell("bottle", *one) for one in slow),
         *tiled("magnetic tile", ("SM256", "SM512", "ENS9")),
+        *(Cell("bottle", *one, setting) for one in short for setting in SETUPS if setting != "SM128"),
+        *(Cell(category, *one) for category in ("cookies", "magnetic tile") for one in slow),
     ]
 
 

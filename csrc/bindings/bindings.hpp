@@ -5,6 +5,7 @@
 
 namespace ensemblead::bindings {
 
+void bind_convolution(pybind11::module_& module);
 void bind_coreset(pybind11::module_& module);
 void bind_nearest(pybind11::module_& module);
 void bind_patches(pybind11::module_& module);

@@ -31,6 +31,7 @@ PYBIND11_MODULE(_core, module) {
   module.def("instruction_set", [] { return cpu::name(cpu::instruction_set()); });
   module.def("default_threads", [] { return cpu::most_threads(0); });
 
+  bindings::bind_convolution(module);
   bindings::bind_coreset(module);
   bindings::bind_nearest(module);
   bindings::bind_patches(module);

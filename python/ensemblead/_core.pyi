@@ -17,6 +17,23 @@ def default_threads() -> int: ...
 # `scratch`: uint8 memory on the device of the arrays, as much as `..._scratch` of the operation asks for, or
 # None.
 
+def convolution(
+    images: Any,
+    taps: Any,
+    bias: Any,
+    out: Any,
+    num_threads: int = 0,
+    stream: int = 0,
+    scratch: Any = None,
+) -> None: ...
+def convolution_gradient(
+    images: Any,
+    gradients: Any,
+    taps: Any,
+    num_threads: int = 0,
+    stream: int = 0,
+    scratch: Any = None,
+) -> None: ...
 def select_coreset(
     features: Any,
     picks: Any,

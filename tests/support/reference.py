@@ -277,3 +277,26 @@ def weighted_top_k(
             for place, (negative, n) in enumerate(sorted(found)[:k]):
                 values[w, q, place], indices[w, q, place] = -negative, n
     return values, indices
+
+
+# --- convolutions of 3 x 3 ------------------------------------------------------------------------
+
+
+def convolve(images: np.ndarray, taps: np.ndarray) -> Float64:
+    """Images [B, H, W, C], taps [3, 3, C, O] -> [B, H, W, O]; zeros lie around the images."""
+    _, height, width, _ = images.shape
+    padded = np.pad(images.astype(np.float64), ((0, 0), (1, 1), (1, 1), (0, 0)))
+    windows = {(i, j): padded[:, i : i + height, j : j + width] for i in range(3) for j in range(3)}
+    return sum(window @ taps[i, j].astype(np.float64) for (i, j), window in windows.items())
+
+
+def taps_gradient(images: np.ndarray, gradients: np.ndarray) -> Float64:
+    """Images [B, H, W, C], gradients [B, H, W, O] -> [3, 3, C, O]."""
+    _, height, width, channels = images.shape
+    padded = np.pad(images.astype(np.float64), ((0, 0), (1, 1), (1, 1), (0, 0)))
+    found = np.empty((3, 3, channels, gradients.shape[3]))
+    for i in range(3):
+        for j in range(3):
+            window = padded[:, i : i + height, j : j + width]
+            found[i, j] = np.tensordot(window, gradients.astype(np.float64), ((0, 1, 2), (0, 1, 2)))
+    return found

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from ensemblead.detectors.training.convolution import SameConv2d
 from ensemblead.networks.engines.folded import fused
 from ensemblead.networks.modes import own_generator
 
@@ -102,7 +103,7 @@ class Hourglass(nn.Module):
                 nn.Sequential(Convolution(seen, middle, norms), Convolution(middle, after, norms))
             )
             before = after
-        self.restore = nn.Conv2d(before, target, 3, padding=1)
+        self.restore = SameConv2d(before, target, 3)
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
         passed = []
@@ -121,7 +122,7 @@ class Convolution(nn.Module):
 
     def __init__(self, source: int, target: int, norms: bool) -> None:
         super().__init__()
-        self.convolution = nn.Conv2d(source, target, 3, padding=1)
+        self.convolution = SameConv2d(source, target, 3)
         self.norm = nn.BatchNorm2d(target) if norms else None
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:

@@ -26,6 +26,7 @@ from torch import nn
 from torch.nn import functional
 
 from ensemblead.common.validation import positive_number, whole_number
+from ensemblead.detectors.training.convolution import SameConv2d, same_conv2d
 from ensemblead.networks.modes import own_generator
 
 Maps = Sequence[torch.Tensor]
@@ -119,8 +120,8 @@ class Step(nn.Module):
         super().__init__()
         self.halves = halves_of(channels)
         hidden = max(1, int(self.halves[0] * hidden_ratio))
-        self.conv1 = nn.Conv2d(self.halves[0], hidden, kernel, padding=kernel // 2)
-        self.conv2 = nn.Conv2d(hidden, 2 * self.halves[1], kernel, padding=kernel // 2)
+        self.conv1 = SameConv2d(self.halves[0], hidden, kernel)
+        self.conv2 = SameConv2d(hidden, 2 * self.halves[1], kernel)
         self.scale = nn.Parameter(torch.full((channels,), _UNIT_GAIN))
         self.offset = nn.Parameter(torch.zeros(channels))
         self.register_buffer("permutation", torch.randperm(channels))
@@ -138,7 +139,7 @@ class Step(nn.Module):
         weight = self.conv2.weight * factors[:, None, None, None]
         bias = torch.addcmul(offsets, factors, own_bias)
         hidden = self.conv1(first.view(*shape, c1).permute(0, 3, 1, 2)).relu_()
-        net = functional.conv2d(hidden, weight, bias, padding=self.conv2.padding)
+        net = same_conv2d(hidden, weight, bias)
         net = net.permute(0, 2, 3, 1).reshape(-1, 2 * c2)
         batch, height, width = shape
         halves: tuple[torch.Tensor, ...] = _Coupling.apply(

@@ -243,11 +243,21 @@ def cosine_loss(teacher: Maps, student: Maps, form: str = "global") -> torch.Ten
     losses = []
     for own, restored in zip(teacher, student, strict=True):
         if form == "global":
-            cosine = functional.cosine_similarity(own.flatten(1), restored.flatten(1), dim=1, eps=EPS)
+            cosine = _cosine_of_maps(own, restored)
         else:
             cosine = functional.cosine_similarity(own, restored, dim=1, eps=EPS)
         losses.append(1.0 - cosine.mean())
     return torch.stack(losses).sum()
+
+
+def _cosine_of_maps(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """`[B]` of maps `[B, C, H, W]` as whole vectors, by products that take no memory for each value."""
+    # In the order in which channels-last maps lie, so that nothing is copied.
+    a, b = (one.permute(0, 2, 3, 1).flatten(1)[:, None] for one in (first, second))
+    products, squares_a, squares_b = (
+        torch.bmm(x, y.transpose(1, 2)).flatten() for x, y in ((a, b), (a, a), (b, b))
+    )
+    return products / (squares_a.sqrt().clamp_min(EPS) * squares_b.sqrt().clamp_min(EPS))
 
 
 def anomaly_grids(teacher: Maps, student: Maps, size: tuple[int, int]) -> torch.Tensor:

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from ensemblead.common.validation import whole_number
+from ensemblead.detectors.training.convolution import SameConv2d
 from ensemblead.networks.engines.folded import fused
 from ensemblead.networks.modes import own_generator
 
@@ -157,9 +158,10 @@ class Convolution(nn.Sequential):
         convolution: nn.Conv2d | nn.ConvTranspose2d
         if resampling == "up":
             convolution = nn.ConvTranspose2d(source, target, 2, 2, bias=not norms)
+        elif resampling == "down":
+            convolution = nn.Conv2d(source, target, kernel, 2, kernel // 2, bias=not norms)
         else:
-            stride = 1 if resampling is None else 2
-            convolution = nn.Conv2d(source, target, kernel, stride, kernel // 2, bias=not norms)
+            convolution = SameConv2d(source, target, kernel, bias=not norms)
         super().__init__(convolution, *([nn.BatchNorm2d(target)] if norms else []))
 
 
