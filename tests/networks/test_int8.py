@@ -45,6 +45,21 @@ def test_bank_and_threshold_hold_in_int8(images: Any, probe: Any, quantized: ead
     assert np.abs(found.anomaly_map - expected.anomaly_map).max() > 0
 
 
+def test_ranges_hold_what_a_single_image_has() -> None:
+    """Nothing of an image that ranges were read from is cut off, however rare it is."""
+    images = normal_images(12)
+    images[5] = np.where(np.arange(images.shape[2])[None, :, None] % 16 < 8, 0, 255)
+    detector = detector_of().fit(images)
+    network = detector._frozen.network
+    assert network is not None
+    pixels = torch.from_numpy(images[5:6]).permute(0, 3, 1, 2).contiguous()
+    given = network.extractor.normalize(pixels)
+    expected = detector.network_(given)
+    detector.quantize(images)
+    for own, exact in zip(detector.network_(given), expected, strict=True):
+        assert float((own - exact).norm() / exact.norm()) < 0.05
+
+
 def test_int8_is_saved_as_data_and_loaded(probe: Any, quantized: ead.PatchCore, tmp_path: Path) -> None:
     quantized.save(tmp_path / "m")
     assert (tmp_path / "m" / "quantized.xml").read_bytes().startswith(b"<?xml")

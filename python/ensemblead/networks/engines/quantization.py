@@ -31,7 +31,8 @@ _quantizing = threading.Lock()
 def quantized(part: Part, images: Sequence[Tensor], weights: Mapping[str, Tensor]) -> Quantized:
     """A network in int8, with the ranges of values that it has for these images.
 
-    Convolutions and products are in int8, with a scale per channel of the weights; the rest stays in float32.
+    Convolutions and products are in int8, with a scale per channel of the weights; the rest stays in float32, and so
+    do concatenations.
     The biases are corrected for the mean error (NNCF's fast bias correction).
 
     Args:
@@ -53,7 +54,7 @@ def quantized(part: Part, images: Sequence[Tensor], weights: Mapping[str, Tensor
         try:
             with redirect_stdout(sys.stderr):  # its progress, with the time left
                 data = nncf.Dataset([image.contiguous().numpy() for image in chosen])
-                result = nncf.quantize(model, data, subset_size=len(chosen))
+                result = nncf.quantize(model, data, subset_size=len(chosen), **_options(nncf))
         except Exception as error:  # NNCF and OpenVINO raise all kinds
             reason = str(error).strip().partition("\n")[0] or type(error).__name__
             message = f"{part.name} cannot be quantized ({reason}); use precision='float32'"
@@ -64,6 +65,21 @@ def quantized(part: Part, images: Sequence[Tensor], weights: Mapping[str, Tensor
     found = Quantized(part.layers, digest_of(weights), len(chosen), *stored(result), probe)
     _check(part, found, torch.cat(chosen[:_COMPARED]))
     return found
+
+
+def _options(nncf: Any) -> dict[str, Any]:
+    """Ranges hold all values of all images: NNCF's default, the mean of the images' ranges, cuts off much of what
+    half of the normal images hold. They need not lie evenly about zero. And maps that are put together keep
+    theirs: with a common one, DenseNet's small values would be lost.
+    """
+    from nncf.quantization.range_estimator import RangeEstimatorParametersSet
+
+    ranges = RangeEstimatorParametersSet.MINMAX
+    return {
+        "preset": nncf.QuantizationPreset.MIXED,
+        "ignored_scope": nncf.IgnoredScope(types=["Concat"], validate=False),
+        "advanced_parameters": nncf.AdvancedQuantizationParameters(activations_range_estimator_params=ranges),
+    }
 
 
 def _check(part: Part, found: Quantized, images: Tensor) -> None:
