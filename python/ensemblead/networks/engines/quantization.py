@@ -31,8 +31,8 @@ _quantizing = threading.Lock()
 def quantized(part: Part, images: Sequence[Tensor], weights: Mapping[str, Tensor]) -> Quantized:
     """A network in int8, with the ranges of values that it has for these images.
 
-    Convolutions and products are in int8, with a scale per channel of the weights; the rest stays in float32, and so
-    do concatenations.
+    Convolutions and products are in int8, with a scale per channel of the weights; the rest stays in float32,
+    and so do concatenations.
     The biases are corrected for the mean error (NNCF's fast bias correction).
 
     Args:
@@ -68,9 +68,9 @@ def quantized(part: Part, images: Sequence[Tensor], weights: Mapping[str, Tensor
 
 
 def _options(nncf: Any) -> dict[str, Any]:
-    """Ranges hold all values of all images: NNCF's default, the mean of the images' ranges, cuts off much of what
-    half of the normal images hold. They need not lie evenly about zero. And maps that are put together keep
-    theirs: with a common one, DenseNet's small values would be lost.
+    """Ranges hold all values of all images: NNCF's default, the mean of the images' ranges, cuts off much of
+    what half of the normal images hold. They need not lie evenly about zero. And maps that are put together
+    keep theirs: with a common one, DenseNet's small values would be lost.
     """
     from nncf.quantization.range_estimator import RangeEstimatorParametersSet
 
