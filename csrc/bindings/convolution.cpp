@@ -2,6 +2,7 @@
 
 #include <pybind11/pybind11.h>
 
+#include <functional>
 #include <optional>
 #include <string>
 
@@ -27,6 +28,15 @@ void check_images(const Array& images, const char* argument) {
   if (images.device.kind != DeviceKind::kCpu)
     throw ValueError(std::string(argument) + " must be on the CPU, got " + name(images.device));
   check_channels(images, argument, 3);
+}
+
+// Both contiguous and float32.
+void check_apart(const Array& results, const Array& input, const char* argument) {
+  const std::less<const float*> before;
+  const float* first = results.as<const float>();
+  const float* second = input.as<const float>();
+  if (before(first, second + input.size()) && before(second, first + results.size()))
+    throw ValueError(std::string("out shares memory with ") + argument);
 }
 
 ConvolutionShape shape_of(const Array& images, std::int64_t outputs) {
@@ -56,12 +66,15 @@ void convolution(const py::object& images, const py::object& taps, const py::obj
     check_shape(b, "bias", {w.shape[3]});
     task.bias = b.as<const float>();
   }
-  check_output(borrowed_results.array(), "out", DType::kFloat32,
-               {x.shape[0], x.shape[1], x.shape[2], w.shape[3]});
-  check_same_device(borrowed_results.array(), "out", x, "images");
+  const Array& out = borrowed_results.array();
+  check_output(out, "out", DType::kFloat32, {x.shape[0], x.shape[1], x.shape[2], w.shape[3]});
+  check_same_device(out, "out", x, "images");
+  check_apart(out, x, "images");
+  check_apart(out, w, "taps");
+  if (borrowed_bias) check_apart(out, borrowed_bias->array(), "bias");
   task.images = x.as<const float>();
   task.taps = w.as<const float>();
-  task.results = borrowed_results.array().as<float>();
+  task.results = out.as<float>();
   const Twins<ConvolutionTask, void> twins{cpu::convolution, nullptr};
   run(twins, task, {x, "images"}, {num_threads, stream, scratch});
 }

@@ -192,6 +192,17 @@ def test_losses_by_hand(form: str) -> None:
     assert float(method.cosine_loss(teacher, student, form)) == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.parametrize("form", method.LOSSES)
+def test_maps_of_zeros_have_finite_gradients(form: str) -> None:
+    """As where the last ReLU lets nothing through."""
+    teacher, student = pairs()
+    zeros = [torch.zeros_like(maps).requires_grad_() for maps in student]
+    loss = method.cosine_loss(teacher, zeros, form)
+    assert loss.item() == len(zeros)
+    loss.backward()
+    assert all(maps.grad is not None and maps.grad.isfinite().all() for maps in zeros)
+
+
 # The detector
 
 

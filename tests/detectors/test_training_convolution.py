@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from typing import Any
 
 import pytest
@@ -97,3 +98,46 @@ def test_without_gradients_or_in_half_precision_torch_runs(calls: list[Any]) -> 
         assert layer(values).dtype == torch.bfloat16
     same_conv2d(values, layer.weight.detach(), None)
     assert not calls
+
+
+def test_traced_and_exported_networks_hold_torchs_convolution(calls: list[Any]) -> None:
+    """With gradients on, as whoever exports may have them."""
+    layer, values = network(16, 16), drawn(2, 16, 32, 32)
+    expected = functional.conv2d(values, layer.weight, layer.bias, padding=1)
+    for strict in (False, True):
+        exported = torch.export.export(layer, (values,), strict=strict)
+        torch.testing.assert_close(exported.module()(values), expected)
+    with warnings.catch_warnings():
+        for category in (
+            DeprecationWarning,
+            FutureWarning,
+        ):  # of torch, whose newer releases speak of another
+            warnings.simplefilter("ignore", category)
+        traced = torch.jit.trace(layer, values)
+    torch.testing.assert_close(traced(2.0 * values), layer(2.0 * values), rtol=0.0, atol=1e-3)
+    assert len(calls) == 1
+
+
+def test_gradients_may_be_kept_for_others_but_not_differentiated() -> None:
+    layer, values = network(16, 16), drawn(2, 16, 32, 32).requires_grad_()
+    wanted = torch.autograd.grad(layer(values).square().sum(), values)[0]
+    found = torch.autograd.grad(layer(values).square().sum(), values, create_graph=True)[0]
+    assert torch.equal(found, wanted)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        found.sum().backward()
+
+
+def test_one_image_without_a_batch_is_torchs(calls: list[Any]) -> None:
+    layer, values = network(16, 16), drawn(16, 40, 40)
+    torch.testing.assert_close(layer(values), functional.conv2d(values, layer.weight, layer.bias, padding=1))
+    assert not calls
+
+
+def test_another_default_device_changes_nothing() -> None:
+    layer, values = network(16, 16), drawn(2, 16, 32, 32).requires_grad_()
+    with torch.device("meta"):
+        result = layer(values)
+        result.sum().backward()
+    assert torch.equal(result, layer(values))
+    assert values.grad is not None
+    assert values.grad.device.type == "cpu"

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support import reference
+from support.instruction_sets import INSTRUCTION_SETS, skip_without
 
 from ensemblead import _core
 from ensemblead.kernels.convolution import convolve, taps_gradient
@@ -96,9 +97,10 @@ print(_core.instruction_set())
 """
 
 
-@pytest.mark.parametrize("instruction_set", ["baseline", "x86-64-v3"])
+@pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS)
 def test_other_instruction_sets(instruction_set):
     """In a process of its own, since the choice is made once."""
+    skip_without(instruction_set)
     environment = {**os.environ, "ENSEMBLEAD_INSTRUCTION_SET": instruction_set}
     root = Path(__file__).resolve().parents[2]
     ran = subprocess.run(
@@ -109,8 +111,6 @@ def test_other_instruction_sets(instruction_set):
         text=True,
         check=False,
     )
-    if "ENSEMBLEAD_INSTRUCTION_SET" in ran.stderr:
-        pytest.skip(f"this processor has no {instruction_set}")
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.strip() == instruction_set
 
@@ -142,3 +142,20 @@ def test_refusals_of_gradients():
         convolve(IMAGES, TAPS, out=np.empty((2, 4, 4, 16), np.float32))
     with pytest.raises(ValueError, match=r"bias must have shape \(32,\), got \(16,\)"):
         convolve(IMAGES, TAPS, np.zeros(16, np.float32))
+
+
+def test_an_output_that_shares_memory_with_an_input():
+    square, shared = np.zeros((2, 1, 3, 3, 16), np.float32)
+    room = np.zeros(2 * IMAGES.size, np.float32)
+    images, out = (room[at : at + IMAGES.size].reshape(IMAGES.shape) for at in (0, IMAGES.size - 1))
+    taps = np.zeros((3, 3, 16, 16), np.float32)
+    with pytest.raises(ValueError, match="out shares memory with images"):
+        convolve(IMAGES, taps, out=IMAGES)
+    with pytest.raises(ValueError, match="out shares memory with images"):
+        convolve(images, taps, out=out)
+    with pytest.raises(ValueError, match="out shares memory with taps"):
+        convolve(square, taps, out=taps.reshape(-1)[: square.size].reshape(square.shape))
+    with pytest.raises(ValueError, match="out shares memory with bias"):
+        convolve(square, taps, shared.reshape(-1)[-16:], out=shared)
+    beside = room[IMAGES.size :].reshape(IMAGES.shape)
+    assert convolve(images, taps, out=beside) is beside

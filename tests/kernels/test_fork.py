@@ -15,7 +15,7 @@ CHILD = """
 import os, sys
 import numpy as np
 from ensemblead import _core
-from ensemblead.kernels import coreset, nearest, patches, tiling
+from ensemblead.kernels import convolution, coreset, nearest, patches, tiling
 
 random = np.random.default_rng(0)
 
@@ -25,6 +25,7 @@ def normal(*shape):
 rows = normal(20_000, 64)
 maps = [normal(2, 24, 40, 40), normal(2, 40, 20, 20)]
 images = normal(2, 3, 300, 300)
+batch, gradients, taps = normal(4, 40, 40, 32), normal(4, 40, 40, 48), normal(3, 3, 32, 48)
 
 def run_all():
     prepared = nearest.SketchedRows.of(rows[:3000], rows.mean(0), np.eye(64, dtype=np.float32)[:24].copy())
@@ -34,6 +35,8 @@ def run_all():
         coreset.project(rows, rows[:20].copy()),
         *nearest.nearest_rows(rows[3000:5000], prepared, 2),
         patches.aggregate_patches(maps, pretrain_dim=30, target_dim=48),
+        convolution.convolve(batch, taps),
+        convolution.taps_gradient(batch, gradients),
         tiles,
         tiling.untile(tiles, 300, 40),
         tiling.smooth_seams(images, 96, 40),

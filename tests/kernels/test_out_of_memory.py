@@ -19,11 +19,12 @@ HERE = Path(__file__).resolve().parents[1] / "support"
 CHILD = """
 import ctypes, sys
 import numpy as np
-from ensemblead.kernels import arrays, coreset, nearest, patches, tiling
+from ensemblead.kernels import arrays, convolution, coreset, nearest, patches, tiling
 
 allocator = ctypes.CDLL(sys.argv[1])
 allocator.stop_failing.restype = ctypes.c_long
-arrays.num_threads = coreset.num_threads = nearest.num_threads = lambda: 2
+for module in (arrays, convolution, coreset, nearest):
+    module.num_threads = lambda: 2
 random = np.random.default_rng(0)
 
 def normal(*shape):
@@ -35,6 +36,7 @@ weights = normal(20, 100)
 maps = [normal(2, 24, 40, 40), normal(2, 40, 20, 20)]
 images = normal(2, 3, 300, 300)
 tiles = tiling.tile(images, 96, 40)
+batch, gradients, taps = normal(4, 40, 40, 32), normal(4, 40, 40, 48), normal(3, 3, 32, 48)
 
 def search():
     prepared = nearest.SketchedRows.of(rows[:3000], rows.mean(0), directions)
@@ -51,6 +53,8 @@ KERNELS = {
     "project": lambda: coreset.project(rows, weights),
     "nearest_rows": search,
     "nearest_by_products": products,
+    "convolve": lambda: convolution.convolve(batch, taps),
+    "taps_gradient": lambda: convolution.taps_gradient(batch, gradients),
     "aggregate_patches": lambda: patches.aggregate_patches(maps, pretrain_dim=30, target_dim=48),
     "tile": lambda: tiling.tile(images, 96, 40),
     "untile": lambda: tiling.untile(tiles, 300, 40),
@@ -107,6 +111,8 @@ def allocator(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "project",
         "nearest_rows",
         "nearest_by_products",
+        "convolve",
+        "taps_gradient",
         "aggregate_patches",
         "tile",
         "untile",

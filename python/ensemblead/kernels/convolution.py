@@ -20,14 +20,15 @@ def convolve(images: Array, taps: Array, bias: Array | None = None, *, out: Arra
         taps: float32 `[3, 3, C, O]`, contiguous: `result[b, y, x, o]` is the sum over i, j and c of
             `images[b, y + i - 1, x + j - 1, c] * taps[i, j, c, o]`.
         bias: float32 `[O]`, added to it.
-        out: float32 `[B, H, W, O]`, contiguous, which is written.
+        out: float32 `[B, H, W, O]`, contiguous, which is written. It shares no memory with the others.
 
     Returns:
         float32 `[B, H, W, O]`, within about 1e-5 of its largest value, with the same bits for any number of
         threads.
 
     Raises:
-        ValueError: a shape, layout or device other than these, or C or O that is no multiple of 16.
+        ValueError: a shape, layout or device other than these, C or O that is no multiple of 16, or `out`
+            that shares memory with another argument.
         TypeError: another dtype, or no array.
     """
     framework = framework_of(images, "images")

@@ -257,7 +257,9 @@ def _cosine_of_maps(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
     products, squares_a, squares_b = (
         torch.bmm(x, y.transpose(1, 2)).flatten() for x, y in ((a, b), (a, a), (b, b))
     )
-    return products / (squares_a.sqrt().clamp_min(EPS) * squares_b.sqrt().clamp_min(EPS))
+    # Clamped before the root, whose slope at zero is infinite.
+    length_a, length_b = (squares.clamp_min(EPS**2).sqrt() for squares in (squares_a, squares_b))
+    return products / (length_a * length_b)
 
 
 def anomaly_grids(teacher: Maps, student: Maps, size: tuple[int, int]) -> torch.Tensor:

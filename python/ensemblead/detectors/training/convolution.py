@@ -41,8 +41,10 @@ def same_conv2d(values: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor |
 def _suits(values: torch.Tensor, weight: torch.Tensor) -> bool:
     if not torch.is_grad_enabled() or not (weight.requires_grad or values.requires_grad):
         return False
-    if values.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
+    if values.ndim != 4 or values.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
         return False
+    if torch._C._get_tracing_state() is not None or torch.compiler.is_compiling():
+        return False  # a graph would hold the result in place of the kernel
     if values.dtype != torch.float32 or weight.dtype != torch.float32 or weight.shape[2:] != (3, 3):
         return False
     batch, _, height, width = values.shape
@@ -65,6 +67,7 @@ class _Winograd(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         values, weight = ctx.saved_tensors
+        gradients = gradients.detach()
         rows = _last(gradients)
         of_values = of_weight = of_bias = None
         if ctx.needs_input_grad[0]:
@@ -81,7 +84,8 @@ def _convolved(values: torch.Tensor, taps: torch.Tensor, bias: torch.Tensor | No
     """`[B, O, H, W]`, no view: what follows may work in place."""
     batch, _, height, width = values.shape
     shape = (batch, taps.shape[3], height, width)
-    result = torch.empty(shape, dtype=torch.float32, memory_format=torch.channels_last)
+    layout = torch.channels_last
+    result = torch.empty(shape, dtype=torch.float32, device=values.device, memory_format=layout)
     convolve(_last(values), taps, bias, out=result.permute(0, 2, 3, 1))
     return result
 
