@@ -41,7 +41,7 @@ def test_commands_and_their_options_exist(path: Path) -> None:
     extras = set(re.findall(r"^(\w+) = \[", (ROOT / "pyproject.toml").read_text(), re.MULTILINE))
     for block in blocks_of(path):
         for words in commands_of(block.text) if block.language == "bash" else ():
-            if "ensemblead" in words:
+            if "ensemblead" in words and words[0] != "pip":  # which names the package
                 check_command(words[words.index("ensemblead") + 1 :])
             if words[:2] == ["pip", "install"]:
                 for group in re.findall(r"\[(.*)\]", " ".join(words)):
