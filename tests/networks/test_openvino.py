@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import nn
 
 import ensemblead as ead
 from ensemblead.common.errors import EngineError, MissingExtraError
+from ensemblead.common.warnings import ThresholdWarning
 from ensemblead.networks.engines import openvino
 from ensemblead.networks.engines.engine import Part
 from ensemblead.networks.network import FeaturePool
@@ -196,7 +198,10 @@ def test_the_teacher_of_a_trained_detector(images: Any, probe: Any) -> None:
     quick._state = plain.state_  # the same flows
     found, expected = quick.predict(probe), plain.predict(probe)
     np.testing.assert_allclose(found.anomaly_map, expected.anomaly_map, rtol=1e-3, atol=1e-4)
-    assert quick.quantize(images).precision == "int8"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ThresholdWarning)  # of eight images one may change sides
+        quick.quantize(images)
+    assert quick.precision == "int8"
     assert np.abs(quick.predict(probe).anomaly_map - expected.anomaly_map).max() > 0
 
 

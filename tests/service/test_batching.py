@@ -47,7 +47,7 @@ def test_a_batch_takes_what_has_queued_up(detector: Any, files: Files, gate: Gat
         gate.open.set()
         scores = {answer.result(30)[1].score for answer in answers}
     assert gate.batches == [["a"], ["b", "c", "d"], ["e"]]
-    assert len(scores) == 1
+    assert max(scores) - min(scores) < 1e-5  # the last bits of a network's features depend on the batch
 
 
 def test_a_batch_waits_for_images_that_are_on_their_way(detector: Any, files: Files, gate: Gate) -> None:

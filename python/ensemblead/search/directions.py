@@ -34,7 +34,7 @@ def principal_directions(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor
     sample = rows[places].double()
     middle = sample.mean(0)
     sample -= middle
-    low, high = (float(value) for value in rows.aminmax())
+    low, high = torch.stack(rows.aminmax()).tolist()
     if not dims * (high - low) ** 2 < _TOO_LONG:
         return None
     energy = float(sample.square().sum())
@@ -53,9 +53,9 @@ def principal_directions(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor
     # In order of what they carry, so that the first few are the best few.
     values, turn = torch.linalg.eigh((sample @ basis).T @ (sample @ basis))
     basis, values = (basis @ turn).flip(1), values.flip(0)
-    rest = 1.0 - values.cumsum(0) / energy
-    taken = next((n for n in sizes if float(rest[n - 1]) <= _ENOUGH), most)
-    if float(rest[taken - 1]) > _USEFUL * (1.0 - taken / dims):
+    rest = (1.0 - values.cumsum(0) / energy).tolist()
+    taken = next((n for n in sizes if rest[n - 1] <= _ENOUGH), most)
+    if rest[taken - 1] > _USEFUL * (1.0 - taken / dims):
         taken = lead
     return middle.float(), basis[:, :taken].T.float().contiguous()
 
