@@ -57,7 +57,7 @@ def test_ranges_hold_what_a_single_image_has() -> None:
     expected = detector.network_(given)
     detector.quantize(images)
     for own, exact in zip(detector.network_(given), expected, strict=True):
-        assert float((own - exact).norm() / exact.norm()) < 0.05
+        assert float((own - exact).norm() / exact.norm()) < 0.1
 
 
 def test_int8_is_saved_as_data_and_loaded(probe: Any, quantized: ead.PatchCore, tmp_path: Path) -> None:
