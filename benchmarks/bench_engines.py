@@ -8,7 +8,8 @@ measured.
 
 `test_speed`: a network as far as PatchCore's layers, at 224 pixels, in batches of 1 and of 16. All choices
 run in one process, round after round. `test_quality`: PatchCore, fitted by torch in float32, saved, and
-loaded with every choice; the bank and the threshold stay.
+loaded with every choice; the bank and the threshold stay. A cell whose network is refused in int8 ends with
+that error, and is not kept.
 
 Every cell is measured in a process of its own and kept in results/engines.json at once, with its commit: a
 run can be stopped, and goes on with what is missing; `--again` measures anew what is known. `--images N` is a
