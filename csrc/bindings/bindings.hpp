@@ -9,6 +9,7 @@ void bind_convolution(pybind11::module_& module);
 void bind_coreset(pybind11::module_& module);
 void bind_nearest(pybind11::module_& module);
 void bind_patches(pybind11::module_& module);
+void bind_resize(pybind11::module_& module);
 void bind_tiling(pybind11::module_& module);
 void bind_weighted(pybind11::module_& module);
 

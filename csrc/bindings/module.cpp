@@ -35,6 +35,7 @@ PYBIND11_MODULE(_core, module) {
   bindings::bind_coreset(module);
   bindings::bind_nearest(module);
   bindings::bind_patches(module);
+  bindings::bind_resize(module);
   bindings::bind_tiling(module);
   bindings::bind_weighted(module);
 }

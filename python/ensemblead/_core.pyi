@@ -34,6 +34,17 @@ def convolution_gradient(
     stream: int = 0,
     scratch: Any = None,
 ) -> None: ...
+def resize(
+    image: Any,
+    height: int,
+    width: int,
+    top: int,
+    left: int,
+    out: Any,
+    num_threads: int = 0,
+    stream: int = 0,
+    scratch: Any = None,
+) -> None: ...
 def select_coreset(
     features: Any,
     picks: Any,

@@ -140,7 +140,7 @@ def test_a_bank_of_one_row(tmp_path: Path, images: Any, probe: Any) -> None:
 
 
 @pytest.mark.parametrize("format", MOSTLY_OPENVINO)
-def test_the_graph_resizes_as_pillow_does(tmp_path: Path, images: Any, probe: Any, format: str) -> None:
+def test_the_graph_resizes_as_the_detector_does(tmp_path: Path, images: Any, probe: Any, format: str) -> None:
     detector = patchcore(resize=(50, 37), image_size=(45, 33)).fit(images)
     found = exported(detector, tmp_path / "out", probe, format=format)
     assert found.contract.size == probe.shape[1:3]
@@ -158,7 +158,7 @@ def test_the_graph_resizes_as_pillow_does(tmp_path: Path, images: Any, probe: An
         ((30, 40), Geometry(None, (11, 40))),
     ],
 )
-def test_resizing_by_matrices_is_pillows(native: tuple[int, int], geometry: Geometry) -> None:
+def test_resizing_by_operators_is_the_kernels(native: tuple[int, int], geometry: Geometry) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (4, *native, 3), dtype=np.uint8)
     found = Resize(geometry, native)(torch.from_numpy(pixels).permute(0, 3, 1, 2).float())
     expected = np.stack([geometry.apply(image) for image in pixels])

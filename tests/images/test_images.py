@@ -33,13 +33,15 @@ def drawn(height: int = 30, width: int = 40, seed: int = 0) -> np.ndarray:
 @pytest.mark.parametrize("resize", [None, 32, 37, (33, 51), (20, 20)])
 @pytest.mark.parametrize("crop", [None, 19, 20, (17, 20)])
 def test_geometry_is_torchvisions(size, resize, crop):
+    """To one level: Pillow sums columns before rows in some versions, where that is less work."""
     image = drawn(*size)
     steps = [] if resize is None else [transforms.Resize(resize)]
     steps += [] if crop is None else [transforms.CenterCrop(crop)]
     expected = np.asarray(transforms.Compose(steps)(Image.fromarray(image)))
     geometry = Geometry(resize, crop)
     got = geometry.apply(image)
-    np.testing.assert_array_equal(got, expected)
+    assert got.shape == expected.shape
+    assert np.abs(got.astype(int) - expected).max() <= 1
     assert got.flags.c_contiguous
     assert geometry.output_size(*size) == got.shape[:2]
 

@@ -1,7 +1,6 @@
-"""Pillow's bilinear resize as standard operators, to the last bit.
+"""The bilinear resize of `kernels/resize.py` as standard operators, to the last bit.
 
-Pillow resizes along one axis, then along the other, by weights of 22 binary places, and rounds to whole
-numbers each time (`Resample.c`). Which axis is first depends on its version and on the sizes: it is asked.
+Rows are summed first, then columns, by weights of 22 binary places, and rounded to whole numbers each time.
 
 Sums of so many places do not fit into float32, and sums next to a half are frequent: in plain float32 up to
 one pixel in forty comes out a level off. So a weight is split into its upper and its lower 11 places, of
@@ -13,8 +12,6 @@ would be exact as well, take five times as long.
 """
 
 from __future__ import annotations
-
-from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -53,21 +50,10 @@ class Resize(nn.Module):
         top, left, bottom, right = geometry.crop_in_resized(size)
         self.rows = _Axis(_ROWS, native[0], size[0], slice(top, bottom))
         self.columns = _Axis(_COLUMNS, native[1], size[1], slice(left, right))
-        self._rows_first = native[0] != size[0] and native[1] != size[1] and self._asked(geometry, native)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        first, second = (self.rows, self.columns) if self._rows_first else (self.columns, self.rows)
-        resized: Tensor = second(first(pixels))
+        resized: Tensor = self.rows(self.columns(pixels))
         return resized
-
-    def _asked(self, geometry: Geometry, native: tuple[int, int]) -> bool:
-        """Whether the Pillow that is installed changes the number of rows before that of columns."""
-        noise = np.random.default_rng(0).integers(0, 256, (*native, 3), dtype=np.uint8)
-        pixels = torch.from_numpy(noise).permute(2, 0, 1)[None].float()
-        expected = replace(geometry, region=None).apply(noise).transpose(2, 0, 1)
-        found = self.rows(self.columns(pixels)), self.columns(self.rows(pixels))
-        off = [int(np.count_nonzero(one[0].numpy() != expected)) for one in found]
-        return off[1] < off[0]
 
 
 class _Axis(nn.Module):
@@ -82,7 +68,7 @@ class _Axis(nn.Module):
         self._axis, self._crop = axis, crop
         self._resizes = have != want
         if self._resizes:
-            indices, weights = (own[crop].T for own in pillow_taps(have, want))
+            indices, weights = (own[crop].T for own in _taps(have, want))
             upper = (weights + _HALF // 2) // _HALF
             self.register_buffer("indices", torch.from_numpy(indices.copy()))
             for name, part in (("upper", upper), ("lower", weights - upper * _HALF)):
@@ -102,9 +88,9 @@ class _Axis(nn.Module):
         return torch.floor((upper + carried) / _HALF)
 
 
-def pillow_taps(have: int, want: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Of Pillow's antialiased bilinear filter along one axis, for every result the pixels that it is a sum
-    of, `[want, T]`, and their weights, times 2^22.
+def _taps(have: int, want: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Of the antialiased bilinear filter along one axis, for every result the pixels that it is a sum of,
+    `[want, T]`, and their weights, times 2^22.
     """
     scale = have / want
     support = max(scale, 1.0)
@@ -112,7 +98,7 @@ def pillow_taps(have: int, want: int) -> tuple[npt.NDArray[np.int64], npt.NDArra
     first = np.maximum(0, (centres - support + 0.5).astype(np.int64))
     last = np.minimum(have, (centres + support + 0.5).astype(np.int64))
     places = first[:, None] + np.arange(int((last - first).max()))
-    taps = np.maximum(0.0, 1.0 - np.abs(places - centres[:, None] + 0.5) / support)
-    taps *= places < last[:, None]
-    weights = np.floor(taps / taps.sum(1, keepdims=True) * (1 << _PLACES) + 0.5)
+    shares = np.maximum(0.0, 1.0 - np.abs(places - centres[:, None] + 0.5) / support)
+    shares *= places < last[:, None]
+    weights = np.floor(shares / shares.sum(1, keepdims=True) * (1 << _PLACES) + 0.5)
     return np.minimum(places, have - 1), weights.astype(np.int64)

@@ -16,9 +16,10 @@ from PIL import Image
 from ensemblead.common.errors import UnreadableImageError
 from ensemblead.images.region import Region
 from ensemblead.kernels.filling import cells_inside
+from ensemblead.kernels.resize import resized
 
 # A resized image above the first size that is more than `_ENLARGED` times its original is one of an extreme
-# aspect ratio: only its crop is resized. Without a crop the second size is the most.
+# aspect ratio. Its crop has the second size at most.
 _RESIZED_PIXELS = 1 << 22
 _MOST_RESIZED_PIXELS = 1 << 26
 _ENLARGED = 16
@@ -154,7 +155,11 @@ class Geometry:
         if self.region is not None:
             self.inside()  # raises where the crop leaves nothing
             image = self.region.filled(image)
-        image = self._apply(image, Image.Resampling.BILINEAR)
+        size, (top, left, bottom, right) = self._placed(image)
+        if size == image.shape[:2]:
+            image = np.ascontiguousarray(image[top:bottom, left:right])
+        else:
+            image = resized(np.ascontiguousarray(image), size, (top, left, bottom, right))
         return resized_to(image, scaled_size((image.shape[0], image.shape[1]), self.scale))
 
     def apply_mask(self, mask: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
@@ -163,27 +168,31 @@ class Geometry:
         """
         if mask.ndim != 2:
             raise ValueError(f"mask must be [H, W], got shape {mask.shape}")
-        return self._apply((mask > 0).astype(np.uint8), Image.Resampling.NEAREST) > 0
+        size, (top, left, bottom, right) = self._placed(mask)
+        picture = Image.fromarray((mask > 0).astype(np.uint8))
+        if _is_extreme((mask.shape[0], mask.shape[1]), size):
+            scale_y, scale_x = mask.shape[0] / size[0], mask.shape[1] / size[1]
+            box = (left * scale_x, top * scale_y, right * scale_x, bottom * scale_y)
+            part = picture.resize((right - left, bottom - top), Image.Resampling.NEAREST, box)
+        else:
+            part = picture.resize((size[1], size[0]), Image.Resampling.NEAREST)
+            part = part.crop((left, top, right, bottom))
+        return np.asarray(part) > 0
 
-    def _apply(self, image: npt.NDArray[np.uint8], resample: Image.Resampling) -> npt.NDArray[np.uint8]:
+    def _placed(self, image: npt.NDArray[Any]) -> tuple[tuple[int, int], tuple[int, int, int, int]]:
+        """The size `(h, w)` that an image is resized to, and the crop in it."""
         native = (image.shape[0], image.shape[1])
         if 0 in native:
             raise ValueError(f"image must not be empty, got shape {image.shape}")
         size = self.resized_size(*native)
         top, left, bottom, right = self.crop_in_resized(size)
-        pixels = size[0] * size[1]
-        if pixels > max(_RESIZED_PIXELS, _ENLARGED * native[0] * native[1]):
-            box = (top, left, bottom, right)
-            if (bottom - top) * (right - left) > _MOST_RESIZED_PIXELS:
-                raise UnreadableImageError(
-                    f"the aspect ratio of {native[0]} x {native[1]} pixels (H x W) is too extreme for "
-                    f"resize={self.resize}: the image would have {size[0]} x {size[1]} pixels"
-                )
-            return _resize_box(image, size, box, resample)
-        if size != native:
-            resized = Image.fromarray(np.ascontiguousarray(image)).resize((size[1], size[0]), resample)
-            image = np.asarray(resized)
-        return np.ascontiguousarray(image[top:bottom, left:right])
+        pixels = (bottom - top) * (right - left)
+        if pixels > _MOST_RESIZED_PIXELS and _is_extreme(native, size):
+            raise UnreadableImageError(
+                f"the aspect ratio of {native[0]} x {native[1]} pixels (H x W) is too extreme for "
+                f"resize={self.resize}: the image would have {size[0]} x {size[1]} pixels"
+            )
+        return size, (top, left, bottom, right)
 
     def crop_in_resized(self, size: tuple[int, int]) -> tuple[int, int, int, int]:
         """The crop `(top, left, bottom, right)` of a resized image `(h, w)`."""
@@ -209,8 +218,12 @@ def resized_to(image: npt.NDArray[np.uint8], size: tuple[int, int]) -> npt.NDArr
     """An image uint8 `[H, W, 3]` at another size `(h, w)`, bilinear and antialiased: uint8 `[h, w, 3]`."""
     if (image.shape[0], image.shape[1]) == size:
         return image
-    resized = Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.BILINEAR)
-    return np.array(resized)
+    found: npt.NDArray[np.uint8] = resized(image, size)
+    return found
+
+
+def _is_extreme(native: tuple[int, int], size: tuple[int, int]) -> bool:
+    return size[0] * size[1] > max(_RESIZED_PIXELS, _ENLARGED * native[0] * native[1])
 
 
 @lru_cache(maxsize=32)
@@ -225,23 +238,6 @@ def _in_frame(geometry: Geometry) -> npt.NDArray[np.bool_]:
             f"region: nothing of it is left after resize={geometry.resize} and image_size={geometry.crop}"
         )
     return cells_inside(inside, scaled_size((inside.shape[0], inside.shape[1]), geometry.scale))
-
-
-def _resize_box(
-    image: npt.NDArray[np.uint8],
-    size: tuple[int, int],
-    box: tuple[int, int, int, int],
-    resample: Image.Resampling,
-) -> npt.NDArray[np.uint8]:
-    """The box `(top, left, bottom, right)` of an image resized to `size`, without the rest of it.
-
-    Equal to the crop of the whole but for the rounding of single values.
-    """
-    top, left, bottom, right = box
-    scale_y, scale_x = image.shape[0] / size[0], image.shape[1] / size[1]
-    original = (left * scale_x, top * scale_y, right * scale_x, bottom * scale_y)
-    source = Image.fromarray(np.ascontiguousarray(image))
-    return np.array(source.resize((right - left, bottom - top), resample, box=original))
 
 
 def _checked(name: str, size: Any) -> int | tuple[int, int] | None:
