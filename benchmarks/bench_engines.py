@@ -8,8 +8,7 @@ measured.
 
 `test_speed`: a network as far as PatchCore's layers, at 224 pixels, in batches of 1 and of 16. All choices
 run in one process, round after round. `test_quality`: PatchCore, fitted by torch in float32, saved, and
-loaded with every choice; the bank and the threshold stay. A cell whose network is refused in int8 ends with
-that error, and is not kept.
+loaded with every choice; the bank and the threshold stay. A network that is refused in int8 has lost all.
 
 Every cell is measured in a process of its own and kept in results/engines.json at once, with its commit: a
 run can be stopped, and goes on with what is missing; `--again` measures anew what is known. `--images N` is a
@@ -39,6 +38,7 @@ from kept import Kept, keep
 from record import Figure, FiguresOf
 
 import ensemblead as ead
+from ensemblead.common.errors import EngineError
 from ensemblead.datasets import MVTecAD
 from ensemblead.datasets.categories import Category
 from ensemblead.detectors.exporting import score_changes
@@ -183,7 +183,12 @@ def quality(path: Path, network: str, weights: Path, limit: int | None) -> list[
             own = "float32" if precision == "int8" else precision
             detector = ead.load(model, engine=engine, precision=own)
             if precision == "int8":
-                detector.quantize(category.train, max_images=QUANTIZED_WITH)
+                try:
+                    detector.quantize(category.train, max_images=QUANTIZED_WITH)
+                except EngineError as error:
+                    before = {f"{name}_before": float(found[0][name]) for name in METRICS}
+                    found.append({"refused": str(error), **before, **dict.fromkeys(METRICS, 0.0)})
+                    continue
             results = evaluate(detector, category, bootstrap=0)
             images = results.details[category.name].images
             scores = np.array([one.score for one in images])
@@ -211,11 +216,15 @@ class Quality(Kept):
         lost = {name: cell.get(f"{name}_before", cell[name]) - cell[name] for name in METRICS}
         columns: dict[str, Any] = {}
         for name, head in zip(METRICS, ("image AUROC", "pixel AUROC", "AUPRO"), strict=True):
-            columns[head] = f"{cell[name]:.4f} ({-lost[name]:+.4f})"
-        columns["change of scores: median, largest"] = (
-            f"{cell['median_change']:.2%}, {cell['largest_change']:.2%}"
-        )
-        columns["verdicts that change"] = f"{cell['changed']} of {cell['images']}"
+            columns[head] = "refused" if "refused" in cell else f"{cell[name]:.4f} ({-lost[name]:+.4f})"
+        columns["change of scores: median, largest"] = columns["verdicts that change"] = ""
+        if "refused" not in cell:
+            columns |= {
+                "change of scores: median, largest": (
+                    f"{cell['median_change']:.2%}, {cell['largest_change']:.2%}"
+                ),
+                "verdicts that change": f"{cell['changed']} of {cell['images']}",
+            }
         share = max(0.0, *(lost[name] / allowed for name, allowed in MAY_LOSE.items()))
         details = {"columns": columns, "cells": self._cells}
         unit = "of what int8 may lose"
