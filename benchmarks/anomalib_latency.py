@@ -7,7 +7,6 @@ what there is. Then every line asks for some calls in a row, and the answer has 
 from __future__ import annotations
 
 import importlib.metadata
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -19,7 +18,7 @@ import openvino
 import torch
 from anomalib.deploy import OpenVINOInferencer
 from anomalib.models import Patchcore
-from answering import answer_all
+from answering import answer_all, seconds_of_calls
 from safetensors.torch import load_file
 from torchvision.transforms.v2.functional import to_dtype, to_image
 
@@ -106,13 +105,7 @@ def start(task: dict[str, Any]) -> tuple[Any, Callable[[Any], list[float]]]:
 
     def seconds_of(question: Any) -> list[float]:
         name, count = question
-        seconds = []
-        for number in range(count):
-            image = images[number % len(images)]
-            begin = time.perf_counter()
-            known[name](image)
-            seconds.append(time.perf_counter() - begin)
-        return seconds
+        return seconds_of_calls(known[name], images, count)
 
     names = ("anomalib", "torch", "onnxruntime", "openvino")
     versions = {name: importlib.metadata.version(name) for name in names}

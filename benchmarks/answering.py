@@ -9,7 +9,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,17 @@ def answering(python: str, program: str, folder: Path) -> Iterator[Answering]:
         yield Answering(process)
     finally:
         process.communicate()  # which closes its stdin, and so ends it
+
+
+def seconds_of_calls(call: Callable[[Any], Any], images: Sequence[Any], count: int) -> list[float]:
+    """The seconds of so many calls, each with one image after the other."""
+    seconds = []
+    for number in range(count):
+        image = images[number % len(images)]
+        begin = time.perf_counter()
+        call(image)
+        seconds.append(time.perf_counter() - begin)
+    return seconds
 
 
 def answer_all(start: Callable[[Any], tuple[Any, Callable[[Any], Any]]]) -> None:

@@ -1,11 +1,13 @@
 """Latency of a single image: one decoded photograph of 512 x 512 pixels to its verdict, with everything warm.
 
     OMP_NUM_THREADS=2 python -m pytest benchmarks/bench_latency.py [--anomalib PYTHON] [--weights FOLDER]
+        [--before CHECKOUT]
 
 PatchCore by every engine and precision and as an exported model, with ResNet18, WideResNet50 and the preset
 `patchcore-large`. `--anomalib PYTHON` is the interpreter of an environment with anomalib[openvino] 2.7: its
 PatchCore is measured by torch and by its exports, in a process of its own (anomalib_latency.py), with as many
-threads and as many rows in its bank. `--weights` is the folder of bench_detection.py. A network without a
+threads and as many rows in its bank. `--before CHECKOUT` is another checkout of this library with its core
+built, whose PatchCore is measured by its defaults in the same way (checkout_latency.py). `--weights` is the folder of bench_detection.py. A network without a
 file there has random weights (`network_weights`), and the photographs are drawn.
 
 All candidates take turns of several calls, round after round, so that ratios hold. Run it on a quiet machine.
@@ -16,11 +18,14 @@ from __future__ import annotations
 
 import gc
 import statistics
+import subprocess
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +38,7 @@ pytest.importorskip("onnxruntime")
 
 import numpy as np
 import torch
-from answering import answering
+from answering import answering, seconds_of_calls
 from common import SETTLE, network_weights
 from PIL import Image
 from record import FiguresOf
@@ -73,7 +78,8 @@ class Setup:
         calls: in a turn. rounds: turns of every candidate. rows: of each bank.
         exports: names of `EXPORTS`.
         is_compared: whether anomalib has the like of it.
-        faster, than_anomalib: targets, how many times as fast as torch, and as anomalib's fastest export.
+        faster, than_anomalib: targets, how many times as fast as torch, here and in an earlier checkout, and
+            as anomalib's fastest export.
         around: a target, the time of `predict` over that of the network alone, in int8.
     """
 
@@ -114,17 +120,7 @@ def unfitted(name: str, weights: Sequence[Path], rows: int) -> Any:
 
 def one_by_one(predict: Callable[[Any], object], images: Any) -> Call:
     """Calls with one image after the other, each `[1, H, W, 3]`."""
-
-    def call(count: int) -> list[float]:
-        seconds = []
-        for number in range(count):
-            image = images[number % len(images)][None]
-            start = time.perf_counter()
-            predict(image)
-            seconds.append(time.perf_counter() - start)
-        return seconds
-
-    return call
+    return partial(seconds_of_calls, predict, images[:, None])
 
 
 def engine_of(model: Path, choice: tuple[str, str], images: Any) -> Any:
@@ -158,22 +154,21 @@ def network_alone(detector: Any, size: int) -> Callable[[], object]:
 
 
 @contextmanager
-def anomalib_of(
-    python: str, name: str, weights: Path, images: Any, rows: int, folder: Path
-) -> Iterator[dict[str, Call]]:
+def anomalib_of(python: str, task: dict[str, Any], folder: Path) -> Iterator[dict[str, Call]]:
     """What anomalib's models, fitted and exported in a process of their own, are called by."""
-    folder.mkdir()
-    np.save(folder / "images.npy", images)
-    task = {
-        "network": name,
-        "weights": str(weights),
-        "images": str(folder / "images.npy"),
-        "rows": rows,
-        "threads": torch.get_num_threads(),
-    }
     with answering(python, "anomalib_latency.py", folder) as other:
         names = other.ask(task)["candidates"]
-        yield {own: lambda count, own=own: other.ask([own, count]) for own in names}
+        yield {f"anomalib, {own}": lambda count, own=own: other.ask([own, count]) for own in names}
+
+
+@contextmanager
+def checkout_of(before: Path, task: dict[str, Any], folder: Path) -> Iterator[dict[str, Call]]:
+    """What the PatchCore of another checkout is called by, in a process of its own."""
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    commit = subprocess.run(command, cwd=before, capture_output=True, text=True, check=True).stdout.strip()
+    with answering(sys.executable, "checkout_latency.py", folder) as other:
+        other.ask({**task, "checkout": str(before.resolve())})
+        yield {f"as of {commit}": other.ask}
 
 
 def by_turns(candidates: dict[str, Call], setup: Setup) -> dict[str, list[list[float]]]:
@@ -217,7 +212,8 @@ def weights(request: pytest.FixtureRequest, name: str, tmp_path: Path) -> list[P
 def test_latency(
     figures: FiguresOf, pytestconfig: pytest.Config, tmp_path: Path, name: str, weights: list[Path]
 ) -> None:
-    setup, python = SETUPS[name], pytestconfig.getoption("--anomalib")
+    setup = SETUPS[name]
+    python, before = pytestconfig.getoption("--anomalib"), pytestconfig.getoption("--before")
     for option, attribute in (("--images", "rounds"), ("--rows", "rows")):
         if (given := pytestconfig.getoption(option)) is not None:
             setup = replace(setup, **{attribute: given})
@@ -225,15 +221,24 @@ def test_latency(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of thresholds by few images, which no figure rests on
         candidates, quantized = own_candidates(name, weights, images, setup, tmp_path)
-    theirs: list[str] = []
-    if python is None or not setup.is_compared:
-        found = by_turns(candidates, setup)
-    else:
-        with anomalib_of(python, name, weights[0], images, setup.rows, tmp_path / "anomalib") as other:
-            calls = {f"anomalib, {own}": call for own, call in other.items()}
-            theirs = list(calls)
-            found = by_turns({**candidates, **calls}, setup)
-    report(figures, name, setup, found, theirs)
+    with ExitStack() as others:
+        theirs: dict[str, Call] = {}
+        earlier: dict[str, Call] = {}
+        if setup.is_compared:
+            np.save(tmp_path / "images.npy", images)
+            task = {
+                "network": name,
+                "weights": str(weights[0]),
+                "images": str(tmp_path / "images.npy"),
+                "rows": setup.rows,
+                "threads": torch.get_num_threads(),
+            }
+            if python is not None:
+                theirs = others.enter_context(anomalib_of(python, task, tmp_path))
+            if before is not None:
+                earlier = others.enter_context(checkout_of(before, task, tmp_path))
+        found = by_turns({**candidates, **theirs, **earlier}, setup)
+    report(figures, name, setup, found, list(theirs), list(earlier))
     if setup.around is not None:
         around_the_network(figures, name, setup, quantized, images)
 
@@ -264,9 +269,14 @@ def own_candidates(
 
 
 def report(
-    figures: FiguresOf, name: str, setup: Setup, found: dict[str, list[list[float]]], theirs: Sequence[str]
+    figures: FiguresOf,
+    name: str,
+    setup: Setup,
+    found: dict[str, list[list[float]]],
+    theirs: Sequence[str],
+    earlier: Sequence[str],
 ) -> None:
-    ours = [own for own in found if own not in (*theirs, BARE)]
+    ours = [own for own in found if own not in (*theirs, *earlier, BARE)]
     exports = [own for own in theirs if "export" in own]
     best = fastest(found, exports) if exports else None
     for own, turns in found.items():
@@ -280,8 +290,9 @@ def report(
         what = f"{name}, {own}"
         figures.add(what, columns["ms, median"], "ms", columns=columns, seconds=turns)
     own = fastest(found, ours)
-    value = times(found[TORCH], found[own])
-    figures.add(f"{name}: torch float32 / the fastest of ours", value, "x", at_least=setup.faster, note=own)
+    for slower in (TORCH, *earlier):
+        value = times(found[slower], found[own])
+        figures.add(f"{name}: {slower} / the fastest of ours", value, "x", at_least=setup.faster, note=own)
     if best is not None:
         value, note = times(found[best], found[own]), f"{best} / {own}"
         what = f"{name}: anomalib's fastest export / the fastest of ours"

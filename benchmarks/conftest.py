@@ -34,6 +34,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="folder of what bench_retrieval.py, bench_robust.py and bench_defects.py keep",
     )
     parser.addoption("--anomalib", help="a Python that has anomalib 2 (bench_peers.py, bench_latency.py)")
+    parser.addoption("--before", type=Path, help="another checkout of this library, built (bench_latency.py)")
     parser.addoption(
         "--patchcore-inspection", type=Path, help="a checkout of patchcore-inspection (bench_peers.py)"
     )
