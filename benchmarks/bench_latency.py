@@ -7,8 +7,9 @@ PatchCore by every engine and precision and as an exported model, with ResNet18,
 `patchcore-large`. `--anomalib PYTHON` is the interpreter of an environment with anomalib[openvino] 2.7: its
 PatchCore is measured by torch and by its exports, in a process of its own (anomalib_latency.py), with as many
 threads and as many rows in its bank. `--before CHECKOUT` is another checkout of this library with its core
-built, whose PatchCore is measured by its defaults in the same way (checkout_latency.py). `--weights` is the folder of bench_detection.py. A network without a
-file there has random weights (`network_weights`), and the photographs are drawn.
+built, whose PatchCore is measured by its defaults in the same way (checkout_latency.py). `--weights` is the
+folder of bench_detection.py. A network without a file there has random weights (`network_weights`), and the
+photographs are drawn.
 
 All candidates take turns of several calls, round after round, so that ratios hold. Run it on a quiet machine.
 `--images N --rows M --results FOLDER` is a trial with N rounds and banks of M rows.
