@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
+import operator
 import tempfile
 import threading
 import warnings
@@ -38,6 +39,7 @@ _CAPABILITIES = {"bfloat16": "BF16", "float16": "FP16"}
 # The largest `deviation` from eager torch. In int8, quantization allows 0.3 at the probe's own size.
 _TOLERANCES = {"float32": 1e-4, "bfloat16": 0.1, "float16": 0.1, "int8": 0.5}
 _PURPOSE = "engine='openvino'"
+_version = operator.attrgetter("_version")
 # Tracing changes Python's filters of warnings, which are the process's.
 _tracing = threading.Lock()
 
@@ -127,7 +129,7 @@ class OpenVinoEngine:
     def _inferred(self, request: Any, images: Tensor, count: int) -> dict[str, Tensor]:
         values = images.float().permute(0, 2, 3, 1).contiguous().numpy()
         end_waiting_threads(torch.get_num_threads())
-        request.infer([values], share_inputs=True)
+        request.infer({0: values}, share_inputs=True)
         found = {}
         for number, layer in enumerate(self._part.layers):
             # A copy, since the request writes into the same memory the next time; by one thread, for those of
@@ -185,22 +187,26 @@ def run_by_openvino(
 
 class _Weights:
     """Which parts and tensors a module has, and how often each tensor was written into, as far as torch
-    counts that. To look through them again takes a tenth of the time of `module.parameters()`.
+    counts that. They are looked through for every batch, so without a step of Python for each of them.
     """
 
     def __init__(self, module: nn.Module) -> None:
         places = [own for one in module.modules() for own in (one._modules, one._parameters, one._buffers)]
-        self._places = [(own, dict(own)) for own in places if own]
+        self._places = [(own, [*own], [*own.values()]) for own in places if own]
         tensors = [*module.parameters(), *module.buffers()]
-        self._counted = [(one, one._version) for one in tensors if not one.is_inference()]
+        self._tensors = [one for one in tensors if not one.is_inference()]
+        self._versions = self._versions_now()
 
     def have_changed(self) -> bool:
-        if any(one._version != version for one, version in self._counted):
+        if self._versions_now() != self._versions:
             return True
-        for now, known in self._places:
-            if len(now) != len(known) or any(now.get(name) is not one for name, one in known.items()):
+        for now, names, parts in self._places:
+            if [*now] != names or not all(map(operator.is_, now.values(), parts)):
                 return True
         return False
+
+    def _versions_now(self) -> list[int]:
+        return list(map(_version, self._tensors))
 
 
 def deviation(found: Tensor, expected: Tensor, precision: str) -> float:
