@@ -100,6 +100,8 @@ class Method(Detector):
     sees_pixels: ClassVar[bool] = False
     # Whether what it learns is a memory bank, which `extend(max_rows=)` keeps small.
     has_bank: ClassVar[bool] = False
+    # How far scores move, relative to themselves, for each share that the network's noise moves features by.
+    _moved_by_noise: ClassVar[float] = 2.0
     # Whether scores are divided by statistics of the sample, which it learns too.
     has_scale: bool = False
     # The strides of the layers that `layers="auto"` stands for.
@@ -391,7 +393,7 @@ class Method(Detector):
         return self._noise_of(sample) if self._calibration is None else self._calibration.rounding
 
     def _noise_of(self, sample: NormalSample) -> float:
-        return 2.0 * relative_noise(self._dtype, self.precision) * sample.largest_score()
+        return self._moved_by_noise * relative_noise(self._dtype, self.precision) * sample.largest_score()
 
     def _take(self, states: Sequence[Any], reading: Reading) -> None:
         (self._state,), self._reading = states, reading

@@ -132,6 +132,7 @@ class FastFlow(TrainedMethod):
 
     State = TrainedFlows
     epochs = 500
+    _moved_by_noise = 0.5
     auto_strides = (4, 8, 16)
     map_sigma = 0.0
     frozen_prefix = "feature_extractor."

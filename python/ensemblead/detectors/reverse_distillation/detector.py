@@ -142,6 +142,8 @@ class ReverseDistillation(TrainedMethod):
 
     State = Distilled
     epochs = 200
+    # Measured, as FastFlow's: docs/design/noise.md. Student and teacher see the same noise.
+    _moved_by_noise = 0.25
     auto_strides = (4, 8, 16)
     side_multiple = 32
     frozen_prefix = "encoder.feature_extractor."
