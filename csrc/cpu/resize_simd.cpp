@@ -65,13 +65,12 @@ inline void store_rounded(std::uint8_t* to, const Sixteen& sums) {
     values[v] = value > 255 ? IntVec{} + 255 : value;
   }
 #if defined(__AVX512F__)
-  const __m128i bytes =
-      _mm512_maskz_cvtepi32_epi8(first_lanes(16), reinterpret_cast<__m512i>(values[0]));
+  const __m128i bytes = _mm512_maskz_cvtepi32_epi8(first_lanes(16), reinterpret_cast<__m512i>(values[0]));
   _mm_storeu_si128(reinterpret_cast<__m128i*>(to), bytes);
 #elif defined(__AVX2__)
   // Both packs work on halves of 128 bits: 0-3, 8-11, 4-7, 12-15 come out.
-  const __m256i words = _mm256_packus_epi32(reinterpret_cast<__m256i>(values[0]),
-                                            reinterpret_cast<__m256i>(values[1]));
+  const __m256i words =
+      _mm256_packus_epi32(reinterpret_cast<__m256i>(values[0]), reinterpret_cast<__m256i>(values[1]));
   const __m256i ordered = _mm256_permute4x64_epi64(words, 0xd8);
   const __m128i bytes =
       _mm_packus_epi16(_mm256_castsi256_si128(ordered), _mm256_extracti128_si256(ordered, 1));

@@ -7,9 +7,9 @@
 
 namespace ensemblead::cpu {
 
-constexpr int kResizedRows = 16;    // that `across` takes at once
-constexpr int kResizedBytes = 64;   // of which the length of a row of `down` is a multiple
-constexpr int kResizeBits = 22;     // of the fraction of a weight
+constexpr int kResizedRows = 16;   // that `across` takes at once
+constexpr int kResizedBytes = 64;  // of which the length of a row of `down` is a multiple
+constexpr int kResizeBits = 22;    // of the fraction of a weight
 constexpr std::int64_t kColors = 3;
 
 // Which pixels make each pixel of a result: sum over t < counts[i] of weights[i * width + t] times the pixel
