@@ -110,19 +110,20 @@ inline void transpose(Bytes (&block)[16]) {
   }
 }
 
-// lanes[byte][row] = rows[row][byte]
-void gather_lanes(const std::uint8_t* const* rows, std::int64_t bytes, std::uint8_t* lanes) {
+// lanes[byte][row] = rows[row][begin + byte]
+void gather_lanes(const std::uint8_t* const* rows, std::int64_t begin, std::int64_t bytes,
+                  std::uint8_t* lanes) {
   std::int64_t b = 0;
   Bytes block[16];
   for (; b + 16 <= bytes; b += 16) {
 #pragma GCC unroll 16
-    for (int r = 0; r < 16; ++r) block[r] = load_bytes(rows[r] + b);
+    for (int r = 0; r < 16; ++r) block[r] = load_bytes(rows[r] + begin + b);
     transpose(block);
 #pragma GCC unroll 16
     for (int r = 0; r < 16; ++r) store_bytes(lanes + 16 * (b + r), block[r]);
   }
   for (; b < bytes; ++b)
-    for (int r = 0; r < 16; ++r) lanes[16 * b + r] = rows[r][b];
+    for (int r = 0; r < 16; ++r) lanes[16 * b + r] = rows[r][begin + b];
 }
 
 void scatter_lanes(const std::uint8_t* lanes, std::int64_t bytes, std::uint8_t* rows, std::int64_t stride) {
@@ -136,12 +137,20 @@ void scatter_lanes(const std::uint8_t* lanes, std::int64_t bytes, std::uint8_t* 
   }
 }
 
-void across(const std::uint8_t* const* rows, std::int64_t bytes, const ResizeTaps& taps, std::uint8_t* lanes,
-            std::uint8_t* wide, std::uint8_t* results, std::int64_t stride) {
-  gather_lanes(rows, bytes, lanes);
+void across(const std::uint8_t* const* rows, const ResizeTaps& taps, std::uint8_t* lanes, std::uint8_t* wide,
+            std::uint8_t* results, std::int64_t stride) {
+  const std::int64_t last = taps.firsts[taps.size - 1] + taps.counts[taps.size - 1];
+  std::int64_t first = 0, end = 0;  // of the pixels in `lanes`
   for (std::int64_t i = 0; i < taps.size; ++i) {
+    const std::int64_t needed = taps.firsts[i] + taps.counts[i];
+    if (end < needed) {
+      first = taps.firsts[i];
+      end = first + kResizedPixels < last ? first + kResizedPixels : last;
+      if (end < needed) end = needed;
+      gather_lanes(rows, kColors * first, kColors * (end - first), lanes);
+    }
     const std::int32_t* weights = taps.weights + i * taps.width;
-    const std::uint8_t* pixels = lanes + kResizedRows * kColors * taps.firsts[i];
+    const std::uint8_t* pixels = lanes + kResizedRows * kColors * (taps.firsts[i] - first);
     Sixteen red = halves(), green = halves(), blue = halves();
     for (std::int64_t t = 0; t < taps.counts[i]; ++t, pixels += kResizedRows * kColors) {
       const IntVec weight = IntVec{} + weights[t];

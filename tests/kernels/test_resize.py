@@ -14,7 +14,8 @@ from support.instruction_sets import INSTRUCTION_SETS, skip_without
 
 from ensemblead.kernels.resize import resized
 
-# (H, W) and (h, w): reduced, enlarged, one of each, unequal by far, single pixels, rows that fill no block.
+# (H, W) and (h, w): reduced, enlarged, one of each, unequal by far, single pixels, rows that fill no block,
+# more pixels and rows than are taken at once.
 CASES = [
     ((64, 64), (32, 32)),
     ((90, 70), (31, 29)),
@@ -28,6 +29,9 @@ CASES = [
     ((15, 22), (15, 22)),
     ((40, 40), (40, 21)),
     ((40, 40), (21, 40)),
+    ((5, 3000), (3, 700)),
+    ((20, 2100), (9, 1)),
+    ((900, 4), (50, 6)),
 ]
 
 
