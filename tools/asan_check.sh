@@ -26,7 +26,7 @@ tests=("$@")
 if [[ ${#tests[@]} -eq 0 ]]; then
   shopt -s nullglob
   # Replays and the largest problems visit no code that smaller ones do not, and take most of the time.
-  tests=(tests/kernels/test_arrays.py tests/kernels/test_convolution.py tests/kernels/test_coreset*.py tests/kernels/test_nearest*.py tests/kernels/test_patches*.py tests/kernels/test_tiling*.py tests/kernels/test_weighted.py
+  tests=(tests/kernels/test_arrays.py tests/kernels/test_convolution.py tests/kernels/test_coreset*.py tests/kernels/test_nearest*.py tests/kernels/test_patches*.py tests/kernels/test_resize.py tests/kernels/test_tiling*.py tests/kernels/test_weighted.py
     -k "not replay and not large_problems and not many_rows" --durations=10)
 fi
 

@@ -1,5 +1,6 @@
 // Sixteen rows at a time become columns of bytes, so that the sums along a row are of whole vectors; they are
-// kept as rows again, which the sums down the columns take as they lie.
+// kept as rows again, which the sums down the columns take as they lie. Those that no further row of the
+// result needs are dropped: an image of one pixel by many would need a row as wide as the result for each.
 #include "resize.hpp"
 
 #include <algorithm>
@@ -71,21 +72,29 @@ void resize(const ResizeTask& task, const Work&) {
   const ResizeTaps rows = below.view();
   const std::int64_t bytes = kColors * task.columns;
   const std::int64_t stride = round_up(bytes, kResizedBytes);
-  const std::int64_t read = kColors * along.count();
-  std::vector<std::uint8_t> narrow(static_cast<std::size_t>(round_up(below.count(), kResizedRows) * stride));
-  std::vector<std::uint8_t> lanes(static_cast<std::size_t>(kResizedRows * round_up(read, 16)));
+  const std::int64_t at_once = std::min(std::max(kResizedPixels, along.view().width), along.count());
+  // The rows that make one row of the result, and those read with them.
+  std::vector<std::uint8_t> narrow(static_cast<std::size_t>((rows.width + kResizedRows) * stride));
+  std::vector<std::uint8_t> lanes(static_cast<std::size_t>(kResizedRows * kColors * at_once));
   std::vector<std::uint8_t> wide(static_cast<std::size_t>(kResizedRows * round_up(bytes, 16)));
   std::vector<std::uint8_t> row(static_cast<std::size_t>(stride));
   const std::uint8_t* image = task.image + kColors * (below.first() * task.width + along.first());
   const std::uint8_t* sources[kResizedRows];
-  for (std::int64_t y = 0; y < below.count(); y += kResizedRows) {
-    for (int r = 0; r < kResizedRows; ++r)
-      sources[r] = image + kColors * task.width * std::min(y + r, below.count() - 1);
-    simd.across(sources, read, along.view(), lanes.data(), wide.data(), narrow.data() + y * stride, stride);
-  }
+  std::int64_t first = 0, end = 0;  // of the rows in `narrow`
   for (std::int64_t i = 0; i < task.rows; ++i) {
-    simd.down(narrow.data() + rows.firsts[i] * stride, stride, rows.weights + i * rows.width, rows.counts[i],
-              row.data());
+    if (end < rows.firsts[i] + rows.counts[i]) {
+      const std::uint8_t* kept = narrow.data() + (rows.firsts[i] - first) * stride;
+      std::memmove(narrow.data(), kept, static_cast<std::size_t>((end - rows.firsts[i]) * stride));
+      first = rows.firsts[i];
+    }
+    for (; end < rows.firsts[i] + rows.counts[i]; end += kResizedRows) {
+      for (int r = 0; r < kResizedRows; ++r)
+        sources[r] = image + kColors * task.width * std::min(end + r, below.count() - 1);
+      std::uint8_t* results = narrow.data() + (end - first) * stride;
+      simd.across(sources, along.view(), lanes.data(), wide.data(), results, stride);
+    }
+    simd.down(narrow.data() + (rows.firsts[i] - first) * stride, stride, rows.weights + i * rows.width,
+              rows.counts[i], row.data());
     std::memcpy(task.result + i * bytes, row.data(), static_cast<std::size_t>(bytes));
   }
 }

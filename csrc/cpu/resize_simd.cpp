@@ -65,13 +65,12 @@ inline void store_rounded(std::uint8_t* to, const Sixteen& sums) {
     values[v] = value > 255 ? IntVec{} + 255 : value;
   }
 #if defined(__AVX512F__)
-  const __m128i bytes =
-      _mm512_maskz_cvtepi32_epi8(first_lanes(16), reinterpret_cast<__m512i>(values[0]));
+  const __m128i bytes = _mm512_maskz_cvtepi32_epi8(first_lanes(16), reinterpret_cast<__m512i>(values[0]));
   _mm_storeu_si128(reinterpret_cast<__m128i*>(to), bytes);
 #elif defined(__AVX2__)
   // Both packs work on halves of 128 bits: 0-3, 8-11, 4-7, 12-15 come out.
-  const __m256i words = _mm256_packus_epi32(reinterpret_cast<__m256i>(values[0]),
-                                            reinterpret_cast<__m256i>(values[1]));
+  const __m256i words =
+      _mm256_packus_epi32(reinterpret_cast<__m256i>(values[0]), reinterpret_cast<__m256i>(values[1]));
   const __m256i ordered = _mm256_permute4x64_epi64(words, 0xd8);
   const __m128i bytes =
       _mm_packus_epi16(_mm256_castsi256_si128(ordered), _mm256_extracti128_si256(ordered, 1));
@@ -111,19 +110,20 @@ inline void transpose(Bytes (&block)[16]) {
   }
 }
 
-// lanes[byte][row] = rows[row][byte]
-void gather_lanes(const std::uint8_t* const* rows, std::int64_t bytes, std::uint8_t* lanes) {
+// lanes[byte][row] = rows[row][begin + byte]
+void gather_lanes(const std::uint8_t* const* rows, std::int64_t begin, std::int64_t bytes,
+                  std::uint8_t* lanes) {
   std::int64_t b = 0;
   Bytes block[16];
   for (; b + 16 <= bytes; b += 16) {
 #pragma GCC unroll 16
-    for (int r = 0; r < 16; ++r) block[r] = load_bytes(rows[r] + b);
+    for (int r = 0; r < 16; ++r) block[r] = load_bytes(rows[r] + begin + b);
     transpose(block);
 #pragma GCC unroll 16
     for (int r = 0; r < 16; ++r) store_bytes(lanes + 16 * (b + r), block[r]);
   }
   for (; b < bytes; ++b)
-    for (int r = 0; r < 16; ++r) lanes[16 * b + r] = rows[r][b];
+    for (int r = 0; r < 16; ++r) lanes[16 * b + r] = rows[r][begin + b];
 }
 
 void scatter_lanes(const std::uint8_t* lanes, std::int64_t bytes, std::uint8_t* rows, std::int64_t stride) {
@@ -137,12 +137,20 @@ void scatter_lanes(const std::uint8_t* lanes, std::int64_t bytes, std::uint8_t* 
   }
 }
 
-void across(const std::uint8_t* const* rows, std::int64_t bytes, const ResizeTaps& taps, std::uint8_t* lanes,
-            std::uint8_t* wide, std::uint8_t* results, std::int64_t stride) {
-  gather_lanes(rows, bytes, lanes);
+void across(const std::uint8_t* const* rows, const ResizeTaps& taps, std::uint8_t* lanes, std::uint8_t* wide,
+            std::uint8_t* results, std::int64_t stride) {
+  const std::int64_t last = taps.firsts[taps.size - 1] + taps.counts[taps.size - 1];
+  std::int64_t first = 0, end = 0;  // of the pixels in `lanes`
   for (std::int64_t i = 0; i < taps.size; ++i) {
+    const std::int64_t needed = taps.firsts[i] + taps.counts[i];
+    if (end < needed) {
+      first = taps.firsts[i];
+      end = first + kResizedPixels < last ? first + kResizedPixels : last;
+      if (end < needed) end = needed;
+      gather_lanes(rows, kColors * first, kColors * (end - first), lanes);
+    }
     const std::int32_t* weights = taps.weights + i * taps.width;
-    const std::uint8_t* pixels = lanes + kResizedRows * kColors * taps.firsts[i];
+    const std::uint8_t* pixels = lanes + kResizedRows * kColors * (taps.firsts[i] - first);
     Sixteen red = halves(), green = halves(), blue = halves();
     for (std::int64_t t = 0; t < taps.counts[i]; ++t, pixels += kResizedRows * kColors) {
       const IntVec weight = IntVec{} + weights[t];

@@ -172,6 +172,15 @@ def test_one_pixel_by_many_stays_small(tmp_path: Path) -> None:
     assert "thin.png" in batches.skipped[0].reason
 
 
+@pytest.mark.parametrize("size", [(2_000_000, 1), (1, 2_000_000)])
+def test_one_pixel_by_many_stays_small_at_an_exact_size(tmp_path: Path, size: tuple[int, int]) -> None:
+    """Every row as wide as the result would be 1.5 GB, sixteen rows of the image another 100 MB."""
+    small, path = draw(tmp_path / "small.png"), tmp_path / "thin.png"
+    png(path, (b"\0" + bytes(size[1])) * size[0], size, 8, 0)
+    work = "assert Geometry((256, 256), None).apply(read_image(sys.argv[2])).shape == (256, 256, 3)"
+    assert peak_mb(work, small, path) < 80
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [(4000, 3), (3, 4000), (1, 100_000)])
 def test_the_crop_of_an_extreme_image_is_that_of_the_whole(size: tuple[int, int]) -> None:
