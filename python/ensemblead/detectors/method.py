@@ -100,8 +100,7 @@ class Method(Detector):
     sees_pixels: ClassVar[bool] = False
     # Whether what it learns is a memory bank, which `extend(max_rows=)` keeps small.
     has_bank: ClassVar[bool] = False
-    # How far scores move, relative to themselves, for each share that the network's noise moves features by.
-    _moved_by_noise: ClassVar[float] = 2.0
+    _moved_by_noise: ClassVar[float] = 2.0  # how far scores move by noise, relative to how far features do
     # Whether scores are divided by statistics of the sample, which it learns too.
     has_scale: bool = False
     # The strides of the layers that `layers="auto"` stands for.

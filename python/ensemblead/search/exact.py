@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from functools import cached_property
 
+import numpy as np
 import torch
 
 from ensemblead.kernels.nearest import SketchedRows, nearest_rows
@@ -60,7 +61,7 @@ class ExactIndex:
 
 
 def _refuse_overflow(queries: torch.Tensor, distances: torch.Tensor, found: torch.Tensor) -> None:
-    if not bool(torch.isinf(distances).any()):
+    if not np.isinf(distances.numpy()).any():
         return
     beyond = (torch.isposinf(distances) & (found >= 0)).any(1).numpy()
     if beyond.any() and torch.isfinite(queries[beyond]).all(1).numpy().any():
