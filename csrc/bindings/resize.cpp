@@ -2,7 +2,6 @@
 
 #include <pybind11/pybind11.h>
 
-#include <functional>
 #include <string>
 
 #include "bindings/bindings.hpp"
@@ -33,13 +32,9 @@ void resize(const py::object& image, std::int64_t height, std::int64_t width, st
   if (rows < 1 || columns < 1 || top < 0 || left < 0 || top > height - rows || left > width - columns)
     throw ValueError("box must be a part of the resized image of " + name(Shape{height, width}) +
                      ", got one of " + name(Shape{rows, columns}) + " at " + name(Shape{top, left}));
-  const std::less<const std::uint8_t*> before;
-  const auto* first = pixels.as<const std::uint8_t>();
-  const auto* second = result.as<const std::uint8_t>();
-  if (before(first, second + result.size()) && before(second, first + pixels.size()))
-    throw ValueError("out shares memory with image");
+  check_apart(result, "out", pixels, "image");
   ResizeTask task;
-  task.image = first;
+  task.image = pixels.as<const std::uint8_t>();
   task.height = pixels.shape[0];
   task.width = pixels.shape[1];
   task.resized_height = height;

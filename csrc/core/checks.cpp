@@ -1,5 +1,7 @@
 #include "core/checks.hpp"
 
+#include <functional>
+
 namespace ensemblead {
 
 void check_rank(const Array& array, const char* argument, int rank, const char* layout) {
@@ -47,6 +49,16 @@ void check_shape(const Array& array, const char* argument, const Shape& expected
   if (array.shape == expected) return;
   throw ValueError(std::string(argument) + " must have shape " + name(expected) + ", got " +
                    name(array.shape));
+}
+
+void check_apart(const Array& array, const char* argument, const Array& other, const char* other_argument) {
+  const std::less<const char*> before;
+  const char* first = array.as<const char>();
+  const char* second = other.as<const char>();
+  const char* first_end = first + array.size() * static_cast<std::int64_t>(item_size(array.dtype));
+  const char* second_end = second + other.size() * static_cast<std::int64_t>(item_size(other.dtype));
+  if (before(first, second_end) && before(second, first_end))
+    throw ValueError(std::string(argument) + " shares memory with " + other_argument);
 }
 
 void check_input(const Array& array, const char* argument, int rank, const char* layout,

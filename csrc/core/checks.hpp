@@ -29,6 +29,8 @@ void check_writable(const Array& array, const char* argument);
 void check_same_device(const Array& array, const char* argument, const Array& other,
                        const char* other_argument);
 void check_shape(const Array& array, const char* argument, const Shape& expected);
+// Both are contiguous.
+void check_apart(const Array& array, const char* argument, const Array& other, const char* other_argument);
 
 // All of the above that hold for every input: rank, dtype, contiguity, at least one element.
 void check_input(const Array& array, const char* argument, int rank, const char* layout,
