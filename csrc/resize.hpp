@@ -22,8 +22,8 @@ struct ResizeTask {
   std::uint8_t* result = nullptr;  // [rows, columns, 3], written
 };
 
-// Along rows first, then down columns, each rounded to eight bits, by a triangle as wide as a pixel of the
-// smaller image. Weights are whole numbers of 22 bits, so every processor gives the same bits. On the calling
+// Along rows first, then down columns, each rounded to eight bits, by a triangle that reaches one pixel of
+// the smaller image to either side. Weights are whole numbers of 22 bits, so every processor gives the same bits. On the calling
 // thread alone: images are decoded side by side.
 namespace cpu {
 void resize(const ResizeTask& task, const Work& work);

@@ -313,7 +313,7 @@ def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def _triangles(length: int, resized: int) -> np.ndarray:
-    """int64 `[resized, length]`: triangles over the centres, as wide as a pixel of the smaller image."""
+    """int64 `[resized, length]`: triangles that reach one pixel of the smaller image to either side."""
     scale = length / resized
     reach = max(scale, 1.0)
     weights = np.zeros((resized, length), dtype=np.int64)

@@ -13,7 +13,8 @@ def resized(
 ) -> Array:
     """An image at another size, as `PIL.Image.Image.resize` with `BILINEAR` makes it.
 
-    The triangle is as wide as a pixel of the smaller of the two images, so reduced images are antialiased.
+    The triangle reaches one pixel of the smaller of the two images to either side, so reduced images are
+    antialiased.
     Rows are summed before columns, by weights that are whole numbers of 22 bits, and both sums are rounded to
     eight bits. So the result has the same bits on every processor. Pillow's has them too, but for newer
     versions that sum columns first where an image loses more rows than columns: values there differ by one at
