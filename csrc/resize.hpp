@@ -23,8 +23,8 @@ struct ResizeTask {
 };
 
 // Along rows first, then down columns, each rounded to eight bits, by a triangle that reaches one pixel of
-// the smaller image to either side. Weights are whole numbers of 22 bits, so every processor gives the same bits. On the calling
-// thread alone: images are decoded side by side.
+// the smaller image to either side. Weights are whole numbers of 22 bits, so every processor gives the same
+// bits. On the calling thread alone: images are decoded side by side.
 namespace cpu {
 void resize(const ResizeTask& task, const Work& work);
 }  // namespace cpu
