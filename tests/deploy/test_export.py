@@ -261,8 +261,10 @@ def test_many_images_are_predicted_several_at_a_time(
     left = found.predict_batches(many)
     next(left)
     left.close()  # and no thread stays
-    names = [thread.name for thread in threading.enumerate()]
-    assert not [name for name in names if name.startswith("ensemblead-predict")]
+    threads = [thread for thread in threading.enumerate() if thread.name.startswith("ensemblead-predict")]
+    for thread in threads:
+        thread.join(timeout=10)
+    assert not any(thread.is_alive() for thread in threads)
 
 
 WITHOUT_TORCH = """

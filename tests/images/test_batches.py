@@ -156,8 +156,36 @@ def test_threads_end_with_the_iterator(ending):
             del batches  # no cycle collector needed
         finally:
             gc.enable()
+    deadline = time.monotonic() + 10
+    while decoding_threads() and time.monotonic() < deadline:
+        time.sleep(0.005)
     assert not decoding_threads()
     assert len(source.reads) < 200
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_nothing_waits_where_the_collector_drops_a_generator(nested):
+    """It may do so in the middle of the start of a thread, where joining another one never ends."""
+    go_on = threading.Event()
+
+    class Slow(Counted):
+        def read(self, index):
+            if index:
+                go_on.wait()
+            return super().read(index)
+
+    def reading():
+        with iterate_batches(Slow(9), [Geometry(None, None)], 1, workers=2) as batches:
+            yield from batches
+
+    batches = reading() if nested else iterate_batches(Slow(9), [Geometry(None, None)], 1, workers=2)
+    next(batches)
+    too_late = threading.Timer(5, go_on.set)
+    too_late.start()
+    del batches
+    assert not go_on.is_set()
+    too_late.cancel()
+    go_on.set()
 
 
 def test_a_dataset_is_read_by_one_thread():

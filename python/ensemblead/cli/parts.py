@@ -17,7 +17,7 @@ import numpy.typing as npt
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-from ensemblead.common.threads import available_cores
+from ensemblead.common.threads import available_cores, ended_with_generator
 
 Field = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
@@ -243,7 +243,5 @@ def draw_data_set(
         return path
 
     pool = ThreadPoolExecutor(min(4, available_cores()))
-    try:
+    with ended_with_generator(pool):
         yield from pool.map(lambda one: draw(*one), wanted)
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)

@@ -16,6 +16,7 @@ import functools
 import os
 import re
 from collections.abc import Callable, Iterator, MutableMapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 
 _COUNT, _POLICY = "OMP_NUM_THREADS", "OMP_WAIT_POLICY"
@@ -124,6 +125,24 @@ def sleeping_threads() -> Iterator[None]:
     finally:
         if not chosen:
             os.environ.pop(_POLICY, None)
+
+
+@contextlib.contextmanager
+def ended_with_generator(pool: ThreadPoolExecutor) -> Iterator[None]:
+    """In a generator that `pool` works for: its threads end when the generator ends.
+
+    Nothing waits for them where the generator is dropped or closed; each finishes what it is at. The garbage
+    collector may be what drops it, in the middle of the start of another thread, where `threading` holds a
+    lock that waiting for a thread takes as well: the process would hang.
+    """
+    wait = True
+    try:
+        yield
+    except GeneratorExit:
+        wait = False
+        raise
+    finally:
+        pool.shutdown(wait=wait, cancel_futures=True)
 
 
 def end_waiting_threads(count: int) -> None:

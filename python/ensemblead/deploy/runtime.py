@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from ensemblead.common.files import StrPath
 from ensemblead.common.predictions import Predictions
-from ensemblead.common.threads import available_cores
+from ensemblead.common.threads import available_cores, ended_with_generator
 from ensemblead.common.validation import whole_number
 from ensemblead.deploy import onnx, openvino
 from ensemblead.deploy.contract import Contract, read_export
@@ -93,15 +93,13 @@ class ExportedDetector:
                 self._files = []  # no more is compiled of them
         pool = ThreadPoolExecutor(self._at_once, thread_name_prefix="ensemblead-predict")
         coming: deque[Future[Predictions]] = deque()
-        try:
+        with ended_with_generator(pool):
             for number in range(len(source)):
                 coming.append(pool.submit(self._scored, source, number, self._of_many))
                 if len(coming) == 2 * self._at_once:
                     yield coming.popleft().result()
             while coming:
                 yield coming.popleft().result()
-        finally:
-            pool.shutdown(cancel_futures=True)
 
     def _scored(
         self, source: ImageSource, number: int, session: openvino.Session | onnx.Session

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ensemblead.common.errors import UnreadableImageError
-from ensemblead.common.threads import available_cores
+from ensemblead.common.threads import available_cores, ended_with_generator
 from ensemblead.common.validation import whole_number
 from ensemblead.images.changes import Turn
 from ensemblead.images.geometry import Geometry
@@ -65,7 +65,7 @@ class BatchIterator(Iterator[ImageBatch]):
         return batch
 
     def close(self) -> None:
-        """Stop decoding and wait for the threads; iterating on gives nothing more."""
+        """Stop decoding, at the end of the image that each thread is at; iterating on gives nothing more."""
         self._batches.close()
 
     def __enter__(self) -> BatchIterator:
@@ -104,7 +104,8 @@ def iterate_batches(
 
     The images of one batch must come out in one size per geometry (ValueError naming two that do not): give
     an exact `resize` or a `crop`, or a batch size of 1. Threads start with the first `next` and end with
-    the iterator, however it ends: exhausted, closed, dropped, or by an exception.
+    the iterator, however it ends: exhausted, closed, dropped, or by an exception. Closed or dropped, each
+    ends when it has read the image that it is at.
     """
     if not isinstance(source, ImageSource):
         raise TypeError(f"source must come from open_images, got {type(source).__name__}")
@@ -191,7 +192,7 @@ def _batches(
     pool = ThreadPoolExecutor(workers, thread_name_prefix="ensemblead-decode")
     # A single image has nothing to be decoded beside, and a thread costs more than it gives.
     submit = pool.submit if len(source) > 1 else _done
-    try:
+    with ended_with_generator(pool):
         ready: list[tuple[int, _Decoded]] = []
         while True:
             while len(pending) + len(ready) < ahead and (index := next(upcoming, None)) is not None:
@@ -211,8 +212,6 @@ def _batches(
                 del batch
         if ready:
             yield _assemble(source, geometries, ready, pin_memory)
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _done(function: Callable[..., _Decoded], *arguments: Any) -> Future[_Decoded]:
