@@ -31,12 +31,14 @@ class _Result(NamedTuple):
 class NormalSample:
     """Scores and maps of normal images that their detector has not learned, or was scored without.
 
-    `rounding`: how far rounding can move such a score, see `Calibration`. `inside`: the region of the maps;
-    statistics are of its pixels alone. None: all count.
+    `rounding`, `map_rounding`: how far rounding can move such scores and maps, see `Calibration`. `inside`:
+    the region of the maps; statistics are of its pixels alone. None: all count.
     """
 
-    def __init__(self, rounding: float = 0.0, inside: Inside | None = None) -> None:
-        self.rounding, self.inside = rounding, inside
+    def __init__(
+        self, rounding: float = 0.0, inside: Inside | None = None, map_rounding: float | None = None
+    ) -> None:
+        self.rounding, self.inside, self.map_rounding = rounding, inside, map_rounding
         self._parts: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]] = []
         self._count = 0
         self._results: list[_Result] = []
@@ -168,7 +170,8 @@ class NormalSample:
         self, score_mean: float, score_std: float, map_mean: float, map_std: float
     ) -> NormalSample:
         """The sample of scores and maps less their mean and divided by their deviation; without results."""
-        other = NormalSample(self.rounding / min(score_std, map_std))
+        moved = self.rounding if self.map_rounding is None else self.map_rounding
+        other = NormalSample(self.rounding / score_std, map_rounding=moved / map_std)
         other._count = self._count
         for scores, pixels, moments, peaks in self._parts:
             means, variances = moments.unbind(1)
@@ -209,6 +212,7 @@ class NormalSample:
             origin=origin,
             images_sha256=images_sha256,
             rounding=self.rounding,
+            map_rounding=self.map_rounding,
             positions=tuple(positions) if len(positions) == self._count else (),
             peaks=peaks.astype(np.float32) if with_peaks else None,
         )

@@ -53,8 +53,8 @@ class Calibration:
             that the method knows by heart, and the threshold is too low; or "given": there are no
             statistics, n = 0.
         images_sha256: identifies the images, so that detectors calibrated on the same ones can be told.
-        rounding: how far rounding moves scores and map values like these. Differences up to it mean nothing:
-            a score within it of the threshold is not anomalous, and nothing is divided by it.
+        rounding: how far rounding moves scores like these. Differences up to it mean nothing: a score within
+            it of the threshold is not anomalous, and nothing is divided by it.
         positions: where the images of `scores` stood among those given to `fit`; empty where that is not
             known, and of images that came otherwise.
         deciding: which of `scores` are of images that decide the threshold, see `deciding_images`.
@@ -63,6 +63,7 @@ class Calibration:
             has set. None: it comes from them; of the origin "given" there is none, and no score is anomalous.
         peaks: float32 `[n, P]`, the largest value in each cell of a lattice of every map, for
             `pixel_threshold`; None where they were not kept.
+        map_rounding: how far rounding moves values of maps like these; None: as far as scores.
     """
 
     scores: npt.NDArray[np.float32]
@@ -78,16 +79,20 @@ class Calibration:
     deciding_names: tuple[str, ...] = ()
     given: float | None = None
     peaks: npt.NDArray[np.float32] | None = None
+    map_rounding: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("map_mean", "map_std", "rounding"):
+        for name in ("map_mean", "map_std", "rounding", "map_rounding"):
             value = getattr(self, name)
+            if name == "map_rounding" and value is None:
+                continue
             if type(value) not in (int, float) or not abs(value) <= _LARGEST:
                 raise ValueError(f"{name} must be a finite number, got {value!r}")
             object.__setattr__(self, name, float(value))
-        if self.map_std < 0 or self.rounding < 0:
+        if min(self.map_std, self.rounding, self.rounding_of_maps) < 0:
             raise ValueError(
-                f"map_std and rounding must not be negative, got {self.map_std}, {self.rounding}"
+                "map_std, rounding and map_rounding must not be negative, got "
+                f"{self.map_std}, {self.rounding}, {self.map_rounding}"
             )
         if not (isinstance(self.requested_rate, float) and 0 < self.requested_rate < 1):
             raise ValueError(f"requested_rate must be between 0 and 1, got {self.requested_rate!r}")
@@ -154,6 +159,11 @@ class Calibration:
     def has_statistics(self) -> bool:
         """Whether there are images behind it."""
         return self.origin != "given"
+
+    @property
+    def rounding_of_maps(self) -> float:
+        """`map_rounding`, or `rounding` where it is None."""
+        return self.rounding if self.map_rounding is None else self.map_rounding
 
     def require_statistics(self, purpose: str) -> None:
         """Raise NotFittedError where there are none."""
@@ -238,7 +248,7 @@ class Calibration:
 
         Raises NotFittedError where `knows_regions` is False, ValueError for another rate.
         """
-        return self._regions_threshold(false_regions)[0] + self.rounding
+        return self._regions_threshold(false_regions)[0] + self.rounding_of_maps
 
     def false_region_rate(self, false_regions: float = DEFAULT_FALSE_REGIONS) -> float:
         """False regions per normal image at `pixel_threshold(false_regions)`: the rate asked for, or
@@ -293,7 +303,7 @@ class Calibration:
     def map_scale(self) -> float:
         """`map_std`, fit to be divided by: see `floored`."""
         self.require_statistics("the scale of normal images' maps")
-        return floored(self.map_std, self.map_mean, self.rounding)
+        return floored(self.map_std, self.map_mean, self.rounding_of_maps)
 
     def standardize_scores(self, scores: torch.Tensor) -> torch.Tensor:
         """`(scores - mean) / std` with the statistics of normal images' scores."""
@@ -322,6 +332,7 @@ class Calibration:
             origin=other.origin if self.origin == "calibrated" else self.origin,
             images_sha256=hashlib.sha256(both.encode()).hexdigest(),
             rounding=max(self.rounding, other.rounding),
+            map_rounding=max(self.rounding_of_maps, other.rounding_of_maps),
             given=self.given,
             peaks=None
             if self.peaks is None or other.peaks is None

@@ -307,7 +307,7 @@ def calibrate(
             "could be guaranteed; give images that it has not seen"
         )
     for part, sample in zip(parts, samples, strict=True):
-        sample.rounding = part._rounding(sample)
+        sample.rounding, sample.map_rounding = part._roundings(sample)
     digest = set_digest(positions, sizes, fingerprints)
     calibrations = [sample.calibration(rate, "calibrated", digest) for sample in samples]
     warn_if_too_few(calibrations[:1])

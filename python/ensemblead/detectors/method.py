@@ -388,8 +388,8 @@ class Method(Detector):
             maps = maps[:, : seen.shown[0], : seen.shown[1]].contiguous()
         return (largest if scores.images is None else scores.images), maps
 
-    def _rounding(self, sample: NormalSample) -> float:
-        return self._noise_of(sample) if self._calibration is None else self._calibration.rounding
+    def _roundings(self, sample: NormalSample) -> tuple[float, None]:
+        return (self._noise_of(sample) if self._calibration is None else self._calibration.rounding), None
 
     def _noise_of(self, sample: NormalSample) -> float:
         return self._moved_by_noise * relative_noise(self._dtype, self.precision) * sample.largest_score()

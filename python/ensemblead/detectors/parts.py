@@ -322,8 +322,8 @@ class Part(Protocol):
 
     def _result(self, seen: Seen) -> Result: ...
 
-    def _rounding(self, sample: NormalSample) -> float:
-        """How far rounding moves scores like those of a sample."""
+    def _roundings(self, sample: NormalSample) -> tuple[float, float | None]:
+        """How far rounding moves scores and maps like those of a sample; None: maps as far as scores."""
         ...
 
 

@@ -63,7 +63,7 @@ def fuse_maps(
     if fusion == "rank":
         _require_statistics(fusion, calibrations)
         tables = [np.quantile(c.pixels, np.linspace(0, 1, _QUANTILES)) for c in calibrations]
-        ranked = [rank(x, t, c.rounding) for x, t, c in zip(maps, tables, calibrations, strict=True)]
+        ranked = [rank(x, t, c.rounding_of_maps) for x, t, c in zip(maps, tables, calibrations, strict=True)]
         return _weighted(ranked, weights)
     if fusion == "mean":
         return _weighted(maps, weights)
@@ -158,6 +158,7 @@ def combine_calibrations(
     fused_peaks = None
     if together and len(peaks) == len(members):
         fused_peaks = fuse_maps(fusion, [_tensor(p) for p in peaks], members, weights).numpy()
+    count = len(fused_scores)
     # A fit of all members gives all of them the images that decide the fused threshold.
     agreed = together and len({(c.positions, c.deciding, c.deciding_names) for c in members}) == 1
     return Calibration(
@@ -168,7 +169,12 @@ def combine_calibrations(
         requested_rate=max(c.requested_rate for c in members),
         origin=_common_origin(members, together),
         images_sha256=members[0].images_sha256 if together else "+".join(c.images_sha256 for c in members),
-        rounding=_fused_rounding(fusion, members, weights, len(fused_scores)),
+        rounding=_fused_rounding(
+            fusion, [c.rounding for c in members], [c.score_scale for c in members], weights, count
+        ),
+        map_rounding=_fused_rounding(
+            fusion, [c.rounding_of_maps for c in members], [c.map_scale for c in members], weights, count
+        ),
         positions=members[0].positions if agreed else (),
         deciding=members[0].deciding if agreed else (),
         deciding_names=members[0].deciding_names if agreed else (),
@@ -188,12 +194,14 @@ def _common_origin(members: Sequence[Calibration], together: bool) -> Origin:
 
 
 def _fused_rounding(
-    fusion: str, members: Sequence[Calibration], weights: Sequence[float], count: int
+    fusion: str, roundings: Sequence[float], scales: Sequence[float], weights: Sequence[float], count: int
 ) -> float:
-    """How far rounding moves the fused score."""
+    """How far rounding moves the fused score of `count` images, or values of its map, by how far it moves
+    those of each member and what they are divided by.
+    """
     if fusion == "mean":
-        return sum(w * c.rounding for c, w in zip(members, weights, strict=True))
-    moved = [c.rounding / min(c.score_scale, c.map_scale) for c in members]
+        return sum(w * one for w, one in zip(weights, roundings, strict=True))
+    moved = [one / scale for one, scale in zip(roundings, scales, strict=True)]
     if fusion == "max":
         return max(moved)
     total = sum(w * one for w, one in zip(weights, moved, strict=True))

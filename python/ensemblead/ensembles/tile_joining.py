@@ -89,8 +89,8 @@ class TileJoin:
         return statistics, raw.standardized(*statistics.values[0].tolist())
 
     def _statistics_of(self, values: torch.Tensor) -> TileStatistics:
-        rounding = self._rounding()
-        still = unvaried(values, rounding)
+        roundings = self._roundings()
+        still = unvaried(values, roundings)
         why, remedy = "there is one alone, or two for PaDiM, or all are alike", "fit on more images"
         if self._num_results() == 1 < self._sampled_every:
             why, remedy = "of which memory_budget lets one be scored", "give a larger memory_budget"
@@ -102,17 +102,18 @@ class TileJoin:
                 "there is no deviation to divide by: they stay in the unit that the members give them, after "
                 f"extend too; {remedy}"
             )
-        return TileStatistics.floored(values, rounding)
+        return TileStatistics.floored(values, roundings)
 
-    def _rounding(self, statistics: TileStatistics | None = None) -> float:
-        """How far rounding moves members' results, or, given the statistics of locations, merged ones."""
-        numbers = self._frame.numbers
-        roundings = [self._members[self._places[number][0]].calibration_.rounding for number in numbers]
-        if statistics is None or len(statistics.values) != len(numbers):
-            return max(roundings)
-        least = statistics.values[:, (1, 3)].amin(1).tolist()
-        moved = [rounding / deviation for rounding, deviation in zip(roundings, least, strict=True)]
-        return float(max(moved))
+    def _roundings(self, statistics: TileStatistics | None = None) -> tuple[float, float]:
+        """How far rounding moves scores and maps of members, or, given the statistics of locations, merged
+        ones.
+        """
+        known = [self._members[self._places[number][0]].calibration_ for number in self._frame.numbers]
+        moved = torch.tensor([(one.rounding, one.rounding_of_maps) for one in known], dtype=torch.float64)
+        if statistics is not None and len(statistics.values) == len(known):
+            moved /= statistics.values[:, (1, 3)]
+        scores, maps = moved.amax(0).tolist()
+        return scores, maps
 
     def _num_results(self) -> int:
         """Images that are scored without having been learned."""
@@ -158,7 +159,8 @@ class TileJoin:
         return torch.stack(rows)
 
     def _merged(self, merger: TileMerger) -> NormalSample:
-        sample = NormalSample(self._rounding(merger.statistics), merger.inside)
+        scores, maps = self._roundings(merger.statistics)
+        sample = NormalSample(scores, merger.inside, maps)
         count = self._num_results()
         positions = self._locations[0].positions[:: len(self._groups[0])]
         self._positions = []

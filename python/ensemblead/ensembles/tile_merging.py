@@ -44,11 +44,11 @@ class TileStatistics:
             raise ValueError("the standard deviations of tiles must be positive")
 
     @classmethod
-    def floored(cls, values: torch.Tensor, rounding: float = 0.0) -> TileStatistics:
+    def floored(cls, values: torch.Tensor, roundings: tuple[float, float] = (0.0, 0.0)) -> TileStatistics:
         """With deviations that can be divided by: at least `FLOOR` times the pooled one, and 1 where nothing
         varies anywhere (see `unvaried`).
         """
-        still, values = unvaried(values, rounding), values.double().clone()
+        still, values = unvaried(values, roundings), values.double().clone()
         for mean, std, name in _QUANTITIES:
             if name in still:
                 values[:, std] = 1.0
@@ -64,13 +64,13 @@ class TileStatistics:
         maps.sub_(map_mean).div_(map_std)
 
 
-def unvaried(values: torch.Tensor, rounding: float = 0.0) -> list[str]:
+def unvaried(values: torch.Tensor, roundings: tuple[float, float] = (0.0, 0.0)) -> list[str]:
     """Which of "scores" and "maps" no normal image showed any variation of but rounding, by statistics as in
-    `TileStatistics`.
+    `TileStatistics`. `roundings`: how far it moves the two.
     """
     return [
         name
-        for mean, std, name in _QUANTITIES
+        for (mean, std, name), rounding in zip(_QUANTITIES, roundings, strict=True)
         if _pooled(values[:, std]) <= max(rounding, LEAST_SHARE * _pooled(values[:, mean]))
     ]
 

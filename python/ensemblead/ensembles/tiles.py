@@ -309,8 +309,8 @@ class TiledEnsemble(Detector):
         (result,) = score_together([self], seen)
         return result
 
-    def _rounding(self, sample: NormalSample) -> float:
-        return self.calibration_.rounding
+    def _roundings(self, sample: NormalSample) -> tuple[float, float | None]:
+        return self.calibration_.rounding, self.calibration_.map_rounding
 
     def _take(self, states: Sequence[Any], reading: Reading) -> None:
         (self._state,), self._reading = states, reading

@@ -119,7 +119,7 @@ def _require_whole(subject: Subject, ensemble: Detector, test: Pixels) -> None:
     if not (np.isfinite(found.anomaly_score).all() and np.isfinite(found.anomaly_map).all()):
         raise BrokenPromiseError("the ensemble gives scores that are not finite")
     good, bad = np.split(found.anomaly_map, 2)
-    if not (np.abs(bad - good) > ensemble.calibration_.rounding).any():
+    if not (np.abs(bad - good) > ensemble.calibration_.rounding_of_maps).any():
         raise BrokenPromiseError("the ensemble's maps with and without a defect are equal")
     again = subject.saved_and_loaded(ensemble)
     require_alike(ensemble, again.predict(test), found, "saved and loaded")

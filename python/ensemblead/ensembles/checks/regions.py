@@ -34,7 +34,7 @@ def inspects_its_region(subject: Subject) -> None:
     if found.anomaly_map[:, ~inside].any():
         raise BrokenPromiseError("its maps are not zero outside of the region")
     good, bad = np.split(found.anomaly_map, 2)
-    if not (np.abs(bad - good) > detector.calibration_.rounding).any():
+    if not (np.abs(bad - good) > detector.calibration_.rounding_of_maps).any():
         raise BrokenPromiseError("its maps with and without a defect inside of the region are equal")
     again = subject.saved_and_loaded(detector)
     require_alike(detector, again.predict(subject.test), found, "saved and loaded with a region")

@@ -172,7 +172,8 @@ def tolerance(detector: Detector, values: npt.NDArray[np.float32]) -> float:
     calibration = detector.calibration_
     largest, normal = float(np.abs(values).max()), float(np.abs(calibration.scores).max())
     scale = max(1.0, largest / normal) if normal > 0 else 1.0
-    return _ROUNDINGS * calibration.rounding * scale + _RELATIVE * largest
+    rounding = max(calibration.rounding, calibration.rounding_of_maps)
+    return _ROUNDINGS * rounding * scale + _RELATIVE * largest
 
 
 def refitted_tolerance(detector: Detector, values: npt.NDArray[np.float32]) -> float:
