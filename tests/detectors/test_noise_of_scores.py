@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ def alike(count: int, seed: int) -> np.ndarray:
     return np.clip(normal_images(1, side=SIDE) + noise, 0, 255).astype(np.uint8)
 
 
-TRAIN, BAD = alike(40, 0), alike(6, 2)
+TRAIN, FRESH, BAD = alike(40, 0), alike(10, 1), alike(6, 2)
 BAD[:, 8:24, 8:24] = (60, 30, 40)
 
 
@@ -48,6 +49,19 @@ def test_it_is_a_small_part_of_the_largest_normal_score(detector: Any) -> None:
     largest = np.abs(detector.calibration_.scores).max()
     assert detector.calibration_.rounding <= 0.5 * relative_noise(torch.bfloat16) * largest * 1.001
     assert detector.predict(BAD).is_anomalous.all()
+
+
+def test_calibrate_takes_the_margin_of_the_precision_it_scores_in(detector: Any, tmp_path: Path) -> None:
+    """That of the fit, in another precision, may be a thousandth of the noise, or a thousand times it."""
+    detector.save(tmp_path / "model")
+    exact = ead.load(tmp_path / "model", backbone=Pyramid(), precision="float32").calibrate(FRESH, 0.1)
+    exact.save(tmp_path / "exact")
+    half = ead.load(tmp_path / "exact", backbone=Pyramid(), precision="bfloat16")
+    assert half.calibration_.rounding == exact.calibration_.rounding
+    half.calibrate(FRESH, 0.1)
+    for one, dtype in ((exact, torch.float32), (half, torch.bfloat16)):
+        share = relative_noise(dtype) * float(np.abs(one.calibration_.scores).max())
+        assert 0.2 * share < one.calibration_.rounding < 0.6 * share
 
 
 def test_a_tiled_ensemble_of_them_finds_defects() -> None:

@@ -353,7 +353,7 @@ class Method(Detector):
                 sample.add_grids(
                     scores.images, scores.grids, seen.size, sigma=self.map_sigma, kind=self.map_kind
                 )
-        sample.rounding = self._noise_of(sample)
+        sample.rounding = self._rounding(sample)
         positions = data.held_out_positions()
         if data.holds_out:
             return Fitted(state, sample, "held_out", {}, positions)
@@ -389,9 +389,9 @@ class Method(Detector):
         return (largest if scores.images is None else scores.images), maps
 
     def _rounding(self, sample: NormalSample) -> float:
-        return self._noise_of(sample) if self._calibration is None else self._calibration.rounding
-
-    def _noise_of(self, sample: NormalSample) -> float:
+        if self._calibration is not None and self.passes == "one":
+            return self._calibration.rounding
+        # In the precision of now, which may be another than that of the fit.
         return self._moved_by_noise * relative_noise(self._dtype, self.precision) * sample.largest_score()
 
     def _take(self, states: Sequence[Any], reading: Reading) -> None:
