@@ -112,6 +112,19 @@ def test_weights_that_change_are_seen() -> None:
     assert not torch.equal(quick(given)[0], before)
 
 
+@torch.no_grad()
+def test_values_that_are_exchanged_and_parts_that_are_added_are_seen() -> None:
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Sequential(), nn.ReLU())
+    plain = ead.FeatureExtractor(module, ["2"])
+    quick = ead.FeatureExtractor(module, ["2"]).run_by("openvino")
+    given = torch.rand(2, 3, 16, 16)
+    quick(given)
+    module[0].weight.data = 3 * module[0].weight.data
+    torch.testing.assert_close(quick(given), plain(given), rtol=1e-4, atol=1e-5)
+    module[1].append(nn.Conv2d(4, 4, 1))
+    torch.testing.assert_close(quick(given), plain(given), rtol=1e-4, atol=1e-5)
+
+
 def test_int8_of_weights_that_have_changed(images: Any) -> None:
     detector = detector_of().fit(images).quantize(images)
     detector.predict(images)

@@ -21,12 +21,13 @@ LAYERS = ("one", "two", "three")
 class Pyramid(nn.Module):
     """Layers of strides 4, 8 and 16 with weights from a seed."""
 
-    def __init__(self, seed: int = 0) -> None:
+    def __init__(self, seed: int = 0, channels: tuple[int, int, int] = (4, 6, 8)) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
-        self.one = nn.Sequential(nn.Conv2d(3, 4, 4, 4), nn.ReLU())
-        self.two = nn.Sequential(nn.Conv2d(4, 6, 2, 2), nn.ReLU())
-        self.three = nn.Sequential(nn.Conv2d(6, 8, 2, 2), nn.ReLU())
+        first, second, third = channels
+        self.one = nn.Sequential(nn.Conv2d(3, first, 4, 4), nn.ReLU())
+        self.two = nn.Sequential(nn.Conv2d(first, second, 2, 2), nn.ReLU())
+        self.three = nn.Sequential(nn.Conv2d(second, third, 2, 2), nn.ReLU())
         for parameter in self.parameters():
             parameter.data = torch.randn(parameter.shape, generator=generator) / 4
 

@@ -353,7 +353,7 @@ class Method(Detector):
                 sample.add_grids(
                     scores.images, scores.grids, seen.size, sigma=self.map_sigma, kind=self.map_kind
                 )
-        sample.rounding = self._noise_of(sample)
+        sample.rounding, _ = self._roundings(sample)
         positions = data.held_out_positions()
         if data.holds_out:
             return Fitted(state, sample, "held_out", {}, positions)
@@ -389,10 +389,10 @@ class Method(Detector):
         return (largest if scores.images is None else scores.images), maps
 
     def _roundings(self, sample: NormalSample) -> tuple[float, None]:
-        return (self._noise_of(sample) if self._calibration is None else self._calibration.rounding), None
-
-    def _noise_of(self, sample: NormalSample) -> float:
-        return self._moved_by_noise * relative_noise(self._dtype, self.precision) * sample.largest_score()
+        if self._calibration is not None and self.passes == "one":
+            return self._calibration.rounding, None
+        # In the precision of now, which may be another than that of the fit.
+        return self._moved_by_noise * relative_noise(self._dtype, self.precision) * sample.largest_score(), None
 
     def _take(self, states: Sequence[Any], reading: Reading) -> None:
         (self._state,), self._reading = states, reading

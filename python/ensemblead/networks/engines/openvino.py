@@ -186,27 +186,31 @@ def run_by_openvino(
 
 
 class _Weights:
-    """Which parts and tensors a module has, and how often each tensor was written into, as far as torch
-    counts that. They are looked through for every batch, so without a step of Python for each of them.
+    """Which parts and tensors a module has, where their values lie, and how often each tensor was written
+    into, as far as torch counts that. They are looked through for every batch, so without a step of Python
+    for each of them.
     """
 
     def __init__(self, module: nn.Module) -> None:
         places = [own for one in module.modules() for own in (one._modules, one._parameters, one._buffers)]
         self._places = [(own, [*own], [*own.values()]) for own in places if own]
+        self._empty = [own for own in places if not own]
         tensors = [*module.parameters(), *module.buffers()]
-        self._tensors = [one for one in tensors if not one.is_inference()]
-        self._versions = self._versions_now()
+        self._counted = [one for one in tensors if not one.is_inference()]
+        self._dense = [one for one in tensors if one.layout == torch.strided]
+        self._known = self._now()
 
     def have_changed(self) -> bool:
-        if self._versions_now() != self._versions:
+        if self._now() != self._known or any(self._empty):
             return True
         for now, names, parts in self._places:
             if [*now] != names or not all(map(operator.is_, now.values(), parts)):
                 return True
         return False
 
-    def _versions_now(self) -> list[int]:
-        return list(map(_version, self._tensors))
+    def _now(self) -> tuple[list[int], list[int]]:
+        # `tensor.data = other` does not count as writing.
+        return list(map(_version, self._counted)), list(map(Tensor.data_ptr, self._dense))
 
 
 def deviation(found: Tensor, expected: Tensor, precision: str) -> float:
