@@ -391,8 +391,8 @@ class Method(Detector):
     def _roundings(self, sample: NormalSample) -> tuple[float, None]:
         if self._calibration is not None and self.passes == "one":
             return self._calibration.rounding, None
-        # In the precision of now, which may be another than that of the fit.
-        return self._moved_by_noise * relative_noise(self._dtype, self.precision) * sample.largest_score(), None
+        share = self._moved_by_noise * relative_noise(self._dtype, self.precision)  # of now, not of the fit
+        return share * sample.largest_score(), None
 
     def _take(self, states: Sequence[Any], reading: Reading) -> None:
         (self._state,), self._reading = states, reading
