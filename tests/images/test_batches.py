@@ -8,6 +8,7 @@ import time
 
 import numpy as np
 import pytest
+from PIL import Image
 
 torch = pytest.importorskip("torch")
 
@@ -200,6 +201,42 @@ def test_a_dataset_is_read_by_one_thread():
     list(iterate_batches(open_images(Watching([drawn()] * 12)), [Geometry(None, None)], 3, workers=4))
     assert len(readers) == 1
     assert threading.get_ident() not in readers
+
+
+@pytest.mark.parametrize("kind", ["dataset", "pictures"])
+def test_a_dataset_is_read_by_one_thread_also_after_an_iterator_that_was_left(kind):
+    """The thread of that one may still be at an image."""
+    readers, most = [], 0
+
+    def note():
+        nonlocal most
+        readers.append(threading.get_ident())
+        time.sleep(0.02)
+        most = max(most, len(set(readers)))
+        readers.remove(threading.get_ident())
+
+    class Watching(Listed):
+        def __getitem__(self, index):
+            note()
+            return super().__getitem__(index)
+
+    class Picture(Image.Image):
+        def load(self):
+            note()
+            return super().load()
+
+    def picture():
+        one = Picture()
+        vars(one).update(vars(Image.fromarray(drawn())))
+        return one
+
+    images = Watching([drawn()] * 12) if kind == "dataset" else [picture() for _ in range(12)]
+    for _ in range(3):
+        batches = iterate_batches(open_images(images), [Geometry(None, None)], 1)
+        next(batches)
+        del batches
+    list(iterate_batches(open_images(images), [Geometry(None, None)], 3))
+    assert most == 1
 
 
 @pytest.mark.parametrize(
