@@ -278,6 +278,8 @@ class _Array(ImageSource):
 
 # The locks of Datasets that are in use, by their identity: all sources of one share its lock.
 _reading: WeakValueDictionary[int, Any] = WeakValueDictionary()
+if hasattr(os, "register_at_fork"):  # a thread that held one does not survive a fork
+    os.register_at_fork(after_in_child=_reading.clear)
 
 
 class _Dataset(ImageSource):
