@@ -28,6 +28,7 @@ from support.commands import call, call_json
 
 import ensemblead as ead
 from ensemblead.calibration.statistics import Calibration
+from ensemblead.cli.watch import _ended_by_signals
 
 
 def test_watch_once(model: Path, category: Path, tmp_path: Path) -> None:
@@ -67,6 +68,21 @@ def test_watch_refuses(model: Path, category: Path, tmp_path: Path) -> None:
         2,
         "ensemblead: settle must be positive and finite, got 0.0\n",
     )
+
+
+def test_a_second_signal_may_come_while_the_first_one_ends_a_watch() -> None:
+    """It does not come to the same handler, which would wait for the event's lock for ever."""
+    handlers, before = [], signal.getsignal(signal.SIGINT)
+
+    class Stop(threading.Event):
+        def set(self) -> None:
+            handlers.append(signal.getsignal(signal.SIGINT))
+            super().set()
+
+    with _ended_by_signals(stop := Stop()):
+        signal.raise_signal(signal.SIGINT)
+    assert stop.is_set()
+    assert handlers == [before]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

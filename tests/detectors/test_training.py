@@ -6,6 +6,8 @@ import errno
 import itertools
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -410,3 +412,39 @@ def test_a_full_temporary_folder_is_said(monkeypatch: pytest.MonkeyPatch) -> Non
         OSError, match="cannot keep .* bytes of feature maps in the temporary folder .*TMPDIR"
     ):
         distilled().fit(TRAIN)
+
+
+INTERRUPTED_TWICE = """
+import signal, sys
+from ensemblead.detectors.training.loop import _deferred_interrupt
+
+def interrupted(at):
+    lines = 0
+
+    def trace(frame, event, _):
+        nonlocal lines
+        lines += event == "line"
+        if event == "line" and lines == at:
+            signal.raise_signal(signal.SIGINT)
+        return trace if inside else None
+
+    inside = True
+    try:
+        with _deferred_interrupt():
+            sys.settrace(trace)
+            signal.raise_signal(signal.SIGINT)
+            inside = False
+            sys.settrace(None)
+    except KeyboardInterrupt:
+        sys.settrace(None)
+        return True
+
+print(all(interrupted(at) for at in range(1, 20)))
+"""
+
+
+def test_a_second_ctrl_c_may_come_at_any_line_of_the_first_ones_handler() -> None:
+    found = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED_TWICE], capture_output=True, text=True, timeout=120, check=True
+    )
+    assert found.stdout.split() == ["True"]

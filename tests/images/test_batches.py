@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import gc
+import os
+import subprocess
+import sys
 import threading
 import time
 
 import numpy as np
 import pytest
+from PIL import Image
 
 torch = pytest.importorskip("torch")
 
@@ -200,6 +204,79 @@ def test_a_dataset_is_read_by_one_thread():
     list(iterate_batches(open_images(Watching([drawn()] * 12)), [Geometry(None, None)], 3, workers=4))
     assert len(readers) == 1
     assert threading.get_ident() not in readers
+
+
+@pytest.mark.parametrize("kind", ["dataset", "pictures"])
+def test_a_dataset_is_read_by_one_thread_also_after_an_iterator_that_was_left(kind):
+    """The thread of that one may still be at an image."""
+    readers, most = [], 0
+
+    def note():
+        nonlocal most
+        readers.append(threading.get_ident())
+        time.sleep(0.02)
+        most = max(most, len(set(readers)))
+        readers.remove(threading.get_ident())
+
+    class Watching(Listed):
+        def __getitem__(self, index):
+            note()
+            return super().__getitem__(index)
+
+    class Picture(Image.Image):
+        def load(self):
+            note()
+            return super().load()
+
+    def picture():
+        one = Picture()
+        vars(one).update(vars(Image.fromarray(drawn())))
+        return one
+
+    images = Watching([drawn()] * 12) if kind == "dataset" else [picture() for _ in range(12)]
+    for _ in range(3):
+        batches = iterate_batches(open_images(images), [Geometry(None, None)], 1)
+        next(batches)
+        del batches
+    list(iterate_batches(open_images(images), [Geometry(None, None)], 3))
+    assert most == 1
+
+
+FORKED = """
+import os, signal, threading
+import numpy as np
+from ensemblead.images import Geometry, iterate_batches, open_images
+
+class Slow:
+    reached, go_on = threading.Event(), threading.Event()
+    def __len__(self):
+        return 9
+    def __getitem__(self, index):
+        if index and not self.go_on.is_set():
+            self.reached.set()
+            self.go_on.wait()
+        return np.zeros((8, 8, 3), np.uint8)
+
+images = Slow()
+batches = iterate_batches(open_images(images), [Geometry(None, None)], 1)
+next(batches)
+images.reached.wait()
+child = os.fork()
+if child == 0:
+    signal.alarm(20)
+    images.go_on = threading.Event()
+    images.go_on.set()
+    open_images(images).read(1)
+    os._exit(0)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+images.go_on.set()
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_dataset_is_read_in_a_process_that_was_forked_while_it_was_read():
+    found = subprocess.run([sys.executable, "-c", FORKED], capture_output=True, text=True, timeout=120)
+    assert (found.returncode, found.stdout.split()) == (0, ["0"])
 
 
 @pytest.mark.parametrize(

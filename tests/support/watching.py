@@ -15,10 +15,17 @@ from ensemblead.service.results import LINES, Results
 from ensemblead.service.watching import Watch, WatchSettings
 
 
+class _Stop(threading.Event):
+    def wait(self, timeout: float | None = None) -> bool:
+        raise AssertionError(
+            "a signal handler that sets the event meanwhile would wait for its lock for ever"
+        )
+
+
 @contextmanager
 def watching(detector: Any, folder: Path, out: Path, **settings: Any) -> Iterator[Watch]:
     """A watch in another thread, until the block ends; it raises what the watch has raised."""
-    stop, errors, started = threading.Event(), list[BaseException](), list[Watch]()
+    stop, errors, started = _Stop(), list[BaseException](), list[Watch]()
 
     def run() -> None:
         try:

@@ -137,9 +137,9 @@ def _ended_by_signals(stop: threading.Event) -> Iterator[None]:
     before: dict[int, Any] = {}
 
     def end(number: int, frame: FrameType | None) -> None:
-        stop.set()
         for one, handler in before.items():
             signal.signal(one, handler)
+        stop.set()  # last: a second signal in the middle of it must not come here and wait for its lock
 
     if threading.current_thread() is threading.main_thread():
         before |= {one: signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)}

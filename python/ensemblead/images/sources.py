@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 import os
 import sys
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
+from weakref import WeakValueDictionary
 
 import numpy as np
 import numpy.typing as npt
@@ -195,10 +197,10 @@ def _open(images: Any) -> ImageSource:
     if isinstance(images, np.ndarray):
         return _Array(images)
     if isinstance(images, Image.Image):
-        return _Dataset((images,))
+        return _Dataset((images,), images)
     if isinstance(images, (list, tuple)):
         if images and all(isinstance(image, Image.Image) for image in images):
-            return _Dataset([(image,) for image in images])
+            return _Dataset([(image,) for image in images], images)
         if images and all(isinstance(image, EncodedImage) for image in images):
             return _Encoded(images)
         return _Files(_checked_paths(images))
@@ -274,19 +276,28 @@ class _Array(ImageSource):
         return image if image.shape[2] == 3 else np.repeat(image, 3, axis=2)
 
 
+# The locks of Datasets that are in use, by their identity: all sources of one share its lock.
+_reading: WeakValueDictionary[int, Any] = WeakValueDictionary()
+if hasattr(os, "register_at_fork"):  # a thread that held one does not survive a fork
+    os.register_at_fork(after_in_child=_reading.clear)
+
+
 class _Dataset(ImageSource):
     concurrent = False  # nothing says that a Dataset may be asked by several threads at once
 
-    def __init__(self, dataset: Any) -> None:
+    def __init__(self, dataset: Any, given: Any = None) -> None:
         if len(dataset) == 0:
             raise ValueError("images must not be empty, got a Dataset of length 0")
-        self._dataset = dataset
+        self._dataset, self._given = dataset, dataset if given is None else given
         self.paths = [None] * len(dataset)
+        # A thread of an iterator that was left may still be at an image when the next one begins.
+        self._alone = _reading.setdefault(id(self._given), threading.RLock())
 
     def read(self, index: int) -> npt.NDArray[np.uint8]:
-        item = self._dataset[index]
-        image = item[0] if isinstance(item, (tuple, list)) and item else item
-        return _item_to_rgb(image, f"item {index} of the Dataset", self.bits)
+        with self._alone:
+            item = self._dataset[index]
+            image = item[0] if isinstance(item, (tuple, list)) and item else item
+            return _item_to_rgb(image, f"item {index} of the Dataset", self.bits)
 
 
 def _item_to_rgb(image: Any, what: str, bits: int | None) -> npt.NDArray[np.uint8]:

@@ -128,7 +128,9 @@ class Watch:
         """Paths in the folder at which something has happened; none, again and again, while nothing does."""
         if self._settings.once or self._settings.poll is not None:
             yield ()
-            while not stop.wait(_TICK):
+            # Not `stop.wait`: a signal handler that sets the event meanwhile would wait for the event's lock.
+            while not stop.is_set():
+                time.sleep(_TICK)
                 yield ()
             return
         watchfiles = require("watchfiles", "watching a folder")

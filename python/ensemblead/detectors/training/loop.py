@@ -295,8 +295,7 @@ def _forms(tensors: Mapping[str, torch.Tensor]) -> dict[str, tuple[tuple[int, ..
 @contextmanager
 def _deferred_interrupt() -> Iterator[None]:
     """Inside, Ctrl-C waits for the end, so that no update is left half done; a second one does not wait."""
-    pressed = threading.Event()
-    usual = signal.default_int_handler
+    pressed, usual = False, signal.default_int_handler
     if (
         threading.current_thread() is not threading.main_thread()
         or signal.getsignal(signal.SIGINT) is not usual
@@ -305,16 +304,17 @@ def _deferred_interrupt() -> Iterator[None]:
         return
 
     def defer(number: int, frame: Any) -> None:
-        if pressed.is_set():
+        nonlocal pressed  # no Event: a second signal in the middle of its `set` would wait for its lock
+        if pressed:
             usual(number, frame)
-        pressed.set()
+        pressed = True
 
     signal.signal(signal.SIGINT, defer)
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, usual)
-    if pressed.is_set():
+    if pressed:
         raise KeyboardInterrupt
 
 
