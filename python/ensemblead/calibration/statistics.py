@@ -88,12 +88,9 @@ class Calibration:
                 continue
             if type(value) not in (int, float) or not abs(value) <= _LARGEST:
                 raise ValueError(f"{name} must be a finite number, got {value!r}")
+            if name != "map_mean" and value < 0:
+                raise ValueError(f"{name} must not be negative, got {value}")
             object.__setattr__(self, name, float(value))
-        if min(self.map_std, self.rounding, self.rounding_of_maps) < 0:
-            raise ValueError(
-                "map_std, rounding and map_rounding must not be negative, got "
-                f"{self.map_std}, {self.rounding}, {self.map_rounding}"
-            )
         if not (isinstance(self.requested_rate, float) and 0 < self.requested_rate < 1):
             raise ValueError(f"requested_rate must be between 0 and 1, got {self.requested_rate!r}")
         if self.origin not in get_args(Origin):
