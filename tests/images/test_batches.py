@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import os
+import pickle
 import subprocess
 import sys
 import threading
@@ -258,7 +260,8 @@ class Slow:
         return np.zeros((8, 8, 3), np.uint8)
 
 images = Slow()
-batches = iterate_batches(open_images(images), [Geometry(None, None)], 1)
+source = open_images(images)
+batches = iterate_batches(source, [Geometry(None, None)], 1)
 next(batches)
 images.reached.wait()
 child = os.fork()
@@ -267,6 +270,7 @@ if child == 0:
     images.go_on = threading.Event()
     images.go_on.set()
     open_images(images).read(1)
+    source.read(1)  # that of the parent's thread, which holds its lock there
     os._exit(0)
 print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 images.go_on.set()
@@ -277,6 +281,12 @@ images.go_on.set()
 def test_a_dataset_is_read_in_a_process_that_was_forked_while_it_was_read():
     found = subprocess.run([sys.executable, "-c", FORKED], capture_output=True, text=True, timeout=120)
     assert (found.returncode, found.stdout.split()) == (0, ["0"])
+
+
+def test_a_dataset_that_is_opened_can_be_pickled_and_copied():
+    source = open_images([Image.fromarray(drawn())] * 2)
+    for again in (pickle.loads(pickle.dumps(source)), copy.deepcopy(source), copy.copy(source)):
+        np.testing.assert_array_equal(again.read(1), drawn())
 
 
 @pytest.mark.parametrize(

@@ -276,10 +276,27 @@ class _Array(ImageSource):
         return image if image.shape[2] == 3 else np.repeat(image, 3, axis=2)
 
 
+class _Alone:
+    """A lock of the process that it is in: pickled, copied deeply, or after a fork it is a new one."""
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+
+    def __reduce__(self) -> tuple[type[_Alone], tuple[()]]:
+        return _Alone, ()
+
+
 # The locks of Datasets that are in use, by their identity: all sources of one share its lock.
-_reading: WeakValueDictionary[int, Any] = WeakValueDictionary()
-if hasattr(os, "register_at_fork"):  # a thread that held one does not survive a fork
-    os.register_at_fork(after_in_child=_reading.clear)
+_reading: WeakValueDictionary[int, _Alone] = WeakValueDictionary()
+
+
+def _after_a_fork() -> None:
+    for alone in _reading.values():  # a thread that held one is not there
+        alone.lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_a_fork)
 
 
 class _Dataset(ImageSource):
@@ -291,10 +308,10 @@ class _Dataset(ImageSource):
         self._dataset, self._given = dataset, dataset if given is None else given
         self.paths = [None] * len(dataset)
         # A thread of an iterator that was left may still be at an image when the next one begins.
-        self._alone = _reading.setdefault(id(self._given), threading.RLock())
+        self._alone = _reading.setdefault(id(self._given), _Alone())
 
     def read(self, index: int) -> npt.NDArray[np.uint8]:
-        with self._alone:
+        with self._alone.lock:
             item = self._dataset[index]
             image = item[0] if isinstance(item, (tuple, list)) and item else item
             return _item_to_rgb(image, f"item {index} of the Dataset", self.bits)
