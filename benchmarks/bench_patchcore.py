@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from common import Timing, interleaved, ratio  # noqa: E402
 from PIL import Image  # noqa: E402
 from record import FiguresOf  # noqa: E402
 
+import ensemblead as ead  # noqa: E402
 from ensemblead import PatchCore, aggregate_patches  # noqa: E402
 from ensemblead.images import iterate_batches, open_images  # noqa: E402
 
@@ -29,6 +31,8 @@ THREADS = 2
 FITTED, PREDICTED = 209, 64
 # The network of the target, and a small one, whose search weighs more.
 TARGETS: dict[str, float | None] = {"wide_resnet50_2": 1.25, "resnet18": None}
+# Milliseconds on a GPU.
+ONE_IMAGE = {"wide_resnet50_2": 10.0}
 STEM = ("conv1", "bn1", "act1", "maxpool", "layer1", "layer2", "layer3")
 networks = pytest.mark.parametrize("network", TARGETS)
 
@@ -177,6 +181,25 @@ def test_gpu(figures: FiguresOf, files: list[str], gpu: str, network: str, image
     for call in ("fit", "predict"):
         note = f"images/s: {rates}" if call == "predict" else ""
         _add(figures, f"{what}: {call} / bare forward", timings, call, "forward", TARGETS[network], note, gpu)
+
+
+@networks
+def test_gpu_one_image(figures: FiguresOf, files: list[str], gpu: str, tmp_path: Path, network: str) -> None:
+    """One decoded photograph to its verdict, warm, the network launched kernel by kernel, or as one graph.
+    By the clock.
+    """
+    image = np.asarray(Image.open(files[0]).convert("RGB"))[None]
+    detector_of(network, "cuda").fit(files).save(tmp_path / "model", include_backbone=True)
+    detectors = {own: ead.load(tmp_path / "model", engine=own) for own in ("torch", "cuda-graph")}
+    timings = interleaved(
+        {own: functools.partial(one.predict, image) for own, one in detectors.items()},
+        repeats=30,
+        synchronize=torch.cuda.synchronize,
+    )
+    for own, timing in timings.items():
+        target = ONE_IMAGE.get(network) if own == "cuda-graph" else None
+        what = f"{network} at 224, one decoded image, engine={own!r}: predict"
+        figures.add(what, 1e3 * timing.median, "ms", at_most=target, device=gpu, timings={own: timing})
 
 
 def _pixels(files: list[str]) -> Any:

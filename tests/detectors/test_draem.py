@@ -306,7 +306,9 @@ def test_an_engine_that_is_not_there_shows_before_the_training(
         draem(engine="openvino").fit(TRAIN, progress=lambda stage, *_: pytest.fail(stage))
     with pytest.raises(MissingExtraError, match="openvino"):
         ead.load(tmp_path / "model", engine="openvino")
-    with pytest.raises(ValueError, match="engine must be one of torch, openvino, auto, got 'openvin'"):
+    with pytest.raises(
+        ValueError, match="engine must be one of torch, openvino, cuda-graph, auto, got 'openvin'"
+    ):
         draem(engine="openvin")
 
 

@@ -18,7 +18,8 @@ from torch import nn
 import ensemblead as ead
 from ensemblead.common.errors import EngineError, MissingExtraError
 from ensemblead.common.warnings import ThresholdWarning
-from ensemblead.networks.engines import openvino
+from ensemblead.networks.engines import by_shape, openvino
+from ensemblead.networks.engines.eager import EagerEngine
 from ensemblead.networks.engines.engine import Part
 from ensemblead.networks.network import FeaturePool
 from ensemblead.networks.placement import check_engine, resolve_engine
@@ -92,7 +93,7 @@ def test_four_shapes_are_kept() -> None:
 
 @torch.no_grad()
 def test_nan_is_called_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(openvino, "deviation", lambda *_: float("nan"))
+    monkeypatch.setattr(by_shape, "deviation", lambda *_: float("nan"))
     engine = openvino.OpenVinoEngine(part_of(Normed()))
     with pytest.raises(EngineError, match="Normed: NaN in float32, where .*; use engine='torch'"):
         engine.run(torch.rand(1, 3, 16, 16))
@@ -135,16 +136,16 @@ def test_int8_of_weights_that_have_changed(images: Any) -> None:
 
 
 def test_sizes_of_batches() -> None:
-    sizes = {count: len(openvino._padded(torch.zeros(count, 1))) for count in range(1, 50)}
+    sizes = {count: len(by_shape.padded_batch(torch.zeros(count, 1))) for count in range(1, 50)}
     assert sorted(set(sizes.values())) == [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64]
     assert all(count <= size <= 1.5 * count for count, size in sizes.items())
-    assert openvino._padded(torch.arange(5.0)[:, None]).flatten().tolist() == [0, 1, 2, 3, 4, 4]
+    assert by_shape.padded_batch(torch.arange(5.0)[:, None]).flatten().tolist() == [0, 1, 2, 3, 4, 4]
 
 
 @torch.no_grad()
 def test_bfloat16_is_rounded_float32() -> None:
     given = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    exact = openvino.EagerEngine(part_of(Normed())).run(given)
+    exact = EagerEngine(part_of(Normed())).run(given)
     part = part_of(Normed().to(torch.bfloat16), "bfloat16", torch.bfloat16)
     if "BF16" in openvino.cpu_capabilities():
         found = openvino.OpenVinoEngine(part).run(given.to(torch.bfloat16))
@@ -153,7 +154,7 @@ def test_bfloat16_is_rounded_float32() -> None:
             found = openvino.OpenVinoEngine(part).run(given.to(torch.bfloat16))
     for layer in LAYERS:
         assert found[layer].dtype == torch.bfloat16
-        assert 0 < openvino.deviation(found[layer], exact[layer], "bfloat16") < 0.05
+        assert 0 < by_shape.deviation(found[layer], exact[layer], "bfloat16") < 0.05
 
 
 def test_a_cpu_without_bfloat16_computes_in_float32_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -270,7 +271,9 @@ def test_load_says_where_engine_and_precision_do_nothing(images: Any, tmp_path: 
     own.save(tmp_path / "own")
     loaded = ead.load(tmp_path / "own", engine="openvino", precision="bfloat16")
     assert (loaded.engine, loaded.precision) == ("openvino", "bfloat16")
-    with pytest.raises(ValueError, match="engine must be one of torch, openvino, auto, got 'openvin'"):
+    with pytest.raises(
+        ValueError, match="engine must be one of torch, openvino, cuda-graph, auto, got 'openvin'"
+    ):
         ead.load(tmp_path / "own", engine="openvin")
     with pytest.raises(ValueError, match="got 'int8': no network is frozen here"):
         ead.load(tmp_path / "own", precision="int8")
@@ -282,7 +285,7 @@ def test_load_says_where_engine_and_precision_do_nothing(images: Any, tmp_path: 
 
 def test_engines_that_there_are_not() -> None:
     with pytest.raises(
-        ValueError, match="engine must be one of torch, openvino, auto, got 'openvin'; did you"
+        ValueError, match="engine must be one of torch, openvino, cuda-graph, auto, got 'openvin'; did you"
     ):
         detector_of(engine="openvin")
     with pytest.raises(ValueError, match="compile=True goes with engine='torch'"):

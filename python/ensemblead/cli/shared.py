@@ -16,7 +16,7 @@ SkipUnreadable = Annotated[
     bool, typer.Option("--skip-unreadable", help="Leave out images that cannot be read.")
 ]
 Engine = Annotated[
-    str | None, typer.Option("--engine", help="torch, openvino, auto; as in the model if absent.")
+    str | None, typer.Option("--engine", help="torch, openvino, cuda-graph, auto; as in the model if absent.")
 ]
 Precision = Annotated[
     str | None,

@@ -182,8 +182,8 @@ def _without_network(method: Any, reader: FolderReader) -> None:
             method._engine if engine is None else engine, method.device, compile=False
         )
         resolve_engine(method._engine, "auto", resolve_device(method.device), compile=False)
-    elif engine is not None and check_engine(engine, "cpu", compile=False) == "openvino":
-        warn(f"engine='openvino' is for networks that read images, and {name} has none", RuntimeWarning)
+    elif engine is not None and check_engine(engine, "auto", compile=False) not in ("torch", "auto"):
+        warn(f"engine={engine!r} is for networks that read images, and {name} has none", RuntimeWarning)
     if precision is None:
         return
     if "precision" in takes:

@@ -11,6 +11,9 @@ from ensemblead.common.threads import available_cores, cpu_quota
 from ensemblead.common.validation import one_of
 from ensemblead.common.warnings import warn
 from ensemblead.kernels.build import __version__, cuda_available, has_cuda_kernels
+from ensemblead.networks.engines import NAMES
+from ensemblead.networks.engines.cuda_graph import CUDA_GRAPH
+from ensemblead.networks.engines.openvino import OPENVINO
 
 # A network in int8 has feature maps in float32.
 _PRECISIONS = {
@@ -18,6 +21,15 @@ _PRECISIONS = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
     "int8": torch.float32,
+}
+# The kind of device that an engine is for, what the error for another says, and what to use instead.
+_DEVICES = {
+    OPENVINO.name: (
+        "cpu",
+        "engine='openvino' and precision='int8' are for CPUs",
+        "device='cpu', or engine='torch' and another precision",
+    ),
+    CUDA_GRAPH.name: ("cuda", "engine='cuda-graph' is for GPUs", "device='cuda', or engine='torch'"),
 }
 
 
@@ -51,50 +63,51 @@ def check_precision(precision: str, engine: str = "torch") -> str:
         raise ValueError(
             "precision must be float32, bfloat16 or float16, got 'int8': no network is frozen here"
         )
-    if precision == "int8" and engine == "torch":
+    if precision == "int8" and engine not in (OPENVINO.name, "auto"):
         raise ValueError(
-            "precision must be float32, bfloat16 or float16 with engine='torch', got 'int8'; fit in float32, "
-            "then call quantize(images); to load an int8 model for torch, give precision='float32' too"
+            f"precision must be float32, bfloat16 or float16 with engine={engine!r}, got 'int8'; fit in "
+            "float32, then call quantize(images); to load an int8 model, give precision='float32' "
+            "too"
         )
     return precision
 
 
 def check_engine(engine: str, device: str, *, compile: bool) -> str:
     """The engine's name itself, if it goes with the device, as far as one is named, and with `compile`."""
-    one_of("engine", engine, ("torch", "openvino", "auto"))
-    if engine == "openvino":
+    one_of("engine", engine, (*NAMES, "auto"))
+    if engine in _DEVICES:
         if compile:
-            raise ValueError(
-                "compile=True goes with engine='torch', got engine='openvino', which compiles too"
-            )
+            raise ValueError(f"compile=True goes with engine='torch', got engine={engine!r}")
         if device != "auto":
-            _require_cpu(torch.device(device))
+            _require_device(engine, torch.device(device))
     return engine
 
 
 def resolve_engine(engine: str, precision: str, device: torch.device, *, compile: bool) -> str:
-    """ "torch" or "openvino". "auto" is OpenVINO on a CPU if it is installed and `compile` is not set.
+    """One of `NAMES`. "auto" is OpenVINO on a CPU if it is installed and `compile` is not set, else torch.
 
     Raises:
         MissingExtraError: OpenVINO is asked for, or needed by int8, and not installed.
-        ValueError: it is asked for, or needed, on another device than a CPU.
+        ValueError: an engine is asked for, or needed, on a device that it is not for.
     """
     if engine == "auto" and precision != "int8":
         return "openvino" if device.type == "cpu" and not compile and is_installed("openvino") else "torch"
-    if engine == "torch":
+    if engine != "auto":
         check_precision(precision, engine)
-        return "torch"
-    _require_cpu(device)
+    if engine == "torch":
+        return engine
+    if engine == CUDA_GRAPH.name:
+        _require_device(engine, device)
+        return engine
+    _require_device(OPENVINO.name, device)
     require("openvino", f"engine={engine!r}" if engine == "openvino" else "precision='int8'")
     return "openvino"
 
 
-def _require_cpu(device: torch.device) -> None:
-    if device.type != "cpu":
-        raise ValueError(
-            f"engine='openvino' and precision='int8' are for CPUs, and device is {str(device)!r}; use "
-            "device='cpu', or engine='torch' and another precision"
-        )
+def _require_device(engine: str, device: torch.device) -> None:
+    wanted, fault, advice = _DEVICES[engine]
+    if device.type != wanted:
+        raise ValueError(f"{fault}, and device is {str(device)!r}; use {advice}")
 
 
 def resolve_device(device: str) -> torch.device:

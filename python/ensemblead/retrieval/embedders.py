@@ -60,8 +60,8 @@ class Embedder:
         batch_size: images per forward pass.
         seed: of random weights.
         compile: run the network through `torch.compile`, which gains little on a CPU.
-        engine: what runs the network: "torch", "openvino" (on CPUs; the extra openvino), or "auto": OpenVINO
-            on a CPU where it is installed. For precision "int8" call `quantize`.
+        engine: what runs the network: "torch", "openvino" (on CPUs; the extra openvino), "cuda-graph" (on
+            GPUs), or "auto": OpenVINO on a CPU where it is installed. For precision "int8" call `quantize`.
 
     Raises ValueError or TypeError for what is none of these; ValueError, at the first use, for a layer that
     does not exist, for weights that do not reach it, and for `layer=None` with a network whose classifier

@@ -28,7 +28,7 @@ from ensemblead.detectors.training.loop import Recipe, Tensors, check_losses, tr
 from ensemblead.detectors.training.method import TrainedMethod, checked_steps, no_losses
 from ensemblead.detectors.training.published import WeightFile
 from ensemblead.images import RegionLike
-from ensemblead.networks.engines.openvino import run_by_openvino
+from ensemblead.networks.engines import run_by
 from ensemblead.networks.modes import default_modes
 from ensemblead.networks.network import check_engine, resolve_device, resolve_engine
 
@@ -117,8 +117,9 @@ class DRAEM(TrainedMethod):
         holdout: the share of the images that is held out: at least one, 400 at most. With 0 all are trained
             on, and the threshold is too low until `calibrate` is called; `fit` warns of it.
         seed: of everything random.
-        engine: of the networks in `predict`: "torch", "openvino" (on CPUs; the extra openvino), or "auto":
-            OpenVINO on a CPU where it is installed. Training is torch's. There is no int8.
+        engine: of the networks in `predict`: "torch", "openvino" (on CPUs; the extra openvino), "cuda-graph"
+            (on GPUs), or "auto": OpenVINO on a CPU where it is installed. Training is torch's. There is no
+            int8.
 
     Attributes after `fit`: `losses_`, `calibration_`, `threshold_`.
 
@@ -207,9 +208,10 @@ class DRAEM(TrainedMethod):
     def _comparing(self, state: Trained) -> Callable[[torch.Tensor], torch.Tensor]:
         """Images -> the logits of the discrimination."""
         networks = state.networks().to(self._dtype)
-        if self._resolved_engine() == "torch":
+        engine = self._resolved_engine()
+        if engine == "torch":
             return lambda images: networks(images)[1]
-        run = run_by_openvino(networks, ("discriminate.restore",), "DRAEM's networks")
+        run = run_by(engine, networks, ("discriminate.restore",), "DRAEM's networks")
         return lambda images: run(images)[0]
 
     def _resolved_engine(self) -> str:

@@ -24,7 +24,7 @@ from ensemblead.detectors.efficientad.imitators import (
     LEAST_SIDE,
     Imitators,
     Plan,
-    by_openvino,
+    by_engine,
     empty_imitators,
     grid_side,
     new_imitators,
@@ -145,9 +145,10 @@ class EfficientAD(TrainedMethod):
             on, and quantiles and threshold are too low; `fit` warns of it. `calibrate` mends the threshold.
         seed: of everything random.
         compile: run the teacher through `torch.compile`, which gains little on a CPU.
-        engine: of all networks in `predict`: "torch", "openvino" (on CPUs; the extra openvino), or "auto":
-            OpenVINO on a CPU where it is installed. Training is torch's. docs/design/engines.md has their
-            speed. For a teacher in "int8" fit in float32 and call `quantize`.
+        engine: of all networks in `predict`: "torch", "openvino" (on CPUs; the extra openvino), "cuda-graph"
+            (on GPUs), or "auto": OpenVINO on a CPU where it is installed. Training is torch's.
+            docs/design/engines.md has their speed. For a teacher in "int8" fit in float32 and call
+            `quantize`.
 
     Attributes after `fit`: `losses_`, `calibration_`, `threshold_`; `network_`, the teacher, once it is
     needed.
@@ -368,7 +369,7 @@ def hard_loss(squares: torch.Tensor) -> torch.Tensor:
 def imitating(state: Imitation, dtype: torch.dtype, engine: str) -> Described:
     """Student and autoencoder, run as the teacher is; in float32 where that is in int8."""
     networks = state.imitators().to(dtype)
-    return networks if engine == "torch" else by_openvino(networks)
+    return networks if engine == "torch" else by_engine(engine, networks)
 
 
 def distance_maps(

@@ -15,7 +15,7 @@ from torch import nn
 
 from ensemblead.common.validation import one_of, whole_number
 from ensemblead.kernels.maps import resize_maps
-from ensemblead.networks.engines.openvino import run_by_openvino
+from ensemblead.networks.engines import run_by
 from ensemblead.networks.modes import own_generator
 from ensemblead.networks.pdn import BORDER, PDN, SIZES, STRIDE
 
@@ -121,9 +121,9 @@ class Imitators(nn.Module):
         return self.student.as_teacher(values), self.student.as_autoencoder(values), self.autoencoder(images)
 
 
-def by_openvino(networks: Imitators) -> Callable[[torch.Tensor], list[torch.Tensor]]:
-    """What the networks' `forward` gives, by OpenVINO, in the dtype that they have."""
-    return run_by_openvino(networks, _OUTPUTS, "the student and the autoencoder of EfficientAD")
+def by_engine(engine: str, networks: Imitators) -> Callable[[torch.Tensor], list[torch.Tensor]]:
+    """What the networks' `forward` gives, by an engine that is not torch, in the dtype that they have."""
+    return run_by(engine, networks, _OUTPUTS, "the student and the autoencoder of EfficientAD")
 
 
 def new_imitators(plan: Plan, seed: int) -> Imitators:

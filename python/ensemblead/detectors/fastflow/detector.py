@@ -113,9 +113,9 @@ class FastFlow(TrainedMethod):
             on, and the threshold is too low until `calibrate` is called; `fit` warns of it.
         seed: of everything random.
         compile: run the frozen network through `torch.compile`, which gains little on a CPU.
-        engine: of the frozen network: "torch", "openvino" (on CPUs; the extra openvino), or "auto": OpenVINO
-            on a CPU where it is installed. docs/design/engines.md has their speed. For precision "int8"
-            fit in float32 and call `quantize`.
+        engine: of the frozen network: "torch", "openvino" (on CPUs; the extra openvino), "cuda-graph" (on
+            GPUs), or "auto": OpenVINO on a CPU where it is installed. docs/design/engines.md has their speed.
+            For precision "int8" fit in float32 and call `quantize`.
 
     Attributes after `fit`: `losses_`, `calibration_`, `threshold_`; `network_`, the frozen network, once it
     is needed.

@@ -147,9 +147,9 @@ class PaDiM(Method):
         seed: of everything random.
         compile: run the network through `torch.compile`, which gains little on a CPU. The first batch then
             takes long; where it cannot be done, a CompilationError at that batch says why.
-        engine: of the network: "torch", "openvino" (on CPUs; the extra openvino), or "auto": OpenVINO on
-            a CPU where it is installed. docs/design/engines.md has their speed. For precision "int8"
-            fit in float32 and call `quantize`.
+        engine: of the network: "torch", "openvino" (on CPUs; the extra openvino), "cuda-graph" (on GPUs), or
+            "auto": OpenVINO on a CPU where it is installed. docs/design/engines.md has their speed. For
+            precision "int8" fit in float32 and call `quantize`.
 
     Attributes: `gaussians_`, `calibration_`, `threshold_` after `fit`; `network_`, the extractor, once it is
     needed.

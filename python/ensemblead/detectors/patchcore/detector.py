@@ -167,9 +167,9 @@ class PatchCore(BankMethod):
         seed: of everything random.
         compile: run the network through `torch.compile`, which gains little on a CPU. The first batch then
             takes long; where it cannot be done, a CompilationError at that batch says why.
-        engine: of the network: "torch", "openvino" (on CPUs; the extra openvino), or "auto": OpenVINO on
-            a CPU where it is installed. docs/design/engines.md has their speed. For precision "int8"
-            fit in float32 and call `quantize`.
+        engine: of the network: "torch", "openvino" (on CPUs; the extra openvino), "cuda-graph" (on GPUs), or
+            "auto": OpenVINO on a CPU where it is installed. docs/design/engines.md has their speed. For
+            precision "int8" fit in float32 and call `quantize`.
         pad_to_grid: images of a size that the network does not take, such as a transformer's patches leave,
             are padded below and on the right by their last rows and columns, up to the next size that it does
             (timm's `dynamic_img_pad` pads by black). Patches of padding alone are neither learned nor scored,

@@ -7,13 +7,10 @@ has the figures and the reasons.
 from __future__ import annotations
 
 import copy
-import math
-import operator
 import tempfile
 import threading
 import warnings
-from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,74 +24,50 @@ from ensemblead.common.extras import require
 from ensemblead.common.openvino import openvino_core
 from ensemblead.common.threads import end_waiting_threads
 from ensemblead.common.warnings import warn
-from ensemblead.networks.engines.eager import EagerEngine
-from ensemblead.networks.engines.engine import EngineKind, Outputs, Part, Quantized
+from ensemblead.networks.engines.by_shape import ByShape, first_line
+from ensemblead.networks.engines.engine import EngineKind, Part, Quantized
 from ensemblead.networks.engines.traced import Traced
 
-# Compiled networks that are kept: for full batches and for last ones, of two sizes of images.
-_MOST_KEPT = 4
 # Precision -> the name that OpenVINO has for it, and the capability that a CPU needs for it.
 _HINTS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16", "int8": "f32"}
 _CAPABILITIES = {"bfloat16": "BF16", "float16": "FP16"}
-# The largest `deviation` from eager torch. In int8, quantization allows 0.3 at the probe's own size.
-_TOLERANCES = {"float32": 1e-4, "bfloat16": 0.1, "float16": 0.1, "int8": 0.5}
 _PURPOSE = "engine='openvino'"
-_version = operator.attrgetter("_version")
 # Tracing changes Python's filters of warnings, which are the process's.
 _tracing = threading.Lock()
 
 
-class OpenVinoEngine:
-    """A network as far as some of its layers, by OpenVINO.
-
-    A network is compiled for one shape of images, and at most four are kept. Batches are padded to the next
-    size of 1, 2, 3, 4, 6, 8, 12, 16, 24, ...: a network does not compute an image by what came before it, and
-    last batches do not make many sizes. Each network is compared with eager torch on the batch that it was
-    compiled for. In int8, which cuts off what a defect puts out, it is compared on an image that it was
-    quantized with, scaled to the size of that batch.
+class OpenVinoEngine(ByShape):
+    """A network as far as some of its layers, by OpenVINO. In int8, which cuts off what a defect puts out, it
+    is compared on an image that it was quantized with, scaled to the size of the batch.
     """
 
+    title = "OpenVINO"
+    # In int8, quantization allows 0.3 at the probe's own size.
+    tolerances = {"float32": 1e-4, "bfloat16": 0.1, "float16": 0.1, "int8": 0.5}  # noqa: RUF012
+
     def __init__(self, part: Part) -> None:
-        self._part, self._eager, self._core = part, EagerEngine(part), openvino_core(_PURPOSE)
+        super().__init__(part)
+        self._core = openvino_core(_PURPOSE)
         if part.precision == "int8":
             _require_quantized(part)
         self._hint = self._supported_hint()
-        self._kept: OrderedDict[tuple[int, ...], Any] = OrderedDict()
-        self._lock, self._weights = threading.Lock(), _Weights(part.module)
 
-    def run(self, images: Tensor) -> Outputs:
-        """See `Engine.run`.
+    def _key(self, images: Tensor) -> tuple[int, ...]:
+        return (*images.shape, torch.get_num_threads())
 
-        Raises EngineError where the network cannot be converted, or computes something else when it is, and
-        where weights were changed that an int8 network was made from.
-        """
-        count = len(images)
-        padded = _padded(images)
-        shape, threads = tuple(padded.shape), torch.get_num_threads()
-        with self._lock:
-            self._see_changes()
-            request = self._kept.get((*shape, threads))
-            if request is None:
-                request = self._compiled(padded, threads)
-                self._compare(request, padded)
-                self._keep((*shape, threads), request)
-            self._kept.move_to_end((*shape, threads))
-            return self._inferred(request, padded, count)
+    def _forget(self) -> None:
+        if self._part.precision == "int8":
+            raise EngineError(
+                f"the weights of {self._part.name} have changed since it was made int8; quantize it again"
+            )
+        super()._forget()
 
-    def _see_changes(self) -> None:
-        """Forget what was compiled from weights that their owner has changed since."""
-        if self._weights.have_changed():
-            if self._part.precision == "int8":
-                raise EngineError(
-                    f"the weights of {self._part.name} have changed since it was made int8; quantize it again"
-                )
-            self._kept.clear()
-            self._weights = _Weights(self._part.module)
-
-    def _keep(self, key: tuple[int, ...], request: Any) -> None:
-        self._kept[key] = request
-        if len(self._kept) > _MOST_KEPT:
-            self._kept.popitem(last=False)
+    def _probe(self, images: Tensor) -> Tensor:
+        part = self._part
+        if part.quantized is None or part.precision != "int8":
+            return images
+        probe = functional.interpolate(part.quantized.probe.to(part.dtype), images.shape[2:], mode="bilinear")
+        return probe.expand(len(images), -1, -1, -1).contiguous(memory_format=torch.channels_last)
 
     def _supported_hint(self) -> str:
         """OpenVINO's name of the precision; with a warning, float32 where the CPU has no such arithmetic."""
@@ -109,14 +82,14 @@ class OpenVinoEngine:
             return _HINTS["float32"]
         return _HINTS[precision]
 
-    def _compiled(self, images: Tensor, threads: int) -> Any:
+    def _made(self, images: Tensor) -> Any:
         part = self._part
         if part.precision == "int8":
             model = of_shape(_require_quantized(part), part.layers, part.name, tuple(images.shape))
         else:
             model = converted(part, images)
         settings = {
-            "INFERENCE_NUM_THREADS": threads,
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_PRECISION_HINT": self._hint,
         }
@@ -126,104 +99,19 @@ class OpenVinoEngine:
         except RuntimeError as error:
             raise _failure(part, error) from error
 
-    def _inferred(self, request: Any, images: Tensor, count: int) -> dict[str, Tensor]:
+    def _run(self, made: Any, images: Tensor, count: int) -> dict[str, Tensor]:
         values = images.float().permute(0, 2, 3, 1).contiguous().numpy()
         end_waiting_threads(torch.get_num_threads())
-        request.infer({0: values}, share_inputs=True)
+        made.infer({0: values}, share_inputs=True)
         found = {}
         for number, layer in enumerate(self._part.layers):
             # A copy, since the request writes into the same memory the next time; by one thread, for those of
             # OpenVINO spin a while.
-            output = torch.from_numpy(request.get_output_tensor(number).data[:count].copy())
+            output = torch.from_numpy(made.get_output_tensor(number).data[:count].copy())
             if output.ndim == 4:
                 output = output.permute(0, 3, 1, 2)
             found[layer] = output.to(self._part.dtype)
         return found
-
-    def _compare(self, request: Any, images: Tensor) -> None:
-        part, allowed = self._part, _TOLERANCES[self._part.precision]
-        if part.quantized is not None and part.precision == "int8":
-            probe = functional.interpolate(
-                part.quantized.probe.to(part.dtype), images.shape[2:], mode="bilinear"
-            )
-            images = probe.expand(len(images), -1, -1, -1).contiguous(memory_format=torch.channels_last)
-        outputs = self._inferred(request, images, len(images))
-        for layer, expected in self._eager.run(images).items():
-            found = outputs[layer]
-            size = " x ".join(map(str, images.shape))
-            if found.shape != expected.shape:
-                raise EngineError(
-                    f"OpenVINO puts out {tuple(found.shape)} for layer {layer!r} of {part.name} where torch "
-                    f"has {tuple(expected.shape)}, for images of {size}; use engine='torch'"
-                )
-            error = deviation(found, expected, part.precision)
-            if not error <= allowed:
-                off = "NaN" if math.isnan(error) else f"off by {error:.2g} of them"
-                advice = "precision='float32'" if part.precision == "int8" else "engine='torch'"
-                raise EngineError(
-                    f"OpenVINO computes other features than torch for layer {layer!r} of {part.name}: "
-                    f"{off} in {part.precision}, where {allowed:g} is allowed, for images of {size}; "
-                    f"use {advice}"
-                )
-
-
-def run_by_openvino(
-    module: nn.Module, layers: tuple[str, ...], name: str
-) -> Callable[[Tensor], list[Tensor]]:
-    """What these layers of a module put out for images, by OpenVINO, in the dtype that the module has.
-
-    `name` is for errors.
-    """
-    some = next(module.parameters())
-    precision = str(some.dtype).removeprefix("torch.")
-    engine = OpenVinoEngine(Part(module, layers, name, some.device, some.dtype, precision))
-
-    def run(images: Tensor) -> list[Tensor]:
-        outputs = engine.run(images)
-        return [outputs[layer] for layer in layers]
-
-    return run
-
-
-class _Weights:
-    """Which parts and tensors a module has, where their values lie, and how often each tensor was written
-    into, as far as torch counts that. They are looked through for every batch, so without a step of Python
-    for each of them.
-    """
-
-    def __init__(self, module: nn.Module) -> None:
-        places = [own for one in module.modules() for own in (one._modules, one._parameters, one._buffers)]
-        self._places = [(own, [*own], [*own.values()]) for own in places if own]
-        self._empty = [own for own in places if not own]
-        tensors = [*module.parameters(), *module.buffers()]
-        self._counted = [one for one in tensors if not one.is_inference()]
-        self._dense = [one for one in tensors if one.layout == torch.strided]
-        self._known = self._now()
-
-    def have_changed(self) -> bool:
-        if self._now() != self._known or any(self._empty):
-            return True
-        for now, names, parts in self._places:
-            if [*now] != names or not all(map(operator.is_, now.values(), parts)):
-                return True
-        return False
-
-    def _now(self) -> tuple[list[int], list[int]]:
-        # `tensor.data = other` does not count as writing.
-        return list(map(_version, self._counted)), list(map(Tensor.data_ptr, self._dense))
-
-
-def deviation(found: Tensor, expected: Tensor, precision: str) -> float:
-    """How far features are from those of torch: the largest error, relative to the largest absolute value; in
-    int8, where single values may be far off, the norm of the error, relative to the norm.
-
-    Zero where torch's are not finite: `require_finite` speaks of it.
-    """
-    wanted = expected.detach().double()
-    error = found.detach().double() - wanted
-    order = 2.0 if precision == "int8" else float("inf")
-    scale = float(torch.linalg.vector_norm(wanted, order))
-    return float(torch.linalg.vector_norm(error, order)) / max(scale, 1e-30) if scale < float("inf") else 0.0
 
 
 def cpu_capabilities() -> tuple[str, ...]:
@@ -307,7 +195,7 @@ def of_shape(quantized: Quantized, layers: tuple[str, ...], name: str, shape: tu
         model = openvino_core(_PURPOSE).read_model(quantized.graph, quantized.constants)
     except RuntimeError as error:
         raise EngineError(
-            f"the int8 network of {name} cannot be read ({_first_line(error)}); call quantize again"
+            f"the int8 network of {name} cannot be read ({first_line(error)}); call quantize again"
         ) from error
     try:
         results = [model.get_results()[quantized.layers.index(layer)] for layer in layers]
@@ -316,7 +204,7 @@ def of_shape(quantized: Quantized, layers: tuple[str, ...], name: str, shape: tu
     except (RuntimeError, IndexError) as error:
         size = " x ".join(map(str, shape))
         raise EngineError(
-            f"the int8 network of {name} does not take images of {size} ({_first_line(error)}); call "
+            f"the int8 network of {name} does not take images of {size} ({first_line(error)}); call "
             "quantize with images of that size, or use precision='float32'"
         ) from error
     return model
@@ -360,26 +248,11 @@ def quiet() -> Iterator[None]:
         yield
 
 
-def _padded(images: Tensor) -> Tensor:
-    """Images `[B, ...]` with the last one repeated, up to the next size of 1, 2, 3, 4, 6, 8, 12, 16, ..."""
-    count, size = len(images), 1
-    while size < count:
-        is_power = size & (size - 1) == 0
-        size = 2 if size == 1 else size * 3 // 2 if is_power else size * 4 // 3
-    if size == count:
-        return images
-    return torch.cat([images, images[-1:].expand(size - count, *images.shape[1:])])
-
-
 def _failure(part: Part, error: Exception) -> EngineError:
     return EngineError(
-        f"OpenVINO cannot run {part.name} as far as {', '.join(part.layers)} ({_first_line(error)}); use "
+        f"OpenVINO cannot run {part.name} as far as {', '.join(part.layers)} ({first_line(error)}); use "
         "engine='torch'"
     )
-
-
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 OPENVINO = EngineKind(
@@ -387,6 +260,6 @@ OPENVINO = EngineKind(
     build=lambda part, _seen: OpenVinoEngine(part),
     precisions=tuple(_HINTS),
     device_types=("cpu",),
-    tolerance=lambda part: _TOLERANCES[part.precision],
+    tolerance=lambda part: OpenVinoEngine.tolerances[part.precision],
     strict=True,
 )

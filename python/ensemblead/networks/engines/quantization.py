@@ -17,9 +17,10 @@ from torch import Tensor
 
 from ensemblead.common.errors import EngineError
 from ensemblead.common.extras import require
+from ensemblead.networks.engines.by_shape import deviation
 from ensemblead.networks.engines.eager import EagerEngine
 from ensemblead.networks.engines.engine import Part, Quantized, digest_of
-from ensemblead.networks.engines.openvino import OpenVinoEngine, converted, deviation, stored
+from ensemblead.networks.engines.openvino import OpenVinoEngine, converted, stored
 
 _SILENT = "NNCF_CI"  # while it is imported with this in the environment, it sends nothing to its makers
 # So many images are compared with torch, and so far may features be from torch's, relative to their norm:
