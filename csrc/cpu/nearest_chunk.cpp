@@ -37,7 +37,16 @@ void prefetch(const T* values, std::int64_t size) {
 
 }  // namespace
 
-ChunkSearch::ChunkSearch(const CoresetSimd& simd, const NearestTask& task, const NearPlaces& places)
+std::int64_t ChunkSearch::capacity(const CoresetSimd& simd, const SketchedRows& rows) {
+  const PackedLayout layout(simd, rows);
+  const std::int64_t tile = simd.tile_rows;
+  const std::int64_t tiles = layout.sketch_size > 0 ? kSketchBytes / (layout.sketch.words * 4 * tile)
+                                                    : kWholeBytes / (layout.whole.words * 4 * tile);
+  return std::clamp(tiles, std::int64_t{1}, kMaxTiles) * tile;
+}
+
+ChunkSearch::ChunkSearch(const CoresetSimd& simd, const NearestTask& task, const NearPlaces& places,
+                         std::int64_t most_queries)
     : simd_(simd),
       task_(task),
       rows_(task.rows),
@@ -48,10 +57,7 @@ ChunkSearch::ChunkSearch(const CoresetSimd& simd, const NearestTask& task, const
       slack_(sketch_slack(rows_.dims, rows_.num_directions)),
       coder_(simd, rows_, rows_.packed, Side::kQuery) {
   const std::int64_t tile = simd.tile_rows;
-  const std::int64_t tiles = layout_.sketch_size > 0 ? kSketchBytes / (layout_.sketch.words * 4 * tile)
-                                                     : kWholeBytes / (layout_.whole.words * 4 * tile);
-  capacity_ = std::clamp(tiles, std::int64_t{1}, kMaxTiles) * tile;
-  const auto size = static_cast<std::size_t>(capacity_);
+  const auto size = static_cast<std::size_t>(most_queries);
   members_.reserve(size);
   widened_.resize(static_cast<std::size_t>(rows_.rows == nullptr ? rows_.dims : 0));
   leads_.reserve(size);

@@ -13,13 +13,16 @@ namespace ensemblead::cpu {
 // One thread's buffers for a chunk of queries: products of sketches rule rows out, distances decide.
 class ChunkSearch {
  public:
-  ChunkSearch(const CoresetSimd& simd, const NearestTask& task, const NearPlaces& places);
+  // `most_queries`, a multiple of simd.tile_rows: what run() may be given at a time.
+  ChunkSearch(const CoresetSimd& simd, const NearestTask& task, const NearPlaces& places,
+              std::int64_t most_queries);
 
-  // The number of queries that are best searched together: their sketches stay in the second-level cache.
-  std::int64_t capacity() const { return capacity_; }
+  // The number of queries that are best searched together, where there are so many: their sketches stay in the
+  // second-level cache. A multiple of simd.tile_rows.
+  static std::int64_t capacity(const CoresetSimd& simd, const SketchedRows& rows);
   std::int64_t direct_pairs() const { return direct_pairs_; }
 
-  // So many queries, at most capacity() of them.
+  // So many queries.
   void run(const std::int64_t* queries, std::int64_t count);
 
  private:
@@ -65,7 +68,6 @@ class ChunkSearch {
   decltype(CoresetSimd::coded_tile) coded_tile_;
   float slack_;
   Coder coder_;
-  std::int64_t capacity_;
   // The queries that are searched together, by place.
   std::vector<std::int64_t> members_;
   std::vector<std::int64_t> leads_;  // the query that was searched ahead of each; empty for those themselves

@@ -255,6 +255,8 @@ class Calibration:
 
     def _regions_threshold(self, false_regions: float) -> tuple[float, float]:
         rate = checked_rate(false_regions)
+        if rate in self._region_thresholds:
+            return self._region_thresholds[rate]
         if not self.knows_regions:
             raise NotFittedError(
                 "a pixel threshold needs statistics of the regions of normal images, which this detector "
@@ -263,8 +265,16 @@ class Calibration:
             )
         tops, maxima = self._tops
         if self.origin == "calibrated":
-            return conformal_threshold(tops, rate)
-        return estimated_threshold(tops, rate, bulk=maxima)
+            found = conformal_threshold(tops, rate)
+        else:
+            found = estimated_threshold(tops, rate, bulk=maxima)
+        self._region_thresholds[rate] = found
+        return found
+
+    @cached_property
+    def _region_thresholds(self) -> dict[float, tuple[float, float]]:
+        """Those that were asked for, by rate: each `predict` asks."""
+        return {}
 
     @cached_property
     def _tops(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float32]]:

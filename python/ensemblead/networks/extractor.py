@@ -406,8 +406,10 @@ def _tensors(module: nn.Module) -> Iterator[Tensor]:
 
 def _anchor(module: nn.Module) -> Tensor:
     """The tensor by whose device and dtype a network is known."""
-    nothing = torch.empty(0, dtype=torch.float32, device="cpu")
-    return next((tensor for tensor in _tensors(module) if tensor.is_floating_point()), nothing)
+    for tensor in _tensors(module):
+        if tensor.is_floating_point():
+            return tensor
+    return torch.empty(0, dtype=torch.float32, device="cpu")
 
 
 def _checked_layers(module: nn.Module, layers: Sequence[str]) -> tuple[str, ...]:

@@ -126,7 +126,8 @@ class PatchScoring:
         own = None if exclude_images is None else np.repeat(exclude_images, height * width)
         places = patch_places(bank, images, (height, width)) if places is None else places
         distances, found = bank.search(queries, exclude_image=own, places=places)
-        normal = self._in_metric(distances, queries).mean(1)
+        nearest = self._in_metric(distances, queries)
+        normal = nearest.mean(1) if nearest.shape[1] > 1 else nearest[:, 0]
         if bank.defects_ is not None:
             defect = self._in_metric(bank.defects_.nearest(queries)[:, None], queries)[:, 0]
             normal = raised(normal, defect)

@@ -8,6 +8,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Mapping
+from itertools import chain
 from typing import Any, ClassVar
 
 import torch
@@ -109,21 +110,25 @@ class Weights:
     """
 
     def __init__(self, module: nn.Module) -> None:
-        places = [own for one in module.modules() for own in (one._modules, one._parameters, one._buffers)]
-        self._places = [(own, [*own], [*own.values()]) for own in places if own]
-        self._empty = [own for own in places if not own]
+        self._places: list[dict[str, Any]] = [
+            own for one in module.modules() for own in (one._modules, one._parameters, one._buffers)
+        ]
+        self._sizes = list(map(len, self._places))
+        self._filled = [own for own in self._places if own]
+        self._names = [*chain.from_iterable(self._filled)]
+        self._parts = [*chain.from_iterable(map(dict.values, self._filled))]
         tensors = [*module.parameters(), *module.buffers()]
         self._counted = [one for one in tensors if not one.is_inference()]
         self._dense = [one for one in tensors if one.layout == torch.strided]
         self._known = self._now()
 
     def have_changed(self) -> bool:
-        if self._now() != self._known or any(self._empty):
-            return True
-        for now, names, parts in self._places:
-            if [*now] != names or not all(map(operator.is_, now.values(), parts)):
-                return True
-        return False
+        return (
+            self._now() != self._known
+            or list(map(len, self._places)) != self._sizes
+            or [*chain.from_iterable(self._filled)] != self._names
+            or not all(map(operator.is_, chain.from_iterable(map(dict.values, self._filled)), self._parts))
+        )
 
     def _now(self) -> tuple[list[int], list[int]]:
         # `tensor.data = other` does not count as writing.
