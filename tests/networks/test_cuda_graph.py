@@ -16,7 +16,7 @@ from torch import nn
 
 import ensemblead as ead
 from ensemblead.common.errors import EngineError
-from ensemblead.networks.engines.cuda_graph import CudaGraphEngine
+from ensemblead.networks.engines.cuda_graph import CudaGraphEngine, ReadStorages
 from ensemblead.networks.engines.eager import EagerEngine
 from ensemblead.networks.engines.engine import Outputs
 from ensemblead.networks.placement import check_engine, resolve_engine
@@ -59,8 +59,8 @@ def test_each_shape_is_recorded_once() -> None:
             torch.testing.assert_close(found[layer], expected, rtol=1e-5, atol=1e-6)
         kept += [found["first"], found["first"].clone()]
     assert Replayed.made == [(6, 3, 32, 32), (1, 3, 32, 32), (2, 3, 48, 32)]
-    for given, copy in zip(kept[::2], kept[1::2], strict=True):
-        assert torch.equal(given, copy)
+    for given, later in zip(kept[::2], kept[1::2], strict=True):
+        assert torch.equal(given, later)
 
 
 @torch.no_grad()
@@ -86,6 +86,37 @@ def test_what_was_true_of_the_recorded_images_alone_is_refused() -> None:
         engine.run(torch.rand(1, 3, 16, 16))
 
 
+@torch.no_grad()
+def test_a_network_may_write_into_its_input() -> None:
+    class Writing(Normed):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return super().forward(images.sub_(0.5).mul_(2))
+
+    part, given = part_of(Writing()), torch.rand(2, 3, 16, 16)
+    expected = EagerEngine(part).run(given.clone())
+    found = CudaGraphEngine(part, Replayed).run(given.clone())  # its first batch, which is compared
+    torch.testing.assert_close(found["first"], expected["first"], rtol=1e-5, atol=1e-6)
+
+
+@torch.no_grad()
+def test_what_a_pass_has_read_and_not_made_is_noted() -> None:
+    kept = {"matrix": torch.rand(8, 8), "other": torch.rand(8, 8)}
+    given, counts, module = torch.rand(8, 8), torch.zeros(8), nn.Linear(8, 8)
+
+    def run() -> torch.Tensor:
+        counts.add_(given.sum(1))  # an output that was there before
+        return module(given @ kept["matrix"]).relu_()  # type: ignore[no-any-return]
+
+    with ReadStorages() as read:
+        made = run()
+    places = {storage.data_ptr() for storage in read.found.values()}
+    assert places == {one.data_ptr() for one in (kept["matrix"], given, counts, *module.parameters())}
+    assert made.data_ptr() not in places
+    values, at = kept["matrix"].clone(), kept.pop("matrix").data_ptr()
+    held = next(storage for storage in read.found.values() if storage.data_ptr() == at)
+    assert torch.equal(torch.empty(0).set_(held).view(8, 8), values)
+
+
 def test_errors_while_recording() -> None:
     def failing(error: Exception) -> Any:
         def record(run: object, images: object) -> Any:
@@ -96,7 +127,8 @@ def test_errors_while_recording() -> None:
     given = torch.rand(1, 3, 16, 16)
     engine = CudaGraphEngine(part_of(Normed()), failing(RuntimeError("\nnot permitted\nwhile capturing")))
     with pytest.raises(
-        EngineError, match=r"^Normed as far as first, second cannot be recorded .* \(not permitted\); use"
+        EngineError,
+        match=r"^Normed as far as first, second cannot be recorded .* \(not permitted\); use",
     ):
         engine.run(given)
     engine = CudaGraphEngine(part_of(Normed()), failing(torch.OutOfMemoryError("none left")))
@@ -133,7 +165,7 @@ def test_a_saved_model_is_not_opened_by_it_on_a_cpu(tmp_path: Path) -> None:
 ON_GPU = OPTIONS | {"device": "cuda"}
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_features_are_those_of_torch(cuda_torch: Any, dtype: torch.dtype) -> None:
     module = Normed()
     plain = ead.FeatureExtractor(module, LAYERS).to("cuda", dtype, channels_last=True)
@@ -147,8 +179,8 @@ def test_features_are_those_of_torch(cuda_torch: Any, dtype: torch.dtype) -> Non
             assert one.stride() == other.stride()
             torch.testing.assert_close(other, one, rtol=allowed, atol=allowed)
         kept += [found[0], found[0].clone()]
-    for before, copy in zip(kept[::2], kept[1::2], strict=True):
-        assert torch.equal(before, copy)
+    for before, later in zip(kept[::2], kept[1::2], strict=True):
+        assert torch.equal(before, later)
 
 
 def test_two_threads_with_streams_of_their_own(cuda_torch: Any) -> None:
@@ -182,22 +214,74 @@ def test_a_network_that_waits_for_the_gpu_is_refused_and_torch_goes_on(cuda_torc
                 images = images + 1
             return super().forward(images)
 
-    given = torch.rand(2, 3, 32, 32, device="cuda")
+    given, stream = torch.rand(2, 3, 32, 32, device="cuda"), torch.cuda.current_stream()
     extractor = ead.FeatureExtractor(Waiting(), LAYERS).to("cuda").run_by("cuda-graph")
     with pytest.raises(EngineError, match="Waiting as far as first, second cannot be recorded"):
         extractor(given)
+    assert torch.cuda.current_stream() == stream
     torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+    assert torch.rand(1, device="cuda").isfinite()
     assert extractor.run_by("eager")(given)[0].isfinite().all()
+    other = ead.FeatureExtractor(Normed(), LAYERS).to("cuda").run_by("cuda-graph")
+    assert other(given)[0].isfinite().all()
 
 
-def test_a_detector_from_end_to_end(cuda_torch: Any, tmp_path: Path) -> None:
-    images = normal_images(9)
-    detector = ead.PatchCore("gabor", ("layer1", "layer2"), precision="float32", **ON_GPU).fit(images)
-    expected = detector.predict(images)
-    detector.save(tmp_path / "model")
-    quick = ead.load(tmp_path / "model", engine="cuda-graph", device="cuda")
-    for given in (images, images[:1]):
-        found = quick.predict(given)
-        count = len(given)
-        np.testing.assert_allclose(found.anomaly_score, expected.anomaly_score[:count], rtol=1e-3)
-        np.testing.assert_allclose(found.anomaly_map, expected.anomaly_map[:count], rtol=1e-3, atol=1e-3)
+def test_what_a_cache_lets_go_is_still_read(cuda_torch: Any) -> None:
+    kept: dict[int, torch.Tensor] = {}
+
+    class Resizing(Normed):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            side = images.shape[3]
+            if side not in kept:
+                kept[side] = torch.eye(side, device=images.device)
+            return super().forward(images @ kept[side])
+
+    quick = ead.FeatureExtractor(Resizing(), LAYERS).to("cuda").run_by("cuda-graph")
+    plain = ead.FeatureExtractor(quick.module, LAYERS)
+    given = torch.rand(2, 3, 64, 64, device="cuda")
+    expected = plain(given)[1]
+    quick(given)
+    kept.clear()
+    others = [torch.full((64, 64), 1e6, device="cuda") for _ in range(100)]  # in the memory that came free
+    torch.testing.assert_close(quick(given)[1], expected, rtol=1e-3, atol=1e-3)
+    del others
+
+
+def test_recordings_beside_other_work(cuda_torch: Any) -> None:
+    wrong: list[BaseException] = []
+
+    def record(seed: int) -> None:
+        try:
+            quick = ead.FeatureExtractor(Normed(seed), LAYERS).to("cuda").run_by("cuda-graph")
+            plain = ead.FeatureExtractor(quick.module, LAYERS)
+            for side in (32, 40, 48):
+                given = torch.rand(2, 3, side, side, device="cuda")
+                torch.testing.assert_close(quick(given)[1], plain(given)[1], rtol=1e-2, atol=1e-2)
+        except BaseException as error:
+            wrong.append(error)
+
+    threads = [threading.Thread(target=record, args=(seed,)) for seed in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def compare_over_sizes(detector: Any, model: Path) -> None:
+    """Fit, and compare with torch, once more when other sizes have filled what is kept."""
+    images, larger = normal_images(8, side=96), normal_images(2, side=128)
+    detector.fit(images)
+    detector.save(model)
+    expected = ead.load(model, engine="torch", device="cuda").predict(images).anomaly_map
+    for given in (images, larger, larger[:, :96], larger[:, :, :96], images):
+        found = detector.predict(given).anomaly_map
+        if given is images:
+            np.testing.assert_allclose(found, expected, rtol=1e-2, atol=1e-2 * np.abs(expected).max())
+
+
+def test_networks_that_were_trained(cuda_torch: Any, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"steps": 2, "resize": None, "device": "cuda", "engine": "cuda-graph"}
+    compare_over_sizes(ead.DRAEM(width=8, image_size=None, batch_size=4, **options), tmp_path / "draem")
+    compare_over_sizes(ead.EfficientAD("small", "gabor", **options), tmp_path / "efficientad")

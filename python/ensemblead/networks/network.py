@@ -120,7 +120,7 @@ class Network:
 
     @property
     def engine(self) -> str:
-        """What runs it, "torch" or "openvino"."""
+        """What runs it: one of the names that users give, and never "auto"."""
         return self._engine
 
     @property

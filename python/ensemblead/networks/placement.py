@@ -66,7 +66,7 @@ def check_precision(precision: str, engine: str = "torch") -> str:
     if precision == "int8" and engine not in (OPENVINO.name, "auto"):
         raise ValueError(
             f"precision must be float32, bfloat16 or float16 with engine={engine!r}, got 'int8'; fit in "
-            "float32, then call quantize(images); to load an int8 model, give precision='float32' "
+            "float32, then call quantize(images) on a CPU; to load an int8 model, give precision='float32' "
             "too"
         )
     return precision

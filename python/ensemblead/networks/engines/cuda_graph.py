@@ -11,13 +11,15 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from ensemblead.common.errors import EngineError
 from ensemblead.networks.engines.by_shape import ByShape, first_line
 from ensemblead.networks.engines.engine import EngineKind, Outputs, Part
 
 # Passes before the recording: libraries choose their kernels and take their workspaces in the first ones.
-_WARM_UP = 3
+_WARM_UP = 2
 _recording = threading.Lock()
 
 
@@ -28,8 +30,40 @@ class Graph(Protocol):
         """The outputs for the first `count` of the images, as tensors of their own."""
 
 
+class ReadStorages(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Within it, the memory is noted that operations read and that none of them has made.
+
+    Attributes:
+        found: storages by an address of theirs, such as those of weights, and of matrices that a cache holds.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.found: dict[int, torch.UntypedStorage] = {}
+        self._made: set[int] = set()
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        for storage in _storages((args, kwargs)):
+            if storage._cdata not in self._made:
+                self.found[storage._cdata] = storage
+        outputs = function(*args, **(kwargs or {}))
+        self._made.update(one._cdata for one in _storages(outputs) if one._cdata not in self.found)
+        return outputs
+
+
+def _storages(values: Any) -> list[torch.UntypedStorage]:
+    tensors = (one for one in tree_leaves(values) if isinstance(one, Tensor) and one.layout == torch.strided)
+    return [one.untyped_storage() for one in tensors]
+
+
 class CudaGraph:
-    """A pass of a network, recorded on a device for images of one shape and layout."""
+    """A pass of a network, recorded on a device for images of one shape and layout.
+
+    A graph reads at fixed addresses whatever the pass read. So it holds that memory: a cache may let go a
+    matrix that is no longer looked up.
+    """
 
     def __init__(self, run: Callable[[Tensor], Outputs], images: Tensor) -> None:
         self._device = images.device
@@ -38,16 +72,23 @@ class CudaGraph:
             self._images = torch.zeros_like(images)
             beside: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
             beside.wait_stream(torch.cuda.current_stream())
+            self._graph = torch.cuda.CUDAGraph()
+            self._is_read: Any = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            # Around it all, since torch leaves the thread on this stream where a recording fails.
             with torch.cuda.stream(beside):
                 for _ in range(_WARM_UP):
                     run(self._images)
+                with ReadStorages() as read:
+                    run(self._images)
+                self._read = read.found
+                # Other threads may use the GPU meanwhile, but not record. The stream is of this GPU: torch's
+                # own would be that of the first recording in the process.
+                with (
+                    _recording,
+                    torch.cuda.graph(self._graph, stream=beside, capture_error_mode="thread_local"),
+                ):
+                    self._outputs = run(self._images)
             torch.cuda.current_stream().wait_stream(beside)
-            self._graph = torch.cuda.CUDAGraph()
-            self._is_read: Any = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            # Other threads may use the GPU meanwhile, but not record. The stream is of this GPU: torch's own
-            # would be that of the first recording in the process.
-            with _recording, torch.cuda.graph(self._graph, stream=beside, capture_error_mode="thread_local"):
-                self._outputs = run(self._images)
 
     def replay(self, images: Tensor, count: int) -> dict[str, Tensor]:
         """See `Graph.replay`. Nothing is waited for but on the GPU, in the order of calls."""
@@ -85,10 +126,10 @@ class CudaGraphEngine(ByShape):
             return self._record(self._eager.run, images)
         except torch.OutOfMemoryError:
             raise
-        except RuntimeError as error:  # such as a step that waits for the GPU
+        except RuntimeError as error:
             raise EngineError(
-                f"{part.name} as far as {', '.join(part.layers)} cannot be recorded as a CUDA graph "
-                f"({first_line(error)}); use engine='torch'"
+                f"{part.name} as far as {', '.join(part.layers)} cannot be recorded as a CUDA graph, as "
+                f"where its pass waits for the GPU ({first_line(error)}); use engine='torch'"
             ) from error
 
     def _run(self, made: Any, images: Tensor, count: int) -> Mapping[str, Tensor]:
