@@ -33,6 +33,8 @@ FITTED, PREDICTED = 209, 64
 TARGETS: dict[str, float | None] = {"wide_resnet50_2": 1.25, "resnet18": None}
 # Milliseconds on a GPU.
 ONE_IMAGE = {"wide_resnet50_2": 10.0}
+# Of published settings: decided before `fit`, and 224 x 224 pixels, which the pixels in memory have.
+GEOMETRY = {"resize": 256, "image_size": 224}
 STEM = ("conv1", "bn1", "act1", "maxpool", "layer1", "layer2", "layer3")
 networks = pytest.mark.parametrize("network", TARGETS)
 
@@ -61,7 +63,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 def detector_of(network: str, device: str = "cpu", **options: Any) -> PatchCore:
-    return PatchCore(network, weights=None, device=device, **options)
+    return PatchCore(network, weights=None, device=device, **{**GEOMETRY, **options})
 
 
 def prepared(detector: PatchCore, files: list[str]) -> list[Any]:

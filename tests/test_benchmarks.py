@@ -12,6 +12,7 @@ from PIL import Image
 
 pytest.importorskip("torch")
 
+import bench_patchcore
 import bench_peers
 import bench_trained
 import kept
@@ -133,3 +134,14 @@ def test_a_trial_takes_the_first_images_of_each_kind(tmp_path: Path) -> None:
     copy = bench_peers.first_images(tmp_path / "part", 1, tmp_path / "copy" / "part")
     found = sorted(path.relative_to(copy).as_posix() for path in copy.rglob("*.png"))
     assert found == ["ground_truth/cut/1_mask.png", "test/cut/1.png", "test/good/1.png", "train/good/1.png"]
+
+
+def test_the_bare_pass_reads_what_an_unfitted_detector_prepares(tmp_path: Path) -> None:
+    pytest.importorskip("timm")
+    files = [str(tmp_path / f"{number}.png") for number in range(2)]
+    for number, path in enumerate(files):
+        Image.fromarray(np.full((300, 300, 3), 100 * number, dtype=np.uint8)).save(path)
+    detector = bench_patchcore.detector_of("resnet18")
+    (batch,) = bench_patchcore.prepared(detector, files)
+    assert batch.shape == (2, 3, 224, 224)
+    bench_patchcore.bare(detector, [batch])()

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torchvision
+from support.engines import LAYERS, Normed
 from torch import nn
 
 from ensemblead.networks import FeatureExtractor
@@ -159,3 +160,19 @@ def test_the_first_image_is_run_once_by_each_network(monkeypatch: pytest.MonkeyP
     del modules[:]
     several(_images())
     assert modules == [(module, 1), (_made(several), 1), (_made(several), 2)]
+
+
+@pytest.mark.parametrize("engine", ["folded", "openvino"])
+def test_the_first_batch_of_a_network_that_writes_into_its_input(engine: str) -> None:
+    if engine == "openvino":
+        pytest.importorskip("openvino")
+
+    class Writing(Normed):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return super().forward(images.sub_(0.5).mul_(2))
+
+    module, given = Writing(), torch.rand(3, 3, 16, 16)
+    plain, quick = FeatureExtractor(module, LAYERS), FeatureExtractor(module, LAYERS).run_by(engine)
+    expected = plain(given.clone())
+    for _ in range(2):
+        torch.testing.assert_close(quick(given.clone()), expected, rtol=1e-4, atol=1e-5)

@@ -68,7 +68,8 @@ class ByShape(ABC):
                 self._forget()
             made = self._kept.get(key)
             if made is None:
-                made = self._made(padded)
+                # A network may write into its input, and be run to be read.
+                made = self._made(padded.clone())
                 self._compare(made, self._probe(padded))
                 self._kept[key] = made
                 if len(self._kept) > _MOST_KEPT:
