@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -190,21 +190,14 @@ def test_two_threads_with_streams_of_their_own(cuda_torch: Any) -> None:
     expected = [plain(given)[1] for given in batches]
     quick(batches[0])
     torch.cuda.synchronize()
-    wrong: list[str] = []
 
     def use(number: int) -> None:
         with torch.cuda.stream(torch.cuda.Stream()):
             for _ in range(50):
-                error = (quick(batches[number])[1] - expected[number]).abs().max()
-                if not float(error) < 1e-2:
-                    wrong.append(f"{number}: {float(error)}")
+                assert float((quick(batches[number])[1] - expected[number]).abs().max()) < 1e-2
 
-    threads = [threading.Thread(target=use, args=(number,)) for number in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not wrong
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(use, range(2)))
 
 
 def test_a_network_that_waits_for_the_gpu_is_refused_and_torch_goes_on(cuda_torch: Any) -> None:
@@ -249,24 +242,15 @@ def test_what_a_cache_lets_go_is_still_read(cuda_torch: Any) -> None:
 
 
 def test_recordings_beside_other_work(cuda_torch: Any) -> None:
-    wrong: list[BaseException] = []
-
     def record(seed: int) -> None:
-        try:
-            quick = ead.FeatureExtractor(Normed(seed), LAYERS).to("cuda").run_by("cuda-graph")
-            plain = ead.FeatureExtractor(quick.module, LAYERS)
-            for side in (32, 40, 48):
-                given = torch.rand(2, 3, side, side, device="cuda")
-                torch.testing.assert_close(quick(given)[1], plain(given)[1], rtol=1e-2, atol=1e-2)
-        except BaseException as error:
-            wrong.append(error)
+        quick = ead.FeatureExtractor(Normed(seed), LAYERS).to("cuda").run_by("cuda-graph")
+        plain = ead.FeatureExtractor(quick.module, LAYERS)
+        for side in (32, 40, 48):
+            given = torch.rand(2, 3, side, side, device="cuda")
+            torch.testing.assert_close(quick(given)[1], plain(given)[1], rtol=1e-2, atol=1e-2)
 
-    threads = [threading.Thread(target=record, args=(seed,)) for seed in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not wrong
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(record, range(3)))
 
 
 def compare_over_sizes(detector: Any, model: Path) -> None:

@@ -52,8 +52,8 @@ def check_device(device: Any) -> str:
 
 
 def check_precision(precision: str, engine: str = "torch") -> str:
-    """The precision itself. Raises ValueError for one that no engine has, and for int8 with torch, or with no
-    engine (""), where no network is frozen.
+    """The precision itself. Raises ValueError for one that no engine has, and for int8 with an engine that
+    lacks it, or with none (""), where no network is frozen.
     """
     if not isinstance(precision, str):
         raise TypeError(f"precision must be a name, got {precision!r}")

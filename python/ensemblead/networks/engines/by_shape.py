@@ -68,7 +68,7 @@ class ByShape(ABC):
                 self._forget()
             made = self._kept.get(key)
             if made is None:
-                # A network may write into its input, and be run to be read.
+                # Tracing runs the network, which may write into its input.
                 made = self._made(padded.clone())
                 self._compare(made, self._probe(padded))
                 self._kept[key] = made
